@@ -1,0 +1,33 @@
+# demo: the default run; test, lint: what CI runs. Each makes the environment that it needs.
+PYTHON ?= python3
+export OMP_WAIT_POLICY ?= passive
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test lint clean
+
+demo: .venv/.installed
+	.venv/bin/fmstune
+
+test: .venv-test/.installed
+	.venv-test/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: .venv-test/.installed
+	.venv-test/bin/ruff check .
+	.venv-test/bin/ruff format --check .
+	.venv-test/bin/mypy
+	.venv-test/bin/lint-imports
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet -c constraints.txt torch
+	.venv/bin/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+.venv-test/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-test
+	.venv-test/bin/python -m pip install --quiet -c constraints.txt torch
+	.venv-test/bin/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv .venv-test build dist src/*.egg-info

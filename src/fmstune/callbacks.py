@@ -1,0 +1,105 @@
+"""What a run shows and writes while it trains: progress on the terminal, metrics.jsonl."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class MetricsFile(TrainerCallback):
+    """One JSON object a logged step, with Trainer's own keys; flushed, so that it can be followed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        line = {"step": state.global_step, "epoch": state.epoch, **(logs or {})}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({key: _finite(value) for key, value in line.items()}) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN; a string keeps what was there."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Progress(TrainerCallback):
+    """Loss, learning rate, tokens/s and time left: a bar on a terminal, else a line now and then."""
+
+    LINE_EVERY_SECONDS = 5.0
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+        self._begun = self._printed = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._begun = self._printed = time.monotonic()
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        figures = _figures(logs or {})
+        if not figures:
+            return
+        if self._bar is not None:
+            self._bar.set_postfix_str(figures)
+            return
+        now, last = time.monotonic(), state.global_step >= state.max_steps
+        if last or "eval" in figures or now - self._printed >= self.LINE_EVERY_SECONDS or state.global_step == 1:
+            self._printed = now
+            done = state.global_step / max(state.max_steps, 1)
+            left = (now - self._begun) / done * (1 - done) if done else 0.0
+            print(
+                f"step {state.global_step:,}/{state.max_steps:,}  {figures}  {_minutes(left)} left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _figures(logs: dict[str, Any]) -> str:
+    forms = {
+        "loss": "loss {:.4f}",
+        "eval_loss": "eval loss {:.4f}",
+        "learning_rate": "lr {:.2e}",
+        "tokens_per_second": "{:,.0f} tokens/s",
+    }
+    return "  ".join(form.format(float(logs[key])) for key, form in forms.items() if key in logs)
+
+
+def _minutes(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,139 @@
+"""What the runner checks before it reads a weight: the model's shape, its adapter, the device; and the plan."""
+
+from dataclasses import dataclass
+
+import torch
+from peft import PeftConfig
+from transformers import PreTrainedConfig
+
+from fmstune import adapters, data, formats, models, plan, precision, shapes
+from fmstune.data import Ledger
+from fmstune.errors import UserError, raise_if_any
+from fmstune.job import Dtype, Job
+from fmstune.models import Tokenizer
+from fmstune.plan import Dimensions, Plan
+from fmstune.precision import Precision, Situation
+
+CHARACTERS_PER_TOKEN = 3.6
+"""English text under Llama 2's tokenizer, roughly: 3.6 on the alpaca rows' kind of text. Marked as an estimate."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A job that can run here, as far as can be told without its weights."""
+
+    configuration: PreTrainedConfig
+    peft: PeftConfig | None
+    dimensions: Dimensions
+    device: str
+    precision: Precision
+    attention: str
+
+
+def check(job: Job) -> Checked:
+    """Everything about model, adapter and device; raises UserError with all that is wrong."""
+    problems: list[str] = []
+    device, attention, situation = "cpu", job.model.attention.value, None
+    peft_config: PeftConfig | None = None
+    configuration: PreTrainedConfig | None = None
+    dimensions: Dimensions | None = None
+    try:
+        device = models.find_device(job.launcher.device)
+    except UserError as err:
+        problems += err.problems
+    try:
+        formats.load(job.data.format)
+    except UserError as err:
+        problems += err.problems
+    try:
+        peft_config = adapters.configuration(job.peft, job.model)
+        configuration = shapes.configuration(job.model)
+        dimensions = shapes.dimensions(configuration, peft_config)
+    except UserError as err:
+        problems += err.problems
+    situation = _situation(job, device, adapter=peft_config is not None)
+    problems += precision.problems(situation)
+    resolved = precision.resolve(situation)
+    try:
+        attention = models.find_attention(job.model.attention, device, resolved)
+    except UserError as err:
+        problems += err.problems
+    if dimensions is not None and dimensions.max_positions is not None:
+        longest = job.data.max_length + dimensions.virtual_tokens
+        if longest > dimensions.max_positions:
+            problems.append(
+                f"data.max_length={job.data.max_length:,} is more than the {dimensions.max_positions:,} positions of "
+                f"the model{_virtual(dimensions)}; set data.max_length={dimensions.max_positions - dimensions.virtual_tokens}"
+            )
+    raise_if_any(problems)
+    assert configuration is not None and dimensions is not None
+    return Checked(configuration, peft_config, dimensions, device, resolved, attention)
+
+
+def _virtual(dimensions: Dimensions) -> str:
+    return f" (with {dimensions.virtual_tokens} virtual tokens)" if dimensions.virtual_tokens else ""
+
+
+def _situation(job: Job, device: str, *, adapter: bool) -> Situation:
+    return Situation(
+        dtype=Dtype(job.model.dtype),
+        adapter=adapter,
+        device=device,
+        bf16_supported=device == "cuda" and torch.cuda.is_bf16_supported(),
+        bf16=job.training.get("bf16"),
+        fp16=job.training.get("fp16"),
+    )
+
+
+def tokenizer_at_hand(job: Job) -> Tokenizer | None:
+    """The tokenizer, if it can be had without the network where the job can be checked without it too."""
+    if job.model.architecture is None:
+        return models.load_tokenizer(job.model)
+    try:
+        return models.load_tokenizer(job.model, local_files_only=True)
+    except UserError:
+        return None
+
+
+def rows_of(ledger: Ledger) -> plan.Rows:
+    """The training rows in numbers, counted."""
+    return plan.Rows(
+        rows=ledger.rows_trained,
+        tokens=ledger.tokens_total,
+        longest=max(ledger.lengths, default=0),
+        supervised_share=ledger.tokens_trained / max(ledger.tokens_total, 1),
+    )
+
+
+def estimated_rows(job: Job) -> plan.Rows:
+    """The training rows in numbers, estimated from characters; the rows are read and formatted all the same."""
+    scan = data.scan(job.data, job.seed)
+    return plan.Rows(
+        rows=scan.rows,
+        tokens=round(scan.characters_total / CHARACTERS_PER_TOKEN) + 2 * scan.rows,
+        longest=min(round(scan.characters_longest / CHARACTERS_PER_TOKEN) + 2, job.data.max_length),
+        estimated=True,
+        supervised_share=scan.characters_trained / max(scan.characters_total, 1),
+    )
+
+
+def make_plan(job: Job, checked: Checked, rows: plan.Rows) -> Plan:
+    """What the run will take."""
+    names = plan.Training.__dataclass_fields__.keys() & job.training.keys()
+    return plan.make(
+        plan.Work(
+            dimensions=checked.dimensions,
+            rows=rows,
+            training=plan.Training(
+                max_length=job.data.max_length, **{name: job.training[name] for name in names - {"max_length"}}
+            ),
+            machine=plan.Machine(checked.device, checked.attention, checked.precision),
+        )
+    )
+
+
+def device_bytes(device: str) -> int | None:
+    """Memory of the device, or None where it is the machine's own, which others use too."""
+    return torch.cuda.get_device_properties(0).total_memory if device == "cuda" else None
+
+

@@ -1,0 +1,105 @@
+"""What was typed → verb, fmstune's own flags, and the words that Hydra gets; pure functions of text."""
+
+import argparse
+import re
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from fmstune.errors import UserError, did_you_mean
+
+
+class Verb(Enum):
+    """What to do with the composed job."""
+
+    train = "train"
+    check = "check"
+    show_data = "show-data"
+    modules = "modules"
+    doctor = "doctor"
+
+
+SUMMARIES = {
+    Verb.train: "compose, check, tune, compare with the base (the default)",
+    Verb.check: "validate everything and print the plan; reads no weight",
+    Verb.show_data: "show rows with trained and masked tokens apart",
+    Verb.modules: "list what an adapter can target in the model",
+    Verb.doctor: "show versions, devices, extras and the cache",
+}
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """The words of one command, sorted by who reads them."""
+
+    verb: Verb
+    hydra: tuple[str, ...]
+    """Words for Hydra: overrides and its own flags."""
+    trusted: tuple[str, ...] = ()
+    """Packages that `--trust` allows as `_target_` of a format."""
+    from_job: Path | None = None
+    """`train --from`: the frozen job to repeat."""
+    json: Path | None = None
+    """`show-data --json`: where to write every training row."""
+    rows: int = 3
+    """`show-data --rows`: how many rows to print."""
+    clear_cache: bool = False
+    """`doctor --clear-cache`: delete the tokenised data."""
+    help: bool = False
+    version: bool = False
+
+
+def parse(words: Sequence[str]) -> CommandLine:
+    """Take off the verb and fmstune's own flags; the rest is Hydra's."""
+    verb, rest = Verb.train, list(words)
+    if rest and _may_be_verb(rest[0]):
+        known = [v.value for v in Verb]
+        if rest[0] not in known:
+            hint = did_you_mean(rest[0], known)
+            raise UserError(f"unknown verb {rest[0]!r}{hint}; the verbs are {', '.join(known)}")
+        verb = Verb(rest.pop(0))
+    options, hydra = _flags(verb).parse_known_args(rest)
+    given = vars(options)
+    given["trusted"] = tuple(given["trusted"])
+    return CommandLine(verb=verb, hydra=tuple(hydra), **given)
+
+
+def _may_be_verb(word: str) -> bool:
+    return not word.startswith("-") and re.fullmatch(r"[\w-]+", word) is not None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{message} (see fmstune --help)")
+
+
+def _flags(verb: Verb) -> argparse.ArgumentParser:
+    """The flags of one verb; all others go through to Hydra, which refuses what it does not know."""
+    parser = _Parser(prog="fmstune", add_help=False, allow_abbrev=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("--trust", dest="trusted", action="append", default=[], metavar="PACKAGE")
+    if verb is Verb.train:
+        parser.add_argument("--from", dest="from_job", type=Path, metavar="JOB_YAML")
+    if verb is Verb.show_data:
+        parser.add_argument("--json", type=Path, metavar="FILE")
+        parser.add_argument("--rows", type=int, default=3, metavar="N")
+    if verb is Verb.doctor:
+        parser.add_argument("--clear-cache", action="store_true")
+    return parser
+
+
+def force_plain_overrides(words: Sequence[str], groups: Container[str]) -> list[str]:
+    """Let `key=value` set any key, so that `fmstune.freeze` reports all unknown keys at once, with suggestions.
+
+    Hydra would stop at the first, and would want a `+` before fields that no YAML lists.
+    """
+    return [_forced(word, groups) for word in words]
+
+
+def _forced(word: str, groups: Container[str]) -> str:
+    match = re.match(r"([A-Za-z_]\w*(?:\.\w+)*)=", word)
+    if match is None or match[1] in groups or match[1].partition(".")[0] == "hydra":
+        return word
+    return f"++{word}"

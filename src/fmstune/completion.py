@@ -1,0 +1,30 @@
+"""Tab completion beyond Hydra's: verbs, and the fields that no YAML lists."""
+
+from collections.abc import Container
+
+from fmstune import upstream
+from fmstune.command_line import Verb, force_plain_overrides
+from fmstune.training_names import OWNED
+
+
+def suggestions(line: str) -> list[str]:
+    """What could stand at the end of this command line, besides what Hydra suggests."""
+    words = line.split()
+    last = "" if line.endswith(" ") else words[-1]
+    if len(words) - (last != "") == 1:
+        return [verb.value for verb in Verb if verb.value.startswith(last)]
+    if last.startswith("training.") and "=" not in last:
+        names = [f"training.{name}=" for name in upstream.fields_of(upstream.SFT_CONFIG) if name not in OWNED]
+        return [name for name in names if name.startswith(last)]
+    return []
+
+
+def for_hydra(line: str, groups: Container[str]) -> str:
+    """The line without the verb, and with overrides that Hydra can compose."""
+    app, _, rest = line.partition(" ")
+    words = rest.split()
+    if words and words[0] in {verb.value for verb in Verb} and (len(words) > 1 or line.endswith(" ")):
+        del words[0]
+    done = words if line.endswith(" ") else words[:-1]
+    last = [] if line.endswith(" ") else words[-1:]
+    return " ".join([app, *force_plain_overrides(done, groups), *last]) + (" " if line.endswith(" ") else "")

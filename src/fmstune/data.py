@@ -1,0 +1,491 @@
+"""Files → rows → segments → tokens, once: written as Arrow into a cache by content, and mapped from there."""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from fmstune import formats, rows, tokens
+from fmstune.errors import UserError, raise_if_any
+from fmstune.formats import Format, RowProblem, Segment, TemplateMissing
+from fmstune.job import Data, OverLength, Untrainable
+from fmstune.rows import Problems, Row
+from fmstune.tokens import Encoded
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+BATCH = 1000
+"""Rows that are tokenised, and lie in memory, at a time."""
+CODE = tuple(Path(__file__).with_name(f"{name}.py") for name in ("rows", "formats", "tokens", "data"))
+"""What the tokens depend on: a change in one of these makes a new cache entry."""
+COLUMNS = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())}
+TEXTS = {"prompt": pa.string(), "answer": pa.string()}
+"""Held-out rows keep their text too, so that answers can be generated and compared."""
+
+
+class Fate(Enum):
+    """What becomes of a row that was tokenised."""
+
+    trained = "trained"
+    truncated = "truncated"
+    too_long = "too_long"
+    without_answer = "without_answer"
+
+
+@dataclass
+class Ledger:
+    """What became of every row and token of one split: each row that was read is trained or dropped."""
+
+    rows_read: int = 0
+    rows_formatted: int = 0
+    rows_with_several_templates: int = 0
+    """The last template counts, and the others are taken for part of the prompt."""
+    rows_without_template: int = 0
+    """Dropped."""
+    rows_without_answer: int = 0
+    """Dropped: the answer is blank or cut away, and only end-of-sequence would be trained."""
+    rows_too_long: int = 0
+    """Dropped for their length."""
+    rows_trained: int = 0
+    rows_truncated: int = 0
+    """Trained without their end."""
+    tokens_total: int = 0
+    """Tokens of the trained rows, after cutting."""
+    tokens_trained: int = 0
+    tokens_cut: int = 0
+    """Tokens that the truncated rows lost."""
+    tokens_straddling: int = 0
+    """Tokens on both sides of a boundary between read and trained text."""
+    longest_row: int = 0
+    """The longest row, counted from 1 through the split."""
+    lengths: dict[int, int] = field(default_factory=dict)
+    """Rows by their number of tokens before cutting, also those that were dropped after that."""
+
+    @property
+    def rows_dropped(self) -> int:
+        """Rows that were read and are not trained."""
+        return self.rows_without_template + self.rows_without_answer + self.rows_too_long
+
+    @property
+    def tokens_masked(self) -> int:
+        """Tokens that are read and not trained."""
+        return self.tokens_total - self.tokens_trained
+
+    def add(self, encoded: Encoded, fate: Fate, number: int) -> None:
+        """Count a row that was tokenised, the split's `number`-th."""
+        if encoded.length > max(self.lengths, default=0):
+            self.longest_row = number
+        self.lengths[encoded.length] = self.lengths.get(encoded.length, 0) + 1
+        self.rows_too_long += fate is Fate.too_long
+        self.rows_without_answer += fate is Fate.without_answer
+        if fate in (Fate.trained, Fate.truncated):
+            self.rows_trained += 1
+            self.rows_truncated += fate is Fate.truncated
+            self.tokens_total += len(encoded.input_ids)
+            self.tokens_trained += len(encoded.labels) - encoded.labels.count(tokens.IGNORED)
+            self.tokens_cut += encoded.length - len(encoded.input_ids)
+            self.tokens_straddling += encoded.straddling
+
+    def lines(self) -> list[str]:
+        """The ledger as it is printed."""
+        share = self.tokens_trained / max(1, self.tokens_total)
+        return [
+            f"rows    {self.rows_read:,} read = {self.rows_trained:,} trained + {self.rows_dropped:,} dropped",
+            f"        dropped: {self.rows_without_template:,} without template, "
+            f"{self.rows_without_answer:,} without answer, {self.rows_too_long:,} too long",
+            f"        trained: {self.rows_truncated:,} without their end, "
+            f"{self.rows_with_several_templates:,} from the last of several templates on",
+            f"tokens  {self.tokens_total:,} = {self.tokens_trained:,} trained ({share:.1%}) + {self.tokens_masked:,} masked",
+            f"        {self.tokens_cut:,} cut off, {self.tokens_straddling:,} straddling a boundary",
+            f"length  {max(self.lengths, default=0):,} tokens in row {self.longest_row:,}, the longest",
+        ]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Tokenised rows, mapped from the cache, and what became of the rows that they were made of."""
+
+    train: "Dataset"
+    ledger: Ledger
+    held_out: "Dataset | None"
+    held_out_ledger: Ledger | None
+    train_hash: str
+    """SHA-256 of the training files (`rows.content_hash`)."""
+    held_out_hash: str | None
+    """The same of `data.eval`; None where there is none."""
+    cached: bool
+    """Whether it had been made before."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What can be said without a tokenizer; characters are those of the `rows`, which would be trained."""
+
+    rows: int
+    rows_dropped: int
+    rows_with_several_templates: int
+    held_out_rows: int
+    characters_total: int
+    characters_trained: int
+    characters_longest: int
+
+
+class Formatted(NamedTuple):
+    """A row, its place in the split counted from 1, and its segments."""
+
+    number: int
+    row: Row
+    segments: list[Segment]
+
+
+class Recipe(NamedTuple):
+    """What turns rows into tokens."""
+
+    data: Data
+    format: Format
+    tokenizer: "PreTrainedTokenizerBase"
+
+
+def prepare(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int) -> Prepared:
+    """Tokenise what is trained and what is held out, or map what the same content gave before.
+
+    Raises one UserError with everything that is wrong with the data.
+    """
+    tokens.check(tokenizer)
+    recipe = Recipe(data, formats.load(data.format), tokenizer)
+    hashes = {"train": rows.content_hash(data.train, "data.train")}
+    if data.eval is not None:
+        hashes["held_out"] = rows.content_hash(data.eval, "data.eval")
+    entry = cache_place() / "tokenized" / _key(recipe, seed, hashes)
+    found = _open(entry)
+    if found is None:
+        _make(entry, recipe, seed, hashes)
+        made = _open(entry)
+        if made is None:
+            raise UserError(f"the cache entry {entry} went away while it was used; start again")
+        found = replace(made, cached=False)
+    log.info(_summary(found))
+    return found
+
+
+def scan(data: Data, seed: int = 0) -> Scan:
+    """Read and format all rows and raise what is wrong with them; `seed` only says which ones are held out."""
+    format = formats.load(data.format)
+    problems: list[str] = []
+    ledgers: dict[str, Ledger] = {}
+    characters: dict[str, list[tuple[int, int]]] = {}
+    for name, split in _splits(data, seed).items():
+        ledger, found = Ledger(), Problems()
+        try:
+            characters[name] = [_characters(f.segments) for f in _formatted(split, format, data, ledger, found)]
+        except UserError as err:
+            problems += err.problems
+        problems += found.messages()
+        ledgers[name] = ledger
+    raise_if_any(problems)
+    train = characters["train"]
+    return Scan(
+        rows=len(train),
+        rows_dropped=ledgers["train"].rows_dropped,
+        rows_with_several_templates=ledgers["train"].rows_with_several_templates,
+        held_out_rows=len(characters.get("held_out", ())),
+        characters_total=sum(total for total, _ in train),
+        characters_trained=sum(trained for _, trained in train),
+        characters_longest=max((total for total, _ in train), default=0),
+    )
+
+
+def held_out_numbers(count: int, eval_fraction: float, seed: int) -> frozenset[int]:
+    """Which of so many rows are held out, counted from 0 in reading order: exactly the rounded share.
+
+    Only count, share and seed decide, so the same file gives the same split anywhere; rows that are
+    dropped later are missing from the split that they fell into.
+    """
+    share = round(eval_fraction * count)
+    if not 0 < share < count:
+        raise UserError(
+            f"data.eval_fraction={eval_fraction:g} holds {share} of {count} rows out, "
+            "and both splits need one; change it or set data.eval"
+        )
+    return frozenset(random.Random(seed).sample(range(count), share))
+
+
+def cache_place() -> Path:
+    """Where prepared data is kept: FMSTUNE_CACHE, or fmstune's folder in the user's cache."""
+    if place := os.environ.get("FMSTUNE_CACHE"):
+        return Path(place).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fmstune"
+
+
+def cache_size() -> int:
+    """Bytes that prepared data takes in the cache."""
+    return sum(path.stat().st_size for path in (cache_place() / "tokenized").rglob("*") if path.is_file())
+
+
+def clear_cache() -> int:
+    """Remove all prepared data, also what a killed process left behind; the bytes that were freed."""
+    size = cache_size()
+    if (cache_place() / "tokenized").exists():
+        shutil.rmtree(cache_place() / "tokenized")
+    return size
+
+
+def _splits(data: Data, seed: int) -> dict[str, Iterable[Row]]:
+    """The rows to train on and to hold out; files are read again for each, so that memory stays flat."""
+
+    def train() -> Iterator[Row]:
+        return rows.read(data.train, "data.train", data.max_rows)
+
+    if data.eval is not None:
+        return {"train": train(), "held_out": rows.read(data.eval, "data.eval")}
+    if data.eval_fraction == 0:
+        return {"train": train()}
+    chosen = held_out_numbers(sum(1 for _ in train()), data.eval_fraction, seed)
+    return {
+        "train": (row for number, row in enumerate(train()) if number not in chosen),
+        "held_out": (row for number, row in enumerate(train()) if number in chosen),
+    }
+
+
+def _formatted(
+    split: Iterable[Row], format: Format, data: Data, ledger: Ledger, problems: Problems
+) -> Iterator[Formatted]:
+    """The rows that have an answer; the others are counted, and are problems unless they may be dropped."""
+    strict = data.untrainable is Untrainable.error
+    template = data.format.get("response_template")
+    for row in split:
+        ledger.rows_read += 1
+        try:
+            segments = _segments(row, format)
+        except TemplateMissing as err:
+            ledger.rows_without_template += 1
+            if strict:
+                problems.add(f"{err}; mend it, set data.response_template or data.untrainable=drop", row)
+        except RowProblem as err:
+            problems.add(str(err), row)
+        else:
+            ledger.rows_formatted += 1
+            ledger.rows_with_several_templates += template and formats.repeats_template(segments, template)
+            if formats.has_answer(segments):
+                yield Formatted(ledger.rows_read, row, segments)
+                continue
+            ledger.rows_without_answer += 1
+            if strict:
+                problems.add("the answer is empty; mend it, or set data.untrainable=drop", row)
+
+
+def _segments(row: Row, format: Format) -> list[Segment]:
+    try:
+        return formats.segments(format, row.values)
+    except RowProblem:
+        raise
+    except Exception as err:
+        err.add_note(f"while formatting {row.file}, row {row.number}")
+        raise
+
+
+def _characters(segments: list[Segment]) -> tuple[int, int]:
+    """All and trained characters."""
+    return sum(len(s.text) for s in segments), sum(len(s.text) for s in segments if s.trained)
+
+
+def _make(entry: Path, recipe: Recipe, seed: int, hashes: dict[str, str]) -> None:
+    """Write the entry aside and rename it, so that nobody sees half of one."""
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".unfinished-") as aside:
+            made = Path(aside) / "entry"
+            made.mkdir()
+            _write_entry(made, recipe, seed, hashes)
+            _publish(made, entry)
+    except OSError as err:
+        raise UserError(
+            f"cannot write to the cache {cache_place()} ({err.strerror or err}); "
+            "set FMSTUNE_CACHE to a folder where you can write"
+        ) from err
+
+
+def _write_entry(made: Path, recipe: Recipe, seed: int, hashes: dict[str, str]) -> None:
+    problems: list[str] = []
+    ledgers: dict[str, Ledger] = {}
+    for name, split in _splits(recipe.data, seed).items():
+        shown = tqdm(split, desc=f"tokenising {name}", unit=" rows", delay=2, disable=not sys.stderr.isatty())
+        try:
+            ledgers[name] = _write_split(shown, made / f"{name}.arrow", recipe)
+        except UserError as err:
+            problems += err.problems
+    raise_if_any(problems)
+    for name, ledger in ledgers.items():
+        if ledger.rows_trained == 0:
+            raise UserError("\n".join([f"data: no row is left in the {name} split", *ledger.lines()]))
+    facts = {
+        "ledgers": {name: asdict(ledger) for name, ledger in ledgers.items()},
+        "bytes": {name: (made / f"{name}.arrow").stat().st_size for name in ledgers},
+        "hashes": hashes,
+    }
+    (made / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _write_split(split: Iterable[Row], path: Path, recipe: Recipe) -> Ledger:
+    """Tokenise a split in batches; raises all its problems at the end."""
+    ledger, problems = Ledger(), Problems()
+    columns = COLUMNS | TEXTS if path.stem == "held_out" else COLUMNS
+    formatted = _formatted(split, recipe.format, recipe.data, ledger, problems)
+    unreadable: tuple[str, ...] = ()
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, pa.schema(columns)) as writer:
+        try:
+            while batch := list(islice(formatted, BATCH)):
+                kept = _tokenise(batch, recipe, ledger, problems)
+                arrays = [pa.array([row[name] for row in kept], type=kind) for name, kind in columns.items()]
+                writer.write_batch(pa.record_batch(arrays, names=list(columns)))
+        except UserError as err:
+            unreadable = err.problems
+    raise_if_any([*unreadable, *problems.messages()])
+    return ledger
+
+
+def _tokenise(batch: list[Formatted], recipe: Recipe, ledger: Ledger, problems: Problems) -> list[dict[str, Any]]:
+    """The columns of the rows that are trained; all are counted."""
+    data, kept = recipe.data, []
+    encodings = tokens.encode([f.segments for f in batch], recipe.tokenizer, data.max_length)
+    for formatted, encoded in zip(batch, encodings, strict=True):
+        fate = _fate(encoded, data)
+        ledger.add(encoded, fate, formatted.number)
+        if fate is Fate.too_long and data.over_length is OverLength.error:
+            hint = "raise it, or set data.over_length to truncate or drop"
+            problems.add(f"more than data.max_length={data.max_length} tokens; {hint}", formatted.row)
+        elif fate is Fate.without_answer and data.untrainable is Untrainable.error:
+            hint = "raise it, or set data.untrainable=drop"
+            problems.add(f"data.max_length={data.max_length} leaves nothing of the answer; {hint}", formatted.row)
+        elif fate in (Fate.trained, Fate.truncated):
+            kept.append(encoded._asdict() | _texts(formatted.segments))
+    return kept
+
+
+def _fate(encoded: Encoded, data: Data) -> Fate:
+    too_long = encoded.length > data.max_length
+    if too_long and data.over_length is not OverLength.truncate:
+        return Fate.too_long
+    if not encoded.answers:
+        return Fate.without_answer
+    return Fate.truncated if too_long else Fate.trained
+
+
+def _texts(segments: list[Segment]) -> dict[str, str]:
+    """What is given before the first answer, and all that is trained."""
+    first = next(number for number, segment in enumerate(segments) if segment.trained)
+    return {
+        "prompt": "".join(segment.text for segment in segments[:first]),
+        "answer": "".join(segment.text for segment in segments if segment.trained),
+    }
+
+
+def _publish(made: Path, entry: Path) -> None:
+    """Give the entry its name; if another process was faster, its entry is as good."""
+    try:
+        made.rename(entry)
+    except OSError as err:
+        if err.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if _open(entry) is None:
+            shutil.rmtree(entry)
+            made.rename(entry)
+
+
+def _open(entry: Path) -> Prepared | None:
+    """The entry, mapped; None when it is not there or, with a word in the log, when it cannot be used."""
+    if not entry.exists():
+        return None
+    try:
+        facts = json.loads((entry / "facts.json").read_text(encoding="utf-8"))
+        ledgers = {name: _ledger(values) for name, values in facts["ledgers"].items()}
+        datasets = {name: _map(entry / f"{name}.arrow", facts["bytes"][name], ledgers[name]) for name in ledgers}
+        return Prepared(
+            train=datasets["train"],
+            ledger=ledgers["train"],
+            held_out=datasets.get("held_out"),
+            held_out_ledger=ledgers.get("held_out"),
+            train_hash=facts["hashes"]["train"],
+            held_out_hash=facts["hashes"].get("held_out"),
+            cached=True,
+        )
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as err:
+        log.warning("the cache entry %s cannot be used and is made again (%s: %s)", entry, type(err).__name__, err)
+        return None
+
+
+def _map(path: Path, size: int, ledger: Ledger) -> "Dataset":
+    from datasets import Dataset  # a second to import, and a scan or the cache's size need none
+
+    dataset = Dataset.from_file(str(path))
+    if path.stat().st_size != size or len(dataset) != ledger.rows_trained:
+        raise ValueError(f"{path.name} is not as it was written")
+    return dataset
+
+
+def _ledger(values: dict[str, Any]) -> Ledger:
+    """From JSON, whose keys are strings."""
+    return Ledger(**values | {"lengths": {int(length): count for length, count in values["lengths"].items()}})
+
+
+def _key(recipe: Recipe, seed: int, hashes: dict[str, str]) -> str:
+    """The name of the entry: a hash of all that the tokens depend on."""
+    data = recipe.data
+    draws = data.eval is None and data.eval_fraction > 0
+    sources = [(data.train, "data.train")] + ([] if data.eval is None else [(data.eval, "data.eval")])
+    facts = {
+        "rows": hashes,
+        "suffixes": [file.path.suffix for source, field in sources for file in rows.locate(source, field)],
+        "format": data.format,
+        "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in (*CODE, *_format_code(data))],
+        "tokenizer": _tokenizer_facts(recipe.tokenizer),
+        "length": (data.max_length, data.over_length.value, data.untrainable.value, data.max_rows),
+        "drawn": (data.eval_fraction, seed) if draws else None,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _format_code(data: Data) -> list[Path]:
+    file = formats.source_file(data.format)
+    return [Path(file)] if file else []
+
+
+def _tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {
+        "class": type(tokenizer).__name__,
+        "library": version("tokenizers"),
+        # a call sets these two, and ours sets them to nothing
+        "backend": backend | {"truncation": None, "padding": None},
+        "end_of_sequence": tokenizer.eos_token_id,
+        "special": (tokenizer.all_special_ids, tokenizer.split_special_tokens),
+    }
+
+
+def _summary(found: Prepared) -> str:
+    how = "mapped from the cache" if found.cached else "tokenised"
+    ledger = found.ledger
+    held_out = f", {len(found.held_out):,} rows held out" if found.held_out is not None else ""
+    return (
+        f"data {how}: {ledger.rows_trained:,} rows, {ledger.tokens_total:,} tokens, "
+        f"{ledger.tokens_trained:,} trained, {ledger.rows_dropped:,} rows dropped{held_out}"
+    )

@@ -1,0 +1,116 @@
+"""Held-out rows → how well a model answers them: loss on the answer, exact match of the greedy answer."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from datasets import Dataset
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from fmstune.job import Evaluation
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How a model did on the held-out rows."""
+
+    eval_loss: float
+    """Mean negative log-likelihood of an answer's token, end-of-sequence included, in nats."""
+    exact_match: float
+    """Share of rows whose greedily generated answer equals theirs, white space at both ends aside."""
+    rows: int
+    rows_left_out: int
+    """Held-out rows that `max_rows` kept out."""
+    answers_too_long: int
+    """Answers of more than `max_new_tokens` tokens, which cannot match."""
+
+
+def score(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Dataset,
+    evaluation: Evaluation,
+    *,
+    autocast: str | None = None,
+) -> Scores:
+    """Score the model on rows with `input_ids`, `labels`, `prompt` and `answer`.
+
+    The model must have TRL's fused LM head (`SFTTrainer` adds it): the loss never holds all logits at once.
+    """
+    count = min(len(held_out), evaluation.max_rows or len(held_out))
+    rows = held_out.select(range(count))
+    answer_lengths = [sum(label != -100 for label in labels) for labels in rows["labels"]]
+    limit = min(evaluation.max_new_tokens, max(answer_lengths))
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode(), _autocast(model.device.type, autocast):
+        loss = _loss(model, rows, tokenizer, evaluation.batch_size)
+        answers = generate(
+            model, tokenizer, rows["prompt"], batch_size=evaluation.batch_size, max_new_tokens=limit
+        )
+    model.train(was_training)
+    hits = sum(got.strip() == wanted.strip() for got, wanted in zip(answers, rows["answer"], strict=True))
+    return Scores(
+        eval_loss=loss,
+        exact_match=hits / count,
+        rows=count,
+        rows_left_out=len(held_out) - count,
+        # the end-of-sequence token is not part of the answer's text
+        answers_too_long=sum(length - 1 > evaluation.max_new_tokens for length in answer_lengths),
+    )
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+) -> list[str]:
+    """Greedy answers to the prompts, in their order; left padding, so that a batch answers as single rows would."""
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    answers: list[str] = [""] * len(prompts)
+    for batch in _by_length([len(prompt) for prompt in prompts], batch_size):
+        encoded = tokenizer(
+            [prompts[i] for i in batch], return_tensors="pt", padding=True, padding_side="left"
+        ).to(model.device)
+        output = model.generate(
+            input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"], generation_config=settings
+        )
+        new = output[:, encoded["input_ids"].shape[1] :]
+        for i, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+            answers[i] = text
+    return answers
+
+
+def _loss(model: PreTrainedModel, rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> float:
+    """Summed over all supervised tokens and divided once, so that batching does not change it."""
+    collate = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)
+    total, supervised = 0.0, 0
+    for batch in _by_length([len(ids) for ids in rows["input_ids"]], batch_size):
+        examples = [{"input_ids": rows[i]["input_ids"], "labels": rows[i]["labels"]} for i in batch]
+        inputs = {key: value.to(model.device) for key, value in collate(examples).items()}
+        total -= model(**inputs, use_cache=False, fused_lm_head=True).log_probs.sum().item()
+        # the first position has no predecessor that could predict it
+        supervised += int((inputs["labels"][:, 1:] != -100).sum())
+    return total / max(supervised, 1)
+
+
+def _by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Row numbers in batches of like length: less padding."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def _autocast(device: str, dtype: str | None) -> AbstractContextManager[object]:
+    return torch.autocast(device, dtype=getattr(torch, dtype)) if dtype is not None else nullcontext()

@@ -1,0 +1,276 @@
+"""A composed configuration → a typed, frozen Job, or every problem that it has; and the job as a file."""
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fmstune import upstream
+from fmstune.errors import UserError, did_you_mean, raise_if_any
+from fmstune.job import Job
+from fmstune.training_names import OWN, OWNED, TRANSLATED
+from fmstune.upstream import Field
+
+_MISSING = "???"
+_FULL = "fmstune.adapters.full"
+_HINTS = {
+    "data.train": "a file, glob, folder or hub id, such as data.train=rows.jsonl",
+    "model.path": "a folder or hub id of a causal language model, such as model.path=./my_model",
+}
+
+
+class Frozen(NamedTuple):
+    """The job, and what was translated on the way and is worth a line to the user."""
+
+    job: Job
+    notes: tuple[str, ...]
+
+
+def freeze(tree: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Frozen:
+    """Turn the resolved tree of a composed configuration into a Job.
+
+    Raises UserError with every unknown key, wrong type, missing value and target that is not allowed.
+    `trusted` names packages whose functions `data.format._target_` may also name.
+    """
+    problems: list[str] = []
+    notes: list[str] = []
+    values = _typed(Job, tree, "", problems)
+    if isinstance(tree.get("training"), Mapping):
+        values["training"] = _training(tree["training"], problems, notes)
+    if isinstance(tree.get("peft"), Mapping):
+        values["peft"] = _peft(tree["peft"], problems)
+    data = tree.get("data")
+    if isinstance(data, Mapping) and isinstance(data.get("format"), Mapping):
+        problems += _format_problems(data["format"], trusted)
+    raise_if_any(problems)
+    return Frozen(_build(Job, values), tuple(notes))
+
+
+def read(path: Path, *, trusted: Sequence[str] = (), changes: Mapping[str, Any] | None = None) -> Frozen:
+    """The job of a frozen `job.yaml`, with dotted `changes` applied; checked as strictly as a composed one."""
+    try:
+        config = OmegaConf.load(path)
+        for key, value in (changes or {}).items():
+            OmegaConf.update(config, key, value, force_add=True)
+        # not resolved: a frozen job holds no interpolation, and text that looks like one stays text
+        tree = OmegaConf.to_container(config, resolve=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give the job.yaml of a run folder") from None
+    except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as err:
+        raise UserError(f"{path}: cannot be read as a job: {_first_line(err)}") from err
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a job is a mapping of groups, found {type(tree).__name__}")
+    return freeze({str(key): value for key, value in tree.items()}, trusted=trusted)
+
+
+def write(job: Job, path: Path) -> None:
+    """Write the job so that `read` gives an equal one; the file must not be there yet.
+
+    Raises FileExistsError: creating it is how a process claims a run folder.
+    """
+    with path.open("x", encoding="utf-8") as file:
+        file.write(dump(job))
+
+
+def dump(job: Job) -> str:
+    """The job as YAML text."""
+    tree = dataclasses.asdict(job, dict_factory=_plain)
+    text: str = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
+    return text
+
+
+def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value.value if isinstance(value, Enum) else value for key, value in items}
+
+
+def _typed(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[str]) -> dict[str, Any]:
+    """The values of one dataclass's fields, converted; problems are appended."""
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in tree:
+        if key not in fields:
+            problems.append(_unknown(f"{prefix}{key}", str(key), fields))
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        path, hint = f"{prefix}{name}", hints[name]
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if name not in tree or tree[name] == _MISSING:
+            if required or name in tree:
+                problems.append(f"{path} must be given{': ' + _HINTS[path] if path in _HINTS else ''}")
+        elif dataclasses.is_dataclass(hint):
+            values[name] = _group(hint, tree[name], path, problems)
+        else:
+            _convert_into(values, name, tree[name], path, _field_of(name, hint), problems)
+    return values
+
+
+def _group(hint: Any, tree: Any, path: str, problems: list[str]) -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        problems.append(f"{path} is a group of fields, got {tree!r}; choose one with {path}=NAME")
+        return {}
+    return _typed(hint, tree, f"{path}.", problems)
+
+
+def _build(cls: Any, values: dict[str, Any]) -> Any:
+    """Instances from the converted values, depth first."""
+    hints = typing.get_type_hints(cls)
+    built = {
+        name: _build(hints[name], value) if dataclasses.is_dataclass(hints[name]) else _as_enum(hints[name], value)
+        for name, value in values.items()
+    }
+    return cls(**built)
+
+
+def _as_enum(hint: Any, value: Any) -> Any:
+    return hint(value) if isinstance(hint, type) and issubclass(hint, Enum) else value
+
+
+def _field_of(name: str, hint: Any) -> Field:
+    """Our own annotation in the form that upstream's are read in."""
+    if hint is Any:
+        return Field(name, (), True)
+    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = tuple(typing.get_origin(part) or part for part in parts if part is not type(None))
+    enums = [kind for kind in kinds if issubclass(kind, Enum)]
+    choices = tuple(member.value for kind in enums for member in kind)
+    return Field(name, (str,) if enums else kinds, type(None) in parts, choices)
+
+
+def _convert_into(
+    values: dict[str, Any], name: str, value: Any, path: str, field: Field, problems: list[str]
+) -> None:
+    try:
+        values[name] = convert(value, field)
+    except ValueError as err:
+        problems.append(f"{path} {err}")
+
+
+def convert(value: Any, field: Field) -> Any:
+    """The value as one of the field's types; raises ValueError with the end of a sentence that starts with its name."""
+    if value is None:
+        if field.optional:
+            return None
+        raise ValueError(f"must be {_kinds(field)}, got null")
+    if not field.primitives:
+        return value
+    if field.choices and isinstance(value, bool) and bool not in field.primitives:
+        value = "yes" if value else "no"  # YAML reads a bare `no` as false
+    for kind in field.primitives:
+        converted = _as_kind(value, kind)
+        if converted is not None and (kind is not str or not field.choices or converted in field.choices):
+            return converted
+    if field.choices:
+        word = str(value)
+        raise ValueError(f"must be one of {', '.join(field.choices)}; got {word!r}{did_you_mean(word, field.choices)}")
+    raise ValueError(f"must be {_kinds(field)}, got {value!r}")
+
+
+def _as_kind(value: Any, kind: type) -> Any:
+    """The value as this type, or None where that would lose or invent something."""
+    if kind is bool:
+        return value if isinstance(value, bool) else {"true": True, "false": False}.get(str(value).lower())
+    if isinstance(value, bool):
+        return None
+    if kind is str:
+        return str(value) if isinstance(value, (str, int, float)) else None
+    if kind in (int, float) and isinstance(value, (int, float, str)):
+        try:
+            number = float(value)
+        except ValueError:
+            return None
+        if kind is float:
+            return number
+        return int(value) if number.is_integer() else None
+    return value if isinstance(value, kind) else None
+
+
+def _kinds(field: Field) -> str:
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        dict: "a mapping of keys to values",
+    }
+    kinds = [names.get(kind, kind.__name__) for kind in field.primitives]
+    return " or ".join([*kinds, *(["null"] if field.optional else [])])
+
+
+def _training(tree: Mapping[str, Any], problems: list[str], notes: list[str]) -> dict[str, Any]:
+    """The training group: early names translated, names that others own refused, the rest typed by SFTConfig."""
+    fields = upstream.fields_of(upstream.SFT_CONFIG)
+    values: dict[str, Any] = {}
+    for given, value in tree.items():
+        name, path = given, f"training.{given}"
+        if given in TRANSLATED:
+            translation = TRANSLATED[given]
+            name = translation.name
+            try:
+                value = translation.value(value)
+            except ValueError as err:
+                problems.append(str(err))
+                continue
+            notes.append(f"{path} is called training.{name} now; set to {value}")
+        if given in OWNED:
+            problems.append(f"{path}: {OWNED[given]}")
+        elif name in OWN:
+            values[name] = value
+        elif name in fields:
+            _convert_into(values, name, value, path, fields[name], problems)
+        else:
+            known = [*(f for f in fields if f not in OWNED), *TRANSLATED, *OWN]
+            problems.append(_unknown(path, given, known, of="trl.SFTConfig"))
+    return values
+
+
+def _peft(tree: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """The peft group, typed by the class that it names."""
+    target = tree.get("_target_")
+    rest = {key: value for key, value in tree.items() if key != "_target_"}
+    if target == _FULL:
+        problems += [f"peft.{key}: full tuning has no adapter and takes no fields; choose peft=lora" for key in rest]
+        return dict(tree)
+    if not isinstance(target, str) or not re.fullmatch(r"peft\.\w+Config", target):
+        problems.append(f"peft._target_ must be a PEFT configuration such as peft.LoraConfig, got {target!r}")
+        return dict(tree)
+    if not upstream.has_class(target):
+        problems.append(f"peft._target_: the installed peft has no configuration class {target.rpartition('.')[2]!r}")
+        return dict(tree)
+    fields = upstream.fields_of(target)
+    values: dict[str, Any] = {"_target_": target}
+    for key, value in rest.items():
+        if key in fields:
+            _convert_into(values, key, value, f"peft.{key}", fields[key], problems)
+        else:
+            problems.append(_unknown(f"peft.{key}", key, fields, of=target))
+    return values
+
+
+def _format_problems(tree: Mapping[str, Any], trusted: Sequence[str]) -> Iterator[str]:
+    target = tree.get("_target_")
+    if not isinstance(target, str) or "." not in target:
+        yield f"data.format._target_ must name a function such as fmstune.formats.text, got {target!r}"
+        return
+    allowed = ("fmstune.formats", *trusted)
+    if not any(target.startswith(f"{package}.") for package in allowed):
+        package = target.partition(".")[0]
+        yield (
+            f"data.format._target_: {target!r} is not in an allowed package ({', '.join(allowed)}); "
+            f"if you trust it, add --trust {package}"
+        )
+
+
+def _unknown(path: str, key: str, known: Any, of: str = "") -> str:
+    return f"{path}: unknown field{' of ' + of if of else ''}{did_you_mean(key, known)}"
+
+
+def _first_line(err: BaseException) -> str:
+    return (str(err).strip() or type(err).__name__).splitlines()[0]

@@ -1,0 +1,59 @@
+"""The one-screen help: verbs, groups with their choices, examples; made from the YAML files themselves."""
+
+from importlib import resources
+from pathlib import Path
+
+from fmstune.command_line import SUMMARIES, Verb
+
+GROUPS = ("model", "peft", "data", "training", "launcher", "evaluation", "experiment")
+"""Groups that a user chooses from; `training_for` is chosen by two of them."""
+
+_FLAGS = {
+    Verb.train: ["--from RUN/job.yaml   repeat a run (fields can be overridden, groups not)"],
+    Verb.show_data: [
+        "--rows N              how many rows to print (3)",
+        "--json FILE           write every training row: input_ids, labels, trained_text",
+    ],
+    Verb.doctor: ["--clear-cache         delete the tokenised data"],
+}
+
+
+def choices(group: str, extra: Path | None = None) -> list[str]:
+    """The names of a group's YAML files, those of a user's `--config-dir` included."""
+    shipped = resources.files("fmstune.conf").joinpath(group)
+    names = {Path(entry.name).stem for entry in shipped.iterdir() if entry.name.endswith(".yaml")}
+    if extra is not None:
+        names |= {path.stem for path in (extra / group).glob("*.yaml")}
+    return sorted(names)
+
+
+def text(verb: Verb | None = None, extra: Path | None = None) -> str:
+    """What `fmstune --help` prints; with a verb, its flags come first."""
+    width = max(len(group) for group in GROUPS)
+    lines = ["usage: fmstune [VERB] [GROUP=CHOICE ...] [FIELD=VALUE ...]", ""]
+    if verb in _FLAGS:
+        lines += [f"flags of {verb.value}", *(f"  {flag}" for flag in _FLAGS[verb]), ""]
+    lines += ["verbs"]
+    lines += [f"  {v.value:<{width}}  {summary}" for v, summary in SUMMARIES.items()]
+    lines += ["", "groups"]
+    lines += [f"  {group:<{width}}  {', '.join(choices(group, extra))}" for group in GROUPS]
+    lines += [
+        "",
+        "fields: every field of the job by its dotted name; training takes every field of trl.SFTConfig,",
+        "        peft every field of its PEFT configuration. fmstune --cfg job prints the composed job.",
+        "",
+        "flags",
+        "  -m, --multirun      one run for each combination of comma-separated values",
+        "  --cfg job           print the composed job and stop",
+        "  --config-dir DIR    your own groups beside these",
+        "  --trust PACKAGE     allow a format function from your own package",
+        "  --info, --hydra-help, --shell-completion install=bash    Hydra's own",
+        "",
+        "examples",
+        "  fmstune",
+        "  fmstune model=causal_lm model.path=./my_model peft=lora data=text data.train=rows.jsonl",
+        "  fmstune check model=llama2_13b peft=lora data=alpaca data.train=alpaca.json",
+        "  fmstune -m training.learning_rate=1e-5,1e-4 peft=lora,full",
+        "  fmstune show-data data=text data.train=rows.jsonl 'data.response_template=\"\\n### Label:\"'",
+    ]
+    return "\n".join(lines)

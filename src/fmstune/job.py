@@ -1,0 +1,145 @@
+"""The dataclasses of the job: all that a run is, as plain typed data.
+
+A job holds only what a file can hold; models, tokenizers and devices are arguments elsewhere.
+`fmstune.freeze` makes one from a composed configuration or from a file, and reports all that does not fit.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class Dtype(Enum):
+    """How weights are held; `auto` is resolved in one place, `fmstune.precision`."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Attention(Enum):
+    """The attention kernel, by transformers' own names; `auto` takes FlashAttention-2 where it can run."""
+
+    auto = "auto"
+    sdpa = "sdpa"
+    eager = "eager"
+    flash_attention_2 = "flash_attention_2"
+
+
+class Device(Enum):
+    """Where the run computes; `auto` takes the first accelerator that there is, else the CPU."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class OverLength(Enum):
+    """What happens to a row of more than `max_length` tokens."""
+
+    truncate = "truncate"
+    drop = "drop"
+    error = "error"
+
+
+class Untrainable(Enum):
+    """What happens to a row that would train on nothing (no response template, or no answer left)."""
+
+    error = "error"
+    drop = "drop"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    path: str
+    """Folder, hub id, or `package:NAME` for a model that ships with fmstune."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit) of model and tokenizer."""
+    tokenizer: str | None = None
+    """Folder or hub id of the tokenizer; null takes the one of `path`."""
+    dtype: Dtype = Dtype.auto
+    """How the weights are held; the check shows what `auto` came to."""
+    attention: Attention = Attention.auto
+    """Attention kernel."""
+    architecture: dict[str, Any] | None = None
+    """Values of the transformers configuration (with `model_type`), so that the model is checked offline."""
+    layer_cls: str | None = None
+    """Class of one transformer block, the unit that FSDP wraps."""
+    lora_targets: Any = None
+    """Modules that LoRA adapts in this architecture when nothing else is asked; null takes PEFT's own list."""
+    special_tokens: dict[str, Any] = field(default_factory=dict)
+    """Special tokens to set or add, by transformers' names, such as `pad_token: "<pad>"`."""
+    quantization: Any = None
+    """Reserved; must be null."""
+    adapter: str | None = None
+    """Folder or hub id of an existing adapter to go on training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    format: dict[str, Any]
+    """`_target_` and arguments of the function that turns a row into segments (see `fmstune.formats`)."""
+    train: Any
+    """File, glob, folder, a list of these, or a hub id."""
+    eval: Any = None
+    """Held-out rows, given like `train`."""
+    eval_fraction: float = 0.0
+    """Share of the training rows to hold out when `eval` is null; drawn with `seed`."""
+    max_rows: int | None = None
+    """Read at most this many training rows; null reads all."""
+    text_field: str | None = None
+    """Column that holds the text."""
+    response_template: str | None = None
+    """What precedes the answer; only what follows its last occurrence is trained. Null trains the whole text."""
+    max_length: int = 4096
+    """Tokens in a row at most, end-of-sequence included."""
+    over_length: OverLength = OverLength.truncate
+    """What to do with longer rows."""
+    untrainable: Untrainable = Untrainable.error
+    """What to do with rows that would train on nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launcher:
+    device: Device = Device.auto
+    """Device of the one process."""
+    threads: int | None = None
+    """CPU threads; null takes OMP_NUM_THREADS, else the cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    enabled: bool = True
+    """Evaluate the held-out rows after training."""
+    base: bool = True
+    """Evaluate the base model too, before training, to compare."""
+    max_rows: int | None = None
+    """Evaluate at most this many held-out rows; null takes all."""
+    max_new_tokens: int = 64
+    """Tokens to generate at most; fewer where no held-out answer is that long."""
+    batch_size: int = 16
+    """Rows that are generated together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    name: str
+    """Name of the run, part of the default `output_dir`."""
+    seed: int = 42
+    """Seed of everything random: adapter weights, dropout, data order, hold-out split."""
+    output_dir: str | None = None
+    """The run's folder; null is filled as `runs/<date>/<time>-<name>`. With `-m` the sweep's folder."""
+    model: Model
+    """What is tuned."""
+    peft: dict[str, Any]
+    """`_target_` and fields of the PEFT configuration, under PEFT's names."""
+    data: Data
+    """What it is tuned on."""
+    training: dict[str, Any]
+    """Fields of `trl.SFTConfig`, under their own names."""
+    launcher: Launcher = field(default_factory=Launcher)
+    """Where it runs."""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    """How base and tuned model are compared."""

@@ -1,0 +1,68 @@
+"""Job → the process that runs it: its command and environment (pure), and starting it and ending with it."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from fmstune.job import Device, Job
+
+PARENT = "FMSTUNE_PARENT"
+"""Environment variable: the process id without which the runner must not live."""
+
+
+def command(job_file: Path, *flags: str) -> list[str]:
+    """The runner's command line for a frozen job."""
+    return [sys.executable, "-m", "fmstune.runner", str(job_file), *flags]
+
+
+def doctor_command(*, clear_cache: bool) -> list[str]:
+    """The command line of `fmstune doctor`, which imports torch and so has a process of its own."""
+    return [sys.executable, "-m", "fmstune.doctor", *(["--clear-cache"] if clear_cache else [])]
+
+
+def environment(job: Job, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The runner's environment: as many threads as asked, and one device at most in sight."""
+    env = {**inherited, PARENT: str(os.getpid())}
+    # the parent sets it for itself, to see Hydra's exceptions
+    env.pop("HYDRA_FULL_ERROR", None)
+    threads = job.launcher.threads or inherited.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))
+    env["OMP_NUM_THREADS"] = str(threads)
+    if job.launcher.device is Device.cpu:
+        env["CUDA_VISIBLE_DEVICES"] = ""
+    else:
+        # several GPUs in one process would become nn.DataParallel, which SFTTrainer refuses
+        env["CUDA_VISIBLE_DEVICES"] = inherited.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    return env
+
+
+def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
+    """Run to the end, hand on Ctrl-C and SIGTERM, and give back the exit code (negative: the signal it died of)."""
+    process = subprocess.Popen(argv, env=env)
+    with _handing_on(process):
+        return process.wait()
+
+
+@contextmanager
+def _handing_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """While waiting, signals to this process reach the runner, which ends in order; a second one kills it."""
+    seen: list[int] = []
+
+    def hand_on(number: int, _frame: FrameType | None) -> None:
+        # a terminal sends Ctrl-C to the whole group: the runner has the first one already
+        if seen:
+            process.kill()
+        elif number != signal.SIGINT or not sys.stdin.isatty():
+            process.send_signal(number)
+        seen.append(number)
+
+    former = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

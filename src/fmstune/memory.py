@@ -1,0 +1,37 @@
+"""How much memory this process took at most: of the device on a GPU, of the process on a CPU."""
+
+import resource
+from pathlib import Path
+
+import psutil
+import torch
+
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+
+
+def now(device: str) -> int:
+    """Bytes in use."""
+    return torch.cuda.memory_allocated() if device == "cuda" else int(psutil.Process().memory_info().rss)
+
+
+def reset_peak(device: str) -> None:
+    """Start to look for the peak from here on; where Linux does not allow it, the peak of the whole process stays."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        _CLEAR_REFS.write_text("5")  # man 5 proc: resets the peak resident set size
+    except OSError:
+        return
+
+
+def peak(device: str) -> int:
+    """Bytes at most since `reset_peak`."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if _STATUS.is_file():
+        for line in _STATUS.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

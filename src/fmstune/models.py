@@ -1,0 +1,150 @@
+"""job.model → tokenizer and model, with special tokens that the model knows about."""
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from fmstune import package_files
+from fmstune.errors import UserError
+from fmstune.job import Attention, Device, Model
+from fmstune.precision import Precision
+
+log = logging.getLogger(__name__)
+
+PAD_TOKEN = "<pad>"
+
+
+class Tokenizer(NamedTuple):
+    """A tokenizer whose special tokens are all set, and which of its ids the model has never seen."""
+
+    tokenizer: PreTrainedTokenizerBase
+    added: tuple[int, ...]
+    """Ids of tokens that were added here."""
+    to_train: tuple[int, ...]
+    """Those of them that carry meaning: all but the pad token, whose embedding is never looked at."""
+
+
+def load_tokenizer(model: Model, *, local_files_only: bool = False) -> Tokenizer:
+    """The tokenizer with the job's special tokens; a pad token is found or added, never the end-of-sequence token.
+
+    Raises UserError when it cannot be had.
+    """
+    place = package_files.resolve(model.tokenizer or model.path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            place, revision=model.revision, trust_remote_code=False, local_files_only=local_files_only
+        )
+    except (OSError, ValueError, KeyError) as err:
+        raise UserError(_cannot_load("tokenizer", "model.tokenizer" if model.tokenizer else "model.path", place, err))
+    before = len(tokenizer)
+    if model.special_tokens:
+        tokenizer.add_special_tokens(dict(model.special_tokens))
+    meaningful = len(tokenizer)
+    if tokenizer.pad_token is None:
+        _set_pad(tokenizer)
+    if tokenizer.eos_token is None:
+        raise UserError(f"{place}: the tokenizer has no end-of-sequence token; set model.special_tokens.eos_token")
+    return Tokenizer(tokenizer, tuple(range(before, len(tokenizer))), tuple(range(before, meaningful)))
+
+
+def _set_pad(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Take a token that the vocabulary has already before growing it: padding is masked, so any but eos will do."""
+    vocabulary = tokenizer.get_vocab()
+    if PAD_TOKEN in vocabulary:
+        tokenizer.pad_token = PAD_TOKEN
+    elif tokenizer.unk_token is not None and tokenizer.unk_token != tokenizer.eos_token:
+        tokenizer.pad_token = tokenizer.unk_token
+    else:
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    log.info("the tokenizer had no pad token; it is %s now", tokenizer.pad_token)
+
+
+def find_device(device: Device) -> str:
+    """The device to compute on, as torch names it; raises UserError when it is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device is Device.auto:
+        return next(name for name, available in there.items() if available)
+    if not there[device.value]:
+        found = ", ".join(name for name, available in there.items() if available)
+        raise UserError(f"launcher.device={device.value} is not available here (found {found})")
+    return device.value
+
+
+def find_attention(attention: Attention, device: str, precision: Precision) -> str:
+    """The kernel to use; `auto` takes FlashAttention-2 where it is installed and can run, else SDPA.
+
+    Raises UserError where the one asked for cannot run: transformers would download a kernel or fail later.
+    """
+    half = {precision.weights, precision.autocast} & {"bfloat16", "float16"}
+    missing = []
+    if device != "cuda":
+        missing.append(f"a CUDA device (this is {device})")
+    if importlib.util.find_spec("flash_attn") is None:
+        missing.append("the package flash-attn (pip install 'fmstune[flash-attn]')")
+    if not half:
+        missing.append("bfloat16 or float16 (set model.dtype)")
+    if attention is Attention.flash_attention_2 and missing:
+        raise UserError(f"model.attention=flash_attention_2 needs {' and '.join(missing)}; choose sdpa")
+    if attention is Attention.auto:
+        return "sdpa" if missing else "flash_attention_2"
+    return attention.value
+
+
+def load(model: Model, tokenizer: Tokenizer, *, dtype: str, attention: str) -> PreTrainedModel:
+    """The model with weights of this dtype and an embedding for every token; safetensors only, no remote code.
+
+    Raises UserError when it cannot be had.
+    """
+    place = package_files.resolve(model.path)
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            place,
+            revision=model.revision,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError) as err:
+        raise UserError(_cannot_load("model", "model.path", place, err)) from err
+    add_tokens(loaded, tokenizer.tokenizer, tokenizer.added)
+    return loaded
+
+
+def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, added: Sequence[int]) -> None:
+    """Give added tokens the mean of the old embeddings; the matrix grows only when it has no spare rows.
+
+    The mean keeps new logits unremarkable (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language
+    Models"); a random row can dominate the softmax.
+    """
+    if not added:
+        return
+    first = min(added)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    tables = [model.get_input_embeddings()]
+    output = model.get_output_embeddings()
+    if output is not None and output.weight is not tables[0].weight:
+        tables.append(output)
+    with torch.no_grad():
+        for table in tables:
+            table.weight[list(added)] = table.weight[:first].float().mean(dim=0).to(table.weight.dtype)
+
+
+def _cannot_load(what: str, field: str, place: str, err: BaseException) -> str:
+    """One sentence for the many ways in which a hub or a folder says no."""
+    text = " ".join(str(err).split())
+    if "gated" in text.lower() or "401" in text or "403" in text:
+        return f"{field}: the {what} {place} is gated; accept its licence on the hub and set HF_TOKEN, or give a folder"
+    if "connect" in text.lower() or "offline" in text.lower() or "couldn't reach" in text.lower():
+        return f"{field}: the {what} {place} is not in the cache and the hub cannot be reached; give a folder"
+    return f"{field}: the {what} {place} cannot be loaded: {text[:300]}"
+
+
+def identity(model: PreTrainedModel) -> dict[str, Any]:
+    """What names the model that was loaded: for provenance."""
+    return {"name_or_path": model.config.name_or_path, "commit": getattr(model.config, "_commit_hash", None)}

@@ -1,0 +1,472 @@
+"""Memory, steps and tokens of a run, from counts alone: arithmetic, torch-free. Bytes are of one device.
+
+What is counted is what a step must hold at the same time. Not counted: the CUDA context (0.3 to 0.6 GiB),
+fragmentation, kernels' workspace, and the temporaries of an optimizer that is not fused.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from fmstune.precision import BYTES, Precision
+
+GIB = 2**30
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """The architecture, and the adapter on it, in numbers; `fmstune.shapes.dimensions` measures them."""
+
+    base_parameters: int
+    adapter_parameters: int
+    trainable_parameters: int
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocabulary: int
+    """Rows of the embedding."""
+    tied: bool
+    """Embedding and output layer are one matrix, counted once."""
+    max_positions: int | None
+    """Positions that the model can see; null has no limit of its own."""
+    mlp_kept: int
+    """Tensors of `intermediate_size` that the activation function keeps: 3 gated, else 1 (4 for gelu_new)."""
+    rms_norm: bool
+    """Norms are transformers' RMSNorm, which keeps the normalised input too when its weight is trained."""
+    dropout: bool
+    """The architecture itself drops out attention scores or residuals in training."""
+    linear_inputs: int
+    """Numbers a position that are kept because a trained linear reads them, in all blocks; shared once."""
+    linear_inputs_each: int
+    """The same, with an input counted for every module that reads it."""
+    adapter_dropout: bool
+    """The adapter drops out its inputs, so that every adapted module keeps its own, and a mask."""
+    virtual_tokens: int
+    """Positions that a prompt-learning adapter puts before every row."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The training rows in numbers."""
+
+    rows: int
+    tokens: int
+    """Tokens of all rows, cut to `max_length`."""
+    longest: int
+    """Tokens of the longest row."""
+    estimated: bool = False
+    """`tokens` and `longest` are estimated from characters, not counted."""
+    supervised_share: float = 1.0
+    """Share of the tokens that are trained, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """The values of `training` and `data` that a plan depends on, under their own names."""
+
+    max_length: int
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    num_train_epochs: float = 3.0
+    max_steps: int = -1
+    optim: str = "adamw_torch"
+    activation_checkpointing: bool = False
+    packing: bool = False
+    dataloader_drop_last: bool = False
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the run computes, and how."""
+
+    device: str
+    """`cpu`, `cuda` or `mps`."""
+    attention: str
+    """Attention kernel, by transformers' name; `eager` alone keeps the scores of every pair of positions."""
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a plan is computed from."""
+
+    dimensions: Dimensions
+    rows: Rows
+    training: Training
+    machine: Machine
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device while it trains."""
+
+    weights: int
+    """Base and adapter, with the 16-bit copies that autocast keeps of float32 weights."""
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The arithmetic of `transformers.Trainer`."""
+
+    batches_per_epoch: int
+    steps_per_epoch: int
+    total_steps: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take; `dataclasses.asdict` gives plain values for JSON, `total` included."""
+
+    base_parameters: int
+    adapter_parameters: int
+    trainable_parameters: int
+    memory: Memory
+    total: int
+    """Bytes of `memory` together."""
+    rows: int
+    """Rows that the trainer sees: with packing, the packed ones (at least that many)."""
+    steps_per_epoch: int
+    total_steps: int
+    tokens_per_epoch: int
+    tokens_estimated: bool
+    positions_per_step: int
+    """Upper bound, padding and virtual tokens included: as if every row were as long as the longest."""
+    checkpoint_bytes: int
+    """Trained parameters and optimizer state, as one checkpoint holds them."""
+    notes: tuple[str, ...]
+    """What the plan assumes and the reader should know."""
+    work: Work
+    """What it was computed from."""
+
+
+def make(work: Work) -> Plan:
+    """The plan of this work."""
+    d, t = work.dimensions, work.training
+    rows = row_count(work.rows, t)
+    step_counts = steps(rows, t)
+    held = memory(work)
+    trained = d.trainable_parameters * BYTES[work.machine.precision.trained]
+    return Plan(
+        base_parameters=d.base_parameters,
+        adapter_parameters=d.adapter_parameters,
+        trainable_parameters=d.trainable_parameters,
+        memory=held,
+        total=held.total,
+        rows=rows,
+        steps_per_epoch=step_counts.steps_per_epoch,
+        total_steps=step_counts.total_steps,
+        tokens_per_epoch=work.rows.tokens,
+        tokens_estimated=work.rows.estimated,
+        positions_per_step=t.per_device_train_batch_size * t.gradient_accumulation_steps * row_length(work),
+        checkpoint_bytes=trained + held.optimizer,
+        notes=tuple(_notes(work)),
+        work=work,
+    )
+
+
+def row_count(rows: Rows, training: Training) -> int:
+    """Rows that the trainer sees; packed rows are full ones but the last, which no packing can beat."""
+    return math.ceil(rows.tokens / training.max_length) if training.packing else rows.rows
+
+
+def row_length(work: Work) -> int:
+    """Positions of the longest row that the model sees."""
+    t = work.training
+    longest = t.max_length if t.packing else min(work.rows.longest, t.max_length)
+    return longest + work.dimensions.virtual_tokens
+
+
+def steps(rows: int, training: Training) -> Steps:
+    """Batches and updates as in transformers/trainer.py, `set_initial_training_values` (5.23)."""
+    t = training
+    share = rows / t.per_device_train_batch_size
+    batches = math.floor(share) if t.dataloader_drop_last else math.ceil(share)
+    full, rest = divmod(batches, t.gradient_accumulation_steps)
+    updates = max(full + (rest > 0), 1)
+    total = t.max_steps if t.max_steps >= 0 else math.ceil(t.num_train_epochs * updates)
+    return Steps(batches, updates, total)
+
+
+def memory(work: Work) -> Memory:
+    """Bytes that one device holds in a step, part by part."""
+    d, precision = work.dimensions, work.machine.precision
+    trained = BYTES[precision.trained]
+    weights = d.base_parameters * BYTES[precision.weights] + d.adapter_parameters * BYTES["float32"]
+    return Memory(
+        weights=weights + _autocast_copies(work),
+        gradients=d.trainable_parameters * trained,
+        optimizer=optimizer_bytes(work.training.optim, d, trained),
+        activations=activation_bytes(work),
+        logits=logit_bytes(work),
+    )
+
+
+def _autocast_copies(work: Work) -> int:
+    """Autocast casts every float32 matrix in the forward pass, and autograd keeps the copy for the backward.
+
+    The embedding is looked up and not cast (torch's documentation of amp, "Autocast Op Reference").
+    """
+    d, precision = work.dimensions, work.machine.precision
+    if precision.autocast is None or precision.weights != "float32":
+        return 0
+    embedding = 0 if d.tied else d.vocabulary * d.hidden_size
+    return (d.base_parameters - embedding) * BYTES[precision.autocast]
+
+
+_STATES = {"adamw": 2, "ademamix": 3, "lion": 1, "sgd": 0, "adagrad": 1, "rmsprop": 1}
+"""State tensors that a family of `optim` keeps, each of the parameter's size (torch.optim, bitsandbytes)."""
+_STATE_BYTES = {"4bit": 0.5, "8bit": 1, "32bit": 4}
+"""Bytes of one state where the optimizer's name says so; else torch.optim takes the parameter's dtype."""
+
+
+def optimizer_bytes(optim: str, dimensions: Dimensions, trained: int) -> int:
+    """State of the optimizer, for parameters of `trained` bytes each.
+
+    Adafactor keeps the row and column sums of a matrix instead of its entries (Shazeer and Stern 2018,
+    arXiv:1804.04235); an unknown optimizer counts as AdamW in float32, and `make` notes it.
+    """
+    d = dimensions
+    if optim == "adafactor":
+        return 2 * 4 * d.trainable_parameters // d.hidden_size
+    if (states := _STATES.get(_family(optim))) is None:
+        return 2 * 4 * d.trainable_parameters
+    size = _STATE_BYTES.get(optim.rpartition("_")[2], trained)
+    return int(states * size * d.trainable_parameters)
+
+
+def _family(optim: str) -> str:
+    return optim.removeprefix("paged_").removeprefix("stable_").partition("_")[0]
+
+
+def activation_bytes(work: Work) -> int:
+    """What autograd keeps of a forward pass for the backward pass.
+
+    After Korthikanti et al. 2022 (arXiv:2205.05198, section 4.1), with today's blocks: a position of one
+    block keeps the inputs of two norms (float32), q, k, v and the attention's output, what the activation
+    function needs, and the inputs of the trained linears, which is all that LoRA and prompt tuning spare.
+    Only eager attention, or dropout of scores off CUDA, keeps scores. With activation checkpointing a block
+    keeps its input, and one block at a time is computed again (Chen et al. 2016, arXiv:1604.06174).
+    """
+    d, t = work.dimensions, work.training
+    positions = t.per_device_train_batch_size * row_length(work)
+    block = _block_bytes(work)
+    last_norm = 2 * 4 * d.hidden_size
+    if not t.activation_checkpointing:
+        return int(positions * (d.layers * block + last_norm))
+    block_input = d.hidden_size * BYTES[work.machine.precision.weights]
+    return int(positions * (d.layers * block_input + block + last_norm))
+
+
+def _block_bytes(work: Work) -> float:
+    """Bytes that one block keeps of one position."""
+    d, precision = work.dimensions, work.machine.precision
+    size = BYTES[precision.autocast or precision.weights]
+    mask = 1 if work.machine.device == "cuda" else size  # torch's native dropout has a bool mask on CUDA alone
+    full = d.adapter_parameters == 0
+    norms = 2 * 4 * d.hidden_size
+    if full and d.rms_norm:
+        norms += 2 * BYTES[precision.weights] * d.hidden_size
+    attention = 2 * (d.heads + d.kv_heads) * d.head_dim * size
+    mlp = d.mlp_kept * d.intermediate_size * size
+    residual_masks = 2 * d.hidden_size * mask if d.dropout else 0
+    return norms + attention + _score_bytes(work, size, mask) + mlp + residual_masks + _input_bytes(work, size, mask)
+
+
+def _score_bytes(work: Work, size: int, mask: int) -> int:
+    """Bytes of one position's attention scores: the softmax in float32, its 16-bit copy, and dropout's."""
+    d, machine = work.dimensions, work.machine
+    if machine.attention != "eager" and not (d.dropout and machine.device != "cuda"):
+        return 0
+    copy = size if d.dropout or size < 4 else 0
+    return d.heads * row_length(work) * (4 + copy + (mask if d.dropout else 0))
+
+
+def _input_bytes(work: Work, size: int, mask: int) -> float:
+    """Bytes of the inputs of trained linears, a position and block; autocast casts each its own."""
+    d = work.dimensions
+    if d.adapter_dropout:
+        return d.linear_inputs_each * (size + mask) / d.layers
+    kept = d.linear_inputs_each if work.machine.precision.autocast else d.linear_inputs
+    return kept * size / d.layers
+
+
+_TILE_TOKENS, _TILE_VOCABULARY = 4096, 32768
+"""Tile of TRL's fused output layer (trl 1.16: kernels/chunked_logprob.py:31, trainer/utils.py:1447)."""
+
+
+def logit_bytes(work: Work) -> int:
+    """Bytes of the logits: of supervised positions only, in tiles on CUDA, at once elsewhere.
+
+    At once: log-probabilities, their gradient and the logits' gradient, in float32 (torch's cross-entropy).
+    """
+    d, machine = work.dimensions, work.machine
+    positions = work.training.per_device_train_batch_size * (row_length(work) - d.virtual_tokens)
+    supervised = math.ceil(positions * work.rows.supervised_share)
+    if machine.device == "cuda":
+        size = BYTES[machine.precision.autocast or machine.precision.weights]
+        return min(supervised, _TILE_TOKENS) * _TILE_VOCABULARY * size
+    return 3 * supervised * d.vocabulary * 4
+
+
+def _notes(work: Work) -> Iterator[str]:
+    d, t = work.dimensions, work.training
+    if t.optim != "adafactor" and _family(t.optim) not in _STATES:
+        yield f"the memory of optim={t.optim} is not known here; counted as AdamW in float32"
+    if t.packing:
+        yield "packing is counted as perfect: the real number of rows and steps is a little higher"
+    if d.max_positions is not None and row_length(work) > d.max_positions:
+        yield f"the longest row takes {row_length(work):,} positions, but the model sees {d.max_positions:,}"
+    if (rows := row_count(work.rows, t)) < t.per_device_train_batch_size:
+        yield f"training.per_device_train_batch_size is {t.per_device_train_batch_size}, with {rows:,} rows"
+
+
+def fits(plan: Plan, device_bytes: int) -> list[str]:
+    """What would make a plan fit that does not, with what each change comes to; empty when it fits."""
+    if plan.total <= device_bytes:
+        return []
+    changes = list(_changes(plan.work, device_bytes))
+    advice = [_advice(text, make(work).total, device_bytes) for text, work in changes]
+    if not any(make(work).total <= device_bytes for _, work in changes):
+        together = _smallest(plan.work)
+        advice.append(_advice("all of these, with a batch of 1", make(together).total, device_bytes))
+        if make(together).total > device_bytes:
+            advice.append("take a smaller model or a larger device")
+    return advice
+
+
+def _changes(work: Work, device_bytes: int) -> Iterator[tuple[str, Work]]:
+    """Each change that would spare memory, in words and as the changed work."""
+    t = work.training
+    if (batch := _batch_that_fits(work, device_bytes)) < t.per_device_train_batch_size:
+        smaller = with_batch(work, batch)
+        accumulation = smaller.training.gradient_accumulation_steps
+        words = f"training.per_device_train_batch_size={batch}"
+        more = f"training.gradient_accumulation_steps={accumulation}"
+        yield f"{words} {more} (the same updates)", smaller
+    if not t.activation_checkpointing:
+        changed = replace(work, training=replace(t, activation_checkpointing=True))
+        yield "training.activation_checkpointing=true (slower by about a third)", changed
+    if (length := row_length(work) - work.dimensions.virtual_tokens) > 1:
+        yield f"data.max_length={length // 2} (longer rows are cut)", with_max_length(work, length // 2)
+    if work.dimensions.adapter_parameters == 0:
+        yield "peft=lora (r=8 on queries and values)", with_lora(work)
+
+
+def _batch_that_fits(work: Work, device_bytes: int) -> int:
+    """The largest divisor of the batch that fits, else 1."""
+    batch = work.training.per_device_train_batch_size
+    divisors = [smaller for smaller in range(batch, 0, -1) if batch % smaller == 0]
+    return next((b for b in divisors if memory(with_batch(work, b)).total <= device_bytes), 1)
+
+
+def with_batch(work: Work, batch: int) -> Work:
+    """The same updates from smaller batches: what the batch loses, accumulation gains."""
+    t = work.training
+    rows = t.per_device_train_batch_size * t.gradient_accumulation_steps
+    changed = replace(t, per_device_train_batch_size=batch, gradient_accumulation_steps=rows // batch)
+    return replace(work, training=changed)
+
+
+def with_max_length(work: Work, max_length: int) -> Work:
+    """The same work on rows cut to `max_length`."""
+    return replace(work, training=replace(work.training, max_length=max_length))
+
+
+def with_lora(work: Work) -> Work:
+    """LoRA r=8 on queries and values instead of full tuning; the base in the dtype that is computed in."""
+    d, precision = work.dimensions, work.machine.precision
+    trained = d.layers * 8 * (2 * d.hidden_size + (d.heads + d.kv_heads) * d.head_dim)
+    dimensions = replace(
+        d,
+        adapter_parameters=trained,
+        trainable_parameters=trained,
+        linear_inputs=d.layers * d.hidden_size,
+        linear_inputs_each=2 * d.layers * d.hidden_size,
+    )
+    lower = replace(precision, weights=precision.autocast or precision.weights, trained="float32")
+    return replace(work, dimensions=dimensions, machine=replace(work.machine, precision=lower))
+
+
+def _smallest(work: Work) -> Work:
+    """Every change at once."""
+    length = row_length(work) - work.dimensions.virtual_tokens
+    changed = with_max_length(with_batch(work, 1), max(length // 2, 1))
+    changed = replace(changed, training=replace(changed.training, activation_checkpointing=True))
+    return changed if work.dimensions.adapter_parameters else with_lora(changed)
+
+
+def _advice(change: str, total: int, device_bytes: int) -> str:
+    verdict = "fits" if total <= device_bytes else "still too much"
+    return f"{change}: {size(total)}, {verdict}"
+
+
+def size(count: int) -> str:
+    """Bytes for a reader, in MiB or GiB."""
+    return f"{count / GIB:,.2f} GiB" if count >= GIB else f"{count / MIB:,.1f} MiB"
+
+
+def render(plan: Plan) -> str:
+    """The plan as a table for the terminal."""
+    t, machine, held = plan.work.training, plan.work.machine, plan.memory
+    share = 100 * plan.trainable_parameters / (plan.base_parameters + plan.adapter_parameters)
+    parts = ("weights", "gradients", "optimizer", "activations", "logits")
+    split = ", ".join(f"{part} {size(getattr(held, part))}" for part in parts)
+    length = "max_steps" if t.max_steps >= 0 else f"{t.num_train_epochs:g} epochs"
+    batch = f"{t.per_device_train_batch_size} rows x {t.gradient_accumulation_steps} accumulated"
+    tokens = f"{plan.tokens_per_epoch:,} an epoch"
+    lines = [
+        ("parameters", f"base {plan.base_parameters:,}, adapter {plan.adapter_parameters:,}"),
+        ("", f"trainable {plan.trainable_parameters:,} ({share:.3g} %)"),
+        ("precision", f"{machine.precision.describe()}; {machine.attention} attention on {machine.device}"),
+        ("", machine.precision.reason),
+        ("memory", f"{size(plan.total)} at most"),
+        ("", split),
+        ("steps", f"{plan.total_steps:,} ({length}, {plan.steps_per_epoch:,} an epoch, {batch})"),
+        ("tokens", f"≈ {tokens}, estimated from characters" if plan.tokens_estimated else tokens),
+        ("", f"at most {plan.positions_per_step:,} positions a step, padding included"),
+        ("checkpoint", size(plan.checkpoint_bytes)),
+        *(("note", note) for note in plan.notes),
+    ]
+    return "\n".join(f"{label:<12}{text}" for label, text in lines)
+
+
+@dataclass(frozen=True)
+class Actual:
+    """What a run really took, to set against its plan."""
+
+    peak_bytes: int
+    total_steps: int
+    tokens_per_epoch: int
+    trainable_parameters: int
+
+
+def render_against(plan: Plan, actual: Actual) -> str:
+    """Plan and run side by side; the last column is how far the plan is from the run."""
+    rows = [
+        ("peak memory", plan.total, actual.peak_bytes, size),
+        ("steps", plan.total_steps, actual.total_steps, "{:,}".format),
+        ("tokens an epoch", plan.tokens_per_epoch, actual.tokens_per_epoch, "{:,}".format),
+        ("trainable", plan.trainable_parameters, actual.trainable_parameters, "{:,}".format),
+    ]
+    lines = [f"{'':<17}{'plan':>15}{'actual':>15}{'plan is':>10}"]
+    for name, planned, real, show in rows:
+        lines.append(f"{name:<17}{show(planned):>15}{show(real):>15}{_off(planned, real):>10}")
+    return "\n".join(lines)
+
+
+def _off(planned: int, real: int) -> str:
+    if planned == real:
+        return "exact"
+    return f"{100 * (planned - real) / real:+.0f} %" if real else ""

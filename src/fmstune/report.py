@@ -1,0 +1,65 @@
+"""The summary of a run as text for a terminal; the only module of the parent that is about looks."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fmstune import run_folder
+
+_MEASURES = (("loss on the answer", "eval_loss", ".4f"), ("exact match", "exact_match", ".3f"))
+
+
+def render(summary: Mapping[str, Any], folder: Path) -> str:
+    """What a run came to: status, base against tuned, cost, and where the files are."""
+    return "\n".join(_lines(summary, folder))
+
+
+def _lines(summary: Mapping[str, Any], folder: Path) -> Iterator[str]:
+    if summary.get("tuned"):
+        yield ""
+        yield from comparison(summary.get("base"), summary["tuned"])
+    if "train_loss" in summary:
+        yield ""
+        yield from _cost(summary)
+    yield ""
+    status = summary.get("status", run_folder.FAILED)
+    error = (summary.get("error") or {}).get("message")
+    yield f"{status}: {folder}" + (f"\n  {error}" if error and status != run_folder.FINISHED else "")
+    if (folder / run_folder.MODEL).is_dir():
+        yield f"  model   {folder / run_folder.MODEL}"
+        yield f"  again   fmstune train --from {folder / run_folder.JOB}"
+
+
+def comparison(base: Mapping[str, Any] | None, tuned: Mapping[str, Any]) -> Iterator[str]:
+    """The table of base against tuned on the held-out rows."""
+    rows = tuned["rows"]
+    yield f"{f'held-out rows: {rows:,}':<22}{'base':>10}{'tuned':>10}{'change':>10}"
+    yield "─" * 52
+    for label, key, form in _MEASURES:
+        after = tuned.get(key)
+        before = base.get(key) if base else None
+        cells = [f"{value:{form}}" if value is not None else "–" for value in (before, after)]
+        change = f"{after - before:+{form}}" if before is not None and after is not None else ""
+        yield f"{label:<22}{cells[0]:>10}{cells[1]:>10}{change:>10}"
+    if tuned.get("rows_left_out"):
+        yield f"({tuned['rows_left_out']:,} more held-out rows were left out by evaluation.max_rows)"
+    if tuned.get("answers_too_long"):
+        yield f"({tuned['answers_too_long']:,} answers are longer than max_new_tokens and cannot match)"
+
+
+def _cost(summary: Mapping[str, Any]) -> Iterator[str]:
+    trainable, total = summary["trainable_parameters"], summary["total_parameters"]
+    yield f"trained {trainable:,} of {total:,} parameters ({trainable / total:.2%})"
+    speed = summary.get("tokens_per_second")
+    yield (
+        f"{summary['steps']:,} steps in {summary['train_seconds']:.1f} s"
+        + (f", {speed:,.0f} tokens/s" if speed else "")
+        + f", train loss {summary['train_loss']:.4f}"
+    )
+    plan = summary.get("plan") or {}
+    if "total" in plan and summary.get("peak_memory_bytes"):
+        used = summary["peak_memory_bytes"] - summary.get("memory_before_model_bytes", 0)
+        yield (
+            f"memory: planned {plan['total'] / 2**20:,.0f} MiB, measured {used / 2**20:,.0f} MiB"
+            " above what the libraries take"
+        )

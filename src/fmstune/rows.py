@@ -1,0 +1,320 @@
+"""Files → rows: JSON, JSON lines, CSV, Parquet and Arrow, one row after the other, each with its place.
+
+Neither torch nor datasets is imported here, so that the check before a run can look at the files.
+"""
+
+import codecs
+import csv
+import glob
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fmstune import package_files
+from fmstune.errors import UserError, did_you_mean, raise_if_any
+
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".arrow")
+"""What a folder is searched for; a file that is named is read whatever its suffix, by its content."""
+JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+NOT_ROWS = ("dataset_info.json", "state.json", "dataset_dict.json")
+"""What `Dataset.save_to_disk` writes beside its Arrow files."""
+SHOWN = 10
+"""Problems, and rows of one problem, that a message lists; more are counted."""
+
+
+class Row(NamedTuple):
+    """A row and its place: `number` counts from 1, and is the line in JSON lines."""
+
+    file: str
+    number: int
+    values: dict[str, Any]
+
+
+class Unreadable(NamedTuple):
+    """A message in the place of a row."""
+
+    problem: str
+
+
+class File(NamedTuple):
+    """A data file and the name to call it by."""
+
+    name: str
+    path: Path
+
+
+Item = Row | Unreadable
+
+
+@dataclass
+class Problems:
+    """What is wrong with many rows: the same words about one file are said once, with the rows' numbers."""
+
+    found: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+
+    def add(self, problem: str, row: Row | None = None) -> None:
+        """Note a problem, of this row or of a whole file."""
+        numbers = self.found.setdefault((row.file if row else "", problem), [])
+        if row:
+            numbers.append(row.number)
+
+    def messages(self) -> list[str]:
+        """The first problems, and how many more there are."""
+        shown = [_message(*item) for item in islice(self.found.items(), SHOWN)]
+        more = len(self.found) - len(shown)
+        return [*shown, f"and {more:,} more such problems"] if more else shown
+
+
+def read(source: Any, field: str, max_rows: int | None = None) -> Iterator[Row]:
+    """All rows of a file, glob, folder, hub id or a list of these, in order, with the memory of one batch.
+
+    What cannot be read is left out until the end, where one UserError tells of all of it: whoever reads to
+    the end cannot miss a row.
+    """
+    problems, count = Problems(), 0
+    for file in locate(source, field):
+        before = count
+        for item in islice(_items(file), None if max_rows is None else max_rows - count):
+            count += 1
+            if isinstance(item, Row):
+                yield item
+            else:
+                problems.add(item.problem)
+        if count == max_rows:
+            break
+        if count == before:
+            problems.add(f"{field}: {file.name} holds no rows")
+    raise_if_any(problems.messages())
+
+
+def files(source: Any, field: str) -> list[Path]:
+    """The local files of a source in the order of reading; hub ids have none."""
+    return [file.path for file in _unique(source, field, lambda hub_id, field: [])]
+
+
+def content_hash(source: Any, field: str) -> str:
+    """SHA-256 of a single file's bytes, as `sha256sum` prints it; of several, over their digests in order."""
+    digests = []
+    for file in locate(source, field):
+        with file.path.open("rb") as content:
+            digests.append(hashlib.file_digest(content, "sha256"))
+    if len(digests) == 1:
+        return digests[0].hexdigest()
+    return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
+
+
+def locate(source: Any, field: str) -> list[File]:
+    """The files of a source; those of a hub id are downloaded into the cache of `datasets`."""
+    return _unique(source, field, _hub_files)
+
+
+def _unique(source: Any, field: str, hub_files: Callable[[str, str], list[File]]) -> list[File]:
+    """A list keeps its order, folders and globs are sorted by name, and no file comes twice."""
+    entries = source if isinstance(source, list | tuple) else [source]
+    found: dict[Path, File] = {}
+    problems = [] if entries else [f"{field} is an empty list; name a file, glob, folder or hub id"]
+    for entry in entries:
+        try:
+            for file in _files_of(entry, field, hub_files):
+                found.setdefault(file.path.resolve(), file)
+        except UserError as err:
+            problems += err.problems
+    raise_if_any(problems)
+    return list(found.values())
+
+
+def _files_of(entry: Any, field: str, hub_files: Callable[[str, str], list[File]]) -> list[File]:
+    if not isinstance(entry, str) or not entry:
+        raise UserError(f"{field} must name a file, glob, folder or hub id, found {entry!r}")
+    try:
+        path = Path(package_files.resolve(entry)).expanduser()
+    except UserError as err:
+        raise UserError(f"{field}: {err}") from err
+    if path.is_file():
+        return [File(entry, path)]
+    if path.is_dir():
+        return _in_folder(path, field)
+    if any(character in entry for character in "*?["):
+        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+        if not matches:
+            raise UserError(f"{field}: no file matches {entry}")
+        return [File(str(match), match) for match in matches]
+    if _may_be_hub_id(entry):
+        return hub_files(entry, field)
+    neighbours = [near.name for near in path.parent.iterdir()] if path.parent.is_dir() else []
+    missing = "" if path.parent.is_dir() else f" (there is no folder {path.parent})"
+    raise UserError(f"{field}: no file {entry}{missing}{did_you_mean(path.name, neighbours)}")
+
+
+def _in_folder(folder: Path, field: str) -> list[File]:
+    """The data files right in this folder: its sub-folders may be other splits, and must be named."""
+    found = sorted(path for path in folder.iterdir() if _is_data(path))
+    if not found:
+        below = sorted({path.parent.relative_to(folder) for path in folder.rglob("*") if _is_data(path)})
+        hint = f"; its folders {', '.join(map(str, below))} do: name one" if below else ""
+        raise UserError(f"{field}: the folder {folder} holds no data file ({' '.join(SUFFIXES)}){hint}")
+    return [File(str(path), path) for path in found]
+
+
+def _is_data(path: Path) -> bool:
+    hidden = path.name.startswith(".")
+    return path.suffix in SUFFIXES and path.is_file() and not hidden and path.name not in NOT_ROWS
+
+
+def _may_be_hub_id(entry: str) -> bool:
+    """`owner/name`, unless it looks like a file: by its suffix, or because its folder exists here."""
+    parts = re.fullmatch(r"([A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*", entry)
+    return parts is not None and Path(entry).suffix not in SUFFIXES and not Path(parts[1]).is_dir()
+
+
+def _hub_files(hub_id: str, field: str) -> list[File]:
+    """The Arrow files that `datasets` makes of the train split."""
+    import datasets  # slow to import, and not needed for local files
+
+    try:
+        dataset = datasets.load_dataset(hub_id, split="train")
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as err:
+        raise UserError(f"{field}: cannot load {hub_id} from the hub, nor is there such a path here ({err})") from err
+    return [File(f"{hub_id} (train)", Path(part["filename"])) for part in dataset.cache_files]
+
+
+def _items(file: File) -> Iterator[Item]:
+    try:
+        with file.path.open("rb") as content:
+            head = content.read(4096).removeprefix(codecs.BOM_UTF8)
+        yield from _reader(file, head)(file)
+    except OSError as err:
+        yield Unreadable(f"{file.name}: cannot be read ({err.strerror or err})")
+
+
+def _reader(file: File, head: bytes) -> Callable[[File], Iterable[Item]]:
+    """Content decides, since JSON lines are often called .json; the suffix only tells what CSV is."""
+    start, suffix = head.lstrip(), file.path.suffix
+    if head.startswith(b"PAR1"):
+        return _parquet
+    if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+        return _arrow
+    if suffix == ".csv":
+        return _csv
+    if start.startswith(b"["):
+        return _json_array
+    if start.startswith(b"{") or suffix in JSON_SUFFIXES:
+        return _json_lines
+    return _no_rows if not head else _unknown
+
+
+def _no_rows(file: File) -> Iterator[Item]:
+    return iter(())
+
+
+def _unknown(file: File) -> Iterator[Item]:
+    yield Unreadable(f"{file.name}: neither JSON, CSV (by its suffix .csv), Parquet nor Arrow; convert it to one of them")
+
+
+def _json_lines(file: File) -> Iterator[Item]:
+    with file.path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if content.strip():
+                yield _json_line(file, number, content)
+
+
+def _json_line(file: File, number: int, content: bytes) -> Item:
+    place = f"{file.name}:{number}"
+    try:
+        values = json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as err:
+        return Unreadable(f"{place}: not UTF-8 ({err.reason} at byte {err.start}); convert the file to UTF-8")
+    except json.JSONDecodeError as err:
+        return Unreadable(f"{place}: broken JSON ({err.msg} at column {err.colno}); one object a line is expected")
+    if not isinstance(values, dict):
+        return Unreadable(f"{place}: a row must be a JSON object, found a {type(values).__name__}")
+    return Row(file.name, number, values)
+
+
+def _json_array(file: File) -> Iterator[Item]:
+    try:
+        rows = json.loads(file.path.read_bytes().removeprefix(codecs.BOM_UTF8).decode("utf-8"))
+    except UnicodeDecodeError as err:
+        yield Unreadable(f"{file.name}: not UTF-8 ({err.reason} at byte {err.start}); convert the file to UTF-8")
+        return
+    except json.JSONDecodeError as err:
+        yield Unreadable(f"{file.name}:{err.lineno}: broken JSON ({err.msg} at column {err.colno})")
+        return
+    for number, values in enumerate(rows, start=1):
+        if isinstance(values, dict):
+            yield Row(file.name, number, values)
+        else:
+            kind = type(values).__name__
+            yield Unreadable(f"{file.name}, row {number}: a row must be a JSON object, found a {kind}")
+
+
+def _csv(file: File) -> Iterator[Item]:
+    with file.path.open("rb") as lines:
+        reader = csv.reader((line.decode("utf-8-sig" if n == 0 else "utf-8") for n, line in enumerate(lines)), strict=True)
+        try:
+            columns = next(reader, [])
+            if len(set(columns)) < len(columns) or "" in columns:
+                yield Unreadable(f"{file.name}: the first line must name the columns, each once, found {columns}")
+                return
+            for number, cells in enumerate((cells for cells in reader if cells), start=1):
+                if len(cells) == len(columns):
+                    yield Row(file.name, number, dict(zip(columns, cells, strict=True)))
+                else:
+                    place = f"{file.name}, row {number} (line {reader.line_num})"
+                    yield Unreadable(f"{place}: {len(cells)} cells for {len(columns)} columns; quote cells with commas")
+        except UnicodeDecodeError as err:
+            place = f"{file.name}:{reader.line_num + 1}"
+            yield Unreadable(f"{place}: not UTF-8 ({err.reason} at byte {err.start}); convert the file to UTF-8")
+        except csv.Error as err:
+            yield Unreadable(f"{file.name}:{reader.line_num}: broken CSV ({err}); JSON lines are safer for long texts")
+
+
+def _parquet(file: File) -> Iterator[Item]:
+    from pyarrow import parquet
+
+    return _rows_of_batches(file, lambda: parquet.ParquetFile(file.path).iter_batches(batch_size=1000))
+
+
+def _arrow(file: File) -> Iterator[Item]:
+    return _rows_of_batches(file, lambda: _arrow_batches(file))
+
+
+def _arrow_batches(file: File) -> Iterator[Any]:
+    """Record batches of either shape in which Arrow is written: the file, and the stream that `datasets` keeps."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(file.path)) as content:
+        if content.read(6) == b"ARROW1":
+            reader = pa.ipc.open_file(content)
+            yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+        else:
+            content.seek(0)
+            yield from pa.ipc.open_stream(content)
+
+
+def _rows_of_batches(file: File, batches: Callable[[], Iterator[Any]]) -> Iterator[Item]:
+    import pyarrow as pa  # a quarter of a second, and most data is JSON
+
+    number = 0
+    try:
+        for batch in batches():
+            for values in batch.to_pylist():
+                number += 1
+                yield Row(file.name, number, values)
+    except (pa.ArrowException, OSError) as err:
+        yield Unreadable(f"{file.name}: broken after row {number} ({err})")
+
+
+def _message(key: tuple[str, str], numbers: list[int]) -> str:
+    file, problem = key
+    if not numbers:
+        return problem
+    shown, more = numbers[:SHOWN], len(numbers) - SHOWN
+    listed = ", ".join(map(str, shown)) + (f" and {more:,} more" if more > 0 else "")
+    return f"{file}, {'row' if len(numbers) == 1 else 'rows'} {listed}: {problem}"

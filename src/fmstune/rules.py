@@ -1,0 +1,222 @@
+"""Job → problems: what cannot work, found without torch, each message naming the field and what to change."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fmstune import package_files, rows, run_folder
+from fmstune.errors import UserError, did_you_mean
+from fmstune.job import Attention, Data, Device, Evaluation, Job, Launcher, Model
+
+FULL = "fmstune.adapters.full"
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "extra_special_tokens")
+
+
+def problems(job: Job) -> Iterator[str]:
+    """All that the parent can find wrong before it starts anything."""
+    yield from _top_level(job)
+    yield from _model(job.model, adapts=tunes_an_adapter(job))
+    yield from _peft(job.peft)
+    yield from _data(job.data)
+    yield from _training(job)
+    yield from _together(job)
+    yield from _launcher(job.launcher)
+    yield from _evaluation(job.evaluation)
+
+
+def notes(job: Job) -> Iterator[str]:
+    """What works but may not be meant."""
+    rate = job.training.get("learning_rate")
+    if tunes_an_adapter(job) and isinstance(rate, float) and rate < 5e-5:
+        yield (
+            f"training.learning_rate={rate:g} suits full tuning; adapters usually want 1e-4 or more"
+            " (training_for/ has a rate for the shipped models only)"
+        )
+    if job.evaluation.enabled and not has_held_out(job.data):
+        yield "no held-out rows, so base and tuned are not compared; set data.eval or data.eval_fraction"
+
+
+def tunes_an_adapter(job: Job) -> bool:
+    """Whether the base weights stay as they are."""
+    return bool(job.peft["_target_"] != FULL)
+
+
+def has_held_out(data: Data) -> bool:
+    """Whether some rows are kept from training."""
+    return data.eval is not None or data.eval_fraction > 0
+
+
+def folder_problems(folder: Path) -> Iterator[str]:
+    """Why this cannot become a run's folder."""
+    if folder.is_dir():
+        found = [name for name in run_folder.MARKS if (folder / name).exists()]
+        if found:
+            yield f"output_dir: {folder} holds another run ({', '.join(found)}); choose another, it is never overwritten"
+    elif folder.exists():
+        yield f"output_dir: {folder} is a file; choose a folder"
+
+
+def _top_level(job: Job) -> Iterator[str]:
+    if not re.fullmatch(r"[\w.+-]+", job.name) or job.name.startswith("."):
+        yield f"name becomes part of a folder's name: use letters, digits and . _ + -, got {job.name!r}"
+    if not 0 <= job.seed < 2**32:
+        yield f"seed must be at least 0 and below 2**32, got {job.seed}"
+    if job.output_dir is not None:
+        yield from folder_problems(Path(job.output_dir))
+
+
+def _model(model: Model, *, adapts: bool) -> Iterator[str]:
+    yield from _model_place("model.path", model.path, wants="config.json")
+    if model.tokenizer is not None:
+        yield from _model_place("model.tokenizer", model.tokenizer, wants="tokenizer_config.json")
+    if model.adapter is not None:
+        yield from _model_place("model.adapter", model.adapter, wants="adapter_config.json")
+        if not adapts:
+            yield "model.adapter goes on training an adapter, and peft=full has none; choose its method, such as peft=lora"
+    if model.quantization is not None:
+        yield f"model.quantization is reserved and must be null, got {model.quantization!r}"
+    if model.architecture is not None and "model_type" not in model.architecture:
+        yield "model.architecture needs model_type, such as llama"
+    for name in model.special_tokens:
+        if name not in SPECIAL_TOKENS:
+            known = ", ".join(SPECIAL_TOKENS)
+            yield f"model.special_tokens.{name}: unknown{did_you_mean(name, SPECIAL_TOKENS)}; the names are {known}"
+
+
+def _model_place(field: str, place: str, wants: str) -> Iterator[str]:
+    """A folder must hold what it should; what is no folder must look like a hub id."""
+    try:
+        folder = Path(package_files.resolve(place)).expanduser()
+    except UserError as err:
+        yield f"{field}: {err}"
+        return
+    if folder.is_dir():
+        if not (folder / wants).is_file():
+            yield f"{field}: {folder} has no {wants}, so it is not a folder of that kind"
+        elif wants == "config.json" and not any(folder.glob("*.safetensors")):
+            # pickled weights can run code on loading
+            found = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "no weights"
+            yield f"{field}: {folder} holds no *.safetensors (found {found}); fmstune reads safetensors only"
+    elif folder.is_file():
+        yield f"{field}: {folder} is a file; give the folder that holds it"
+    elif not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", place):
+        yield f"{field}: no folder {folder}, and {place!r} is not a hub id (owner/name)"
+
+
+def _peft(peft: dict[str, Any]) -> Iterator[str]:
+    for name in ("r", "lora_alpha", "num_virtual_tokens"):
+        if name in peft:
+            yield from _at_least(f"peft.{name}", peft[name], 1)
+    for name in ("lora_dropout",):
+        if name in peft and not 0 <= peft[name] < 1:
+            yield f"peft.{name} must be at least 0 and below 1, got {peft[name]}"
+    if peft.get("prompt_tuning_init") == "TEXT" and not peft.get("prompt_tuning_init_text"):
+        yield "peft.prompt_tuning_init=TEXT needs peft.prompt_tuning_init_text, the words to start from"
+    if peft.get("prompt_tuning_init_text") and peft.get("prompt_tuning_init") != "TEXT":
+        yield "peft.prompt_tuning_init_text is used only with peft.prompt_tuning_init=TEXT"
+    targets = peft.get("target_modules")
+    if targets is not None and not (
+        isinstance(targets, str) or (isinstance(targets, list) and all(isinstance(t, str) for t in targets))
+    ):
+        yield f"peft.target_modules must be a list of names, one name or all-linear, got {targets!r}"
+    if targets == []:
+        yield "peft.target_modules is empty, so nothing would be trained; give names or all-linear"
+    if peft.get("task_type") not in (None, "CAUSAL_LM"):
+        yield f"peft.task_type is CAUSAL_LM here, got {peft['task_type']!r}; leave it out"
+
+
+def _data(data: Data) -> Iterator[str]:
+    for field, source in (("data.train", data.train), ("data.eval", data.eval)):
+        if source is not None or field == "data.train":
+            try:
+                rows.files(source, field)
+            except UserError as err:
+                yield from err.problems
+    if not 0 <= data.eval_fraction < 1:
+        yield f"data.eval_fraction must be at least 0 and below 1, got {data.eval_fraction}"
+    elif data.eval is not None and data.eval_fraction > 0:
+        yield "data.eval and data.eval_fraction both say what is held out; set one of them"
+    if data.max_rows is not None:
+        yield from _at_least("data.max_rows", data.max_rows, 1)
+    yield from _at_least("data.max_length", data.max_length, 2)
+    if "text_field" in data.format and not data.format["text_field"]:
+        yield "data.text_field must name the column that holds the text"
+
+
+def _training(job: Job) -> Iterator[str]:
+    training = job.training
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if name in training:
+            yield from _at_least(f"training.{name}", training[name], 1)
+    steps, epochs = training.get("max_steps", -1), training.get("num_train_epochs", 3.0)
+    if steps == 0 or steps < -1:
+        yield f"training.max_steps must be at least 1, or -1 for whole epochs, got {steps}"
+    if steps < 0 and epochs <= 0:
+        yield f"training.num_train_epochs must be above 0, got {epochs:g}"
+    if "learning_rate" in training and not 0 < training["learning_rate"] < 10:
+        yield f"training.learning_rate must be above 0 and below 10, got {training['learning_rate']:g}"
+    for name in ("warmup_steps", "weight_decay", "max_grad_norm", "label_smoothing_factor"):
+        if training.get(name, 0) < 0:
+            yield f"training.{name} must be at least 0, got {training[name]:g}"
+    for name in ("logging_steps", "save_steps", "eval_steps"):
+        if training.get(name) is not None and training[name] <= 0:
+            yield f"training.{name} must be above 0, got {training[name]:g}"
+    if training.get("bf16") and training.get("fp16"):
+        yield "training.bf16 and training.fp16 are both true; set one of them, or neither (model.dtype decides)"
+    resume = training.get("resume")
+    if resume is not None and not (Path(str(resume)) / "trainer_state.json").is_file():
+        yield f"training.resume: {resume} is not a checkpoint folder (no trainer_state.json); give RUN/checkpoint-STEP"
+    yield from _evaluation_while_training(job)
+
+
+def _evaluation_while_training(job: Job) -> Iterator[str]:
+    training = job.training
+    evaluates = training.get("eval_strategy", "no")
+    saves = training.get("save_strategy", "steps")
+    if evaluates != "no" and not has_held_out(job.data):
+        yield f"training.eval_strategy={evaluates} needs held-out rows; set data.eval or data.eval_fraction"
+    if training.get("load_best_model_at_end"):
+        if evaluates == "no":
+            yield "training.load_best_model_at_end needs training.eval_strategy=epoch or steps, to know the best"
+        elif saves not in (evaluates, "best"):
+            yield (
+                f"training.load_best_model_at_end needs save_strategy and eval_strategy to agree, "
+                f"got {saves} and {evaluates}"
+            )
+    elif saves == "best" and evaluates == "no":
+        yield "training.save_strategy=best needs training.eval_strategy=epoch or steps, to know the best"
+
+
+def _together(job: Job) -> Iterator[str]:
+    """Fields that are right alone and wrong together."""
+    learns_prompt = "num_virtual_tokens" in job.peft
+    if learns_prompt and job.training.get("packing"):
+        # measured: packed documents see each other, because PEFT drops position_ids
+        yield "training.packing mixes documents up with prompt tuning; set training.packing=false"
+    if learns_prompt and job.training.get("padding_free"):
+        yield "training.padding_free mixes documents up with prompt tuning; set training.padding_free=false"
+    if job.model.attention is Attention.flash_attention_2 and job.launcher.device in (Device.cpu, Device.mps):
+        yield f"model.attention=flash_attention_2 needs a CUDA device, and launcher.device={job.launcher.device.value}"
+    if job.training.get("fp16") and job.launcher.device is Device.cpu:
+        yield "training.fp16 needs an accelerator, and launcher.device=cpu; set training.fp16=false"
+    offload = job.training.get("activation_offloading")
+    if offload and job.launcher.device is Device.cpu:
+        yield "training.activation_offloading moves activations from an accelerator, and launcher.device=cpu"
+
+
+def _launcher(launcher: Launcher) -> Iterator[str]:
+    if launcher.threads is not None:
+        yield from _at_least("launcher.threads", launcher.threads, 1)
+
+
+def _evaluation(evaluation: Evaluation) -> Iterator[str]:
+    yield from _at_least("evaluation.batch_size", evaluation.batch_size, 1)
+    yield from _at_least("evaluation.max_new_tokens", evaluation.max_new_tokens, 1)
+    if evaluation.max_rows is not None:
+        yield from _at_least("evaluation.max_rows", evaluation.max_rows, 1)
+
+
+def _at_least(field: str, value: int | float, least: int) -> Iterator[str]:
+    if value < least:
+        yield f"{field} must be at least {least}, got {value}"

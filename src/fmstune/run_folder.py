@@ -1,0 +1,50 @@
+"""What a run leaves: the names of its files, and writing them so that they are whole or not there."""
+
+import json
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+JOB = "job.yaml"
+LOCK_FILE = ".lock"
+"""Held by the runner while it writes into the folder."""
+PROVENANCE = "lock.json"
+METRICS = "metrics.jsonl"
+LOSS_PLOT = "loss.png"
+SUMMARY = "summary.json"
+MODEL = "model"
+
+MARKS = (JOB, PROVENANCE, METRICS, SUMMARY, MODEL)
+"""Any of these in a folder means that a run lives there."""
+
+FINISHED, FAILED, INTERRUPTED, RUNNING = "finished", "failed", "interrupted", "running"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write aside, then rename: a reader sees the old file or the new one, never half of it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a run, empty when there is none yet."""
+    path = folder / SUMMARY
+    if not path.is_file():
+        return {}
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return summary
+
+
+def update_summary(folder: Path, values: Mapping[str, Any]) -> None:
+    """Set these keys of the summary and keep the others."""
+    write_json(folder / SUMMARY, {**read_summary(folder), **values})
+
+
+def mark_killed(folder: Path, number: int) -> None:
+    """Record that a signal ended the runner before it could say so itself."""
+    name = signal.Signals(number).name
+    status = INTERRUPTED if number in (signal.SIGINT, signal.SIGTERM) else FAILED
+    update_summary(folder, {"status": status, "error": {"kind": "signal", "message": f"the runner died of {name}"}})

@@ -1,0 +1,153 @@
+"""One rank: `python -m fmstune.runner RUN/job.yaml`; reads the frozen job, never composes, never makes a folder."""
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+
+from fmstune import checks, data, freeze, models, parent, plan, precision, shapes, train
+from fmstune.checks import Checked
+from fmstune.command_line import Verb
+from fmstune.data import Prepared
+from fmstune.errors import UserError, raise_if_any, render
+from fmstune.job import Job
+from fmstune.models import Tokenizer
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Do the verb; 0, 2 for what the user can mend, 130 when interrupted, 1 with a traceback for what we must."""
+    options = _options(words)
+    _quiet()
+    parent.interrupt_on_sigterm()
+    try:
+        return _act(options)
+    except UserError as err:
+        print(render(err.problems), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fmstune: interrupted", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def _options(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m fmstune.runner", description=__doc__)
+    parser.add_argument("job", type=Path, help="the frozen job.yaml of a run folder")
+    parser.add_argument("--verb", choices=[v.value for v in Verb if v is not Verb.doctor], default=Verb.train.value)
+    parser.add_argument("--trust", action="append", default=[], help="package whose format functions are allowed")
+    parser.add_argument("--rows", type=int, default=3, help="show-data: rows to print")
+    parser.add_argument("--json", type=Path, help="show-data: file for every training row")
+    return parser.parse_args(words)
+
+
+def _quiet() -> None:
+    """Other libraries speak only of what is wrong; their progress bars would write over ours."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    for name in ("httpx", "filelock", "fsspec", "matplotlib", "trl", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads:
+        torch.set_num_threads(int(threads))
+
+
+def _act(options: argparse.Namespace) -> int:
+    job = freeze.read(options.job, trusted=options.trust).job
+    verb = Verb(options.verb)
+    if verb is Verb.modules:
+        return _modules(job)
+    if verb is Verb.train:
+        parent.watch(lambda: train.interrupted(Path(job.output_dir or ".")))
+        return _train(job)
+    parent.watch(lambda: None)
+    return _check(job) if verb is Verb.check else _show_data(job, options.rows, options.json)
+
+
+def _modules(job: Job) -> int:
+    model = shapes.build_empty(shapes.configuration(job.model))
+    print(shapes.render_modules(model, job.model.lora_targets))
+    return 0
+
+
+def _check(job: Job) -> int:
+    """All that can be known before a weight is read; problems of model and data together."""
+    problems: list[str] = []
+    checked: Checked | None = None
+    rows: plan.Rows | None = None
+    prepared: Prepared | None = None
+    try:
+        checked = checks.check(job)
+    except UserError as err:
+        problems += err.problems
+    try:
+        tokenizer = checks.tokenizer_at_hand(job)
+        if tokenizer is None:
+            rows = checks.estimated_rows(job)
+        else:
+            prepared = data.prepare(job.data, tokenizer.tokenizer, job.seed)
+            rows = checks.rows_of(prepared.ledger)
+    except UserError as err:
+        problems += [problem for problem in err.problems if problem not in problems]
+    raise_if_any(problems)
+    assert checked is not None and rows is not None
+    _print_plan(checks.make_plan(job, checked, rows), checked)
+    if prepared is not None:
+        print("\n".join(["", *prepared.ledger.lines()]))
+    print("\nno problems found")
+    return 0
+
+
+def _print_plan(made: plan.Plan, checked: Checked) -> None:
+    print(plan.render(made))
+    for note in (checked.precision.reason, *precision.notes(checked.precision, checked.peft is not None)):
+        print(f"note: {note}")
+    available = checks.device_bytes(checked.device)
+    if available is not None:
+        print("\n".join(plan.fits(made, available)))
+
+
+def _show_data(job: Job, rows: int, json: Path | None) -> int:
+    from fmstune import show_data
+    tokenizer = models.load_tokenizer(job.model)
+    prepared = data.prepare(job.data, tokenizer.tokenizer, job.seed)
+    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(show_data.render(prepared, tokenizer.tokenizer, rows=rows, color=color))
+    if json is not None:
+        show_data.write_json(prepared, tokenizer.tokenizer, json)
+        print(f"\nwrote {json}")
+    return 0
+
+
+def _train(job: Job) -> int:
+    if job.output_dir is None:
+        raise UserError("output_dir must be given when the runner is started by hand")
+    with train.locked(Path(job.output_dir)):
+        checked = checks.check(job)
+        tokenizer, prepared = _prepare(job)
+        made = checks.make_plan(job, checked, checks.rows_of(prepared.ledger))
+        _print_plan(made, checked)
+        print("\n".join(["", *prepared.ledger.lines(), ""]), flush=True)
+        train.run(job, checked, tokenizer, prepared, made)
+    return 0
+
+
+def _prepare(job: Job) -> tuple[Tokenizer, Prepared]:
+    tokenizer = models.load_tokenizer(job.model)
+    return tokenizer, data.prepare(job.data, tokenizer.tokenizer, job.seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,408 @@
+"""Counts and module names of the architecture, from its configuration on the meta device; reads no weight."""
+
+import copy
+import json
+import re
+import warnings
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    StrictDataclassError,
+)
+from peft import PeftConfig, PeftType, PromptLearningConfig, PromptTuningConfig, PromptTuningInit, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.activations import NewGELUActivation
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.pytorch_utils import Conv1D
+
+from fmstune import package_files
+from fmstune.errors import UserError, did_you_mean, raise_if_any
+from fmstune.job import Model
+from fmstune.plan import Dimensions
+
+ALL_LINEAR = "all-linear"
+"""PEFT's word for every linear layer but the output layer; it is a string of its own and no list entry."""
+
+_RENAMED = {"rope_theta": "rope_parameters", "rope_scaling": "rope_parameters", "torch_dtype": "dtype"}
+"""Keys of older configurations that transformers 5 takes and keeps under another name."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Modules that an adapter can target under one name."""
+
+    name: str
+    """Ending of the module names: the last part, or the last two where the last alone has several shapes."""
+    kind: str
+    """`Linear` or `Conv1D`."""
+    count: int
+    inputs: int
+    outputs: int
+
+    def lora_parameters(self, r: int) -> int:
+        """Parameters of a LoRA of rank `r` on all of them (Hu et al. 2021, arXiv:2106.09685, section 4.1)."""
+        return self.count * r * (self.inputs + self.outputs)
+
+
+def configuration(model: Model) -> PreTrainedConfig:
+    """The configuration of the model: from its folder, else from `model.architecture`, else from the hub."""
+    given = None if model.architecture is None else _from_architecture(model.architecture)
+    place = package_files.resolve(model.path)
+    if Path(place).is_dir():
+        config = _from_folder(place)
+        if given is not None:
+            raise_if_any(_disagreements(model, given, config))
+    elif given is not None:
+        config = given
+    else:
+        config = _from_hub(place, model.revision)
+    raise_if_any(_causal_problems(model.path, config))
+    return config
+
+
+def _from_architecture(architecture: dict[str, Any]) -> PreTrainedConfig:
+    """A configuration from values alone; transformers itself would take any unknown key in silence."""
+    model_type = architecture.get("model_type")
+    if model_type is None:
+        raise UserError("model.architecture: model_type is missing; add the transformers name, such as llama")
+    if model_type not in CONFIG_MAPPING:
+        hint = did_you_mean(str(model_type), CONFIG_MAPPING.keys())
+        raise UserError(f"model.architecture.model_type: transformers knows no {model_type!r}{hint}")
+    default = CONFIG_MAPPING[model_type]()
+    known = {*default.to_dict(), *default.attribute_map, *_RENAMED}
+    raise_if_any(
+        f"model.architecture.{key}: {model_type} has no such value{did_you_mean(key, known)}"
+        for key in architecture
+        if key not in known
+    )
+    try:
+        config: PreTrainedConfig = AutoConfig.for_model(**architecture)
+    except StrictDataclassError as error:
+        raise UserError(f"model.architecture: {' '.join(str(error).split())}") from error
+    return config
+
+
+def _from_folder(folder: str) -> PreTrainedConfig:
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        raise UserError(f"model.path: {folder} has no config.json; give the folder that save_pretrained wrote")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"model.path: {file} is not JSON: {error}") from error
+    raise_if_any(_code_problems(folder, values))
+    config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return config
+
+
+def _from_hub(path: str, revision: str | None) -> PreTrainedConfig:
+    if path.startswith(("/", "./", "../", "~")):
+        raise UserError(f"model.path: there is no folder {path}; give an existing folder or a hub id")
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
+        raise_if_any(_code_problems(path, values))
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except OSError as error:
+        raise UserError(_hub_problem(path, revision, error)) from error
+    return config
+
+
+def _hub_problem(path: str, revision: str | None, error: OSError) -> str:
+    """One message for what kept transformers from the hub; the kind is in the cause of its OSError."""
+    page = f"https://huggingface.co/{path}"
+    cause = error.__cause__ or error
+    # from the special to the general: each of these is a subclass of a later one
+    if isinstance(cause, GatedRepoError):
+        return f"model.path: {path} is gated; accept its terms at {page} and log in with `hf auth login`"
+    if isinstance(cause, RevisionNotFoundError):
+        return f"model.revision: {path} has no revision {revision!r}; see {page}/tree/main"
+    if isinstance(cause, RepositoryNotFoundError):
+        return f"model.path: neither a folder nor a hub model is named {path}; if private, `hf auth login` first"
+    if isinstance(cause, HFValidationError):
+        return f"model.path: {path} is neither a folder nor a hub id (NAME or OWNER/NAME)"
+    if isinstance(cause, LocalEntryNotFoundError | HfHubHTTPError | ConnectionError):
+        return (
+            f"model.path: no folder is named {path}, and it is neither in the hub's cache nor can the hub be "
+            "reached; give a folder, or model.architecture to check without the hub"
+        )
+    return f"model.path: {path}: {' '.join(str(error).split())}"
+
+
+def _code_problems(place: str, values: dict[str, Any]) -> Iterator[str]:
+    """A model that brings code of its own is refused: it would run here with the user's rights."""
+    model_type = values.get("model_type")
+    own = values.get("auto_map", {})
+    if model_type is None:
+        yield f"model.path: the config.json of {place} names no model_type; add the transformers name"
+    elif own and (model_type not in CONFIG_MAPPING or not _is_upstream(model_type, values)):
+        yield (
+            f"model.path: {place} needs code of its own ({', '.join(map(str, own.values()))}), and fmstune runs "
+            "none from a model; take a model of an architecture that transformers has"
+        )
+    elif model_type not in CONFIG_MAPPING:
+        hint = did_you_mean(str(model_type), CONFIG_MAPPING.keys())
+        yield f"model.path: {place} has the model_type {model_type!r}, unknown to this transformers{hint}"
+
+
+def _is_upstream(model_type: str, values: dict[str, Any]) -> bool:
+    """The class that the configuration names is transformers' own (GPT2LMHeadCustomModel of santacoder is not)."""
+    return values.get("architectures") in (None, [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)])
+
+
+def _disagreements(model: Model, given: PreTrainedConfig, found: PreTrainedConfig) -> Iterator[str]:
+    """Every value of `model.architecture` that the model's folder contradicts."""
+    for key in model.architecture or {}:
+        kept = _RENAMED.get(key, key)
+        here, there = getattr(given, kept), getattr(found, kept, None)
+        if here != there:
+            yield f"model.architecture.{key} is {here!r}, but {model.path} has {there!r}; correct it"
+
+
+def _causal_problems(path: str, config: PreTrainedConfig) -> Iterator[str]:
+    """Models that do not predict the next token, or would get a random head to do so."""
+    named = config.architectures or []
+    expected = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    if config.is_encoder_decoder or expected is None:
+        yield f"model.path: {path} ({config.model_type}) is no causal language model; only these can be tuned"
+        return
+    if named and not any(name == expected or "CausalLM" in name or "LMHead" in name for name in named):
+        yield f"model.path: {path} holds a {named[0]}, but tuning needs a {expected}, a causal language model"
+
+
+def build_empty(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model on the meta device: names and shapes, no memory."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return model
+
+
+def parameters(model: torch.nn.Module, *, trained: bool = False) -> int:
+    """Parameters of a model, all or the trained ones; tied ones count once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
+
+
+def dimensions(config: PreTrainedConfig, peft_config: PeftConfig | None) -> Dimensions:
+    """The numbers that a plan needs; the parameters are exact. No adapter is full tuning."""
+    model = build_empty(config)
+    base = parameters(model)
+    vocabulary = _vocabulary(model)
+    if peft_config is not None:
+        raise_if_any(target_problems(model, peft_config))
+    adapted = model if peft_config is None else attach(model, peft_config)
+    readers = list(_readers(adapted, adapter=peft_config is not None))
+    text = config.get_text_config()
+    heads, hidden_size = text.num_attention_heads, text.hidden_size
+    names = [name for name, _ in model.named_modules()]
+    return Dimensions(
+        base_parameters=base,
+        adapter_parameters=parameters(adapted) - base,
+        trainable_parameters=parameters(adapted, trained=True),
+        hidden_size=hidden_size,
+        layers=text.num_hidden_layers,
+        heads=heads,
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or hidden_size // heads,
+        intermediate_size=_intermediate_size(text),
+        vocabulary=vocabulary,
+        tied=bool(text.tie_word_embeddings),
+        max_positions=getattr(text, "max_position_embeddings", None),
+        mlp_kept=_mlp_kept(model, names),
+        rms_norm=any(type(module).__name__.endswith("RMSNorm") for module in model.modules()),
+        dropout=any(getattr(text, name, 0.0) for name in ("attn_pdrop", "resid_pdrop", "attention_dropout")),
+        linear_inputs=sum(inputs for _, inputs in set(readers)),
+        linear_inputs_each=sum(inputs for _, inputs in readers),
+        adapter_dropout=getattr(peft_config, "lora_dropout", 0.0) > 0,
+        virtual_tokens=peft_config.num_virtual_tokens if isinstance(peft_config, PromptLearningConfig) else 0,
+    )
+
+
+def attach(model: PreTrainedModel, peft_config: PeftConfig) -> torch.nn.Module:
+    """The model with its adapter, on the meta device; an initialisation that reads weights or text is left out."""
+    empty = copy.deepcopy(peft_config)
+    if isinstance(empty, PromptTuningConfig):
+        empty.prompt_tuning_init = PromptTuningInit.RANDOM
+    elif hasattr(empty, "init_lora_weights"):
+        empty.init_lora_weights = False
+    # PEFT's warnings come again, and to the user, when the real adapter is built
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        adapted: torch.nn.Module = get_peft_model(model, empty)
+    return adapted
+
+
+def _readers(model: torch.nn.Module, *, adapter: bool) -> Iterator[tuple[str, int]]:
+    """(parent, inputs) of every module that is trained and so keeps its input; siblings share one of a width."""
+    head = _head(model) if isinstance(model, PreTrainedModel) else None
+    for name, module in model.named_modules():
+        reads = isinstance(module, BaseTunerLayer) if adapter else isinstance(module, torch.nn.Linear | Conv1D)
+        if reads and module is not head:
+            yield name.rpartition(".")[0], getattr(module, "in_features", None) or _matrix(module)[0]
+
+
+def _head(model: PreTrainedModel) -> torch.nn.Module | None:
+    head: torch.nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return head
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    embedding: torch.nn.Module = model.get_input_embeddings()
+    return embedding.get_parameter("weight").shape[0]
+
+
+def _intermediate_size(config: PreTrainedConfig) -> int:
+    """Width of the MLP; architectures that have no value for it take four times the hidden size."""
+    names = ("intermediate_size", "n_inner", "ffn_hidden_size", "ffn_dim")
+    given = [getattr(config, name, None) for name in names]
+    return int(next((width for width in given if width), 4 * config.hidden_size))
+
+
+def _mlp_kept(model: PreTrainedModel, names: Collection[str]) -> int:
+    """Tensors that the activation function keeps: silu(gate) * up keeps 3, a fused function its input alone."""
+    if any(name.endswith(("gate_proj", "gate_up_proj")) for name in names):
+        return 3
+    # gelu_new is written out in Python, step by step
+    return 4 if any(isinstance(module, NewGELUActivation) for module in model.modules()) else 1
+
+
+def targets(model: PreTrainedModel) -> list[Target]:
+    """What an adapter can target, in the model's order; the output layer is left out, as in `all-linear`."""
+    found: dict[str, list[torch.nn.Module]] = {}
+    for name, module in _linears(model):
+        found.setdefault(".".join(name.split(".")[-2:]), []).append(module)
+    groups: dict[str, list[torch.nn.Module]] = {}
+    for ending, modules in found.items():
+        last = ending.rpartition(".")[2]
+        same = [other for name, other in found.items() if name.rpartition(".")[2] == last]
+        uniform = len({_matrix(module) for others in same for module in others}) == 1
+        groups.setdefault(last if uniform else ending, []).extend(modules)
+    return [
+        Target(name, type(modules[0]).__name__, len(modules), *_matrix(modules[0])) for name, modules in groups.items()
+    ]
+
+
+def _linears(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Module]]:
+    head = _head(model)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head:
+            yield name, module
+
+
+def _matrix(module: torch.nn.Module) -> tuple[int, int]:
+    """(inputs, outputs); Conv1D keeps its matrix the other way round than Linear."""
+    rows, columns = module.get_parameter("weight").shape
+    return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
+
+
+def target_problems(model: PreTrainedModel, peft_config: PeftConfig) -> Iterator[str]:
+    """What the adapter asks for and the model does not have; PEFT is silent when one of two names matches."""
+    asked = getattr(peft_config, "target_modules", None)
+    if isinstance(asked, str):
+        if asked.lower() != ALL_LINEAR:
+            yield from _pattern_problems(model, asked)
+    elif asked is not None:
+        for name in sorted(asked):
+            yield from _name_problems(model, name)
+    elif hasattr(peft_config, "target_modules") and not getattr(peft_config, "target_parameters", None):
+        tuner = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(peft_config.peft_type)]
+        if model.config.model_type not in tuner.target_module_mapping:
+            yield (
+                f"peft.target_modules: PEFT has no default for {model.config.model_type}; "
+                f"set it to {ALL_LINEAR} or to some of {_available(model)}"
+            )
+    for name in sorted(getattr(peft_config, "modules_to_save", None) or ()):
+        if not any(_ends_with(module, name) for module, _ in model.named_modules()):
+            yield f"peft.modules_to_save: no module is named {name!r}"
+
+
+def _pattern_problems(model: PreTrainedModel, pattern: str) -> Iterator[str]:
+    """A string is a regular expression for the whole module name."""
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        yield f"peft.target_modules: {pattern!r} is no regular expression: {error}"
+        return
+    matched = {name: module for name, module in model.named_modules() if expression.fullmatch(name)}
+    if not matched:
+        hint = " (a string is a regular expression for the whole name; write a list to match endings)"
+        yield f"peft.target_modules: {pattern!r} matches no module{hint}; available are {_available(model)}"
+    yield from _match_problems(model, pattern, matched)
+
+
+def _name_problems(model: PreTrainedModel, name: str) -> Iterator[str]:
+    """A list entry is a module name or its ending."""
+    if name.lower() == ALL_LINEAR:
+        yield f"peft.target_modules: {ALL_LINEAR} works as a string, not in a list; write it without brackets"
+        return
+    matched = {module_name: module for module_name, module in model.named_modules() if _ends_with(module_name, name)}
+    if not matched:
+        hint = did_you_mean(name, (target.name for target in targets(model)))
+        yield f"peft.target_modules: no module is named {name!r}{hint}; available are {_available(model)}"
+    yield from _match_problems(model, name, matched)
+
+
+def _match_problems(model: PreTrainedModel, asked: str, matched: dict[str, torch.nn.Module]) -> Iterator[str]:
+    if any(module is _head(model) for module in matched.values()):
+        yield (
+            f"peft.target_modules: {asked!r} matches the output layer, where TRL's fused loss reads the base "
+            "weight alone and would never train the adapter; leave it out, or name it in peft.modules_to_save"
+        )
+    bare = sorted(
+        {type(m).__name__ for m in matched.values() if "weight" not in dict(m.named_parameters(recurse=False))}
+    )
+    if bare:
+        yield (
+            f"peft.target_modules: {asked!r} matches {', '.join(bare)}, without a weight of its own to adapt; "
+            f"available are {_available(model)}"
+        )
+
+
+def _ends_with(name: str, ending: str) -> bool:
+    return name == ending or name.endswith(f".{ending}")
+
+
+def _available(model: PreTrainedModel) -> str:
+    return ", ".join(target.name for target in targets(model))
+
+
+def render_modules(model: PreTrainedModel, lora_targets: Any = None) -> str:
+    """What an adapter can target, as a table; `*` marks what LoRA takes where `target_modules` is null."""
+    default = lora_targets or TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type, ())
+    lines = [f"  {'module':<24}{'kind':<8}{'count':>6}{'in':>8}{'out':>8}{'LoRA r=8':>14}"]
+    found = targets(model)
+    for t in found:
+        mark = "*" if _is_default(t.name, default) else " "
+        shape = f"{t.kind:<8}{t.count:>6}{t.inputs:>8}{t.outputs:>8}{t.lora_parameters(8):>14,}"
+        lines.append(f"{mark} {t.name:<24}{shape}")
+    total = sum(t.lora_parameters(8) for t in found)
+    modules = sum(t.count for t in found)
+    lines.append(f"* {model.config.model_type}'s default, taken where peft.target_modules is null")
+    lines.append(
+        f"peft.target_modules={ALL_LINEAR} takes all of these ({modules} modules, {total:,} parameters with r=8), "
+        "without the output layer"
+    )
+    return "\n".join(lines)
+
+
+def _is_default(name: str, default: str | Collection[str]) -> bool:
+    if isinstance(default, str):
+        return default == ALL_LINEAR or bool(re.fullmatch(default, name))
+    return any(_ends_with(name, ending) or _ends_with(ending, name) for ending in default)

@@ -1,0 +1,241 @@
+"""Model, data and arguments → SFTTrainer → the artifacts of a run."""
+
+import dataclasses
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import filelock
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel, PrinterCallback, set_seed
+from trl import SFTConfig
+
+from fmstune import adapters, evaluate, memory, models, plots, provenance, run_folder
+from fmstune.callbacks import MetricsFile, Progress
+from fmstune.checks import Checked
+from fmstune.data import Prepared
+from fmstune.errors import UserError
+from fmstune.evaluate import Scores
+from fmstune.job import Job
+from fmstune.models import Tokenizer
+from fmstune.plan import Plan
+from fmstune.trainer import Trainer
+from fmstune.training_names import OWN
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing into the folder; raises UserError when one does already."""
+    lock = filelock.FileLock(folder / run_folder.LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(f"{folder}: another process is running this job; wait for it, or choose another output_dir")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, plan: Plan) -> None:
+    """Train, evaluate, save; the folder's summary says how it ended, also when it did not go well."""
+    assert job.output_dir is not None
+    folder = Path(job.output_dir)
+    with _recorded(folder, {"name": job.name, "plan": _plan_values(plan)}):
+        run_folder.write_json(folder / run_folder.PROVENANCE, _provenance(job, checked, prepared))
+        trainer, seconds = _build(job, checked, tokenizer, prepared, folder)
+        base = _score(trainer, job, checked, prepared, base=True) if job.evaluation.base else None
+        output = trainer.train(resume_from_checkpoint=job.training.get("resume"))
+        figures = _figures(trainer, checked, prepared, output.metrics)
+        if not math.isfinite(figures["train_loss"]):
+            raise FloatingPointError(
+                f"the training loss is {figures['train_loss']}; try a lower training.learning_rate "
+                f"(now {job.training.get('learning_rate')}) or model.dtype=float32"
+            )
+        tuned = _score(trainer, job, checked, prepared, base=False)
+        save(trainer.model, tokenizer, folder / run_folder.MODEL)
+        plots.plot_loss(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT)
+        run_folder.update_summary(folder, {**seconds, **figures, **_scores(base, tuned)})
+
+
+@contextmanager
+def _recorded(folder: Path, start: dict[str, Any]) -> Iterator[None]:
+    """The run's status in its summary: running, then finished, failed or interrupted."""
+    run_folder.update_summary(folder, {"status": run_folder.RUNNING, "error": None, **start})
+    try:
+        yield
+    except KeyboardInterrupt:
+        _end(folder, run_folder.INTERRUPTED, "interrupted", "stopped by a signal before the end")
+        raise
+    except UserError as err:
+        _end(folder, run_folder.FAILED, "user", str(err))
+        raise
+    except BaseException as err:
+        _end(folder, run_folder.FAILED, "internal", f"{type(err).__name__}: {err}")
+        raise
+    run_folder.update_summary(folder, {"status": run_folder.FINISHED})
+
+
+def _end(folder: Path, status: str, kind: str, message: str) -> None:
+    run_folder.update_summary(folder, {"status": status, "error": {"kind": kind, "message": message}})
+    for unfinished in folder.glob(f".{run_folder.MODEL}.*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def interrupted(folder: Path) -> None:
+    """Record that the parent is gone, for the thread that notices it."""
+    if run_folder.read_summary(folder).get("status") == run_folder.RUNNING:
+        _end(folder, run_folder.INTERRUPTED, "interrupted", "the process that started this run has died")
+
+
+def _build(
+    job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, folder: Path
+) -> tuple[Trainer, dict[str, Any]]:
+    """The trainer around the model, and what building it took."""
+    # before the model: a new adapter's weights are random
+    set_seed(job.seed)
+    memory.reset_peak(checked.device)
+    before = memory.now(checked.device)
+    begun = time.perf_counter()
+    base = models.load(job.model, tokenizer, dtype=checked.precision.weights, attention=checked.attention)
+    model = adapters.wrap(base, checked.peft, job.model.adapter, tokenizer.to_train)
+    loaded = time.perf_counter() - begun
+    trainer = Trainer(
+        model=model,
+        args=arguments(job, checked, folder),
+        train_dataset=prepared.train,
+        eval_dataset=_while_training(job, prepared),
+        processing_class=tokenizer.tokenizer,
+        callbacks=[MetricsFile(folder / run_folder.METRICS), Progress()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer, {"memory_before_model_bytes": before, "load_seconds": round(loaded, 3)}
+
+
+def arguments(job: Job, checked: Checked, folder: Path) -> SFTConfig:
+    """The SFTConfig of the job; every default of TRL's that would decide something behind the job's back is set."""
+    given = {name: value for name, value in job.training.items() if name not in OWN}
+    packs = bool(given.get("packing"))
+    derived = {
+        "output_dir": str(folder),
+        "run_name": job.name,
+        "seed": job.seed,
+        "use_cpu": checked.device == "cpu",
+        "bf16": checked.precision.autocast == "bfloat16",
+        "fp16": checked.precision.autocast == "float16",
+        # rows are cut already; only packing needs to know the length
+        "max_length": job.data.max_length if packs else None,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "completion_only_loss": False,
+    }
+    defaults = {
+        "activation_checkpointing": False,
+        # a filtered NaN looks like a good loss
+        "logging_nan_inf_filter": False,
+        "dataloader_pin_memory": checked.device == "cuda",
+    }
+    try:
+        return SFTConfig(**{**defaults, **given, **derived})
+    except (TypeError, ValueError) as err:
+        raise UserError(f"training: trl.SFTConfig refuses these fields: {err}") from err
+
+
+def _while_training(job: Job, prepared: Prepared) -> Dataset | None:
+    return prepared.held_out if job.training.get("eval_strategy", "no") != "no" else None
+
+
+def _score(trainer: Trainer, job: Job, checked: Checked, prepared: Prepared, *, base: bool) -> Scores | None:
+    """How the model does on the held-out rows, before training or after; None where there are none."""
+    if prepared.held_out is None or not job.evaluation.enabled:
+        return None
+    model = trainer.model
+    # a new adapter may change the output before it is trained (a random prompt does)
+    as_base = model.disable_adapter() if base and isinstance(model, PeftModel) else nullcontext()
+    print(f"evaluating the {'base' if base else 'tuned'} model …", file=sys.stderr, flush=True)
+    with as_base:
+        return evaluate.score(
+            model,
+            trainer.processing_class,
+            prepared.held_out,
+            job.evaluation,
+            autocast=checked.precision.autocast,
+        )
+
+
+def _figures(trainer: Trainer, checked: Checked, prepared: Prepared, metrics: dict[str, float]) -> dict[str, Any]:
+    """What training came to."""
+    dimensions = checked.dimensions
+    parameters = list(trainer.model.parameters())
+    seconds = trainer.clock.seconds
+    return {
+        "train_loss": metrics["train_loss"],
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "train_seconds": round(metrics["train_runtime"], 3),
+        "step_seconds": round(seconds, 3),
+        "tokens_per_second": round(trainer.tokens / seconds, 1) if seconds else None,
+        "tokens_trained_on": trainer.tokens,
+        "tokens_padded": max(trainer.positions - trainer.tokens, 0),
+        "total_parameters": sum(p.numel() for p in parameters),
+        "base_parameters": dimensions.base_parameters,
+        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "peak_memory_bytes": memory.peak(checked.device),
+        "data": {
+            "train": _ledger(prepared.ledger),
+            "held_out": _ledger(prepared.held_out_ledger) if prepared.held_out_ledger else None,
+            "from_cache": prepared.cached,
+        },
+    }
+
+
+def _ledger(ledger: Any) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(ledger).items() if key != "lengths"}
+
+
+def _scores(base: Scores | None, tuned: Scores | None) -> dict[str, Any]:
+    both = {"base": base, "tuned": tuned}
+    return {key: dataclasses.asdict(scores) for key, scores in both.items() if scores is not None}
+
+
+def save(model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, folder: Path) -> None:
+    """The model or adapter with its tokenizer, for plain transformers and PEFT; written aside, then renamed."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    if isinstance(model, PeftModel):
+        # PEFT would look the base up on the hub to find out whether the embedding grew; we know
+        model.save_pretrained(aside, save_embedding_layers=bool(tokenizer.added))
+    else:
+        model.save_pretrained(aside)
+    tokenizer.tokenizer.save_pretrained(aside)
+    aside.rename(folder)
+
+
+def _provenance(job: Job, checked: Checked, prepared: Prepared) -> dict[str, Any]:
+    hashes = {"data.train": prepared.train_hash}
+    if prepared.held_out_hash is not None:
+        hashes["data.eval"] = prepared.held_out_hash
+    return provenance.as_json(
+        provenance.collect(
+            job,
+            device=checked.device,
+            data_hashes=hashes,
+            model_config=checked.configuration.to_json_string(use_diff=False),
+        )
+    )
+
+
+def _plan_values(plan: Plan) -> dict[str, Any]:
+    values = dataclasses.asdict(plan)
+    values.pop("work")
+    return values

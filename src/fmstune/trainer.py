@@ -1,0 +1,74 @@
+"""TRL's SFTTrainer with two things mended: the loss is fast on a CPU, and tokens per second are counted."""
+
+import time
+from typing import Any
+
+import torch
+import trl.trainer.utils
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTTrainer
+
+
+def score_supervised_positions_on_cpu() -> None:
+    """Let TRL's fused LM head skip masked positions on the CPU, as it does on a GPU.
+
+    TRL 1.16 (trainer/utils.py, `_fused_forward`) compacts the positions only where Triton runs, because a changing
+    shape would recompile on Neuron; on a CPU scoring every position costs 5 to 15 times as much.
+    """
+    triton = trl.kernels.chunked_logprob._use_triton
+    trl.trainer.utils._use_triton = lambda device: device.type == "cpu" or triton(device)
+
+
+class Trainer(SFTTrainer):
+    """SFTTrainer on rows that are tokenised and masked already."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        score_supervised_positions_on_cpu()
+        super().__init__(*args, **kwargs)
+        self.clock = StepClock()
+        self.add_callback(self.clock)
+        self.positions = 0
+        """Positions that went through the model in training, padding included."""
+        self._tokens_at_last_log = 0
+        self._seconds_at_last_log = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that went through the model in training, padding not included."""
+        return int(self._total_train_tokens)
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Count the positions of the batch, then train on it."""
+        self.positions += inputs["input_ids"].numel()
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add `tokens_per_second` since the last log, evaluation and saving not counted."""
+        seconds = self.clock.seconds - self._seconds_at_last_log
+        if "loss" in logs and seconds > 0:
+            logs["tokens_per_second"] = round((self.tokens - self._tokens_at_last_log) / seconds, 1)
+            self._tokens_at_last_log = self.tokens
+            self._seconds_at_last_log = self.clock.seconds
+        super().log(logs, start_time)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL writes one into the run folder at each checkpoint; the run's own files say more."""
+
+
+class StepClock(TrainerCallback):
+    """Seconds spent in optimizer steps, gradient accumulation included."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._begun = 0.0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._begun = time.perf_counter()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.seconds += time.perf_counter() - self._begun
