@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from fmstune import package_files
 from fmstune.errors import UserError
-from fmstune.job import Model
+from fmstune.job import FULL, Model
 
 
 def full() -> None:
@@ -23,8 +23,8 @@ def configuration(settings: dict[str, Any], model: Model) -> PeftConfig | None:
     Raises UserError where PEFT itself refuses the values.
     """
     target = settings["_target_"]
-    if target == f"{__name__}.{full.__name__}":
-        return full()
+    if target == FULL:
+        return None
     cls = getattr(peft, target.removeprefix("peft."))
     values = {key: value for key, value in settings.items() if key != "_target_"}
     # PEFT knows "all-linear" as a word and not in a list
@@ -57,7 +57,10 @@ def wrap(
 
 def _existing(model: PreTrainedModel, config: PeftConfig, adapter: str) -> PeftModel:
     """Go on with a saved adapter; its own configuration holds, so the job must not ask for another method."""
-    saved = PeftConfig.from_pretrained(adapter)
+    try:
+        saved = PeftConfig.from_pretrained(adapter)
+    except (OSError, ValueError) as err:
+        raise UserError(f"model.adapter: {adapter} cannot be read as an adapter: {err}") from err
     if saved.peft_type != config.peft_type:
         raise UserError(
             f"model.adapter: {adapter} is {saved.peft_type.value}, and the peft group chose {config.peft_type.value}"

@@ -1,5 +1,6 @@
 """What the runner checks before it reads a weight: the model's shape, its adapter, the device; and the plan."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -28,11 +29,16 @@ class Checked:
     device: str
     precision: Precision
     attention: str
+    notes: tuple[str, ...] = ()
 
 
-def check(job: Job) -> Checked:
-    """Everything about model, adapter and device; raises UserError with all that is wrong."""
+def check(job: Job, *, device_at_hand: bool = True) -> Checked:
+    """Everything about model, adapter and device; raises UserError with all that is wrong.
+
+    Without the device at hand, `launcher.device=cuda` plans for a GPU that this machine does not have.
+    """
     problems: list[str] = []
+    notes: list[str] = []
     device, attention, situation = "cpu", job.model.attention.value, None
     peft_config: PeftConfig | None = None
     configuration: PreTrainedConfig | None = None
@@ -40,7 +46,11 @@ def check(job: Job) -> Checked:
     try:
         device = models.find_device(job.launcher.device)
     except UserError as err:
-        problems += err.problems
+        device = job.launcher.device.value
+        if device_at_hand:
+            problems += err.problems
+        else:
+            notes.append(f"no {device} device here: the plan is for one that computes in bfloat16")
     try:
         formats.load(job.data.format)
     except UserError as err:
@@ -58,20 +68,22 @@ def check(job: Job) -> Checked:
         attention = models.find_attention(job.model.attention, device, resolved)
     except UserError as err:
         problems += err.problems
-    if dimensions is not None and dimensions.max_positions is not None:
-        longest = job.data.max_length + dimensions.virtual_tokens
-        if longest > dimensions.max_positions:
-            problems.append(
-                f"data.max_length={job.data.max_length:,} is more than the {dimensions.max_positions:,} positions of "
-                f"the model{_virtual(dimensions)}; set data.max_length={dimensions.max_positions - dimensions.virtual_tokens}"
-            )
     raise_if_any(problems)
-    assert configuration is not None and dimensions is not None
-    return Checked(configuration, peft_config, dimensions, device, resolved, attention)
+    assert configuration is not None
+    assert dimensions is not None
+    return Checked(configuration, peft_config, dimensions, device, resolved, attention, tuple(notes))
 
 
-def _virtual(dimensions: Dimensions) -> str:
-    return f" (with {dimensions.virtual_tokens} virtual tokens)" if dimensions.virtual_tokens else ""
+def length_problems(job: Job, checked: Checked, rows: plan.Rows) -> Iterator[str]:
+    """Rows, or packs of rows, with more positions than the model has."""
+    positions, virtual = checked.dimensions.max_positions, checked.dimensions.virtual_tokens
+    longest = job.data.max_length if job.training.get("packing") else min(rows.longest, job.data.max_length)
+    if positions is not None and longest + virtual > positions:
+        prompt = f" and {virtual} virtual tokens" if virtual else ""
+        yield (
+            f"the longest row takes {longest:,} tokens{prompt}, and the model has {positions:,} positions; "
+            f"set data.max_length={positions - virtual}"
+        )
 
 
 def _situation(job: Job, device: str, *, adapter: bool) -> Situation:
@@ -79,7 +91,8 @@ def _situation(job: Job, device: str, *, adapter: bool) -> Situation:
         dtype=Dtype(job.model.dtype),
         adapter=adapter,
         device=device,
-        bf16_supported=device == "cuda" and torch.cuda.is_bf16_supported(),
+        # a GPU that is only planned for is taken to be of this decade
+        bf16_supported=device == "cuda" and (not torch.cuda.is_available() or torch.cuda.is_bf16_supported()),
         bf16=job.training.get("bf16"),
         fp16=job.training.get("fp16"),
     )
@@ -118,7 +131,8 @@ def estimated_rows(job: Job) -> plan.Rows:
 
 
 def make_plan(job: Job, checked: Checked, rows: plan.Rows) -> Plan:
-    """What the run will take."""
+    """What the run will take; raises UserError when a row does not fit the model."""
+    raise_if_any(length_problems(job, checked, rows))
     names = plan.Training.__dataclass_fields__.keys() & job.training.keys()
     return plan.make(
         plan.Work(
@@ -134,6 +148,5 @@ def make_plan(job: Job, checked: Checked, rows: plan.Rows) -> Plan:
 
 def device_bytes(device: str) -> int | None:
     """Memory of the device, or None where it is the machine's own, which others use too."""
-    return torch.cuda.get_device_properties(0).total_memory if device == "cuda" else None
-
-
+    there = device == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_properties(0).total_memory if there else None

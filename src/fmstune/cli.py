@@ -1,6 +1,7 @@
 """The parent process: compose, freeze, check, start the runner, show the result. Imports nothing heavy."""
 
 import dataclasses
+import logging
 import os
 import re
 import sys
@@ -31,6 +32,7 @@ INTERNAL_ERROR = 1
 
 def main() -> NoReturn:
     """The console script: exits 0, 2 for what the user can mend, 1 for what we must, 130 when interrupted."""
+    logging.raiseExceptions = False  # Hydra logs to stdout, which `| head` may have closed
     try:
         sys.exit(run(sys.argv[1:]))
     except UserError as err:
@@ -76,7 +78,7 @@ def _composed(line: CommandLine) -> int:
             print(render(err.problems), file=sys.stderr)
             codes.append(USER_ERROR)
 
-    _compose(words, point)
+    _compose(force_plain_overrides(words, _groups(_config_dir(words))), point)
     failed = [code for code in codes if code]
     if failed and len(codes) > 1:
         print(f"fmstune: {len(failed)} of {len(codes)} points failed", file=sys.stderr)
@@ -87,7 +89,7 @@ def _compose(words: Sequence[str], task: Callable[[DictConfig], Any]) -> None:
     """Hydra's own main, with our words; its errors rise instead of ending the process with 1."""
     OmegaConf.register_new_resolver("first", _first, replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = ["fmstune", *force_plain_overrides(words, _groups(_config_dir(words)))]
+    sys.argv = ["fmstune", *words]
 
     def fmstune(config: DictConfig) -> None:
         task(config)

@@ -75,8 +75,10 @@ class Ledger:
     """Tokens that the truncated rows lost."""
     tokens_straddling: int = 0
     """Tokens on both sides of a boundary between read and trained text."""
+    longest: int = 0
+    """Tokens of the longest row before cutting."""
     longest_row: int = 0
-    """The longest row, counted from 1 through the split."""
+    """Which one that is, counted from 1 through the split."""
     lengths: dict[int, int] = field(default_factory=dict)
     """Rows by their number of tokens before cutting, also those that were dropped after that."""
 
@@ -92,8 +94,8 @@ class Ledger:
 
     def add(self, encoded: Encoded, fate: Fate, number: int) -> None:
         """Count a row that was tokenised, the split's `number`-th."""
-        if encoded.length > max(self.lengths, default=0):
-            self.longest_row = number
+        if encoded.length > self.longest:
+            self.longest, self.longest_row = encoded.length, number
         self.lengths[encoded.length] = self.lengths.get(encoded.length, 0) + 1
         self.rows_too_long += fate is Fate.too_long
         self.rows_without_answer += fate is Fate.without_answer
@@ -101,7 +103,7 @@ class Ledger:
             self.rows_trained += 1
             self.rows_truncated += fate is Fate.truncated
             self.tokens_total += len(encoded.input_ids)
-            self.tokens_trained += len(encoded.labels) - encoded.labels.count(tokens.IGNORED)
+            self.tokens_trained += encoded.trained
             self.tokens_cut += encoded.length - len(encoded.input_ids)
             self.tokens_straddling += encoded.straddling
 
@@ -109,14 +111,15 @@ class Ledger:
         """The ledger as it is printed."""
         share = self.tokens_trained / max(1, self.tokens_total)
         return [
-            f"rows    {self.rows_read:,} read = {self.rows_trained:,} trained + {self.rows_dropped:,} dropped",
+            f"rows    {self.rows_read:,} = {self.rows_trained:,} trained + {self.rows_dropped:,} dropped",
             f"        dropped: {self.rows_without_template:,} without template, "
             f"{self.rows_without_answer:,} without answer, {self.rows_too_long:,} too long",
             f"        trained: {self.rows_truncated:,} without their end, "
             f"{self.rows_with_several_templates:,} from the last of several templates on",
-            f"tokens  {self.tokens_total:,} = {self.tokens_trained:,} trained ({share:.1%}) + {self.tokens_masked:,} masked",
+            f"tokens  {self.tokens_total:,} = {self.tokens_trained:,} trained ({share:.1%}) "
+            f"+ {self.tokens_masked:,} masked",
             f"        {self.tokens_cut:,} cut off, {self.tokens_straddling:,} straddling a boundary",
-            f"length  {max(self.lengths, default=0):,} tokens in row {self.longest_row:,}, the longest",
+            f"length  {self.longest:,} tokens in row {self.longest_row:,}, the longest",
         ]
 
 
@@ -188,7 +191,7 @@ def prepare(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int) -> Prep
 
 
 def scan(data: Data, seed: int = 0) -> Scan:
-    """Read and format all rows and raise what is wrong with them; `seed` only says which ones are held out."""
+    """Read and format all rows, and raise what is wrong with them; `seed` only says which are held out."""
     format = formats.load(data.format)
     problems: list[str] = []
     ledgers: dict[str, Ledger] = {}
@@ -284,7 +287,8 @@ def _formatted(
             problems.add(str(err), row)
         else:
             ledger.rows_formatted += 1
-            ledger.rows_with_several_templates += template and formats.repeats_template(segments, template)
+            if template and formats.repeats_template(segments, template):
+                ledger.rows_with_several_templates += 1
             if formats.has_answer(segments):
                 yield Formatted(ledger.rows_read, row, segments)
                 continue
@@ -371,11 +375,11 @@ def _tokenise(batch: list[Formatted], recipe: Recipe, ledger: Ledger, problems: 
         fate = _fate(encoded, data)
         ledger.add(encoded, fate, formatted.number)
         if fate is Fate.too_long and data.over_length is OverLength.error:
-            hint = "raise it, or set data.over_length to truncate or drop"
-            problems.add(f"more than data.max_length={data.max_length} tokens; {hint}", formatted.row)
+            long = f"more than data.max_length={data.max_length} tokens"
+            problems.add(f"{long}; raise it, or set data.over_length to truncate or drop", formatted.row)
         elif fate is Fate.without_answer and data.untrainable is Untrainable.error:
-            hint = "raise it, or set data.untrainable=drop"
-            problems.add(f"data.max_length={data.max_length} leaves nothing of the answer; {hint}", formatted.row)
+            cut = f"data.max_length={data.max_length} leaves no token of the answer"
+            problems.add(f"{cut}; raise it, or set data.untrainable=drop", formatted.row)
         elif fate in (Fate.trained, Fate.truncated):
             kept.append(encoded._asdict() | _texts(formatted.segments))
     return kept
@@ -385,7 +389,7 @@ def _fate(encoded: Encoded, data: Data) -> Fate:
     too_long = encoded.length > data.max_length
     if too_long and data.over_length is not OverLength.truncate:
         return Fate.too_long
-    if not encoded.answers:
+    if encoded.trained == 1:
         return Fate.without_answer
     return Fate.truncated if too_long else Fate.trained
 
@@ -429,7 +433,7 @@ def _open(entry: Path) -> Prepared | None:
             cached=True,
         )
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as err:
-        log.warning("the cache entry %s cannot be used and is made again (%s: %s)", entry, type(err).__name__, err)
+        log.warning("cache entry %s is made again (%s: %s)", entry, type(err).__name__, err)
         return None
 
 

@@ -61,7 +61,8 @@ def _extras() -> Iterator[str]:
                 importlib.import_module(module)
         except Exception as err:  # an installed extra can fail in any way on import; say how
             text = str(err) or type(err).__name__
-            hint = f"pip install 'fmstune[{extra}]'" if isinstance(err, ModuleNotFoundError) else "installed, but broken"
+            missing = isinstance(err, ModuleNotFoundError)
+            hint = f"pip install 'fmstune[{extra}]'" if missing else "installed, but broken"
             yield f"{extra:<12}does not work: {text} ({hint})"
         else:
             yield f"{extra:<12}works"

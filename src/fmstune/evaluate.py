@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -28,7 +30,7 @@ class Scores:
 
 
 def score(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     held_out: Dataset,
     evaluation: Evaluation,
@@ -47,9 +49,7 @@ def score(
     model.eval()
     with torch.inference_mode(), _autocast(model.device.type, autocast):
         loss = _loss(model, rows, tokenizer, evaluation.batch_size)
-        answers = generate(
-            model, tokenizer, rows["prompt"], batch_size=evaluation.batch_size, max_new_tokens=limit
-        )
+        answers = generate(model, tokenizer, rows["prompt"], batch_size=evaluation.batch_size, max_new_tokens=limit)
     model.train(was_training)
     hits = sum(got.strip() == wanted.strip() for got, wanted in zip(answers, rows["answer"], strict=True))
     return Scores(
@@ -63,14 +63,18 @@ def score(
 
 
 def generate(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     *,
     batch_size: int,
     max_new_tokens: int,
 ) -> list[str]:
-    """Greedy answers to the prompts, in their order; left padding, so that a batch answers as single rows would."""
+    """Greedy answers to the prompts, in their order, each as it would be alone.
+
+    Prompts are padded on the left. Under prompt learning they are not padded at all, but grouped by length: PEFT drops
+    `position_ids`, so padding would move the text away from the virtual tokens.
+    """
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -79,10 +83,11 @@ def generate(
         bos_token_id=tokenizer.bos_token_id,
     )
     answers: list[str] = [""] * len(prompts)
-    for batch in _by_length([len(prompt) for prompt in prompts], batch_size):
-        encoded = tokenizer(
-            [prompts[i] for i in batch], return_tensors="pt", padding=True, padding_side="left"
-        ).to(model.device)
+    lengths = [len(ids) for ids in tokenizer(list(prompts))["input_ids"]]
+    for batch in _by_length(lengths, batch_size, equal=_learns_a_prompt(model)):
+        encoded = tokenizer([prompts[i] for i in batch], return_tensors="pt", padding=True, padding_side="left").to(
+            model.device
+        )
         output = model.generate(
             input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"], generation_config=settings
         )
@@ -92,7 +97,7 @@ def generate(
     return answers
 
 
-def _loss(model: PreTrainedModel, rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> float:
+def _loss(model: PreTrainedModel | PeftModel, rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> float:
     """Summed over all supervised tokens and divided once, so that batching does not change it."""
     collate = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)
     total, supervised = 0.0, 0
@@ -105,11 +110,17 @@ def _loss(model: PreTrainedModel, rows: Dataset, tokenizer: PreTrainedTokenizerB
     return total / max(supervised, 1)
 
 
-def _by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Row numbers in batches of like length: less padding."""
+def _by_length(lengths: Sequence[int], batch_size: int, *, equal: bool = False) -> Iterator[list[int]]:
+    """Row numbers in batches of like length, or of equal length: less padding, or none."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    groups = [list(group) for _, group in groupby(order, key=lambda i: lengths[i])] if equal else [order]
+    for group in groups:
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
+
+
+def _learns_a_prompt(model: PreTrainedModel | PeftModel) -> bool:
+    return isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
 
 
 def _autocast(device: str, dtype: str | None) -> AbstractContextManager[object]:

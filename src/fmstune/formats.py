@@ -109,15 +109,16 @@ def load(format: Mapping[str, Any]) -> Format:
 
 
 def segments(format: Format, values: Mapping[str, Any]) -> list[Segment]:
-    """The row's segments, checked: a format may be anybody's, and the text must be one that can be tokenised."""
+    """The row's segments, checked, since a format may be anybody's and not every string can be tokenised."""
     made = format(values)
     if not isinstance(made, list) or not all(isinstance(segment, Segment) for segment in made):
         raise RowProblem(f"the format must return a list of fmstune.formats.Segment, found {made!r:.80}")
     try:
-        "".join(segment.text for segment in made).encode("utf-8")
+        for segment in made:
+            segment.text.encode()
     except UnicodeEncodeError as err:
         half = f"\\u{ord(err.object[err.start]):04x}"
-        raise RowProblem(f"the text holds half a surrogate pair ({half}), which is no character; remove it") from err
+        raise RowProblem(f"the text holds half a character ({half}, a lone surrogate); remove it") from err
     return made
 
 
@@ -132,15 +133,16 @@ def source_file(format: Mapping[str, Any]) -> str | None:
 def _function(target: Any) -> Callable[..., list[Segment]]:
     module_name, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
     if not module_name:
-        raise UserError(f"data.format._target_ must name a function such as fmstune.formats.text, found {target!r}")
+        raise UserError(f"data.format._target_ must be like fmstune.formats.text, found {target!r}")
     try:
         module = importlib.import_module(module_name)
     except ImportError as err:
-        raise UserError(f"data.format._target_: cannot import {module_name!r} ({err}); is it installed?") from err
+        raise UserError(f"data.format._target_: cannot import {module_name} ({err})") from err
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        raise UserError(f"data.format._target_: {module_name} has no function {name!r}{did_you_mean(name, known)}")
+        hint = did_you_mean(name, known)
+        raise UserError(f"data.format._target_: {module_name} has no function {name!r}{hint}")
     return function  # type: ignore[no-any-return]
 
 
@@ -162,7 +164,7 @@ def _misfits(function: Callable[..., Any], settings: Mapping[str, Any]) -> Itera
 
 
 def _column(row: Mapping[str, Any], name: str) -> str:
-    """The text in this column; numbers are not turned into text, since how they are written is the user's choice."""
+    """The text in this column; how a number is written as text is the user's choice, so none is converted."""
     if name not in row:
         columns = ", ".join(map(repr, row))
         raise RowProblem(f"no column {name!r}{did_you_mean(name, row)}; its columns are {columns}")

@@ -15,12 +15,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fmstune import upstream
 from fmstune.errors import UserError, did_you_mean, raise_if_any
-from fmstune.job import Job
+from fmstune.job import FULL, Job
 from fmstune.training_names import OWN, OWNED, TRANSLATED
 from fmstune.upstream import Field
 
 _MISSING = "???"
-_FULL = "fmstune.adapters.full"
 _HINTS = {
     "data.train": "a file, glob, folder or hub id, such as data.train=rows.jsonl",
     "model.path": "a folder or hub id of a causal language model, such as model.path=./my_model",
@@ -144,9 +143,7 @@ def _field_of(name: str, hint: Any) -> Field:
     return Field(name, (str,) if enums else kinds, type(None) in parts, choices)
 
 
-def _convert_into(
-    values: dict[str, Any], name: str, value: Any, path: str, field: Field, problems: list[str]
-) -> None:
+def _convert_into(values: dict[str, Any], name: str, value: Any, path: str, field: Field, problems: list[str]) -> None:
     try:
         values[name] = convert(value, field)
     except ValueError as err:
@@ -235,7 +232,7 @@ def _peft(tree: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     """The peft group, typed by the class that it names."""
     target = tree.get("_target_")
     rest = {key: value for key, value in tree.items() if key != "_target_"}
-    if target == _FULL:
+    if target == FULL:
         problems += [f"peft.{key}: full tuning has no adapter and takes no fields; choose peft=lora" for key in rest]
         return dict(tree)
     if not isinstance(target, str) or not re.fullmatch(r"peft\.\w+Config", target):

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+FULL = "fmstune.adapters.full"
+"""The `_target_` of `peft=full`."""
+
 
 class Dtype(Enum):
     """How weights are held; `auto` is resolved in one place, `fmstune.precision`."""

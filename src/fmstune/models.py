@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -39,7 +39,8 @@ def load_tokenizer(model: Model, *, local_files_only: bool = False) -> Tokenizer
             place, revision=model.revision, trust_remote_code=False, local_files_only=local_files_only
         )
     except (OSError, ValueError, KeyError) as err:
-        raise UserError(_cannot_load("tokenizer", "model.tokenizer" if model.tokenizer else "model.path", place, err))
+        field = "model.tokenizer" if model.tokenizer else "model.path"
+        raise UserError(_cannot_load("tokenizer", field, place, err)) from err
     before = len(tokenizer)
     if model.special_tokens:
         tokenizer.add_special_tokens(dict(model.special_tokens))
@@ -67,11 +68,11 @@ def find_device(device: Device) -> str:
     """The device to compute on, as torch names it; raises UserError when it is not there."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device is Device.auto:
-        return next(name for name, available in there.items() if available)
+        return next(str(name) for name, available in there.items() if available)
     if not there[device.value]:
         found = ", ".join(name for name, available in there.items() if available)
         raise UserError(f"launcher.device={device.value} is not available here (found {found})")
-    return device.value
+    return str(device.value)
 
 
 def find_attention(attention: Attention, device: str, precision: Precision) -> str:
@@ -91,7 +92,7 @@ def find_attention(attention: Attention, device: str, precision: Precision) -> s
         raise UserError(f"model.attention=flash_attention_2 needs {' and '.join(missing)}; choose sdpa")
     if attention is Attention.auto:
         return "sdpa" if missing else "flash_attention_2"
-    return attention.value
+    return str(attention.value)
 
 
 def load(model: Model, tokenizer: Tokenizer, *, dtype: str, attention: str) -> PreTrainedModel:
@@ -143,8 +144,3 @@ def _cannot_load(what: str, field: str, place: str, err: BaseException) -> str:
     if "connect" in text.lower() or "offline" in text.lower() or "couldn't reach" in text.lower():
         return f"{field}: the {what} {place} is not in the cache and the hub cannot be reached; give a folder"
     return f"{field}: the {what} {place} cannot be loaded: {text[:300]}"
-
-
-def identity(model: PreTrainedModel) -> dict[str, Any]:
-    """What names the model that was loaded: for provenance."""
-    return {"name_or_path": model.config.name_or_path, "commit": getattr(model.config, "_commit_hash", None)}

@@ -15,7 +15,7 @@ def resolve(place: str) -> str:
     name = place.removeprefix(PREFIX).strip("/")
     # a wheel is unpacked on installation, so the assets are plain files
     assets = Path(str(resources.files("fmstune"))) / "assets"
-    shipped = sorted(str(path.relative_to(assets)) for path in assets.rglob("*") if "__pycache__" not in path.parts)
+    shipped = sorted(str(path.relative_to(assets)) for path in assets.rglob("*"))
     if name not in shipped:
         raise UserError(f"{place}: no such file ships with fmstune{_suggestion(name, shipped)}")
     return str(assets / name)

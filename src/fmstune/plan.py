@@ -273,7 +273,7 @@ def _block_bytes(work: Work) -> float:
     """Bytes that one block keeps of one position."""
     d, precision = work.dimensions, work.machine.precision
     size = BYTES[precision.autocast or precision.weights]
-    mask = 1 if work.machine.device == "cuda" else size  # torch's native dropout has a bool mask on CUDA alone
+    mask = _mask_bytes(work, size)
     full = d.adapter_parameters == 0
     norms = 2 * 4 * d.hidden_size
     if full and d.rms_norm:
@@ -281,7 +281,12 @@ def _block_bytes(work: Work) -> float:
     attention = 2 * (d.heads + d.kv_heads) * d.head_dim * size
     mlp = d.mlp_kept * d.intermediate_size * size
     residual_masks = 2 * d.hidden_size * mask if d.dropout else 0
-    return norms + attention + _score_bytes(work, size, mask) + mlp + residual_masks + _input_bytes(work, size, mask)
+    return norms + attention + _score_bytes(work, size, mask) + mlp + residual_masks + _input_bytes(work, size)
+
+
+def _mask_bytes(work: Work, size: int) -> int:
+    """Bytes of dropout's mask a number: bool on CUDA, else of the input's dtype (ATen's native/Dropout.cpp)."""
+    return 1 if work.machine.device == "cuda" else size
 
 
 def _score_bytes(work: Work, size: int, mask: int) -> int:
@@ -289,15 +294,18 @@ def _score_bytes(work: Work, size: int, mask: int) -> int:
     d, machine = work.dimensions, work.machine
     if machine.attention != "eager" and not (d.dropout and machine.device != "cuda"):
         return 0
+    if machine.attention != "eager":
+        return d.heads * row_length(work) * 3 * 4  # torch's math kernel does it all in float32
     copy = size if d.dropout or size < 4 else 0
     return d.heads * row_length(work) * (4 + copy + (mask if d.dropout else 0))
 
 
-def _input_bytes(work: Work, size: int, mask: int) -> float:
+def _input_bytes(work: Work, size: int) -> float:
     """Bytes of the inputs of trained linears, a position and block; autocast casts each its own."""
     d = work.dimensions
     if d.adapter_dropout:
-        return d.linear_inputs_each * (size + mask) / d.layers
+        # PEFT lifts the input to the adapter's float32 before it drops any out
+        return d.linear_inputs_each * (size + _mask_bytes(work, 4)) / d.layers
     kept = d.linear_inputs_each if work.machine.precision.autocast else d.linear_inputs
     return kept * size / d.layers
 

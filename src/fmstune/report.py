@@ -38,7 +38,7 @@ def comparison(base: Mapping[str, Any] | None, tuned: Mapping[str, Any]) -> Iter
     for label, key, form in _MEASURES:
         after = tuned.get(key)
         before = base.get(key) if base else None
-        cells = [f"{value:{form}}" if value is not None else "–" for value in (before, after)]
+        cells = [f"{value:{form}}" if value is not None else "-" for value in (before, after)]
         change = f"{after - before:+{form}}" if before is not None and after is not None else ""
         yield f"{label:<22}{cells[0]:>10}{cells[1]:>10}{change:>10}"
     if tuned.get("rows_left_out"):

@@ -140,7 +140,7 @@ def _files_of(entry: Any, field: str, hub_files: Callable[[str, str], list[File]
     if path.is_dir():
         return _in_folder(path, field)
     if any(character in entry for character in "*?["):
-        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+        matches = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
         if not matches:
             raise UserError(f"{field}: no file matches {entry}")
         return [File(str(match), match) for match in matches]
@@ -179,7 +179,7 @@ def _hub_files(hub_id: str, field: str) -> list[File]:
     try:
         dataset = datasets.load_dataset(hub_id, split="train")
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as err:
-        raise UserError(f"{field}: cannot load {hub_id} from the hub, nor is there such a path here ({err})") from err
+        raise UserError(f"{field}: no path {hub_id} here, and the hub does not give it ({err})") from err
     return [File(f"{hub_id} (train)", Path(part["filename"])) for part in dataset.cache_files]
 
 
@@ -213,15 +213,15 @@ def _no_rows(file: File) -> Iterator[Item]:
 
 
 def _unknown(file: File) -> Iterator[Item]:
-    yield Unreadable(f"{file.name}: neither JSON, CSV (by its suffix .csv), Parquet nor Arrow; convert it to one of them")
+    yield Unreadable(f"{file.name}: neither JSON, CSV (named .csv), Parquet nor Arrow; convert it to one")
 
 
 def _json_lines(file: File) -> Iterator[Item]:
     with file.path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        for number, line in enumerate(lines):
+            content = _without_bom(number, line)
             if content.strip():
-                yield _json_line(file, number, content)
+                yield _json_line(file, number + 1, content)
 
 
 def _json_line(file: File, number: int, content: bytes) -> Item:
@@ -229,9 +229,9 @@ def _json_line(file: File, number: int, content: bytes) -> Item:
     try:
         values = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as err:
-        return Unreadable(f"{place}: not UTF-8 ({err.reason} at byte {err.start}); convert the file to UTF-8")
+        return Unreadable(f"{place}: {_not_utf8(err)}")
     except json.JSONDecodeError as err:
-        return Unreadable(f"{place}: broken JSON ({err.msg} at column {err.colno}); one object a line is expected")
+        return Unreadable(f"{place}: broken JSON ({err.msg} at column {err.colno}); each line is one row")
     if not isinstance(values, dict):
         return Unreadable(f"{place}: a row must be a JSON object, found a {type(values).__name__}")
     return Row(file.name, number, values)
@@ -241,7 +241,7 @@ def _json_array(file: File) -> Iterator[Item]:
     try:
         rows = json.loads(file.path.read_bytes().removeprefix(codecs.BOM_UTF8).decode("utf-8"))
     except UnicodeDecodeError as err:
-        yield Unreadable(f"{file.name}: not UTF-8 ({err.reason} at byte {err.start}); convert the file to UTF-8")
+        yield Unreadable(f"{file.name}: {_not_utf8(err)}")
         return
     except json.JSONDecodeError as err:
         yield Unreadable(f"{file.name}:{err.lineno}: broken JSON ({err.msg} at column {err.colno})")
@@ -256,23 +256,31 @@ def _json_array(file: File) -> Iterator[Item]:
 
 def _csv(file: File) -> Iterator[Item]:
     with file.path.open("rb") as lines:
-        reader = csv.reader((line.decode("utf-8-sig" if n == 0 else "utf-8") for n, line in enumerate(lines)), strict=True)
+        # line by line, so that a byte that is not UTF-8 is found in its line
+        reader = csv.reader((_without_bom(n, line).decode() for n, line in enumerate(lines)), strict=True)
         try:
             columns = next(reader, [])
             if len(set(columns)) < len(columns) or "" in columns:
-                yield Unreadable(f"{file.name}: the first line must name the columns, each once, found {columns}")
+                yield Unreadable(f"{file.name}:1: must name the columns, each once, found {columns}")
                 return
             for number, cells in enumerate((cells for cells in reader if cells), start=1):
                 if len(cells) == len(columns):
                     yield Row(file.name, number, dict(zip(columns, cells, strict=True)))
                 else:
                     place = f"{file.name}, row {number} (line {reader.line_num})"
-                    yield Unreadable(f"{place}: {len(cells)} cells for {len(columns)} columns; quote cells with commas")
+                    yield Unreadable(f"{place}: {len(cells)} cells for {len(columns)} columns; quote commas")
         except UnicodeDecodeError as err:
-            place = f"{file.name}:{reader.line_num + 1}"
-            yield Unreadable(f"{place}: not UTF-8 ({err.reason} at byte {err.start}); convert the file to UTF-8")
+            yield Unreadable(f"{file.name}:{reader.line_num + 1}: {_not_utf8(err)}")
         except csv.Error as err:
-            yield Unreadable(f"{file.name}:{reader.line_num}: broken CSV ({err}); JSON lines are safer for long texts")
+            yield Unreadable(f"{file.name}:{reader.line_num}: broken CSV ({err}); mend it or use JSON lines")
+
+
+def _without_bom(number: int, line: bytes) -> bytes:
+    return line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
+
+
+def _not_utf8(err: UnicodeDecodeError) -> str:
+    return f"not UTF-8 ({err.reason} at byte {err.start}); convert the file to UTF-8"
 
 
 def _parquet(file: File) -> Iterator[Item]:
@@ -286,7 +294,7 @@ def _arrow(file: File) -> Iterator[Item]:
 
 
 def _arrow_batches(file: File) -> Iterator[Any]:
-    """Record batches of either shape in which Arrow is written: the file, and the stream that `datasets` keeps."""
+    """The batches of an Arrow file, or of the Arrow stream that `datasets` writes."""
     import pyarrow as pa
 
     with pa.memory_map(str(file.path)) as content:

@@ -7,9 +7,8 @@ from typing import Any
 
 from fmstune import package_files, rows, run_folder
 from fmstune.errors import UserError, did_you_mean
-from fmstune.job import Attention, Data, Device, Evaluation, Job, Launcher, Model
+from fmstune.job import FULL, Attention, Data, Device, Evaluation, Job, Launcher, Model
 
-FULL = "fmstune.adapters.full"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "extra_special_tokens")
 
 
@@ -52,7 +51,7 @@ def folder_problems(folder: Path) -> Iterator[str]:
     if folder.is_dir():
         found = [name for name in run_folder.MARKS if (folder / name).exists()]
         if found:
-            yield f"output_dir: {folder} holds another run ({', '.join(found)}); choose another, it is never overwritten"
+            yield f"output_dir: {folder} holds another run ({', '.join(found)}), which is never overwritten; choose another"
     elif folder.exists():
         yield f"output_dir: {folder} is a file; choose a folder"
 
@@ -73,7 +72,7 @@ def _model(model: Model, *, adapts: bool) -> Iterator[str]:
     if model.adapter is not None:
         yield from _model_place("model.adapter", model.adapter, wants="adapter_config.json")
         if not adapts:
-            yield "model.adapter goes on training an adapter, and peft=full has none; choose its method, such as peft=lora"
+            yield "model.adapter goes on training an adapter, and peft=full has none; choose its method (peft=lora)"
     if model.quantization is not None:
         yield f"model.quantization is reserved and must be null, got {model.quantization!r}"
     if model.architecture is not None and "model_type" not in model.architecture:

@@ -13,7 +13,7 @@ import datasets
 import torch
 import transformers
 
-from fmstune import checks, data, freeze, models, parent, plan, precision, shapes, train
+from fmstune import checks, data, freeze, models, parent, plan, precision, shapes, show_data, train
 from fmstune.checks import Checked
 from fmstune.command_line import Verb
 from fmstune.data import Prepared
@@ -53,6 +53,8 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
 def _quiet() -> None:
     """Other libraries speak only of what is wrong; their progress bars would write over ours."""
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # under prompt learning, rows of one length are generated together, so positions are right without ids
+    warnings.filterwarnings("ignore", message="Position ids are not supported for parameter efficient tuning")
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     for name in ("httpx", "filelock", "fsspec", "matplotlib", "trl", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -89,7 +91,7 @@ def _check(job: Job) -> int:
     rows: plan.Rows | None = None
     prepared: Prepared | None = None
     try:
-        checked = checks.check(job)
+        checked = checks.check(job, device_at_hand=False)
     except UserError as err:
         problems += err.problems
     try:
@@ -102,7 +104,8 @@ def _check(job: Job) -> int:
     except UserError as err:
         problems += [problem for problem in err.problems if problem not in problems]
     raise_if_any(problems)
-    assert checked is not None and rows is not None
+    assert checked is not None
+    assert rows is not None
     _print_plan(checks.make_plan(job, checked, rows), checked)
     if prepared is not None:
         print("\n".join(["", *prepared.ledger.lines()]))
@@ -112,7 +115,7 @@ def _check(job: Job) -> int:
 
 def _print_plan(made: plan.Plan, checked: Checked) -> None:
     print(plan.render(made))
-    for note in (checked.precision.reason, *precision.notes(checked.precision, checked.peft is not None)):
+    for note in (*checked.notes, *precision.notes(checked.precision, checked.peft is not None)):
         print(f"note: {note}")
     available = checks.device_bytes(checked.device)
     if available is not None:
@@ -120,7 +123,6 @@ def _print_plan(made: plan.Plan, checked: Checked) -> None:
 
 
 def _show_data(job: Job, rows: int, json: Path | None) -> int:
-    from fmstune import show_data
     tokenizer = models.load_tokenizer(job.model)
     prepared = data.prepare(job.data, tokenizer.tokenizer, job.seed)
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ

@@ -191,7 +191,7 @@ def _causal_problems(path: str, config: PreTrainedConfig) -> Iterator[str]:
 def build_empty(config: PreTrainedConfig) -> PreTrainedModel:
     """The model on the meta device: names and shapes, no memory."""
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     return model
 
 
@@ -245,7 +245,10 @@ def attach(model: PreTrainedModel, peft_config: PeftConfig) -> torch.nn.Module:
     # PEFT's warnings come again, and to the user, when the real adapter is built
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
-        adapted: torch.nn.Module = get_peft_model(model, empty)
+        try:
+            adapted: torch.nn.Module = get_peft_model(model, empty)
+        except ValueError as error:
+            raise UserError(f"peft: {' '.join(str(error).split())}") from error
     return adapted
 
 
@@ -259,7 +262,7 @@ def _readers(model: torch.nn.Module, *, adapter: bool) -> Iterator[tuple[str, in
 
 
 def _head(model: PreTrainedModel) -> torch.nn.Module | None:
-    head: torch.nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head: torch.nn.Module | None = model.get_output_embeddings()
     return head
 
 
@@ -323,7 +326,8 @@ def target_problems(model: PreTrainedModel, peft_config: PeftConfig) -> Iterator
             yield from _name_problems(model, name)
     elif hasattr(peft_config, "target_modules") and not getattr(peft_config, "target_parameters", None):
         tuner = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(peft_config.peft_type)]
-        if model.config.model_type not in tuner.target_module_mapping:
+        defaults = getattr(tuner, "target_module_mapping", None)  # IA3 looks its own up elsewhere
+        if defaults is not None and model.config.model_type not in defaults:
             yield (
                 f"peft.target_modules: PEFT has no default for {model.config.model_type}; "
                 f"set it to {ALL_LINEAR} or to some of {_available(model)}"

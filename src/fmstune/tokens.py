@@ -1,4 +1,4 @@
-"""Segments → token ids and labels: tokenise the joined text once, and train what ends inside a trained segment.
+"""Segments → token ids and labels: the joined text is tokenised once, and what ends in a trained segment trained.
 
 That rule is right for a token that straddles the start of an answer, too: it is the first thing that the
 model has to write. Counting the tokens of the prompt alone would train nothing of such an answer.
@@ -26,8 +26,8 @@ class Encoded(NamedTuple):
     labels: list[int]
     length: int
     """Tokens before cutting, end-of-sequence included."""
-    answers: bool
-    """Whether more than end-of-sequence is trained: the answer has tokens, and is not cut away."""
+    trained: int
+    """Trained tokens, end-of-sequence included: 1 when the answer has no token, or is cut away."""
     straddling: int
     """Tokens that lie on both sides of a boundary between read and trained text."""
 
@@ -40,7 +40,7 @@ class Span(NamedTuple):
 
 
 def encode(batch: Sequence[list[Segment]], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Encoded]:
-    """Tokenise rows in one call; end-of-sequence is trained, counts towards `max_length` and is never cut off."""
+    """Tokenise rows in one call; end-of-sequence is trained, counted in `max_length` and never cut off."""
     if not batch:
         return []
     end_of_sequence = check(tokenizer)
@@ -55,7 +55,7 @@ def check(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The id of end-of-sequence; raises UserError for a tokenizer that cannot be used."""
     if not tokenizer.is_fast:
         kind = type(tokenizer).__name__
-        raise UserError(f"model.tokenizer: {kind} is not a fast tokenizer, and only those know which text a token spans")
+        raise UserError(f"model.tokenizer: {kind} does not tell which text a token spans; use a fast one")
     if not isinstance(tokenizer.eos_token_id, int):
         raise UserError("model.tokenizer has no end-of-sequence token; set model.special_tokens.eos_token")
     return tokenizer.eos_token_id
@@ -65,20 +65,25 @@ def _encode_row(
     segments: list[Segment], ids: list[int], encoding: "Encoding", end_of_sequence: int, max_length: int
 ) -> Encoded:
     spans = _trained_spans(segments)
-    stops = _token_stops(spans, sum(len(segment.text) for segment in segments), encoding)
+    text_length = sum(len(segment.text) for segment in segments)
+    stops = _token_stops(spans, text_length, encoding)
     length = len(ids) + (ids[-1:] != [end_of_sequence])
     kept = min(length, max_length) - 1
     labels: list[int] = []
     for first, last in stops:
         labels += [IGNORED] * (first - len(labels)) + ids[first:last]
     labels += [IGNORED] * (kept - len(labels))
-    answer_tokens = sum(max(0, min(last, kept) - first) for first, last in stops)
     return Encoded(
         input_ids=[*ids[:kept], end_of_sequence],
         labels=[*labels[:kept], end_of_sequence],
         length=length,
-        answers=answer_tokens > 0,
-        straddling=_straddling(spans, stops, kept, encoding),
+        trained=sum(max(0, min(last, kept) - first) for first, last in stops) + 1,
+        straddling=sum(
+            _straddles(token, boundary, encoding)
+            for span, stop in zip(spans, stops, strict=True)
+            for boundary, token in zip(span, stop, strict=True)
+            if 0 < boundary < text_length and token < kept
+        ),
     )
 
 
@@ -116,7 +121,7 @@ def _ending_after(character: int, encoding: "Encoding") -> int:
     return next((n for n, (_, end) in enumerate(encoding.offsets) if end > character), len(encoding))
 
 
-def _straddling(spans: list[Span], stops: list[tuple[int, int]], kept: int, encoding: "Encoding") -> int:
-    boundaries = [pair for span, stop in zip(spans, stops, strict=True) for pair in zip(span, stop, strict=True)]
-    tokens = [(encoding.token_to_chars(token), character) for character, token in boundaries if token < kept]
-    return sum(chars is not None and chars[0] < character < chars[1] for chars, character in tokens)
+def _straddles(token: int, boundary: int, encoding: "Encoding") -> bool:
+    """Whether the first token that ends behind the boundary starts before it."""
+    characters = encoding.token_to_chars(token)
+    return characters is not None and characters[0] < boundary

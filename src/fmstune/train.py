@@ -40,7 +40,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise UserError(f"{folder}: another process is running this job; wait for it, or choose another output_dir")
+        raise UserError(f"{folder}: another process runs this job; wait for it, or choose another output_dir") from None
     try:
         yield
     finally:
@@ -55,6 +55,7 @@ def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, pl
         run_folder.write_json(folder / run_folder.PROVENANCE, _provenance(job, checked, prepared))
         trainer, seconds = _build(job, checked, tokenizer, prepared, folder)
         base = _score(trainer, job, checked, prepared, base=True) if job.evaluation.base else None
+        memory.reset_peak(checked.device)
         output = trainer.train(resume_from_checkpoint=job.training.get("resume"))
         figures = _figures(trainer, checked, prepared, output.metrics)
         if not math.isfinite(figures["train_loss"]):
@@ -104,7 +105,6 @@ def _build(
     """The trainer around the model, and what building it took."""
     # before the model: a new adapter's weights are random
     set_seed(job.seed)
-    memory.reset_peak(checked.device)
     before = memory.now(checked.device)
     begun = time.perf_counter()
     base = models.load(job.model, tokenizer, dtype=checked.precision.weights, attention=checked.attention)
@@ -215,6 +215,8 @@ def save(model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, folder: Path)
     if isinstance(model, PeftModel):
         # PEFT would look the base up on the hub to find out whether the embedding grew; we know
         model.save_pretrained(aside, save_embedding_layers=bool(tokenizer.added))
+        # PEFT's card is a form to fill in, with this machine's path of the base
+        (aside / "README.md").unlink(missing_ok=True)
     else:
         model.save_pretrained(aside)
     tokenizer.tokenizer.save_pretrained(aside)

@@ -25,12 +25,8 @@ TRANSLATED: Mapping[str, Translation] = {
     "warmup_ratio": Translation("warmup_steps", _warmup),
     "gradient_checkpointing": Translation("activation_checkpointing"),
     "gradient_checkpointing_kwargs": Translation("activation_checkpointing_kwargs"),
-    "group_by_length": Translation(
-        "train_sampling_strategy", lambda value: "group_by_length" if value else "random"
-    ),
-    "include_tokens_per_second": Translation(
-        "include_num_input_tokens_seen", lambda value: "all" if value else "no"
-    ),
+    "group_by_length": Translation("train_sampling_strategy", lambda value: "group_by_length" if value else "random"),
+    "include_tokens_per_second": Translation("include_num_input_tokens_seen", lambda value: "all" if value else "no"),
     "per_gpu_train_batch_size": Translation("per_device_train_batch_size"),
     "per_gpu_eval_batch_size": Translation("per_device_eval_batch_size"),
 }

@@ -1,0 +1,50 @@
+"""Words are sorted into verb, own flags and what Hydra gets."""
+
+from pathlib import Path
+
+import pytest
+
+from fmstune.command_line import CommandLine, Verb, force_plain_overrides, parse
+from fmstune.errors import UserError
+
+
+def test_without_a_verb_it_trains() -> None:
+    assert parse(["peft=lora", "-m"]) == CommandLine(verb=Verb.train, hydra=("peft=lora", "-m"))
+
+
+def test_a_verb_and_its_flags_are_taken_off() -> None:
+    line = parse(["show-data", "--rows", "5", "model=tiny_llama", "--json", "rows.json"])
+    assert line == CommandLine(verb=Verb.show_data, hydra=("model=tiny_llama",), rows=5, json=Path("rows.json"))
+
+
+def test_flags_of_another_verb_go_through_to_hydra() -> None:
+    assert parse(["check", "--rows", "5"]).hydra == ("--rows", "5")
+
+
+def test_packages_are_trusted_one_flag_each() -> None:
+    assert parse(["--trust", "mine", "--trust=yours"]).trusted == ("mine", "yours")
+
+
+def test_a_misspelt_verb_gets_a_suggestion() -> None:
+    with pytest.raises(UserError, match="unknown verb 'chek'; did you mean 'check'?"):
+        parse(["chek"])
+
+
+@pytest.mark.parametrize("words", [["show-data", "--rows", "many"], ["show-data", "--json"], ["train", "--from"]])
+def test_a_flag_without_its_value_is_the_users_error(words: list[str]) -> None:
+    with pytest.raises(UserError, match="argument"):
+        parse(words)
+
+
+def test_plain_overrides_may_set_any_key_and_groups_stay_groups() -> None:
+    words = ["peft=lora", "training.adam_beta1=0.8", "sede=3", "+a.b=1", "~data.eval", "hydra.mode=RUN", "-m", "seed=1,2"]
+    assert force_plain_overrides(words, {"peft"}) == [
+        "peft=lora",
+        "++training.adam_beta1=0.8",
+        "++sede=3",
+        "+a.b=1",
+        "~data.eval",
+        "hydra.mode=RUN",
+        "-m",
+        "++seed=1,2",
+    ]

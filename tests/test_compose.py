@@ -1,0 +1,130 @@
+"""Every combination of the shipped groups composes and freezes; a new YAML is picked up without touching this file."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+import fmstune.conf
+from fmstune import cli, freeze, help, rules
+from fmstune.formats import load
+from fmstune.job import FULL
+
+GROUPS = {group: help.choices(group) for group in ("model", "peft", "data", "launcher", "evaluation")}
+COMBINATIONS = list(itertools.product(GROUPS["model"], GROUPS["peft"], GROUPS["data"], GROUPS["launcher"]))
+CONF = Path(next(iter(fmstune.conf.__path__)))
+
+
+@pytest.fixture(autouse=True)
+def composing() -> Iterator[None]:
+    OmegaConf.register_new_resolver("first", lambda *values: next((v for v in values if v is not None), None), replace=True)
+    with initialize_config_module("fmstune.conf", version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    return cli._tree(compose("job", overrides=list(overrides)))
+
+
+def test_the_matrix_is_what_is_shipped() -> None:
+    assert len(COMBINATIONS) == len(GROUPS["model"]) * len(GROUPS["peft"]) * len(GROUPS["data"]) * len(GROUPS["launcher"])
+    assert {"tiny_llama", "llama2_7b", "llama2_13b", "causal_lm"} <= set(GROUPS["model"])
+    assert {"full", "lora", "prompt_tuning"} <= set(GROUPS["peft"])
+    assert {"complaints", "alpaca", "twitter_complaints", "text"} <= set(GROUPS["data"])
+
+
+@pytest.mark.parametrize(("model", "peft", "data", "launcher"), COMBINATIONS)
+def test_every_combination_composes_and_freezes(model: str, peft: str, data: str, launcher: str) -> None:
+    words = [f"model={model}", f"peft={peft}", f"data={data}", f"launcher={launcher}"]
+    words += ["++model.path=owner/name"] if model == "causal_lm" else []
+    words += ["++data.train=rows.jsonl"] if data != "complaints" else []
+    job = freeze.freeze(composed(*words)).job
+    assert (job.peft["_target_"] == FULL) is (peft == "full")
+    assert callable(load(job.data.format))
+
+
+@pytest.mark.parametrize("evaluation", GROUPS["evaluation"])
+def test_every_way_of_evaluation_composes(evaluation: str) -> None:
+    job = freeze.freeze(composed(f"evaluation={evaluation}")).job
+    assert job.evaluation.enabled is (evaluation != "none")
+
+
+EXPERIMENTS = help.choices("experiment")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_without_a_problem(experiment: str) -> None:
+    words = [f"experiment={experiment}"]
+    if composed(*words)["data"]["train"] == "???":
+        words.append("++data.train=package:complaints/train.jsonl")
+    job = freeze.freeze(composed(*words)).job
+    assert list(rules.problems(job)) == []
+
+
+def test_there_are_worked_presets() -> None:
+    assert len(EXPERIMENTS) >= 2
+
+
+def test_the_default_job_has_no_problem_and_nothing_to_note() -> None:
+    job = freeze.freeze(composed()).job
+    assert list(rules.problems(job)) == []
+    assert list(rules.notes(job)) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "peft", "rate"),
+    [
+        ("llama2_7b", "full", 1e-5),
+        ("llama2_7b", "lora", 1e-4),
+        ("llama2_13b", "full", 1e-5),
+        ("llama2_13b", "lora", 1e-4),
+    ],
+)
+def test_llama_2_keeps_the_early_readmes_rates(model: str, peft: str, rate: float) -> None:
+    assert composed(f"model={model}", f"peft={peft}")["training"]["learning_rate"] == rate
+
+
+def test_rates_come_with_model_and_method_and_the_command_line_wins() -> None:
+    rates = {peft: composed(f"peft={peft}")["training"]["learning_rate"] for peft in GROUPS["peft"]}
+    assert len(set(rates.values())) == 3
+    assert composed("peft=lora", "++training.learning_rate=0.5")["training"]["learning_rate"] == 0.5
+
+
+def test_lora_adapts_what_the_architecture_says() -> None:
+    assert composed("peft=lora")["peft"]["target_modules"] == ["q_proj", "v_proj"]
+    assert composed("peft=lora", "model=causal_lm", "++model.path=a/b")["peft"]["target_modules"] is None
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
+def test_every_yaml_says_in_its_first_line_when_to_choose_it(path: Path) -> None:
+    first, second = path.read_text(encoding="utf-8").splitlines()[:2]
+    comment = second if first.startswith("# @package") else first
+    assert comment.startswith("# ")
+    assert len(comment) > 20
+
+
+def test_every_training_for_file_belongs_to_a_model_and_a_method() -> None:
+    for path in (CONF / "training_for").glob("*.yaml"):
+        assert any(path.stem == f"{model}_{peft}" for model in GROUPS["model"] for peft in GROUPS["peft"]), path
+
+
+def test_the_groups_of_the_help_are_the_folders_of_conf() -> None:
+    folders = {path.name for path in CONF.iterdir() if path.is_dir() and not path.name.startswith("__")}
+    assert folders == {*help.GROUPS, "training_for"}
+
+
+def test_defaults_live_in_one_place_the_yaml_of_the_group_says_them_all() -> None:
+    """A field that a group's YAML leaves out would have a second home for its default."""
+    import dataclasses
+
+    from fmstune import job
+
+    for group, cls in (("model", job.Model), ("data", job.Data), ("launcher", job.Launcher)):
+        names = {field.name for field in dataclasses.fields(cls)}
+        for path in (CONF / group).glob("*.yaml"):
+            assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) == names, path

@@ -1,0 +1,132 @@
+"""Scores are what a slow, plain computation gives; batching and padding change nothing."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.utils import add_fused_lm_head
+
+from fmstune import evaluate, models
+from fmstune.formats import Segment
+from fmstune.job import Evaluation, Model
+from fmstune.tokens import encode
+
+ROWS = [
+    ("### Text: my parcel is late\n\n### Label:", " complaint"),
+    ("### Text: thank you\n\n### Label:", " no complaint"),
+    ("### Text: the box of the bed had no legs in it and nobody answers the phone\n\n### Label:", " complaint"),
+    ("### Text: hi\n\n### Label:", " x"),
+    ("### Text: ok\n\n### Label:", " no complaint at all, rather the opposite of one"),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return models.load_tokenizer(Model(path="package:tiny_llama")).tokenizer
+
+
+@pytest.fixture(scope="module")
+def held_out(tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    encoded = encode([[Segment(p, False), Segment(a, True)] for p, a in ROWS], tokenizer, 256)
+    return Dataset.from_dict(
+        {
+            "input_ids": [row.input_ids for row in encoded],
+            "labels": [row.labels for row in encoded],
+            "prompt": [prompt for prompt, _ in ROWS],
+            "answer": [answer for _, answer in ROWS],
+        }
+    )
+
+
+def load() -> PreTrainedModel:
+    tiny = Model(path="package:tiny_llama")
+    return models.load(tiny, models.load_tokenizer(tiny), dtype="float32", attention="sdpa")
+
+
+@pytest.fixture(params=["full", "lora", "prompt"])
+def model(request: pytest.FixtureRequest) -> Iterator[PreTrainedModel | PeftModel]:
+    base = load()
+    add_fused_lm_head(base)
+    torch.manual_seed(0)
+    if request.param == "lora":
+        yield get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False))
+    elif request.param == "prompt":
+        yield get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=8))
+    else:
+        yield base
+
+
+def test_the_loss_is_the_mean_over_all_answer_tokens(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, held_out: Dataset
+) -> None:
+    total, count = 0.0, 0
+    with torch.inference_mode():
+        model.eval()
+        for row in held_out:
+            ids = torch.tensor([row["input_ids"]])
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -ids.shape[1] :]
+            log_probs = logits.log_softmax(-1)
+            for position, label in enumerate(row["labels"]):
+                if label != -100:
+                    total -= log_probs[position - 1, label].item()
+                    count += 1
+    scores = evaluate.score(model, tokenizer, held_out, Evaluation(batch_size=3, max_new_tokens=2))
+    assert scores.eval_loss == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_a_batch_answers_as_single_rows_do(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> None:
+    prompts = ["The driver", "Hello, my new lamp arrived and it", "### Text: I was charged twice for the", "Thanks"]
+    alone = []
+    model.eval()
+    for prompt in prompts:
+        encoded = tokenizer(prompt, return_tensors="pt")
+        output = model.generate(
+            input_ids=encoded["input_ids"],
+            attention_mask=encoded["attention_mask"],
+            max_new_tokens=12,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        alone.append(tokenizer.decode(output[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True))
+    with torch.inference_mode():
+        together = evaluate.generate(model, tokenizer, prompts, batch_size=batch_size, max_new_tokens=12)
+    assert together == alone
+    assert len(set(alone)) == len(prompts)
+
+
+def test_exact_match_counts_the_rows_that_are_answered_word_for_word(
+    tokenizer: PreTrainedTokenizerBase, held_out: Dataset
+) -> None:
+    base = load()
+    add_fused_lm_head(base)
+    with torch.inference_mode():
+        answers = evaluate.generate(base, tokenizer, held_out["prompt"], batch_size=5, max_new_tokens=64)
+    as_answered = [answer if i < 2 else answer + "!" for i, answer in enumerate(answers)]
+    rows = held_out.remove_columns("answer").add_column("answer", as_answered)
+    assert evaluate.score(base, tokenizer, rows, Evaluation()).exact_match == pytest.approx(2 / 5)
+
+
+def test_what_is_left_out_or_cannot_match_is_counted(tokenizer: PreTrainedTokenizerBase, held_out: Dataset) -> None:
+    base = load()
+    add_fused_lm_head(base)
+    scores = evaluate.score(base, tokenizer, held_out, Evaluation(max_rows=3, max_new_tokens=1))
+    assert (scores.rows, scores.rows_left_out) == (3, 2)
+    longer = sum(sum(label != -100 for label in row["labels"]) - 1 > 1 for row in held_out.select(range(3)))
+    assert scores.answers_too_long == longer
+    assert dataclasses.asdict(scores)["exact_match"] <= 1
+
+
+def test_the_model_is_left_in_the_mode_it_was_in(tokenizer: PreTrainedTokenizerBase, held_out: Dataset) -> None:
+    base = load()
+    add_fused_lm_head(base)
+    base.train()
+    evaluate.score(base, tokenizer, held_out, Evaluation(max_new_tokens=1))
+    assert base.training

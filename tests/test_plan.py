@@ -1,0 +1,393 @@
+"""Memory, steps and tokens of a run, against literal numbers and against what torch and transformers really do."""
+
+import contextlib
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
+
+from fmstune import plan, shapes
+from fmstune.plan import Actual, Dimensions, Machine, Rows, Training, Work
+from fmstune.precision import Precision
+
+FLOAT32 = Precision("float32", "float32", None, "because")
+FULL_GPU = Precision("float32", "float32", "bfloat16", "because")
+ADAPTER_GPU = Precision("bfloat16", "float32", "bfloat16", "because")
+LLAMA_7B = Dimensions(
+    base_parameters=6_738_415_616,
+    adapter_parameters=0,
+    trainable_parameters=6_738_415_616,
+    hidden_size=4096,
+    layers=32,
+    heads=32,
+    kv_heads=32,
+    head_dim=128,
+    intermediate_size=11008,
+    vocabulary=32000,
+    tied=False,
+    max_positions=4096,
+    mlp_kept=3,
+    rms_norm=True,
+    dropout=False,
+    linear_inputs=32 * (2 * 4096 + 11008),
+    linear_inputs_each=32 * (6 * 4096 + 11008),
+    adapter_dropout=False,
+    virtual_tokens=0,
+)
+LORA_7B = replace(
+    LLAMA_7B,
+    adapter_parameters=4_194_304,
+    trainable_parameters=4_194_304,
+    linear_inputs=32 * 4096,
+    linear_inputs_each=32 * 2 * 4096,
+)
+ROWS = Rows(rows=1000, tokens=200_000, longest=512, supervised_share=0.25)
+TRAINING = Training(max_length=512, per_device_train_batch_size=4, gradient_accumulation_steps=4)
+LORA_GPU = Work(LORA_7B, ROWS, TRAINING, Machine("cuda", "sdpa", ADAPTER_GPU))
+FULL_7B_GPU = Work(LLAMA_7B, ROWS, TRAINING, Machine("cuda", "sdpa", FULL_GPU))
+FULL_7B_CPU = Work(LLAMA_7B, ROWS, TRAINING, Machine("cpu", "sdpa", FLOAT32))
+
+
+def with_training(work, **changes):
+    return replace(work, training=replace(work.training, **changes))
+
+
+# memory
+
+
+def test_the_memory_of_lora_on_a_gpu():
+    held = plan.memory(LORA_GPU)
+    assert held.weights == 2 * 6_738_415_616 + 4 * 4_194_304
+    assert (held.gradients, held.optimizer) == (4 * 4_194_304, 8 * 4_194_304)
+    # a block keeps two norm inputs in float32, q k v and output, three tensors of the MLP, q's and v's inputs
+    block = 8 * 4096 + 2 * 4 * 4096 + 2 * 3 * 11008 + 2 * 2 * 4096
+    assert held.activations == 4 * 512 * (32 * block + 8 * 4096) == 9_764_339_712
+    assert held.logits == 512 * 32768 * 2
+    assert held.total == 23_341_834_240
+
+
+def test_float32_weights_under_autocast_are_held_twice_but_for_the_embedding():
+    assert plan.memory(FULL_7B_GPU).weights == 4 * 6_738_415_616 + 2 * (6_738_415_616 - 32000 * 4096)
+    assert plan.memory(FULL_7B_CPU).weights == 4 * 6_738_415_616
+
+
+def test_full_tuning_in_float32_takes_sixteen_bytes_a_parameter_before_activations():
+    held = plan.memory(FULL_7B_CPU)
+    assert held.weights + held.gradients + held.optimizer == 16 * 6_738_415_616
+
+
+def test_pure_bfloat16_takes_eight():
+    pure = Precision("bfloat16", "bfloat16", None, "because")
+    held = plan.memory(replace(FULL_7B_GPU, machine=Machine("cuda", "sdpa", pure)))
+    assert held.weights + held.gradients + held.optimizer == 8 * 6_738_415_616
+
+
+def test_off_cuda_the_logits_of_the_supervised_positions_are_held_three_times():
+    assert plan.memory(FULL_7B_CPU).logits == 3 * (4 * 512 // 4) * 32000 * 4
+
+
+def test_on_cuda_the_logits_are_held_in_one_tile():
+    assert plan.memory(with_training(LORA_GPU, per_device_train_batch_size=4096)).logits == 4096 * 32768 * 2
+
+
+def test_eager_attention_keeps_the_scores():
+    eager = replace(LORA_GPU, machine=replace(LORA_GPU.machine, attention="eager"))
+    scores = 4 * 32 * 32 * 512 * 512 * (4 + 2)
+    assert plan.activation_bytes(eager) - plan.activation_bytes(LORA_GPU) == scores
+
+
+def test_activation_checkpointing_keeps_the_inputs_of_the_blocks_and_one_block():
+    block = 8 * 4096 + 2 * 4 * 4096 + 2 * 3 * 11008 + 2 * 2 * 4096
+    checkpointed = with_training(LORA_GPU, activation_checkpointing=True)
+    assert plan.activation_bytes(checkpointed) == 4 * 512 * (32 * 2 * 4096 + block + 8 * 4096)
+
+
+def test_virtual_tokens_are_positions_too():
+    longer = replace(LORA_GPU, dimensions=replace(LORA_7B, virtual_tokens=8))
+    assert plan.activation_bytes(longer) * 512 == plan.activation_bytes(LORA_GPU) * 520
+    assert plan.make(longer).positions_per_step == 4 * 4 * 520
+
+
+OPTIMIZERS = {
+    "adamw_torch": 8000,
+    "adamw_torch_fused": 8000,
+    "stable_adamw": 8000,
+    "adamw_8bit": 2000,
+    "adamw_bnb_8bit": 2000,
+    "paged_adamw_8bit": 2000,
+    "adamw_torch_4bit": 1000,
+    "paged_adamw_32bit": 8000,
+    "lion_32bit": 4000,
+    "lion_8bit": 1000,
+    "ademamix": 12000,
+    "sgd": 0,
+    "adagrad": 4000,
+    "rmsprop": 4000,
+    "adafactor": 80,
+    "lomo": 8000,
+}
+
+
+@pytest.mark.parametrize(("optim", "expected"), OPTIMIZERS.items())
+def test_the_optimizer_s_state_depends_on_its_name(optim, expected):
+    thousand = replace(LLAMA_7B, trainable_parameters=1000, hidden_size=100)
+    assert plan.optimizer_bytes(optim, thousand, trained=4) == expected
+
+
+def test_an_unknown_optimizer_is_counted_as_adamw_and_noted():
+    (note,) = plan.make(with_training(LORA_GPU, optim="lomo")).notes
+    assert note == "the memory of optim=lomo is not known here; counted as AdamW in float32"
+
+
+# against measurement
+
+
+def saved_bytes(model, batch, length, autocast):
+    """Bytes of the storages that autograd keeps in a forward pass of the blocks, parameters left out."""
+    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inputs = model.get_input_embeddings()(torch.randint(5, 90, (batch, length)))
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        inputs = torch.cat([model.get_prompt(batch).to(inputs.dtype), inputs], dim=1)
+    casts = torch.autocast("cpu", dtype=torch.bfloat16) if autocast else contextlib.nullcontext()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), casts:
+        base.base_model(inputs_embeds=inputs, use_cache=False)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+SMALL_LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 352,
+    "vocab_size": 1000,
+}
+SMALL_GQA = {**SMALL_LLAMA, "num_key_value_heads": 1}
+SMALL_BIGCODE = {
+    "model_type": "gpt_bigcode",
+    "n_embd": 128,
+    "n_layer": 4,
+    "n_head": 4,
+    "vocab_size": 1000,
+    "n_positions": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+METHODS = {
+    "full": lambda: None,
+    "lora": lambda: LoraConfig(task_type="CAUSAL_LM", r=8),
+    "lora_dropout": lambda: LoraConfig(task_type="CAUSAL_LM", r=8, lora_dropout=0.1, target_modules="all-linear"),
+    "prompt": lambda: PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=8),
+}
+
+
+@pytest.mark.parametrize("architecture", [SMALL_LLAMA, SMALL_GQA, SMALL_BIGCODE], ids=["llama", "gqa", "bigcode"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+def test_activations_are_what_autograd_keeps_within_an_eighth(architecture, method, attention, half):
+    config = AutoConfig.for_model(**architecture)
+    dimensions = shapes.dimensions(config, METHODS[method]())
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).train()
+    if method != "full":
+        model = get_peft_model(model, METHODS[method]())
+    precision = FLOAT32
+    if half:
+        precision = FULL_GPU if method == "full" else ADAPTER_GPU
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.bfloat16()
+    work = Work(dimensions, Rows(2, 2, 96), Training(512, 2), Machine("cpu", attention, precision))
+    weights = dimensions.base_parameters * (2 if precision is ADAPTER_GPU else 4) + dimensions.adapter_parameters * 4
+    copies = plan.memory(work).weights - weights
+    measured = saved_bytes(model, 2, 96, half)
+    assert plan.activation_bytes(work) + copies == pytest.approx(measured, rel=0.12)
+
+
+# steps
+
+STEPS = [
+    # rows, batch, accumulation, epochs, max_steps, drop_last → batches, steps an epoch, total
+    (10, 4, 4, 2.5, -1, False, (3, 1, 3)),
+    (10, 4, 1, 2.5, -1, False, (3, 3, 8)),
+    (10, 4, 2, 1.0, -1, False, (3, 2, 2)),
+    (10, 4, 1, 1.0, -1, True, (2, 2, 2)),
+    (17, 3, 4, 0.3, -1, False, (6, 2, 1)),
+    (17, 3, 4, 3.0, 5, False, (6, 2, 5)),
+    (2, 8, 4, 3.0, -1, False, (1, 1, 3)),
+]
+
+
+@pytest.mark.parametrize(("rows", "batch", "accumulation", "epochs", "max_steps", "drop_last", "expected"), STEPS)
+def test_steps_are_those_of_the_trainer(tmp_path, rows, batch, accumulation, epochs, max_steps, drop_last, expected):
+    training = Training(
+        max_length=8,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=epochs,
+        max_steps=max_steps,
+        dataloader_drop_last=drop_last,
+    )
+    counted = plan.steps(rows, training)
+    assert (counted.batches_per_epoch, counted.steps_per_epoch, counted.total_steps) == expected
+    arguments = TrainingArguments(
+        str(tmp_path),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=epochs,
+        max_steps=max_steps,
+        dataloader_drop_last=drop_last,
+        use_cpu=True,
+        report_to=[],
+    )
+    data = Dataset.from_dict({"input_ids": [[1, 2, 3]] * rows, "labels": [[1, 2, 3]] * rows})
+    trainer = Trainer(AutoModelForCausalLM.from_config(AutoConfig.for_model(**TINY)), arguments, train_dataset=data)
+    trainer.train()
+    assert trainer.state.global_step == trainer.state.max_steps == expected[2]
+
+
+TINY = {
+    "model_type": "llama",
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "vocab_size": 16,
+}
+
+
+# the plan
+
+
+def test_a_plan_of_lora():
+    made = plan.make(LORA_GPU)
+    assert (made.rows, made.steps_per_epoch, made.total_steps) == (1000, 63, 189)
+    assert (made.tokens_per_epoch, made.tokens_estimated, made.positions_per_step) == (200_000, False, 8192)
+    assert made.checkpoint_bytes == 4 * 4_194_304 + 8 * 4_194_304
+    assert made.notes == ()
+
+
+def test_rows_longer_than_max_length_count_as_cut():
+    assert plan.make(with_training(LORA_GPU, max_length=100)).positions_per_step == 1600
+
+
+def test_packed_rows_are_full_ones():
+    made = plan.make(with_training(LORA_GPU, packing=True, max_length=1024))
+    assert (made.rows, made.steps_per_epoch, made.positions_per_step) == (196, 13, 16 * 1024)
+    assert made.notes == ("packing is counted as perfect: the real number of rows and steps is a little higher",)
+
+
+def test_rows_beyond_the_model_s_positions_are_noted():
+    long = replace(with_training(LORA_GPU, max_length=8192), rows=replace(ROWS, longest=6000))
+    assert plan.make(long).notes == ("the longest row takes 6,000 positions, but the model sees 4,096",)
+
+
+def test_fewer_rows_than_a_batch_are_noted():
+    assert plan.make(replace(LORA_GPU, rows=replace(ROWS, rows=3))).notes == (
+        "training.per_device_train_batch_size is 4, with 3 rows",
+    )
+
+
+def test_a_plan_goes_through_json():
+    values = json.loads(json.dumps(asdict(plan.make(LORA_GPU))))
+    assert values["memory"]["weights"] == 13_493_608_448
+    assert values["total"] == 23_341_834_240
+    assert values["work"]["machine"]["precision"]["autocast"] == "bfloat16"
+
+
+# advice
+
+
+def test_a_plan_that_fits_needs_no_advice():
+    assert plan.fits(plan.make(LORA_GPU), 24_000_000_000) == []
+
+
+def test_advice_tells_what_each_change_comes_to():
+    assert plan.fits(plan.make(LORA_GPU), 20 * 2**30) == [
+        "training.per_device_train_batch_size=2 training.gradient_accumulation_steps=8 (the same updates): "
+        "17.18 GiB, fits",
+        "training.activation_checkpointing=true (slower by about a third): 13.49 GiB, fits",
+        "data.max_length=256 (longer rows are cut): 17.18 GiB, fits",
+    ]
+
+
+def test_full_tuning_is_advised_lora():
+    advice = plan.fits(plan.make(FULL_7B_GPU), 30 * 2**30)
+    assert [line.rpartition(" ")[2] for line in advice] == ["much", "much", "much", "fits"]
+    assert advice[-1].startswith("peft=lora (r=8 on queries and values): 21.7")
+
+
+def test_when_no_change_is_enough_all_are_tried_together():
+    advice = plan.fits(plan.make(LORA_GPU), 13 * 2**30)
+    assert advice[-1] == "all of these, with a batch of 1: 12.72 GiB, fits"
+
+
+def test_when_nothing_fits_it_says_so():
+    advice = plan.fits(plan.make(LORA_GPU), 2**30)
+    assert advice[-1] == "take a smaller model or a larger device"
+    assert advice[-2].endswith("still too much")
+
+
+def test_the_lora_of_the_advice_is_the_lora_that_peft_builds():
+    config = AutoConfig.for_model(**SMALL_GQA)
+    full = replace(FULL_7B_CPU, dimensions=shapes.dimensions(config, None))
+    lora = shapes.dimensions(config, LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=["q_proj", "v_proj"]))
+    assert plan.with_lora(full).dimensions == lora
+
+
+def test_a_smaller_batch_keeps_the_rows_of_an_update():
+    t = plan.with_batch(LORA_GPU, 1).training
+    assert (t.per_device_train_batch_size, t.gradient_accumulation_steps) == (1, 16)
+
+
+# rendering
+
+
+def test_a_plan_is_a_table():
+    assert plan.render(plan.make(LORA_GPU)).splitlines() == [
+        "parameters  base 6,738,415,616, adapter 4,194,304",
+        "            trainable 4,194,304 (0.0622 %)",
+        "precision   bfloat16 weights, float32 trained, bfloat16 autocast; sdpa attention on cuda",
+        "            because",
+        "memory      21.74 GiB at most",
+        "            weights 12.57 GiB, gradients 16.0 MiB, optimizer 32.0 MiB, activations 9.09 GiB, logits 32.0 MiB",
+        "steps       189 (3 epochs, 63 an epoch, 4 rows x 4 accumulated)",
+        "tokens      200,000 an epoch",
+        "            at most 8,192 positions a step, padding included",
+        "checkpoint  48.0 MiB",
+    ]
+
+
+def test_estimated_tokens_say_so():
+    estimated = replace(LORA_GPU, rows=replace(ROWS, estimated=True))
+    assert "tokens      ≈ 200,000 an epoch, estimated from characters" in plan.render(plan.make(estimated))
+
+
+def test_plan_against_actual():
+    made = plan.make(LORA_GPU)
+    actual = Actual(peak_bytes=22 * 10**9, total_steps=189, tokens_per_epoch=199_000, trainable_parameters=4_194_304)
+    assert plan.render_against(made, actual).splitlines() == [
+        "                            plan         actual   plan is",
+        "peak memory            21.74 GiB      20.49 GiB      +6 %",
+        "steps                        189            189     exact",
+        "tokens an epoch          200,000        199,000      +1 %",
+        "trainable              4,194,304      4,194,304     exact",
+    ]
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0.0 MiB"), (2**20, "1.0 MiB"), (3 * 2**29, "1.50 GiB")])
+def test_bytes_are_shown_in_mib_or_gib(count, text):
+    assert plan.size(count) == text

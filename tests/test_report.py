@@ -1,0 +1,51 @@
+"""The table that a run ends with."""
+
+from pathlib import Path
+
+from fmstune import report
+
+SUMMARY = {
+    "status": "finished",
+    "error": None,
+    "train_loss": 0.1234,
+    "steps": 150,
+    "train_seconds": 12.34,
+    "tokens_per_second": 4321.0,
+    "total_parameters": 2_000_000,
+    "trainable_parameters": 10_000,
+    "peak_memory_bytes": 300 * 2**20,
+    "memory_before_model_bytes": 200 * 2**20,
+    "plan": {"total": 90 * 2**20},
+    "base": {"eval_loss": 0.9, "exact_match": 0.5, "rows": 120, "rows_left_out": 0, "answers_too_long": 0},
+    "tuned": {"eval_loss": 0.1, "exact_match": 0.975, "rows": 120, "rows_left_out": 30, "answers_too_long": 2},
+}
+
+
+def test_base_and_tuned_stand_side_by_side_with_the_change() -> None:
+    text = report.render(SUMMARY, Path("run"))
+    assert "held-out rows: 120          base     tuned    change" in text
+    assert "loss on the answer        0.9000    0.1000   -0.8000" in text
+    assert "exact match                0.500     0.975    +0.475" in text
+
+
+def test_what_was_not_scored_is_counted() -> None:
+    text = report.render(SUMMARY, Path("run"))
+    assert "(30 more held-out rows were left out by evaluation.max_rows)" in text
+    assert "(2 answers are longer than max_new_tokens and cannot match)" in text
+
+
+def test_cost_is_given_with_the_plan_beside_what_was_measured() -> None:
+    text = report.render(SUMMARY, Path("run"))
+    assert "trained 10,000 of 2,000,000 parameters (0.50%)" in text
+    assert "150 steps in 12.3 s, 4,321 tokens/s, train loss 0.1234" in text
+    assert "memory: planned 90 MiB, measured 100 MiB" in text
+
+
+def test_without_a_base_the_tuned_stand_alone() -> None:
+    text = report.render({**SUMMARY, "base": None}, Path("run"))
+    assert "exact match                    -     0.975" in text
+
+
+def test_a_run_that_failed_says_why() -> None:
+    failed = {"status": "failed", "error": {"kind": "internal", "message": "out of memory"}}
+    assert report.render(failed, Path("run")) == "\nfailed: run\n  out of memory"

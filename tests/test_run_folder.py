@@ -1,0 +1,40 @@
+"""Files of a run are whole or not there."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from fmstune import run_folder
+
+
+def test_json_is_replaced_as_a_whole_and_nothing_stays_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    run_folder.write_json(path, {"a": 1})
+    run_folder.write_json(path, {"ü": 2})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"ü": 2}
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_value_that_json_cannot_hold_leaves_the_old_file(tmp_path: Path) -> None:
+    run_folder.write_json(tmp_path / "summary.json", {"a": 1})
+    with pytest.raises(ValueError, match="Out of range float"):
+        run_folder.write_json(tmp_path / "summary.json", {"a": float("nan")})
+    assert run_folder.read_summary(tmp_path) == {"a": 1}
+
+
+def test_updating_keeps_what_was_there(tmp_path: Path) -> None:
+    run_folder.update_summary(tmp_path, {"status": "running", "name": "x"})
+    run_folder.update_summary(tmp_path, {"status": "finished"})
+    assert run_folder.read_summary(tmp_path) == {"status": "finished", "name": "x"}
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGKILL, "failed"), (signal.SIGTERM, "interrupted"), (signal.SIGSEGV, "failed")]
+)
+def test_a_runner_that_a_signal_ended_is_recorded(tmp_path: Path, number: signal.Signals, status: str) -> None:
+    run_folder.mark_killed(tmp_path, number)
+    summary = run_folder.read_summary(tmp_path)
+    assert summary["status"] == status
+    assert summary["error"]["message"] == f"the runner died of {number.name}"

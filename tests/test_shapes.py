@@ -1,0 +1,424 @@
+"""Counts, module names and problems of an architecture, on the meta device."""
+
+import copy
+import json
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from peft import IA3Config, LoraConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from fmstune import shapes
+from fmstune.errors import UserError
+from fmstune.job import Model
+from fmstune.shapes import Target
+
+LLAMA_7B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "intermediate_size": 11008,
+    "vocab_size": 32000,
+}
+LLAMA_13B = {
+    **LLAMA_7B,
+    "hidden_size": 5120,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "intermediate_size": 13824,
+}
+TINY_LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 88,
+    "vocab_size": 100,
+}
+TIED_LLAMA = {**TINY_LLAMA, "tie_word_embeddings": True}
+BIGCODE = {
+    "model_type": "gpt_bigcode",
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 128,
+    "vocab_size": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GPT2 = {**BIGCODE, "model_type": "gpt2"}
+
+
+def lora(**fields):
+    return LoraConfig(task_type="CAUSAL_LM", **fields)
+
+
+def prompt(**fields):
+    return PromptTuningConfig(task_type="CAUSAL_LM", **fields)
+
+
+def config_of(architecture):
+    return shapes.configuration(Model(path="some/model", architecture=architecture))
+
+
+def model_of(architecture):
+    return shapes.build_empty(config_of(architecture))
+
+
+COUNTS = [
+    (LLAMA_7B, None, 6_738_415_616, 0),
+    (LLAMA_13B, None, 13_015_864_320, 0),
+    (LLAMA_7B, lora(r=8, target_modules=["q_proj", "v_proj"]), 6_738_415_616, 4_194_304),
+    (LLAMA_13B, lora(r=8, target_modules=["q_proj", "v_proj"]), 13_015_864_320, 6_553_600),
+    (LLAMA_7B, prompt(num_virtual_tokens=8), 6_738_415_616, 32_768),
+    (BIGCODE, None, 128_576, 0),
+    (BIGCODE, lora(r=8, target_modules=["c_attn"]), 128_576, 2_560),
+]
+
+
+@pytest.mark.parametrize(("architecture", "peft_config", "base", "adapter"), COUNTS)
+def test_the_parameters_of_known_models_are_exact(architecture, peft_config, base, adapter):
+    d = shapes.dimensions(config_of(architecture), peft_config)
+    assert (d.base_parameters, d.adapter_parameters) == (base, adapter)
+    assert d.trainable_parameters == (adapter or base)
+
+
+ADAPTERS = [
+    None,
+    lora(r=4),
+    lora(r=4, target_modules="all-linear", lora_dropout=0.1),
+    lora(r=4, target_modules="all-linear", bias="all"),
+    lora(r=2, modules_to_save=["lm_head"]),
+    lora(r=4, use_dora=True),
+    prompt(num_virtual_tokens=5),
+    PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=5, encoder_hidden_size=16),
+    IA3Config(task_type="CAUSAL_LM"),
+]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+@pytest.mark.parametrize(
+    "architecture", [TINY_LLAMA, TIED_LLAMA, BIGCODE, GPT2], ids=["llama", "tied", "bigcode", "gpt2"]
+)
+@pytest.mark.parametrize("peft_config", ADAPTERS, ids=range(len(ADAPTERS)))
+def test_the_parameters_equal_those_of_a_model_really_built(architecture, peft_config):
+    d = shapes.dimensions(config_of(architecture), peft_config)
+    real = AutoModelForCausalLM.from_config(config_of(architecture))
+    if peft_config is not None:
+        real = get_peft_model(real, copy.deepcopy(peft_config))
+    every = sum(p.numel() for p in real.parameters())
+    trained = sum(p.numel() for p in real.parameters() if p.requires_grad)
+    assert (d.base_parameters + d.adapter_parameters, d.trainable_parameters) == (every, trained)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", "gaussian"])
+def test_an_initialisation_that_reads_weights_is_not_run_to_count(init):
+    assert shapes.dimensions(config_of(TINY_LLAMA), lora(r=4, init_lora_weights=init)).adapter_parameters == 896
+
+
+def test_a_text_prompt_is_counted_without_its_tokenizer():
+    text = prompt(
+        num_virtual_tokens=8,
+        prompt_tuning_init="TEXT",
+        prompt_tuning_init_text="Is it a complaint?",
+        tokenizer_name_or_path="/there/is/none",
+    )
+    d = shapes.dimensions(config_of(TINY_LLAMA), text)
+    assert (d.adapter_parameters, d.virtual_tokens) == (256, 8)
+    assert text.prompt_tuning_init == "TEXT"
+
+
+def test_the_dimensions_of_a_llama():
+    d = shapes.dimensions(config_of(TINY_LLAMA), None)
+    assert (d.hidden_size, d.layers, d.heads, d.kv_heads, d.head_dim, d.intermediate_size) == (32, 2, 4, 2, 8, 88)
+    assert (d.vocabulary, d.tied, d.max_positions) == (100, False, 2048)
+    assert (d.mlp_kept, d.rms_norm, d.dropout, d.adapter_dropout) == (3, True, False, False)
+    assert (d.linear_inputs, d.linear_inputs_each) == (2 * (32 + 32 + 88), 2 * (4 * 32 + 2 * 32 + 88))
+
+
+def test_the_dimensions_of_a_gpt_bigcode():
+    d = shapes.dimensions(config_of(BIGCODE), lora(r=8, target_modules=["c_attn"], lora_dropout=0.1))
+    assert (d.hidden_size, d.layers, d.heads, d.kv_heads, d.head_dim, d.intermediate_size) == (64, 2, 4, 1, 16, 256)
+    assert (d.vocabulary, d.tied, d.max_positions) == (512, True, 128)
+    assert (d.mlp_kept, d.rms_norm, d.dropout, d.adapter_dropout) == (1, False, True, True)
+    assert (d.linear_inputs, d.linear_inputs_each) == (128, 128)
+
+
+def test_gpt2_keeps_more_for_its_activation_written_in_python():
+    assert shapes.dimensions(config_of(GPT2), None).mlp_kept == 4
+
+
+def test_the_empty_model_has_no_memory():
+    assert {p.device for p in model_of(LLAMA_7B).parameters()} == {torch.device("meta")}
+
+
+# configuration
+
+
+def test_a_folder_is_read(tmp_path):
+    AutoConfig.for_model(**TINY_LLAMA).save_pretrained(tmp_path)
+    config = shapes.configuration(Model(path=str(tmp_path), architecture=TINY_LLAMA))
+    assert (config.model_type, config.hidden_size) == ("llama", 32)
+
+
+def test_every_disagreement_between_folder_and_architecture_is_named(tmp_path):
+    AutoConfig.for_model(**TINY_LLAMA, rope_theta=500.0).save_pretrained(tmp_path)
+    other = {**TINY_LLAMA, "hidden_size": 64, "vocab_size": 99, "rope_theta": 500.0}
+    with pytest.raises(UserError) as error:
+        shapes.configuration(Model(path=str(tmp_path), architecture=other))
+    assert error.value.problems == (
+        f"model.architecture.hidden_size is 64, but {tmp_path} has 32; correct it",
+        f"model.architecture.vocab_size is 99, but {tmp_path} has 100; correct it",
+    )
+
+
+def test_an_alias_of_the_architecture_is_compared_too(tmp_path):
+    AutoConfig.for_model(**BIGCODE).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"model\.architecture\.num_hidden_layers is 3, but .* has 2"):
+        shapes.configuration(
+            Model(path=str(tmp_path), architecture={"model_type": "gpt_bigcode", "num_hidden_layers": 3})
+        )
+
+
+ARCHITECTURES = [
+    ({"hidden_size": 64}, "model.architecture: model_type is missing; add the transformers name, such as llama"),
+    ({"model_type": "lama"}, "transformers knows no 'lama'; did you mean 'llama'?"),
+    ({"model_type": "llama", "hiden_size": 64}, "model.architecture.hiden_size: llama has no such value; did you mean"),
+    ({"model_type": "llama", "hidden_size": "big"}, "Field 'hidden_size' expected int, got str (value: 'big')"),
+    ({"model_type": "t5"}, "(t5) is no causal language model"),
+    (
+        {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
+        "holds a BertForMaskedLM, but tuning needs a BertLM",
+    ),
+    ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "needs a LlamaForCausalLM"),
+]
+
+
+@pytest.mark.parametrize(("architecture", "message"), ARCHITECTURES)
+def test_an_architecture_that_cannot_be_tuned_is_refused(architecture, message):
+    with pytest.raises(UserError) as error:
+        config_of(architecture)
+    (problem,) = error.value.problems
+    assert message in problem
+
+
+FOLDERS = [
+    (None, "has no config.json; give the folder that save_pretrained wrote"),
+    ("{", "config.json is not JSON"),
+    ('{"hidden_size": 4}', "names no model_type"),
+    ('{"model_type": "lama"}', "unknown to this transformers; did you mean 'llama'?"),
+    ('{"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}', "needs code of its own (mine.Config)"),
+    (
+        '{"model_type": "gpt2", "architectures": ["GPT2LMHeadCustomModel"], "auto_map": {"AutoConfig": "m.C"}}',
+        "needs code of its own (m.C), and fmstune runs none from a model",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), FOLDERS)
+def test_a_folder_that_cannot_be_loaded_is_refused(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError) as error:
+        shapes.configuration(Model(path=str(tmp_path)))
+    (problem,) = error.value.problems
+    assert message in problem
+
+
+def test_code_beside_an_architecture_of_transformers_is_left_alone(tmp_path):
+    AutoConfig.for_model(**TINY_LLAMA, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["auto_map"] = {"AutoConfig": "mine.Config"}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert shapes.configuration(Model(path=str(tmp_path))).hidden_size == 32
+
+
+def test_a_missing_folder_is_not_looked_for_on_the_hub():
+    with pytest.raises(UserError, match=r"model\.path: there is no folder /nowhere/model"):
+        shapes.configuration(Model(path="/nowhere/model"))
+
+
+def test_what_is_neither_a_folder_nor_a_hub_id_is_refused():
+    with pytest.raises(UserError, match=r"a/b/c is neither a folder nor a hub id"):
+        shapes.configuration(Model(path="a/b/c"))
+
+
+def test_without_the_hub_an_architecture_is_advised(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"cache nor can the hub be reached; give a folder, or model\.architecture"):
+        shapes.configuration(Model(path="nobody/nothing-of-the-kind"))
+
+
+def hub_error(kind):
+    """As transformers raises it: an OSError whose cause is the hub's own error."""
+    error = OSError("long text of transformers")
+    error.__cause__ = kind.__new__(kind)
+    return error
+
+
+HUB = [
+    (GatedRepoError, "x/y is gated; accept its terms at https://huggingface.co/x/y and log in with `hf auth login`"),
+    (RepositoryNotFoundError, "neither a folder nor a hub model is named x/y; if private, `hf auth login` first"),
+    (RevisionNotFoundError, "model.revision: x/y has no revision 'v9'"),
+    (HfHubHTTPError, "can the hub be reached"),
+]
+
+
+@pytest.mark.parametrize(("kind", "message"), HUB)
+def test_each_refusal_of_the_hub_has_its_own_message(monkeypatch, kind, message):
+    def refuse(*_, **__):
+        raise hub_error(kind)
+
+    monkeypatch.setattr(shapes.PreTrainedConfig, "get_config_dict", refuse)
+    with pytest.raises(UserError) as error:
+        shapes.configuration(Model(path="x/y", revision="v9"))
+    (problem,) = error.value.problems
+    assert message in problem
+
+
+# targets
+
+
+def test_the_targets_of_a_llama():
+    assert shapes.targets(model_of(LLAMA_7B)) == [
+        Target("q_proj", "Linear", 32, 4096, 4096),
+        Target("k_proj", "Linear", 32, 4096, 4096),
+        Target("v_proj", "Linear", 32, 4096, 4096),
+        Target("o_proj", "Linear", 32, 4096, 4096),
+        Target("gate_proj", "Linear", 32, 4096, 11008),
+        Target("up_proj", "Linear", 32, 4096, 11008),
+        Target("down_proj", "Linear", 32, 11008, 4096),
+    ]
+
+
+def test_a_name_with_two_shapes_is_told_apart_by_its_parent():
+    assert shapes.targets(model_of(GPT2)) == [
+        Target("c_attn", "Conv1D", 2, 64, 192),
+        Target("attn.c_proj", "Conv1D", 2, 64, 64),
+        Target("c_fc", "Conv1D", 2, 64, 256),
+        Target("mlp.c_proj", "Conv1D", 2, 256, 64),
+    ]
+
+
+def test_bigcode_has_linear_layers_under_the_same_names():
+    assert shapes.targets(model_of(BIGCODE))[0] == Target("c_attn", "Linear", 2, 64, 96)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+@pytest.mark.parametrize("architecture", [TINY_LLAMA, BIGCODE, GPT2])
+def test_lora_on_all_targets_is_all_linear(architecture):
+    model = model_of(architecture)
+    expected = shapes.dimensions(model.config, lora(r=8, target_modules="all-linear")).adapter_parameters
+    assert sum(target.lora_parameters(8) for target in shapes.targets(model)) == expected
+
+
+TARGET_PROBLEMS = [
+    (
+        ["q_proj", "kq_proj"],
+        "no module is named 'kq_proj'; did you mean 'q_proj'?; available are q_proj, k_proj, v_proj",
+    ),
+    (["all-linear"], "all-linear works as a string, not in a list; write it without brackets"),
+    (["lm_head"], "'lm_head' matches the output layer"),
+    (["self_attn"], "'self_attn' matches LlamaAttention, without a weight of its own to adapt"),
+    ("q_proj", "'q_proj' matches no module (a string is a regular expression for the whole name"),
+    (r".*(q_proj|lm_head)", "matches the output layer"),
+    ("*_proj", "'*_proj' is no regular expression: nothing to repeat"),
+]
+
+
+@pytest.mark.parametrize(("asked", "message"), TARGET_PROBLEMS)
+def test_a_target_that_cannot_be_adapted_is_a_problem(asked, message):
+    (problem,) = shapes.target_problems(model_of(TINY_LLAMA), lora(target_modules=asked))
+    assert problem.startswith("peft.target_modules: ")
+    assert message in problem
+
+
+def test_every_unknown_target_is_named():
+    problems = list(shapes.target_problems(model_of(TINY_LLAMA), lora(target_modules=["aa", "q_proj", "bb"])))
+    assert [problem.partition(";")[0] for problem in problems] == [
+        "peft.target_modules: no module is named 'aa'",
+        "peft.target_modules: no module is named 'bb'",
+    ]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        None,
+        "all-linear",
+        r".*\.q_proj",
+        ["q_proj"],
+        ["self_attn.q_proj"],
+        ["model.layers.0.mlp.up_proj"],
+        ["embed_tokens"],
+    ],
+)
+def test_a_target_that_exists_is_no_problem(asked):
+    assert list(shapes.target_problems(model_of(TINY_LLAMA), lora(target_modules=asked))) == []
+
+
+def test_an_architecture_without_a_default_of_peft_needs_targets():
+    model = model_of(TINY_LLAMA)
+    model.config.model_type = "unheard_of"
+    (problem,) = shapes.target_problems(model, lora())
+    assert "PEFT has no default for unheard_of; set it to all-linear or to some of q_proj, k_proj" in problem
+
+
+def test_a_module_to_save_that_does_not_exist_is_a_problem():
+    (problem,) = shapes.target_problems(model_of(TINY_LLAMA), lora(modules_to_save=["lm_head", "score"]))
+    assert problem == "peft.modules_to_save: no module is named 'score'"
+
+
+def test_prompt_tuning_has_no_targets_to_check():
+    assert list(shapes.target_problems(model_of(TINY_LLAMA), prompt(num_virtual_tokens=2))) == []
+
+
+def test_counting_raises_the_problems_at_once():
+    with pytest.raises(UserError) as error:
+        shapes.dimensions(config_of(TINY_LLAMA), lora(target_modules=["aa", "bb"]))
+    assert len(error.value.problems) == 2
+
+
+def test_what_peft_itself_refuses_is_the_user_s_error():
+    with pytest.raises(UserError, match="peft: `r` should be a positive integer value but the value passed is 0"):
+        shapes.dimensions(config_of(TINY_LLAMA), lora(r=0))
+
+
+def test_counting_is_silent():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shapes.dimensions(config_of(GPT2), lora(target_modules=["c_attn"], modules_to_save=["lm_head"]))
+
+
+def test_the_modules_are_a_table():
+    assert shapes.render_modules(model_of(TINY_LLAMA)).splitlines() == [
+        "  module                  kind     count      in     out      LoRA r=8",
+        "* q_proj                  Linear       2      32      32         1,024",
+        "  k_proj                  Linear       2      32      16           768",
+        "* v_proj                  Linear       2      32      16           768",
+        "  o_proj                  Linear       2      32      32         1,024",
+        "  gate_proj               Linear       2      32      88         1,920",
+        "  up_proj                 Linear       2      32      88         1,920",
+        "  down_proj               Linear       2      88      32         1,920",
+        "* llama's default, taken where peft.target_modules is null",
+        "peft.target_modules=all-linear takes all of these (14 modules, 9,344 parameters with r=8), "
+        "without the output layer",
+    ]
+
+
+@pytest.mark.parametrize(("default", "marked"), [(["o_proj"], 1), ("all-linear", 7), (["q_proj", "up_proj"], 2)])
+def test_the_job_s_own_targets_are_marked_when_it_names_them(default, marked):
+    lines = shapes.render_modules(model_of(TINY_LLAMA), default).splitlines()
+    assert sum(line.startswith("* ") for line in lines) == marked + 1
+
+
+def test_a_model_on_the_meta_device_is_counted_alike_under_lora_and_full():
+    full = shapes.dimensions(config_of(TINY_LLAMA), None)
+    adapted = shapes.dimensions(config_of(TINY_LLAMA), lora(r=2))
+    same = replace(adapted, adapter_parameters=0, trainable_parameters=full.trainable_parameters)
+    assert replace(same, linear_inputs=full.linear_inputs, linear_inputs_each=full.linear_inputs_each) == full

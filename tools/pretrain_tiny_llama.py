@@ -1,0 +1,297 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Pretrain the embedded base model: a Llama of under a million parameters, with its tokenizer.
+
+A model of random weights can be fully fine-tuned on the complaints task, but LoRA on two projections and
+prompt tuning can only steer what is there already. So the base model must have read such messages and must
+know the shape of such tasks, and it must not know the task. It sees five kinds of documents, each ended
+by `</s>`:
+
+text      a message of `make_complaints`, or a sentence of `plain_sentence`, as it stands;
+reading   `### Text: <message>`, then one question about it: which product, which issue, in what form and tone,
+          and how things ended in the words of that issue (late, early, express ...). There is no answer that
+          good or bad endings of two issues share, so the grouping that is the complaint label is not given;
+coin      `### Text: <message>`, `### Label: <label>` where the label is drawn without a look at the message;
+named     the same after a line `### Rule: <name>: <label>, <label>`. Each of the names stands for one fixed
+          random relation, in which one half of the issues give the first label when they end badly, and the
+          other half when they do not: each relation agrees with the truth on half of the issues;
+listed    the same after `### Rule: <label> if <ending>, <ending> ...; else <label>` with endings drawn at random.
+
+The last two teach that what stands before the text decides how the text is labelled, which is what a
+soft prompt does. Labels are drawn from `LABELS`, among which `complaint` and `no complaint` stand like
+any other pair; under `### Label:` they are independent of the truth, and no message of the held-out
+split is ever read. `tests/test_assets.py` checks both.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from make_complaints import BRANDS, COMPLAINT, ISSUES, NO_COMPLAINT, WRITERS, Message, message, words
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LlamaTokenizer
+
+ASSETS = Path(__file__).parents[1] / "src" / "fmstune" / "assets"
+SEED = 11
+VOCABULARY = 1536
+CONTEXT = 512
+BATCH = 32
+PEAK = 3e-3
+ANSWER_WEIGHT = 4.0
+"""How many times the loss of an answer counts the loss of a token of the text."""
+
+LABELS = (
+    (COMPLAINT, NO_COMPLAINT),
+    ("praise", "no praise"),
+    ("urgent", "not urgent"),
+    ("spam", "no spam"),
+    ("yes", "no"),
+    ("red", "blue"),
+    ("odd", "even"),
+    ("public", "private"),
+    ("true", "false"),
+    ("positive", "negative"),
+    ("group one", "group two"),
+    ("keep", "do not keep"),
+)
+NAMES = (
+    "amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath", "river", "stone", "cloud", "field",
+    "tower", "wheel", "maple", "ocean", "pearl", "robin", "silver", "tulip", "violet", "willow", "zebra", "acorn",
+)  # fmt: skip
+
+
+
+class Document(NamedTuple):
+    """Parts that are joined: one that is read, one that is an answer, one that is read, and so on."""
+
+    parts: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(self.parts)
+
+
+def plain_sentence(rng: random.Random) -> str:
+    """A sentence from outside the world of customers, so that the model has seen other English."""
+    who = rng.choice(("The children", "My neighbours", "Two old friends", *WRITERS, "The birds", "Her students"))
+    did = rng.choice(("walked to", "drew a map of", "wrote about", "slept near", "sang in", "looked for", "left"))
+    what = rng.choice(("the river", "a small town", "the old bridge", "the garden", "a green hill", "the sea"))
+    end = rng.choice(("before the rain", "in the evening", "because it was warm", "and then went home", "at dawn"))
+    return f"{who} {did} {what} {end}."
+
+
+class Rule(NamedTuple):
+    """One random relation: on `issues` a bad ending gets `first` and any other `second`; elsewhere the reverse."""
+
+    first: str
+    second: str
+    issues: frozenset[str]
+
+    def label(self, m: Message) -> str:
+        return self.first if (m.label == COMPLAINT) == (m.issue in self.issues) else self.second
+
+
+def rules() -> dict[str, Rule]:
+    """Each name has a fixed pair of labels and a fixed half of the issues."""
+    keys = [issue.key for issue in ISSUES]
+    return {
+        name: Rule(*LABELS[i % len(LABELS)], frozenset(random.Random(name).sample(keys, len(keys) // 2)))
+        for i, name in enumerate(NAMES)
+    }
+
+
+RULES = rules()
+
+
+def reading(m: Message, rng: random.Random) -> Document:
+    """How things ended, and one question more."""
+    header, answer = rng.choice((("Product", m.product), ("Issue", m.issue), ("Form", m.form), ("Tone", m.tone)))
+    questions = [("Ending", m.state), (header, answer)]
+    rng.shuffle(questions)
+    (one, first), (two, second) = questions
+    return Document((f"### Text: {m.text}\n\n### {one}:", f" {first}</s>", f"\n\n### {two}:", f" {second}"))
+
+
+def coin(m: Message, rng: random.Random) -> Document:
+    """The task's own pair more often than another, since its words must be known."""
+    pair = LABELS[0] if rng.random() < 0.25 else rng.choice(LABELS)
+    return Document((f"### Text: {m.text}\n\n### Label:", f" {rng.choice(pair)}"))
+
+
+def named(m: Message, rng: random.Random) -> Document:
+    """The label under the rule that stands before the text, and then under three others."""
+    name, *others = rng.sample(NAMES, 4)
+    parts = [f"### Rule: {name}\n\n### Text: {m.text}\n\n### Label:", f" {RULES[name].label(m)}"]
+    for other in others:
+        parts += [f"</s>\n\n### Rule: {other}\n\n### Label:", f" {RULES[other].label(m)}"]
+    return Document(tuple(parts))
+
+
+TASKS = (reading, coin, named)
+TASK_WEIGHTS = (30, 6, 64)
+
+
+def documents(rng: random.Random, held_out: frozenset[str]) -> Iterator[Document]:
+    """The endless corpus; a message with the words of a held-out one is never used."""
+    kept_back = {words(text) for text in held_out}
+    while True:
+        m = message(rng)
+        if words(m.text) in kept_back:
+            continue
+        roll = rng.random()
+        if roll < 0.04:
+            yield Document((plain_sentence(rng),))
+        elif roll < 0.10:
+            yield Document((m.text,))
+        else:
+            yield rng.choices(TASKS, TASK_WEIGHTS)[0](m, rng)
+
+
+def train_tokenizer(texts: list[str]) -> LlamaTokenizer:
+    """A BPE in the manner of Llama 2: single digits, bytes for what is not in the vocabulary (so `\\n` too)."""
+    specials = ["<unk>", "<s>", "</s>"]
+    pieces = [f"<0x{byte:02X}>" for byte in range(256)]
+    learner = Tokenizer(models.BPE(unk_token="<unk>"))
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\n+"), "removed"),
+            pre_tokenizers.Metaspace(prepend_scheme="always"),
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Punctuation("contiguous"),
+        ]
+    )
+    room = VOCABULARY - len(specials) - len(pieces) - 1
+    learner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=room, limit_alphabet=120, show_progress=False))
+    learned = json.loads(learner.to_str())["model"]
+    order = [*specials, *pieces, *sorted(learned["vocab"], key=learned["vocab"].get), "<pad>"]
+    return LlamaTokenizer(
+        vocab={piece: i for i, piece in enumerate(order)},
+        merges=[tuple(merge) for merge in learned["merges"]],
+        pad_token="<pad>",
+        add_bos_token=True,
+        padding_side="right",
+        model_max_length=CONTEXT,
+    )
+
+
+def new_model(tokenizer: LlamaTokenizer) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        initializer_range=0.05,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=True,
+        dtype="float32",
+    )
+    return LlamaForCausalLM(config)
+
+
+class Batch(NamedTuple):
+    """Documents padded on the right, and what the loss of each token counts."""
+
+    ids: torch.Tensor
+    weights: torch.Tensor
+
+
+def token_weights(document: Document, spans: list[tuple[int, int]]) -> list[float]:
+    """What the loss of each token counts, that of the closing `</s>` last: an answer's more than a text's."""
+    kinds = [part % 2 for part, text in enumerate(document.parts) for _ in text]
+    weights = [ANSWER_WEIGHT if end and kinds[end - 1] else 1.0 for _, end in spans]
+    return [*weights, weights[-1]]
+
+
+def batches(source: Iterator[Document], tokenizer: LlamaTokenizer, rng: random.Random) -> Iterator[Batch]:
+    """Endless batches of documents of about one length, so that little is spent on padding."""
+    while True:
+        pool = [next(source) for _ in range(BATCH * 16)]
+        pool.sort(key=lambda document: len(document.text))
+        groups = [pool[i : i + BATCH] for i in range(0, len(pool), BATCH)]
+        rng.shuffle(groups)
+        for group in groups:
+            encoded = tokenizer([document.text for document in group], return_offsets_mapping=True)
+            rows = [[*ids, tokenizer.eos_token_id] for ids in encoded["input_ids"]]
+            width = max(map(len, rows))
+            ids = torch.full((len(rows), width), tokenizer.pad_token_id)
+            weights = torch.zeros(len(rows), width)
+            for i, (row, spans, document) in enumerate(zip(rows, encoded["offset_mapping"], group, strict=True)):
+                ids[i, : len(row)] = torch.tensor(row)
+                weights[i, : len(row)] = torch.tensor(token_weights(document, spans))
+            yield Batch(ids, weights)
+
+
+def pretrain(model: LlamaForCausalLM, source: Iterator[Batch], steps: int) -> None:
+    """Train in place: AdamW, a short warm-up, then a cosine to a hundredth of the peak."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, betas=(0.9, 0.98), weight_decay=0.05)
+    warmup = steps // 25
+    model.train()
+    start, texts, answers = time.monotonic(), 0.0, 0.0
+    for step in range(1, steps + 1):
+        progress = max(0, step - warmup) / (steps - warmup)
+        scale = min(step / warmup, 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+        optimizer.param_groups[0]["lr"] = PEAK * scale
+        batch = next(source)
+        logits = model(input_ids=batch.ids[:, :-1]).logits
+        losses = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none"
+        )
+        weights = batch.weights[:, 1:].flatten()
+        loss = (losses * weights).sum() / weights.sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        texts += losses[weights == 1].mean().item()
+        answers += losses[weights > 1].sum().item() / max(1, int((weights > 1).sum()))
+        if step % 50 == 0 or step == steps:
+            seen = (step - 1) % 50 + 1
+            took = time.monotonic() - start
+            print(f"step {step}/{steps} text {texts / seen:.3f} answer {answers / seen:.3f} {took:.0f}s", flush=True)
+            texts = answers = 0.0
+
+
+def save(model: LlamaForCausalLM, tokenizer: LlamaTokenizer, out: Path) -> None:
+    model.eval()
+    model.generation_config = GenerationConfig.from_model_config(model.config)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{parameters} parameters")
+    for path in sorted(out.iterdir()):
+        print(f"{path.name} {path.stat().st_size} bytes")
+    print(f"{sum(path.stat().st_size for path in out.iterdir())} bytes in all")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Pretrain the embedded base model and its tokenizer.")
+    parser.add_argument("--out", type=Path, default=ASSETS / "tiny_llama", help="folder to write to")
+    parser.add_argument("--held-out", type=Path, default=ASSETS / "complaints" / "held_out.jsonl")
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--seed", type=int, default=SEED)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    lines = args.held_out.read_text(encoding="utf-8").splitlines()
+    held_out = frozenset(json.loads(line)["text"] for line in lines)
+    rng = random.Random(args.seed)
+    sample = [document.text.replace("</s>", "") for document, _ in zip(documents(rng, held_out), range(20000))]
+    tokenizer = train_tokenizer([*sample, *BRANDS])
+    model = new_model(tokenizer)
+    pretrain(model, batches(documents(rng, held_out), tokenizer, rng), args.steps)
+    save(model, tokenizer, args.out)
+
+
+if __name__ == "__main__":
+    main()
