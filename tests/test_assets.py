@@ -105,7 +105,9 @@ def test_no_single_word_tells_the_labels_apart(train: Rows, held_out: Rows) -> N
         assert 0.35 <= right / len(every) <= 0.65, word
 
 
-def test_half_of_the_held_out_rows_show_combinations_that_training_never_does(make_complaints: ModuleType) -> None:
+def test_half_of_the_held_out_rows_show_combinations_that_training_never_does(
+    make_complaints: ModuleType,
+) -> None:
     train, held_out = make_complaints.splits()
     seen = {make_complaints.triple(message) for message in train}
     assert sum(make_complaints.triple(message) not in seen for message in held_out) >= 60
@@ -138,7 +140,9 @@ def test_the_model_is_a_float32_llama_of_at_most_2m_parameters(model: LlamaForCa
     assert model.config.max_position_embeddings >= 512
 
 
-def test_model_and_tokenizer_agree_on_the_special_tokens(model: LlamaForCausalLM, tokenizer: LlamaTokenizer) -> None:
+def test_model_and_tokenizer_agree_on_the_special_tokens(
+    model: LlamaForCausalLM, tokenizer: LlamaTokenizer
+) -> None:
     assert model.config.vocab_size == len(tokenizer)
     for config in (model.config, model.generation_config):
         assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (
@@ -180,7 +184,9 @@ def test_a_text_survives_the_tokenizer(tokenizer: LlamaTokenizer, text: str) -> 
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
 
-def test_no_row_needs_an_unknown_token_or_more_than_96(tokenizer: LlamaTokenizer, train: Rows, held_out: Rows) -> None:
+def test_no_row_needs_an_unknown_token_or_more_than_96(
+    tokenizer: LlamaTokenizer, train: Rows, held_out: Rows
+) -> None:
     for ids in tokenizer([row["output"] for row in train + held_out])["input_ids"]:
         assert tokenizer.unk_token_id not in ids and len(ids) < 96
 
@@ -229,6 +235,8 @@ def test_pretraining_labels_do_not_depend_on_the_truth(
         assert abs(sum(agreed) / len(agreed) - 0.5) < 0.03, kind
 
 
-def test_every_named_relation_agrees_with_the_truth_on_half_of_the_issues(pretrain_tiny_llama: ModuleType) -> None:
+def test_every_named_relation_agrees_with_the_truth_on_half_of_the_issues(
+    pretrain_tiny_llama: ModuleType,
+) -> None:
     assert {len(issues) for issues in pretrain_tiny_llama.RELATIONS.values()} == {12}
     assert len(pretrain_tiny_llama.ISSUES) == 24

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fmstune.command_line import CommandLine, Verb, force_plain_overrides, parse
+from fmstune.command_line import CommandLine, Verb, force_plain_overrides, parse, swept_keys
 from fmstune.errors import UserError
 
 
@@ -37,7 +37,16 @@ def test_a_flag_without_its_value_is_the_users_error(words: list[str]) -> None:
 
 
 def test_plain_overrides_may_set_any_key_and_groups_stay_groups() -> None:
-    words = ["peft=lora", "training.adam_beta1=0.8", "sede=3", "+a.b=1", "~data.eval", "hydra.mode=RUN", "-m", "seed=1,2"]
+    words = [
+        "peft=lora",
+        "training.adam_beta1=0.8",
+        "sede=3",
+        "+a.b=1",
+        "~data.eval",
+        "hydra.mode=RUN",
+        "-m",
+        "seed=1,2",
+    ]
     assert force_plain_overrides(words, {"peft"}) == [
         "peft=lora",
         "++training.adam_beta1=0.8",
@@ -48,3 +57,15 @@ def test_plain_overrides_may_set_any_key_and_groups_stay_groups() -> None:
         "-m",
         "++seed=1,2",
     ]
+
+
+def test_swept_keys_are_those_with_several_values() -> None:
+    words = [
+        "training.learning_rate=1e-5,1e-4",
+        "peft=lora,full",
+        "data.train=[a,b]",
+        'name="a,b"',
+        "seed=range(1,4)",
+        "x=3",
+    ]
+    assert swept_keys(words) == {"training.learning_rate", "peft", "seed"}

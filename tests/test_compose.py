@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fmstune.conf
 import pytest
 import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-import fmstune.conf
 from fmstune import cli, freeze, help, rules
 from fmstune.formats import load
 from fmstune.job import FULL
@@ -22,7 +22,9 @@ CONF = Path(next(iter(fmstune.conf.__path__)))
 
 @pytest.fixture(autouse=True)
 def composing() -> Iterator[None]:
-    OmegaConf.register_new_resolver("first", lambda *values: next((v for v in values if v is not None), None), replace=True)
+    OmegaConf.register_new_resolver(
+        "first", lambda *values: next((v for v in values if v is not None), None), replace=True
+    )
     with initialize_config_module("fmstune.conf", version_base="1.3"):
         yield
 
@@ -32,7 +34,9 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 
 def test_the_matrix_is_what_is_shipped() -> None:
-    assert len(COMBINATIONS) == len(GROUPS["model"]) * len(GROUPS["peft"]) * len(GROUPS["data"]) * len(GROUPS["launcher"])
+    assert len(COMBINATIONS) == len(GROUPS["model"]) * len(GROUPS["peft"]) * len(GROUPS["data"]) * len(
+        GROUPS["launcher"]
+    )
     assert {"tiny_llama", "llama2_7b", "llama2_13b", "causal_lm"} <= set(GROUPS["model"])
     assert {"full", "lora", "prompt_tuning"} <= set(GROUPS["peft"])
     assert {"complaints", "alpaca", "twitter_complaints", "text"} <= set(GROUPS["data"])

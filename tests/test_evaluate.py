@@ -53,7 +53,9 @@ def model(request: pytest.FixtureRequest) -> Iterator[PreTrainedModel | PeftMode
     add_fused_lm_head(base)
     torch.manual_seed(0)
     if request.param == "lora":
-        yield get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False))
+        yield get_peft_model(
+            base, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False)
+        )
     elif request.param == "prompt":
         yield get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=8))
     else:

@@ -119,7 +119,9 @@ def test_every_owned_or_translated_name_is_out_of_the_way_of_sft_config() -> Non
     assert {translation.name for translation in TRANSLATED.values()} <= fields
     assert not set(OWN) & fields
     # each row that says "sets it" is about a field that the installed SFTConfig really has
-    assert {name for name, owner in OWNED.items() if owner.endswith("sets it") and not owner.startswith("it is")} <= fields
+    assert {
+        name for name, owner in OWNED.items() if owner.endswith("sets it") and not owner.startswith("it is")
+    } <= fields
 
 
 @pytest.mark.parametrize(
@@ -146,7 +148,11 @@ def test_a_value_is_converted_where_nothing_is_lost(value: Any, field: Field, ex
         ("maybe", Field("x", (bool,), False), "must be true or false, got 'maybe'"),
         (None, Field("x", (int,), False), "must be a whole number, got null"),
         ([1], Field("x", (str,), False), r"must be text, got \[1\]"),
-        ("cosin", Field("x", (str,), False, ("linear", "cosine")), "one of linear, cosine; got 'cosin'; did you mean 'cosine'"),
+        (
+            "cosin",
+            Field("x", (str,), False, ("linear", "cosine")),
+            "one of linear, cosine; got 'cosin'; did you mean 'cosine'",
+        ),
     ],
 )
 def test_a_value_that_would_lose_something_is_refused(value: Any, field: Field, message: str) -> None:
@@ -201,7 +207,9 @@ def test_fields_of_a_file_can_be_changed_on_reading(tmp_path: Path) -> None:
     assert job.output_dir == "there"
 
 
-@pytest.mark.parametrize(("text", "message"), [("[1, 2]", "a job is a mapping of groups"), ("{a: [", "cannot be read as a job")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("[1, 2]", "a job is a mapping of groups"), ("{a: [", "cannot be read as a job")]
+)
 def test_what_is_no_job_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "job.yaml").write_text(text)
     with pytest.raises(UserError, match=message):

@@ -19,7 +19,9 @@ def test_the_fields_of_sft_config_are_those_of_the_class() -> None:
     assert len(real) > 100
 
 
-@pytest.mark.parametrize("name", ["LoraConfig", "PromptTuningConfig", "IA3Config", "PrefixTuningConfig", "AdaLoraConfig"])
+@pytest.mark.parametrize(
+    "name", ["LoraConfig", "PromptTuningConfig", "IA3Config", "PrefixTuningConfig", "AdaLoraConfig"]
+)
 def test_the_fields_of_a_peft_configuration_are_those_of_the_class(name: str) -> None:
     import peft
 
@@ -34,7 +36,11 @@ def test_the_fields_of_a_peft_configuration_are_those_of_the_class(name: str) ->
         ("trl.SFTConfig", "max_steps", Field("max_steps", (int,), False)),
         ("trl.SFTConfig", "bf16", Field("bf16", (bool,), True)),
         ("trl.SFTConfig", "eval_strategy", Field("eval_strategy", (str,), False, ("no", "steps", "epoch"))),
-        ("trl.SFTConfig", "packing_strategy", Field("packing_strategy", (str,), False, ("bfd", "bfd_split", "wrapped"))),
+        (
+            "trl.SFTConfig",
+            "packing_strategy",
+            Field("packing_strategy", (str,), False, ("bfd", "bfd_split", "wrapped")),
+        ),
         ("trl.SFTConfig", "lr_scheduler_kwargs", Field("lr_scheduler_kwargs", (), True)),
         ("peft.LoraConfig", "r", Field("r", (int,), False)),
         ("peft.LoraConfig", "bias", Field("bias", (str,), False, ("none", "all", "lora_only"))),

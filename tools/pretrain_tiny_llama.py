@@ -43,28 +43,24 @@ VOCABULARY = 1536
 CONTEXT = 512
 BATCH = 32
 PEAK = 3e-3
-ANSWER_WEIGHT = 4.0
+ANSWER_WEIGHT = 6.0
 """How many times the loss of an answer counts the loss of a token of the text."""
 
-LABELS = (
-    (COMPLAINT, NO_COMPLAINT),
+OWN_LABELS = (COMPLAINT, NO_COMPLAINT)
+OTHER_LABELS = (
     ("praise", "no praise"),
     ("urgent", "not urgent"),
     ("spam", "no spam"),
     ("yes", "no"),
     ("red", "blue"),
-    ("odd", "even"),
-    ("public", "private"),
     ("true", "false"),
-    ("positive", "negative"),
-    ("group one", "group two"),
-    ("keep", "do not keep"),
 )
-NAMES = (
-    "amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath", "river", "stone", "cloud", "field",
-    "tower", "wheel", "maple", "ocean", "pearl", "robin", "silver", "tulip", "violet", "willow", "zebra", "acorn",
-)  # fmt: skip
-
+OWN_NAMES = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath")
+OTHER_NAMES = (
+    *("river", "stone", "cloud", "field", "tower", "wheel", "maple", "ocean"),
+    *("pearl", "robin", "silver", "tulip", "violet", "willow", "zebra", "acorn"),
+)
+NAMES = OWN_NAMES + OTHER_NAMES
 
 
 class Document(NamedTuple):
@@ -79,15 +75,23 @@ class Document(NamedTuple):
 
 def plain_sentence(rng: random.Random) -> str:
     """A sentence from outside the world of customers, so that the model has seen other English."""
-    who = rng.choice(("The children", "My neighbours", "Two old friends", *WRITERS, "The birds", "Her students"))
-    did = rng.choice(("walked to", "drew a map of", "wrote about", "slept near", "sang in", "looked for", "left"))
-    what = rng.choice(("the river", "a small town", "the old bridge", "the garden", "a green hill", "the sea"))
-    end = rng.choice(("before the rain", "in the evening", "because it was warm", "and then went home", "at dawn"))
+    who = rng.choice(
+        ("The children", "My neighbours", "Two old friends", *WRITERS, "The birds", "Her students")
+    )
+    did = rng.choice(
+        ("walked to", "drew a map of", "wrote about", "slept near", "sang in", "looked for", "left")
+    )
+    what = rng.choice(
+        ("the river", "a small town", "the old bridge", "the garden", "a green hill", "the sea")
+    )
+    end = rng.choice(
+        ("before the rain", "in the evening", "because it was warm", "and then went home", "at dawn")
+    )
     return f"{who} {did} {what} {end}."
 
 
 class Rule(NamedTuple):
-    """One random relation: on `issues` a bad ending gets `first` and any other `second`; elsewhere the reverse."""
+    """A random relation: on `issues` a bad ending gets `first`, any other `second`; elsewhere the reverse."""
 
     first: str
     second: str
@@ -97,44 +101,51 @@ class Rule(NamedTuple):
         return self.first if (m.label == COMPLAINT) == (m.issue in self.issues) else self.second
 
 
-def rules() -> dict[str, Rule]:
-    """Each name has a fixed pair of labels and a fixed half of the issues."""
+def own_rule(name: str) -> Rule:
+    """A rule in the labels of the task, which agrees with the truth on exactly half of the issues."""
     keys = [issue.key for issue in ISSUES]
-    return {
-        name: Rule(*LABELS[i % len(LABELS)], frozenset(random.Random(name).sample(keys, len(keys) // 2)))
-        for i, name in enumerate(NAMES)
-    }
+    return Rule(*OWN_LABELS, frozenset(random.Random(name).sample(keys, len(keys) // 2)))
 
 
-RULES = rules()
+def other_rule(name: str) -> Rule:
+    """A rule in other labels, with a coin thrown for each issue."""
+    rng = random.Random(name)
+    return Rule(*rng.choice(OTHER_LABELS), frozenset(i.key for i in ISSUES if rng.random() < 0.5))
+
+
+RULES = {name: own_rule(name) for name in OWN_NAMES} | {name: other_rule(name) for name in OTHER_NAMES}
+
+
+def questions(m: Message, rng: random.Random) -> list[str]:
+    """How things ended, one question more, and the labels under two rules, in any order."""
+    more = rng.choice((("Product", m.product), ("Issue", m.issue), ("Form", m.form), ("Tone", m.tone)))
+    asked = [(f"### {header}:", f" {answer}") for header, answer in (("Ending", m.state), more)]
+    asked += [(f"### Rule: {name}\n\n### Label:", f" {RULES[name].label(m)}") for name in rng.sample(NAMES, 2)]
+    rng.shuffle(asked)
+    return [part for prompt, answer in asked for part in (f"</s>\n\n{prompt}", answer)]
 
 
 def reading(m: Message, rng: random.Random) -> Document:
-    """How things ended, and one question more."""
-    header, answer = rng.choice((("Product", m.product), ("Issue", m.issue), ("Form", m.form), ("Tone", m.tone)))
-    questions = [("Ending", m.state), (header, answer)]
-    rng.shuffle(questions)
-    (one, first), (two, second) = questions
-    return Document((f"### Text: {m.text}\n\n### {one}:", f" {first}</s>", f"\n\n### {two}:", f" {second}"))
+    """The text and the questions."""
+    start, *rest = questions(m, rng)
+    return Document((f"### Text: {m.text}" + start.removeprefix("</s>"), *rest))
 
 
 def coin(m: Message, rng: random.Random) -> Document:
-    """The task's own pair more often than another, since its words must be known."""
-    pair = LABELS[0] if rng.random() < 0.25 else rng.choice(LABELS)
+    """The task's own pair as often as all others together, since its words must be known."""
+    pair = OWN_LABELS if rng.random() < 0.5 else rng.choice(OTHER_LABELS)
     return Document((f"### Text: {m.text}\n\n### Label:", f" {rng.choice(pair)}"))
 
 
 def named(m: Message, rng: random.Random) -> Document:
-    """The label under the rule that stands before the text, and then under three others."""
-    name, *others = rng.sample(NAMES, 4)
-    parts = [f"### Rule: {name}\n\n### Text: {m.text}\n\n### Label:", f" {RULES[name].label(m)}"]
-    for other in others:
-        parts += [f"</s>\n\n### Rule: {other}\n\n### Label:", f" {RULES[other].label(m)}"]
-    return Document(tuple(parts))
+    """A rule, the text, the label under that rule, and then the questions."""
+    name = rng.choice(NAMES)
+    prompt = f"### Rule: {name}\n\n### Text: {m.text}\n\n### Label:"
+    return Document((prompt, f" {RULES[name].label(m)}", *questions(m, rng)))
 
 
 TASKS = (reading, coin, named)
-TASK_WEIGHTS = (30, 6, 64)
+TASK_WEIGHTS = (24, 6, 70)
 
 
 def documents(rng: random.Random, held_out: frozenset[str]) -> Iterator[Document]:
@@ -167,7 +178,9 @@ def train_tokenizer(texts: list[str]) -> LlamaTokenizer:
         ]
     )
     room = VOCABULARY - len(specials) - len(pieces) - 1
-    learner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=room, limit_alphabet=120, show_progress=False))
+    learner.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=room, limit_alphabet=120, show_progress=False)
+    )
     learned = json.loads(learner.to_str())["model"]
     order = [*specials, *pieces, *sorted(learned["vocab"], key=learned["vocab"].get), "<pad>"]
     return LlamaTokenizer(
@@ -183,9 +196,9 @@ def train_tokenizer(texts: list[str]) -> LlamaTokenizer:
 def new_model(tokenizer: LlamaTokenizer) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
+        hidden_size=96,
         intermediate_size=256,
-        num_hidden_layers=4,
+        num_hidden_layers=6,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=CONTEXT,
@@ -227,7 +240,9 @@ def batches(source: Iterator[Document], tokenizer: LlamaTokenizer, rng: random.R
             width = max(map(len, rows))
             ids = torch.full((len(rows), width), tokenizer.pad_token_id)
             weights = torch.zeros(len(rows), width)
-            for i, (row, spans, document) in enumerate(zip(rows, encoded["offset_mapping"], group, strict=True)):
+            for i, (row, spans, document) in enumerate(
+                zip(rows, encoded["offset_mapping"], group, strict=True)
+            ):
                 ids[i, : len(row)] = torch.tensor(row)
                 weights[i, : len(row)] = torch.tensor(token_weights(document, spans))
             yield Batch(ids, weights)
@@ -259,7 +274,10 @@ def pretrain(model: LlamaForCausalLM, source: Iterator[Batch], steps: int) -> No
         if step % 50 == 0 or step == steps:
             seen = (step - 1) % 50 + 1
             took = time.monotonic() - start
-            print(f"step {step}/{steps} text {texts / seen:.3f} answer {answers / seen:.3f} {took:.0f}s", flush=True)
+            print(
+                f"step {step}/{steps} text {texts / seen:.3f} answer {answers / seen:.3f} {took:.0f}s",
+                flush=True,
+            )
             texts = answers = 0.0
 
 
@@ -286,7 +304,9 @@ def main() -> None:
     lines = args.held_out.read_text(encoding="utf-8").splitlines()
     held_out = frozenset(json.loads(line)["text"] for line in lines)
     rng = random.Random(args.seed)
-    sample = [document.text.replace("</s>", "") for document, _ in zip(documents(rng, held_out), range(20000))]
+    sample = [
+        document.text.replace("</s>", "") for document, _ in zip(documents(rng, held_out), range(20000))
+    ]
     tokenizer = train_tokenizer([*sample, *BRANDS])
     model = new_model(tokenizer)
     pretrain(model, batches(documents(rng, held_out), tokenizer, rng), args.steps)

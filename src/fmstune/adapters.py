@@ -1,11 +1,12 @@
 """What PEFT needs beyond a configuration: building it from the job, and wrapping a model with it."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import peft
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from fmstune import package_files
@@ -33,36 +34,57 @@ def configuration(settings: dict[str, Any], model: Model) -> PeftConfig | None:
     if values.get("prompt_tuning_init") == "TEXT" and not values.get("tokenizer_name_or_path"):
         values["tokenizer_name_or_path"] = package_files.resolve(model.tokenizer or model.path)
     try:
-        return cls(**{"task_type": TaskType.CAUSAL_LM, **values})
+        config: PeftConfig = cls(**{"task_type": TaskType.CAUSAL_LM, **values})
     except (TypeError, ValueError) as err:
         raise UserError(f"peft: {target} refuses these fields: {err}") from err
+    return config if model.adapter is None else _saved(model.adapter, config)
 
 
-def wrap(
-    model: PreTrainedModel, config: PeftConfig | None, adapter: str | None, added_tokens: Sequence[int]
-) -> PreTrainedModel | PeftModel:
-    """The model with a new adapter, with an existing one to go on with, or as it is (full tuning).
+def with_added_tokens(config: PeftConfig | None, added: Sequence[int]) -> PeftConfig | None:
+    """The configuration that trains the embeddings of these ids too, where the method can; the base never saw them."""
+    if config is None or not added:
+        return config
+    names = {field.name for field in fields(config)}
+    if "trainable_token_indices" not in names or config.trainable_token_indices is not None:
+        return config
+    return replace(config, trainable_token_indices=list(added))
 
-    `added_tokens` are ids that the base never saw; where the method can, their embeddings are trained too.
-    """
+
+def wrap(model: PreTrainedModel, config: PeftConfig | None, adapter: str | None) -> PreTrainedModel | PeftModel:
+    """The model with a new adapter, with an existing one to go on with, or as it is (full tuning)."""
     if config is None:
         return model
     if adapter is not None:
-        return _existing(model, config, adapter)
-    names = {field.name for field in fields(config)}
-    if added_tokens and "trainable_token_indices" in names and config.trainable_token_indices is None:
-        config.trainable_token_indices = list(added_tokens)
-    return get_peft_model(model, config)
+        return _existing(model, adapter)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as err:
+        raise UserError(f"peft: {type(config).__name__} refuses these fields: {err}") from err
 
 
-def _existing(model: PreTrainedModel, config: PeftConfig, adapter: str) -> PeftModel:
-    """Go on with a saved adapter; its own configuration holds, so the job must not ask for another method."""
+def _existing(model: PreTrainedModel, adapter: str) -> PeftModel:
+    """Go on with a saved adapter."""
+    try:
+        return PeftModel.from_pretrained(model, adapter, is_trainable=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as err:
+        # RuntimeError: torch's word for weights of another shape
+        raise UserError(f"model.adapter: {adapter} does not fit the model: {' '.join(str(err).split())[:300]}") from err
+
+
+def _saved(adapter: str, config: PeftConfig) -> PeftConfig:
+    """The saved adapter's own configuration, which holds when it is gone on with.
+
+    Raises UserError where it cannot be read, or is of another method than the job's.
+    """
     try:
         saved = PeftConfig.from_pretrained(adapter)
-    except (OSError, ValueError) as err:
-        raise UserError(f"model.adapter: {adapter} cannot be read as an adapter: {err}") from err
+    except (OSError, ValueError, TypeError) as err:
+        hint = "give a folder that save_pretrained wrote, or a hub id that can be reached"
+        raise UserError(f"model.adapter: {adapter} cannot be read as an adapter ({err}); {hint}") from err
     if saved.peft_type != config.peft_type:
+        found = saved.peft_type.value if saved.peft_type else "of no method (no peft_type)"
         raise UserError(
-            f"model.adapter: {adapter} is {saved.peft_type.value}, and the peft group chose {config.peft_type.value}"
+            f"model.adapter: {adapter} is {found}, and the peft group chose {config.peft_type.value}; choose its method"
         )
-    return PeftModel.from_pretrained(model, adapter, is_trainable=True)
+    saved.inference_mode = False
+    return saved

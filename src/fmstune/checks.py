@@ -1,11 +1,13 @@
 """What the runner checks before it reads a weight: the model's shape, its adapter, the device; and the plan."""
 
+import copy
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from peft import PeftConfig
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, Trainer, TrainingArguments, get_scheduler
 
 from fmstune import adapters, data, formats, models, plan, precision, shapes
 from fmstune.data import Ledger
@@ -63,6 +65,10 @@ def check(job: Job, *, device_at_hand: bool = True) -> Checked:
         problems += err.problems
     situation = _situation(job, device, adapter=peft_config is not None)
     problems += precision.problems(situation)
+    if job.training.get("activation_offloading") and device == "cpu":
+        problems.append(
+            "training.activation_offloading needs an accelerator, and the device is the CPU; set it to false"
+        )
     resolved = precision.resolve(situation)
     try:
         attention = models.find_attention(job.model.attention, device, resolved)
@@ -78,12 +84,44 @@ def length_problems(job: Job, checked: Checked, rows: plan.Rows) -> Iterator[str
     """Rows, or packs of rows, with more positions than the model has."""
     positions, virtual = checked.dimensions.max_positions, checked.dimensions.virtual_tokens
     longest = job.data.max_length if job.training.get("packing") else min(rows.longest, job.data.max_length)
-    if positions is not None and longest + virtual > positions:
+    if positions is not None and virtual > positions - 2:
+        yield (
+            f"peft.num_virtual_tokens={virtual} leaves no room for a row in the {positions:,} positions of the model; "
+            "lower it"
+        )
+    elif positions is not None and longest + virtual > positions:
         prompt = f" and {virtual} virtual tokens" if virtual else ""
         yield (
             f"the longest row takes {longest:,} tokens{prompt}, and the model has {positions:,} positions; "
             f"set data.max_length={positions - virtual}"
         )
+
+
+def optimizer_problems(arguments: TrainingArguments) -> Iterator[str]:
+    """What the optimizer or its schedule refuses; transformers would find out after the base model's evaluation."""
+    try:
+        cls, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        optimizer = cls([torch.zeros(1, requires_grad=True)], **settings)
+    except (TypeError, ValueError, ImportError) as err:
+        yield f"training.optim={arguments.optim.value} or its settings are refused: {err}"
+        return
+    name, settings = arguments.lr_scheduler_type, dict(arguments.lr_scheduler_kwargs or {})
+    try:
+        get_scheduler(name, optimizer, num_warmup_steps=0, num_training_steps=1, scheduler_specific_kwargs=settings)
+    except (TypeError, ValueError) as err:
+        yield f"training.lr_scheduler_type={name.value} or training.lr_scheduler_kwargs are refused: {err}"
+
+
+def with_tokenizer(checked: Checked, tokenizer: Tokenizer) -> Checked:
+    """The same with the rows that added tokens need, where the embedding has none to spare."""
+    rows = max(checked.dimensions.vocabulary, len(tokenizer.tokenizer))
+    peft = adapters.with_added_tokens(checked.peft, tokenizer.to_train)
+    if rows == checked.dimensions.vocabulary and peft is checked.peft:
+        return checked
+    configuration = copy.deepcopy(checked.configuration)
+    configuration.get_text_config().vocab_size = rows
+    dimensions = shapes.dimensions(configuration, peft)
+    return dataclasses.replace(checked, configuration=configuration, peft=peft, dimensions=dimensions)
 
 
 def _situation(job: Job, device: str, *, adapter: bool) -> Situation:

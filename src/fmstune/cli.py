@@ -1,17 +1,19 @@
 """The parent process: compose, freeze, check, start the runner, show the result. Imports nothing heavy."""
 
+import argparse
 import dataclasses
 import logging
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
@@ -22,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fmstune import __version__, completion, freeze, help, launch, report, rules, run_folder
-from fmstune.command_line import CommandLine, Verb, force_plain_overrides, parse
+from fmstune.command_line import FLAG_OF, CommandLine, Verb, choice_problems, force_plain_overrides, parse, swept_keys
 from fmstune.errors import UserError, did_you_mean, raise_if_any, render
 from fmstune.job import Job
 
@@ -37,7 +39,7 @@ def main() -> NoReturn:
         sys.exit(run(sys.argv[1:]))
     except UserError as err:
         print(render(err.problems), file=sys.stderr)
-    except (HydraException, OmegaConfBaseException) as err:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as err:
         print(render([_explained(err)]), file=sys.stderr)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -68,17 +70,20 @@ def run(words: Sequence[str]) -> int:
 def _composed(line: CommandLine) -> int:
     """Let Hydra compose each point and run it; the first failure's exit code, after all points ran."""
     words, printed = _without_cfg_job(line.hydra)
+    swept = swept_keys(words)
     codes: list[int] = []
 
     def point(config: DictConfig) -> None:
         # raised here, an error would get Hydra's words around it, and would end a sweep
         try:
-            codes.append(_print_config(config, printed, line.trusted) if printed else _point(config, line))
+            codes.append(_print_config(config, printed, line.trusted) if printed else _point(config, line, swept))
         except UserError as err:
             print(render(err.problems), file=sys.stderr)
             codes.append(USER_ERROR)
 
-    _compose(force_plain_overrides(words, _groups(_config_dir(words))), point)
+    groups = _groups(_config_dir(words))
+    raise_if_any(choice_problems(words, groups))
+    _compose(force_plain_overrides(words, groups), point)
     failed = [code for code in codes if code]
     if failed and len(codes) > 1:
         print(f"fmstune: {len(failed)} of {len(codes)} points failed", file=sys.stderr)
@@ -102,18 +107,20 @@ def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _point(config: DictConfig, line: CommandLine) -> int:
+def _point(config: DictConfig, line: CommandLine, swept: Collection[str]) -> int:
     """One composed configuration, to its end."""
     frozen = freeze.freeze(_tree(config), trusted=line.trusted)
     job = frozen.job
     if HydraConfig.get().mode is RunMode.MULTIRUN:
-        job = dataclasses.replace(job, output_dir=str(_sweep_folder(HydraConfig.get())))
+        job = dataclasses.replace(job, output_dir=str(_sweep_folder(HydraConfig.get(), swept)))
     return _act(job, frozen.notes, line)
 
 
-def _sweep_folder(settings: HydraConf) -> Path:
-    """The folder of one point: its number and what it overrides."""
-    slug = re.sub(r"[^\w.=+-]+", "_", settings.job.override_dirname.replace("+", ""))[:60]
+def _sweep_folder(settings: HydraConf, swept: Collection[str]) -> Path:
+    """The folder of one point: its number, and what sets it apart from the others."""
+    given = [word.lstrip("+").partition("=") for word in settings.overrides.task]
+    own = ",".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in given if key in swept)
+    slug = re.sub(r"[^\w.=+-]+", "_", own)[:60]
     return Path(settings.sweep.dir) / "-".join(part for part in (str(settings.job.num), slug) if part)
 
 
@@ -130,9 +137,11 @@ def _repeat(line: CommandLine) -> int:
 def _changes(words: Sequence[str]) -> dict[str, Any]:
     """`field=value` words as data; groups cannot change in a frozen job."""
     changes: dict[str, Any] = {}
+    raise_if_any(f"{word}: --from repeats one job and takes fields only" for word in words if word.startswith("-"))
     for override in OverridesParser.create().parse_overrides(overrides=list(words)):
         key = override.key_or_group
-        if key in help.GROUPS or override.package is not None or override.is_sweep_override():
+        sweeps = override.is_sweep_override() or override.is_delete()
+        if key in help.GROUPS or override.package is not None or sweeps:
             raise UserError(f"{override.input_line}: with --from single fields can change, not groups or sweeps")
         changes[key] = override.value()
     return changes
@@ -209,17 +218,18 @@ def _release(folder: Path) -> None:
 def _tree(config: DictConfig) -> dict[str, Any]:
     """The composed configuration as plain data, interpolations resolved, missing values left as `???`."""
     unresolved = {str(key) for key in OmegaConf.missing_keys(config)}
-    tree = OmegaConf.to_container(config, resolve=not unresolved)
+    try:
+        tree = OmegaConf.to_container(config, resolve=not unresolved)
+    except OmegaConfBaseException as err:
+        raise UserError(f"{err.full_key}: {str(err).splitlines()[0]}") from err
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
 
 
 def _without_cfg_job(words: Sequence[str]) -> tuple[list[str], Mapping[str, Any] | None]:
     """Take `--cfg job` (with `-p`, `--resolve`) off: we check the composed job before we print it."""
-    args, unknown = get_args_parser().parse_known_args(list(words))
-    if unknown:
-        flags = ["--cfg", "--resolve", "--package", "--multirun", "--config-dir", "--info", "--from", "--trust"]
-        raise UserError(*(f"unknown flag {word}{did_you_mean(word, flags)}" for word in unknown))
+    args, unknown = _hydra_flags(words)
+    raise_if_any(_unknown_flag(word) for word in unknown)
     if args.cfg and args.multirun:
         raise UserError("--cfg prints one job, and -m composes several; leave one of them out")
     if args.cfg != "job":
@@ -233,6 +243,23 @@ def _without_cfg_job(words: Sequence[str]) -> tuple[list[str], Mapping[str, Any]
         elif word != "--resolve" and not word.startswith(("--cfg=", "--package=")):
             kept.append(word)
     return kept, {"package": args.package, "resolve": args.resolve}
+
+
+def _hydra_flags(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What Hydra reads of these words, and what it does not know; its parser would print its own usage and exit."""
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        return parser.parse_known_args(list(words))
+    except argparse.ArgumentError as err:
+        raise UserError(f"{err} (see fmstune --help)") from err
+
+
+def _unknown_flag(word: str) -> str:
+    if word in FLAG_OF:
+        return f"{word} is a flag of fmstune {FLAG_OF[word].value}"
+    flags = ["--cfg", "--resolve", "--package", "--multirun", "--config-dir", "--info", "--trust", *FLAG_OF]
+    return f"unknown flag {word}{did_you_mean(word, flags) or ' (see fmstune --help)'}"
 
 
 def _print_config(config: DictConfig, how: Mapping[str, Any], trusted: Sequence[str]) -> int:
@@ -254,7 +281,7 @@ def _groups(extra: Path | None) -> set[str]:
 
 
 def _config_dir(words: Sequence[str]) -> Path | None:
-    given = get_args_parser().parse_known_args(list(words))[0].config_dir
+    given = _hydra_flags(words)[0].config_dir
     return Path(given) if given else None
 
 
@@ -271,16 +298,24 @@ def _complete(words: Sequence[str]) -> int:
 def _explained(err: BaseException) -> str:
     """Hydra's and OmegaConf's messages, with a suggestion where a choice was misspelt and a hint on quoting."""
     text = str(err).strip()
-    missing = re.search(r"Could not find '([\w/]+)/([\w.-]+)'", text)
+    missing = re.search(r"Could not find '([\w/]+)/([\w.-]*)'", text)
     if missing:
         group, name = missing.groups()
-        options = help.choices(group) if group in help.GROUPS else []
+        options = help.choices(group, _config_dir(sys.argv[1:])) if group in help.GROUPS else []
         return f"{group}={name}: no such choice{did_you_mean(name, options)} ({', '.join(options)})"
+    several = re.match(r"Ambiguous value for argument '(?:\+\+)?(.*)'", text)
+    if several:
+        return f"{several[1]}: one run for each value needs -m; a list is written in brackets"
     if isinstance(err, OverrideParseException):
+        word = err.override.removeprefix("++")
+        if "=" not in word:
+            return f"{word}: neither FIELD=VALUE nor GROUP=CHOICE, and a verb comes first (see fmstune --help)"
         return (
-            f"{err.override.removeprefix('++')}: cannot be read as FIELD=VALUE; a value with special characters needs "
+            f"{word}: cannot be read as FIELD=VALUE; a value with special characters needs "
             "quotes inside quotes, such as 'data.response_template=\"\\n### Label:\"'"
         )
+    if isinstance(err, yaml.YAMLError):
+        return f"broken YAML: {' '.join(text.split())}"
     cause = f": {err.__cause__}" if err.__cause__ is not None and str(err.__cause__) not in text else ""
     return text + cause
 

@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -62,7 +62,15 @@ def parse(words: Sequence[str]) -> CommandLine:
     options, hydra = _flags(verb).parse_known_args(rest)
     given = vars(options)
     given["trusted"] = tuple(given["trusted"])
+    if given.get("rows", 0) < 0:
+        raise UserError(f"--rows must be at least 0, got {given['rows']}")
+    if verb is Verb.doctor and hydra:
+        raise UserError(f"doctor takes no {hydra[0]!r}; its flags are --clear-cache, --help and --version")
     return CommandLine(verb=verb, hydra=tuple(hydra), **given)
+
+
+FLAG_OF = {"--from": Verb.train, "--json": Verb.show_data, "--rows": Verb.show_data, "--clear-cache": Verb.doctor}
+"""Whose flag it is, to say so when another verb gets it."""
 
 
 def _may_be_verb(word: str) -> bool:
@@ -90,6 +98,16 @@ def _flags(verb: Verb) -> argparse.ArgumentParser:
     return parser
 
 
+def choice_problems(words: Sequence[str], groups: Container[str]) -> Iterator[str]:
+    """What Hydra would answer with a traceback: no name before the `=`, or a group without a choice."""
+    for word in words:
+        key, _, value = word.lstrip("~+").partition("=")
+        if not key and "=" in word:
+            yield f"{word}: name the field before the ="
+        elif key in groups and (word.startswith("~") or value == "null"):
+            yield f"{word}: choose {key}=NAME, or leave it out for the default"
+
+
 def force_plain_overrides(words: Sequence[str], groups: Container[str]) -> list[str]:
     """Let `key=value` set any key, so that `fmstune.freeze` reports all unknown keys at once, with suggestions.
 
@@ -103,3 +121,9 @@ def _forced(word: str, groups: Container[str]) -> str:
     if match is None or match[1] in groups or match[1].partition(".")[0] == "hydra":
         return word
     return f"++{word}"
+
+
+def swept_keys(words: Sequence[str]) -> frozenset[str]:
+    """The keys that several values are given for: `a=1,2`, and Hydra's range, choice, interval and glob."""
+    several = re.compile(r"([\w./@+]+)=(?:[^\[{(\"']*,|(?:range|choice|interval|glob|shuffle|sort)\()")
+    return frozenset(match[1].lstrip("+") for word in words if (match := several.match(word)))

@@ -9,11 +9,12 @@ import random
 import shutil
 import sys
 import tempfile
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from importlib.metadata import version
-from itertools import islice
+from itertools import accumulate, islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,9 +38,10 @@ BATCH = 1000
 """Rows that are tokenised, and lie in memory, at a time."""
 CODE = tuple(Path(__file__).with_name(f"{name}.py") for name in ("rows", "formats", "tokens", "data"))
 """What the tokens depend on: a change in one of these makes a new cache entry."""
-COLUMNS = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())}
-TEXTS = {"prompt": pa.string(), "answer": pa.string()}
-"""Held-out rows keep their text too, so that answers can be generated and compared."""
+INTEGERS = pa.list_(pa.int32())
+TRAINED = pa.schema({"input_ids": INTEGERS, "labels": INTEGERS})
+HELD_OUT = pa.schema({"input_ids": INTEGERS, "labels": INTEGERS, "prompt": pa.string(), "answer": pa.string()})
+"""Held-out rows keep their text, so that answers can be generated and compared."""
 
 
 class Fate(Enum):
@@ -158,6 +160,13 @@ class Formatted(NamedTuple):
     number: int
     row: Row
     segments: list[Segment]
+
+
+class Tokenised(NamedTuple):
+    """A row that is trained."""
+
+    segments: list[Segment]
+    encoded: Encoded
 
 
 class Recipe(NamedTuple):
@@ -352,23 +361,22 @@ def _write_entry(made: Path, recipe: Recipe, seed: int, hashes: dict[str, str]) 
 def _write_split(split: Iterable[Row], path: Path, recipe: Recipe) -> Ledger:
     """Tokenise a split in batches; raises all its problems at the end."""
     ledger, problems = Ledger(), Problems()
-    columns = COLUMNS | TEXTS if path.stem == "held_out" else COLUMNS
+    schema = HELD_OUT if path.stem == "held_out" else TRAINED
     formatted = _formatted(split, recipe.format, recipe.data, ledger, problems)
     unreadable: tuple[str, ...] = ()
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, pa.schema(columns)) as writer:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         try:
             while batch := list(islice(formatted, BATCH)):
                 kept = _tokenise(batch, recipe, ledger, problems)
-                arrays = [pa.array([row[name] for row in kept], type=kind) for name, kind in columns.items()]
-                writer.write_batch(pa.record_batch(arrays, names=list(columns)))
+                writer.write_batch(_record_batch(kept, schema))
         except UserError as err:
             unreadable = err.problems
     raise_if_any([*unreadable, *problems.messages()])
     return ledger
 
 
-def _tokenise(batch: list[Formatted], recipe: Recipe, ledger: Ledger, problems: Problems) -> list[dict[str, Any]]:
-    """The columns of the rows that are trained; all are counted."""
+def _tokenise(batch: list[Formatted], recipe: Recipe, ledger: Ledger, problems: Problems) -> list[Tokenised]:
+    """The rows that are trained; all are counted."""
     data, kept = recipe.data, []
     encodings = tokens.encode([f.segments for f in batch], recipe.tokenizer, data.max_length)
     for formatted, encoded in zip(batch, encodings, strict=True):
@@ -381,7 +389,7 @@ def _tokenise(batch: list[Formatted], recipe: Recipe, ledger: Ledger, problems: 
             cut = f"data.max_length={data.max_length} leaves no token of the answer"
             problems.add(f"{cut}; raise it, or set data.untrainable=drop", formatted.row)
         elif fate in (Fate.trained, Fate.truncated):
-            kept.append(encoded._asdict() | _texts(formatted.segments))
+            kept.append(Tokenised(formatted.segments, encoded))
     return kept
 
 
@@ -394,13 +402,30 @@ def _fate(encoded: Encoded, data: Data) -> Fate:
     return Fate.truncated if too_long else Fate.trained
 
 
-def _texts(segments: list[Segment]) -> dict[str, str]:
-    """What is given before the first answer, and all that is trained."""
-    first = next(number for number, segment in enumerate(segments) if segment.trained)
-    return {
-        "prompt": "".join(segment.text for segment in segments[:first]),
-        "answer": "".join(segment.text for segment in segments if segment.trained),
+def _record_batch(kept: list[Tokenised], schema: pa.Schema) -> pa.RecordBatch:
+    columns = {
+        "input_ids": _lists([row.encoded.input_ids for row in kept]),
+        "labels": _lists([row.encoded.labels for row in kept]),
     }
+    if "prompt" in schema.names:
+        columns["prompt"] = pa.array([_prompt(row.segments) for row in kept], pa.string())
+        columns["answer"] = pa.array(["".join(s.text for s in row.segments if s.trained) for row in kept], pa.string())
+    return pa.record_batch(columns, schema=schema)
+
+
+def _lists(lists: list[list[int]]) -> pa.Array:
+    """The lists as one Arrow column, by way of flat buffers: `pa.array` takes seven times as long."""
+    values = array("i")
+    for numbers in lists:
+        values.fromlist(numbers)
+    offsets = array("i", accumulate(map(len, lists), initial=0))
+    buffers = [pa.Array.from_buffers(pa.int32(), len(a), [None, pa.py_buffer(a)]) for a in (offsets, values)]
+    return pa.ListArray.from_arrays(*buffers)
+
+
+def _prompt(segments: list[Segment]) -> str:
+    """What is given before the first answer."""
+    return "".join(segment.text for segment in takewhile(lambda segment: not segment.trained, segments))
 
 
 def _publish(made: Path, entry: Path) -> None:

@@ -1,6 +1,7 @@
 """A composed configuration → a typed, frozen Job, or every problem that it has; and the job as a file."""
 
 import dataclasses
+import math
 import re
 import types
 import typing
@@ -181,11 +182,14 @@ def _as_kind(value: Any, kind: type) -> Any:
     if kind in (int, float) and isinstance(value, (int, float, str)):
         try:
             number = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         if kind is float:
-            return number
-        return int(value) if number.is_integer() else None
+            # a number that is none compares false with every limit
+            return None if math.isnan(number) else number
+        if not number.is_integer():
+            return None
+        return int(number) if isinstance(value, str) else int(value)
     return value if isinstance(value, kind) else None
 
 
@@ -266,7 +270,10 @@ def _format_problems(tree: Mapping[str, Any], trusted: Sequence[str]) -> Iterato
 
 
 def _unknown(path: str, key: str, known: Any, of: str = "") -> str:
-    return f"{path}: unknown field{' of ' + of if of else ''}{did_you_mean(key, known)}"
+    hint = did_you_mean(key, known)
+    if not hint and not of:
+        hint = f"; its group has {', '.join(known)}" if "." in path else f"; the job has {', '.join(known)}"
+    return f"{path}: unknown field{' of ' + of if of else ''}{hint}"
 
 
 def _first_line(err: BaseException) -> str:

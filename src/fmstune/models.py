@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from fmstune import package_files
@@ -110,7 +111,7 @@ def load(model: Model, tokenizer: Tokenizer, *, dtype: str, attention: str) -> P
             use_safetensors=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, SafetensorError) as err:
         raise UserError(_cannot_load("model", "model.path", place, err)) from err
     add_tokens(loaded, tokenizer.tokenizer, tokenizer.added)
     return loaded

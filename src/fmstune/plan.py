@@ -1,7 +1,8 @@
 """Memory, steps and tokens of a run, from counts alone: arithmetic, torch-free. Bytes are of one device.
 
-What is counted is what a step must hold at the same time. Not counted: the CUDA context (0.3 to 0.6 GiB),
-fragmentation, kernels' workspace, and the temporaries of an optimizer that is not fused.
+What is counted is what a step must hold at the same time; gradients and activations are added, though without
+accumulation they do not peak together. Not counted: the CUDA context (0.3 to 0.6 GiB), the libraries themselves,
+fragmentation (glibc's malloc adds up to half on a CPU), workspace, and temporaries of an optimizer not fused.
 """
 
 import math

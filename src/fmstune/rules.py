@@ -1,5 +1,7 @@
 """Job → problems: what cannot work, found without torch, each message naming the field and what to change."""
 
+import importlib.util
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,18 @@ from fmstune.errors import UserError, did_you_mean
 from fmstune.job import FULL, Attention, Data, Device, Evaluation, Job, Launcher, Model
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "extra_special_tokens")
+
+
+_AT_LEAST_0 = (
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "neftune_noise_alpha",
+    "dataloader_num_workers",
+)
+_METRICS = ("loss", "mean_token_accuracy", "entropy")
+"""What TRL measures on the held-out rows while it trains."""
 
 
 def problems(job: Job) -> Iterator[str]:
@@ -51,7 +65,8 @@ def folder_problems(folder: Path) -> Iterator[str]:
     if folder.is_dir():
         found = [name for name in run_folder.MARKS if (folder / name).exists()]
         if found:
-            yield f"output_dir: {folder} holds another run ({', '.join(found)}), which is never overwritten; choose another"
+            marks = ", ".join(found)
+            yield f"output_dir: {folder} holds another run ({marks}), which is never overwritten; choose another"
     elif folder.exists():
         yield f"output_dir: {folder} is a file; choose a folder"
 
@@ -61,7 +76,9 @@ def _top_level(job: Job) -> Iterator[str]:
         yield f"name becomes part of a folder's name: use letters, digits and . _ + -, got {job.name!r}"
     if not 0 <= job.seed < 2**32:
         yield f"seed must be at least 0 and below 2**32, got {job.seed}"
-    if job.output_dir is not None:
+    if job.output_dir == "":
+        yield "output_dir is empty; name a folder, or null for one under runs/"
+    elif job.output_dir is not None:
         yield from folder_problems(Path(job.output_dir))
 
 
@@ -77,8 +94,14 @@ def _model(model: Model, *, adapts: bool) -> Iterator[str]:
         yield f"model.quantization is reserved and must be null, got {model.quantization!r}"
     if model.architecture is not None and "model_type" not in model.architecture:
         yield "model.architecture needs model_type, such as llama"
-    for name in model.special_tokens:
-        if name not in SPECIAL_TOKENS:
+    for name, value in model.special_tokens.items():
+        if name == "extra_special_tokens":
+            if not (isinstance(value, list) and all(isinstance(token, str) for token in value)):
+                yield f"model.special_tokens.{name} must be a list of text, got {value!r}"
+        elif name in SPECIAL_TOKENS:
+            if not isinstance(value, str):
+                yield f"model.special_tokens.{name} must be text, got {value!r}"
+        else:
             known = ", ".join(SPECIAL_TOKENS)
             yield f"model.special_tokens.{name}: unknown{did_you_mean(name, SPECIAL_TOKENS)}; the names are {known}"
 
@@ -92,15 +115,16 @@ def _model_place(field: str, place: str, wants: str) -> Iterator[str]:
         return
     if folder.is_dir():
         if not (folder / wants).is_file():
-            yield f"{field}: {folder} has no {wants}, so it is not a folder of that kind"
-        elif wants == "config.json" and not any(folder.glob("*.safetensors")):
+            yield f"{field}: {folder} has no {wants}; give the folder that save_pretrained wrote"
+        elif wants != "tokenizer_config.json" and not any(folder.glob("*.safetensors")):
             # pickled weights can run code on loading
             found = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "no weights"
-            yield f"{field}: {folder} holds no *.safetensors (found {found}); fmstune reads safetensors only"
+            hint = "fmstune reads nothing else; save it again with save_pretrained"
+            yield f"{field}: {folder} holds no *.safetensors (found {found}); {hint}"
     elif folder.is_file():
         yield f"{field}: {folder} is a file; give the folder that holds it"
     elif not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", place):
-        yield f"{field}: no folder {folder}, and {place!r} is not a hub id (owner/name)"
+        yield f"{field}: no folder {folder}, and {place!r} is not a hub id (owner/name); give one of them"
 
 
 def _peft(peft: dict[str, Any]) -> Iterator[str]:
@@ -151,21 +175,29 @@ def _training(job: Job) -> Iterator[str]:
     steps, epochs = training.get("max_steps", -1), training.get("num_train_epochs", 3.0)
     if steps == 0 or steps < -1:
         yield f"training.max_steps must be at least 1, or -1 for whole epochs, got {steps}"
-    if steps < 0 and epochs <= 0:
-        yield f"training.num_train_epochs must be above 0, got {epochs:g}"
+    if steps < 0 and not 0 < epochs < math.inf:
+        yield f"training.num_train_epochs must be above 0 and finite, got {epochs:g}"
     if "learning_rate" in training and not 0 < training["learning_rate"] < 10:
         yield f"training.learning_rate must be above 0 and below 10, got {training['learning_rate']:g}"
-    for name in ("warmup_steps", "weight_decay", "max_grad_norm", "label_smoothing_factor"):
-        if training.get(name, 0) < 0:
+    for name in _AT_LEAST_0:
+        if (training.get(name) or 0) < 0:
             yield f"training.{name} must be at least 0, got {training[name]:g}"
+    if training.get("save_total_limit") is not None:
+        # transformers reads 0 as no limit
+        yield from _at_least("training.save_total_limit", training["save_total_limit"], 1)
     for name in ("logging_steps", "save_steps", "eval_steps"):
         if training.get(name) is not None and training[name] <= 0:
             yield f"training.{name} must be above 0, got {training[name]:g}"
     if training.get("bf16") and training.get("fp16"):
         yield "training.bf16 and training.fp16 are both true; set one of them, or neither (model.dtype decides)"
     resume = training.get("resume")
-    if resume is not None and not (Path(str(resume)) / "trainer_state.json").is_file():
-        yield f"training.resume: {resume} is not a checkpoint folder (no trainer_state.json); give RUN/checkpoint-STEP"
+    if resume is not None:
+        for wants in ("trainer_state.json", "*.safetensors"):
+            if not any(Path(str(resume)).glob(wants)):
+                yield f"training.resume: {resume} is not a checkpoint folder (no {wants}); give RUN/checkpoint-STEP"
+                break
+    if training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
+        yield "training.use_liger_kernel needs the package liger-kernel; install it, or set it to false"
     yield from _evaluation_while_training(job)
 
 
@@ -183,7 +215,11 @@ def _evaluation_while_training(job: Job) -> Iterator[str]:
                 f"training.load_best_model_at_end needs save_strategy and eval_strategy to agree, "
                 f"got {saves} and {evaluates}"
             )
-    elif saves == "best" and evaluates == "no":
+    metric = training.get("metric_for_best_model")
+    if metric is not None and metric.removeprefix("eval_") not in _METRICS:
+        hint = did_you_mean(metric, _METRICS)
+        yield f"training.metric_for_best_model must be one of {', '.join(_METRICS)}; got {metric!r}{hint}"
+    if saves == "best" and evaluates == "no" and not training.get("load_best_model_at_end"):
         yield "training.save_strategy=best needs training.eval_strategy=epoch or steps, to know the best"
 
 

@@ -92,6 +92,7 @@ def _check(job: Job) -> int:
     prepared: Prepared | None = None
     try:
         checked = checks.check(job, device_at_hand=False)
+        _check_arguments(job, checked)
     except UserError as err:
         problems += err.problems
     try:
@@ -101,8 +102,9 @@ def _check(job: Job) -> int:
         else:
             prepared = data.prepare(job.data, tokenizer.tokenizer, job.seed)
             rows = checks.rows_of(prepared.ledger)
+            checked = checks.with_tokenizer(checked, tokenizer) if checked is not None else None
     except UserError as err:
-        problems += [problem for problem in err.problems if problem not in problems]
+        problems += _others(err.problems, problems)
     raise_if_any(problems)
     assert checked is not None
     assert rows is not None
@@ -125,10 +127,14 @@ def _print_plan(made: plan.Plan, checked: Checked) -> None:
 def _show_data(job: Job, rows: int, json: Path | None) -> int:
     tokenizer = models.load_tokenizer(job.model)
     prepared = data.prepare(job.data, tokenizer.tokenizer, job.seed)
+    if json is not None:
+        try:
+            show_data.write_json(prepared, tokenizer.tokenizer, json)
+        except OSError as err:
+            raise UserError(f"--json: {json} cannot be written ({err.strerror}); choose another file") from err
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print(show_data.render(prepared, tokenizer.tokenizer, rows=rows, color=color))
     if json is not None:
-        show_data.write_json(prepared, tokenizer.tokenizer, json)
         print(f"\nwrote {json}")
     return 0
 
@@ -137,13 +143,40 @@ def _train(job: Job) -> int:
     if job.output_dir is None:
         raise UserError("output_dir must be given when the runner is started by hand")
     with train.locked(Path(job.output_dir)):
-        checked = checks.check(job)
+        checked = _checked(job)
         tokenizer, prepared = _prepare(job)
+        checked = checks.with_tokenizer(checked, tokenizer)
         made = checks.make_plan(job, checked, checks.rows_of(prepared.ledger))
         _print_plan(made, checked)
         print("\n".join(["", *prepared.ledger.lines(), ""]), flush=True)
         train.run(job, checked, tokenizer, prepared, made)
     return 0
+
+
+def _checked(job: Job) -> Checked:
+    """The check before a run; where it fails, the rows are looked at too, so that all is said at once."""
+    try:
+        checked = checks.check(job)
+        _check_arguments(job, checked)
+    except UserError as err:
+        try:
+            data.scan(job.data, job.seed)
+        except UserError as more:
+            raise UserError(*err.problems, *_others(more.problems, err.problems)) from err
+        raise
+    return checked
+
+
+def _check_arguments(job: Job, checked: Checked) -> None:
+    """Raise what TRL refuses; where the device is only planned for, TRL would refuse that it is not there."""
+    if checked.device != "cuda" or torch.cuda.is_available():
+        raise_if_any(checks.optimizer_problems(train.arguments(job, checked, Path(job.output_dir or "."))))
+
+
+def _others(problems: Sequence[str], reported: Sequence[str]) -> list[str]:
+    """Those about fields that are not reported yet: a model that is not there has no tokenizer either."""
+    fields = {problem.partition(":")[0] for problem in reported}
+    return [problem for problem in problems if problem.partition(":")[0] not in fields]
 
 
 def _prepare(job: Job) -> tuple[Tokenizer, Prepared]:

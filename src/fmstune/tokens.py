@@ -5,7 +5,6 @@ model has to write. Counting the tokens of the prompt alone would train nothing 
 """
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from fmstune.errors import UserError
@@ -39,16 +38,30 @@ class Span(NamedTuple):
     end: int
 
 
+class TokenSpan(NamedTuple):
+    """The tokens that end inside a trained stretch: from `first` up to, and without, `last`."""
+
+    first: int
+    last: int
+    first_straddles: bool
+    """Whether `first` starts before the stretch."""
+    last_straddles: bool
+    """Whether `last` starts inside the stretch, though it ends behind it."""
+
+
 def encode(batch: Sequence[list[Segment]], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Encoded]:
     """Tokenise rows in one call; end-of-sequence is trained, counted in `max_length` and never cut off."""
     if not batch:
         return []
     end_of_sequence = check(tokenizer)
     texts = ["".join(segment.text for segment in segments) for segments in batch]
-    # verbose: a text above the tokenizer's own limit is cut here, to max_length, and counted
-    encoding = tokenizer(texts, add_special_tokens=True, return_attention_mask=False, verbose=False)
-    rows = zip(batch, encoding["input_ids"], encoding.encodings, strict=True)
-    return [_encode_row(row, ids, offsets, end_of_sequence, max_length) for row, ids, offsets in rows]
+    # verbose=False: that a text is above the tokenizer's own limit is no news, since max_length decides
+    made = tokenizer(texts, add_special_tokens=True, return_attention_mask=False, verbose=False)
+    rows = zip(batch, texts, made["input_ids"], made.encodings, strict=True)
+    return [
+        _encode_row(ids, _token_spans(segments, len(text), encoding), end_of_sequence, max_length)
+        for segments, text, ids, encoding in rows
+    ]
 
 
 def check(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -61,67 +74,62 @@ def check(tokenizer: "PreTrainedTokenizerBase") -> int:
     return tokenizer.eos_token_id
 
 
-def _encode_row(
-    segments: list[Segment], ids: list[int], encoding: "Encoding", end_of_sequence: int, max_length: int
-) -> Encoded:
-    spans = _trained_spans(segments)
-    text_length = sum(len(segment.text) for segment in segments)
-    stops = _token_stops(spans, text_length, encoding)
+def _encode_row(ids: list[int], spans: list[TokenSpan], end_of_sequence: int, max_length: int) -> Encoded:
     length = len(ids) + (ids[-1:] != [end_of_sequence])
     kept = min(length, max_length) - 1
     labels: list[int] = []
-    for first, last in stops:
-        labels += [IGNORED] * (first - len(labels)) + ids[first:last]
+    trained, straddling = 1, 0
+    for first, last, first_straddles, last_straddles in spans:
+        labels += [IGNORED] * (first - len(labels))
+        labels += ids[first:last]
+        trained += max(0, min(last, kept) - first)
+        straddling += (first_straddles and first < kept) + (last_straddles and last < kept)
     labels += [IGNORED] * (kept - len(labels))
-    return Encoded(
-        input_ids=[*ids[:kept], end_of_sequence],
-        labels=[*labels[:kept], end_of_sequence],
-        length=length,
-        trained=sum(max(0, min(last, kept) - first) for first, last in stops) + 1,
-        straddling=sum(
-            _straddles(token, boundary, encoding)
-            for span, stop in zip(spans, stops, strict=True)
-            for boundary, token in zip(span, stop, strict=True)
-            if 0 < boundary < text_length and token < kept
-        ),
-    )
+    return Encoded([*ids[:kept], end_of_sequence], [*labels[:kept], end_of_sequence], length, trained, straddling)
 
 
-def _trained_spans(segments: list[Segment]) -> list[Span]:
-    """Where the joined text is trained; neighbours are one span and empty ones none."""
-    spans, position = [], 0
-    for trained, group in groupby((s for s in segments if s.text), key=lambda s: s.trained):
-        end = position + sum(len(segment.text) for segment in group)
-        if trained:
-            spans.append(Span(position, end))
+def _token_spans(segments: list[Segment], text_length: int, encoding: "Encoding") -> list[TokenSpan]:
+    spans = []
+    for start, end in trained_spans(segments):
+        first = _ending_after(start, text_length, encoding)
+        last = _ending_after(end, text_length, encoding)
+        spans.append(TokenSpan(first, last, _straddles(first, start, encoding), _straddles(last, end, encoding)))
+    return spans
+
+
+def trained_spans(segments: list[Segment]) -> list[Span]:
+    """Where the joined text is trained; neighbours are one span, and empty segments none."""
+    spans: list[Span] = []
+    position = 0
+    for text, trained in segments:
+        end = position + len(text)
+        if trained and text:
+            goes_on = bool(spans) and spans[-1].end == position
+            spans.append(Span(spans.pop().start if goes_on else position, end))
         position = end
     return spans
 
 
-def _token_stops(spans: list[Span], text_length: int, encoding: "Encoding") -> list[tuple[int, int]]:
-    """For each span the first token that ends inside it, and the first one that ends behind it."""
-    trailing = 0
-    if spans and spans[-1].end == text_length:
-        # what the tokenizer puts behind the text spans no characters, and is not trained
-        mask = encoding.special_tokens_mask
-        trailing = next((n for n, special in enumerate(reversed(mask)) if not special), len(mask))
-    last = len(encoding) - trailing
-    return [
-        (_ending_after(s.start, encoding), last if s.end == text_length else _ending_after(s.end, encoding))
-        for s in spans
-    ]
-
-
-def _ending_after(character: int, encoding: "Encoding") -> int:
-    """The first token that ends after this boundary; tokens lie in the order of the text."""
-    token = encoding.char_to_token(character)
+def _ending_after(boundary: int, text_length: int, encoding: "Encoding") -> int:
+    """The first token that ends after the boundary; tokens come in the order of the text."""
+    token = encoding.char_to_token(boundary)
     if token is not None:
         return token
-    # the character belongs to no token: stripped, or dropped by a normaliser
-    return next((n for n, (_, end) in enumerate(encoding.offsets) if end > character), len(encoding))
+    if boundary < text_length:
+        # a character without a token: stripped, or dropped by a normaliser
+        for number, (_, end) in enumerate(encoding.offsets):
+            if end > boundary:
+                return number
+    return len(encoding) - _behind_the_text(encoding)
+
+
+def _behind_the_text(encoding: "Encoding") -> int:
+    """How many special tokens the tokenizer put behind the text: they span no characters."""
+    mask = encoding.special_tokens_mask
+    return next((number for number, special in enumerate(reversed(mask)) if not special), len(mask))
 
 
 def _straddles(token: int, boundary: int, encoding: "Encoding") -> bool:
-    """Whether the first token that ends behind the boundary starts before it."""
-    characters = encoding.token_to_chars(token)
-    return characters is not None and characters[0] < boundary
+    """Whether this token, which ends after the boundary, starts before it."""
+    characters = encoding.token_to_chars(token) if boundary else None
+    return characters is not None and characters[0] < boundary < characters[1]

@@ -21,7 +21,7 @@ from trl import SFTConfig
 from fmstune import adapters, evaluate, memory, models, plots, provenance, run_folder
 from fmstune.callbacks import MetricsFile, Progress
 from fmstune.checks import Checked
-from fmstune.data import Prepared
+from fmstune.data import Ledger, Prepared
 from fmstune.errors import UserError
 from fmstune.evaluate import Scores
 from fmstune.job import Job
@@ -108,7 +108,7 @@ def _build(
     before = memory.now(checked.device)
     begun = time.perf_counter()
     base = models.load(job.model, tokenizer, dtype=checked.precision.weights, attention=checked.attention)
-    model = adapters.wrap(base, checked.peft, job.model.adapter, tokenizer.to_train)
+    model = adapters.wrap(base, checked.peft, job.model.adapter)
     loaded = time.perf_counter() - begun
     trainer = Trainer(
         model=model,
@@ -199,8 +199,9 @@ def _figures(trainer: Trainer, checked: Checked, prepared: Prepared, metrics: di
     }
 
 
-def _ledger(ledger: Any) -> dict[str, Any]:
-    return {key: value for key, value in dataclasses.asdict(ledger).items() if key != "lengths"}
+def _ledger(ledger: Ledger) -> dict[str, Any]:
+    counts = {key: value for key, value in dataclasses.asdict(ledger).items() if key != "lengths"}
+    return {**counts, "rows_dropped": ledger.rows_dropped}
 
 
 def _scores(base: Scores | None, tuned: Scores | None) -> dict[str, Any]:

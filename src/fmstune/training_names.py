@@ -14,10 +14,25 @@ class Translation:
 
 
 def _warmup(ratio: Any) -> Any:
+    try:
+        number = float(ratio)
+    except (TypeError, ValueError):
+        return ratio  # what is no number is refused as `warmup_steps`
     # SFTConfig reads `warmup_steps` below 1 as a ratio, so a ratio of exactly 1 would silently mean one step
-    if isinstance(ratio, (int, float)) and not 0 <= ratio < 1:
+    if not 0 <= number < 1:
         raise ValueError(f"training.warmup_ratio must be in [0, 1), got {ratio}; set training.warmup_steps instead")
-    return ratio
+    return number
+
+
+def _switch(early_name: str, on: str, off: str) -> Callable[[Any], str]:
+    """What was true or false and is a word now."""
+
+    def word(value: Any) -> str:
+        if not isinstance(value, bool):
+            raise ValueError(f"training.{early_name} must be true or false, got {value!r}")
+        return on if value else off
+
+    return word
 
 
 TRANSLATED: Mapping[str, Translation] = {
@@ -25,8 +40,10 @@ TRANSLATED: Mapping[str, Translation] = {
     "warmup_ratio": Translation("warmup_steps", _warmup),
     "gradient_checkpointing": Translation("activation_checkpointing"),
     "gradient_checkpointing_kwargs": Translation("activation_checkpointing_kwargs"),
-    "group_by_length": Translation("train_sampling_strategy", lambda value: "group_by_length" if value else "random"),
-    "include_tokens_per_second": Translation("include_num_input_tokens_seen", lambda value: "all" if value else "no"),
+    "group_by_length": Translation("train_sampling_strategy", _switch("group_by_length", "group_by_length", "random")),
+    "include_tokens_per_second": Translation(
+        "include_num_input_tokens_seen", _switch("include_tokens_per_second", "all", "no")
+    ),
     "per_gpu_train_batch_size": Translation("per_device_train_batch_size"),
     "per_gpu_eval_batch_size": Translation("per_device_eval_batch_size"),
 }

@@ -1,0 +1,545 @@
+"""What fmstune says to wrong input: the command, the files that it finds, and the one message that comes back.
+
+`…` in an expected message stands for words that are not fixed here. Several lines are several problems, reported
+together. Every case ends with exit code 2, writes nothing to stdout, shows no traceback and leaves nothing behind.
+"""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+TINY = Path(__file__).parents[1] / "src" / "fmstune" / "assets" / "tiny_llama"
+ROW = '{"output": "question\\n### Response: answer"}\n'
+ROWS = "data=text data.train=rows.jsonl"
+LLAMA_TARGETS = "available are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+
+
+class Case(NamedTuple):
+    """One wrong command and the answer to it."""
+
+    command: str
+    says: tuple[str, ...]
+    files: Mapping[str, str | bytes] = {}
+
+
+def case(command: str, *says: str, **files: str | bytes) -> Case:
+    """A case; a file is named by a keyword, with `__` for the slash and `_jsonl` for its suffix."""
+    suffixes = r"_(jsonl|json|csv|txt|yaml|bin|parquet|arrow|safetensors)$"
+    named = {re.sub(suffixes, r".\1", name).replace("__", "/"): content for name, content in files.items()}
+    return Case(command, says, named)
+
+
+UNKNOWN_NAMES = [
+    case("see=1", "see: unknown field; did you mean 'seed'?"),
+    case("zzz=1", "zzz: unknown field; the job has name, seed, output_dir, model, peft, data, training, …"),
+    case("modle.path=x", "modle: unknown field; did you mean 'model'?"),
+    case("model.pth=x", "model.pth: unknown field; did you mean 'path'?"),
+    case("data.trian=x", "data.trian: unknown field; did you mean 'train'?"),
+    case("launcher.thread=2", "launcher.thread: unknown field; did you mean 'threads'?"),
+    case("launcher.gpus=2", "launcher.gpus: unknown field; its group has device, threads"),
+    case("evaluation.max_row=1", "evaluation.max_row: unknown field; did you mean 'max_rows'?"),
+    case(
+        "training.learning_rat=1e-4",
+        "training.learning_rat: unknown field of trl.SFTConfig; did you mean 'learning_rate'?",
+    ),
+    case(
+        "+training.learning_rat=1",
+        "training.learning_rat: unknown field of trl.SFTConfig; did you mean 'learning_rate'?",
+    ),
+    case(
+        "--cfg job training.learning_rat=1",
+        "training.learning_rat: unknown field of trl.SFTConfig; did you mean 'learning_rate'?",
+    ),
+    case(
+        "peft=lora peft.lora_alfa=8",
+        "peft.lora_alfa: unknown field of peft.LoraConfig; did you mean 'lora_alpha'?",
+    ),
+    case("peft.r=8", "peft.r: full tuning has no adapter and takes no fields; choose peft=lora"),
+    case("data.format.text_fild=x", "data.format.text_fild: text has no such setting; did you mean 'text_field'?"),
+    case(
+        "model.special_tokens.pad_tokn=x",
+        "model.special_tokens.pad_tokn: unknown; did you mean 'pad_token'?; the names are bos_token, eos_token, …",
+    ),
+]
+
+SEVERAL_AT_ONCE = [
+    case(
+        "see=1 seed=x model.pth=x training.learning_rat=1 peft=lora peft.lora_alfa=8",
+        "see: unknown field; did you mean 'seed'?",
+        "seed must be a whole number, got 'x'",
+        "model.pth: unknown field; did you mean 'path'?",
+        "training.learning_rat: unknown field of trl.SFTConfig; did you mean 'learning_rate'?",
+        "peft.lora_alfa: unknown field of peft.LoraConfig; did you mean 'lora_alpha'?",
+    ),
+    case(
+        "seed=-1 peft=lora peft.r=0 data.max_length=1 training.num_train_epochs=0 training.learning_rate=0",
+        "seed must be at least 0 and below 2**32, got -1",
+        "peft.r must be at least 1, got 0",
+        "data.max_length must be at least 2, got 1",
+        "training.num_train_epochs must be above 0 and finite, got 0",
+        "training.learning_rate must be above 0 and below 10, got 0",
+    ),
+    case(
+        "check peft=lora peft.target_modules=[q_prj] data=text data.train=rows.jsonl",
+        "peft.target_modules: no module is named 'q_prj'; …",
+        "rows.jsonl:1: broken JSON …",
+        rows_jsonl="{x\n",
+    ),
+    case(
+        "train peft=lora peft.target_modules=[q_prj] data=text data.train=rows.jsonl",
+        "peft.target_modules: no module is named 'q_prj'; …",
+        "rows.jsonl:1: broken JSON …",
+        rows_jsonl="{x\n",
+    ),
+    case(
+        f"{ROWS} data.eval=held.jsonl",
+        "rows.jsonl:2: a row must be a JSON object, found a list",
+        "held.jsonl:1: broken JSON …",
+        rows_jsonl=ROW + "[1]\n",
+        held_jsonl="{x\n",
+    ),
+    case(
+        "check model=causal_lm model.path=owner/name",
+        "model.path: no folder is named owner/name, and it is neither in the hub's cache nor can …",
+    ),
+]
+
+TYPES = [
+    case("seed=x", "seed must be a whole number, got 'x'"),
+    case("seed=null", "seed must be a whole number, got null"),
+    case("seed=true", "seed must be a whole number, got True"),
+    case("training.per_device_train_batch_size=2.5", "training.per_device_train_batch_size must be a whole number, …"),
+    case("peft=lora peft.r=eight", "peft.r must be a whole number, got 'eight'"),
+    case("training.num_train_epochs=three", "training.num_train_epochs must be a number, got 'three'"),
+    case("training.weight_decay=nan", "training.weight_decay must be a number, got nan"),
+    case(f"training.learning_rate=1{'0' * 400}", "training.learning_rate must be a number, got 1000…"),
+    case("training.learning_rate=", "training.learning_rate must be a number, got ''"),
+    case("training.packing=maybe", "training.packing must be true or false, got 'maybe'"),
+    case("evaluation.enabled=perhaps", "evaluation.enabled must be true or false, got 'perhaps'"),
+    case("model.dtype=float8", "model.dtype must be one of auto, float32, bfloat16, float16; got 'float8'; did you mean …"),
+    case("model.attention=flash", "model.attention must be one of auto, sdpa, eager, flash_attention_2; got 'flash'"),
+    case("data.over_length=cut", "data.over_length must be one of truncate, drop, error; got 'cut'"),
+    case("launcher.device=gpu", "launcher.device must be one of auto, cpu, cuda, mps; got 'gpu'; …"),
+    case(
+        "training.lr_scheduler_type=cosin",
+        "training.lr_scheduler_type must be one of linear, cosine, …; got 'cosin'; did you mean 'cosine'?",
+    ),
+    case("peft=lora peft.bias=some", "peft.bias must be one of none, all, lora_only; got 'some'"),
+    case("data.format=fmstune.formats.text", "data.format must be a mapping of keys to values, got 'fmstune.formats.…"),
+    case("model.special_tokens.pad_token=3", "model.special_tokens.pad_token must be text, got 3"),
+    case("model.special_tokens.extra_special_tokens=x", "model.special_tokens.extra_special_tokens must be a list of …"),
+]
+
+MISSING_VALUES = [
+    case("data=text", "data.train must be given: a file, glob, folder or hub id, such as data.train=rows.jsonl"),
+    case("model=causal_lm", "model.path must be given: a folder or hub id of a causal language model, such as …"),
+    case("modules model=causal_lm", "model.path must be given: …"),
+    case("model=causal_lm data=text", "model.path must be given: …", "data.train must be given: …"),
+    case("model.path=null", "model.path must be text, got null"),
+]
+
+WORDS = [
+    case("chek", "unknown verb 'chek'; did you mean 'check'?; the verbs are train, check, show-data, modules, doctor"),
+    case("check train", "train: neither FIELD=VALUE nor GROUP=CHOICE, and a verb comes first (see fmstune --help)"),
+    case("--dry-run", "unknown flag --dry-run (see fmstune --help)"),
+    case("--trus x", "unknown flag --trus; did you mean '--trust'?"),
+    case("check --rows 3", "--rows is a flag of fmstune show-data"),
+    case("check --from job.yaml", "--from is a flag of fmstune train"),
+    case("show-data --rows x", "argument --rows: invalid int value: 'x' (see fmstune --help)"),
+    case("show-data --rows -1", "--rows must be at least 0, got -1"),
+    case("show-data --json nowhere/x.json", "--json: nowhere/x.json cannot be written (No such file or directory); …"),
+    case("--trust", "argument --trust: expected one argument (see fmstune --help)"),
+    case("--cfg jobb", "argument --cfg/-c: invalid choice: 'jobb' (choose from …) (see fmstune --help)"),
+    case("--cfg job --package foo", "--package foo: the job has no such part"),
+    case("-m --cfg job seed=1,2", "--cfg prints one job, and -m composes several; leave one of them out"),
+    case("doctor peft=lora", "doctor takes no 'peft=lora'; its flags are --clear-cache, --help and --version"),
+    case("model=llama2_7", "model=llama2_7: no such choice; did you mean 'llama2_7b'? (causal_lm, llama2_13b, …)"),
+    case("peft=lorra", "peft=lorra: no such choice; did you mean 'lora'? (full, lora, prompt_tuning)"),
+    case("peft=", "peft=: no such choice (full, lora, prompt_tuning)"),
+    case("model=null", "model=null: choose model=NAME, or leave it out for the default"),
+    case("~model", "~model: choose model=NAME, or leave it out for the default"),
+    case("=3", "=3: name the field before the ="),
+    case("seed=1,2", "seed=1,2: one run for each value needs -m; a list is written in brackets"),
+    case("seed=[1", "seed=[1: cannot be read as FIELD=VALUE; a value with special characters needs quotes inside …"),
+    case(
+        r"'data.response_template=\n### Label:'",
+        r"data.response_template=\n### Label:: cannot be read as FIELD=VALUE; a value with special characters needs "
+        r"""quotes inside quotes, such as 'data.response_template="\n### Label:"'""",
+    ),
+    case("'seed=${nope}'", "seed: Interpolation key 'nope' not found"),
+    case("--config-dir conf data=min", "data=min: no such choice; did you mean 'mine'? …", conf__data__mine_yaml=""),
+    case("--config-dir conf data=mine", "broken YAML: …conf/data/mine.yaml…", conf__data__mine_yaml="format: [\n"),
+    case("--config-dir nowhere", "Additional config directory '…nowhere' not found"),
+]
+
+OWNED = [
+    case("training.max_length=9", "training.max_length: data.max_length sets it"),
+    case("training.report_to=wandb", "training.report_to: metrics go to metrics.jsonl in the run folder"),
+    case("training.output_dir=x", "training.output_dir: the top-level output_dir sets it"),
+    case("training.seed=1", "training.seed: the top-level seed sets it"),
+    case("training.use_cpu=true", "training.use_cpu: launcher.device=cpu sets it"),
+    case("training.fsdp=full_shard", "training.fsdp: the launcher group sets it"),
+    case("training.hub_token=x", "training.hub_token: secrets stay out of a job; set the environment variable HF_TOKEN"),
+    case("training.max_seq_length=9", "training.max_seq_length: it is data.max_length now"),
+    case("training.model_name_or_path=x", "training.model_name_or_path: it is model.path now"),
+    case("training.warmup_ratio=1.5", "training.warmup_ratio must be in [0, 1), got 1.5; set training.warmup_steps …"),
+    case("training.warmup_ratio='\"1.5\"'", "training.warmup_ratio must be in [0, 1), got 1.5; …"),
+    case("training.warmup_ratio=abc", "training.warmup_ratio must be a number, got 'abc'"),
+    case("training.group_by_length=maybe", "training.group_by_length must be true or false, got 'maybe'"),
+    case("training.evaluation_strategy=epochs", "training.evaluation_strategy must be one of no, steps, epoch; got …"),
+]
+
+RANGES = [
+    case("seed=-1", "seed must be at least 0 and below 2**32, got -1"),
+    case("training.num_train_epochs=0", "training.num_train_epochs must be above 0 and finite, got 0"),
+    case("training.num_train_epochs=inf", "training.num_train_epochs must be above 0 and finite, got inf"),
+    case("training.max_steps=0", "training.max_steps must be at least 1, or -1 for whole epochs, got 0"),
+    case("training.per_device_train_batch_size=0", "training.per_device_train_batch_size must be at least 1, got 0"),
+    case("training.gradient_accumulation_steps=0", "training.gradient_accumulation_steps must be at least 1, got 0"),
+    case("training.learning_rate=0", "training.learning_rate must be above 0 and below 10, got 0"),
+    case("training.learning_rate=-1e-4", "training.learning_rate must be above 0 and below 10, got -0.0001"),
+    case("training.weight_decay=-0.1", "training.weight_decay must be at least 0, got -0.1"),
+    case("training.logging_steps=0", "training.logging_steps must be above 0, got 0"),
+    case("training.save_total_limit=0", "training.save_total_limit must be at least 1, got 0"),
+    case("training.dataloader_num_workers=-1", "training.dataloader_num_workers must be at least 0, got -1"),
+    case("training.neftune_noise_alpha=-1", "training.neftune_noise_alpha must be at least 0, got -1"),
+    case("training.adam_beta1=1.5", "training.optim=adamw_torch or its settings are refused: Invalid beta parameter …"),
+    case("training.optim_args=foo", "training.optim=adamw_torch or its settings are refused: …"),
+    case("training.lr_scheduler_kwargs={foo:1}", "training.lr_scheduler_type=cosine or … refused: …'foo'"),
+    case("training.dataloader_prefetch_factor=2", "training: trl.SFTConfig refuses these fields: …prefetch_factor…"),
+    case("peft=lora peft.r=0", "peft.r must be at least 1, got 0"),
+    case("peft=lora peft.lora_dropout=1.5", "peft.lora_dropout must be at least 0 and below 1, got 1.5"),
+    case("peft=prompt_tuning peft.num_virtual_tokens=0", "peft.num_virtual_tokens must be at least 1, got 0"),
+    case(
+        "peft=prompt_tuning peft.num_virtual_tokens=600",
+        "peft.num_virtual_tokens=600 leaves no room for a row in the 512 positions of the model; lower it",
+    ),
+    case("data.eval=null data.eval_fraction=1", "data.eval_fraction must be at least 0 and below 1, got 1.0"),
+    case("data.max_length=1", "data.max_length must be at least 2, got 1"),
+    case("data.max_rows=0", "data.max_rows must be at least 1, got 0"),
+    case("launcher.threads=0", "launcher.threads must be at least 1, got 0"),
+    case("evaluation.batch_size=0", "evaluation.batch_size must be at least 1, got 0"),
+    case("evaluation.max_new_tokens=0", "evaluation.max_new_tokens must be at least 1, got 0"),
+    case("name=a/b", "name becomes part of a folder's name: use letters, digits and . _ + -, got 'a/b'"),
+    case("name=''", "name becomes part of a folder's name: use letters, digits and . _ + -, got ''"),
+]
+
+DATA_FILES = [
+    case("data=text data.train=nowhere.jsonl", "data.train: no file nowhere.jsonl"),
+    case("data=text data.train=row.jsonl", "data.train: no file row.jsonl; did you mean 'rows.jsonl'?", rows_jsonl=ROW),
+    case("data=text data.train=a/rows.jsonl", "data.train: no file a/rows.jsonl (there is no folder a)"),
+    case("data=text data.train=[a.jsonl,b.jsonl]", "data.train: no file a.jsonl", "data.train: no file b.jsonl"),
+    case("data=text data.train=[]", "data.train is an empty list; name a file, glob, folder or hub id"),
+    case("data=text data.train=3", "data.train must name a file, glob, folder or hub id, found 3"),
+    case("data=text 'data.train=parts/*.jsonl'", "data.train: no file matches parts/*.jsonl"),
+    case("data=text data.train=a", "data.train: the folder a holds no data file (.json .jsonl …)", a__readme_txt="x"),
+    case("data=text data.train=owner/name", "data.train: no path owner/name here, and the hub does not give it (…"),
+    case(
+        "data.train=package:complaints/trian.jsonl",
+        "data.train: package:complaints/trian.jsonl: no such file ships with fmstune; did you mean 'complaints/train…",
+    ),
+    case(f"{ROWS} data.eval=held.jsonl", "data.eval: no file held.jsonl", rows_jsonl=ROW),
+    case(ROWS, "data.train: rows.jsonl holds no rows", rows_jsonl=""),
+    case(ROWS, "rows.jsonl:2: broken JSON (… at column 1…); each line is one row", rows_jsonl=ROW + '{"output": "x\n'),
+    case(ROWS, "rows.jsonl:1: not UTF-8 (invalid start byte at byte 12); …", rows_jsonl=b'{"output": "\xff"}\n'),
+    case(
+        "data=text data.train=rows.json",
+        "rows.json, row 1: a row must be a JSON object, found a int",
+        "rows.json, row 2: a row must be a JSON object, found a str",
+        rows_json='[1, "x"]',
+    ),
+    case("data=text data.train=rows.json", "rows.json:1: broken JSON (…)", rows_json='[{"output": "x"},'),
+    case(
+        "data=text data.text_field=a data.response_template=1 data.train=rows.csv",
+        "rows.csv, row 2 (line 3): 3 cells for 2 columns; quote commas",
+        rows_csv="a,b\nx,y\nx,y,z\n",
+    )._replace(command="data=text data.text_field=a data.response_template=null data.train=rows.csv"),
+    case("data=text data.train=rows.csv", "rows.csv:1: must name the columns, each once, …", rows_csv="a,a\n1,2\n"),
+    case("data=text data.train=rows.txt", "rows.txt: neither JSON, CSV (named .csv), Parquet nor Arrow; …", rows_txt="x"),
+    case("data=text data.train=rows.parquet", "rows.parquet: broken after row 0 (…)", rows_parquet=b"PAR1xxx"),
+    case("data=text data.train=rows.arrow", "rows.arrow: broken after row 0 (…)", rows_arrow=b"ARROW1xxxx"),
+]
+
+ROW_CONTENTS = [
+    case(
+        ROWS,
+        "rows.jsonl, row 1: no column 'output'; did you mean 'otput'?; its columns are 'otput'",
+        rows_jsonl='{"otput": "x"}\n',
+    ),
+    case(
+        "data=alpaca data.train=rows.jsonl",
+        "rows.jsonl, row 1: no column 'instruction'; did you mean 'instructions'?; its columns are …",
+        rows_jsonl='{"instructions": "x", "output": "y"}\n',
+    ),
+    case(
+        ROWS,
+        "rows.jsonl, row 1: column 'output' must hold a string, found the int 3; write it as text",
+        "rows.jsonl, row 2: column 'output' must hold a string, found null; write it as text",
+        rows_jsonl='{"output": 3}\n{"output": null}\n',
+    ),
+    case(
+        f"{ROWS} data.response_template=Nope:",
+        "rows.jsonl, row 1: column 'output' does not contain the response template 'Nope:'; mend it, set …",
+        rows_jsonl=ROW,
+    ),
+    case(
+        ROWS,
+        r"rows.jsonl, rows 2, 4: column 'output' does not contain the response template '\n### Response:'; mend it, "
+        "set data.response_template or data.untrainable=drop",
+        rows_jsonl=ROW + '{"output":"x"}\n' + ROW + '{"output":"y"}\n',
+    ),
+    case(
+        ROWS,
+        "rows.jsonl, row 2: the answer is empty; mend it, or set data.untrainable=drop",
+        rows_jsonl=ROW + '{"output": "a\\n### Response: "}\n',
+    ),
+    case(
+        f"{ROWS} data.max_length=5",
+        "rows.jsonl, row 1: data.max_length=5 leaves no token of the answer; raise it, or set data.untrainable=drop",
+        rows_jsonl=ROW,
+    ),
+    case(
+        f"{ROWS} data.max_length=5 data.over_length=error",
+        "rows.jsonl, row 1: more than data.max_length=5 tokens; raise it, or set data.over_length to truncate or drop",
+        rows_jsonl=ROW,
+    ),
+    case(f"{ROWS} data.max_length=5 data.over_length=drop", "data: no row is left in the train split…", rows_jsonl=ROW),
+    case(
+        f"{ROWS} data.max_length=1000",
+        "the longest row takes 6… tokens, and the model has 512 positions; set data.max_length=512",
+        rows_jsonl='{"output": "' + "a b " * 300 + '\\n### Response: yes"}\n',
+    ),
+    case(f"{ROWS} data.text_field=null", "data.text_field must name the column that holds the text", rows_jsonl=ROW),
+    case(f"{ROWS} data.eval_fraction=0.1", "data.eval_fraction=0.1 holds 0 of 1 rows out, …", rows_jsonl=ROW),
+]
+
+
+def tiny_llama(**changes: Any) -> dict[str, str | bytes]:
+    """The shipped model as a folder `m`, with values of its config.json changed or (None) taken out."""
+    config = json.loads((TINY / "config.json").read_text()) | changes
+    files: dict[str, str | bytes] = {f"m/{path.name}": path.read_bytes() for path in TINY.iterdir()}
+    return files | {"m/config.json": json.dumps({key: value for key, value in config.items() if value is not None})}
+
+
+def model_case(says: str, files: Mapping[str, str | bytes]) -> Case:
+    """A model in the folder `m` that cannot be tuned."""
+    return Case("model=causal_lm model.path=m", (says,), files)
+
+
+def without(files: Mapping[str, str | bytes], *names: str) -> dict[str, str | bytes]:
+    """The files but these."""
+    return {name: content for name, content in files.items() if name not in names}
+
+
+MODELS = [
+    case("model=causal_lm model.path=./nowhere", "model.path: no folder nowhere, and './nowhere' is not a hub id …"),
+    case("model=causal_lm model.path=/no/where", "model.path: no folder /no/where, and '/no/where' is not a hub id …"),
+    case("model.path=package:tiny_lama", "model.path: package:tiny_lama: no such file …; did you mean 'tiny_llama'?"),
+    case(f"model=causal_lm model.path={ROWS[21:]}", "model.path: …", rows_jsonl=ROW)._replace(
+        command="model=causal_lm model.path=rows.jsonl",
+        says=("model.path: rows.jsonl is a file; give the folder that holds it",),
+    ),
+    case(
+        "model=causal_lm model.path=owner/name",
+        "model.path: no folder is named owner/name, and it is neither in the hub's cache nor can the hub be reached; "
+        "give a folder, …",
+    ),
+    case("model=llama2_7b", "model.path: the tokenizer meta-llama/Llama-2-7b-hf is not in the cache and the hub …"),
+    model_case("model.path: m has no config.json; give the folder that save_pretrained wrote", {"m/x": ""}),
+    model_case(
+        "model.path: m holds no *.safetensors (found pytorch_model.bin); fmstune reads nothing else; save it again …",
+        without(tiny_llama(), "m/model.safetensors") | {"m/pytorch_model.bin": b"x"},
+    ),
+    model_case(
+        "model.path: m holds no *.safetensors (found no weights); …",
+        without(tiny_llama(), "m/model.safetensors"),
+    ),
+    model_case(
+        "model.path: m has the model_type 'lama', unknown to this transformers; did you mean 'llama'?",
+        tiny_llama(model_type="lama"),
+    ),
+    model_case("model.path: the config.json of m names no model_type; add …", tiny_llama(model_type=None)),
+    model_case(
+        "model.path: m needs code of its own (modeling_mine.Mine), and fmstune runs none from a model; take …",
+        tiny_llama(model_type="mine", auto_map={"AutoModelForCausalLM": "modeling_mine.Mine"}),
+    ),
+    model_case(
+        "model.path: m holds a BertForMaskedLM, but tuning needs a BertLMHeadModel, a causal language model",
+        tiny_llama(model_type="bert", architectures=["BertForMaskedLM"]),
+    ),
+    model_case("model.path: m/config.json is not JSON: …", tiny_llama() | {"m/config.json": "{x"}),
+    model_case("model.path: the tokenizer m cannot be loaded: …", tiny_llama() | {"m/tokenizer.json": "{x"}),
+    case("model.tokenizer=./nowhere", "model.tokenizer: no folder nowhere, and './nowhere' is not a hub id …"),
+    case("model.tokenizer=m", "model.tokenizer: m has no tokenizer_config.json; give the folder …", m__readme_txt="x"),
+    case("model.tokenizer=nowhere", "model.tokenizer: the tokenizer nowhere is not in the cache and the hub cannot …"),
+    case("model.architecture={hidden_size:128}", "model.architecture needs model_type, such as llama"),
+    case(
+        "model.architecture={model_type:lama}",
+        "model.architecture.model_type: transformers knows no 'lama'; did you mean 'llama'?",
+    ),
+    case(
+        "model.architecture={model_type:llama,hidden_sise:64}",
+        "model.architecture.hidden_sise: llama has no such value; did you mean 'hidden_size'?",
+    ),
+    case(
+        "model.architecture={model_type:llama,hidden_size:64}",
+        "model.architecture.hidden_size is 64, but package:tiny_llama has 128; correct it",
+    ),
+    case("model.quantization=4bit", "model.quantization is reserved and must be null, got '4bit'"),
+]
+
+SAVED_PROMPT = '{"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 3}'
+
+ADAPTERS = [
+    case(
+        "peft=lora peft.target_modules=[q_prj]",
+        f"peft.target_modules: no module is named 'q_prj'; did you mean 'q_proj'?; {LLAMA_TARGETS}",
+    ),
+    case(
+        "peft=lora peft.target_modules=[q_proj,v_prj]",
+        f"peft.target_modules: no module is named 'v_prj'; did you mean 'v_proj'?; {LLAMA_TARGETS}",
+    ),
+    case("peft=lora peft.target_modules=[lm_head]", "peft.target_modules: 'lm_head' matches the output layer, … leave …"),
+    case("peft=lora peft.target_modules=[mlp]", "peft.target_modules: 'mlp' matches LlamaMLP, without a weight …"),
+    case("peft=lora peft.target_modules=[]", "peft.target_modules is empty, so nothing would be trained; give names …"),
+    case("peft=lora peft.target_modules=q_proj", f"peft.target_modules: 'q_proj' matches no module …; {LLAMA_TARGETS}"),
+    case("peft=lora peft.target_modules='\"(\"'", "peft.target_modules: '(' is no regular expression: …"),
+    case("peft=lora peft.target_modules=3", "peft.target_modules must be a list of names, one name or all-linear, got 3"),
+    case("peft=lora peft.modules_to_save=[foo]", "peft.modules_to_save: no module is named 'foo'"),
+    case("peft=lora peft.task_type=SEQ_CLS", "peft.task_type is CAUSAL_LM here, got 'SEQ_CLS'; leave it out"),
+    case("peft=prompt_tuning peft.prompt_tuning_init=TEXT", "peft.prompt_tuning_init=TEXT needs …init_text, the words …"),
+    case("peft=prompt_tuning peft.prompt_tuning_init_text=x", "peft.prompt_tuning_init_text is used only with …=TEXT"),
+    case("peft=lora peft._target_=peft.LoRaConfig", "peft._target_: the installed peft has no … class 'LoRaConfig'"),
+    case("peft=lora peft._target_=os.system", "peft._target_ must be a PEFT configuration such as peft.LoraConfig, …"),
+    case("model.adapter=there", "model.adapter goes on training an adapter, and peft=full has none; choose its method …"),
+    case("peft=lora model.adapter=./there", "model.adapter: no folder there, and './there' is not a hub id …"),
+    case("peft=lora model.adapter=there", "model.adapter: there cannot be read as an adapter (…); give a folder …"),
+    case("peft=lora model.adapter=a", "model.adapter: a has no adapter_config.json; give the folder …", a__x_txt="x"),
+    case(
+        "peft=lora model.adapter=a",
+        "model.adapter: a holds no *.safetensors (found adapter_model.bin); …",
+        a__adapter_config_json="{}",
+        a__adapter_model_bin="x",
+    ),
+    case(
+        "peft=lora model.adapter=a",
+        "model.adapter: a cannot be read as an adapter (…); give a folder …",
+        a__adapter_config_json="{x",
+        a__adapter_model_safetensors="x",
+    ),
+    case(
+        "peft=lora model.adapter=a",
+        "model.adapter: a is of no method (no peft_type), and the peft group chose LORA; choose its method",
+        a__adapter_config_json="{}",
+        a__adapter_model_safetensors="x",
+    ),
+    case(
+        "peft=lora model.adapter=a",
+        "model.adapter: a is PROMPT_TUNING, and the peft group chose LORA; choose its method",
+        a__adapter_config_json=SAVED_PROMPT,
+        a__adapter_model_safetensors="x",
+    ),
+]
+
+FORMATS = [
+    case(
+        "data.format._target_=mine.rows.format",
+        "data.format._target_: 'mine.rows.format' is not in an allowed package (fmstune.formats); if you trust it, add "
+        "--trust mine",
+    ),
+    case("--trust mine data.format._target_=mine.rows.format", "data.format._target_: cannot import mine.rows (…)"),
+    case("--trust os data.format._target_=os.sep", "data.format._target_: os has no function 'sep'"),
+    case("data.format._target_=fmstune.formats.txt", "data.format._target_: … no function 'txt'; did you mean 'text'?"),
+    case("data.format._target_=text", "data.format._target_ must name a function such as fmstune.formats.text, got 'text'"),
+    case(
+        "data.format._target_=fmstune.formats.labelled_text",
+        "data.format.response_template: labelled_text has no such setting",
+        "data.format.label_field is missing; labelled_text needs it",
+    ),
+    case("data.text_field=3", "data.format.text_field must be a string, found the int 3")._replace(
+        command="data.format.text_field=3"
+    ),
+]
+
+TOGETHER = [
+    case("peft=prompt_tuning training.packing=true", "training.packing mixes documents up with prompt tuning; set …"),
+    case("peft=prompt_tuning training.padding_free=true", "training.padding_free mixes documents up …; set …=false"),
+    case(
+        "launcher.device=cpu model.attention=flash_attention_2",
+        "model.attention=flash_attention_2 needs a CUDA device, and launcher.device=cpu",
+    ),
+    case("launcher.device=cpu training.fp16=true", "training.fp16 needs an accelerator, and launcher.device=cpu; set …"),
+    case("launcher.device=cpu training.activation_offloading=true", "training.activation_offloading …"),
+    case("training.fp16=true training.bf16=true", "training.bf16 and training.fp16 are both true; set one of them, …"),
+    case("model.dtype=float16", "model.dtype is float16, with which full tuning fails: …; set model.dtype to auto, …"),
+    case("launcher.device=mps", "launcher.device=mps is not available here (found …)"),
+    case(f"{ROWS} training.eval_strategy=epoch", "training.eval_strategy=epoch needs held-out rows; set …", rows_jsonl=ROW),
+    case("data.eval_fraction=0.5", "data.eval and data.eval_fraction both say what is held out; set one of them"),
+    case("training.load_best_model_at_end=true", "training.load_best_model_at_end needs training.eval_strategy=epoch …"),
+    case(
+        "training.load_best_model_at_end=true training.eval_strategy=steps",
+        "training.load_best_model_at_end needs save_strategy and eval_strategy to agree, got epoch and steps",
+    ),
+    case("training.save_strategy=best", "training.save_strategy=best needs training.eval_strategy=epoch or steps, …"),
+    case("training.metric_for_best_model=los", "training.metric_for_best_model must be one of loss, …did you mean 'loss'?"),
+    case("training.use_liger_kernel=true", "training.use_liger_kernel needs the package liger-kernel; install it, or …"),
+    case("training.optim=adamw_bnb_8bit", "training.optim=adamw_bnb_8bit or its settings are refused: …bitsandbytes…"),
+    case("training.resume=nowhere", "training.resume: nowhere is not a checkpoint folder (no trainer_state.json); give …"),
+    case(
+        "training.resume=c",
+        "training.resume: c is not a checkpoint folder (no *.safetensors); give RUN/checkpoint-STEP",
+        c__trainer_state_json="{}",
+    ),
+]
+
+RUN_FOLDERS = [
+    case("output_dir=x_txt", "output_dir: …", x_txt="a file")._replace(
+        command="output_dir=x.txt", says=("output_dir: x.txt is a file; choose a folder",)
+    ),
+    case("output_dir=x.txt/run", "output_dir: x.txt/run cannot be made: Not a directory; choose another", x_txt="a file"),
+    case("output_dir=run", "output_dir: run holds another run (job.yaml), which is never overwritten; …", run__job_yaml=""),
+    case("output_dir=''", "output_dir is empty; name a folder, or null for one under runs/"),
+]
+
+FROZEN_JOBS = [
+    case("--from nowhere.yaml", "nowhere.yaml: no such file; give the job.yaml of a run folder"),
+    case("--from run", "run/job.yaml: no such file; give the job.yaml of a run folder", run__x_txt="x"),
+    case("--from job.yaml", "job.yaml: a job is a mapping of groups, found list", job_yaml="- a\n"),
+    case("--from job.yaml", "job.yaml: cannot be read as a job: …", job_yaml="a: [\n"),
+    case("--from job.yaml", "job.yaml: cannot be read as a job: …", job_yaml=b"\xff\xfe"),
+    case("--from job.yaml peft=lora", "peft=lora: with --from single fields can change, not groups or sweeps"),
+    case("--from job.yaml seed=1,2", "seed=1,2: with --from single fields can change, not groups or sweeps"),
+    case("--from job.yaml ~seed", "~seed: with --from single fields can change, not groups or sweeps"),
+    case("--from job.yaml -m seed=1", "-m: --from repeats one job and takes fields only"),
+    case(
+        "--from job.yaml training.learning_rat=3",
+        "training.learning_rat: unknown field of trl.SFTConfig; did you mean 'learning_rate'?",
+    ),
+    case("--from job.yaml training.learning_rate=0", "training.learning_rate must be above 0 and below 10, got 0"),
+]
+
+CASES = [
+    *UNKNOWN_NAMES,
+    *SEVERAL_AT_ONCE,
+    *TYPES,
+    *MISSING_VALUES,
+    *WORDS,
+    *OWNED,
+    *RANGES,
+    *DATA_FILES,
+    *ROW_CONTENTS,
+    *MODELS,
+    *ADAPTERS,
+    *FORMATS,
+    *TOGETHER,
+    *RUN_FOLDERS,
+    *FROZEN_JOBS,
+]

@@ -1,0 +1,235 @@
+"""The console script as a user has it: processes, signals, exit codes, sweeps."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(sys.executable).with_name("fmstune")
+QUICK = (
+    "training.max_steps=2",
+    "training.gradient_accumulation_steps=1",
+    "training.save_strategy=no",
+    "evaluation.max_rows=4",
+    "data.max_rows=16",
+)
+LONG = ("training.max_steps=100000", "training.save_strategy=no", "evaluation=none", "output_dir=run")
+
+
+def command(*words: str, **env: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([SCRIPT, *words], capture_output=True, text=True, env={**os.environ, **env}, timeout=300)
+
+
+def test_help_is_one_screen_with_verbs_groups_choices_and_examples() -> None:
+    done = command("--help")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) <= 45
+    assert max(map(len, done.stdout.splitlines())) <= 110
+    for word in ("show-data", "tiny_llama", "prompt_tuning", "twitter_complaints", "examples", "--config-dir"):
+        assert word in done.stdout
+    assert "training_for" not in done.stdout
+
+
+def test_help_of_a_verb_starts_with_its_flags() -> None:
+    assert "flags of show-data" in command("show-data", "--help").stdout
+
+
+def test_the_composed_job_is_printed_as_yaml(tmp_path: Path) -> None:
+    done = command("--cfg", "job", "peft=lora", "training.adam_beta1=0.8")
+    assert done.returncode == 0
+    assert "  _target_: peft.LoraConfig\n" in done.stdout
+    assert "  adam_beta1: 0.8\n" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_part_of_the_job_is_printed_with_package() -> None:
+    done = command("--cfg", "job", "-p", "launcher")
+    assert done.stdout == "# @package launcher\ndevice: auto\nthreads: null\n"
+
+
+def test_hydras_own_info_works() -> None:
+    assert "training_for/tiny_llama_full" in command("--info", "defaults").stdout
+
+
+def test_version() -> None:
+    assert command("--version").stdout == "fmstune 0.1.0\n"
+
+
+def test_a_users_groups_stand_beside_the_shipped_ones(tmp_path: Path) -> None:
+    (tmp_path / "my" / "peft").mkdir(parents=True)
+    (tmp_path / "my" / "peft" / "wide.yaml").write_text(
+        "_target_: peft.LoraConfig\nr: 64\ntarget_modules: all-linear\n"
+    )
+    done = command("--cfg", "job", "--config-dir", "my", "peft=wide", "-p", "peft.r")
+    assert (done.returncode, done.stdout) == (0, "# @package peft.r\n64\n")
+    assert "wide" in command("--help", "--config-dir", "my").stdout
+
+
+def test_modules_are_listed_from_the_configuration_alone() -> None:
+    done = command("modules", "model=llama2_7b")
+    assert done.returncode == 0
+    assert "q_proj" in done.stdout
+    assert "11008" in done.stdout.replace(",", "")
+    assert "lm_head" not in done.stdout
+
+
+def test_a_13b_model_is_checked_offline_with_exact_counts(rows_file: Callable[..., Path]) -> None:
+    rows = rows_file([{"instruction": "Add", "input": "1 2", "output": "3"}] * 5, "alpaca.json")
+    done = command("check", "model=llama2_13b", "peft=lora", "data=alpaca", f"data.train={rows}", HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    assert "13,015,864,320" in done.stdout
+    assert "6,553,600" in done.stdout
+    assert "estimated from characters" in done.stdout
+    assert list(Path().glob("runs")) == []
+
+
+def test_a_gpu_that_is_not_here_can_be_planned_for(rows_file: Callable[..., Path]) -> None:
+    rows = rows_file([{"instruction": "Add", "input": "", "output": "3"}], "alpaca.json")
+    words = ("model=llama2_7b", "peft=lora", "data=alpaca", f"data.train={rows}", "launcher.device=cuda")
+    done = command("check", *words)
+    assert done.returncode == 0, done.stderr
+    assert "bfloat16 weights, float32 trained, bfloat16 autocast" in done.stdout
+    assert "note: no cuda device here" in done.stdout
+    assert command("train", *words).returncode == 2
+
+
+def test_rows_are_shown_and_written_with_their_masks() -> None:
+    done = command("show-data", "--rows", "1", "--json", "rows.json", "data.max_rows=5")
+    assert done.returncode == 0, done.stderr
+    assert "row 1: " in done.stdout
+    assert "row 2: " not in done.stdout
+    rows = json.loads(Path("rows.json").read_text(encoding="utf-8"))
+    assert len(rows) == 5
+    assert set(rows[0]) == {"input_ids", "labels", "trained_text"}
+    assert all(row["trained_text"].endswith("complaint</s>") for row in rows)
+
+
+def test_the_doctor_names_versions_devices_extras_and_the_cache() -> None:
+    done = command("doctor")
+    assert done.returncode == 0
+    for word in ("transformers", "cpu", "flash-attn", "aim", "cache"):
+        assert word in done.stdout
+
+
+def test_the_doctor_clears_the_cache(tmp_path: Path) -> None:
+    assert command("show-data", "--rows", "1").returncode == 0
+    assert list((tmp_path / "cache").rglob("*.arrow"))
+    done = command("doctor", "--clear-cache")
+    assert done.stdout.startswith("deleted ")
+    assert not list((tmp_path / "cache").rglob("*.arrow"))
+
+
+def test_a_run_ends_with_base_against_tuned_and_exit_code_0() -> None:
+    done = command(*QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "exact match" in done.stdout
+    (folder,) = Path("runs").glob("*/*")
+    assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+
+
+def test_a_sweep_runs_every_point_in_one_folder_also_after_a_failed_one() -> None:
+    done = command("-m", *QUICK, "evaluation=none", "output_dir=sweep", "training.learning_rate=1e-3,-1,1e-4")
+    assert done.returncode == 2
+    assert "training.learning_rate must be above 0 and below 10, got -1" in done.stderr
+    assert "1 of 3 points failed" in done.stderr
+    folders = sorted(path.name for path in Path("sweep").iterdir() if path.is_dir())
+    assert folders == ["0-learning_rate=0.001", "2-learning_rate=0.0001"]
+    rates = [(Path("sweep") / name / "job.yaml").read_text() for name in folders]
+    assert ["learning_rate: 0.001" in text for text in rates] == [True, False]
+    assert not Path("runs").exists()
+    assert not list(Path().glob("*.yaml"))
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited for {what} in vain"
+        time.sleep(0.05)
+
+
+def started(words: Sequence[str]) -> "subprocess.Popen[str]":
+    """A long run that has logged its first step."""
+    process = subprocess.Popen(
+        [SCRIPT, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(lambda: Path("run/metrics.jsonl").exists() or process.poll() is not None, "the first step")
+    assert process.poll() is None, process.communicate()
+    return process
+
+
+def status() -> str:
+    return str(json.loads(Path("run/summary.json").read_text())["status"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_so_and_leaves_no_model(number: signal.Signals) -> None:
+    process = started(LONG)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert status() == "interrupted"
+    assert "interrupted: run" in out
+    assert "Traceback" not in err
+    assert not [path for path in Path("run").iterdir() if "model" in path.name]
+
+
+def runner_pid(parent: int) -> int:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return int(children[0])
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_the_runner_does_not_outlive_a_killed_parent() -> None:
+    process = started(LONG)
+    runner = runner_pid(process.pid)
+    process.kill()
+    process.communicate(timeout=60)
+    wait_for(lambda: not alive(runner), "the runner's end", 20)
+    assert status() == "interrupted"
+
+
+def test_a_second_runner_is_kept_from_the_folder() -> None:
+    process = started(LONG)
+    second = subprocess.run(
+        [sys.executable, "-m", "fmstune.runner", "run/job.yaml"], capture_output=True, text=True, timeout=120
+    )
+    assert second.returncode == 2
+    assert "run: another process runs this job" in second.stderr
+    assert status() == "running"
+    process.terminate()
+    process.communicate(timeout=60)
+
+
+def test_a_runner_that_is_killed_is_recorded_by_its_parent() -> None:
+    process = started(LONG)
+    os.kill(runner_pid(process.pid), signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert status() == "failed"
+
+
+def test_the_parent_starts_fast_because_it_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom fmstune import cli\n"
+        "try:\n    cli.run(['--cfg', 'job'])\nfinally:\n"
+        "    print([m for m in ('torch', 'transformers', 'trl', 'peft', 'datasets', 'pyarrow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,92 @@
+"""The wheel holds all that it needs: groups, assets; installed elsewhere, it composes and trains."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from setuptools import find_packages
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_every_sub_package_is_listed() -> None:
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == {*find_packages(str(ROOT / "src")), "fmstune.conf"}
+
+
+def test_the_version_is_said_once_more_in_the_package() -> None:
+    import fmstune
+
+    assert fmstune.__version__ == PROJECT["project"]["version"]
+
+
+def test_constraints_pin_every_dependency_exactly() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
+    names = [re.match(r"[\w-]+", requirement)[0] for requirement in PROJECT["project"]["dependencies"]]  # type: ignore[index]
+    assert {name for name in names if name not in pins} == set()
+    assert pins["torch"] == "2.13.0"
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.mark.slow
+def test_every_yaml_and_asset_is_in_the_wheel(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    groups = {f"fmstune/conf/{p.relative_to(ROOT / 'conf')}" for p in (ROOT / "conf").rglob("*.yaml")}
+    assets = {
+        str(p.relative_to(ROOT / "src"))
+        for p in (ROOT / "src/fmstune/assets").rglob("*")
+        if p.is_file() and p.suffix != ".pyc"
+    }
+    assert len(groups) > 20
+    assert len(assets) >= 7
+    assert (groups | assets) - names == set()
+    assert not [name for name in names if "test" in name]
+    assert wheel.stat().st_size < 5_000_000
+
+
+@pytest.mark.slow
+def test_the_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    """In an environment that has the dependencies and, of fmstune, the wheel alone."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
+    (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    python = tmp_path / "env" / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, str(wheel)], check=True)
+    # the dependencies of the environment that runs the tests; its own fmstune comes later on the path
+    dependencies = next(path for path in sys.path if path.endswith("site-packages"))
+    (site / "dependencies.pth").write_text(dependencies + "\n")
+    away = tmp_path / "away"
+    away.mkdir()
+
+    def run(*words: str) -> str:
+        env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        done = subprocess.run([python, *words], cwd=away, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where = run("-c", "import fmstune, fmstune.conf; print(fmstune.__file__, list(fmstune.conf.__path__)[0])").split()
+    assert all(Path(place).is_relative_to(site) for place in where)
+    assert "path: package:tiny_llama" in run("-m", "fmstune.cli", "--cfg", "job")
+    script = tmp_path / "env" / "bin" / "fmstune"
+    assert "tiny_llama" in run(str(script), "--help")
+    words = ("training.max_steps=2", "data.max_rows=16", "evaluation.max_rows=4", "output_dir=run")
+    assert "exact match" in run(str(script), *words)
+    assert (away / "run" / "model" / "model.safetensors").is_file()

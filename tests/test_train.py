@@ -1,0 +1,230 @@
+"""Training for real on the tiny model: what a run leaves, and that it can be read back, repeated and trusted."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fmstune import package_files
+from tests import small
+from tests.conftest import Result
+
+Run = Callable[..., Result]
+TWO_STEPS = ("training.max_steps=2", "training.gradient_accumulation_steps=1", "launcher.threads=1")
+QUICK = (*TWO_STEPS, "evaluation.max_rows=4", "evaluation.max_new_tokens=4", "data.max_rows=16")
+TINY = package_files.resolve("package:tiny_llama")
+
+
+@pytest.mark.parametrize("peft", ["full", "lora", "prompt_tuning"])
+def test_a_run_leaves_all_that_is_promised(fmstune: Run, peft: str) -> None:
+    run = fmstune(f"peft={peft}", *QUICK)
+    assert run.code == 0, run.err
+    names = {path.name for path in run.folder.iterdir() if path.name != ".lock"}
+    assert names == {"job.yaml", "lock.json", "metrics.jsonl", "loss.png", "summary.json", "model", "checkpoint-2"}
+    assert not list((run.folder / "model").rglob("training_args.bin"))
+    assert not [p for p in (run.folder / "model").rglob("*") if p.suffix in (".bin", ".pt", ".pkl")]
+    assert (run.folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "held-out rows: 4" in run.out
+
+
+def test_the_summary_says_what_came_out_and_what_it_took(fmstune: Run) -> None:
+    summary = fmstune("peft=lora", *QUICK).summary
+    assert summary["status"] == "finished"
+    assert summary["error"] is None
+    assert summary["steps"] == 2
+    for key in ("train_loss", "tokens_per_second", "peak_memory_bytes", "load_seconds", "train_seconds"):
+        assert summary[key] > 0, key
+    assert summary["total_parameters"] == summary["plan"]["base_parameters"] + summary["plan"]["adapter_parameters"]
+    assert summary["trainable_parameters"] == summary["plan"]["trainable_parameters"]
+    for scores in (summary["base"], summary["tuned"]):
+        assert scores["eval_loss"] > 0
+        assert 0 <= scores["exact_match"] <= 1
+        assert scores["rows"] == 4
+    ledger = summary["data"]["train"]
+    assert ledger["rows_read"] == ledger["rows_trained"] + ledger["rows_dropped"] == 16
+    assert summary["tokens_padded"] >= 0
+
+
+def test_metrics_hold_one_object_a_logged_step_with_trainers_keys(fmstune: Run) -> None:
+    run = fmstune(*QUICK)
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2]
+    assert all({"epoch", "loss", "learning_rate", "grad_norm", "tokens_per_second"} <= set(line) for line in steps)
+
+
+def test_a_full_model_loads_in_plain_transformers_and_differs_from_the_base(fmstune: Run) -> None:
+    run = fmstune(*QUICK, "training.learning_rate=1e-2", "training.warmup_steps=0")
+    tuned = AutoModelForCausalLM.from_pretrained(run.folder / "model")
+    base = AutoModelForCausalLM.from_pretrained(TINY)
+    assert AutoTokenizer.from_pretrained(run.folder / "model").pad_token == "<pad>"
+    changed = [not torch.equal(a, b.to(a.dtype)) for a, b in zip(tuned.parameters(), base.parameters(), strict=True)]
+    assert all(changed)
+
+
+@pytest.mark.parametrize("peft", ["lora", "prompt_tuning"])
+def test_an_adapter_loads_in_plain_peft_and_holds_nothing_of_the_base(fmstune: Run, peft: str) -> None:
+    run = fmstune(f"peft={peft}", *QUICK, "training.learning_rate=1e-2", "training.warmup_steps=0")
+    weights = load_file(run.folder / "model" / "adapter_model.safetensors")
+    assert sum(w.numel() for w in weights.values()) == run.summary["trainable_parameters"]
+    tuned = AutoPeftModelForCausalLM.from_pretrained(run.folder / "model")
+    assert isinstance(tuned, PeftModel)
+    ids = torch.tensor([[1, 20, 30, 40]])
+    tuned.eval()
+    with torch.no_grad(), tuned.disable_adapter():
+        before = tuned(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    with torch.no_grad():
+        after = tuned(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    assert not torch.allclose(before[:, -1], after[:, -1])
+
+
+def test_the_loss_falls_and_only_answers_are_learnt(fmstune: Run) -> None:
+    run = fmstune("training.max_steps=30", "evaluation=none", "launcher.threads=1", "training.learning_rate=1e-3")
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_a_second_run_does_not_tokenise_again_and_a_changed_template_does(fmstune: Run) -> None:
+    words = (*TWO_STEPS, "evaluation=none", "data.max_rows=8", "training.save_strategy=no")
+    first = fmstune(*words, "output_dir=first")
+    second = fmstune(*words, "output_dir=second")
+    third = fmstune(*words, "output_dir=third", 'data.response_template="### Label:"')
+    assert [run.summary["data"]["from_cache"] for run in (first, second, third)] == [False, True, False]
+
+
+@pytest.mark.parametrize("peft", ["full", "lora"])
+def test_from_repeats_a_run_bit_for_bit(fmstune: Run, peft: str) -> None:
+    first = fmstune(f"peft={peft}", *QUICK, "output_dir=first")
+    again = fmstune("train", "--from", "first", "output_dir=again")
+    assert again.code == 0, again.err
+    name = "model.safetensors" if peft == "full" else "adapter_model.safetensors"
+    assert (first.folder / "model" / name).read_bytes() == (again.folder / "model" / name).read_bytes()
+    jobs = [(run.folder / "job.yaml").read_text().splitlines() for run in (first, again)]
+    assert [pair for pair in zip(*jobs, strict=True) if pair[0] != pair[1]] == [
+        ("output_dir: first", "output_dir: again")
+    ]
+
+
+def test_another_seed_gives_another_model(fmstune: Run) -> None:
+    runs = [fmstune("peft=lora", *QUICK, f"seed={seed}", f"output_dir=run{seed}") for seed in (1, 2)]
+    one, other = (load_file(run.folder / "model" / "adapter_model.safetensors") for run in runs)
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_checkpoint_is_gone_on_with_to_the_same_weights(fmstune: Run) -> None:
+    words = ("peft=lora", *QUICK, "training.max_steps=4", "training.save_strategy=steps", "training.save_steps=2")
+    whole = fmstune(*words, "output_dir=whole")
+    rest = fmstune(*words, "output_dir=rest", "training.resume=whole/checkpoint-2")
+    assert rest.code == 0, rest.err
+    files = [run.folder / "model" / "adapter_model.safetensors" for run in (whole, rest)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert rest.summary["steps"] == 4
+
+
+def test_the_folder_of_another_run_is_refused_and_left_as_it_is(fmstune: Run) -> None:
+    fmstune(*QUICK, "output_dir=mine", "training.save_strategy=no")
+    before = {path: path.stat().st_mtime_ns for path in Path("mine").rglob("*")}
+    again = fmstune(*QUICK, "output_dir=mine")
+    assert again.code == 2
+    assert "output_dir: mine holds another run (job.yaml, " in again.err
+    assert {path: path.stat().st_mtime_ns for path in Path("mine").rglob("*")} == before
+
+
+def test_the_best_model_is_loaded_at_the_end(fmstune: Run) -> None:
+    run = fmstune(
+        *QUICK,
+        "training.max_steps=4",
+        "training.eval_strategy=steps",
+        "training.eval_steps=1",
+        "training.save_strategy=steps",
+        "training.save_steps=1",
+        "training.load_best_model_at_end=true",
+        # the rate climbs from 0 to where it ruins the model
+        "training.lr_scheduler_type=constant_with_warmup",
+        "training.warmup_steps=4",
+        "training.learning_rate=4",
+    )
+    assert run.code == 0, run.err
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+    best = min(losses, key=lambda step: losses[step])
+    assert best != 4
+    kept = load_file(run.folder / "model" / "model.safetensors")
+    checkpoint = load_file(run.folder / f"checkpoint-{best}" / "model.safetensors")
+    assert all(torch.equal(kept[key], checkpoint[key]) for key in checkpoint)
+
+
+@pytest.mark.parametrize("peft", ["full", "lora"])
+def test_recomputing_activations_changes_no_weight(fmstune: Run, peft: str) -> None:
+    words = (f"peft={peft}", *QUICK, *(["peft.lora_dropout=0"] if peft == "lora" else []))
+    runs = [
+        fmstune(*words, f"training.activation_checkpointing={on}", f"output_dir=run-{on}") for on in ("true", "false")
+    ]
+    name = "model.safetensors" if peft == "full" else "adapter_model.safetensors"
+    one, other = (load_file(run.folder / "model" / name) for run in runs)
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], rtol=1e-4, atol=1e-6)
+
+
+def test_packing_keeps_the_response_mask(fmstune: Run) -> None:
+    words = ("training.num_train_epochs=1", "evaluation=none", "launcher.threads=1", "data.max_rows=32")
+    run = fmstune(*words, "training.packing=true", "training.save_strategy=no", "training.logging_steps=1")
+    assert run.code == 0, run.err
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    # over all tokens of a message the loss is several times that of its two answer tokens
+    assert max(losses) < 1.5
+
+
+def test_tokens_that_are_added_are_saved_with_the_adapter_and_load_again(fmstune: Run, tmp_path: Path) -> None:
+    rows = len(small.byte_level_tokenizer())
+    base = small.save(tmp_path / "base", architecture={**small.LLAMA, "vocab_size": rows})
+    words = ("model=causal_lm", f"model.path={base}", "peft=lora", "peft.target_modules=[q_proj]", *QUICK)
+    run = fmstune(*words, "model.special_tokens.extra_special_tokens=['<user>']")
+    assert run.code == 0, run.err
+    weights = load_file(run.folder / "model" / "adapter_model.safetensors")
+    assert any("embed_tokens" in key for key in weights)
+    tokenizer = AutoTokenizer.from_pretrained(run.folder / "model")
+    assert len(tokenizer) == rows + 2
+    tuned = AutoPeftModelForCausalLM.from_pretrained(run.folder / "model")
+    assert tuned.get_input_embeddings().weight.shape[0] == rows + 2
+
+
+def test_provenance_names_versions_data_and_seed(fmstune: Run) -> None:
+    lock: dict[str, Any] = json.loads((fmstune(*QUICK, "seed=7").folder / "lock.json").read_text())
+    assert lock["seed"] == 7
+    assert lock["packages"]["torch"].startswith("2.")
+    assert set(lock["data_hashes"]) == {"data.train", "data.eval"}
+    assert all(len(value) == 64 for value in [*lock["data_hashes"].values(), lock["model_config_hash"]])
+
+
+def test_a_run_that_breaks_says_so_and_leaves_no_model(fmstune: Run) -> None:
+    run = fmstune(*QUICK, "training.learning_rate=9", "training.max_steps=6", "training.max_grad_norm=0")
+    if run.code == 0:  # a learning rate of 9 may survive six steps; it must not be called good then
+        assert run.summary["tuned"]["eval_loss"] > run.summary["base"]["eval_loss"]
+        return
+    assert run.code == 1
+    assert run.summary["status"] == "failed"
+    assert not (run.folder / "model").exists()
+
+
+def test_an_error_in_training_is_recorded_and_no_half_model_stays(
+    fmstune: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fmstune import train
+
+    def full_disk(*_args: object, **_kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train.plots, "plot_loss", full_disk)
+    run = fmstune(*QUICK)
+    assert run.code == 1
+    assert run.summary["status"] == "failed"
+    assert run.summary["error"] == {"kind": "internal", "message": "OSError: [Errno 28] No space left on device"}

@@ -1,0 +1,109 @@
+"""The subclass changes how fast the loss is computed and what is counted, and not the loss."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import trl.trainer.utils
+from datasets import Dataset
+from transformers import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from fmstune import models
+from fmstune.job import Model
+from fmstune.trainer import Trainer
+
+TINY = Model(path="package:tiny_llama")
+IDS = [[1, 5, 6, 7, 8, 9, 2], [1, 15, 16, 2], [1, 25, 26, 27, 28, 2], [1, 3, 4, 2]]
+ROWS = [{"input_ids": ids, "labels": [-100] * (len(ids) - 2) + ids[-2:]} for ids in IDS]
+
+
+def trainer(cls: type[SFTTrainer], folder: Path, **changes: object) -> SFTTrainer:
+    tokenizer = models.load_tokenizer(TINY)
+    settings = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "bf16": False,
+        "max_length": None,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "per_device_train_batch_size": 2,
+        "num_train_epochs": 2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "learning_rate": 1e-3,
+        "activation_checkpointing": False,
+        "dataloader_pin_memory": False,
+    }
+    made = cls(
+        model=models.load(TINY, tokenizer, dtype="float32", attention="sdpa"),
+        args=SFTConfig(**{**settings, **changes}),
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=tokenizer.tokenizer,
+    )
+    made.remove_callback(PrinterCallback)
+    return made
+
+
+@pytest.fixture
+def as_trl_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the mend back when the test is over, so that both ways can be compared in one process."""
+    monkeypatch.setattr(trl.trainer.utils, "_use_triton", trl.kernels.chunked_logprob._use_triton)
+
+
+@pytest.mark.usefixtures("as_trl_has_it")
+def test_losses_and_weights_are_those_of_sft_trainer(tmp_path: Path) -> None:
+    stock = trainer(SFTTrainer, tmp_path / "stock")
+    stock.train()
+    ours = trainer(Trainer, tmp_path / "ours")
+    ours.train()
+    losses = [[log["loss"] for log in t.state.log_history if "loss" in log] for t in (stock, ours)]
+    assert len(losses[0]) == 4
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    for theirs, mine in zip(stock.model.parameters(), ours.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.usefixtures("as_trl_has_it")
+def test_only_supervised_positions_reach_the_head_on_a_cpu(tmp_path: Path) -> None:
+    ours = trainer(Trainer, tmp_path)
+    seen: list[int] = []
+    apply = trl.trainer.utils._ChunkedLogProbFunction.apply
+
+    class Spy:
+        @staticmethod
+        def apply(hidden: torch.Tensor, *rest: object) -> object:
+            seen.append(hidden.shape[0])
+            return apply(hidden, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", Spy)
+        ours.train()
+    assert seen == [4, 4, 4, 4]  # two rows a batch, two supervised tokens each
+
+
+def test_tokens_and_positions_are_counted(tmp_path: Path) -> None:
+    ours = trainer(Trainer, tmp_path, num_train_epochs=1, per_device_train_batch_size=4)
+    ours.train()
+    assert ours.tokens == sum(len(ids) for ids in IDS) == 21
+    assert ours.positions == 4 * 7
+    logs = [log for log in ours.state.log_history if "loss" in log]
+    assert all(log["tokens_per_second"] > 0 for log in logs)
+    assert ours.clock.seconds > 0
+
+
+def test_batch_times_accumulation_gives_the_same_weights(tmp_path: Path) -> None:
+    """Tokens are averaged over the whole update, so how it is cut into batches does not matter."""
+    whole = trainer(Trainer, tmp_path / "a", per_device_train_batch_size=4, gradient_accumulation_steps=1)
+    parts = trainer(Trainer, tmp_path / "b", per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    whole.train()
+    parts.train()
+    for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+
+
+def test_no_model_card_is_written_into_the_run_folder(tmp_path: Path) -> None:
+    ours = trainer(Trainer, tmp_path, save_strategy="steps", save_steps=1, max_steps=1)
+    ours.train()
+    assert (tmp_path / "checkpoint-1").is_dir()
+    assert not list(tmp_path.rglob("README.md"))
