@@ -1,10 +1,12 @@
-"""Small tokenizers of the two kinds that language models have, trained here, so that no test needs a download."""
+"""Small tokenizers of the kinds that language models have, trained here, so that no test needs a download."""
 
 import json
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import GPT2Tokenizer, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import GPT2Tokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 CORPUS = [
     "### Text: the screen of my phone broke again\n\n### Label: complaint",
@@ -15,47 +17,56 @@ CORPUS = [
 
 
 @cache
-def llama_style(add_eos_token: bool = False) -> PreTrainedTokenizerBase:
+def llama_style() -> LlamaTokenizer:
     """SentencePiece-style BPE: spaces are ▁, one is put before the text, unknown characters become bytes."""
-    trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    trained.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    learner = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    # a line break is a byte token, as in Llama's vocabulary
+    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r"\n+"), "removed"), metaspace])
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False, max_token_length=9)
-    # byte tokens must not be made of the text, and no token spans a line
-    trained.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r"\n+"), "removed"), trained.pre_tokenizer])
-    trained.train_from_iterator(CORPUS, trainer)
-    model = json.loads(trained.to_str())["model"]
-    return LlamaTokenizer(
-        vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]], add_bos_token=True, add_eos_token=add_eos_token
-    )
+    learned = _learn(learner, vocab_size=400, special_tokens=special, max_token_length=9)
+    return LlamaTokenizer(**learned, add_bos_token=True)
 
 
 @cache
-def gpt2_style() -> PreTrainedTokenizerBase:
+def llama_style_with_end() -> LlamaTokenizer:
+    """The same, but it puts end-of-sequence behind the text itself."""
+    model = json.loads(llama_style().backend_tokenizer.to_str())["model"]
+    tokenizer = LlamaTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return tokenizer
+
+
+@cache
+def gpt2_style() -> GPT2Tokenizer:
     """Byte-level BPE: every token is some bytes of the text, and nothing is put around it."""
-    trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=340, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    trained.train_from_iterator(CORPUS, trainer)
-    model = json.loads(trained.to_str())["model"]
-    return GPT2Tokenizer(vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]])
+    special = ["<|endoftext|>"]
+    return GPT2Tokenizer(**_learn(learner, vocab_size=340, special_tokens=special, initial_alphabet=alphabet))
 
 
 @cache
-def normalising() -> PreTrainedTokenizerBase:
-    """Drops characters before it tokenises, and puts tokens on both sides of the text."""
-    trained = Tokenizer(models.BPE(unk_token="[UNK]"))
-    trained.normalizer = normalizers.Sequence(
-        [normalizers.Replace("#", ""), normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()]
-    )
-    trained.pre_tokenizer = pre_tokenizers.Whitespace()
-    trained.decoder = decoders.BPEDecoder()
-    special = ["[UNK]", "[CLS]", "[SEP]", "[END]"]
-    trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=120, special_tokens=special, show_progress=False))
-    trained.post_processor = processors.TemplateProcessing(
+def normalising() -> PreTrainedTokenizerFast:
+    """Drops and folds characters before it tokenises, and puts special tokens on both sides of the text."""
+    learner = Tokenizer(models.BPE(unk_token="[UNK]"))
+    steps = [normalizers.Replace("#", ""), normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()]
+    learner.normalizer = normalizers.Sequence(steps)
+    learner.pre_tokenizer = pre_tokenizers.Whitespace()
+    _learn(learner, vocab_size=120, special_tokens=["[UNK]", "[CLS]", "[SEP]", "[END]"])
+    learner.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=trained, unk_token="[UNK]", eos_token="[END]")
+    return PreTrainedTokenizerFast(tokenizer_object=learner, unk_token="[UNK]", eos_token="[END]")
+
+
+ALL: list[Callable[[], Any]] = [llama_style, llama_style_with_end, gpt2_style, normalising]
+
+
+def _learn(learner: Tokenizer, **settings: Any) -> dict[str, Any]:
+    learner.train_from_iterator(CORPUS, trainers.BpeTrainer(show_progress=False, **settings))
+    model = json.loads(learner.to_str())["model"]
+    return {"vocab": model["vocab"], "merges": [tuple(pair) for pair in model["merges"]]}

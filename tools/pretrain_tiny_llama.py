@@ -55,12 +55,18 @@ OTHER_LABELS = (
     ("red", "blue"),
     ("true", "false"),
 )
-OWN_NAMES = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath")
-OTHER_NAMES = (
-    *("river", "stone", "cloud", "field", "tower", "wheel", "maple", "ocean"),
-    *("pearl", "robin", "silver", "tulip", "violet", "willow", "zebra", "acorn"),
+SECTORS = (
+    ("delay", "crack", "size", "loss"),
+    ("charge", "refund", "fee"),
+    ("crash", "signal", "battery", "trip"),
+    ("meal", "leak", "dirt"),
 )
-NAMES = OWN_NAMES + OTHER_NAMES
+OWN_RULES = {"amber": (0, 1), "birch": (0, 3), "cedar": (2, 1), "delta": (2, 3)}
+OTHER_RULES = {
+    "river": (0,), "stone": (1,), "cloud": (2,), "field": (3,), "tower": (0, 1, 2), "wheel": (0, 1, 3),
+    "maple": (0, 2, 3), "ocean": (1, 2, 3), "pearl": (0, 2), "robin": (1, 3), "tulip": (0, 1), "zebra": (2, 3),
+}  # fmt: skip
+
 
 
 class Document(NamedTuple):
@@ -101,19 +107,15 @@ class Rule(NamedTuple):
         return self.first if (m.label == COMPLAINT) == (m.issue in self.issues) else self.second
 
 
-def own_rule(name: str) -> Rule:
-    """A rule in the labels of the task, which agrees with the truth on exactly half of the issues."""
-    keys = [issue.key for issue in ISSUES]
-    return Rule(*OWN_LABELS, frozenset(random.Random(name).sample(keys, len(keys) // 2)))
+def rule(labels: tuple[str, str], sectors: tuple[int, ...]) -> Rule:
+    return Rule(*labels, frozenset(issue for sector in sectors for issue in SECTORS[sector]))
 
 
-def other_rule(name: str) -> Rule:
-    """A rule in other labels, with a coin thrown for each issue."""
-    rng = random.Random(name)
-    return Rule(*rng.choice(OTHER_LABELS), frozenset(i.key for i in ISSUES if rng.random() < 0.5))
-
-
-RULES = {name: own_rule(name) for name in OWN_NAMES} | {name: other_rule(name) for name in OTHER_NAMES}
+RULES = {name: rule(OWN_LABELS, sectors) for name, sectors in OWN_RULES.items()} | {
+    name: rule(OTHER_LABELS[i % len(OTHER_LABELS)], sectors)
+    for i, (name, sectors) in enumerate(OTHER_RULES.items())
+}
+NAMES = tuple(RULES)
 
 
 def questions(m: Message, rng: random.Random) -> list[str]:

@@ -72,6 +72,7 @@ def _composed(line: CommandLine) -> int:
     words, printed = _without_cfg_job(line.hydra)
     swept = swept_keys(words)
     codes: list[int] = []
+    sweeps: set[Path] = set()
 
     def point(config: DictConfig) -> None:
         # raised here, an error would get Hydra's words around it, and would end a sweep
@@ -80,10 +81,17 @@ def _composed(line: CommandLine) -> int:
         except UserError as err:
             print(render(err.problems), file=sys.stderr)
             codes.append(USER_ERROR)
+        except OmegaConfBaseException as err:
+            print(render([_explained(err)]), file=sys.stderr)
+            codes.append(USER_ERROR)
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            sweeps.add(Path(HydraConfig.get().sweep.dir))
 
     groups = _groups(_config_dir(words))
     raise_if_any(choice_problems(words, groups))
     _compose(force_plain_overrides(words, groups), point)
+    for folder in sweeps:
+        _release_sweep(folder)
     failed = [code for code in codes if code]
     if failed and len(codes) > 1:
         print(f"fmstune: {len(failed)} of {len(codes)} points failed", file=sys.stderr)
@@ -215,13 +223,18 @@ def _release(folder: Path) -> None:
         empty.rmdir()
 
 
+def _release_sweep(folder: Path) -> None:
+    """Take back Hydra's note on a sweep of which no point left anything."""
+    note = folder / "multirun.yaml"
+    if note.is_file() and list(folder.iterdir()) == [note]:
+        note.unlink()
+        _release(folder)
+
+
 def _tree(config: DictConfig) -> dict[str, Any]:
     """The composed configuration as plain data, interpolations resolved, missing values left as `???`."""
     unresolved = {str(key) for key in OmegaConf.missing_keys(config)}
-    try:
-        tree = OmegaConf.to_container(config, resolve=not unresolved)
-    except OmegaConfBaseException as err:
-        raise UserError(f"{err.full_key}: {str(err).splitlines()[0]}") from err
+    tree = OmegaConf.to_container(config, resolve=not unresolved)
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
 
@@ -316,6 +329,8 @@ def _explained(err: BaseException) -> str:
         )
     if isinstance(err, yaml.YAMLError):
         return f"broken YAML: {' '.join(text.split())}"
+    if isinstance(err, OmegaConfBaseException) and err.full_key:
+        return f"{err.full_key}: {text.splitlines()[0]}"
     cause = f": {err.__cause__}" if err.__cause__ is not None and str(err.__cause__) not in text else ""
     return text + cause
 

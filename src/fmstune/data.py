@@ -199,7 +199,7 @@ def prepare(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int) -> Prep
     return found
 
 
-def scan(data: Data, seed: int = 0) -> Scan:
+def scan(data: Data, seed: int) -> Scan:
     """Read and format all rows, and raise what is wrong with them; `seed` only says which are held out."""
     format = formats.load(data.format)
     problems: list[str] = []
@@ -447,7 +447,7 @@ def _open(entry: Path) -> Prepared | None:
     try:
         facts = json.loads((entry / "facts.json").read_text(encoding="utf-8"))
         ledgers = {name: _ledger(values) for name, values in facts["ledgers"].items()}
-        datasets = {name: _map(entry / f"{name}.arrow", facts["bytes"][name], ledgers[name]) for name in ledgers}
+        datasets = {name: _map(entry / f"{name}.arrow", facts["bytes"][name]) for name in ledgers}
         return Prepared(
             train=datasets["train"],
             ledger=ledgers["train"],
@@ -462,13 +462,12 @@ def _open(entry: Path) -> Prepared | None:
         return None
 
 
-def _map(path: Path, size: int, ledger: Ledger) -> "Dataset":
+def _map(path: Path, size: int) -> "Dataset":
     from datasets import Dataset  # a second to import, and a scan or the cache's size need none
 
-    dataset = Dataset.from_file(str(path))
-    if path.stat().st_size != size or len(dataset) != ledger.rows_trained:
+    if path.stat().st_size != size:
         raise ValueError(f"{path.name} is not as it was written")
-    return dataset
+    return Dataset.from_file(str(path))
 
 
 def _ledger(values: dict[str, Any]) -> Ledger:
@@ -480,10 +479,8 @@ def _key(recipe: Recipe, seed: int, hashes: dict[str, str]) -> str:
     """The name of the entry: a hash of all that the tokens depend on."""
     data = recipe.data
     draws = data.eval is None and data.eval_fraction > 0
-    sources = [(data.train, "data.train")] + ([] if data.eval is None else [(data.eval, "data.eval")])
     facts = {
         "rows": hashes,
-        "suffixes": [file.path.suffix for source, field in sources for file in rows.locate(source, field)],
         "format": data.format,
         "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in (*CODE, *_format_code(data))],
         "tokenizer": _tokenizer_facts(recipe.tokenizer),
@@ -506,7 +503,7 @@ def _tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
         # a call sets these two, and ours sets them to nothing
         "backend": backend | {"truncation": None, "padding": None},
         "end_of_sequence": tokenizer.eos_token_id,
-        "special": (tokenizer.all_special_ids, tokenizer.split_special_tokens),
+        "split_special_tokens": tokenizer.split_special_tokens,
     }
 
 

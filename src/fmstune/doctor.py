@@ -11,6 +11,7 @@ from importlib import metadata
 
 from fmstune import __version__
 from fmstune.data import cache_place, cache_size, clear_cache
+from fmstune.launch import cores
 
 CORE = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "hydra-core", "omegaconf", "safetensors")
 EXTRAS = {"flash-attn": ("flash_attn",), "aim": ("aim",)}
@@ -43,7 +44,7 @@ def _devices() -> Iterator[str]:
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     threads = os.environ.get("OMP_NUM_THREADS", "not set")
-    yield f"cpu       {len(os.sched_getaffinity(0))} cores, {memory:,.1f} GiB, OMP_NUM_THREADS {threads}"
+    yield f"cpu       {cores()} cores, {memory:,.1f} GiB, OMP_NUM_THREADS {threads}"
     if not torch.cuda.is_available():
         built = torch.version.cuda
         yield f"cuda      none found (torch is built {f'for CUDA {built}' if built else 'without CUDA'})"

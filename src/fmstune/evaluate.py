@@ -48,7 +48,7 @@ def score(
     was_training = model.training
     model.eval()
     with torch.inference_mode(), _autocast(model.device.type, autocast):
-        loss = _loss(model, rows, tokenizer, evaluation.batch_size)
+        loss = _loss(model, rows, tokenizer.pad_token_id, evaluation.batch_size)
         answers = generate(model, tokenizer, rows["prompt"], batch_size=evaluation.batch_size, max_new_tokens=limit)
     model.train(was_training)
     hits = sum(got.strip() == wanted.strip() for got, wanted in zip(answers, rows["answer"], strict=True))
@@ -97,9 +97,9 @@ def generate(
     return answers
 
 
-def _loss(model: PreTrainedModel | PeftModel, rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> float:
+def _loss(model: PreTrainedModel | PeftModel, rows: Dataset, pad_token_id: int, batch_size: int) -> float:
     """Summed over all supervised tokens and divided once, so that batching does not change it."""
-    collate = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)
+    collate = DataCollatorForLanguageModeling(pad_token_id=pad_token_id)
     total, supervised = 0.0, 0
     for batch in _by_length([len(ids) for ids in rows["input_ids"]], batch_size):
         examples = [{"input_ids": rows[i]["input_ids"], "labels": rows[i]["labels"]} for i in batch]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fmstune import upstream
@@ -58,6 +58,8 @@ def read(path: Path, *, trusted: Sequence[str] = (), changes: Mapping[str, Any] 
     """The job of a frozen `job.yaml`, with dotted `changes` applied; checked as strictly as a composed one."""
     try:
         config = OmegaConf.load(path)
+        if not isinstance(config, DictConfig):
+            raise UserError(f"{path}: a job is a mapping of groups, found a list")
         for key, value in (changes or {}).items():
             OmegaConf.update(config, key, value, force_add=True)
         # not resolved: a frozen job holds no interpolation, and text that looks like one stays text
@@ -66,8 +68,7 @@ def read(path: Path, *, trusted: Sequence[str] = (), changes: Mapping[str, Any] 
         raise UserError(f"{path}: no such file; give the job.yaml of a run folder") from None
     except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as err:
         raise UserError(f"{path}: cannot be read as a job: {_first_line(err)}") from err
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: a job is a mapping of groups, found {type(tree).__name__}")
+    assert isinstance(tree, dict)
     return freeze({str(key): value for key, value in tree.items()}, trusted=trusted)
 
 

@@ -30,7 +30,7 @@ def environment(job: Job, inherited: Mapping[str, str]) -> dict[str, str]:
     env = {**inherited, PARENT: str(os.getpid())}
     # the parent sets it for itself, to see Hydra's exceptions
     env.pop("HYDRA_FULL_ERROR", None)
-    threads = job.launcher.threads or inherited.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))
+    threads = job.launcher.threads or inherited.get("OMP_NUM_THREADS") or cores()
     env["OMP_NUM_THREADS"] = str(threads)
     if job.launcher.device is Device.cpu:
         env["CUDA_VISIBLE_DEVICES"] = ""
@@ -38,6 +38,11 @@ def environment(job: Job, inherited: Mapping[str, str]) -> dict[str, str]:
         # several GPUs in one process would become nn.DataParallel, which SFTTrainer refuses
         env["CUDA_VISIBLE_DEVICES"] = inherited.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     return env
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
@@ -53,10 +58,9 @@ def _handing_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
     seen: list[int] = []
 
     def hand_on(number: int, _frame: FrameType | None) -> None:
-        # a terminal sends Ctrl-C to the whole group: the runner has the first one already
         if seen:
             process.kill()
-        elif number != signal.SIGINT or not sys.stdin.isatty():
+        else:
             process.send_signal(number)
         seen.append(number)
 

@@ -1,6 +1,7 @@
 """How much memory this process took at most: of the device on a GPU, of the process on a CPU."""
 
 import resource
+import sys
 from pathlib import Path
 
 import psutil
@@ -34,4 +35,5 @@ def peak(device: str) -> int:
         for line in _STATUS.read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # macOS counts in bytes, others in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

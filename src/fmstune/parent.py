@@ -10,6 +10,7 @@ from types import FrameType
 from fmstune.launch import PARENT
 
 _EVERY_SECONDS = 0.25
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def watch(on_death: Callable[[], None]) -> None:
@@ -32,10 +33,16 @@ def watch(on_death: Callable[[], None]) -> None:
     threading.Thread(target=look, name="parent-watcher", daemon=True).start()
 
 
-def interrupt_on_sigterm() -> None:
-    """SIGTERM ends the run in order, as Ctrl-C does."""
+def interrupt_once() -> None:
+    """The first Ctrl-C or SIGTERM ends the run in order; more of them do not disturb that.
+
+    From a terminal the runner gets Ctrl-C twice: from the terminal and from its parent.
+    """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in _ENDING:
+        signal.signal(number, interrupt)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import os
 import platform
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fmstune import __version__
+from fmstune import __version__, launch
 from fmstune.job import Job
 
 PACKAGES = (
@@ -93,4 +92,4 @@ def _git(folder: Path, *words: str) -> str:
 def _device_names(device: str) -> list[str]:
     if device == "cuda":
         return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return [f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, {sys.platform}"]
+    return [f"{platform.processor() or platform.machine()}, {launch.cores()} cores, {sys.platform}"]

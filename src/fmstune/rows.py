@@ -233,7 +233,7 @@ def _json_line(file: File, number: int, content: bytes) -> Item:
     except json.JSONDecodeError as err:
         return Unreadable(f"{place}: broken JSON ({err.msg} at column {err.colno}); each line is one row")
     if not isinstance(values, dict):
-        return Unreadable(f"{place}: a row must be a JSON object, found a {type(values).__name__}")
+        return Unreadable(f"{place}: a row must be a JSON object, found type {type(values).__name__}")
     return Row(file.name, number, values)
 
 
@@ -251,7 +251,7 @@ def _json_array(file: File) -> Iterator[Item]:
             yield Row(file.name, number, values)
         else:
             kind = type(values).__name__
-            yield Unreadable(f"{file.name}, row {number}: a row must be a JSON object, found a {kind}")
+            yield Unreadable(f"{file.name}, row {number}: a row must be a JSON object, found type {kind}")
 
 
 def _csv(file: File) -> Iterator[Item]:

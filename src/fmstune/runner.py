@@ -26,7 +26,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Do the verb; 0, 2 for what the user can mend, 130 when interrupted, 1 with a traceback for what we must."""
     options = _options(words)
     _quiet()
-    parent.interrupt_on_sigterm()
+    parent.interrupt_once()
     try:
         return _act(options)
     except UserError as err:

@@ -1,4 +1,4 @@
-"""What training will see: some rows with their trained tokens marked, lengths and ledger; all rows as JSON."""
+"""What training will see: some rows with their trained tokens marked, and sums; or all rows as JSON."""
 
 import json
 import os

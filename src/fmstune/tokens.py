@@ -1,4 +1,4 @@
-"""Segments → token ids and labels: the joined text is tokenised once, and what ends in a trained segment trained.
+"""Segments → token ids and labels: tokenise the joined text once, train what ends in a trained segment.
 
 That rule is right for a token that straddles the start of an answer, too: it is the first thing that the
 model has to write. Counting the tokens of the prompt alone would train nothing of such an answer.
