@@ -72,14 +72,6 @@ def test_a_run_keeps_the_space_that_it_would_lose_alone() -> None:
     assert show_data.runs(row, llama_style()) == [Run("<s> thanks", False), Run(" :)</s>", True)]
 
 
-def test_a_space_before_a_full_stop_is_shown_though_the_tokenizer_would_clean_it_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(gpt2_style(), "clean_up_tokenization_spaces", True)
-    row = tokens.encode([[Segment("it broke .", trained=True)]], gpt2_style(), 64)[0]._asdict()
-    assert show_data.runs(row, gpt2_style()) == [Run("it broke .<|endoftext|>", True)]
-
-
 def test_a_text_cannot_speak_to_the_terminal() -> None:
     assert show_data._visible("a\x1b[2J\r") == "a␛[2J␍"
 

@@ -9,7 +9,7 @@ import torch
 from peft import PeftConfig
 from transformers import PreTrainedConfig, Trainer, TrainingArguments, get_scheduler
 
-from fmstune import adapters, data, formats, models, plan, precision, shapes
+from fmstune import adapters, architecture, data, formats, models, plan, precision, shapes
 from fmstune.data import Ledger
 from fmstune.errors import UserError, raise_if_any
 from fmstune.job import Dtype, Job
@@ -59,7 +59,7 @@ def check(job: Job, *, device_at_hand: bool = True) -> Checked:
         problems += err.problems
     try:
         peft_config = adapters.configuration(job.peft, job.model)
-        configuration = shapes.configuration(job.model)
+        configuration = architecture.configuration(job.model)
         dimensions = shapes.dimensions(configuration, peft_config)
     except UserError as err:
         problems += err.problems

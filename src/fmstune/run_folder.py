@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,8 +44,20 @@ def update_summary(folder: Path, values: Mapping[str, Any]) -> None:
     write_json(folder / SUMMARY, {**read_summary(folder), **values})
 
 
+def end(folder: Path, status: str, kind: str, message: str) -> None:
+    """Record that the run ended before its end, and take away a model that is not whole."""
+    update_summary(folder, {"status": status, "error": {"kind": kind, "message": message}})
+    for unfinished in folder.glob(f".{MODEL}.*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def mark_killed(folder: Path, number: int) -> None:
     """Record that a signal ended the runner before it could say so itself."""
-    name = signal.Signals(number).name
     status = INTERRUPTED if number in (signal.SIGINT, signal.SIGTERM) else FAILED
-    update_summary(folder, {"status": status, "error": {"kind": "signal", "message": f"the runner died of {name}"}})
+    end(folder, status, "signal", f"the runner died of {signal.Signals(number).name}")
+
+
+def mark_orphaned(folder: Path) -> None:
+    """Record, in a run that had begun, that its parent is gone."""
+    if read_summary(folder).get("status") == RUNNING:
+        end(folder, INTERRUPTED, "interrupted", "the process that started this run has died")

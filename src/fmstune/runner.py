@@ -1,33 +1,21 @@
 """One rank: `python -m fmstune.runner RUN/job.yaml`; reads the frozen job, never composes, never makes a folder."""
 
 import argparse
-import logging
-import os
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import datasets
-import torch
-import transformers
-
-from fmstune import checks, data, freeze, models, parent, plan, precision, shapes, show_data, train
-from fmstune.checks import Checked
+from fmstune import freeze, parent, run_folder
 from fmstune.command_line import Verb
-from fmstune.data import Prepared
-from fmstune.errors import UserError, raise_if_any, render
-from fmstune.job import Job
-from fmstune.models import Tokenizer
+from fmstune.errors import UserError, render
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Do the verb; 0, 2 for what the user can mend, 130 when interrupted, 1 with a traceback for what we must."""
     options = _options(words)
-    _quiet()
-    parent.interrupt_once()
     try:
+        parent.interrupt_once()
         return _act(options)
     except UserError as err:
         print(render(err.problems), file=sys.stderr)
@@ -50,138 +38,22 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def _quiet() -> None:
-    """Other libraries speak only of what is wrong; their progress bars would write over ours."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    # under prompt learning, rows of one length are generated together, so positions are right without ids
-    warnings.filterwarnings("ignore", message="Position ids are not supported for parameter efficient tuning")
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    for name in ("httpx", "filelock", "fsspec", "matplotlib", "trl", "accelerate"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    threads = os.environ.get("OMP_NUM_THREADS")
-    if threads:
-        torch.set_num_threads(int(threads))
-
-
 def _act(options: argparse.Namespace) -> int:
     job = freeze.read(options.job, trusted=options.trust).job
     verb = Verb(options.verb)
+    folder = Path(job.output_dir) if verb is Verb.train and job.output_dir else None
+    parent.watch(lambda: run_folder.mark_orphaned(folder) if folder else None)
+    # here and not above: it imports torch for seconds, in which a signal or the parent's death must be heeded already
+    from fmstune import verbs
+
+    verbs.quiet()
     if verb is Verb.modules:
-        return _modules(job)
-    if verb is Verb.train:
-        parent.watch(lambda: train.interrupted(Path(job.output_dir or ".")))
-        return _train(job)
-    parent.watch(lambda: None)
-    return _check(job) if verb is Verb.check else _show_data(job, options.rows, options.json)
-
-
-def _modules(job: Job) -> int:
-    model = shapes.build_empty(shapes.configuration(job.model))
-    print(shapes.render_modules(model, job.model.lora_targets))
-    return 0
-
-
-def _check(job: Job) -> int:
-    """All that can be known before a weight is read; problems of model and data together."""
-    problems: list[str] = []
-    checked: Checked | None = None
-    rows: plan.Rows | None = None
-    prepared: Prepared | None = None
-    try:
-        checked = checks.check(job, device_at_hand=False)
-        _check_arguments(job, checked)
-    except UserError as err:
-        problems += err.problems
-    try:
-        tokenizer = checks.tokenizer_at_hand(job)
-        if tokenizer is None:
-            rows = checks.estimated_rows(job)
-        else:
-            prepared = data.prepare(job.data, tokenizer.tokenizer, job.seed)
-            rows = checks.rows_of(prepared.ledger)
-            checked = checks.with_tokenizer(checked, tokenizer) if checked is not None else None
-    except UserError as err:
-        problems += _others(err.problems, problems)
-    raise_if_any(problems)
-    assert checked is not None
-    assert rows is not None
-    _print_plan(checks.make_plan(job, checked, rows), checked)
-    if prepared is not None:
-        print("\n".join(["", *prepared.ledger.lines()]))
-    print("\nno problems found")
-    return 0
-
-
-def _print_plan(made: plan.Plan, checked: Checked) -> None:
-    print(plan.render(made))
-    for note in (*checked.notes, *precision.notes(checked.precision, checked.peft is not None)):
-        print(f"note: {note}")
-    available = checks.device_bytes(checked.device)
-    if available is not None:
-        print("\n".join(plan.fits(made, available)))
-
-
-def _show_data(job: Job, rows: int, json: Path | None) -> int:
-    tokenizer = models.load_tokenizer(job.model)
-    prepared = data.prepare(job.data, tokenizer.tokenizer, job.seed)
-    if json is not None:
-        try:
-            show_data.write_json(prepared, tokenizer.tokenizer, json)
-        except OSError as err:
-            raise UserError(f"--json: {json} cannot be written ({err.strerror}); choose another file") from err
-    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    print(show_data.render(prepared, tokenizer.tokenizer, rows=rows, color=color))
-    if json is not None:
-        print(f"\nwrote {json}")
-    return 0
-
-
-def _train(job: Job) -> int:
-    if job.output_dir is None:
-        raise UserError("output_dir must be given when the runner is started by hand")
-    with train.locked(Path(job.output_dir)):
-        checked = _checked(job)
-        tokenizer, prepared = _prepare(job)
-        checked = checks.with_tokenizer(checked, tokenizer)
-        made = checks.make_plan(job, checked, checks.rows_of(prepared.ledger))
-        _print_plan(made, checked)
-        print("\n".join(["", *prepared.ledger.lines(), ""]), flush=True)
-        train.run(job, checked, tokenizer, prepared, made)
-    return 0
-
-
-def _checked(job: Job) -> Checked:
-    """The check before a run; where it fails, the rows are looked at too, so that all is said at once."""
-    try:
-        checked = checks.check(job)
-        _check_arguments(job, checked)
-    except UserError as err:
-        try:
-            data.scan(job.data, job.seed)
-        except UserError as more:
-            raise UserError(*err.problems, *_others(more.problems, err.problems)) from err
-        raise
-    return checked
-
-
-def _check_arguments(job: Job, checked: Checked) -> None:
-    """Raise what TRL refuses; where the device is only planned for, TRL would refuse that it is not there."""
-    if checked.device != "cuda" or torch.cuda.is_available():
-        raise_if_any(checks.optimizer_problems(train.arguments(job, checked, Path(job.output_dir or "."))))
-
-
-def _others(problems: Sequence[str], reported: Sequence[str]) -> list[str]:
-    """Those about fields that are not reported yet: a model that is not there has no tokenizer either."""
-    fields = {problem.partition(":")[0] for problem in reported}
-    return [problem for problem in problems if problem.partition(":")[0] not in fields]
-
-
-def _prepare(job: Job) -> tuple[Tokenizer, Prepared]:
-    tokenizer = models.load_tokenizer(job.model)
-    return tokenizer, data.prepare(job.data, tokenizer.tokenizer, job.seed)
+        return verbs.modules(job)
+    if verb is Verb.check:
+        return verbs.check(job)
+    if verb is Verb.show_data:
+        return verbs.show_rows(job, options.rows, options.json)
+    return verbs.run(job)
 
 
 if __name__ == "__main__":

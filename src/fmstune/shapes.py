@@ -1,49 +1,27 @@
 """Counts and module names of the architecture, from its configuration on the meta device; reads no weight."""
 
 import copy
-import json
 import re
 import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    StrictDataclassError,
-)
 from peft import PeftConfig, PeftType, PromptLearningConfig, PromptTuningConfig, PromptTuningInit, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import NewGELUActivation
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
-from fmstune import package_files
+from fmstune.architecture import build_empty
 from fmstune.errors import UserError, did_you_mean, raise_if_any
-from fmstune.job import Model
 from fmstune.plan import Dimensions
 
 ALL_LINEAR = "all-linear"
 """PEFT's word for every linear layer but the output layer; it is a string of its own and no list entry."""
-
-_RENAMED = {"rope_theta": "rope_parameters", "rope_scaling": "rope_parameters", "torch_dtype": "dtype"}
-"""Keys of older configurations that transformers 5 takes and keeps under another name."""
 
 
 @dataclass(frozen=True)
@@ -61,138 +39,6 @@ class Target:
     def lora_parameters(self, r: int) -> int:
         """Parameters of a LoRA of rank `r` on all of them (Hu et al. 2021, arXiv:2106.09685, section 4.1)."""
         return self.count * r * (self.inputs + self.outputs)
-
-
-def configuration(model: Model) -> PreTrainedConfig:
-    """The configuration of the model: from its folder, else from `model.architecture`, else from the hub."""
-    given = None if model.architecture is None else _from_architecture(model.architecture)
-    place = package_files.resolve(model.path)
-    if Path(place).is_dir():
-        config = _from_folder(place)
-        if given is not None:
-            raise_if_any(_disagreements(model, given, config))
-    elif given is not None:
-        config = given
-    else:
-        config = _from_hub(place, model.revision)
-    raise_if_any(_causal_problems(model.path, config))
-    return config
-
-
-def _from_architecture(architecture: dict[str, Any]) -> PreTrainedConfig:
-    """A configuration from values alone; transformers itself would take any unknown key in silence."""
-    model_type = architecture.get("model_type")
-    if model_type is None:
-        raise UserError("model.architecture: model_type is missing; add the transformers name, such as llama")
-    if model_type not in CONFIG_MAPPING:
-        hint = did_you_mean(str(model_type), CONFIG_MAPPING.keys())
-        raise UserError(f"model.architecture.model_type: transformers knows no {model_type!r}{hint}")
-    default = CONFIG_MAPPING[model_type]()
-    known = {*default.to_dict(), *default.attribute_map, *_RENAMED}
-    raise_if_any(
-        f"model.architecture.{key}: {model_type} has no such value{did_you_mean(key, known)}"
-        for key in architecture
-        if key not in known
-    )
-    try:
-        config: PreTrainedConfig = AutoConfig.for_model(**architecture)
-    except StrictDataclassError as error:
-        raise UserError(f"model.architecture: {' '.join(str(error).split())}") from error
-    return config
-
-
-def _from_folder(folder: str) -> PreTrainedConfig:
-    file = Path(folder) / "config.json"
-    if not file.is_file():
-        raise UserError(f"model.path: {folder} has no config.json; give the folder that save_pretrained wrote")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"model.path: {file} is not JSON: {error}") from error
-    raise_if_any(_code_problems(folder, values))
-    config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    return config
-
-
-def _from_hub(path: str, revision: str | None) -> PreTrainedConfig:
-    if path.startswith(("/", "./", "../", "~")):
-        raise UserError(f"model.path: there is no folder {path}; give an existing folder or a hub id")
-    try:
-        values, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
-        raise_if_any(_code_problems(path, values))
-        config: PreTrainedConfig = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except OSError as error:
-        raise UserError(_hub_problem(path, revision, error)) from error
-    return config
-
-
-def _hub_problem(path: str, revision: str | None, error: OSError) -> str:
-    """One message for what kept transformers from the hub; the kind is in the cause of its OSError."""
-    page = f"https://huggingface.co/{path}"
-    cause = error.__cause__ or error
-    # from the special to the general: each of these is a subclass of a later one
-    if isinstance(cause, GatedRepoError):
-        return f"model.path: {path} is gated; accept its terms at {page} and log in with `hf auth login`"
-    if isinstance(cause, RevisionNotFoundError):
-        return f"model.revision: {path} has no revision {revision!r}; see {page}/tree/main"
-    if isinstance(cause, RepositoryNotFoundError):
-        return f"model.path: neither a folder nor a hub model is named {path}; if private, `hf auth login` first"
-    if isinstance(cause, HFValidationError):
-        return f"model.path: {path} is neither a folder nor a hub id (NAME or OWNER/NAME)"
-    if isinstance(cause, LocalEntryNotFoundError | HfHubHTTPError | ConnectionError):
-        return (
-            f"model.path: no folder is named {path}, and it is neither in the hub's cache nor can the hub be "
-            "reached; give a folder, or model.architecture to check without the hub"
-        )
-    return f"model.path: {path}: {' '.join(str(error).split())}"
-
-
-def _code_problems(place: str, values: dict[str, Any]) -> Iterator[str]:
-    """A model that brings code of its own is refused: it would run here with the user's rights."""
-    model_type = values.get("model_type")
-    own = values.get("auto_map", {})
-    if model_type is None:
-        yield f"model.path: the config.json of {place} names no model_type; add the transformers name"
-    elif own and (model_type not in CONFIG_MAPPING or not _is_upstream(model_type, values)):
-        yield (
-            f"model.path: {place} needs code of its own ({', '.join(map(str, own.values()))}), and fmstune runs "
-            "none from a model; take a model of an architecture that transformers has"
-        )
-    elif model_type not in CONFIG_MAPPING:
-        hint = did_you_mean(str(model_type), CONFIG_MAPPING.keys())
-        yield f"model.path: {place} has the model_type {model_type!r}, unknown to this transformers{hint}"
-
-
-def _is_upstream(model_type: str, values: dict[str, Any]) -> bool:
-    """The class that the configuration names is transformers' own (GPT2LMHeadCustomModel of santacoder is not)."""
-    return values.get("architectures") in (None, [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)])
-
-
-def _disagreements(model: Model, given: PreTrainedConfig, found: PreTrainedConfig) -> Iterator[str]:
-    """Every value of `model.architecture` that the model's folder contradicts."""
-    for key in model.architecture or {}:
-        kept = _RENAMED.get(key, key)
-        here, there = getattr(given, kept), getattr(found, kept, None)
-        if here != there:
-            yield f"model.architecture.{key} is {here!r}, but {model.path} has {there!r}; correct it"
-
-
-def _causal_problems(path: str, config: PreTrainedConfig) -> Iterator[str]:
-    """Models that do not predict the next token, or would get a random head to do so."""
-    named = config.architectures or []
-    expected = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    if config.is_encoder_decoder or expected is None:
-        yield f"model.path: {path} ({config.model_type}) is no causal language model; only these can be tuned"
-        return
-    if named and not any(name == expected or "CausalLM" in name or "LMHead" in name for name in named):
-        yield f"model.path: {path} holds a {named[0]}, but tuning needs a {expected}, a causal language model"
-
-
-def build_empty(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model on the meta device: names and shapes, no memory."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    return model
 
 
 def parameters(model: torch.nn.Module, *, trained: bool = False) -> int:

@@ -69,7 +69,7 @@ def runs(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[R
     found, end, before = [], 0, ""
     for trained, labels in groupby(row["labels"], key=lambda label: label != IGNORED):
         end += len(list(labels))
-        text = str(tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        text = str(tokenizer.decode(ids[:end], skip_special_tokens=False))
         found.append(Run(text[len(before) :], trained))
         before = text
     return found

@@ -76,27 +76,15 @@ def _recorded(folder: Path, start: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _end(folder, run_folder.INTERRUPTED, "interrupted", "stopped by a signal before the end")
+        run_folder.end(folder, run_folder.INTERRUPTED, "interrupted", "stopped by a signal before the end")
         raise
     except UserError as err:
-        _end(folder, run_folder.FAILED, "user", str(err))
+        run_folder.end(folder, run_folder.FAILED, "user", str(err))
         raise
     except BaseException as err:
-        _end(folder, run_folder.FAILED, "internal", f"{type(err).__name__}: {err}")
+        run_folder.end(folder, run_folder.FAILED, "internal", f"{type(err).__name__}: {err}")
         raise
     run_folder.update_summary(folder, {"status": run_folder.FINISHED})
-
-
-def _end(folder: Path, status: str, kind: str, message: str) -> None:
-    run_folder.update_summary(folder, {"status": status, "error": {"kind": kind, "message": message}})
-    for unfinished in folder.glob(f".{run_folder.MODEL}.*"):
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def interrupted(folder: Path) -> None:
-    """Record that the parent is gone, for the thread that notices it."""
-    if run_folder.read_summary(folder).get("status") == run_folder.RUNNING:
-        _end(folder, run_folder.INTERRUPTED, "interrupted", "the process that started this run has died")
 
 
 def _build(
