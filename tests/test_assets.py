@@ -140,9 +140,7 @@ def test_the_model_is_a_float32_llama_of_at_most_2m_parameters(model: LlamaForCa
     assert model.config.max_position_embeddings >= 512
 
 
-def test_model_and_tokenizer_agree_on_the_special_tokens(
-    model: LlamaForCausalLM, tokenizer: LlamaTokenizer
-) -> None:
+def test_model_and_tokenizer_agree_on_the_special_tokens(model: LlamaForCausalLM, tokenizer: LlamaTokenizer) -> None:
     assert model.config.vocab_size == len(tokenizer)
     for config in (model.config, model.generation_config):
         assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (
@@ -184,9 +182,7 @@ def test_a_text_survives_the_tokenizer(tokenizer: LlamaTokenizer, text: str) -> 
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
 
-def test_no_row_needs_an_unknown_token_or_more_than_96(
-    tokenizer: LlamaTokenizer, train: Rows, held_out: Rows
-) -> None:
+def test_no_row_needs_an_unknown_token_or_more_than_96(tokenizer: LlamaTokenizer, train: Rows, held_out: Rows) -> None:
     for ids in tokenizer([row["output"] for row in train + held_out])["input_ids"]:
         assert tokenizer.unk_token_id not in ids and len(ids) < 96
 

@@ -71,6 +71,14 @@ def test_a_users_groups_stand_beside_the_shipped_ones(tmp_path: Path) -> None:
     assert "wide" in command("--help", "--config-dir", "my").stdout
 
 
+def test_a_users_file_with_a_shipped_name_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "my" / "peft").mkdir(parents=True)
+    (tmp_path / "my" / "peft" / "lora.yaml").write_text("_target_: peft.LoraConfig\nr: 64\n")
+    done = command("--cfg", "job", "--config-dir", "my", "peft=lora", "-p", "peft.r")
+    assert done.stdout == "# @package peft.r\n8\n"
+    assert "note: my/peft/lora.yaml is not used: peft=lora is the shipped one; choose another name" in done.stderr
+
+
 def test_modules_are_listed_from_the_configuration_alone() -> None:
     done = command("modules", "model=llama2_7b")
     assert done.returncode == 0

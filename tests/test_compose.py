@@ -11,7 +11,7 @@ import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from fmstune import cli, freeze, help, rules
+from fmstune import composition, freeze, help, rules
 from fmstune.formats import load
 from fmstune.job import FULL
 
@@ -30,7 +30,7 @@ def composing() -> Iterator[None]:
 
 
 def composed(*overrides: str) -> dict[str, Any]:
-    return cli._tree(compose("job", overrides=list(overrides)))
+    return composition.tree(compose("job", overrides=list(overrides)))
 
 
 def test_the_matrix_is_what_is_shipped() -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -464,6 +465,21 @@ def test_the_entry_of_a_process_that_was_faster_is_used(monkeypatch: pytest.Monk
     monkeypatch.setattr(data, "_publish", late)
     assert len(prepare().train) == 3
     assert len(entries()) == 1
+
+
+def test_a_damaged_entry_that_another_process_puts_away_meanwhile_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("aside/entry", "entry"):
+        Path(name).mkdir(parents=True)
+        Path(name, "facts.json").write_text(name)
+
+    def put_away(entry: Path) -> None:
+        shutil.rmtree(entry)
+
+    monkeypatch.setattr(data, "_open", put_away)
+    data._publish(Path("aside/entry"), Path("entry"))
+    assert Path("entry/facts.json").read_text() == "aside/entry"
 
 
 WRITER = """

@@ -237,3 +237,16 @@ def repository_files() -> list[Path]:
     folders = ("benchmarks", "conf", "docs", "examples", "src", "tests", "tools")
     inside = [path for folder in folders for path in (ROOT / folder).rglob("*")]
     return [path for path in (*ROOT.iterdir(), *inside) if path.is_file() and "egg-info" not in str(path)]
+
+
+def test_a_shipped_name_wins_over_the_same_name_in_a_users_folder(
+    tmp_path: Path, fmstune: Callable[..., Result]
+) -> None:
+    """As CONTRIBUTING.md and docs/job.md say."""
+    for name in ("tiny_llama", "mine"):
+        file = tmp_path / "my_conf" / "model" / f"{name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("# A user's own.\npath: ./elsewhere\n")
+    shown = ("--config-dir", "my_conf", "--cfg", "job", "--package", "model.path")
+    assert fmstune(*shown, "model=tiny_llama").out.splitlines()[-1] == "package:tiny_llama"
+    assert fmstune(*shown, "model=mine").out.splitlines()[-1] == "./elsewhere"

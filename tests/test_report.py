@@ -9,6 +9,7 @@ SUMMARY = {
     "error": None,
     "train_loss": 0.1234,
     "steps": 150,
+    "steps_here": 150,
     "train_seconds": 12.34,
     "tokens_per_second": 4321.0,
     "total_parameters": 2_000_000,

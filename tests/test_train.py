@@ -125,7 +125,34 @@ def test_a_checkpoint_is_gone_on_with_to_the_same_weights(fmstune: Run) -> None:
     assert rest.code == 0, rest.err
     files = [run.folder / "model" / "adapter_model.safetensors" for run in (whole, rest)]
     assert files[0].read_bytes() == files[1].read_bytes()
-    assert rest.summary["steps"] == 4
+    assert (rest.summary["steps"], rest.summary["steps_here"]) == (4, 2)
+
+
+def test_a_checkpoint_with_nothing_left_or_of_another_method_is_refused(fmstune: Run) -> None:
+    fmstune("peft=lora", *QUICK, "output_dir=done")
+    done = fmstune("peft=lora", *QUICK, "training.resume=done/checkpoint-2", "output_dir=more")
+    assert done.code == 2
+    assert (
+        "training.resume: done/checkpoint-2 is at step 2, so training.max_steps=2 leaves nothing to train" in done.err
+    )
+    full = fmstune(*QUICK, "training.max_steps=4", "training.resume=done/checkpoint-2", "output_dir=more")
+    assert full.code == 2
+    assert "is not a checkpoint folder of this peft method (no model*.safetensors)" in full.err
+    epochs = ("training.max_steps=-1", "training.num_train_epochs=0.1")
+    none_left = fmstune("peft=lora", *QUICK, *epochs, "training.resume=done/checkpoint-2", "output_dir=more")
+    assert none_left.code == 2
+    assert "nothing is left to train; raise training.num_train_epochs" in none_left.err
+    assert not Path("more").exists()
+
+
+def test_added_tokens_of_a_tied_model_keep_the_mean_and_it_is_said(fmstune: Run) -> None:
+    run = fmstune("peft=lora", *QUICK, "model.special_tokens.extra_special_tokens=['<user>']")
+    assert run.code == 0, run.err
+    assert "note: 1 added tokens: their embeddings keep the mean of the old ones under an adapter" in run.out
+    table = load_file(run.folder / "model" / "adapter_model.safetensors")
+    (embedding,) = (weight for key, weight in table.items() if "embed_tokens" in key)
+    torch.testing.assert_close(embedding[-1], embedding[:-1].mean(dim=0))
+    assert run.summary["plan"]["base_parameters"] == run.summary["base_parameters"]
 
 
 def test_the_folder_of_another_run_is_refused_and_left_as_it_is(fmstune: Run) -> None:

@@ -2,9 +2,12 @@
 
 import copy
 import dataclasses
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+import psutil
 import torch
 from peft import PeftConfig
 from transformers import PreTrainedConfig, Trainer, TrainingArguments, get_scheduler
@@ -118,13 +121,22 @@ def optimizer_problems(arguments: TrainingArguments) -> Iterator[str]:
 def with_tokenizer(checked: Checked, tokenizer: Tokenizer) -> Checked:
     """The same with the rows that added tokens need, where the embedding has none to spare."""
     rows = max(checked.dimensions.vocabulary, len(tokenizer.tokenizer))
-    peft = adapters.with_added_tokens(checked.peft, tokenizer.to_train)
+    # TRL's fused head reads `lm_head.weight`, which PEFT's wrapper of tied rows hides
+    trains = not checked.dimensions.tied
+    peft = adapters.with_added_tokens(checked.peft, tokenizer.to_train if trains else ())
+    notes = (*checked.notes, *_added_token_notes(checked, tokenizer))
     if rows == checked.dimensions.vocabulary and peft is checked.peft:
-        return checked
+        return dataclasses.replace(checked, notes=notes)
     configuration = copy.deepcopy(checked.configuration)
     configuration.get_text_config().vocab_size = rows
     dimensions = shapes.dimensions(configuration, peft)
-    return dataclasses.replace(checked, configuration=configuration, peft=peft, dimensions=dimensions)
+    return dataclasses.replace(checked, configuration=configuration, peft=peft, dimensions=dimensions, notes=notes)
+
+
+def _added_token_notes(checked: Checked, tokenizer: Tokenizer) -> Iterator[str]:
+    if tokenizer.to_train and checked.peft is not None:
+        rows = "embeddings" if checked.dimensions.tied else "rows of the output layer"
+        yield f"{len(tokenizer.to_train)} added tokens: their {rows} keep the mean of the old ones under an adapter"
 
 
 def _situation(job: Job, device: str, *, adapter: bool) -> Situation:
@@ -171,11 +183,22 @@ def estimated_rows(job: Job) -> plan.Rows:
     )
 
 
+def resume_problems(job: Job, made: Plan) -> Iterator[str]:
+    """A checkpoint with nothing left to train after it."""
+    if job.training.get("resume") is not None:
+        state = json.loads((Path(job.training["resume"]) / "trainer_state.json").read_text(encoding="utf-8"))
+        if state["global_step"] >= made.total_steps:
+            yield (
+                f"training.resume: the checkpoint is at step {state['global_step']:,} of {made.total_steps:,}, so "
+                "nothing is left to train; raise training.num_train_epochs or training.max_steps"
+            )
+
+
 def make_plan(job: Job, checked: Checked, rows: plan.Rows) -> Plan:
     """What the run will take; raises UserError when a row does not fit the model."""
     raise_if_any(length_problems(job, checked, rows))
     names = plan.Training.__dataclass_fields__.keys() & job.training.keys()
-    return plan.make(
+    made = plan.make(
         plan.Work(
             dimensions=checked.dimensions,
             rows=rows,
@@ -185,9 +208,12 @@ def make_plan(job: Job, checked: Checked, rows: plan.Rows) -> Plan:
             machine=plan.Machine(checked.device, checked.attention, checked.precision),
         )
     )
+    raise_if_any(resume_problems(job, made))
+    return made
 
 
 def device_bytes(device: str) -> int | None:
-    """Memory of the device, or None where it is the machine's own, which others use too."""
-    there = device == "cuda" and torch.cuda.is_available()
-    return torch.cuda.get_device_properties(0).total_memory if there else None
+    """Memory of the device; the machine's own on a CPU, None for a device that is only planned for."""
+    if device == "cuda":
+        return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+    return int(psutil.virtual_memory().total)

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from importlib.metadata import version
@@ -154,6 +155,25 @@ class Scan:
     characters_longest: int
 
 
+@dataclass
+class Count:
+    """What a scan counts of one split."""
+
+    ledger: Ledger = field(default_factory=Ledger)
+    rows: int = 0
+    characters_total: int = 0
+    characters_trained: int = 0
+    characters_longest: int = 0
+
+    def add(self, segments: list[Segment]) -> None:
+        """Count a row that would be trained."""
+        length = sum(len(segment.text) for segment in segments)
+        self.rows += 1
+        self.characters_total += length
+        self.characters_trained += sum(len(segment.text) for segment in segments if segment.trained)
+        self.characters_longest = max(self.characters_longest, length)
+
+
 class Formatted(NamedTuple):
     """A row, its place in the split counted from 1, and its segments."""
 
@@ -203,26 +223,25 @@ def scan(data: Data, seed: int) -> Scan:
     """Read and format all rows, and raise what is wrong with them; `seed` only says which are held out."""
     format = formats.load(data.format)
     problems: list[str] = []
-    ledgers: dict[str, Ledger] = {}
-    characters: dict[str, list[tuple[int, int]]] = {}
+    counts = {"train": Count(), "held_out": Count()}
     for name, split in _splits(data, seed).items():
-        ledger, found = Ledger(), Problems()
+        found = Problems()
         try:
-            characters[name] = [_characters(f.segments) for f in _formatted(split, format, data, ledger, found)]
+            for formatted in _formatted(split, format, data, counts[name].ledger, found):
+                counts[name].add(formatted.segments)
         except UserError as err:
             problems += err.problems
         problems += found.messages()
-        ledgers[name] = ledger
     raise_if_any(problems)
-    train = characters["train"]
+    train = counts["train"]
     return Scan(
-        rows=len(train),
-        rows_dropped=ledgers["train"].rows_dropped,
-        rows_with_several_templates=ledgers["train"].rows_with_several_templates,
-        held_out_rows=len(characters.get("held_out", ())),
-        characters_total=sum(total for total, _ in train),
-        characters_trained=sum(trained for _, trained in train),
-        characters_longest=max((total for total, _ in train), default=0),
+        rows=train.rows,
+        rows_dropped=train.ledger.rows_dropped,
+        rows_with_several_templates=train.ledger.rows_with_several_templates,
+        held_out_rows=counts["held_out"].rows,
+        characters_total=train.characters_total,
+        characters_trained=train.characters_trained,
+        characters_longest=train.characters_longest,
     )
 
 
@@ -314,11 +333,6 @@ def _segments(row: Row, format: Format) -> list[Segment]:
     except Exception as err:
         err.add_note(f"while formatting {row.file}, row {row.number}")
         raise
-
-
-def _characters(segments: list[Segment]) -> tuple[int, int]:
-    """All and trained characters."""
-    return sum(len(s.text) for s in segments), sum(len(s.text) for s in segments if s.trained)
 
 
 def _make(entry: Path, recipe: Recipe, seed: int, hashes: dict[str, str]) -> None:
@@ -430,14 +444,21 @@ def _prompt(segments: list[Segment]) -> str:
 
 def _publish(made: Path, entry: Path) -> None:
     """Give the entry its name; if another process was faster, its entry is as good."""
+    if not _is_renamed(made, entry) and _open(entry) is None:
+        with suppress(FileNotFoundError):  # another process may be putting the damaged one away, too
+            entry.rename(made.with_name("damaged"))
+        _is_renamed(made, entry)
+
+
+def _is_renamed(made: Path, entry: Path) -> bool:
+    """Rename, and say whether the name was free."""
     try:
         made.rename(entry)
     except OSError as err:
         if err.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        if _open(entry) is None:
-            shutil.rmtree(entry)
-            made.rename(entry)
+        return False
+    return True
 
 
 def _open(entry: Path) -> Prepared | None:

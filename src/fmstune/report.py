@@ -52,7 +52,7 @@ def _cost(summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"trained {trainable:,} of {total:,} parameters ({trainable / total:.2%})"
     speed = summary.get("tokens_per_second")
     yield (
-        f"{summary['steps']:,} steps in {summary['train_seconds']:.1f} s"
+        f"{summary['steps_here']:,} steps in {summary['train_seconds']:.1f} s"
         + (f", {speed:,.0f} tokens/s" if speed else "")
         + f", train loss {summary['train_loss']:.4f}"
     )

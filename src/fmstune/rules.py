@@ -1,6 +1,7 @@
 """Job → problems: what cannot work, found without torch, each message naming the field and what to change."""
 
 import importlib.util
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -41,11 +42,16 @@ def problems(job: Job) -> Iterator[str]:
 def notes(job: Job) -> Iterator[str]:
     """What works but may not be meant."""
     rate = job.training.get("learning_rate")
+    warmup, steps = job.training.get("warmup_steps", 0), job.training.get("max_steps", -1)
+    if steps > 0 and warmup and (math.ceil(steps * warmup) if warmup < 1 else warmup) >= steps:
+        yield f"training.max_steps={steps} ends within the warm-up, whose first step has a learning rate of 0"
     if tunes_an_adapter(job) and isinstance(rate, float) and rate < 5e-5:
         yield (
             f"training.learning_rate={rate:g} suits full tuning; adapters usually want 1e-4 or more"
             " (training_for/ has a rate for the shipped models only)"
         )
+    if job.model.adapter is not None:
+        yield "model.adapter: the configuration saved with it holds, and the peft group only names its method"
     if job.evaluation.enabled and not has_held_out(job.data):
         yield "no held-out rows, so base and tuned are not compared; set data.eval or data.eval_fraction"
 
@@ -190,15 +196,29 @@ def _training(job: Job) -> Iterator[str]:
             yield f"training.{name} must be above 0, got {training[name]:g}"
     if training.get("bf16") and training.get("fp16"):
         yield "training.bf16 and training.fp16 are both true; set one of them, or neither (model.dtype decides)"
-    resume = training.get("resume")
-    if resume is not None:
-        for wants in ("trainer_state.json", "*.safetensors"):
-            if not any(Path(str(resume)).glob(wants)):
-                yield f"training.resume: {resume} is not a checkpoint folder (no {wants}); give RUN/checkpoint-STEP"
-                break
+    if training.get("resume") is not None:
+        yield from _resume(Path(str(training["resume"])), adapts=tunes_an_adapter(job), max_steps=steps)
     if training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
         yield "training.use_liger_kernel needs the package liger-kernel; install it, or set it to false"
     yield from _evaluation_while_training(job)
+
+
+def _resume(folder: Path, *, adapts: bool, max_steps: int) -> Iterator[str]:
+    """Why a run of this method cannot go on from the checkpoint."""
+    weights = "adapter_model.safetensors" if adapts else "model*.safetensors"
+    state = folder / "trainer_state.json"
+    missing = [name for name in (state.name, weights) if not any(folder.glob(name))]
+    if missing:
+        hint = " of this peft method" if missing == [weights] else ""
+        yield f"training.resume: {folder} is not a checkpoint folder{hint} (no {missing[0]}); give RUN/checkpoint-STEP"
+        return
+    try:
+        done = int(json.loads(state.read_text(encoding="utf-8"))["global_step"])
+    except (ValueError, KeyError, TypeError, OSError):
+        yield f"training.resume: {state} is damaged; give an earlier checkpoint"
+        return
+    if 0 < max_steps <= done:
+        yield f"training.resume: {folder} is at step {done}, so training.max_steps={max_steps} leaves nothing to train"
 
 
 def _evaluation_while_training(job: Job) -> Iterator[str]:

@@ -169,6 +169,8 @@ def _figures(trainer: Trainer, checked: Checked, prepared: Prepared, metrics: di
     return {
         "train_loss": metrics["train_loss"],
         "steps": trainer.state.global_step,
+        # fewer than `steps` where a checkpoint was gone on with
+        "steps_here": trainer.clock.steps,
         "epochs": trainer.state.epoch,
         "train_seconds": round(metrics["train_runtime"], 3),
         "step_seconds": round(seconds, 3),

@@ -61,6 +61,7 @@ class StepClock(TrainerCallback):
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self.steps = 0
         self._begun = 0.0
 
     def on_step_begin(
@@ -70,3 +71,4 @@ class StepClock(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.seconds += time.perf_counter() - self._begun
+        self.steps += 1

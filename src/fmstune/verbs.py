@@ -24,6 +24,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     # under prompt learning, rows of one length are generated together, so positions are right without ids
     warnings.filterwarnings("ignore", message="Position ids are not supported for parameter efficient tuning")
+    warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     for name in ("httpx", "filelock", "fsspec", "matplotlib", "trl", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -78,8 +79,9 @@ def _print_plan(made: plan.Plan, checked: Checked) -> None:
     for note in (*checked.notes, *precision.notes(checked.precision, checked.peft is not None)):
         print(f"note: {note}")
     available = checks.device_bytes(checked.device)
-    if available is not None:
-        print("\n".join(plan.fits(made, available)))
+    if available is not None and made.total > available:
+        print(f"note: the plan does not fit: {plan.size(made.total)} of {plan.size(available)}; what would help:")
+        print("\n".join(f"  {advice}" for advice in plan.fits(made, available)))
 
 
 def show_rows(job: Job, rows: int, json: Path | None) -> int:

@@ -1,0 +1,159 @@
+"""Hydra's part of the parent: words → composed configuration, and Hydra's errors in our words."""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fmstune import freeze, help
+from fmstune.command_line import FLAG_OF
+from fmstune.errors import UserError, did_you_mean, raise_if_any
+
+ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+"""What composing raises for what a user typed; `explained` says it in one sentence."""
+
+
+def compose(words: Sequence[str], task: Callable[[DictConfig], Any]) -> None:
+    """Hydra's own main, with our words; its errors rise instead of ending the process with 1."""
+    OmegaConf.register_new_resolver("first", _first, replace=True)
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = ["fmstune", *words]
+
+    def fmstune(config: DictConfig) -> None:
+        task(config)
+
+    hydra.main(version_base="1.3", config_path="pkg://fmstune.conf", config_name="job")(fmstune)()
+
+
+def _first(*values: Any) -> Any:
+    """The first value that is set: the one resolver that `conf/job.yaml` uses."""
+    return next((value for value in values if value is not None), None)
+
+
+def tree(config: DictConfig) -> dict[str, Any]:
+    """The composed configuration as plain data, interpolations resolved, missing values left as `???`."""
+    unresolved = {str(key) for key in OmegaConf.missing_keys(config)}
+    tree = OmegaConf.to_container(config, resolve=not unresolved)
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
+
+
+def changes(words: Sequence[str]) -> dict[str, Any]:
+    """`field=value` words as data; groups cannot change in a frozen job."""
+    found: dict[str, Any] = {}
+    raise_if_any(f"{word}: --from repeats one job and takes fields only" for word in words if word.startswith("-"))
+    for override in OverridesParser.create().parse_overrides(overrides=list(words)):
+        key = override.key_or_group
+        sweeps = override.is_sweep_override() or override.is_delete()
+        if key in help.GROUPS or override.package is not None or sweeps:
+            raise UserError(f"{override.input_line}: with --from single fields can change, not groups or sweeps")
+        found[key] = override.value()
+    return found
+
+
+def without_cfg_job(words: Sequence[str]) -> tuple[list[str], Mapping[str, Any] | None]:
+    """Take `--cfg job` (with `-p`, `--resolve`) off: we check the composed job before we print it."""
+    args, unknown = _hydra_flags(words)
+    raise_if_any(_unknown_flag(word) for word in unknown)
+    if args.cfg and args.multirun:
+        raise UserError("--cfg prints one job, and -m composes several; leave one of them out")
+    if args.cfg != "job":
+        return list(words), None
+    kept, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word in ("--cfg", "-c", "--package", "-p"):
+            skip = True
+        elif word != "--resolve" and not word.startswith(("--cfg=", "--package=")):
+            kept.append(word)
+    return kept, {"package": args.package, "resolve": args.resolve}
+
+
+def _hydra_flags(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What Hydra reads of these words, and what it does not know; its parser would print its own usage and exit."""
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        return parser.parse_known_args(list(words))
+    except argparse.ArgumentError as err:
+        raise UserError(f"{err} (see fmstune --help)") from err
+
+
+def _unknown_flag(word: str) -> str:
+    if word in FLAG_OF:
+        return f"{word} is a flag of fmstune {FLAG_OF[word].value}"
+    flags = ["--cfg", "--resolve", "--package", "--multirun", "--config-dir", "--info", "--trust", *FLAG_OF]
+    return f"unknown flag {word}{did_you_mean(word, flags) or ' (see fmstune --help)'}"
+
+
+def print_config(config: DictConfig, how: Mapping[str, Any], trusted: Sequence[str]) -> int:
+    """`--cfg job`: check what there is, then print it as Hydra does; the exit code."""
+    if not OmegaConf.missing_keys(config):
+        freeze.freeze(tree(config), trusted=trusted)
+    package = how["package"]
+    shown = OmegaConf.select(config, package) if package else config
+    if shown is None:
+        raise UserError(f"--package {package}: the job has no such part{did_you_mean(package, map(str, config))}")
+    text = OmegaConf.to_yaml(shown, resolve=how["resolve"]) if OmegaConf.is_config(shown) else f"{shown}\n"
+    print(f"# @package {package}\n{text}" if package else text, end="")
+    return 0
+
+
+def groups(extra: Path | None) -> set[str]:
+    """Names that choose a file and not a value: our groups, and those a user's folder adds."""
+    own = {path.name for path in extra.iterdir() if path.is_dir()} if extra is not None and extra.is_dir() else set()
+    return {*help.GROUPS, *own}
+
+
+def shadowed(extra: Path | None) -> Iterator[str]:
+    """Files of a user's folder that Hydra passes over in silence, because a shipped one has their name."""
+    if extra is None:
+        return
+    for group in help.GROUPS:
+        for name in sorted({path.stem for path in (extra / group).glob("*.yaml")} & set(help.choices(group))):
+            yield f"{extra / group / name}.yaml is not used: {group}={name} is the shipped one; choose another name"
+
+
+def config_dir(words: Sequence[str]) -> Path | None:
+    """The user's own folder of groups, if one is named."""
+    given = _hydra_flags(words)[0].config_dir
+    return Path(given) if given else None
+
+
+def explained(err: BaseException) -> str:
+    """Hydra's and OmegaConf's messages, with a suggestion where a choice was misspelt and a hint on quoting."""
+    text = str(err).strip()
+    missing = re.search(r"Could not find '([\w/]+)/([\w.-]*)'", text)
+    if missing:
+        group, name = missing.groups()
+        options = help.choices(group, config_dir(sys.argv[1:])) if group in help.GROUPS else []
+        return f"{group}={name}: no such choice{did_you_mean(name, options)} ({', '.join(options)})"
+    several = re.match(r"Ambiguous value for argument '(?:\+\+)?(.*)'", text)
+    if several:
+        return f"{several[1]}: one run for each value needs -m; a list is written in brackets"
+    if isinstance(err, OverrideParseException):
+        word = err.override.removeprefix("++")
+        if "=" not in word:
+            return f"{word}: neither FIELD=VALUE nor GROUP=CHOICE, and a verb comes first (see fmstune --help)"
+        return (
+            f"{word}: cannot be read as FIELD=VALUE; a value with special characters needs "
+            "quotes inside quotes, such as 'data.response_template=\"\\n### Label:\"'"
+        )
+    if isinstance(err, yaml.YAMLError):
+        return f"broken YAML: {' '.join(text.split())}"
+    if isinstance(err, OmegaConfBaseException) and err.full_key:
+        return f"{err.full_key}: {text.splitlines()[0]}"
+    cause = f": {err.__cause__}" if err.__cause__ is not None and str(err.__cause__) not in text else ""
+    return text + cause
