@@ -401,7 +401,7 @@ MODELS = [
     ),
     case(
         "model.architecture={model_type:llama,hidden_size:64}",
-        "model.architecture.hidden_size is 64, but package:tiny_llama has 128; correct it",
+        "model.architecture.hidden_size is 64, but package:tiny_llama has …; correct it",
     ),
     case("model.quantization=4bit", "model.quantization is reserved and must be null, got '4bit'"),
 ]
@@ -529,7 +529,7 @@ TOGETHER = [
     ),
     case(
         "training.resume=c",
-        "training.resume: c is not a checkpoint folder (no *.safetensors); give RUN/checkpoint-STEP",
+        "training.resume: c is not a checkpoint folder of this peft method (no model*.safetensors); give RUN/checkpoint-STEP",
         c__trainer_state_json="{}",
     ),
 ]
