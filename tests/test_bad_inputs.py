@@ -529,7 +529,7 @@ TOGETHER = [
     ),
     case(
         "training.resume=c",
-        "training.resume: c is not a checkpoint folder of this peft method (no model*.safetensors); give RUN/checkpoint-STEP",
+        "training.resume: c is not a checkpoint folder of this peft method (no model*.safetensors); give …",
         c__trainer_state_json="{}",
     ),
 ]

@@ -17,7 +17,7 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fmstune import data, tokens
+from fmstune import cache, data, tokens
 from fmstune.data import Ledger, Prepared
 from fmstune.errors import UserError
 from fmstune.job import Data, OverLength, Untrainable
@@ -252,7 +252,7 @@ def test_a_format_that_fails_says_at_which_row(monkeypatch: pytest.MonkeyPatch) 
 def test_nothing_is_left_in_the_cache_by_rows_that_were_refused() -> None:
     write(["no template"])
     problems_of()
-    assert list((data.cache_place() / "tokenized").iterdir()) == []
+    assert list((cache.place() / "tokenized").iterdir()) == []
 
 
 # Holding out
@@ -409,7 +409,7 @@ def test_a_changed_format_of_the_user_is_not_given_old_tokens(monkeypatch: pytes
 
 
 def entries() -> list[Path]:
-    return sorted((data.cache_place() / "tokenized").iterdir())
+    return sorted((cache.place() / "tokenized").iterdir())
 
 
 def cut_off(entry: Path) -> None:
@@ -455,14 +455,14 @@ def test_a_damaged_entry_is_made_again_with_a_word(
 
 def test_the_entry_of_a_process_that_was_faster_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     write(GOOD)
-    publish = data._publish
+    publish = cache.publish
 
-    def late(made: Path, entry: Path) -> None:
-        monkeypatch.setattr(data, "_publish", publish)
+    def late(made: Path, entry: Path, usable: Callable[[Path], bool]) -> None:
+        monkeypatch.setattr(cache, "publish", publish)
         prepare()
-        publish(made, entry)
+        publish(made, entry, usable)
 
-    monkeypatch.setattr(data, "_publish", late)
+    monkeypatch.setattr(cache, "publish", late)
     assert len(prepare().train) == 3
     assert len(entries()) == 1
 
@@ -474,11 +474,11 @@ def test_a_damaged_entry_that_another_process_puts_away_meanwhile_is_replaced(
         Path(name).mkdir(parents=True)
         Path(name, "facts.json").write_text(name)
 
-    def put_away(entry: Path) -> None:
+    def put_away(entry: Path) -> bool:
         shutil.rmtree(entry)
+        return False
 
-    monkeypatch.setattr(data, "_open", put_away)
-    data._publish(Path("aside/entry"), Path("entry"))
+    cache.publish(Path("aside/entry"), Path("entry"), usable=put_away)
     assert Path("entry/facts.json").read_text() == "aside/entry"
 
 
@@ -501,7 +501,7 @@ def test_two_processes_that_prepare_the_same_at_once_both_get_it() -> None:
     write([text(f"row {number}", " yes") for number in range(5000)])
     code = WRITER.format(format=FORMAT)
     paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(data.__file__).parents[1])])
-    environment = os.environ | {"PYTHONPATH": paths, "FMSTUNE_CACHE": str(data.cache_place())}
+    environment = os.environ | {"PYTHONPATH": paths, "FMSTUNE_CACHE": str(cache.place())}
     writers = [
         subprocess.Popen([sys.executable, "-c", code, name], env=environment, stdout=subprocess.PIPE, text=True)
         for name in ("first", "second")
@@ -515,14 +515,14 @@ def test_two_processes_that_prepare_the_same_at_once_both_get_it() -> None:
 
 
 def test_what_a_killed_process_left_is_never_used_and_is_cleared() -> None:
-    left = data.cache_place() / "tokenized" / ".unfinished-x" / "entry"
+    left = cache.place() / "tokenized" / ".unfinished-x" / "entry"
     left.mkdir(parents=True)
     (left / "train.arrow").write_bytes(b"half")
     write(GOOD)
     assert not prepare().cached
-    assert data.cache_size() > 4
-    assert data.clear_cache() > 4
-    assert (data.cache_size(), data.clear_cache()) == (0, 0)
+    assert cache.size() > 4
+    assert cache.clear() > 4
+    assert (cache.size(), cache.clear()) == (0, 0)
     assert not prepare().cached
 
 
@@ -540,7 +540,7 @@ def test_the_place_of_the_cache(variables: dict[str, str], place: str, monkeypat
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert data.cache_place() == Path(place)
+    assert cache.place() == Path(place)
 
 
 def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -604,7 +604,7 @@ def test_a_scan_finds_what_preparing_would_find() -> None:
 
 def test_a_scan_needs_neither_torch_nor_datasets() -> None:
     code = (
-        "import sys; from fmstune import data; data.cache_size();"
+        "import sys; from fmstune import cache, data; cache.size();"
         "print(sorted({'torch', 'datasets', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,9 +13,9 @@ from peft import PeftConfig
 from transformers import PreTrainedConfig, Trainer, TrainingArguments, get_scheduler
 
 from fmstune import adapters, architecture, data, formats, models, plan, precision, shapes
-from fmstune.data import Ledger
 from fmstune.errors import UserError, raise_if_any
 from fmstune.job import Dtype, Job
+from fmstune.ledger import Ledger
 from fmstune.models import Tokenizer
 from fmstune.plan import Dimensions, Plan
 from fmstune.precision import Precision, Situation

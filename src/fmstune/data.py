@@ -1,19 +1,14 @@
 """Files → rows → segments → tokens, once: written as Arrow into a cache by content, and mapped from there."""
 
-import errno
 import hashlib
 import json
 import logging
-import os
 import random
-import shutil
 import sys
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from enum import Enum
 from importlib.metadata import version
 from itertools import accumulate, islice, takewhile
 from pathlib import Path
@@ -22,10 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 from tqdm import tqdm
 
-from fmstune import formats, rows, tokens
+from fmstune import cache, formats, rows, tokens
 from fmstune.errors import UserError, raise_if_any
 from fmstune.formats import Format, RowProblem, Segment, TemplateMissing
 from fmstune.job import Data, OverLength, Untrainable
+from fmstune.ledger import Fate, Ledger
 from fmstune.rows import Problems, Row
 from fmstune.tokens import Encoded
 
@@ -43,87 +39,6 @@ INTEGERS = pa.list_(pa.int32())
 TRAINED = pa.schema({"input_ids": INTEGERS, "labels": INTEGERS})
 HELD_OUT = pa.schema({"input_ids": INTEGERS, "labels": INTEGERS, "prompt": pa.string(), "answer": pa.string()})
 """Held-out rows keep their text, so that answers can be generated and compared."""
-
-
-class Fate(Enum):
-    """What becomes of a row that was tokenised."""
-
-    trained = "trained"
-    truncated = "truncated"
-    too_long = "too_long"
-    without_answer = "without_answer"
-
-
-@dataclass
-class Ledger:
-    """What became of every row and token of one split: each row that was read is trained or dropped."""
-
-    rows_read: int = 0
-    rows_formatted: int = 0
-    rows_with_several_templates: int = 0
-    """The last template counts, and the others are taken for part of the prompt."""
-    rows_without_template: int = 0
-    """Dropped."""
-    rows_without_answer: int = 0
-    """Dropped: the answer is blank or cut away, and only end-of-sequence would be trained."""
-    rows_too_long: int = 0
-    """Dropped for their length."""
-    rows_trained: int = 0
-    rows_truncated: int = 0
-    """Trained without their end."""
-    tokens_total: int = 0
-    """Tokens of the trained rows, after cutting."""
-    tokens_trained: int = 0
-    tokens_cut: int = 0
-    """Tokens that the truncated rows lost."""
-    tokens_straddling: int = 0
-    """Tokens on both sides of a boundary between read and trained text."""
-    longest: int = 0
-    """Tokens of the longest row before cutting."""
-    longest_row: int = 0
-    """Which one that is, counted from 1 through the split."""
-    lengths: dict[int, int] = field(default_factory=dict)
-    """Rows by their number of tokens before cutting, also those that were dropped after that."""
-
-    @property
-    def rows_dropped(self) -> int:
-        """Rows that were read and are not trained."""
-        return self.rows_without_template + self.rows_without_answer + self.rows_too_long
-
-    @property
-    def tokens_masked(self) -> int:
-        """Tokens that are read and not trained."""
-        return self.tokens_total - self.tokens_trained
-
-    def add(self, encoded: Encoded, fate: Fate, number: int) -> None:
-        """Count a row that was tokenised, the split's `number`-th."""
-        if encoded.length > self.longest:
-            self.longest, self.longest_row = encoded.length, number
-        self.lengths[encoded.length] = self.lengths.get(encoded.length, 0) + 1
-        self.rows_too_long += fate is Fate.too_long
-        self.rows_without_answer += fate is Fate.without_answer
-        if fate in (Fate.trained, Fate.truncated):
-            self.rows_trained += 1
-            self.rows_truncated += fate is Fate.truncated
-            self.tokens_total += len(encoded.input_ids)
-            self.tokens_trained += encoded.trained
-            self.tokens_cut += encoded.length - len(encoded.input_ids)
-            self.tokens_straddling += encoded.straddling
-
-    def lines(self) -> list[str]:
-        """The ledger as it is printed."""
-        share = self.tokens_trained / max(1, self.tokens_total)
-        return [
-            f"rows    {self.rows_read:,} = {self.rows_trained:,} trained + {self.rows_dropped:,} dropped",
-            f"        dropped: {self.rows_without_template:,} without template, "
-            f"{self.rows_without_answer:,} without answer, {self.rows_too_long:,} too long",
-            f"        trained: {self.rows_truncated:,} without their end, "
-            f"{self.rows_with_several_templates:,} from the last of several templates on",
-            f"tokens  {self.tokens_total:,} = {self.tokens_trained:,} trained ({share:.1%}) "
-            f"+ {self.tokens_masked:,} masked",
-            f"        {self.tokens_cut:,} cut off, {self.tokens_straddling:,} straddling a boundary",
-            f"length  {self.longest:,} tokens in row {self.longest_row:,}, the longest",
-        ]
 
 
 @dataclass(frozen=True)
@@ -207,7 +122,7 @@ def prepare(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int) -> Prep
     hashes = {"train": rows.content_hash(data.train, "data.train")}
     if data.eval is not None:
         hashes["held_out"] = rows.content_hash(data.eval, "data.eval")
-    entry = cache_place() / "tokenized" / _key(recipe, seed, hashes)
+    entry = cache.place() / "tokenized" / _key(recipe, seed, hashes)
     found = _open(entry)
     if found is None:
         _make(entry, recipe, seed, hashes)
@@ -258,26 +173,6 @@ def held_out_numbers(count: int, eval_fraction: float, seed: int) -> frozenset[i
             "and both splits need one; change it or set data.eval"
         )
     return frozenset(random.Random(seed).sample(range(count), share))
-
-
-def cache_place() -> Path:
-    """Where prepared data is kept: FMSTUNE_CACHE, or fmstune's folder in the user's cache."""
-    if place := os.environ.get("FMSTUNE_CACHE"):
-        return Path(place).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fmstune"
-
-
-def cache_size() -> int:
-    """Bytes that prepared data takes in the cache."""
-    return sum(path.stat().st_size for path in (cache_place() / "tokenized").rglob("*") if path.is_file())
-
-
-def clear_cache() -> int:
-    """Remove all prepared data, also what a killed process left behind; the bytes that were freed."""
-    size = cache_size()
-    if (cache_place() / "tokenized").exists():
-        shutil.rmtree(cache_place() / "tokenized")
-    return size
 
 
 def _splits(data: Data, seed: int) -> dict[str, Iterable[Row]]:
@@ -343,10 +238,10 @@ def _make(entry: Path, recipe: Recipe, seed: int, hashes: dict[str, str]) -> Non
             made = Path(aside) / "entry"
             made.mkdir()
             _write_entry(made, recipe, seed, hashes)
-            _publish(made, entry)
+            cache.publish(made, entry, usable=lambda there: _open(there) is not None)
     except OSError as err:
         raise UserError(
-            f"cannot write to the cache {cache_place()} ({err.strerror or err}); "
+            f"cannot write to the cache {cache.place()} ({err.strerror or err}); "
             "set FMSTUNE_CACHE to a folder where you can write"
         ) from err
 
@@ -440,25 +335,6 @@ def _lists(lists: list[list[int]]) -> pa.Array:
 def _prompt(segments: list[Segment]) -> str:
     """What is given before the first answer."""
     return "".join(segment.text for segment in takewhile(lambda segment: not segment.trained, segments))
-
-
-def _publish(made: Path, entry: Path) -> None:
-    """Give the entry its name; if another process was faster, its entry is as good."""
-    if not _is_renamed(made, entry) and _open(entry) is None:
-        with suppress(FileNotFoundError):  # another process may be putting the damaged one away, too
-            entry.rename(made.with_name("damaged"))
-        _is_renamed(made, entry)
-
-
-def _is_renamed(made: Path, entry: Path) -> bool:
-    """Rename, and say whether the name was free."""
-    try:
-        made.rename(entry)
-    except OSError as err:
-        if err.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        return False
-    return True
 
 
 def _open(entry: Path) -> Prepared | None:

@@ -9,8 +9,7 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 
-from fmstune import __version__
-from fmstune.data import cache_place, cache_size, clear_cache
+from fmstune import __version__, cache
 from fmstune.launch import cores
 
 CORE = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "hydra-core", "omegaconf", "safetensors")
@@ -28,7 +27,7 @@ def report() -> Iterator[str]:
     yield ""
     yield from _extras()
     yield ""
-    yield f"cache     {cache_place()}, {cache_size() / 2**20:,.1f} MiB (fmstune doctor --clear-cache deletes it)"
+    yield f"cache     {cache.place()}, {cache.size() / 2**20:,.1f} MiB (fmstune doctor --clear-cache deletes it)"
 
 
 def _versions() -> Iterator[str]:
@@ -73,9 +72,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="fmstune doctor")
     parser.add_argument("--clear-cache", action="store_true")
     if parser.parse_args().clear_cache:
-        size = cache_size()
-        clear_cache()
-        print(f"deleted {size / 2**20:,.1f} MiB of tokenised data in {cache_place()}")
+        size = cache.size()
+        cache.clear()
+        print(f"deleted {size / 2**20:,.1f} MiB of tokenised data in {cache.place()}")
         return 0
     print("\n".join(report()))
     return 0

@@ -8,7 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fmstune.data import Ledger, Prepared
+from fmstune.data import Prepared
+from fmstune.ledger import Ledger
 from fmstune.tokens import IGNORED
 
 if TYPE_CHECKING:

@@ -21,10 +21,11 @@ from trl import SFTConfig
 from fmstune import adapters, evaluate, memory, models, plots, provenance, run_folder
 from fmstune.callbacks import MetricsFile, Progress
 from fmstune.checks import Checked
-from fmstune.data import Ledger, Prepared
+from fmstune.data import Prepared
 from fmstune.errors import UserError
 from fmstune.evaluate import Scores
 from fmstune.job import Job
+from fmstune.ledger import Ledger
 from fmstune.models import Tokenizer
 from fmstune.plan import Plan
 from fmstune.trainer import Trainer

@@ -1,0 +1,47 @@
+"""The folder of prepared data: where it is, how large, how it is cleared, and how an entry appears in it."""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+
+def place() -> Path:
+    """Where prepared data is kept: FMSTUNE_CACHE, or fmstune's folder in the user's cache."""
+    if place := os.environ.get("FMSTUNE_CACHE"):
+        return Path(place).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fmstune"
+
+
+def size() -> int:
+    """Bytes that prepared data takes in the cache."""
+    return sum(path.stat().st_size for path in (place() / "tokenized").rglob("*") if path.is_file())
+
+
+def clear() -> int:
+    """Remove all prepared data, also what a killed process left behind; the bytes that were freed."""
+    freed = size()
+    if (place() / "tokenized").exists():
+        shutil.rmtree(place() / "tokenized")
+    return freed
+
+
+def publish(made: Path, entry: Path, usable: Callable[[Path], bool]) -> None:
+    """Give the entry its name; if another process was faster, its entry is as good, provided that it is usable."""
+    if not _is_renamed(made, entry) and not usable(entry):
+        with suppress(FileNotFoundError):  # another process may be putting the damaged one away, too
+            entry.rename(made.with_name("damaged"))
+        _is_renamed(made, entry)
+
+
+def _is_renamed(made: Path, entry: Path) -> bool:
+    """Rename, and say whether the name was free."""
+    try:
+        made.rename(entry)
+    except OSError as err:
+        if err.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
