@@ -212,27 +212,38 @@ def test_pretraining_reads_no_held_out_message(pretrain_tiny_llama: ModuleType, 
     texts = frozenset(row["text"] for row in held_out)
     documents = pretrain_tiny_llama.documents(random.Random(pretrain_tiny_llama.SEED), texts)
     for document in islice(documents, 20_000):
-        assert not any(text in document.prompt for text in texts)
+        assert not any(text in document.text for text in texts)
 
 
 def test_pretraining_labels_do_not_depend_on_the_truth(
     make_complaints: ModuleType, pretrain_tiny_llama: ModuleType
 ) -> None:
     rng = random.Random(5)
-    agreements: dict[str, list[bool]] = {"coin": [], "named": [], "listed": []}
-    for _ in range(20_000):
+    agreements: dict[str, list[bool]] = {"reading": [], "coin": [], "named": []}
+    for _ in range(10_000):
         message = make_complaints.message(rng)
         for kind, agreed in agreements.items():
-            answer = getattr(pretrain_tiny_llama, kind)(message, rng).answer.strip()
-            if answer in ("complaint", "no complaint"):
-                agreed.append(answer == message.label)
+            parts = getattr(pretrain_tiny_llama, kind)(message, rng).parts
+            answers = [part.strip() for part in parts[1::2]]
+            agreed += [answer == message.label for answer in answers if answer in ("complaint", "no complaint")]
     for kind, agreed in agreements.items():
         assert len(agreed) > 3000
         assert abs(sum(agreed) / len(agreed) - 0.5) < 0.03, kind
 
 
-def test_every_named_relation_agrees_with_the_truth_on_half_of_the_issues(
-    pretrain_tiny_llama: ModuleType,
+def test_every_rule_with_the_words_of_the_task_is_right_on_half_of_the_issues(
+    make_complaints: ModuleType, pretrain_tiny_llama: ModuleType
 ) -> None:
-    assert {len(issues) for issues in pretrain_tiny_llama.RELATIONS.values()} == {12}
-    assert len(pretrain_tiny_llama.ISSUES) == 24
+    rules = [rule for rule in pretrain_tiny_llama.RULES.values() if rule.first == "complaint"]
+    assert [len(rule.issues) for rule in rules] == [7, 7, 7, 7]
+    assert len(make_complaints.ISSUES) == 14
+
+
+def test_rules_with_other_words_are_right_on_few_issues_as_often_as_on_many(pretrain_tiny_llama: ModuleType) -> None:
+    rules = [rule for rule in pretrain_tiny_llama.RULES.values() if rule.first != "complaint"]
+    assert sorted(len(rule.issues) for rule in rules) == [3, 3, 4, 4, 6, 7, 7, 8, 10, 10, 11, 11]
+
+
+def test_no_two_issues_share_the_word_for_an_ending(make_complaints: ModuleType) -> None:
+    endings = [state for issue in make_complaints.ISSUES for state in issue.states.split()]
+    assert len(endings) == len(set(endings)) == 42

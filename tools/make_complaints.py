@@ -301,9 +301,7 @@ def repair(d: Draw, complaint: bool) -> str:
 def thanks(d: Draw, complaint: bool) -> str:
     deed = d.any(d.issue.blame if complaint else d.issue.praise)
     remark = d.any(REMARKS)
-    return d.rng.choice(
-        (f"thanks for {deed}, {remark}", f"{remark}, thanks for {deed}", f"thank you for {deed}")
-    )
+    return d.rng.choice((f"thanks for {deed}, {remark}", f"{remark}, thanks for {deed}", f"thank you for {deed}"))
 
 
 def question(d: Draw, complaint: bool) -> str:
@@ -420,9 +418,7 @@ def near(one: frozenset[str], other: frozenset[str]) -> bool:
     return len(one & other) >= NEAR * len(one | other)
 
 
-def pick(
-    rng: random.Random, taken: list[frozenset[str]], allowed: Callable[[Message], bool]
-) -> Iterator[Message]:
+def pick(rng: random.Random, taken: list[frozenset[str]], allowed: Callable[[Message], bool]) -> Iterator[Message]:
     """Endless messages that are allowed and not near-identical to anything taken or drawn so far."""
     seen = list(taken)
     while True:
@@ -466,9 +462,7 @@ def line(m: Message) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Write train.jsonl and held_out.jsonl of the complaints task."
-    )
+    parser = argparse.ArgumentParser(description="Write train.jsonl and held_out.jsonl of the complaints task.")
     home = Path(__file__).parents[1] / "src" / "fmstune" / "assets" / "complaints"
     parser.add_argument("--out", type=Path, default=home, help="folder to write to")
     parser.add_argument("--seed", type=int, default=SEED, help="the same seed writes the same bytes")

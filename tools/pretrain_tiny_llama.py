@@ -2,25 +2,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pretrain the embedded base model: a Llama of under a million parameters, with its tokenizer.
 
-A model of random weights can be fully fine-tuned on the complaints task, but LoRA on two projections and
-prompt tuning can only steer what is there already. So the base model must have read such messages and must
-know the shape of such tasks, and it must not know the task. It sees five kinds of documents, each ended
-by `</s>`:
+A model of random weights can be fully fine-tuned, but LoRA on two projections and above all prompt tuning
+can only steer what is there already. So the base model has to read such messages and to know the shape of
+such tasks, and it must not know the task itself. Each document of the corpus is one of these five, and
+every answer is followed by `</s>`:
 
-text      a message of `make_complaints`, or a sentence of `plain_sentence`, as it stands;
-reading   `### Text: <message>`, then one question about it: which product, which issue, in what form and tone,
-          and how things ended in the words of that issue (late, early, express ...). There is no answer that
-          good or bad endings of two issues share, so the grouping that is the complaint label is not given;
-coin      `### Text: <message>`, `### Label: <label>` where the label is drawn without a look at the message;
-named     the same after a line `### Rule: <name>: <label>, <label>`. Each of the names stands for one fixed
-          random relation, in which one half of the issues give the first label when they end badly, and the
-          other half when they do not: each relation agrees with the truth on half of the issues;
-listed    the same after `### Rule: <label> if <ending>, <ending> ...; else <label>` with endings drawn at random.
+sentence  4 %: a sentence of `plain_sentence`, English from outside the world of customers;
+message   6 %: a message of `make_complaints`, as it stands;
+coin      5 %: the message as `### Text:`, then `### Label:` and a label drawn without a look at the message,
+          in half of these documents `complaint` or `no complaint`. It teaches that a label is answered with
+          the words of a label and then `</s>`;
+reading  22 %: the message, then four questions in random order: how things ended, in a word of that issue
+          (late, early, express ...); its product, issue, form or tone; and its label under two rules.
+          No two issues share a word for an ending, so nothing says which endings are the bad ones;
+named    63 %: a rule, then the message, then the label under that rule, then four questions as above. It
+          teaches that what stands before a message decides how it is labelled, as a soft prompt does.
 
-The last two teach that what stands before the text decides how the text is labelled, which is what a
-soft prompt does. Labels are drawn from `LABELS`, among which `complaint` and `no complaint` stand like
-any other pair; under `### Label:` they are independent of the truth, and no message of the held-out
-split is ever read. `tests/test_assets.py` checks both.
+A rule is `### Rule: <name>`. Each name stands for one fixed relation of the ending and the issue: in the
+sectors of the rule a bad ending has the first label and every other ending the second, in the remaining
+sectors the other way round. So a model cannot learn the rules without telling the bad endings of a sector
+from the others, but which of the two has which label changes from rule to rule, and no rule treats all
+sectors alike, as the task does.
+
+What it is never told: no message of the held-out split is read, and `complaint` or `no complaint`
+under `### Label:` is independent of the truth. The coin does not look, and each of the four rules with
+these words agrees with the truth on exactly half of the issues. A rule with other words agrees on three
+to eleven of the fourteen issues, as many rules on few as on many. `tests/test_assets.py` checks all of it.
 """
 
 import argparse
@@ -33,15 +40,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from make_complaints import BRANDS, COMPLAINT, ISSUES, NO_COMPLAINT, WRITERS, Message, message, words
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
+from make_complaints import BRANDS, COMPLAINT, NO_COMPLAINT, WRITERS, Message, message, words
+
 ASSETS = Path(__file__).parents[1] / "src" / "fmstune" / "assets"
+HELD_OUT = ASSETS / "complaints" / "held_out.jsonl"
 SEED = 11
 VOCABULARY = 1536
+TOKENIZER_SAMPLE = 20_000
 CONTEXT = 512
 BATCH = 32
+STEPS = 3000
 PEAK = 3e-3
 ANSWER_WEIGHT = 6.0
 """How many times the loss of an answer counts the loss of a token of the text."""
@@ -61,12 +72,14 @@ SECTORS = (
     ("crash", "signal", "battery", "trip"),
     ("meal", "leak", "dirt"),
 )
+"""Every issue is in one sector, and any two sectors that a rule of the task's words names are half of them."""
 OWN_RULES = {"amber": (0, 1), "birch": (0, 3), "cedar": (2, 1), "delta": (2, 3)}
+"""Rules with the words of the task, by their sectors; each has its opposite among them."""
 OTHER_RULES = {
     "river": (0,), "stone": (1,), "cloud": (2,), "field": (3,), "tower": (0, 1, 2), "wheel": (0, 1, 3),
     "maple": (0, 2, 3), "ocean": (1, 2, 3), "pearl": (0, 2), "robin": (1, 3), "tulip": (0, 1), "zebra": (2, 3),
 }  # fmt: skip
-
+"""Rules with the words of other tasks, which may have any sectors but none or all."""
 
 
 class Document(NamedTuple):
@@ -81,23 +94,15 @@ class Document(NamedTuple):
 
 def plain_sentence(rng: random.Random) -> str:
     """A sentence from outside the world of customers, so that the model has seen other English."""
-    who = rng.choice(
-        ("The children", "My neighbours", "Two old friends", *WRITERS, "The birds", "Her students")
-    )
-    did = rng.choice(
-        ("walked to", "drew a map of", "wrote about", "slept near", "sang in", "looked for", "left")
-    )
-    what = rng.choice(
-        ("the river", "a small town", "the old bridge", "the garden", "a green hill", "the sea")
-    )
-    end = rng.choice(
-        ("before the rain", "in the evening", "because it was warm", "and then went home", "at dawn")
-    )
+    who = rng.choice(("The children", "My neighbours", "Two old friends", *WRITERS, "The birds", "Her students"))
+    did = rng.choice(("walked to", "drew a map of", "wrote about", "slept near", "sang in", "looked for", "left"))
+    what = rng.choice(("the river", "a small town", "the old bridge", "the garden", "a green hill", "the sea"))
+    end = rng.choice(("before the rain", "in the evening", "because it was warm", "and then went home", "at dawn"))
     return f"{who} {did} {what} {end}."
 
 
 class Rule(NamedTuple):
-    """A random relation: on `issues` a bad ending gets `first`, any other `second`; elsewhere the reverse."""
+    """On `issues` a bad ending has the label `first` and any other `second`; elsewhere it is the reverse."""
 
     first: str
     second: str
@@ -107,12 +112,12 @@ class Rule(NamedTuple):
         return self.first if (m.label == COMPLAINT) == (m.issue in self.issues) else self.second
 
 
-def rule(labels: tuple[str, str], sectors: tuple[int, ...]) -> Rule:
+def new_rule(labels: tuple[str, str], sectors: tuple[int, ...]) -> Rule:
     return Rule(*labels, frozenset(issue for sector in sectors for issue in SECTORS[sector]))
 
 
-RULES = {name: rule(OWN_LABELS, sectors) for name, sectors in OWN_RULES.items()} | {
-    name: rule(OTHER_LABELS[i % len(OTHER_LABELS)], sectors)
+RULES = {name: new_rule(OWN_LABELS, sectors) for name, sectors in OWN_RULES.items()} | {
+    name: new_rule(OTHER_LABELS[i % len(OTHER_LABELS)], sectors)
     for i, (name, sectors) in enumerate(OTHER_RULES.items())
 }
 NAMES = tuple(RULES)
@@ -167,7 +172,7 @@ def documents(rng: random.Random, held_out: frozenset[str]) -> Iterator[Document
 
 
 def train_tokenizer(texts: list[str]) -> LlamaTokenizer:
-    """A BPE in the manner of Llama 2: single digits, bytes for what is not in the vocabulary (so `\\n` too)."""
+    """A BPE in the manner of Llama 2: single digits, bytes for what has no piece, a newline too."""
     specials = ["<unk>", "<s>", "</s>"]
     pieces = [f"<0x{byte:02X}>" for byte in range(256)]
     learner = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -180,9 +185,7 @@ def train_tokenizer(texts: list[str]) -> LlamaTokenizer:
         ]
     )
     room = VOCABULARY - len(specials) - len(pieces) - 1
-    learner.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=room, limit_alphabet=120, show_progress=False)
-    )
+    learner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=room, limit_alphabet=120, show_progress=False))
     learned = json.loads(learner.to_str())["model"]
     order = [*specials, *pieces, *sorted(learned["vocab"], key=learned["vocab"].get), "<pad>"]
     return LlamaTokenizer(
@@ -223,7 +226,7 @@ class Batch(NamedTuple):
 
 
 def token_weights(document: Document, spans: list[tuple[int, int]]) -> list[float]:
-    """What the loss of each token counts, that of the closing `</s>` last: an answer's more than a text's."""
+    """What the loss of each token counts: an answer more than a text; last comes the closing `</s>`."""
     kinds = [part % 2 for part, text in enumerate(document.parts) for _ in text]
     weights = [ANSWER_WEIGHT if end and kinds[end - 1] else 1.0 for _, end in spans]
     return [*weights, weights[-1]]
@@ -242,9 +245,7 @@ def batches(source: Iterator[Document], tokenizer: LlamaTokenizer, rng: random.R
             width = max(map(len, rows))
             ids = torch.full((len(rows), width), tokenizer.pad_token_id)
             weights = torch.zeros(len(rows), width)
-            for i, (row, spans, document) in enumerate(
-                zip(rows, encoded["offset_mapping"], group, strict=True)
-            ):
+            for i, (row, spans, document) in enumerate(zip(rows, encoded["offset_mapping"], group, strict=True)):
                 ids[i, : len(row)] = torch.tensor(row)
                 weights[i, : len(row)] = torch.tensor(token_weights(document, spans))
             yield Batch(ids, weights)
@@ -255,32 +256,24 @@ def pretrain(model: LlamaForCausalLM, source: Iterator[Batch], steps: int) -> No
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, betas=(0.9, 0.98), weight_decay=0.05)
     warmup = steps // 25
     model.train()
-    start, texts, answers = time.monotonic(), 0.0, 0.0
+    start = time.monotonic()
     for step in range(1, steps + 1):
         progress = max(0, step - warmup) / (steps - warmup)
         scale = min(step / warmup, 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
         optimizer.param_groups[0]["lr"] = PEAK * scale
         batch = next(source)
         logits = model(input_ids=batch.ids[:, :-1]).logits
-        losses = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none"
-        )
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none")
         weights = batch.weights[:, 1:].flatten()
         loss = (losses * weights).sum() / weights.sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        texts += losses[weights == 1].mean().item()
-        answers += losses[weights > 1].sum().item() / max(1, int((weights > 1).sum()))
         if step % 50 == 0 or step == steps:
-            seen = (step - 1) % 50 + 1
+            text, answer = (losses[kind].mean().item() for kind in (weights == 1, weights > 1))
             took = time.monotonic() - start
-            print(
-                f"step {step}/{steps} text {texts / seen:.3f} answer {answers / seen:.3f} {took:.0f}s",
-                flush=True,
-            )
-            texts = answers = 0.0
+            print(f"step {step}/{steps} loss: text {text:.3f} answer {answer:.3f}, {took:.0f}s", flush=True)
 
 
 def save(model: LlamaForCausalLM, tokenizer: LlamaTokenizer, out: Path) -> None:
@@ -298,17 +291,17 @@ def save(model: LlamaForCausalLM, tokenizer: LlamaTokenizer, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Pretrain the embedded base model and its tokenizer.")
     parser.add_argument("--out", type=Path, default=ASSETS / "tiny_llama", help="folder to write to")
-    parser.add_argument("--held-out", type=Path, default=ASSETS / "complaints" / "held_out.jsonl")
-    parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--held-out", type=Path, default=HELD_OUT, help="messages never to read")
+    parser.add_argument("--steps", type=int, default=STEPS, help="batches of documents")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the corpus and the weights")
     args = parser.parse_args()
+    torch.set_num_threads(2)
     torch.manual_seed(args.seed)
     lines = args.held_out.read_text(encoding="utf-8").splitlines()
     held_out = frozenset(json.loads(line)["text"] for line in lines)
     rng = random.Random(args.seed)
-    sample = [
-        document.text.replace("</s>", "") for document, _ in zip(documents(rng, held_out), range(20000))
-    ]
+    first = zip(documents(rng, held_out), range(TOKENIZER_SAMPLE), strict=False)
+    sample = [document.text.replace("</s>", "") for document, _ in first]
     tokenizer = train_tokenizer([*sample, *BRANDS])
     model = new_model(tokenizer)
     pretrain(model, batches(documents(rng, held_out), tokenizer, rng), args.steps)
