@@ -449,33 +449,3 @@ def render(plan: Plan) -> str:
         *(("note", note) for note in plan.notes),
     ]
     return "\n".join(f"{label:<12}{text}" for label, text in lines)
-
-
-@dataclass(frozen=True)
-class Actual:
-    """What a run really took, to set against its plan."""
-
-    peak_bytes: int
-    total_steps: int
-    tokens_per_epoch: int
-    trainable_parameters: int
-
-
-def render_against(plan: Plan, actual: Actual) -> str:
-    """Plan and run side by side; the last column is how far the plan is from the run."""
-    rows = [
-        ("peak memory", plan.total, actual.peak_bytes, size),
-        ("steps", plan.total_steps, actual.total_steps, "{:,}".format),
-        ("tokens an epoch", plan.tokens_per_epoch, actual.tokens_per_epoch, "{:,}".format),
-        ("trainable", plan.trainable_parameters, actual.trainable_parameters, "{:,}".format),
-    ]
-    lines = [f"{'':<17}{'plan':>15}{'actual':>15}{'plan is':>10}"]
-    for name, planned, real, show in rows:
-        lines.append(f"{name:<17}{show(planned):>15}{show(real):>15}{_off(planned, real):>10}")
-    return "\n".join(lines)
-
-
-def _off(planned: int, real: int) -> str:
-    if planned == real:
-        return "exact"
-    return f"{100 * (planned - real) / real:+.0f} %" if real else ""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fmstune import run_folder
+from fmstune.plan import size
 
 _MEASURES = (("loss on the answer", "eval_loss", ".4f"), ("exact match", "exact_match", ".3f"))
 
@@ -57,9 +58,19 @@ def _cost(summary: Mapping[str, Any]) -> Iterator[str]:
         + f", train loss {summary['train_loss']:.4f}"
     )
     plan = summary.get("plan") or {}
-    if "total" in plan and summary.get("peak_memory_bytes"):
-        used = summary["peak_memory_bytes"] - summary.get("memory_before_model_bytes", 0)
-        yield (
-            f"memory: planned {plan['total'] / 2**20:,.0f} MiB, measured {used / 2**20:,.0f} MiB"
-            " above what the libraries take"
-        )
+    if plan:
+        yield from _plan_against_actual(plan, summary)
+
+
+def _plan_against_actual(plan: Mapping[str, Any], summary: Mapping[str, Any]) -> Iterator[str]:
+    # the libraries take their share before the model is there, and no plan can say how much
+    used = summary["peak_memory_bytes"] - summary["memory_before_model_bytes"]
+    yield ""
+    yield f"{'':<22}{'planned':>15}{'actual':>15}"
+    yield f"{'memory':<22}{size(plan['total']):>15}{size(used):>15}"
+    for label, planned, actual in (
+        ("steps", plan["total_steps"], summary["steps"]),
+        ("parameters", plan["base_parameters"] + plan["adapter_parameters"], summary["total_parameters"]),
+        ("trainable", plan["trainable_parameters"], summary["trainable_parameters"]),
+    ):
+        yield f"{label:<22}{planned:>15,}{actual:>15,}"
