@@ -11,7 +11,7 @@ import datasets
 import torch
 import transformers
 
-from fmstune import architecture, checks, data, models, plan, precision, shapes, show_data, train
+from fmstune import advice, architecture, checks, data, models, plan, precision, shapes, show_data, train
 from fmstune.checks import Checked
 from fmstune.data import Prepared
 from fmstune.errors import UserError, raise_if_any
@@ -81,7 +81,7 @@ def _print_plan(made: plan.Plan, checked: Checked) -> None:
     available = checks.device_bytes(checked.device)
     if available is not None and made.total > available:
         print(f"note: the plan does not fit: {plan.size(made.total)} of {plan.size(available)}; what would help:")
-        print("\n".join(f"  {advice}" for advice in plan.fits(made, available)))
+        print("\n".join(f"  {change}" for change in advice.fits(made, available)))
 
 
 def show_rows(job: Job, rows: int, json: Path | None) -> int:
