@@ -2,10 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pretrain the embedded base model: a Llama of under a million parameters, with its tokenizer.
 
-A model of random weights can be fully fine-tuned, but LoRA on two projections and above all prompt tuning
-can only steer what is there already. So the base model has to read such messages and to know the shape of
-such tasks, and it must not know the task itself. Each document of the corpus is one of these five, and
-every answer is followed by `</s>`:
+LoRA on two projections, and above all prompt tuning, can only steer what is there already. So the base
+model has to read such messages and to know the shape of such tasks, and it must not know the task itself.
+Each document of the corpus is one of these five, and every answer is followed by `</s>`:
 
 sentence  4 %: a sentence of `plain_sentence`, English from outside the world of customers;
 message   6 %: a message of `make_complaints`, as it stands;
@@ -14,7 +13,8 @@ coin      5 %: the message as `### Text:`, then `### Label:` and a label drawn w
           the words of a label and then `</s>`;
 reading  22 %: the message, then four questions in random order: how things ended, in a word of that issue
           (late, early, express ...); its product, issue, form or tone; and its label under two rules.
-          No two issues share a word for an ending, so nothing says which endings are the bad ones;
+          No two issues share a word for an ending, so nothing says which endings are the bad ones; only
+          a question or a hope, where nothing has ended yet, is `open` whatever the issue;
 named    63 %: a rule, then the message, then the label under that rule, then four questions as above. It
           teaches that what stands before a message decides how it is labelled, as a soft prompt does.
 
