@@ -197,6 +197,13 @@ def runner_pid(parent: int) -> int:
     return int(children[0])
 
 
+def runner_pid_of(process: "subprocess.Popen[bytes]") -> int:
+    """The runner of a parent that has only just claimed its folder."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_for(lambda: children.read_text().strip() != "", "the runner's start")
+    return runner_pid(process.pid)
+
+
 def alive(pid: int) -> bool:
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
@@ -241,3 +248,27 @@ def test_the_parent_starts_fast_because_it_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_runner_whose_parent_is_gone_already_does_not_run() -> None:
+    process = started(LONG)
+    process.kill()
+    process.communicate(timeout=60)
+    wait_for(lambda: status() == "interrupted", "the first run's end", 20)
+    late = subprocess.run(
+        [sys.executable, "-m", "fmstune.runner", "run/job.yaml"],
+        env={**os.environ, "FMSTUNE_PARENT": "999999"},
+        capture_output=True,
+        timeout=120,
+    )
+    assert late.returncode == 1
+
+
+def test_a_parent_that_dies_before_training_gives_the_folder_back() -> None:
+    process = subprocess.Popen([SCRIPT, *LONG], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: Path("run/job.yaml").exists(), "the claim")
+    runner = runner_pid_of(process)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not alive(runner), "the runner's end", 30)
+    assert not Path("run").exists()

@@ -54,6 +54,13 @@ def problems_of(**changes: Any) -> tuple[str, ...]:
     return raised.value.problems
 
 
+def gpt2_style_with_smile() -> Any:
+    """One that makes a single token of `:)`, wherever it stands."""
+    tokenizer = type(gpt2_style())(vocab=gpt2_style().get_vocab(), merges=[])
+    tokenizer.add_tokens([":)"])
+    return tokenizer
+
+
 @pytest.fixture
 def tokenised(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Filled with the size of each batch that is tokenised."""
@@ -87,9 +94,26 @@ def test_held_out_rows_keep_their_prompt_and_answer() -> None:
     write([text("of eval", " no")], "eval.jsonl")
     held_out = prepare(eval="eval.jsonl").held_out
     assert held_out is not None
-    assert held_out.column_names == ["input_ids", "labels", "prompt", "answer"]
+    assert held_out.column_names == ["input_ids", "labels", "prompt", "answer", "prompt_ids", "answer_ids"]
     assert held_out[0]["prompt"] == "of eval\n### Label:"
     assert held_out[0]["answer"] == " no"
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answer"),
+    [(text("a", " yes"), "a\n### Label:", " yes"), ("thanks\n### Label:)", "thanks\n### Label", ":)")],
+    ids=["plain", "a token on both sides of the boundary"],
+)
+def test_held_out_rows_keep_the_tokens_before_the_first_trained_one_and_the_trained_ones(
+    row: str, prompt: str, answer: str
+) -> None:
+    write(GOOD)
+    write([row], "eval.jsonl")
+    held_out = prepare(eval="eval.jsonl", tokenizer=gpt2_style_with_smile()).held_out
+    assert held_out is not None
+    decoded = [gpt2_style_with_smile().decode(held_out[0][name]) for name in ("prompt_ids", "answer_ids")]
+    assert decoded == [prompt, answer]
+    assert held_out[0]["prompt_ids"] + held_out[0]["answer_ids"] + [0] == held_out[0]["input_ids"]
 
 
 def test_the_prompt_of_several_answers_ends_at_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,8 +123,9 @@ def test_the_prompt_of_several_answers_ends_at_the_first(monkeypatch: pytest.Mon
         "    return [Segment(text, n % 2 == 1) for n, text in enumerate(row['output'].split('|'))]\n"
     )
     monkeypatch.syspath_prepend(Path.cwd())
-    write(["q1|a1|q2|a2"])
-    held_out = prepare(eval="train.jsonl", format={"_target_": "chats.chat"}).held_out
+    write(["q|a"])
+    write(["q1|a1|q2|a2"], "eval.jsonl")
+    held_out = prepare(eval="eval.jsonl", format={"_target_": "chats.chat"}).held_out
     assert held_out is not None
     assert (held_out[0]["prompt"], held_out[0]["answer"]) == ("q1", "a1a2")
 
@@ -196,6 +221,7 @@ def test_the_ledger_is_printed_with_its_sums() -> None:
     write([*GOOD, "no template"])
     assert prepare(untrainable=Untrainable.drop).ledger.lines() == [
         "rows    4 = 3 trained + 1 dropped",
+        "        formatted: 3 of 4",
         "        dropped: 1 without template, 0 without answer, 0 too long",
         "        trained: 0 without their end, 0 from the last of several templates on",
         "tokens  31 = 7 trained (22.6%) + 24 masked",
@@ -293,8 +319,31 @@ def test_max_rows_limits_training_rows_before_some_are_held_out() -> None:
 
 def test_max_rows_does_not_limit_rows_that_were_held_out_by_the_user() -> None:
     write(GOOD)
-    prepared = prepare(max_rows=1, eval="train.jsonl")
+    write(GOOD[::-1], "eval.jsonl")
+    prepared = prepare(max_rows=1, eval="eval.jsonl")
     assert (len(prepared.train), len(prepared.held_out or [])) == (1, 3)
+
+
+SAME = (
+    "data.eval holds the same rows as data.train; name other rows, "
+    "or set data.eval=null and data.eval_fraction to hold some out"
+)
+
+
+def test_held_out_rows_that_are_trained_are_a_problem_under_whatever_name() -> None:
+    write(GOOD)
+    write(GOOD, "eval.jsonl")
+    assert problems_of(eval="eval.jsonl") == problems_of(eval="train.jsonl", max_rows=1) == (SAME,)
+    with pytest.raises(UserError) as raised:
+        data.scan(job_data(eval="train.jsonl"), SEED)
+    assert raised.value.problems == (SAME,)
+
+
+def test_files_of_both_splits_that_are_not_there_are_told_of_at_once() -> None:
+    assert problems_of(train="none.jsonl", eval="neither.jsonl") == (
+        "data.train: no file none.jsonl",
+        "data.eval: no file neither.jsonl",
+    )
 
 
 # The cache
@@ -340,7 +389,7 @@ CHANGES: dict[str, Callable[[], Prepared]] = {
     "over_length": lambda: prepare(over_length=OverLength.drop),
     "untrainable": lambda: prepare(untrainable=Untrainable.drop),
     "max_rows": lambda: prepare(max_rows=3),
-    "held-out rows": lambda: prepare(eval="train.jsonl"),
+    "held-out rows": lambda: prepare(eval=write(GOOD[:1], "eval.jsonl")),
     "fraction": lambda: prepare(eval_fraction=0.4),
 }
 
@@ -382,7 +431,7 @@ def test_the_seed_matters_only_where_rows_are_drawn() -> None:
     assert not prepare(seed=2, eval_fraction=0.4).cached
 
 
-@pytest.mark.parametrize("name", ["rows", "formats", "tokens", "data"])
+@pytest.mark.parametrize("name", ["rows", "formats", "format_loading", "tokens", "data"])
 def test_changed_code_is_not_given_old_tokens(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write(GOOD)
     prepare()
@@ -406,6 +455,30 @@ def test_a_changed_format_of_the_user_is_not_given_old_tokens(monkeypatch: pytes
         prepared = prepare(format={"_target_": "own_format.own"})
         assert not prepared.cached
         assert gpt2_style().decode(prepared.train[0]["input_ids"][:-1]).endswith(mark)
+
+
+def test_a_changed_module_beside_the_format_of_the_user_is_not_given_old_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path("own_shapes/below").mkdir(parents=True)
+    Path("own_shapes/shape.py").write_text(
+        "from fmstune.formats import Segment\ndef own(row):\n    return [Segment(row['output'], True)]\n"
+    )
+    helper = Path("own_shapes/below/helper.py")
+    helper.write_text("MARK = '!'\n")
+    monkeypatch.syspath_prepend(Path.cwd())
+    write(GOOD)
+    format = {"_target_": "own_shapes.shape.own"}
+    assert [prepare(format=format).cached for _ in range(2)] == [False, True]
+    helper.write_text("MARK = '?'\n")
+    assert not prepare(format=format).cached
+
+
+def test_equal_bytes_that_are_read_differently_are_not_given_each_others_tokens() -> None:
+    write(GOOD, "rows.txt")
+    prepare(train="rows.txt")
+    Path("rows.txt").rename("rows.csv")
+    assert "rows.csv" in problems_of(train="rows.csv")[0]
 
 
 def entries() -> list[Path]:

@@ -36,8 +36,8 @@ def held_out(tokenizer: PreTrainedTokenizerBase) -> Dataset:
         {
             "input_ids": [row.input_ids for row in encoded],
             "labels": [row.labels for row in encoded],
-            "prompt": [prompt for prompt, _ in ROWS],
-            "answer": [answer for _, answer in ROWS],
+            "prompt_ids": [row.input_ids[: row.labels.count(-100)] for row in encoded],
+            "answer_ids": [row.input_ids[row.labels.count(-100) : -1] for row in encoded],
         }
     )
 
@@ -99,7 +99,8 @@ def test_a_batch_answers_as_single_rows_do(
         )
         alone.append(tokenizer.decode(output[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True))
     with torch.inference_mode():
-        together = evaluate.generate(model, tokenizer, prompts, batch_size=batch_size, max_new_tokens=12)
+        ids = tokenizer(prompts)["input_ids"]
+        together = evaluate.generate(model, tokenizer, ids, batch_size=batch_size, max_new_tokens=12)
     assert together == alone
     assert len(set(alone)) == len(prompts)
 
@@ -110,10 +111,25 @@ def test_exact_match_counts_the_rows_that_are_answered_word_for_word(
     base = load()
     add_fused_lm_head(base)
     with torch.inference_mode():
-        answers = evaluate.generate(base, tokenizer, held_out["prompt"], batch_size=5, max_new_tokens=64)
+        answers = evaluate.generate(base, tokenizer, held_out["prompt_ids"], batch_size=5, max_new_tokens=64)
     as_answered = [answer if i < 2 else answer + "!" for i, answer in enumerate(answers)]
-    rows = held_out.remove_columns("answer").add_column("answer", as_answered)
+    ids = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in as_answered]
+    rows = held_out.remove_columns("answer_ids").add_column("answer_ids", ids)
     assert evaluate.score(base, tokenizer, rows, Evaluation()).exact_match == pytest.approx(2 / 5)
+
+
+def test_the_models_own_generation_config_changes_no_score(
+    tokenizer: PreTrainedTokenizerBase, held_out: Dataset
+) -> None:
+    base = load()
+    add_fused_lm_head(base)
+    plain = evaluate.generate(base, tokenizer, held_out["prompt_ids"], batch_size=5, max_new_tokens=8)
+    base.generation_config.repetition_penalty = 5.0
+    base.generation_config.min_new_tokens = 8
+    own = base.generation_config
+    again = evaluate.generate(base, tokenizer, held_out["prompt_ids"], batch_size=5, max_new_tokens=8)
+    assert again == plain
+    assert base.generation_config is own
 
 
 def test_what_is_left_out_or_cannot_match_is_counted(tokenizer: PreTrainedTokenizerBase, held_out: Dataset) -> None:
@@ -121,7 +137,7 @@ def test_what_is_left_out_or_cannot_match_is_counted(tokenizer: PreTrainedTokeni
     add_fused_lm_head(base)
     scores = evaluate.score(base, tokenizer, held_out, Evaluation(max_rows=3, max_new_tokens=1))
     assert (scores.rows, scores.rows_left_out) == (3, 2)
-    longer = sum(sum(label != -100 for label in row["labels"]) - 1 > 1 for row in held_out.select(range(3)))
+    longer = sum(len(ids) > 1 for ids in held_out["answer_ids"][:3])
     assert scores.answers_too_long == longer
     assert dataclasses.asdict(scores)["exact_match"] <= 1
 

@@ -1,8 +1,6 @@
 """A row becomes segments of text, some of them trained; whatever does not fit is said in full."""
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -10,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmstune import formats
-from fmstune.errors import UserError
 from fmstune.formats import RowProblem, Segment, TemplateMissing
 
 TEMPLATE = "\n### Label:"
@@ -142,70 +139,11 @@ def test_blank_trained_text_is_no_answer() -> None:
     assert not formats.has_answer([only_read("a")])
 
 
-def test_load_binds_the_settings() -> None:
-    named = {"_target_": "fmstune.formats.text", "text_field": "t", "response_template": ":"}
-    assert formats.load(named)({"t": "a:b"}) == [only_read("a:"), trained("b")]
+def test_the_formats_that_a_job_may_name_are_these() -> None:
+    assert formats.FORMATS == ("text", "alpaca", "labelled_text")
+    assert all(callable(getattr(formats, name)) for name in formats.FORMATS)
 
 
-def test_load_finds_a_format_in_a_package_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own_formats.py").write_text(
-        "from fmstune.formats import Segment\n"
-        "def shout(row, *, mark='!', **other):\n"
-        "    return [Segment(row['t'] + mark, trained=True)]\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    named = {"_target_": "own_formats.shout", "mark": "?", "anything": 1}
-    assert formats.load(named)({"t": "a"}) == [trained("a?")]
-    assert formats.source_file(named) == str(tmp_path / "own_formats.py")
-
-
-def test_load_lists_all_settings_that_do_not_fit() -> None:
-    with pytest.raises(UserError) as raised:
-        formats.load({"_target_": "fmstune.formats.text", "text_feild": "t", "response_template": 3})
-    assert raised.value.problems == (
-        "data.format.text_feild: text has no such setting; did you mean 'text_field'?",
-        "data.format.response_template must be a string, found the int 3",
-        "data.format.text_field is missing; text needs it",
-    )
-
-
-def test_a_field_that_was_left_empty_is_no_string() -> None:
-    with pytest.raises(UserError, match=r"data\.format\.text_field must be a string, found null"):
-        formats.load({"_target_": "fmstune.formats.text", "text_field": None, "response_template": None})
-
-
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
-        (None, "data.format._target_ must be like fmstune.formats.text, found None"),
-        ("text", "data.format._target_ must be like fmstune.formats.text, found 'text'"),
-        (
-            "no_such_package.text",
-            "data.format._target_: cannot import no_such_package (No module named 'no_such_package')",
-        ),
-        (
-            "fmstune.formats.alpacca",
-            "data.format._target_: fmstune.formats has no function 'alpacca'; did you mean 'alpaca'?",
-        ),
-        ("fmstune.formats.ALPACA_WITH_INPUT", "data.format._target_: fmstune.formats has no function"),
-    ],
-)
-def test_a_target_that_is_no_function_is_refused(target: str | None, message: str) -> None:
-    with pytest.raises(UserError) as raised:
-        formats.load({"_target_": target})
-    assert str(raised.value).startswith(message)
-
-
-@pytest.mark.parametrize("made", ["text", [("text", True)], None])
-def test_a_format_that_returns_no_segments_is_a_problem(made: Any) -> None:
-    def broken(row: Mapping[str, Any]) -> Any:
-        return made
-
-    with pytest.raises(RowProblem, match=r"must return a list of fmstune\.formats\.Segment"):
-        formats.segments(broken, {})
-
-
-def test_half_a_character_is_a_problem() -> None:
-    row = {"t": json.loads(r'"a \ud83d b"')}
-    with pytest.raises(RowProblem, match=r"half a character \(\\ud83d, a lone surrogate\)"):
-        formats.segments(lambda row: [trained(row["t"])], row)
+def test_what_is_trusted_whatever_a_job_says_can_import_and_open_nothing() -> None:
+    modules = {name for name, value in vars(formats).items() if isinstance(value, ModuleType)}
+    assert modules == {"re"}

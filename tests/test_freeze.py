@@ -216,6 +216,15 @@ def test_what_is_no_job_is_refused(tmp_path: Path, text: str, message: str) -> N
         freeze.read(tmp_path / "job.yaml")
 
 
+def test_a_change_reaches_the_places_that_the_field_was_copied_to(tmp_path: Path) -> None:
+    whole = tree(data__text_field="text", model__lora_targets=["q_proj"], peft__target_modules=["q_proj"])
+    freeze.write(freeze.freeze(whole).job, tmp_path / "job.yaml")
+    changes = {"data.text_field": "body", "model.lora_targets": ["k_proj"]}
+    job = freeze.read(tmp_path / "job.yaml", changes=changes).job
+    assert job.data.format["text_field"] == job.data.text_field == "body"
+    assert job.peft["target_modules"] == ["k_proj"]
+
+
 def test_a_file_is_checked_as_strictly_as_a_composed_job(tmp_path: Path) -> None:
     freeze.write(freeze.freeze(TREE).job, tmp_path / "job.yaml")
     text = (tmp_path / "job.yaml").read_text()

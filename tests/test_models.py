@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from fmstune import models
@@ -125,3 +126,26 @@ def test_a_device_that_is_not_there_is_the_users_error() -> None:
     assert models.find_device(Device.auto) == "cpu"
     with pytest.raises(UserError, match=r"launcher.device=cuda is not available here \(found cpu\)"):
         models.find_device(Device.cuda)
+
+
+def test_a_model_with_missing_weights_is_refused_and_not_filled_at_random(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.0.self_attn.q_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    model = job_model(folder)
+    with pytest.raises(UserError, match="has no weights for model.layers.0.self_attn.q_proj.weight, which would be"):
+        models.load(model, models.load_tokenizer(model), dtype="float32", attention="sdpa")
+
+
+def test_a_model_with_weights_of_another_shape_is_refused(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = torch.ones(7)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    model = job_model(folder)
+    with pytest.raises(UserError, match="model.path: .*model.norm.weight"):
+        models.load(model, models.load_tokenizer(model), dtype="float32", attention="sdpa")
+
+
+def test_a_tied_head_is_not_missing(tmp_path: Path) -> None:
+    folder = small.save(tmp_path / "tied", architecture={**small.LLAMA, "tie_word_embeddings": True})
+    loaded(job_model(folder))

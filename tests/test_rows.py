@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from pyarrow import parquet
 
 from fmstune import rows
@@ -114,8 +114,14 @@ def test_folders_and_globs_are_sorted_and_lists_keep_their_order() -> None:
 
 
 @pytest.mark.usefixtures("three_files")
-def test_a_file_that_is_named_twice_is_read_once() -> None:
-    assert origins(["folder/c.jsonl", "folder", "folder/../folder/a.jsonl"]) == ["c", "a", "b"]
+def test_a_file_that_is_listed_twice_is_a_problem_under_whatever_name() -> None:
+    assert problems_of(["folder/c.jsonl", "folder/[bc].jsonl", "folder/../folder/b.jsonl", "folder/c.jsonl"]) == (
+        "data.train lists the file folder/c.jsonl twice; list it once, or make it two files",
+        "data.train lists the file folder/b.jsonl twice, also as folder/../folder/b.jsonl; "
+        "list it once, or make it two files",
+    )
+    with pytest.raises(UserError, match="lists the file folder/a.jsonl twice"):
+        rows.files(["folder", "folder/a.jsonl"], "data.train")
 
 
 @pytest.mark.usefixtures("three_files")
@@ -264,12 +270,41 @@ def test_all_entries_of_a_list_that_are_missing_are_named() -> None:
     assert len(problems_of(["a.jsonl", "b.jsonl"])) == 2
 
 
-def test_a_hub_id_gives_the_rows_of_its_train_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    Dataset.from_list(ROWS).save_to_disk("hub")
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.load_from_disk("hub"))
-    assert read_all("owner/name") == [
-        Row("owner/name (train)", number, values) for number, values in enumerate(ROWS, start=1)
-    ]
+def on_the_hub(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """A hub whose one data set has these splits, each of one row that holds its name."""
+    DatasetDict({name: Dataset.from_list([{"from": name}]) for name in names}).save_to_disk("hub")
+    monkeypatch.setattr(datasets, "load_dataset", lambda hub_id: datasets.load_from_disk("hub"))
+
+
+@pytest.mark.parametrize(
+    ("field", "splits", "read"),
+    [
+        ("data.train", ("test", "train", "validation"), "train"),
+        ("data.eval", ("train", "test", "validation"), "validation"),
+        ("data.eval", ("train", "test"), "test"),
+    ],
+)
+def test_a_hub_id_gives_the_split_that_the_field_means(
+    field: str, splits: tuple[str, ...], read: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_the_hub(monkeypatch, *splits)
+    assert list(rows.read("owner/name", field)) == [Row(f"owner/name ({read})", 1, {"from": read})]
+
+
+@pytest.mark.parametrize(
+    ("field", "splits", "problem"),
+    [
+        ("data.eval", ("train", "dev"), "data.eval: owner/name has no split validation or test, only train, dev; "),
+        ("data.train", ("all",), "data.train: owner/name has no split train, only all; "),
+    ],
+)
+def test_a_hub_id_without_that_split_is_a_problem_that_names_the_others(
+    field: str, splits: tuple[str, ...], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_the_hub(monkeypatch, *splits)
+    with pytest.raises(UserError) as raised:
+        list(rows.read("owner/name", field))
+    assert str(raised.value) == f"{problem}download what you mean and name its file"
 
 
 def test_a_hub_that_cannot_be_reached_is_one_clear_problem(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,9 +323,62 @@ def test_what_looks_like_a_file_is_not_looked_for_on_the_hub(monkeypatch: pytest
 def test_the_hash_of_one_file_is_its_sha256_and_of_several_depends_on_their_order() -> None:
     Path("a.jsonl").write_bytes(b'{"a": 1}\n')
     Path("b.jsonl").write_bytes(b'{"a": 2}\n')
-    one = rows.content_hash("a.jsonl", "data.train")
+    one = hash_of("a.jsonl")
     assert one == "e8c628edc9968ef0c668f54e0ba2636b35503357eb1aca0ddc828aeace432f67"
-    assert len({one, *(rows.content_hash([f"{n}.jsonl" for n in pair], "data.train") for pair in ("ab", "ba"))}) == 3
+    assert len({one, hash_of(["a.jsonl", "b.jsonl"]), hash_of(["b.jsonl", "a.jsonl"])}) == 3
+
+
+def hash_of(source: Any) -> str:
+    return rows.contents(source, "data.train").hash
+
+
+def test_the_contents_of_equal_bytes_differ_where_they_are_read_differently() -> None:
+    for name in ("a.csv", "a.txt", "b.txt"):
+        Path(name).write_bytes(b'{"a": 1}\n')
+    assert [rows.contents(name, "data.train").readers for name in ("a.csv", "a.txt")] == [("csv",), ("json_lines",)]
+    assert rows.contents("a.txt", "data.train") == rows.contents("b.txt", "data.train")
+
+
+def test_the_contents_of_files_that_may_not_be_read_are_a_problem_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        Path(name).write_bytes(b'{"a": 1}\n')
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError) as raised:
+        rows.contents(["a.jsonl", "b.jsonl"], "data.train")
+    assert raised.value.problems == (
+        "a.jsonl: cannot be read (Permission denied)",
+        "b.jsonl: cannot be read (Permission denied)",
+    )
+
+
+DEEP = b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+LONG_NUMBER = b'{"a": ' + b"9" * 5000 + b"}"
+TOO_DEEP = "JSON that is nested too deeply to be read; make it flatter"
+TOO_LONG = "an integer of more than 4,300 digits; write it as text"
+
+
+def test_json_that_python_refuses_is_a_problem_of_its_row() -> None:
+    Path("a.jsonl").write_bytes(b'{"a": 1}\n' + DEEP + b"\n" + LONG_NUMBER + b'\n{"a": 2}\n')
+    reading = rows.read("a.jsonl", "data.train")
+    assert [next(reading).values["a"] for _ in range(2)] == [1, 2]
+    with pytest.raises(UserError) as raised:
+        next(reading)
+    assert raised.value.problems == (f"a.jsonl:2: {TOO_DEEP}", f"a.jsonl:3: {TOO_LONG}")
+
+
+@pytest.mark.parametrize(("row", "problem"), [(DEEP, TOO_DEEP), (LONG_NUMBER, TOO_LONG)], ids=["deep", "number"])
+def test_in_a_json_array_it_is_a_problem_of_the_file(row: bytes, problem: str) -> None:
+    Path("a.json").write_bytes(b'[{"a": 1}, ' + row + b"]")
+    assert problems_of("a.json")[0] == f"a.json: {problem}"
+
+
+def test_a_long_cell_of_csv_is_read() -> None:
+    Path("a.csv").write_text(f"text\n{'x' * 200_000}\n")
+    assert [len(row.values["text"]) for row in read_all("a.csv")] == [200_000]
 
 
 def test_json_lines_are_read_with_little_memory() -> None:

@@ -12,6 +12,7 @@ from tests.test_freeze import tree
 
 GOOD = {
     "data__train": "package:complaints/train.jsonl",
+    "data__text_field": "text",
     "training": {"learning_rate": 1e-4, "num_train_epochs": 1.0},
 }
 

@@ -260,7 +260,10 @@ def test_counting_raises_the_problems_at_once():
 
 
 def test_what_peft_itself_refuses_is_the_user_s_error():
-    with pytest.raises(UserError, match="peft: `r` should be a positive integer value but the value passed is 0"):
+    with pytest.raises(
+        UserError,
+        match="peft: LoraConfig refuses these fields: `r` should be a positive integer value but the value passed is 0",
+    ):
         shapes.dimensions(config_of(TINY_LLAMA), lora(r=0))
 
 

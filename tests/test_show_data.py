@@ -54,6 +54,7 @@ def test_with_colour_there_are_no_brackets(prepared: Prepared) -> None:
 def test_sums_follow_the_rows(prepared: Prepared) -> None:
     shown = show_data.render(prepared, gpt2_style(), rows=0, color=False).splitlines()
     assert "rows    3 = 3 trained + 0 dropped" in shown
+    assert "        formatted: 3 of 3" in shown
     assert "cut     1 of 3 rows lose their end (33.3%)" in shown
     assert "stop    3 of 3 rows train <|endoftext|> (0) as their last token" in shown
     assert "        4 cut off, 0 straddling a boundary" in shown

@@ -151,6 +151,30 @@ def test_a_straddling_token_that_was_cut_off_is_not_counted() -> None:
         assert encode(gpt2_style(), *segments, max_length=5).straddling == 0
 
 
+PARTS = {
+    "plain": (gpt2_style, [("### Label:", False), (" complaint", True)], "### ĠLabel :", "Ġcomplaint"),
+    "a token on both sides": (gpt2_style, [("thanks :", False), (")", True)], "t h a nks", "Ġ:)"),
+    "all is trained": (gpt2_style, [(" no", True)], "", "Ġno"),
+    "several answers": (gpt2_style, [("a", False), (" no", True), (":", False), (" no", True)], "a", "Ġno Ġno"),
+    "special tokens around": (llama_style_with_end, [("### Label:", False), ("yes", True)], "<s> ▁###▁ Label:", "yes"),
+    "one behind the text": (normalising, [("### Label:", False), (" no", True)], "[CLS] label :", "no"),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_row_is_divided_at_its_first_trained_token(name: str) -> None:
+    tokenizer, segments, prompt, answer = PARTS[name]
+    row = encode(tokenizer(), *segments)
+    named = [" ".join(tokenizer().convert_ids_to_tokens(ids)) for ids in (row.prompt_ids, row.answer_ids)]
+    assert named == [prompt, answer]
+
+
+def test_a_row_is_divided_as_it_was_cut() -> None:
+    row = encode(gpt2_style(), ("### Label:", False), (" no no no", True), max_length=5)
+    assert (row.prompt_ids, row.answer_ids) == ([258, 265, 26], row.input_ids[3:4])
+    assert encode(gpt2_style(), ("### Label:", False), (" no", True), max_length=3).answer_ids == []
+
+
 def test_a_text_above_the_tokenizers_own_limit_is_not_cut_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpt2_style(), "model_max_length", 4)
     assert encode(gpt2_style(), ("x" * 50, True)).length == 51
@@ -287,6 +311,8 @@ def test_a_cut_row_is_a_beginning_of_the_whole_one_and_its_counts_are_right(
     assert cut.labels[:-1] == whole.labels[: len(cut.labels) - 1]
     assert cut.trained == sum(label != IGNORED for label in cut.labels)
     assert cut.straddling <= whole.straddling
+    assert cut.prompt_ids == cut.input_ids[: len(cut.prompt_ids)]
+    assert len(cut.answer_ids) == cut.trained - 1
 
 
 @pytest.mark.parametrize("tokenizer", ALL)

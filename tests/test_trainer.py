@@ -10,6 +10,7 @@ from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from fmstune import models
+from fmstune.errors import UserError
 from fmstune.job import Model
 from fmstune.trainer import Trainer
 
@@ -109,3 +110,25 @@ def test_no_model_card_is_written_into_the_run_folder(tmp_path: Path) -> None:
     ours.train()
     assert (tmp_path / "checkpoint-1").is_dir()
     assert not list(tmp_path.rglob("README.md"))
+
+
+def test_the_loss_of_an_evaluation_is_the_mean_over_tokens(tmp_path: Path) -> None:
+    """A batch with one long answer and one with short ones: their means weigh as many tokens as they have."""
+    uneven = [
+        {"input_ids": ids, "labels": [-100] * (len(ids) - wide) + ids[-wide:]}
+        for ids, wide in zip(IDS, (6, 1, 1, 1), strict=True)
+    ]
+    ours = trainer(Trainer, tmp_path, per_device_eval_batch_size=1)
+    rows = Dataset.from_list(uneven)
+    whole = ours.evaluate(rows)["eval_loss"]
+    each = [ours.evaluate(rows.select([i]))["eval_loss"] for i in range(4)]
+    assert whole == pytest.approx((6 * each[0] + each[1] + each[2] + each[3]) / 9, rel=1e-5)
+    assert whole != pytest.approx(sum(each) / 4, rel=1e-3)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_what_to_change(tmp_path: Path) -> None:
+    ours = trainer(Trainer, tmp_path, logging_nan_inf_filter=False)
+    with torch.no_grad():
+        next(ours.model.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match=r"step 1: loss is nan; lower training.learning_rate \(now 0.001\)"):
+        ours.train()

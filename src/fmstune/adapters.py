@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import peft
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
@@ -81,6 +84,9 @@ def _saved(adapter: str, config: PeftConfig) -> PeftConfig:
     except (OSError, ValueError, TypeError) as err:
         hint = "give a folder that save_pretrained wrote, or a hub id that can be reached"
         raise UserError(f"model.adapter: {adapter} cannot be read as an adapter ({err}); {hint}") from err
+    if not _has_safetensors(adapter):
+        # PEFT would fall back to a pickle, which can run code on loading
+        raise UserError(f"model.adapter: {adapter} has no adapter_model.safetensors; fmstune reads safetensors only")
     if saved.peft_type != config.peft_type:
         found = saved.peft_type.value if saved.peft_type else "of no method (no peft_type)"
         raise UserError(
@@ -88,3 +94,10 @@ def _saved(adapter: str, config: PeftConfig) -> PeftConfig:
         )
     saved.inference_mode = False
     return saved
+
+
+def _has_safetensors(adapter: str) -> bool:
+    folder = Path(adapter)
+    if folder.is_dir():
+        return (folder / str(SAFETENSORS_WEIGHTS_NAME)).is_file()
+    return bool(huggingface_hub.file_exists(adapter, SAFETENSORS_WEIGHTS_NAME))

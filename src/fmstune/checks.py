@@ -3,18 +3,23 @@
 import copy
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import psutil
 import torch
+from accelerate.utils import DynamoBackend
+from datasets import Dataset
 from peft import PeftConfig
 from transformers import PreTrainedConfig, Trainer, TrainingArguments, get_scheduler
 
-from fmstune import adapters, architecture, data, formats, models, plan, precision, shapes
-from fmstune.errors import UserError, raise_if_any
-from fmstune.job import Dtype, Job
+from fmstune import adapters, architecture, data, format_loading, models, plan, precision, shapes
+from fmstune.data import Prepared
+from fmstune.errors import UserError, did_you_mean, raise_if_any
+from fmstune.job import Dtype, Evaluation, Job
 from fmstune.ledger import Ledger
 from fmstune.models import Tokenizer
 from fmstune.plan import Dimensions, Plan
@@ -57,7 +62,7 @@ def check(job: Job, *, device_at_hand: bool = True) -> Checked:
         else:
             notes.append(f"no {device} device here: the plan is for one that computes in bfloat16")
     try:
-        formats.load(job.data.format)
+        format_loading.load(job.data.format)
     except UserError as err:
         problems += err.problems
     try:
@@ -68,6 +73,7 @@ def check(job: Job, *, device_at_hand: bool = True) -> Checked:
         problems += err.problems
     situation = _situation(job, device, adapter=peft_config is not None)
     problems += precision.problems(situation)
+    problems += compile_problems(job.training)
     if job.training.get("activation_offloading") and device == "cpu":
         problems.append(
             "training.activation_offloading needs an accelerator, and the device is the CPU; set it to false"
@@ -100,6 +106,71 @@ def length_problems(job: Job, checked: Checked, rows: plan.Rows) -> Iterator[str
         )
 
 
+def held_out_problems(job: Job, checked: Checked, prepared: Prepared) -> Iterator[str]:
+    """Held-out rows, or prompts with the answer to generate, with more positions than the model has."""
+    positions, virtual = checked.dimensions.max_positions, checked.dimensions.virtual_tokens
+    held_out, ledger = prepared.held_out, prepared.held_out_ledger
+    watched = job.training.get("eval_strategy", "no") != "no"
+    if positions is None or held_out is None or ledger is None or not (job.evaluation.enabled or watched):
+        return
+    if virtual > positions - 2:
+        return  # `length_problems` says so
+    packing, eval_packing = job.training.get("packing", False), job.training.get("eval_packing")
+    packs = watched and (packing if eval_packing is None else eval_packing)
+    room, longest = positions - virtual, job.data.max_length if packs else min(ledger.longest, job.data.max_length)
+    beside = f" beside {virtual} virtual tokens" if virtual else ""
+    if longest > room:
+        yield (
+            f"data.eval: the longest held-out row takes {longest:,} tokens{beside}, and the model has {positions:,} "
+            f"positions; set data.max_length={room}"
+        )
+    elif job.evaluation.enabled and (over := _generation(held_out, job.evaluation)).end > room:
+        yield (
+            f"evaluation.max_new_tokens: the longest held-out prompt takes {over.prompt:,} tokens{beside} and its "
+            f"answer up to {over.answer:,}, and the model has {positions:,} positions; "
+            f"set evaluation.max_new_tokens={room - over.prompt}"
+        )
+
+
+class Generation(NamedTuple):
+    """Tokens of the longest prompt, and of the longest answer that is generated after it."""
+
+    prompt: int
+    answer: int
+
+    @property
+    def end(self) -> int:
+        return self.prompt + self.answer
+
+
+def _generation(held_out: Dataset, evaluation: Evaluation) -> Generation:
+    """What `fmstune.evaluate` asks for at most: no answer is longer than the longest that is expected."""
+    labels = held_out.select(range(min(len(held_out), evaluation.max_rows or len(held_out))))["labels"]
+    prompts = (sum(1 for _ in takewhile(lambda label: label == -100, row)) for row in labels)
+    answers = (sum(label != -100 for label in row) for row in labels)
+    return Generation(max(prompts), min(evaluation.max_new_tokens, max(answers)))
+
+
+def batch_problems(training: plan.Training, rows: plan.Rows) -> Iterator[str]:
+    """Fewer rows than one batch needs, where an incomplete one is dropped; of packed rows the plan knows the least."""
+    batch = training.per_device_train_batch_size
+    if training.dataloader_drop_last and not training.packing and rows.rows < batch:
+        yield (
+            f"training.dataloader_drop_last=true leaves no batch of {rows.rows:,} rows: "
+            f"training.per_device_train_batch_size={batch}; lower it, or set training.dataloader_drop_last=false"
+        )
+
+
+def compile_problems(training: Mapping[str, Any]) -> Iterator[str]:
+    """Words for torch.compile that accelerate and torch look up only when they compile."""
+    backends = [backend.value.lower() for backend in DynamoBackend]
+    modes = list(torch._inductor.list_mode_options()) if training.get("torch_compile_mode") else []
+    for name, known in (("torch_compile_backend", backends), ("torch_compile_mode", modes)):
+        word = training.get(name)
+        if word is not None and word.lower() not in known:
+            yield f"training.{name} must be one of {', '.join(known)}; got {word!r}{did_you_mean(word, known)}"
+
+
 def optimizer_problems(arguments: TrainingArguments) -> Iterator[str]:
     """What the optimizer or its schedule refuses; transformers would find out after the base model's evaluation."""
     # these look at the model, which is not there yet
@@ -119,7 +190,11 @@ def optimizer_problems(arguments: TrainingArguments) -> Iterator[str]:
 
 
 def with_tokenizer(checked: Checked, tokenizer: Tokenizer) -> Checked:
-    """The same with the rows that added tokens need, where the embedding has none to spare."""
+    """The same with the rows that added tokens need, where the embedding has none to spare.
+
+    Raises UserError where the tokenizer or the adapter names a token that the model does not have.
+    """
+    raise_if_any(_tokenizer_problems(checked, tokenizer))
     rows = max(checked.dimensions.vocabulary, len(tokenizer.tokenizer))
     # TRL's fused head reads `lm_head.weight`, which PEFT's wrapper of tied rows hides
     trains = not checked.dimensions.tied
@@ -131,6 +206,22 @@ def with_tokenizer(checked: Checked, tokenizer: Tokenizer) -> Checked:
     configuration.get_text_config().vocab_size = rows
     dimensions = shapes.dimensions(configuration, peft)
     return dataclasses.replace(checked, configuration=configuration, peft=peft, dimensions=dimensions, notes=notes)
+
+
+def _tokenizer_problems(checked: Checked, tokenizer: Tokenizer) -> Iterator[str]:
+    ids, embeddings = len(tokenizer.tokenizer), checked.dimensions.vocabulary
+    if ids - len(tokenizer.added) > embeddings:
+        yield (
+            f"model.tokenizer: the tokenizer has {ids - len(tokenizer.added):,} ids and the model {embeddings:,} "
+            "embeddings; take the model's own tokenizer, and add tokens with model.special_tokens"
+        )
+    asked = getattr(checked.peft, "trainable_token_indices", None) or []
+    unknown = [i for row in (asked.values() if isinstance(asked, dict) else [asked]) for i in row]
+    if any(i >= max(ids, embeddings) for i in unknown):
+        yield (
+            f"peft.trainable_token_indices: there is no token {max(unknown)}; the ids end at "
+            f"{max(ids, embeddings) - 1:,}"
+        )
 
 
 def _added_token_notes(checked: Checked, tokenizer: Tokenizer) -> Iterator[str]:
@@ -194,20 +285,21 @@ def resume_problems(job: Job, made: Plan) -> Iterator[str]:
             )
 
 
-def make_plan(job: Job, checked: Checked, rows: plan.Rows) -> Plan:
-    """What the run will take; raises UserError when a row does not fit the model."""
-    raise_if_any(length_problems(job, checked, rows))
+def make_plan(job: Job, checked: Checked, rows: plan.Rows, prepared: Prepared | None) -> Plan:
+    """What the run will take; raises UserError when a row, held out or not, does not fit the model.
+
+    `prepared` is None where the rows are only estimated.
+    """
     names = plan.Training.__dataclass_fields__.keys() & job.training.keys()
-    made = plan.make(
-        plan.Work(
-            dimensions=checked.dimensions,
-            rows=rows,
-            training=plan.Training(
-                max_length=job.data.max_length, **{name: job.training[name] for name in names - {"max_length"}}
-            ),
-            machine=plan.Machine(checked.device, checked.attention, checked.precision),
-        )
+    training = plan.Training(
+        max_length=job.data.max_length, **{name: job.training[name] for name in names - {"max_length"}}
     )
+    problems = [*length_problems(job, checked, rows), *batch_problems(training, rows)]
+    if prepared is not None:
+        problems += held_out_problems(job, checked, prepared)
+    raise_if_any(problems)
+    machine = plan.Machine(checked.device, checked.attention, checked.precision)
+    made = plan.make(plan.Work(dimensions=checked.dimensions, rows=rows, training=training, machine=machine))
     raise_if_any(resume_problems(job, made))
     return made
 

@@ -1,6 +1,7 @@
 """A run's folder is claimed before it is used, and given back when nothing came of it."""
 
 import dataclasses
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -8,8 +9,21 @@ from fmstune import freeze, rules, run_folder
 from fmstune.errors import UserError, raise_if_any
 from fmstune.job import Job
 
+_RUNS = "runs"
+"""Where runs without an output_dir go."""
 
-def claim(job: Job) -> tuple[Job, Path]:
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A run folder that belongs to this job now."""
+
+    job: Job
+    folder: Path
+    made: tuple[Path, ...]
+    """Folders that claiming made, deepest first: what `release` may take away."""
+
+
+def claim(job: Job) -> Claim:
     """Make the run folder by creating its job.yaml, which only one process can do."""
     given = job.output_dir
     for number in range(1, 1000):
@@ -17,37 +31,49 @@ def claim(job: Job) -> tuple[Job, Path]:
         claimed = dataclasses.replace(job, output_dir=str(folder))
         raise_if_any(rules.folder_problems(folder) if given is not None else ())
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            made = _make(folder)
             freeze.write(claimed, folder / run_folder.JOB)
         except FileExistsError:
             if given is not None:
                 raise UserError(f"output_dir: {folder} was taken by another run just now; choose another") from None
             continue
+        except FileNotFoundError:
+            # another process released the folder above between the two calls
+            continue
         except OSError as err:
             raise UserError(f"output_dir: {folder} cannot be made: {err.strerror}; choose another") from err
-        return claimed, folder
+        return Claim(claimed, folder, made)
     raise UserError("output_dir: no free folder under runs/; set output_dir")
+
+
+def _make(folder: Path) -> tuple[Path, ...]:
+    """Make a folder and those above it; which ones were not there, deepest first."""
+    missing = tuple(path for path in (folder, *folder.parents) if not path.exists())
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
 
 
 def _default_folder(name: str, number: int) -> Path:
     now = datetime.now()
     suffix = f"-{number}" if number > 1 else ""
-    return Path("runs") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-{name}{suffix}"
+    return Path(_RUNS) / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-{name}{suffix}"
 
 
-def release(folder: Path) -> None:
-    """Take back what `_claim` made, and the folders above it that this leaves empty."""
+def release(claimed: Claim) -> None:
+    """Take back what `claim` made, where nothing else has come into it."""
     for name in (run_folder.JOB, run_folder.LOCK_FILE):
-        (folder / name).unlink(missing_ok=True)
-    for empty in (folder, *folder.parents):
-        if empty == Path(".") or not empty.is_dir() or any(empty.iterdir()):
-            return
-        empty.rmdir()
+        (claimed.folder / name).unlink(missing_ok=True)
+    for folder in claimed.made:
+        with suppress(OSError):  # not empty, or gone: somebody else's now
+            folder.rmdir()
 
 
 def release_sweep(folder: Path) -> None:
-    """Take back Hydra's note on a sweep of which no point left anything."""
+    """Take back Hydra's note on a sweep of which no point left anything, and the folders of the default name."""
     note = folder / "multirun.yaml"
     if note.is_file() and list(folder.iterdir()) == [note]:
         note.unlink()
-        release(folder)
+        folders = (folder, folder.parent, folder.parent.parent) if folder.parts[0] == _RUNS else (folder,)
+        for empty in folders:
+            with suppress(OSError):
+                empty.rmdir()

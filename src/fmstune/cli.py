@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import os
 import re
-import signal
 import sys
 import tempfile
 from collections.abc import Collection, Sequence
@@ -36,11 +35,14 @@ def main() -> NoReturn:
         print(render(err.problems), file=sys.stderr)
     except composition.ERRORS as err:
         print(render([composition.explained(err)]), file=sys.stderr)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(INTERNAL_ERROR)
+    except OSError as err:
+        # such as a sweep's folder that is a file, or a name that is too long
+        print(render([f"{err.filename or 'a file'}: {err.strerror or err}"]), file=sys.stderr)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     sys.exit(USER_ERROR)
 
 
@@ -143,12 +145,14 @@ def _act(job: Job, notes: Sequence[str], line: CommandLine) -> int:
 
 def _train(job: Job, flags: Sequence[str]) -> int:
     """Claim the run folder, freeze the job into it, run it, and show what came out."""
-    job, folder = claim.claim(job)
+    claimed = claim.claim(job)
+    folder = claimed.folder
     print(f"fmstune: run folder {folder}", file=sys.stderr)
-    code = launch.start(launch.command(folder / run_folder.JOB, *flags), launch.environment(job, os.environ))
+    argv = launch.command(folder / run_folder.JOB, *flags)
+    code = launch.start(argv, launch.environment(claimed.job, os.environ))
     if not (folder / run_folder.SUMMARY).is_file():
         # nothing was trained: leave nothing behind
-        claim.release(folder)
+        claim.release(claimed)
         return _exit_code(code) or INTERNAL_ERROR
     if code < 0:
         run_folder.mark_killed(folder, -code)
@@ -160,7 +164,7 @@ def _exit_code(code: int) -> int:
     """The runner's code as ours; negative is the signal that it died of."""
     if code >= 0:
         return code
-    return INTERRUPTED if -code in (signal.SIGINT, signal.SIGTERM) else INTERNAL_ERROR
+    return INTERRUPTED if -code in run_folder.INTERRUPTING else INTERNAL_ERROR
 
 
 def _complete(words: Sequence[str]) -> int:

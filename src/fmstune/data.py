@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 from tqdm import tqdm
 
-from fmstune import cache, formats, rows, tokens
+from fmstune import cache, format_loading, formats, rows, tokens
 from fmstune.errors import UserError, raise_if_any
-from fmstune.formats import Format, RowProblem, Segment, TemplateMissing
+from fmstune.format_loading import Format
+from fmstune.formats import RowProblem, Segment, TemplateMissing
 from fmstune.job import Data, OverLength, Untrainable
 from fmstune.ledger import Fate, Ledger
-from fmstune.rows import Problems, Row
+from fmstune.rows import Contents, Problems, Row
 from fmstune.tokens import Encoded
 
 if TYPE_CHECKING:
@@ -33,12 +34,21 @@ log = logging.getLogger(__name__)
 
 BATCH = 1000
 """Rows that are tokenised, and lie in memory, at a time."""
-CODE = tuple(Path(__file__).with_name(f"{name}.py") for name in ("rows", "formats", "tokens", "data"))
+CODE = tuple(Path(__file__).with_name(f"{name}.py") for name in ("rows", "formats", "format_loading", "tokens", "data"))
 """What the tokens depend on: a change in one of these makes a new cache entry."""
 INTEGERS = pa.list_(pa.int32())
 TRAINED = pa.schema({"input_ids": INTEGERS, "labels": INTEGERS})
-HELD_OUT = pa.schema({"input_ids": INTEGERS, "labels": INTEGERS, "prompt": pa.string(), "answer": pa.string()})
-"""Held-out rows keep their text, so that answers can be generated and compared."""
+HELD_OUT = pa.schema(
+    {
+        "input_ids": INTEGERS,
+        "labels": INTEGERS,
+        "prompt": pa.string(),
+        "answer": pa.string(),
+        "prompt_ids": INTEGERS,
+        "answer_ids": INTEGERS,
+    }
+)
+"""Held-out rows keep their text, and where it was divided in tokens, so that answers can be generated and compared."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class Prepared:
     held_out: "Dataset | None"
     held_out_ledger: Ledger | None
     train_hash: str
-    """SHA-256 of the training files (`rows.content_hash`)."""
+    """SHA-256 of the training files (`rows.Contents.hash`)."""
     held_out_hash: str | None
     """The same of `data.eval`; None where there is none."""
     cached: bool
@@ -118,14 +128,12 @@ def prepare(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int) -> Prep
     Raises one UserError with everything that is wrong with the data.
     """
     tokens.check(tokenizer)
-    recipe = Recipe(data, formats.load(data.format), tokenizer)
-    hashes = {"train": rows.content_hash(data.train, "data.train")}
-    if data.eval is not None:
-        hashes["held_out"] = rows.content_hash(data.eval, "data.eval")
-    entry = cache.place() / "tokenized" / _key(recipe, seed, hashes)
+    recipe = Recipe(data, format_loading.load(data.format), tokenizer)
+    contents = _contents(data)
+    entry = cache.place() / "tokenized" / _key(recipe, seed, contents)
     found = _open(entry)
     if found is None:
-        _make(entry, recipe, seed, hashes)
+        _make(entry, recipe, seed, {name: content.hash for name, content in contents.items()})
         made = _open(entry)
         if made is None:
             raise UserError(f"the cache entry {entry} went away while it was used; start again")
@@ -136,7 +144,8 @@ def prepare(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int) -> Prep
 
 def scan(data: Data, seed: int) -> Scan:
     """Read and format all rows, and raise what is wrong with them; `seed` only says which are held out."""
-    format = formats.load(data.format)
+    format = format_loading.load(data.format)
+    _contents(data)
     problems: list[str] = []
     counts = {"train": Count(), "held_out": Count()}
     for name, split in _splits(data, seed).items():
@@ -158,6 +167,27 @@ def scan(data: Data, seed: int) -> Scan:
         characters_trained=train.characters_trained,
         characters_longest=train.characters_longest,
     )
+
+
+def _contents(data: Data) -> dict[str, Contents]:
+    """What each split's files hold; raises UserError where both hold the same, since memory would pass for skill."""
+    sources = {"train": ("data.train", data.train)}
+    if data.eval is not None:
+        sources["held_out"] = ("data.eval", data.eval)
+    found: dict[str, Contents] = {}
+    problems: list[str] = []
+    for name, (key, source) in sources.items():
+        try:
+            found[name] = rows.contents(source, key)
+        except UserError as err:
+            problems += err.problems
+    raise_if_any(problems)
+    if data.eval is not None and found["train"] == found["held_out"]:
+        raise UserError(
+            "data.eval holds the same rows as data.train; name other rows, "
+            "or set data.eval=null and data.eval_fraction to hold some out"
+        )
+    return found
 
 
 def held_out_numbers(count: int, eval_fraction: float, seed: int) -> frozenset[int]:
@@ -222,7 +252,7 @@ def _formatted(
 
 def _segments(row: Row, format: Format) -> list[Segment]:
     try:
-        return formats.segments(format, row.values)
+        return format_loading.segments(format, row.values)
     except RowProblem:
         raise
     except Exception as err:
@@ -319,6 +349,8 @@ def _record_batch(kept: list[Tokenised], schema: pa.Schema) -> pa.RecordBatch:
     if "prompt" in schema.names:
         columns["prompt"] = pa.array([_prompt(row.segments) for row in kept], pa.string())
         columns["answer"] = pa.array(["".join(s.text for s in row.segments if s.trained) for row in kept], pa.string())
+        columns["prompt_ids"] = _lists([row.encoded.prompt_ids for row in kept])
+        columns["answer_ids"] = _lists([row.encoded.answer_ids for row in kept])
     return pa.record_batch(columns, schema=schema)
 
 
@@ -372,24 +404,21 @@ def _ledger(values: dict[str, Any]) -> Ledger:
     return Ledger(**values | {"lengths": {int(length): count for length, count in values["lengths"].items()}})
 
 
-def _key(recipe: Recipe, seed: int, hashes: dict[str, str]) -> str:
+def _key(recipe: Recipe, seed: int, contents: dict[str, Contents]) -> str:
     """The name of the entry: a hash of all that the tokens depend on."""
     data = recipe.data
+    own = format_loading.source_files(data.format)
     draws = data.eval is None and data.eval_fraction > 0
     facts = {
-        "rows": hashes,
+        "rows": contents,
         "format": data.format,
-        "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in (*CODE, *_format_code(data))],
+        "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in CODE],
+        "own_code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in own],
         "tokenizer": _tokenizer_facts(recipe.tokenizer),
         "length": (data.max_length, data.over_length.value, data.untrainable.value, data.max_rows),
         "drawn": (data.eval_fraction, seed) if draws else None,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _format_code(data: Data) -> list[Path]:
-    file = formats.source_file(data.format)
-    return [Path(file)] if file else []
 
 
 def _tokenizer_facts(tokenizer: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Held-out rows → how well a model answers them: loss on the answer, exact match of the greedy answer."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -37,40 +37,45 @@ def score(
     *,
     autocast: str | None = None,
 ) -> Scores:
-    """Score the model on rows with `input_ids`, `labels`, `prompt` and `answer`.
+    """Score the model on held-out rows as `fmstune.data` prepares them.
 
     The model must have TRL's fused LM head (`SFTTrainer` adds it): the loss never holds all logits at once.
     """
     count = min(len(held_out), evaluation.max_rows or len(held_out))
     rows = held_out.select(range(count))
-    answer_lengths = [sum(label != -100 for label in labels) for labels in rows["labels"]]
-    limit = min(evaluation.max_new_tokens, max(answer_lengths))
+    # a row that is trained from its first token on has nothing to ask with but the begin of a text
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    prompts = [ids or [begin] for ids in rows["prompt_ids"]]
+    expected = list(rows["answer_ids"])
+    lengths = [len(ids) for ids in expected]
+    # one more for end of sequence
+    limit = min(evaluation.max_new_tokens, max(lengths) + 1)
     was_training = model.training
     model.eval()
     with torch.inference_mode(), _autocast(model.device.type, autocast):
         loss = _loss(model, rows, tokenizer.pad_token_id, evaluation.batch_size)
-        answers = generate(model, tokenizer, rows["prompt"], batch_size=evaluation.batch_size, max_new_tokens=limit)
+        got = generate(model, tokenizer, prompts, batch_size=evaluation.batch_size, max_new_tokens=limit)
     model.train(was_training)
-    hits = sum(got.strip() == wanted.strip() for got, wanted in zip(answers, rows["answer"], strict=True))
+    # decoded alike, so that neither spaces at a boundary nor a straddling token tells them apart
+    wanted = tokenizer.batch_decode(expected, skip_special_tokens=True)
     return Scores(
         eval_loss=loss,
-        exact_match=hits / count,
+        exact_match=sum(a.strip() == b.strip() for a, b in zip(got, wanted, strict=True)) / count,
         rows=count,
         rows_left_out=len(held_out) - count,
-        # the end-of-sequence token is not part of the answer's text
-        answers_too_long=sum(length - 1 > evaluation.max_new_tokens for length in answer_lengths),
+        answers_too_long=sum(length > evaluation.max_new_tokens for length in lengths),
     )
 
 
 def generate(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
     *,
     batch_size: int,
     max_new_tokens: int,
 ) -> list[str]:
-    """Greedy answers to the prompts, in their order, each as it would be alone.
+    """Greedy answers to the prompts (token ids), in their order, each as it would be alone.
 
     Prompts are padded on the left. Under prompt learning they are not padded at all, but grouped by length: PEFT drops
     `position_ids`, so padding would move the text away from the virtual tokens.
@@ -83,18 +88,28 @@ def generate(
         bos_token_id=tokenizer.bos_token_id,
     )
     answers: list[str] = [""] * len(prompts)
-    lengths = [len(ids) for ids in tokenizer(list(prompts))["input_ids"]]
-    for batch in _by_length(lengths, batch_size, equal=_learns_a_prompt(model)):
-        encoded = tokenizer([prompts[i] for i in batch], return_tensors="pt", padding=True, padding_side="left").to(
-            model.device
-        )
-        output = model.generate(
-            input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"], generation_config=settings
-        )
-        new = output[:, encoded["input_ids"].shape[1] :]
-        for i, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-            answers[i] = text
+    lengths = [len(prompt) for prompt in prompts]
+    with _without_own_generation_config(model):
+        for batch in _by_length(lengths, batch_size, equal=_learns_a_prompt(model)):
+            encoded = tokenizer.pad(
+                {"input_ids": [list(prompts[i]) for i in batch]}, padding_side="left", return_tensors="pt"
+            ).to(model.device)
+            output = model.generate(**encoded, generation_config=settings)
+            new = output[:, encoded["input_ids"].shape[1] :]
+            for i, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+                answers[i] = text
     return answers
+
+
+@contextmanager
+def _without_own_generation_config(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """transformers fills what our settings leave open from the model's own, such as a repetition penalty."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    own, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own
 
 
 def _loss(model: PreTrainedModel | PeftModel, rows: Dataset, pad_token_id: int, batch_size: int) -> float:

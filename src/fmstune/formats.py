@@ -2,16 +2,18 @@
 
 A new format is one function, here or in a package of your own, that takes a row and its settings and
 returns segments; `data.format` names it: `{_target_: my_package.my_format, any_setting: value}`.
+`fmstune.format_loading` finds it. This package is trusted whatever a job says, so nothing here imports, opens or runs
+what it is given.
 """
 
-import importlib
-import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from fmstune.errors import UserError, did_you_mean, raise_if_any
+from fmstune.errors import did_you_mean
+
+FORMATS = ("text", "alpaca", "labelled_text")
+"""The functions of this module that a job may name: all else here is not meant to be given rows."""
 
 
 class Segment(NamedTuple):
@@ -19,9 +21,6 @@ class Segment(NamedTuple):
 
     text: str
     trained: bool
-
-
-Format = Callable[[Mapping[str, Any]], list[Segment]]
 
 
 class RowProblem(Exception):
@@ -100,67 +99,9 @@ def has_answer(segments: list[Segment]) -> bool:
     return any(segment.trained and segment.text.strip() for segment in segments)
 
 
-def load(format: Mapping[str, Any]) -> Format:
-    """The function that `data.format` names, its settings bound; raises UserError when the two do not fit."""
-    settings = {name: value for name, value in format.items() if name != "_target_"}
-    function = _function(format.get("_target_"))
-    raise_if_any(_misfits(function, settings))
-    return partial(function, **settings)
-
-
-def segments(format: Format, values: Mapping[str, Any]) -> list[Segment]:
-    """The row's segments, checked, since a format may be anybody's and not every string can be tokenised."""
-    made = format(values)
-    if not isinstance(made, list) or not all(isinstance(segment, Segment) for segment in made):
-        raise RowProblem(f"the format must return a list of fmstune.formats.Segment, found {made!r:.80}")
-    try:
-        for segment in made:
-            segment.text.encode()
-    except UnicodeEncodeError as err:
-        half = f"\\u{ord(err.object[err.start]):04x}"
-        raise RowProblem(f"the text holds half a character ({half}, a lone surrogate); remove it") from err
-    return made
-
-
-def source_file(format: Mapping[str, Any]) -> str | None:
-    """The file that defines the format; None when it was not written in Python."""
-    try:
-        return inspect.getsourcefile(_function(format.get("_target_")))
-    except TypeError:
-        return None
-
-
-def _function(target: Any) -> Callable[..., list[Segment]]:
-    module_name, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
-    if not module_name:
-        raise UserError(f"data.format._target_ must be like fmstune.formats.text, found {target!r}")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as err:
-        raise UserError(f"data.format._target_: cannot import {module_name} ({err})") from err
-    function = getattr(module, name, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        hint = did_you_mean(name, known)
-        raise UserError(f"data.format._target_: {module_name} has no function {name!r}{hint}")
-    return function  # type: ignore[no-any-return]
-
-
-def _misfits(function: Callable[..., Any], settings: Mapping[str, Any]) -> Iterator[str]:
-    """How the settings differ from what the function takes after the row."""
-    name = getattr(function, "__name__", repr(function))
-    parameters = list(inspect.signature(function).parameters.values())[1:]
-    takes = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    for setting, value in settings.items():
-        if setting not in takes:
-            if not takes_any:
-                yield f"data.format.{setting}: {name} has no such setting{did_you_mean(setting, takes)}"
-        elif takes[setting].annotation in (str, str | None) and not isinstance(value, takes[setting].annotation):
-            yield f"data.format.{setting} must be a string, found {_in_words(value)}"
-    for setting, parameter in takes.items():
-        if parameter.default is parameter.empty and setting not in settings:
-            yield f"data.format.{setting} is missing; {name} needs it"
+def in_words(value: Any) -> str:
+    """The value and its type, as a message names them."""
+    return "null" if value is None else f"the {type(value).__name__} {value!r:.40}"
 
 
 def _column(row: Mapping[str, Any], name: str) -> str:
@@ -170,9 +111,5 @@ def _column(row: Mapping[str, Any], name: str) -> str:
         raise RowProblem(f"no column {name!r}{did_you_mean(name, row)}; its columns are {columns}")
     value = row[name]
     if not isinstance(value, str):
-        raise RowProblem(f"column {name!r} must hold a string, found {_in_words(value)}; write it as text")
+        raise RowProblem(f"column {name!r} must hold a string, found {in_words(value)}; write it as text")
     return value
-
-
-def _in_words(value: Any) -> str:
-    return "null" if value is None else f"the {type(value).__name__} {value!r:.40}"

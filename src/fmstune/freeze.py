@@ -60,7 +60,7 @@ def read(path: Path, *, trusted: Sequence[str] = (), changes: Mapping[str, Any] 
         config = OmegaConf.load(path)
         if not isinstance(config, DictConfig):
             raise UserError(f"{path}: a job is a mapping of groups, found a list")
-        for key, value in (changes or {}).items():
+        for key, value in _with_copies(config, changes or {}).items():
             OmegaConf.update(config, key, value, force_add=True)
         # not resolved: a frozen job holds no interpolation, and text that looks like one stays text
         tree = OmegaConf.to_container(config, resolve=False)
@@ -70,6 +70,20 @@ def read(path: Path, *, trusted: Sequence[str] = (), changes: Mapping[str, Any] 
         raise UserError(f"{path}: cannot be read as a job: {_first_line(err)}") from err
     assert isinstance(tree, dict)
     return freeze({str(key): value for key, value in tree.items()}, trusted=trusted)
+
+
+def _with_copies(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes of a field, carried to where freezing has copied it: interpolations are resolved in a job file."""
+    copies = {
+        **{f"data.{name}": f"data.format.{name}" for name in ("text_field", "response_template")},
+        "model.lora_targets": "peft.target_modules",
+    }
+    carried = dict(changes)
+    for field, copy in copies.items():
+        former = OmegaConf.select(config, field)
+        if field in changes and copy not in changes and OmegaConf.select(config, copy, default=_MISSING) == former:
+            carried[copy] = changes[field]
+    return carried
 
 
 def write(job: Job, path: Path) -> None:

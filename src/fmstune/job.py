@@ -85,9 +85,9 @@ class Data:
     format: dict[str, Any]
     """`_target_` and arguments of the function that turns a row into segments (see `fmstune.formats`)."""
     train: Any
-    """File, glob, folder, a list of these, or a hub id."""
+    """File, glob, folder, a list of these, or a hub id, which means its train split."""
     eval: Any = None
-    """Held-out rows, given like `train`."""
+    """Held-out rows, given like `train`; a hub id means its validation split, else its test split."""
     eval_fraction: float = 0.0
     """Share of the training rows to hold out when `eval` is null; drawn with `seed`."""
     max_rows: int | None = None

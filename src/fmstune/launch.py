@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from fmstune.job import Device, Job
+from fmstune.run_folder import INTERRUPTING
 
 PARENT = "FMSTUNE_PARENT"
 """Environment variable: the process id without which the runner must not live."""
@@ -48,13 +49,18 @@ def cores() -> int:
 def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
     """Run to the end, hand on Ctrl-C and SIGTERM, and give back the exit code (negative: the signal it died of)."""
     process = subprocess.Popen(argv, env=env)
-    with _handing_on(process):
-        return process.wait()
+    with _handing_on(process) as seen:
+        code = process.wait()
+    # killed because somebody insisted: an interruption, and no failure
+    return -seen[0] if seen and code == -signal.SIGKILL else code
 
 
 @contextmanager
-def _handing_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """While waiting, signals to this process reach the runner, which ends in order; a second one kills it."""
+def _handing_on(process: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
+    """While waiting, signals to this process reach the runner, which ends in order; a second one kills it.
+
+    Gives the signals that came.
+    """
     seen: list[int] = []
 
     def hand_on(number: int, _frame: FrameType | None) -> None:
@@ -64,9 +70,9 @@ def _handing_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
             process.send_signal(number)
         seen.append(number)
 
-    former = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {number: signal.signal(number, hand_on) for number in INTERRUPTING}
     try:
-        yield
+        yield seen
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)

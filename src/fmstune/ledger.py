@@ -21,6 +21,7 @@ class Ledger:
 
     rows_read: int = 0
     rows_formatted: int = 0
+    """Made into segments: all but those without template."""
     rows_with_several_templates: int = 0
     """The last template counts, and the others are taken for part of the prompt."""
     rows_without_template: int = 0
@@ -76,6 +77,7 @@ class Ledger:
         share = self.tokens_trained / max(1, self.tokens_total)
         return [
             f"rows    {self.rows_read:,} = {self.rows_trained:,} trained + {self.rows_dropped:,} dropped",
+            f"        formatted: {self.rows_formatted:,} of {self.rows_read:,}",
             f"        dropped: {self.rows_without_template:,} without template, "
             f"{self.rows_without_answer:,} without answer, {self.rows_too_long:,} too long",
             f"        trained: {self.rows_truncated:,} without their end, "

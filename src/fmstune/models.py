@@ -2,15 +2,15 @@
 
 import importlib.util
 import logging
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from fmstune import package_files
-from fmstune.errors import UserError
+from fmstune.errors import UserError, raise_if_any
 from fmstune.job import Attention, Device, Model
 from fmstune.precision import Precision
 
@@ -103,18 +103,34 @@ def load(model: Model, tokenizer: Tokenizer, *, dtype: str, attention: str) -> P
     """
     place = package_files.resolve(model.path)
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded, found = AutoModelForCausalLM.from_pretrained(
             place,
             revision=model.revision,
             dtype=getattr(torch, dtype),
             attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
+            # both are refused below, with names
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, SafetensorError) as err:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as err:
         raise UserError(_cannot_load("model", "model.path", place, err)) from err
+    raise_if_any(_incomplete(place, found))
     add_tokens(loaded, tokenizer.tokenizer, tokenizer.added)
     return loaded
+
+
+def _incomplete(place: str, found: Mapping[str, Any]) -> Iterator[str]:
+    """Weights that transformers would make up at random, with a warning that nobody reads."""
+    for kind, what in (("missing_keys", "has no weights for"), ("mismatched_keys", "has weights of another shape for")):
+        names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in found.get(kind) or ())
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            yield (
+                f"model.path: {place} {what} {', '.join(names[:5])}{more}, which would be random; "
+                "give a folder with all weights of its config.json"
+            )
 
 
 def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, added: Sequence[int]) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from types import FrameType
 
 from fmstune.launch import PARENT
+from fmstune.run_folder import INTERRUPTING
 
 _EVERY_SECONDS = 0.25
-_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def watch(on_death: Callable[[], None]) -> None:
@@ -19,10 +19,11 @@ def watch(on_death: Callable[[], None]) -> None:
     A thread and not PR_SET_PDEATHSIG: that signal comes when the starting *thread* ends, and only on Linux.
     """
     parent = os.environ.get(PARENT)
-    if parent is None or os.getppid() != int(parent):
+    if parent is None:
         return
 
     def look() -> None:
+        # at once where it died before this process could look
         while os.getppid() == int(parent):
             time.sleep(_EVERY_SECONDS)
         try:
@@ -40,9 +41,9 @@ def interrupt_once() -> None:
     """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
-        for number in _ENDING:
+        for number in INTERRUPTING:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    for number in _ENDING:
+    for number in INTERRUPTING:
         signal.signal(number, interrupt)

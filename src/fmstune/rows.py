@@ -9,6 +9,7 @@ import glob
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,6 +24,10 @@ SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".arrow")
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 NOT_ROWS = ("dataset_info.json", "state.json", "dataset_dict.json")
 """What `Dataset.save_to_disk` writes beside its Arrow files."""
+SPLITS = {"data.train": ("train",), "data.eval": ("validation", "test")}
+"""The split of a hub id that a field means: the first of these that there is."""
+CSV_CELL = 2**31 - 1
+"""Characters in a cell at most, the most that fits a C long everywhere; csv's own limit is 131,072."""
 SHOWN = 10
 """Problems, and rows of one problem, that a message lists; more are counted."""
 
@@ -46,6 +51,15 @@ class File(NamedTuple):
 
     name: str
     path: Path
+
+
+class Contents(NamedTuple):
+    """What a source holds."""
+
+    hash: str
+    """SHA-256 of a single file's bytes, as `sha256sum` prints it; of several, over their digests in order."""
+    readers: tuple[str, ...]
+    """How each file is read: the same bytes are other rows when they are called CSV."""
 
 
 Item = Row | Unreadable
@@ -97,15 +111,20 @@ def files(source: Any, field: str) -> list[Path]:
     return [file.path for file in _unique(source, field, lambda hub_id, field: [])]
 
 
-def content_hash(source: Any, field: str) -> str:
-    """SHA-256 of a single file's bytes, as `sha256sum` prints it; of several, over their digests in order."""
-    digests = []
+def contents(source: Any, field: str) -> Contents:
+    """What the source's files hold, without making rows of them; raises UserError for those that cannot be read."""
+    digests, readers, problems = [], [], []
     for file in locate(source, field):
-        with file.path.open("rb") as content:
-            digests.append(hashlib.file_digest(content, "sha256"))
+        try:
+            readers.append(_reader(file, _head(file)).__name__.removeprefix("_"))
+            with file.path.open("rb") as content:
+                digests.append(hashlib.file_digest(content, "sha256"))
+        except OSError as err:
+            problems.append(_refused(file, err))
+    raise_if_any(problems)
     if len(digests) == 1:
-        return digests[0].hexdigest()
-    return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
+        return Contents(digests[0].hexdigest(), tuple(readers))
+    return Contents(hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest(), tuple(readers))
 
 
 def locate(source: Any, field: str) -> list[File]:
@@ -114,18 +133,28 @@ def locate(source: Any, field: str) -> list[File]:
 
 
 def _unique(source: Any, field: str, hub_files: Callable[[str, str], list[File]]) -> list[File]:
-    """A list keeps its order, folders and globs are sorted by name, and no file comes twice."""
+    """A list keeps its order, folders and globs are sorted by name; a file that comes twice is a problem."""
     entries = source if isinstance(source, list | tuple) else [source]
     found: dict[Path, File] = {}
-    problems = [] if entries else [f"{field} is an empty list; name a file, glob, folder or hub id"]
+    problems = Problems()
+    if not entries:
+        problems.add(f"{field} is an empty list; name a file, glob, folder or hub id")
     for entry in entries:
         try:
             for file in _files_of(entry, field, hub_files):
-                found.setdefault(file.path.resolve(), file)
+                first = found.setdefault(file.path.resolve(), file)
+                if first is not file:
+                    problems.add(_twice(field, first, file))
         except UserError as err:
-            problems += err.problems
-    raise_if_any(problems)
+            for problem in err.problems:
+                problems.add(problem)
+    raise_if_any(problems.messages())
     return list(found.values())
+
+
+def _twice(field: str, first: File, again: File) -> str:
+    other = f", also as {again.name}" if again.name != first.name else ""
+    return f"{field} lists the file {first.name} twice{other}; list it once, or make it two files"
 
 
 def _files_of(entry: Any, field: str, hub_files: Callable[[str, str], list[File]]) -> list[File]:
@@ -173,23 +202,36 @@ def _may_be_hub_id(entry: str) -> bool:
 
 
 def _hub_files(hub_id: str, field: str) -> list[File]:
-    """The Arrow files that `datasets` makes of the train split."""
+    """The Arrow files that `datasets` makes of the split that the field means."""
     import datasets  # slow to import, and not needed for local files
 
     try:
-        dataset = datasets.load_dataset(hub_id, split="train")
+        splits = datasets.load_dataset(hub_id)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as err:
         raise UserError(f"{field}: no path {hub_id} here, and the hub does not give it ({err})") from err
-    return [File(f"{hub_id} (train)", Path(part["filename"])) for part in dataset.cache_files]
+    name = next((name for name in SPLITS[field] if name in splits), None)
+    if name is None:
+        wanted, there = " or ".join(SPLITS[field]), ", ".join(splits)
+        raise UserError(
+            f"{field}: {hub_id} has no split {wanted}, only {there}; download what you mean and name its file"
+        )
+    return [File(f"{hub_id} ({name})", Path(part["filename"])) for part in splits[name].cache_files]
 
 
 def _items(file: File) -> Iterator[Item]:
     try:
-        with file.path.open("rb") as content:
-            head = content.read(4096).removeprefix(codecs.BOM_UTF8)
-        yield from _reader(file, head)(file)
+        yield from _reader(file, _head(file))(file)
     except OSError as err:
-        yield Unreadable(f"{file.name}: cannot be read ({err.strerror or err})")
+        yield Unreadable(_refused(file, err))
+
+
+def _head(file: File) -> bytes:
+    with file.path.open("rb") as content:
+        return content.read(4096).removeprefix(codecs.BOM_UTF8)
+
+
+def _refused(file: File, err: OSError) -> str:
+    return f"{file.name}: cannot be read ({err.strerror or err})"
 
 
 def _reader(file: File, head: bytes) -> Callable[[File], Iterable[Item]]:
@@ -232,6 +274,8 @@ def _json_line(file: File, number: int, content: bytes) -> Item:
         return Unreadable(f"{place}: {_not_utf8(err)}")
     except json.JSONDecodeError as err:
         return Unreadable(f"{place}: broken JSON ({err.msg} at column {err.colno}); each line is one row")
+    except (RecursionError, ValueError) as err:
+        return Unreadable(f"{place}: {_beyond_python(err)}")
     if not isinstance(values, dict):
         return Unreadable(f"{place}: a row must be a JSON object, found type {type(values).__name__}")
     return Row(file.name, number, values)
@@ -246,6 +290,9 @@ def _json_array(file: File) -> Iterator[Item]:
     except json.JSONDecodeError as err:
         yield Unreadable(f"{file.name}:{err.lineno}: broken JSON ({err.msg} at column {err.colno})")
         return
+    except (RecursionError, ValueError) as err:
+        yield Unreadable(f"{file.name}: {_beyond_python(err)}")
+        return
     for number, values in enumerate(rows, start=1):
         if isinstance(values, dict):
             yield Row(file.name, number, values)
@@ -255,6 +302,7 @@ def _json_array(file: File) -> Iterator[Item]:
 
 
 def _csv(file: File) -> Iterator[Item]:
+    csv.field_size_limit(CSV_CELL)
     with file.path.open("rb") as lines:
         # line by line, so that a byte that is not UTF-8 is found in its line
         reader = csv.reader((_without_bom(n, line).decode() for n, line in enumerate(lines)), strict=True)
@@ -281,6 +329,13 @@ def _without_bom(number: int, line: bytes) -> bytes:
 
 def _not_utf8(err: UnicodeDecodeError) -> str:
     return f"not UTF-8 ({err.reason} at byte {err.start}); convert the file to UTF-8"
+
+
+def _beyond_python(err: RecursionError | ValueError) -> str:
+    """Why good JSON is refused: Python limits the depth, and the digits of an integer."""
+    if isinstance(err, RecursionError):
+        return "JSON that is nested too deeply to be read; make it flatter"
+    return f"an integer of more than {sys.get_int_max_str_digits():,} digits; write it as text"
 
 
 def _parquet(file: File) -> Iterator[Item]:

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ MARKS = (JOB, PROVENANCE, METRICS, SUMMARY, MODEL)
 """Any of these in a folder means that a run lives there."""
 
 FINISHED, FAILED, INTERRUPTED, RUNNING = "finished", "failed", "interrupted", "running"
+
+
+INTERRUPTING = frozenset({signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])})
+"""Signals by which somebody ends a run on purpose: Ctrl-C, a scheduler, a closed terminal."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -53,11 +58,17 @@ def end(folder: Path, status: str, kind: str, message: str) -> None:
 
 def mark_killed(folder: Path, number: int) -> None:
     """Record that a signal ended the runner before it could say so itself."""
-    status = INTERRUPTED if number in (signal.SIGINT, signal.SIGTERM) else FAILED
+    status = INTERRUPTED if number in INTERRUPTING else FAILED
     end(folder, status, "signal", f"the runner died of {signal.Signals(number).name}")
 
 
 def mark_orphaned(folder: Path) -> None:
-    """Record, in a run that had begun, that its parent is gone."""
-    if read_summary(folder).get("status") == RUNNING:
+    """Leave a run's folder in order when its parent is gone: say so, or give back what has not begun."""
+    status = read_summary(folder).get("status")
+    if status == RUNNING:
         end(folder, INTERRUPTED, "interrupted", "the process that started this run has died")
+    elif status is None:
+        for name in (JOB, LOCK_FILE):
+            (folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # somebody's files are in it
+            folder.rmdir()

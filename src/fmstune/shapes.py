@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftType, PromptLearningConfig, PromptTuningConfig, PromptTuningInit, get_peft_model
+from peft import (
+    PeftConfig,
+    PeftModel,
+    PeftType,
+    PromptLearningConfig,
+    PromptTuningConfig,
+    PromptTuningInit,
+    get_peft_model,
+)
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
@@ -22,6 +30,19 @@ from fmstune.plan import Dimensions
 
 ALL_LINEAR = "all-linear"
 """PEFT's word for every linear layer but the output layer; it is a string of its own and no list entry."""
+_OF_THE_MODEL = ("token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules")
+"""Fields of a prompt that PEFT fills in from the model when they are left out."""
+_REFUSALS = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    re.error,
+)
+"""How PEFT meets values that it does not expect."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +109,42 @@ def attach(model: PreTrainedModel, peft_config: PeftConfig) -> torch.nn.Module:
         empty.prompt_tuning_init = PromptTuningInit.RANDOM
     elif hasattr(empty, "init_lora_weights"):
         empty.init_lora_weights = False
+    for name in _OF_THE_MODEL if isinstance(empty, PromptLearningConfig) else ():
+        setattr(empty, name, None)
     # PEFT's warnings come again, and to the user, when the real adapter is built
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
         try:
             adapted: torch.nn.Module = get_peft_model(model, empty)
-        except ValueError as error:
-            raise UserError(f"peft: {' '.join(str(error).split())}") from error
+        except _REFUSALS as error:
+            said = " ".join(str(error).split())[:300]
+            raise UserError(f"peft: {type(peft_config).__name__} refuses these fields: {said}") from error
+    raise_if_any(_prompt_problems(peft_config, empty))
+    raise_if_any(_pattern_key_problems(adapted, peft_config))
     return adapted
+
+
+def _prompt_problems(given: PeftConfig, filled: PeftConfig) -> Iterator[str]:
+    """What a prompt says about the model and PEFT finds otherwise."""
+    for name in _OF_THE_MODEL if isinstance(given, PromptLearningConfig) else ():
+        value, found = getattr(given, name), getattr(filled, name)
+        if value not in (None, found):
+            yield f"peft.{name} is {value}, and the model has {found}; leave it out"
+
+
+def _pattern_key_problems(adapted: torch.nn.Module, peft_config: PeftConfig) -> Iterator[str]:
+    """Ranks or scales of modules that are not adapted; PEFT is silent about them."""
+    for field in ("rank_pattern", "alpha_pattern"):
+        for key in getattr(peft_config, field, None) or ():
+            # as peft.utils.other.get_pattern_key does it
+            expression = re.compile(rf"(.*\.)?({key})$")
+            if not any(map(expression.match, _adapted_names(adapted))):
+                yield f"peft.{field}: {key!r} matches no module that is adapted; see peft.target_modules"
+
+
+def _adapted_names(adapted: torch.nn.Module) -> list[str]:
+    base = adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted
+    return [name for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)]
 
 
 def _readers(model: torch.nn.Module, *, adapter: bool) -> Iterator[tuple[str, int]]:
@@ -181,6 +230,9 @@ def target_problems(model: PreTrainedModel, peft_config: PeftConfig) -> Iterator
     for name in sorted(getattr(peft_config, "modules_to_save", None) or ()):
         if not any(_ends_with(module, name) for module, _ in model.named_modules()):
             yield f"peft.modules_to_save: no module is named {name!r}"
+    for name in sorted(getattr(peft_config, "target_parameters", None) or ()):
+        if not any(_ends_with(parameter, name) for parameter, _ in model.named_parameters()):
+            yield f"peft.target_parameters: no parameter is named {name!r}; the names end like q_proj.weight"
 
 
 def _pattern_problems(model: PreTrainedModel, pattern: str) -> Iterator[str]:

@@ -30,6 +30,16 @@ class Encoded(NamedTuple):
     straddling: int
     """Tokens that lie on both sides of a boundary between read and trained text."""
 
+    @property
+    def prompt_ids(self) -> list[int]:
+        """What stands before the first trained token: a token that straddles the start of the answer is not in it."""
+        return self.input_ids[: next(n for n, label in enumerate(self.labels) if label != IGNORED)]
+
+    @property
+    def answer_ids(self) -> list[int]:
+        """The trained tokens, of all answers, without the end-of-sequence that closes the row."""
+        return [label for label in self.labels[:-1] if label != IGNORED]
+
 
 class Span(NamedTuple):
     """A trained stretch of the joined text, in characters."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 import os
 import shutil
 import sys
@@ -59,11 +58,6 @@ def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, pl
         memory.reset_peak(checked.device)
         output = trainer.train(resume_from_checkpoint=job.training.get("resume"))
         figures = _figures(trainer, checked, prepared, output.metrics)
-        if not math.isfinite(figures["train_loss"]):
-            raise FloatingPointError(
-                f"the training loss is {figures['train_loss']}; try a lower training.learning_rate "
-                f"(now {job.training.get('learning_rate')}) or model.dtype=float32"
-            )
         tuned = _score(trainer, job, checked, prepared, base=False)
         save(trainer.model, tokenizer, folder / run_folder.MODEL)
         plots.plot_loss(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT)
@@ -114,7 +108,7 @@ def _build(
 def arguments(job: Job, checked: Checked, folder: Path) -> SFTConfig:
     """The SFTConfig of the job; every default of TRL's that would decide something behind the job's back is set."""
     given = {name: value for name, value in job.training.items() if name not in OWN}
-    packs = bool(given.get("packing"))
+    packs = bool(given.get("packing") or given.get("eval_packing"))
     derived = {
         "output_dir": str(folder),
         "run_name": job.name,
@@ -128,6 +122,7 @@ def arguments(job: Job, checked: Checked, folder: Path) -> SFTConfig:
         "disable_tqdm": True,
         "completion_only_loss": False,
     }
+    # for a user's own training file that leaves them out
     defaults = {
         "activation_checkpointing": False,
         # a filtered NaN looks like a good loss

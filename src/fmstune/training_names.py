@@ -57,7 +57,7 @@ OWNED: Mapping[str, str] = {
     "completion_only_loss": "data.response_template and data.format say what is trained",
     "assistant_only_loss": "data.format says what is trained",
     "dataset_kwargs": "the data group prepares the rows",
-    "dataset_num_proc": "launcher.threads sets it",
+    "dataset_num_proc": "rows are tokenised in one process, with launcher.threads threads",
     "chat_template_path": "the model's tokenizer holds the template",
     "eos_token": "model.special_tokens.eos_token sets it",
     "pad_token": "model.special_tokens.pad_token sets it",

@@ -33,7 +33,16 @@ def quiet() -> None:
     datasets.disable_progress_bars()
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads:
-        torch.set_num_threads(int(threads))
+        torch.set_num_threads(first_level(threads))
+
+
+def first_level(threads: str) -> int:
+    """Threads of the outermost loops, of a value of OMP_NUM_THREADS: OpenMP takes a list, one number a level."""
+    number = threads.partition(",")[0].strip()
+    if not number.isdecimal() or int(number) < 1:
+        hint = "unset it, or set launcher.threads"
+        raise UserError(f"OMP_NUM_THREADS must be a number of threads, got {threads!r}; {hint}")
+    return int(number)
 
 
 def modules(job: Job) -> int:
@@ -67,7 +76,7 @@ def check(job: Job) -> int:
     raise_if_any(problems)
     assert checked is not None
     assert rows is not None
-    _print_plan(checks.make_plan(job, checked, rows), checked)
+    _print_plan(checks.make_plan(job, checked, rows, prepared), checked)
     if prepared is not None:
         print("\n".join(["", *prepared.ledger.lines()]))
     print("\nno problems found")
@@ -108,7 +117,7 @@ def run(job: Job) -> int:
         checked = _checked(job)
         tokenizer, prepared = _prepare(job)
         checked = checks.with_tokenizer(checked, tokenizer)
-        made = checks.make_plan(job, checked, checks.rows_of(prepared.ledger))
+        made = checks.make_plan(job, checked, checks.rows_of(prepared.ledger), prepared)
         _print_plan(made, checked)
         print("\n".join(["", *prepared.ledger.lines(), ""]), flush=True)
         train.run(job, checked, tokenizer, prepared, made)

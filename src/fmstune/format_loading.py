@@ -1,0 +1,119 @@
+"""`data.format` → the function that it names, its settings bound; and the check of what that function returns."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fmstune import formats
+from fmstune.errors import UserError, did_you_mean, raise_if_any
+from fmstune.formats import RowProblem, Segment, in_words
+
+Format = Callable[[Mapping[str, Any]], list[Segment]]
+
+
+def load(format: Mapping[str, Any]) -> Format:
+    """The function that `data.format` names, its settings bound; raises UserError when the two do not fit."""
+    settings = {name: value for name, value in format.items() if name != "_target_"}
+    function = _function(format.get("_target_"))
+    raise_if_any(_misfits(function, settings))
+    return partial(function, **settings)
+
+
+def segments(format: Format, values: Mapping[str, Any]) -> list[Segment]:
+    """The row's segments, checked, since a format may be anybody's and not every string can be tokenised."""
+    made = format(values)
+    if not isinstance(made, list) or not all(isinstance(segment, Segment) for segment in made):
+        raise RowProblem(f"the format must return a list of fmstune.formats.Segment, found {made!r:.80}")
+    try:
+        for segment in made:
+            segment.text.encode()
+    except UnicodeEncodeError as err:
+        half = f"\\u{ord(err.object[err.start]):04x}"
+        raise RowProblem(f"the text holds half a character ({half}, a lone surrogate); remove it") from err
+    return made
+
+
+def source_files(format: Mapping[str, Any]) -> list[Path]:
+    """The Python files of the user's own that the format may use: all of its top-level package, or its one module.
+
+    Those of fmstune are known to whoever asks.
+    """
+    function = _function(format.get("_target_"))
+    top = function.__module__.partition(".")[0]
+    if top == "fmstune":
+        return []
+    folders = vars(sys.modules[top]).get("__path__")
+    if folders is not None:
+        return sorted(path for folder in folders for path in Path(folder).rglob("*.py") if path.is_file())
+    file = inspect.getsourcefile(function)
+    return [Path(file)] if file else []
+
+
+def _function(target: Any) -> Callable[..., list[Segment]]:
+    """A public function of the named module itself: what that module only imports may do anything with a row."""
+    module_name, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
+    if not module_name:
+        raise UserError(f"data.format._target_ must be like fmstune.formats.text, found {target!r}")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as err:
+        raise UserError(f"data.format._target_: cannot import {module_name} ({err})") from err
+    known = _format_names(module)
+    function = vars(module).get(name)
+    if name not in known or not inspect.isfunction(function):
+        raise UserError(f"data.format._target_: {_no_format(module_name, name, function, known)}")
+    if not _takes_a_row(function):
+        raise UserError(f"data.format._target_: {target} must take the row as its first argument")
+    return function
+
+
+def _format_names(module: ModuleType) -> tuple[str, ...]:
+    """What a job may name in this module."""
+    if module.__name__.partition(".")[0] == "fmstune":
+        return formats.FORMATS if module is formats else ()
+    return tuple(name for name, value in vars(module).items() if _is_own(value, module) and not name.startswith("_"))
+
+
+def _is_own(value: object, module: ModuleType) -> bool:
+    return inspect.isfunction(value) and value.__module__ == module.__name__
+
+
+def _no_format(module: str, name: str, found: object, known: tuple[str, ...]) -> str:
+    """Why this name is none of the known ones."""
+    if not inspect.isfunction(found):
+        return f"{module} has no function {name!r}{did_you_mean(name, known)}"
+    if module.partition(".")[0] == "fmstune":
+        return f"{module}.{name} is no format; the formats of fmstune.formats are {', '.join(formats.FORMATS)}"
+    if name.startswith("_"):
+        return f"{module}.{name} is private; name a public function"
+    return f"{module} only imports {name!r}; name the module that defines it, {found.__module__}.{found.__name__}"
+
+
+def _takes_a_row(function: Callable[..., Any]) -> bool:
+    parameters = list(inspect.signature(function).parameters.values())
+    return bool(parameters) and parameters[0].kind in (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    )
+
+
+def _misfits(function: Callable[..., Any], settings: Mapping[str, Any]) -> Iterator[str]:
+    """How the settings differ from what the function takes after the row."""
+    name = function.__name__
+    row, *parameters = inspect.signature(function).parameters.values()
+    takes = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for setting, value in settings.items():
+        if setting not in takes:
+            if not takes_any or setting == row.name:
+                yield f"data.format.{setting}: {name} has no such setting{did_you_mean(setting, takes)}"
+        elif takes[setting].annotation in (str, str | None) and not isinstance(value, takes[setting].annotation):
+            yield f"data.format.{setting} must be a string, found {in_words(value)}"
+    for setting, parameter in takes.items():
+        if parameter.default is parameter.empty and setting not in settings:
+            yield f"data.format.{setting} is missing; {name} needs it"

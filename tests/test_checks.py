@@ -1,0 +1,54 @@
+"""What the runner checks of its surroundings; tests/test_bad_inputs.py has the messages about a job."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fmstune import verbs
+from fmstune.errors import UserError
+
+
+@pytest.mark.parametrize(("given", "threads"), [("3", 3), ("4,2", 4), (" 2 ", 2)])
+def test_the_first_number_of_openmp_counts(given: str, threads: int) -> None:
+    assert verbs.first_level(given) == threads
+
+
+@pytest.mark.parametrize("given", ["abc", "0", "-1", ",2", "1.5"])
+def test_a_number_of_threads_that_openmp_would_ignore_is_refused(given: str) -> None:
+    with pytest.raises(UserError, match=f"^OMP_NUM_THREADS must be a number of threads, got '{given}'; unset it, or "):
+        verbs.first_level(given)
+
+
+def test_a_wrong_number_of_threads_ends_like_any_wrong_input(
+    fmstune: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "abc")
+    result = fmstune("modules")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        "fmstune: error: OMP_NUM_THREADS must be a number of threads, got 'abc'; unset it, or set launcher.threads\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("peft=lora", "peft.rank_pattern={q_proj: 4}", "peft.alpha_pattern={layers.0.self_attn.v_proj: 4}"),
+        ("peft=lora", "peft.trainable_token_indices=[1,2]", "peft.layers_to_transform=[0,1]"),
+        ("peft=lora", "peft.target_parameters=[q_proj.weight]", "peft.lora_dropout=0"),
+        ("peft=lora", "peft.init_lora_weights=pissa_niter_4", "evaluation.base=false"),
+        ("peft=lora", "peft.init_lora_weights=gaussian"),
+        ("peft=prompt_tuning", "peft.token_dim=96", "peft.num_transformer_submodules=1"),
+        ("training.torch_compile_backend=eager", "training.torch_compile_mode=default"),
+        ("training.metric_for_best_model=entropy", "training.greater_is_better=false", "training.eval_strategy=epoch"),
+        ("training.save_strategy=best", "training.metric_for_best_model=loss", "training.eval_strategy=epoch"),
+        ("training.eval_packing=true", "training.eval_strategy=steps"),
+        ("training.dataloader_drop_last=true", "training.per_device_train_batch_size=4", "data.max_rows=4"),
+        ("model.special_tokens.extra_special_tokens=['<user>']",),
+    ],
+)
+def test_what_can_be_done_is_not_refused(fmstune: Callable[..., Any], words: tuple[str, ...]) -> None:
+    result = fmstune("check", *words)
+    assert result.code == 0, result.err
+    assert result.out.endswith("no problems found\n")

@@ -1,0 +1,59 @@
+"""A run folder is claimed by one process and given back without touching what was there before."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from fmstune import claim, freeze
+from fmstune.errors import UserError
+from fmstune.job import Job
+from tests.test_freeze import TREE
+
+
+def job(output_dir: str | None) -> Job:
+    return dataclasses.replace(freeze.freeze(TREE).job, output_dir=output_dir)
+
+
+def test_a_claimed_folder_holds_the_job_with_its_own_name() -> None:
+    claimed = claim.claim(job("a/b"))
+    assert claimed.folder == Path("a/b")
+    assert freeze.read(Path("a/b/job.yaml")).job == claimed.job == job("a/b")
+
+
+def test_without_a_name_each_run_gets_a_folder_of_its_own() -> None:
+    folders = [claim.claim(job(None)).folder for _ in range(3)]
+    assert len(set(folders)) == 3
+    assert all(folder.parts[0] == "runs" for folder in folders)
+
+
+def test_a_folder_is_claimed_once() -> None:
+    claim.claim(job("a"))
+    with pytest.raises(UserError, match="output_dir: a holds another run"):
+        claim.claim(job("a"))
+
+
+def test_release_takes_away_what_claiming_made() -> None:
+    Path("there").mkdir()
+    claim.release(claim.claim(job("there/a/b")))
+    assert [str(path) for path in Path().rglob("*")] == ["there"]
+
+
+def test_release_leaves_folders_that_were_there_before() -> None:
+    Path("mine/empty").mkdir(parents=True)
+    claim.release(claim.claim(job("mine/empty")))
+    assert Path("mine/empty").is_dir()
+    assert list(Path("mine/empty").iterdir()) == []
+
+
+def test_release_leaves_what_somebody_else_put_there() -> None:
+    claimed = claim.claim(job("a/b"))
+    Path("a/notes.txt").write_text("mine")
+    claim.release(claimed)
+    assert [str(path) for path in Path().rglob("*")] == ["a", "a/notes.txt"]
+
+
+def test_a_folder_below_a_file_cannot_be_made() -> None:
+    Path("file").write_text("")
+    with pytest.raises(UserError, match="output_dir: file/a cannot be made"):
+        claim.claim(job("file/a"))
