@@ -36,7 +36,6 @@ def test_a_wrong_number_of_threads_ends_like_any_wrong_input(
     [
         ("peft=lora", "peft.rank_pattern={q_proj: 4}", "peft.alpha_pattern={layers.0.self_attn.v_proj: 4}"),
         ("peft=lora", "peft.trainable_token_indices=[1,2]", "peft.layers_to_transform=[0,1]"),
-        ("peft=lora", "peft.target_parameters=[q_proj.weight]", "peft.lora_dropout=0"),
         ("peft=lora", "peft.init_lora_weights=pissa_niter_4", "evaluation.base=false"),
         ("peft=lora", "peft.init_lora_weights=gaussian"),
         ("peft=prompt_tuning", "peft.token_dim=96", "peft.num_transformer_submodules=1"),

@@ -6,7 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+from peft import (
+    IA3Config,
+    LNTuningConfig,
+    LoraConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    ShiraConfig,
+    get_peft_model,
+)
 from transformers import AutoModelForCausalLM
 
 from fmstune import shapes
@@ -97,6 +106,8 @@ ADAPTERS = [
     prompt(num_virtual_tokens=5),
     PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=5, encoder_hidden_size=16),
     IA3Config(task_type="CAUSAL_LM"),
+    LNTuningConfig(task_type="CAUSAL_LM", target_modules=r".*(norm|ln_.)"),
+    PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
 ]
 
 
@@ -265,6 +276,38 @@ def test_what_peft_itself_refuses_is_the_user_s_error():
         match="peft: LoraConfig refuses these fields: `r` should be a positive integer value but the value passed is 0",
     ):
         shapes.dimensions(config_of(TINY_LLAMA), lora(r=0))
+
+
+def test_a_method_that_needs_weights_to_be_built_says_so():
+    with pytest.raises(UserError, match="peft: ShiraConfig cannot be checked without the weights .*; choose another"):
+        shapes.dimensions(config_of(TINY_LLAMA), ShiraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
+
+
+def test_a_prompt_that_fits_another_model_is_a_problem_and_the_model_s_own_values_are_none():
+    fitting = prompt(num_virtual_tokens=2, token_dim=32, num_layers=2, num_transformer_submodules=1)
+    assert shapes.dimensions(config_of(TINY_LLAMA), fitting).adapter_parameters == 64
+    with pytest.raises(UserError) as error:
+        shapes.dimensions(config_of(TINY_LLAMA), prompt(num_virtual_tokens=2, token_dim=7, num_layers=3))
+    assert error.value.problems == (
+        "peft.token_dim is 7, and the model has 32; leave it out",
+        "peft.num_layers is 3, and the model has 2; leave it out",
+    )
+
+
+@pytest.mark.parametrize("key", ["q_proj", "layers.0.self_attn.q_proj", r".*\.1\..*q_proj"])
+def test_a_rank_of_an_adapted_module_is_no_problem(key):
+    counted = shapes.dimensions(config_of(TINY_LLAMA), lora(r=4, target_modules=["q_proj"], rank_pattern={key: 8}))
+    assert counted.adapter_parameters > 2 * 4 * 64
+
+
+def test_a_rank_or_scale_of_a_module_that_is_not_adapted_is_a_problem():
+    asked = lora(target_modules=["q_proj"], rank_pattern={"k_proj": 8, "q_proj": 8}, alpha_pattern={"q": 8})
+    with pytest.raises(UserError) as error:
+        shapes.dimensions(config_of(TINY_LLAMA), asked)
+    assert error.value.problems == (
+        "peft.rank_pattern: 'k_proj' matches no module that is adapted; see peft.target_modules",
+        "peft.alpha_pattern: 'q' matches no module that is adapted; see peft.target_modules",
+    )
 
 
 def test_counting_is_silent():

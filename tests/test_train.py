@@ -16,7 +16,11 @@ from tests import small
 from tests.conftest import Result
 
 Run = Callable[..., Result]
-TWO_STEPS = ("training.max_steps=2", "training.gradient_accumulation_steps=1", "launcher.threads=1")
+TWO_STEPS = (
+    "training.max_steps=2",
+    "training.per_device_train_batch_size=4",
+    "launcher.threads=1",
+)
 QUICK = (*TWO_STEPS, "evaluation.max_rows=4", "evaluation.max_new_tokens=4", "data.max_rows=16")
 TINY = package_files.resolve("package:tiny_llama")
 
@@ -233,12 +237,12 @@ def test_provenance_names_versions_data_and_seed(fmstune: Run) -> None:
 
 
 def test_a_run_that_breaks_says_so_and_leaves_no_model(fmstune: Run) -> None:
-    run = fmstune(*QUICK, "training.learning_rate=9", "training.max_steps=6", "training.max_grad_norm=0")
-    if run.code == 0:  # a learning rate of 9 may survive six steps; it must not be called good then
-        assert run.summary["tuned"]["eval_loss"] > run.summary["base"]["eval_loss"]
-        return
-    assert run.code == 1
+    run = fmstune(*QUICK, "training.learning_rate=9", "training.max_steps=20", "training.max_grad_norm=0")
+    assert run.code == 2
+    assert "lower training.learning_rate" in run.err
+    assert "Traceback" not in run.err
     assert run.summary["status"] == "failed"
+    assert run.summary["error"]["kind"] == "user"
     assert not (run.folder / "model").exists()
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from fmstune import package_files
 from fmstune.errors import UserError
 from fmstune.job import FULL, Model
+from fmstune.shapes import REFUSALS
 
 
 def full() -> None:
@@ -38,7 +39,7 @@ def configuration(settings: dict[str, Any], model: Model) -> PeftConfig | None:
         values["tokenizer_name_or_path"] = package_files.resolve(model.tokenizer or model.path)
     try:
         config: PeftConfig = cls(**{"task_type": TaskType.CAUSAL_LM, **values})
-    except (TypeError, ValueError) as err:
+    except REFUSALS as err:
         raise UserError(f"peft: {target} refuses these fields: {err}") from err
     return config if model.adapter is None else _saved(model.adapter, config)
 
@@ -61,7 +62,7 @@ def wrap(model: PreTrainedModel, config: PeftConfig | None, adapter: str | None)
         return _existing(model, adapter)
     try:
         return get_peft_model(model, config)
-    except ValueError as err:
+    except REFUSALS as err:
         raise UserError(f"peft: {type(config).__name__} refuses these fields: {err}") from err
 
 

@@ -163,12 +163,20 @@ def batch_problems(training: plan.Training, rows: plan.Rows) -> Iterator[str]:
 
 def compile_problems(training: Mapping[str, Any]) -> Iterator[str]:
     """Words for torch.compile that accelerate and torch look up only when they compile."""
-    backends = [backend.value.lower() for backend in DynamoBackend]
-    modes = list(torch._inductor.list_mode_options()) if training.get("torch_compile_mode") else []
-    for name, known in (("torch_compile_backend", backends), ("torch_compile_mode", modes)):
+    for name, list_known in (("torch_compile_backend", _backends), ("torch_compile_mode", _modes)):
         word = training.get(name)
-        if word is not None and word.lower() not in known:
+        if word is not None and word.lower() not in (known := list_known()):
             yield f"training.{name} must be one of {', '.join(known)}; got {word!r}{did_you_mean(word, known)}"
+
+
+def _backends() -> list[str]:
+    """Those that accelerate has a name for and this torch has; torch takes a second to list them."""
+    here = torch.compiler.list_backends(exclude_tags=())
+    return [backend.value.lower() for backend in DynamoBackend if backend.value.lower() in here]
+
+
+def _modes() -> list[str]:
+    return list(torch._inductor.list_mode_options())
 
 
 def optimizer_problems(arguments: TrainingArguments) -> Iterator[str]:

@@ -35,3 +35,10 @@ def render(problems: Sequence[str]) -> str:
     lines = [f"fmstune: {len(problems)} errors:"]
     lines += [f"  {number}. {problem}" for number, problem in enumerate(problems, start=1)]
     return "\n".join(lines)
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "null" if value is None else repr(value)

@@ -146,3 +146,13 @@ class Job:
     """Where it runs."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     """How base and tuned model are compared."""
+
+
+def tunes_an_adapter(job: Job) -> bool:
+    """Whether the base weights stay as they are."""
+    return bool(job.peft["_target_"] != FULL)
+
+
+def has_held_out(data: Data) -> bool:
+    """Whether some rows are kept from training."""
+    return data.eval is not None or data.eval_fraction > 0

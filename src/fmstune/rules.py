@@ -1,18 +1,15 @@
 """Job → problems: what cannot work, found without torch, each message naming the field and what to change."""
 
 import importlib.util
-import json
 import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from fmstune import freeze, package_files, rows, run_folder
-from fmstune.errors import UserError, did_you_mean
-from fmstune.job import FULL, Attention, Data, Device, Evaluation, Job, Launcher, Model
+from fmstune import package_files, peft_rules, resume_rules, rows, run_folder
+from fmstune.errors import UserError, did_you_mean, shown
+from fmstune.job import Attention, Data, Device, Evaluation, Job, Launcher, Model, has_held_out, tunes_an_adapter
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "extra_special_tokens")
 
@@ -39,26 +36,17 @@ _OPTIMIZER_PACKAGES = {
     "adalomo": "lomo_optim",
 }
 """Families of `optim` that transformers builds from the model, and so only after it is loaded."""
-_INITIALISATIONS = ("gaussian", "orthogonal", "mica", "olora", "pissa", "pissa_niter_N")
-_DATA_DRIVEN = ("corda", "eva", "lora_ga")
-"""Without their pass over the data, PEFT fails (corda) or takes a plain start in silence."""
-_GOES_ON = re.compile(
-    r"training\.(num_train_epochs|max_steps|(logging|save|eval)_\w+|per_device_eval_batch_size"
-    r"|load_best_model_at_end|metric_for_best_model|greater_is_better|resume)"
-)
-"""What a resumed run may change: how long it goes on, and how it is watched."""
 
 
 def problems(job: Job) -> Iterator[str]:
     """All that the parent can find wrong before it starts anything."""
     yield from _top_level(job)
     yield from _model(job.model, adapts=tunes_an_adapter(job))
-    yield from _peft(job.peft)
-    yield from _initialisation(job)
+    yield from peft_rules.problems(job)
     yield from _data(job.data)
     yield from _format(job.data)
     yield from _training(job)
-    yield from _resume(job)
+    yield from resume_rules.problems(job)
     yield from _together(job)
     yield from _launcher(job.launcher)
     yield from _evaluation(job.evaluation)
@@ -79,16 +67,6 @@ def notes(job: Job) -> Iterator[str]:
         yield "model.adapter: the configuration saved with it holds, and the peft group only names its method"
     if job.evaluation.enabled and not has_held_out(job.data):
         yield "no held-out rows, so base and tuned are not compared; set data.eval or data.eval_fraction"
-
-
-def tunes_an_adapter(job: Job) -> bool:
-    """Whether the base weights stay as they are."""
-    return bool(job.peft["_target_"] != FULL)
-
-
-def has_held_out(data: Data) -> bool:
-    """Whether some rows are kept from training."""
-    return data.eval is not None or data.eval_fraction > 0
 
 
 def folder_problems(folder: Path) -> Iterator[str]:
@@ -127,7 +105,7 @@ def _model(model: Model, *, adapts: bool) -> Iterator[str]:
         yield "model.architecture needs model_type, such as llama"
     for name, value in model.special_tokens.items():
         if name == "extra_special_tokens":
-            if not _are_names(value):
+            if not peft_rules.are_names(value):
                 yield f"model.special_tokens.{name} must be a list of text, got {value!r}"
         elif name in SPECIAL_TOKENS:
             if not isinstance(value, str):
@@ -160,74 +138,6 @@ def _model_place(field: str, place: str, wants: str) -> Iterator[str]:
         yield f"{field}: no folder {folder}, and {place!r} is not a hub id (owner/name); give one of them"
 
 
-def _peft(peft: dict[str, Any]) -> Iterator[str]:
-    for name in ("r", "lora_alpha", "num_virtual_tokens"):
-        if name in peft:
-            yield from _at_least(f"peft.{name}", peft[name], 1)
-    for name in ("lora_dropout",):
-        if name in peft and not 0 <= peft[name] < 1:
-            yield f"peft.{name} must be at least 0 and below 1, got {peft[name]}"
-    if peft.get("prompt_tuning_init") == "TEXT" and not peft.get("prompt_tuning_init_text"):
-        yield "peft.prompt_tuning_init=TEXT needs peft.prompt_tuning_init_text, the words to start from"
-    if peft.get("prompt_tuning_init_text") and peft.get("prompt_tuning_init") != "TEXT":
-        yield "peft.prompt_tuning_init_text is used only with peft.prompt_tuning_init=TEXT"
-    if peft.get("task_type") not in (None, "CAUSAL_LM"):
-        yield f"peft.task_type is CAUSAL_LM here, got {peft['task_type']!r}; leave it out"
-    if peft.get("inference_mode"):
-        yield "peft.inference_mode=true would leave nothing to train; leave it out"
-    yield from _peft_places(peft)
-    yield from _peft_patterns(peft)
-
-
-def _peft_places(peft: dict[str, Any]) -> Iterator[str]:
-    """Names and numbers of what an adapter is put on; what they match is found with the model."""
-    targets = peft.get("target_modules")
-    if targets == []:
-        yield "peft.target_modules is empty, so nothing would be trained; give names or all-linear"
-    elif targets is not None and not (isinstance(targets, str) or _are_names(targets)):
-        yield f"peft.target_modules must be a list of names, one name or all-linear, got {targets!r}"
-    for name in ("target_parameters", "modules_to_save"):
-        if peft.get(name) is not None and not _are_names(peft[name]):
-            yield f"peft.{name} must be a list of names, got {peft[name]!r}"
-    layers = peft.get("layers_to_transform")
-    if layers is not None and not _are_numbers(layers if isinstance(layers, list) else [layers]):
-        yield f"peft.layers_to_transform must be a layer's number or a list of them, got {layers!r}"
-    ids = peft.get("trainable_token_indices")
-    if ids is not None and not all(map(_are_numbers, ids.values() if isinstance(ids, dict) else [ids])):
-        yield f"peft.trainable_token_indices must be a list of token ids, or such lists by embedding, got {ids!r}"
-
-
-def _peft_patterns(peft: dict[str, Any]) -> Iterator[str]:
-    """Ranks and scales of single modules."""
-    for name, kinds, words in (("rank_pattern", (int,), "whole numbers"), ("alpha_pattern", (int, float), "numbers")):
-        pattern = peft.get(name)
-        if pattern is not None and not (
-            isinstance(pattern, dict) and all(type(value) in kinds and value > 0 for value in pattern.values())
-        ):
-            yield f"peft.{name} must map module names to {words} above 0, got {pattern!r}"
-
-
-def _initialisation(job: Job) -> Iterator[str]:
-    """Ways to start LoRA that need more than the adapter itself."""
-    chosen = job.peft.get("init_lora_weights")
-    if not isinstance(chosen, str):
-        return
-    field = f"peft.init_lora_weights={chosen}"
-    changes_base = re.fullmatch(r"olora|pissa(_niter_\d+)?", chosen) is not None
-    if chosen in _DATA_DRIVEN:
-        yield f"{field} needs a pass over the data before training, which fmstune does not make; leave it out"
-    elif chosen == "loftq":
-        yield f"{field} makes up for a quantised base, and fmstune quantises none; leave it out"
-    elif not changes_base and chosen not in _INITIALISATIONS[:3]:
-        known = ", ".join(_INITIALISATIONS)
-        yield (
-            f"peft.init_lora_weights must be true, false or one of {known}; "
-            f"got {chosen!r}{did_you_mean(chosen, _INITIALISATIONS)}"
-        )
-    elif changes_base and job.evaluation.enabled and job.evaluation.base and has_held_out(job.data):
-        yield f"{field} changes the base weights, so there is no base to compare with; set evaluation.base=false"
-
-
 def _data(data: Data) -> Iterator[str]:
     for field, source in (("data.train", data.train), ("data.eval", data.eval)):
         if source is not None or field == "data.train":
@@ -252,7 +162,7 @@ def _format(data: Data) -> Iterator[str]:
         if name not in data.format and value is not None:
             yield f"data.{name} is not used by {data.format['_target_'].rpartition('.')[2]}; leave it out"
         elif name in data.format and data.format[name] != value:
-            yield f"data.{name} is {_shown(value)} and data.format.{name} is {_shown(data.format[name])}; change both"
+            yield f"data.{name} is {shown(value)} and data.format.{name} is {shown(data.format[name])}; change both"
 
 
 def _training(job: Job) -> Iterator[str]:
@@ -306,72 +216,6 @@ def _packages(training: dict[str, Any]) -> Iterator[str]:
         yield f"training.optim={optim} needs the package {package.replace('_', '-')}; install it, or choose another"
     elif optim.startswith(("galore", "apollo")) and not training.get("optim_target_modules"):
         yield f"training.optim={optim} needs training.optim_target_modules, the modules that it is for"
-
-
-def _resume(job: Job) -> Iterator[str]:
-    """Why this job cannot go on from its checkpoint as if it had never stopped."""
-    if job.training.get("resume") is None:
-        return
-    folder = Path(str(job.training["resume"]))
-    weights = "adapter_model.safetensors" if tunes_an_adapter(job) else "model*.safetensors"
-    missing = [name for name in ("trainer_state.json", weights) if not any(folder.glob(name))]
-    if missing:
-        hint = " of this peft method" if missing == [weights] else ""
-        yield f"training.resume: {folder} is not a checkpoint folder{hint} (no {missing[0]}); give RUN/checkpoint-STEP"
-        return
-    for name in ("optimizer.pt", "scheduler.pt"):
-        if not (folder / name).is_file():
-            yield (
-                f"training.resume: {folder} has no {name}, which would start anew in silence; "
-                "give a checkpoint that was saved without training.save_only_model"
-            )
-    yield from _steps_left(folder, job.training.get("max_steps", -1))
-    yield from _changes(job, folder.resolve().parent / run_folder.JOB)
-
-
-def _steps_left(checkpoint: Path, max_steps: int) -> Iterator[str]:
-    state = checkpoint / "trainer_state.json"
-    try:
-        done = int(json.loads(state.read_text(encoding="utf-8"))["global_step"])
-    except (ValueError, KeyError, TypeError, OSError):
-        yield f"training.resume: {state} is damaged; give an earlier checkpoint"
-        return
-    if 0 < max_steps <= done:
-        left = f"training.max_steps={max_steps} leaves nothing to train"
-        yield f"training.resume: {checkpoint} is at step {done}, so {left}"
-
-
-def _changes(job: Job, job_file: Path) -> Iterator[str]:
-    """What this job would train otherwise than the one whose checkpoint it goes on with, where that one is there."""
-    if not job_file.is_file():
-        return
-    try:
-        # the package of this job's format has been allowed already
-        former = freeze.read(job_file, trusted=[job.data.format["_target_"].partition(".")[0]]).job
-    except UserError as err:
-        hint = "copy it elsewhere to go on without comparing"
-        yield f"training.resume: the checkpoint's job cannot be compared ({'; '.join(err.problems)}); {hint}"
-        return
-    here, there = _leaves(job), _leaves(former)
-    place = f"{job_file.parent.name}/{job_file.name}"
-    for name in {**here, **there}:
-        one, other = (_shown(values[name]) if name in values else "not given" for values in (here, there))
-        if one != other and not _GOES_ON.fullmatch(name):
-            yield f"{name} is {one} here and {other} in {place}; a resumed run keeps what its checkpoint began with"
-
-
-def _leaves(job: Job) -> dict[str, Any]:
-    """All that decides about training, by dotted names."""
-    tree = yaml.safe_load(freeze.dump(job))
-    return dict(leaf for group in ("seed", "model", "peft", "data", "training") for leaf in _named(group, tree[group]))
-
-
-def _named(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        yield name, value
-        return
-    for key, inner in value.items():
-        yield from _named(f"{name}.{key}", inner)
 
 
 def _evaluation_while_training(job: Job) -> Iterator[str]:
@@ -440,18 +284,3 @@ def _evaluation(evaluation: Evaluation) -> Iterator[str]:
 def _at_least(field: str, value: int | float, least: int) -> Iterator[str]:
     if value < least:
         yield f"{field} must be at least {least}, got {value}"
-
-
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
-
-
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
-
-
-def _shown(value: Any) -> str:
-    """A value as a message shows it."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "null" if value is None else repr(value)

@@ -32,7 +32,7 @@ ALL_LINEAR = "all-linear"
 """PEFT's word for every linear layer but the output layer; it is a string of its own and no list entry."""
 _OF_THE_MODEL = ("token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules")
 """Fields of a prompt that PEFT fills in from the model when they are left out."""
-_REFUSALS = (
+REFUSALS = (
     AssertionError,
     AttributeError,
     ImportError,
@@ -116,12 +116,19 @@ def attach(model: PreTrainedModel, peft_config: PeftConfig) -> torch.nn.Module:
         warnings.simplefilter("ignore")
         try:
             adapted: torch.nn.Module = get_peft_model(model, empty)
-        except _REFUSALS as error:
-            said = " ".join(str(error).split())[:300]
-            raise UserError(f"peft: {type(peft_config).__name__} refuses these fields: {said}") from error
+        except REFUSALS as error:
+            raise UserError(_refusal(type(peft_config).__name__, error)) from error
     raise_if_any(_prompt_problems(peft_config, empty))
     raise_if_any(_pattern_key_problems(adapted, peft_config))
     return adapted
+
+
+def _refusal(method: str, error: Exception) -> str:
+    """PEFT's words, unless they are about the meta device, where a few methods cannot be built."""
+    said = " ".join(str(error).split())[:300]
+    if isinstance(error, NotImplementedError) or "meta tensor" in said:
+        return f"peft: {method} cannot be checked without the weights ({said}); choose another method"
+    return f"peft: {method} refuses these fields: {said}"
 
 
 def _prompt_problems(given: PeftConfig, filled: PeftConfig) -> Iterator[str]:
@@ -153,7 +160,13 @@ def _readers(model: torch.nn.Module, *, adapter: bool) -> Iterator[tuple[str, in
     for name, module in model.named_modules():
         reads = isinstance(module, BaseTunerLayer) if adapter else isinstance(module, torch.nn.Linear | Conv1D)
         if reads and module is not head:
-            yield name.rpartition(".")[0], getattr(module, "in_features", None) or _matrix(module)[0]
+            yield name.rpartition(".")[0], getattr(module, "in_features", None) or _inputs(module)
+
+
+def _inputs(module: torch.nn.Module) -> int:
+    """Numbers a position that the module reads; LN tuning adapts norms, whose weight is no matrix."""
+    weight = module.get_parameter("weight")
+    return weight.shape[0] if weight.dim() == 1 else _matrix(module)[0]
 
 
 def _head(model: PreTrainedModel) -> torch.nn.Module | None:

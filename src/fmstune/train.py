@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import os
 import shutil
 import sys
@@ -59,6 +60,11 @@ def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, pl
         output = trainer.train(resume_from_checkpoint=job.training.get("resume"))
         figures = _figures(trainer, checked, prepared, output.metrics)
         tuned = _score(trainer, job, checked, prepared, base=False)
+        for name, loss in (("train_loss", figures["train_loss"]), ("eval_loss", tuned.eval_loss if tuned else 0.0)):
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"{name} is {loss} after training; lower training.learning_rate, or set model.dtype=float32"
+                )
         save(trainer.model, tokenizer, folder / run_folder.MODEL)
         plots.plot_loss(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT)
         run_folder.update_summary(folder, {**seconds, **figures, **_scores(base, tuned)})
