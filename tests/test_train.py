@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fmstune import package_files
+from fmstune.help import choices
 from tests import small
 from tests.conftest import Result
 
@@ -270,3 +271,26 @@ def test_the_default_learns_its_task(fmstune: Run, peft: str, at_least: float) -
     assert summary["tuned"]["exact_match"] >= at_least
     assert summary["base"]["exact_match"] < 0.6
     assert summary["tuned"]["eval_loss"] < summary["base"]["eval_loss"]
+
+
+ROWS = {
+    "alpaca": [{"instruction": "Add the numbers", "input": i % 2 * "1 2", "output": "3"} for i in range(8)],
+    "text": [{"output": f"### Text: parcel {i} is late\n\n### Response: complaint"} for i in range(8)],
+    "twitter_complaints": [{"Tweet text": f"parcel {i} is late", "text_label": "complaint"} for i in range(8)],
+}
+TINY_MODELS = [name for name in choices("model") if name.startswith("tiny_")]
+
+
+@pytest.mark.parametrize("data", [name for name in choices("data") if name != "complaints"])
+@pytest.mark.parametrize("peft", choices("peft"))
+@pytest.mark.parametrize("model", TINY_MODELS)
+def test_every_combination_of_a_tiny_model_trains_two_steps(
+    fmstune: Run, rows_file: Callable[..., Path], model: str, peft: str, data: str
+) -> None:
+    """On all shipped formats; the complaints are trained on above."""
+    rows = rows_file(ROWS[data])
+    run = fmstune(f"model={model}", f"peft={peft}", f"data={data}", f"data.train={rows}", *TWO_STEPS)
+    assert run.code == 0, run.err
+    assert run.summary["steps"] == 2
+    assert run.summary["data"]["train"]["rows_trained"] == 8
+    assert (run.folder / "model").is_dir()
