@@ -57,3 +57,8 @@ def test_a_folder_below_a_file_cannot_be_made() -> None:
     Path("file").write_text("")
     with pytest.raises(UserError, match="output_dir: file/a cannot be made"):
         claim.claim(job("file/a"))
+
+
+def test_a_folder_that_the_system_refuses_is_said_to_be_so() -> None:
+    with pytest.raises(UserError, match="output_dir: /proc/x cannot be made"):
+        claim.claim(job("/proc/x"))

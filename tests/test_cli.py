@@ -272,3 +272,22 @@ def test_a_parent_that_dies_before_training_gives_the_folder_back() -> None:
     process.wait()
     wait_for(lambda: not alive(runner), "the runner's end", 30)
     assert not Path("run").exists()
+
+
+def test_an_interrupted_sweep_starts_no_further_point() -> None:
+    words = ("-m", *(word for word in LONG if not word.startswith("output_dir")), "seed=1,2", "output_dir=sweep")
+    process = subprocess.Popen([SCRIPT, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: Path("sweep/0-seed=1/metrics.jsonl").exists(), "the first step")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert [path.name for path in Path("sweep").iterdir() if path.is_dir()] == ["0-seed=1"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    done = subprocess.run(
+        f"{SCRIPT} check data.max_rows=4 | head -1", shell=True, capture_output=True, text=True, timeout=120
+    )
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr

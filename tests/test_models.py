@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 from fmstune import models
@@ -149,3 +150,13 @@ def test_a_model_with_weights_of_another_shape_is_refused(folder: Path) -> None:
 def test_a_tied_head_is_not_missing(tmp_path: Path) -> None:
     folder = small.save(tmp_path / "tied", architecture={**small.LLAMA, "tie_word_embeddings": True})
     loaded(job_model(folder))
+
+
+def test_a_tokenizer_that_loses_spaces_is_refused(tmp_path: Path) -> None:
+    own = small.byte_level_tokenizer()
+    own.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    folder = small.save(tmp_path / "m", tokenizer=own)
+    with pytest.raises(
+        UserError, match=r"model.path: the tokenizer of .* turns 'a word and more' into .* set model.tokenizer"
+    ):
+        models.load_tokenizer(job_model(folder))

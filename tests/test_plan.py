@@ -317,7 +317,7 @@ def test_a_plan_is_a_table():
         "            trainable 4,194,304 (0.0622 %)",
         "precision   bfloat16 weights, float32 trained, bfloat16 autocast; sdpa attention on cuda",
         "            because",
-        "memory      21.74 GiB at most",
+        "memory      21.74 GiB, estimated",
         "            weights 12.57 GiB, gradients 16.0 MiB, optimizer 32.0 MiB, activations 9.09 GiB, logits 32.0 MiB",
         "steps       189 (3 epochs, 63 an epoch, 4 rows x 4 accumulated)",
         "tokens      200,000 an epoch",

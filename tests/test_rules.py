@@ -63,3 +63,8 @@ def test_a_folder_with_any_file_of_a_run_is_taken(tmp_path: Path, name: str) -> 
 def test_an_empty_or_new_folder_is_free(tmp_path: Path) -> None:
     assert list(rules.folder_problems(tmp_path)) == []
     assert list(rules.folder_problems(tmp_path / "new")) == []
+
+
+def test_multitask_prompt_tuning_is_refused_because_rows_have_no_task() -> None:
+    peft = {"_target_": "peft.MultitaskPromptTuningConfig", "num_virtual_tokens": 4}
+    assert any("needs a task_id with every row" in problem for problem in rules.problems(job(peft=peft)))

@@ -37,10 +37,10 @@ def claim(job: Job) -> Claim:
             if given is not None:
                 raise UserError(f"output_dir: {folder} was taken by another run just now; choose another") from None
             continue
-        except FileNotFoundError:
-            # another process released the folder above between the two calls
-            continue
         except OSError as err:
+            # once: another process may have released the folder above between the two calls
+            if isinstance(err, FileNotFoundError) and number == 1:
+                continue
             raise UserError(f"output_dir: {folder} cannot be made: {err.strerror}; choose another") from err
         return Claim(claimed, folder, made)
     raise UserError("output_dir: no free folder under runs/; set output_dir")

@@ -85,6 +85,9 @@ def _composed(line: CommandLine) -> int:
             codes.append(USER_ERROR)
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             sweeps.add(Path(HydraConfig.get().sweep.dir))
+        if codes[-1] == INTERRUPTED:
+            # Ctrl-C means all of a sweep
+            raise KeyboardInterrupt
 
     for note in composition.shadowed(composition.config_dir(words)):
         print(f"fmstune: note: {note}", file=sys.stderr)

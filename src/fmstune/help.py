@@ -42,7 +42,7 @@ def text(verb: Verb | None = None, extra: Path | None = None) -> str:
         "fields: every field of the job by its dotted name; training takes every field of trl.SFTConfig,",
         "        peft every field of its PEFT configuration. fmstune --cfg job prints the composed job.",
         "",
-        "flags",
+        "flags (fmstune VERB --help lists those of a verb)",
         "  -m, --multirun      one run for each combination of comma-separated values",
         "  --cfg job           print the composed job and stop",
         "  --config-dir DIR    your own groups beside these",

@@ -42,6 +42,7 @@ def load_tokenizer(model: Model, *, local_files_only: bool = False) -> Tokenizer
     except (OSError, ValueError, KeyError) as err:
         field = "model.tokenizer" if model.tokenizer else "model.path"
         raise UserError(_cannot_load("tokenizer", field, place, err)) from err
+    raise_if_any(_loses_text(tokenizer, "model.tokenizer" if model.tokenizer else "model.path", place))
     before = len(tokenizer)
     if model.special_tokens:
         tokenizer.add_special_tokens(dict(model.special_tokens))
@@ -51,6 +52,18 @@ def load_tokenizer(model: Model, *, local_files_only: bool = False) -> Tokenizer
     if tokenizer.eos_token is None:
         raise UserError(f"{place}: the tokenizer has no end-of-sequence token; set model.special_tokens.eos_token")
     return Tokenizer(tokenizer, tuple(range(before, len(tokenizer))), tuple(range(before, meaningful)))
+
+
+def _loses_text(tokenizer: PreTrainedTokenizerBase, field: str, place: str) -> Iterator[str]:
+    """A tokenizer that gives no spaces back; transformers goes by the model's type and can take the wrong class."""
+    probe = "a word and more"
+    ids = tokenizer(probe, add_special_tokens=False)["input_ids"]
+    back = tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip()
+    if back.lower() != probe:
+        yield (
+            f"{field}: the tokenizer of {place} (a {type(tokenizer).__name__}) turns {probe!r} into {back!r}, so text "
+            "would be lost; set model.tokenizer to one that fits"
+        )
 
 
 def _set_pad(tokenizer: PreTrainedTokenizerBase) -> None:

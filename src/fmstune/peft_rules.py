@@ -29,6 +29,8 @@ def problems(job: Job) -> Iterator[str]:
         yield f"peft.task_type is CAUSAL_LM here, got {peft['task_type']!r}; leave it out"
     if peft.get("inference_mode"):
         yield "peft.inference_mode=true would leave nothing to train; leave it out"
+    if peft["_target_"] == "peft.MultitaskPromptTuningConfig":
+        yield "peft._target_=peft.MultitaskPromptTuningConfig needs a task_id with every row, which fmstune has not"
     yield from _places(peft)
     yield from _patterns(peft)
     yield from _initialisation(job)

@@ -360,7 +360,7 @@ def render(plan: Plan) -> str:
         ("", f"trainable {plan.trainable_parameters:,} ({share:.3g} %)"),
         ("precision", f"{machine.precision.describe()}; {machine.attention} attention on {machine.device}"),
         ("", machine.precision.reason),
-        ("memory", f"{size(plan.total)} at most"),
+        ("memory", f"{size(plan.total)}, estimated"),
         ("", split),
         ("steps", f"{plan.total_steps:,} ({length}, {plan.steps_per_epoch:,} an epoch, {batch})"),
         ("tokens", f"≈ {tokens}, estimated from characters" if plan.tokens_estimated else tokens),

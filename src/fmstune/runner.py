@@ -1,6 +1,7 @@
 """One rank: `python -m fmstune.runner RUN/job.yaml`; reads the frozen job, never composes, never makes a folder."""
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -23,6 +24,10 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fmstune: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # `| head` has seen enough; nothing may be flushed into it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception:
         traceback.print_exc()
         return 1
