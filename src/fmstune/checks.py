@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
@@ -16,7 +15,7 @@ from datasets import Dataset
 from peft import PeftConfig
 from transformers import PreTrainedConfig, Trainer, TrainingArguments, get_scheduler
 
-from fmstune import adapters, architecture, data, format_loading, models, plan, precision, shapes
+from fmstune import adapters, architecture, data, format_loading, models, plan, precision, resume_rules, shapes
 from fmstune.data import Prepared
 from fmstune.errors import UserError, did_you_mean, raise_if_any
 from fmstune.job import Dtype, Evaluation, Job
@@ -49,7 +48,7 @@ def check(job: Job, *, device_at_hand: bool = True) -> Checked:
     """
     problems: list[str] = []
     notes: list[str] = []
-    device, attention, situation = "cpu", job.model.attention.value, None
+    device, attention = "cpu", job.model.attention.value
     peft_config: PeftConfig | None = None
     configuration: PreTrainedConfig | None = None
     dimensions: Dimensions | None = None
@@ -285,10 +284,10 @@ def estimated_rows(job: Job) -> plan.Rows:
 def resume_problems(job: Job, made: Plan) -> Iterator[str]:
     """A checkpoint with nothing left to train after it."""
     if job.training.get("resume") is not None:
-        state = json.loads((Path(job.training["resume"]) / "trainer_state.json").read_text(encoding="utf-8"))
-        if state["global_step"] >= made.total_steps:
+        done = resume_rules.steps_done(Path(job.training["resume"]))
+        if done >= made.total_steps:
             yield (
-                f"training.resume: the checkpoint is at step {state['global_step']:,} of {made.total_steps:,}, so "
+                f"training.resume: the checkpoint is at step {done:,} of {made.total_steps:,}, so "
                 "nothing is left to train; raise training.num_train_epochs or training.max_steps"
             )
 

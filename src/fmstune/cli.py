@@ -89,9 +89,10 @@ def _composed(line: CommandLine) -> int:
             # Ctrl-C means all of a sweep
             raise KeyboardInterrupt
 
-    for note in composition.shadowed(composition.config_dir(words)):
+    extra = composition.config_dir(words)
+    for note in composition.shadowed(extra):
         print(f"fmstune: note: {note}", file=sys.stderr)
-    groups = composition.groups(composition.config_dir(words))
+    groups = composition.groups(extra)
     raise_if_any(choice_problems(words, groups))
     composition.compose(force_plain_overrides(words, groups), point)
     for folder in sweeps:

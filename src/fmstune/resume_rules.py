@@ -40,12 +40,20 @@ def problems(job: Job) -> Iterator[str]:
     yield from _changes(job, folder.resolve().parent / run_folder.JOB)
 
 
-def _steps_left(checkpoint: Path, max_steps: int) -> Iterator[str]:
+def steps_done(checkpoint: Path) -> int:
+    """The optimizer step that a checkpoint was saved at; raises UserError when its state cannot be read."""
     state = checkpoint / "trainer_state.json"
     try:
-        done = int(json.loads(state.read_text(encoding="utf-8"))["global_step"])
-    except (ValueError, KeyError, TypeError, OSError):
-        yield f"training.resume: {state} is damaged; give an earlier checkpoint"
+        return int(json.loads(state.read_text(encoding="utf-8"))["global_step"])
+    except (ValueError, KeyError, TypeError, OSError) as err:
+        raise UserError(f"training.resume: {state} is damaged; give an earlier checkpoint") from err
+
+
+def _steps_left(checkpoint: Path, max_steps: int) -> Iterator[str]:
+    try:
+        done = steps_done(checkpoint)
+    except UserError as err:
+        yield from err.problems
         return
     if 0 < max_steps <= done:
         left = f"training.max_steps={max_steps} leaves nothing to train"

@@ -1,7 +1,6 @@
 """Model, data and arguments → SFTTrainer → the artifacts of a run."""
 
 import dataclasses
-import logging
 import math
 import os
 import shutil
@@ -30,8 +29,6 @@ from fmstune.models import Tokenizer
 from fmstune.plan import Plan
 from fmstune.trainer import Trainer
 from fmstune.training_names import OWN
-
-log = logging.getLogger(__name__)
 
 
 @contextmanager

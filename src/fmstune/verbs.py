@@ -95,8 +95,7 @@ def _print_plan(made: plan.Plan, checked: Checked) -> None:
 
 def show_rows(job: Job, rows: int, json: Path | None) -> int:
     """Print rows with their masks, and write all of them to `json` where that is given."""
-    tokenizer = models.load_tokenizer(job.model)
-    prepared = data.prepare(job.data, tokenizer.tokenizer, job.seed)
+    tokenizer, prepared = _prepare(job)
     if json is not None:
         try:
             show_data.write_json(prepared, tokenizer.tokenizer, json)
