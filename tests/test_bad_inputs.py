@@ -355,7 +355,11 @@ ROW_CONTENTS = [
         "rows.jsonl, row 1: more than data.max_length=5 tokens; raise it, or set data.over_length to truncate or drop",
         rows_jsonl=ROW,
     ),
-    case(f"{ROWS} data.max_length=5 data.over_length=drop", "data: no row is left in the train split…", rows_jsonl=ROW),
+    case(
+        f"{ROWS} data.max_length=5 data.over_length=drop",
+        "data.train: no row is left in the train split…",
+        rows_jsonl=ROW,
+    ),
     case(
         f"{ROWS} data.max_length=1000",
         "the longest row takes 6… tokens, and the model has 512 positions; set data.max_length=512",
@@ -799,6 +803,96 @@ RESUMED = [
     ),
 ]
 
+TWO = {"a.jsonl": ROW, "b.jsonl": ROW.replace("answer", "other")}
+SOURCES = [
+    case(
+        "check data=text 'data.train={a: a.jsonl, b: {pth: b.jsonl, wieght: 2, weight: x}}'",
+        "data.train.b.pth: unknown field; did you mean 'path'?",
+        "data.train.b.wieght: unknown field; did you mean 'weight'?",
+        "data.train.b.path must be given",
+        "data.train.b.weight must be a number or null, got 'x'",
+    ),
+    Case(
+        "check data=text 'data.train={a: {path: a.jsonl, weight: 0}, b: {path: b.jsonl, max_rows: 0}, b c: nosuch}'",
+        (
+            "data.train.a.weight must be above 0 and finite, got 0",
+            "data.train.b.max_rows must be at least 1, got 0",
+            "data.train.b c: a source's name is made of letters, digits, _ and -; change it",
+            "data.train.b c: no file nosuch",
+            "data.train: a has a weight and b, b c has none; give one to all, or to none",
+        ),
+        TWO,
+    ),
+    Case(
+        "check data=text data.train=a.jsonl 'data.eval={b: {path: b.jsonl, weight: 1}}'",
+        ("data.eval.b.weight: held-out rows are not mixed; leave it out",),
+        TWO,
+    ),
+    case("check data=text data.train={}", "data.train names no source; give some, such as {a: a.jsonl, b: b.jsonl}"),
+    case("check data=text 'data.train={a: null}'", "data.train.a must be given: a file, glob, folder or hub id, …"),
+    Case(
+        "check data=text 'data.train={a: {path: a.jsonl, format: {_target_: os.system}}}'",
+        ("data.train.a.format._target_: 'os.system' is not in an allowed package (fmstune.formats); …",),
+        TWO,
+    ),
+    Case(
+        "check data=text 'data.train={a: a.jsonl}' 'data.eval={b: a.jsonl}'",
+        ("data.eval.b holds the same rows as data.train.a; name other rows, …",),
+        TWO,
+    ),
+    Case(
+        "check data=text data.train=a.jsonl data.overlap=drp",
+        ("data.overlap must be one of keep, drop, error; got 'drp'; did you mean 'drop'?",),
+        TWO,
+    ),
+    Case(
+        "check data=text data.train=a.jsonl data.streaming=true data.eval_fraction=0.5 data.overlap=drop "
+        "training.dataloader_num_workers=2 training.train_sampling_strategy=group_by_length data.buffer_size=0",
+        (
+            "data.buffer_size must be at least 1, got 0",
+            "data.streaming=true does not know how many rows there are; set training.max_steps",
+            "data.streaming=true cannot draw data.eval_fraction from rows that are not all there; set data.eval",
+            "data.streaming=true counts its rows in the training process; set training.dataloader_num_workers=0, got 2",
+            "training.train_sampling_strategy=group_by_length needs all rows at hand; set data.streaming=false …",
+            "data.overlap=drop needs all rows at hand, and data.streaming=true reads them while training; set keep",
+        ),
+        TWO,
+    ),
+]
+
+TEMPLATES = [
+    case("check data=template data.train=rows.jsonl", "data.format.template_file must be given: a Jinja file, …"),
+    case(
+        "check data=template data.train=rows.jsonl data.format.template_file=rwo.jinja",
+        "data.format.template_file: no file rwo.jinja; did you mean 'row.jinja'?",
+        rows_jsonl=ROW,
+        **{"row.jinja": "x"},
+    ),
+    case(
+        "check data=template data.train=rows.jsonl data.format.template_file=row.jinja",
+        "data.format.template_file: row.jinja marks nothing as trained; put the answer between …",
+        rows_jsonl=ROW,
+        **{"row.jinja": "{{ output }}"},
+    ),
+    case(
+        "check data=template data.train=rows.jsonl data.format.template_file=row.jinja",
+        "rows.jsonl, row 1: row.jinja: 'answer' is undefined; the row's columns are 'output'",
+        rows_jsonl=ROW,
+        **{"row.jinja": "{% generation %}{{ answer }}{% endgeneration %}"},
+    ),
+    case("model.chat_template=chat.jinja", "model.chat_template: no file chat.jinja"),
+    case(
+        "check model.chat_template=chat.jinja",
+        "model.chat_template: chat.jinja is no Jinja template (…",
+        **{"chat.jinja": "{% if %}"},
+    ),
+    case(
+        "check data=chat data.train=rows.jsonl",
+        "data.format: the model's tokenizer has no chat template; set model.chat_template to a Jinja file …",
+        rows_jsonl='{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n',
+    ),
+]
+
 CASES = [
     *UNKNOWN_NAMES,
     *SEVERAL_AT_ONCE,
@@ -816,11 +910,13 @@ CASES = [
     *RUN_FOLDERS,
     *FROZEN_JOBS,
     *RESUMED,
+    *SOURCES,
+    *TEMPLATES,
 ]
 
 
 def test_the_specification_keeps_its_size() -> None:
-    assert len(CASES) == 264
+    assert len(CASES) == 280
 
 
 @pytest.mark.parametrize("wrong", CASES, ids=[wrong.command[:70] for wrong in CASES])

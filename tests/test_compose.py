@@ -38,7 +38,7 @@ def test_the_matrix_is_what_is_shipped() -> None:
     assert len(GROUPS["evaluation"]) >= 2
     assert {"tiny_llama", "llama2_7b", "llama2_13b", "causal_lm"} <= set(GROUPS["model"])
     assert {"full", "lora", "prompt_tuning"} <= set(GROUPS["peft"])
-    assert {"complaints", "alpaca", "twitter_complaints", "text"} <= set(GROUPS["data"])
+    assert {"complaints", "alpaca", "twitter_complaints", "text", "chat"} <= set(GROUPS["data"])
 
 
 @pytest.mark.parametrize(("model", "peft", "data", "launcher"), COMBINATIONS)
@@ -46,6 +46,7 @@ def test_every_combination_composes_and_freezes(model: str, peft: str, data: str
     words = [f"model={model}", f"peft={peft}", f"data={data}", f"launcher={launcher}"]
     words += ["++model.path=owner/name"] if model == "causal_lm" else []
     words += ["++data.train=rows.jsonl"] if data != "complaints" else []
+    words += ["++data.format.template_file=row.jinja"] if data == "template" else []
     job = freeze.freeze(composed(*words)).job
     assert (job.peft["_target_"] == FULL) is (peft == "full")
     assert callable(load(job.data.format))

@@ -17,15 +17,17 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fmstune import cache, data, tokens
-from fmstune.data import Ledger, Prepared
+from fmstune import cache, data, entries, formats, splits, tokens
+from fmstune.data import Prepared
 from fmstune.errors import UserError
-from fmstune.job import Data, OverLength, Untrainable
+from fmstune.job import Data, Overlap, OverLength, Untrainable
+from fmstune.ledger import Ledger
 from tests.tokenizers_for_tests import gpt2_style, llama_style
 
 TEMPLATE = "\n### Label:"
 FORMAT = {"_target_": "fmstune.formats.text", "text_field": "output", "response_template": TEMPLATE}
 SEED = 42
+END = "<|endoftext|>"
 
 
 def text(prompt: str, answer: str) -> str:
@@ -89,34 +91,23 @@ def test_training_rows_have_ids_and_labels_in_file_order() -> None:
     ]
 
 
-def test_held_out_rows_keep_their_prompt_and_answer() -> None:
-    write(GOOD)
-    write([text("of eval", " no")], "eval.jsonl")
-    held_out = prepare(eval="eval.jsonl").held_out
-    assert held_out is not None
-    assert held_out.column_names == ["input_ids", "labels", "prompt", "answer", "prompt_ids", "answer_ids"]
-    assert held_out[0]["prompt"] == "of eval\n### Label:"
-    assert held_out[0]["answer"] == " no"
-
-
 @pytest.mark.parametrize(
     ("row", "prompt", "answer"),
     [(text("a", " yes"), "a\n### Label:", " yes"), ("thanks\n### Label:)", "thanks\n### Label", ":)")],
     ids=["plain", "a token on both sides of the boundary"],
 )
-def test_held_out_rows_keep_the_tokens_before_the_first_trained_one_and_the_trained_ones(
+def test_held_out_rows_keep_the_tokens_before_the_first_trained_one_and_the_trained_ones_with_their_end(
     row: str, prompt: str, answer: str
 ) -> None:
     write(GOOD)
     write([row], "eval.jsonl")
-    held_out = prepare(eval="eval.jsonl", tokenizer=gpt2_style_with_smile()).held_out
-    assert held_out is not None
-    decoded = [gpt2_style_with_smile().decode(held_out[0][name]) for name in ("prompt_ids", "answer_ids")]
-    assert decoded == [prompt, answer]
-    assert held_out[0]["prompt_ids"] + held_out[0]["answer_ids"] + [0] == held_out[0]["input_ids"]
+    (part,) = prepare(eval="eval.jsonl", tokenizer=gpt2_style_with_smile()).held_out
+    decoded = [gpt2_style_with_smile().decode(part.rows[0][name]) for name in ("prompt_ids", "answer_ids")]
+    assert decoded == [prompt, answer + END]
+    assert part.rows[0]["prompt_ids"] + part.rows[0]["answer_ids"] == part.rows[0]["input_ids"]
 
 
-def test_the_prompt_of_several_answers_ends_at_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_prompt_of_several_answers_ends_at_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("chats.py").write_text(
         "from fmstune.formats import Segment\n"
         "def chat(row):\n"
@@ -125,9 +116,9 @@ def test_the_prompt_of_several_answers_ends_at_the_first(monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(Path.cwd())
     write(["q|a"])
     write(["q1|a1|q2|a2"], "eval.jsonl")
-    held_out = prepare(eval="eval.jsonl", format={"_target_": "chats.chat"}).held_out
-    assert held_out is not None
-    assert (held_out[0]["prompt"], held_out[0]["answer"]) == ("q1", "a1a2")
+    (part,) = prepare(eval="eval.jsonl", format={"_target_": "chats.chat"}).held_out
+    decoded = [gpt2_style().decode(part.rows[0][name]) for name in ("prompt_ids", "answer_ids")]
+    assert decoded == ["q1a1q2", "a2" + END]
 
 
 def test_rows_in_more_than_one_batch_are_all_there(tokenised: list[int]) -> None:
@@ -141,8 +132,8 @@ def test_rows_in_more_than_one_batch_are_all_there(tokenised: list[int]) -> None
 def test_the_rows_that_ship_prepare_without_a_loss() -> None:
     prepared = prepare(train="package:complaints/train.jsonl", eval="package:complaints/held_out.jsonl", max_length=400)
     assert prepared.ledger.rows_read == prepared.ledger.rows_trained == 480
-    assert prepared.held_out_ledger is not None
-    assert prepared.held_out_ledger.rows_trained == 120
+    assert [part.ledger.rows_trained for part in prepared.held_out] == [120]
+    assert prepared.shared == ()
 
 
 # The ledger
@@ -263,7 +254,7 @@ def test_a_column_that_is_missing_is_a_problem_also_where_rows_may_be_dropped() 
 def test_a_split_without_a_row_left_is_a_problem() -> None:
     write(["no template"])
     (problem,) = problems_of(untrainable=Untrainable.drop)
-    assert problem.startswith("data: no row is left in the train split\nrows    1 = 0 trained + 1 dropped")
+    assert problem.startswith("data.train: no row is left in the train split\nrows    1 = 0 trained + 1 dropped")
 
 
 def test_a_format_that_fails_says_at_which_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,14 +283,14 @@ def texts_of(rows: Any) -> list[str]:
 def test_a_fraction_holds_out_exactly_its_share(count: int, fraction: float, held_out: int) -> None:
     write([text(f"r{number}", " yes") for number in range(count)])
     prepared = prepare(eval_fraction=fraction)
-    assert prepared.held_out is not None
-    assert (len(prepared.held_out), len(prepared.train)) == (held_out, count - held_out)
-    assert sorted(texts_of(prepared.held_out) + texts_of(prepared.train)) == sorted(f"r{n}" for n in range(count))
+    (part,) = prepared.held_out
+    assert (len(part.rows), len(prepared.train)) == (held_out, count - held_out)
+    assert sorted(texts_of(part.rows) + texts_of(prepared.train)) == sorted(f"r{n}" for n in range(count))
 
 
 def test_the_rows_held_out_are_fixed_by_the_seed() -> None:
-    assert data.held_out_numbers(10, 0.3, seed=42) == {0, 1, 4}
-    assert data.held_out_numbers(10, 0.3, seed=43) == {0, 2, 4}
+    assert splits.held_out_numbers(10, 0.3, seed=42) == {0, 1, 4}
+    assert splits.held_out_numbers(10, 0.3, seed=43) == {0, 2, 4}
 
 
 @pytest.mark.parametrize(("count", "fraction", "share"), [(3, 0.1, 0), (3, 0.9, 3)])
@@ -314,14 +305,15 @@ def test_a_fraction_that_leaves_a_split_empty_is_a_problem(count: int, fraction:
 def test_max_rows_limits_training_rows_before_some_are_held_out() -> None:
     write([text(f"r{number}", " yes") for number in range(9)])
     prepared = prepare(max_rows=4, eval_fraction=0.5)
-    assert sorted(texts_of(prepared.held_out) + texts_of(prepared.train)) == ["r0", "r1", "r2", "r3"]
+    (part,) = prepared.held_out
+    assert sorted(texts_of(part.rows) + texts_of(prepared.train)) == ["r0", "r1", "r2", "r3"]
 
 
 def test_max_rows_does_not_limit_rows_that_were_held_out_by_the_user() -> None:
     write(GOOD)
     write(GOOD[::-1], "eval.jsonl")
     prepared = prepare(max_rows=1, eval="eval.jsonl")
-    assert (len(prepared.train), len(prepared.held_out or [])) == (1, 3)
+    assert (len(prepared.train), len(prepared.held_out[0].rows)) == (1, 3)
 
 
 SAME = (
@@ -356,8 +348,10 @@ def test_a_second_call_maps_what_the_first_one_tokenised(tokenised: list[int]) -
     assert tokenised == [3, 1]
     assert (first.cached, second.cached) == (False, True)
     assert second.train.to_list() == first.train.to_list()
-    assert (second.ledger, second.held_out_ledger) == (first.ledger, first.held_out_ledger)
-    assert (second.train_hash, second.held_out_hash) == (first.train_hash, first.held_out_hash)
+    assert second.ledger == first.ledger
+    assert [part.ledger for part in second.held_out] == [part.ledger for part in first.held_out]
+    assert second.hashes == first.hashes
+    assert set(first.hashes) == {"data.train", "data.eval"}
     assert second.train.cache_files
 
 
@@ -431,15 +425,15 @@ def test_the_seed_matters_only_where_rows_are_drawn() -> None:
     assert not prepare(seed=2, eval_fraction=0.4).cached
 
 
-@pytest.mark.parametrize("name", ["rows", "formats", "format_loading", "tokens", "data"])
+@pytest.mark.parametrize("name", [path.stem for path in entries.CODE])
 def test_changed_code_is_not_given_old_tokens(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write(GOOD)
     prepare()
     assert prepare().cached
     changed = Path(f"{name}.py")
-    (original,) = (path for path in data.CODE if path.stem == name)
+    (original,) = (path for path in entries.CODE if path.stem == name)
     changed.write_bytes(original.read_bytes() + b"\n")
-    monkeypatch.setattr(data, "CODE", tuple(changed if path.stem == name else path for path in data.CODE))
+    monkeypatch.setattr(entries, "CODE", tuple(changed if path.stem == name else path for path in entries.CODE))
     assert not prepare().cached
 
 
@@ -481,7 +475,7 @@ def test_equal_bytes_that_are_read_differently_are_not_given_each_others_tokens(
     assert "rows.csv" in problems_of(train="rows.csv")[0]
 
 
-def entries() -> list[Path]:
+def made_entries() -> list[Path]:
     return sorted((cache.place() / "tokenized").iterdir())
 
 
@@ -515,7 +509,7 @@ def test_a_damaged_entry_is_made_again_with_a_word(
 ) -> None:
     write(GOOD)
     expected = prepare().train.to_list()
-    (entry,) = entries()
+    (entry,) = made_entries()
     damage(entry)
     with caplog.at_level(logging.WARNING):
         again = prepare()
@@ -523,7 +517,7 @@ def test_a_damaged_entry_is_made_again_with_a_word(
     assert again.train.to_list() == expected
     assert f"cache entry {entry} is made again" in caplog.text
     assert prepare().cached
-    assert entries() == [entry]
+    assert made_entries() == [entry]
 
 
 def test_the_entry_of_a_process_that_was_faster_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -537,7 +531,7 @@ def test_the_entry_of_a_process_that_was_faster_is_used(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(cache, "publish", late)
     assert len(prepare().train) == 3
-    assert len(entries()) == 1
+    assert len(made_entries()) == 1
 
 
 def test_a_damaged_entry_that_another_process_puts_away_meanwhile_is_replaced(
@@ -584,7 +578,7 @@ def test_two_processes_that_prepare_the_same_at_once_both_get_it() -> None:
         time.sleep(0.01)
     Path("go").touch()
     assert [writer.communicate()[0] for writer in writers] == ["5000 0 5000\n"] * 2
-    assert len(entries()) == 1
+    assert len(made_entries()) == 1
 
 
 def test_what_a_killed_process_left_is_never_used_and_is_cleared() -> None:
@@ -682,3 +676,195 @@ def test_a_scan_needs_neither_torch_nor_datasets() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+# Several sources
+
+
+INPUT_OUTPUT = {"_target_": "fmstune.formats.input_output", "input_field": "q", "output_field": "a"}
+
+
+def write_pairs(name: str, *pairs: tuple[str, str]) -> str:
+    Path(name).write_text("".join(json.dumps({"q": q, "a": a}) + "\n" for q, a in pairs), encoding="utf-8")
+    return name
+
+
+def test_each_source_has_its_format_its_ledger_and_its_limit() -> None:
+    write(GOOD, "a.jsonl")
+    write_pairs("b.jsonl", ("b1: ", "x"), ("b2: ", "y"), ("b3: ", " "))
+    sources = {"a": {"path": "a.jsonl", "max_rows": 2}, "b": {"path": "b.jsonl", "format": INPUT_OUTPUT}}
+    prepared = prepare(train=sources, untrainable=Untrainable.drop)
+    assert [(part.name, part.ledger.rows_read, part.ledger.rows_trained) for part in prepared.sources] == [
+        ("a", 2, 2),
+        ("b", 3, 2),
+    ]
+    assert prepared.ledger.rows_read == 5 and prepared.ledger.rows_dropped == 1
+    assert texts_of(prepared.train) == ["a", "the phone broke", "b1: x" + END, "b2: y" + END]
+    assert set(prepared.hashes) == {"data.train.a", "data.train.b"}
+    assert "        a  2 of 4 rows an epoch (50.0%)" in prepared.lines()
+
+
+def test_an_epoch_has_the_proportions_of_the_weights_and_is_the_same_each_time() -> None:
+    write([text(f"a{n}", " yes") for n in range(4)], "a.jsonl")
+    write([text(f"b{n}", " yes") for n in range(4)], "b.jsonl")
+    sources = {"a": {"path": "a.jsonl", "weight": 5.0}, "b": {"path": "b.jsonl", "weight": 2.0}}
+    prepared = prepare(train=sources)
+    names = texts_of(prepared.train)
+    assert sum(name.startswith("a") for name in names) == 10
+    assert sorted(name for name in names if name.startswith("b")) == ["b0", "b1", "b2", "b3"]
+    assert texts_of(prepare(train=sources).train) == names
+    lengths = [len(row["input_ids"]) for row in prepared.train]
+    assert prepared.epoch_tokens == sum(lengths)
+
+
+def test_a_source_that_was_prepared_before_is_not_prepared_again(tokenised: list[int]) -> None:
+    write(GOOD, "a.jsonl")
+    write(GOOD[:2], "b.jsonl")
+    prepare(train="a.jsonl")
+    assert not prepare(train={"one": "a.jsonl", "two": "b.jsonl"}).cached
+    assert tokenised == [3, 2]
+
+
+def test_held_out_sets_have_names_and_each_source_gives_its_share() -> None:
+    write([text(f"a{n}", " yes") for n in range(10)], "a.jsonl")
+    write([text(f"b{n}", " yes") for n in range(20)], "b.jsonl")
+    drawn = prepare(train={"a": "a.jsonl", "b": "b.jsonl"}, eval_fraction=0.1)
+    assert [(part.name, len(part.rows)) for part in drawn.held_out] == [("a", 1), ("b", 2)]
+    given = prepare(train="a.jsonl", eval={"near": "b.jsonl"})
+    assert [(part.name, len(part.rows)) for part in given.held_out] == [("near", 20)]
+
+
+def test_all_problems_of_all_sources_are_told_of_at_once() -> None:
+    write(["no template"], "a.jsonl")
+    write([3], "b.jsonl")
+    write([text("c", "")], "c.jsonl")
+    assert [
+        problem.partition(":")[0]
+        for problem in problems_of(train={"a": "a.jsonl", "b": "b.jsonl"}, eval={"c": "c.jsonl"})
+    ] == [
+        "a.jsonl, row 1",
+        "b.jsonl, row 1",
+        "c.jsonl, row 1",
+    ]
+    assert problems_of(
+        train={"a": "a.jsonl", "b": {"path": "b.jsonl", "format": {"_target_": "fmstune.formats.txt"}}}
+    ) == ("data.train.b.format._target_: fmstune.formats has no function 'txt'; did you mean 'text'?",)
+
+
+# Rows that are trained and held out
+
+
+def test_training_rows_that_are_held_out_too_are_found_and_named() -> None:
+    write(GOOD)
+    write([text("other", " yes"), GOOD[2], GOOD[0]], "eval.jsonl")
+    prepared = prepare(eval="eval.jsonl")
+    assert len(prepared.train) == 3
+    assert list(prepared.notes()) == [
+        "2 training rows are held out, too: row 1 of data.train is row 3 of the held-out rows; "
+        "data.overlap=drop leaves them out of training"
+    ]
+
+
+def test_they_can_be_dropped_and_are_counted() -> None:
+    write(GOOD)
+    write([text("other", " yes"), GOOD[2]], "eval.jsonl")
+    prepared = prepare(eval="eval.jsonl", overlap=Overlap.drop)
+    assert texts_of(prepared.train) == ["a", "the phone broke"]
+    ledger = prepared.ledger
+    assert (ledger.rows_read, ledger.rows_trained, ledger.rows_held_out_too, ledger.rows_dropped) == (3, 2, 1, 1)
+    assert ledger.tokens_total == sum(len(row["input_ids"]) for row in prepared.train)
+    assert ledger.tokens_trained == sum(label != -100 for row in prepared.train for label in row["labels"])
+    assert "1 held out, too" in "\n".join(ledger.lines())
+    # the cache holds them still
+    assert len(prepare(eval="eval.jsonl").train) == 3
+
+
+def test_they_can_be_an_error() -> None:
+    write(GOOD)
+    write([text("other", " yes"), GOOD[2]], "eval.jsonl")
+    assert problems_of(eval="eval.jsonl", overlap=Overlap.error) == (
+        "data.overlap=error: 1 training row is held out, too: row 3 of data.train is row 2 of the held-out rows; "
+        "remove them",
+    )
+
+
+def test_dropping_all_rows_of_a_source_is_a_problem() -> None:
+    write(GOOD[:1])
+    write(GOOD[:2], "eval.jsonl")
+    assert problems_of(eval="eval.jsonl", overlap=Overlap.drop) == (
+        "data.overlap=drop leaves no row of data.train: all are held out, too",
+    )
+
+
+# Rows that are no plain text
+
+
+def test_a_chat_row_ends_where_its_template_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = type(gpt2_style())(vocab=gpt2_style().get_vocab(), merges=[])
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role[0] + ':' + m.content + (eos_token if m.role == 'assistant' else ' ') }}"
+        "{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+    )
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "x"}]
+    Path("train.jsonl").write_text(json.dumps({"messages": turns}) + "\n" + json.dumps({"messages": turns * 2}) + "\n")
+    prepared = prepare(format={"_target_": "fmstune.formats.chat"}, tokenizer=tokenizer)
+    one, two = prepared.train.to_list()
+    assert tokenizer.decode(one["input_ids"]) == "u:q a:x" + END
+    assert tokenizer.decode([label for label in two["labels"] if label != -100]) == f"x{END}x{END}"
+    assert two["input_ids"] == one["input_ids"] * 2
+
+
+def test_a_chat_row_whose_template_writes_no_end_is_closed_like_any_other() -> None:
+    tokenizer = type(gpt2_style())(vocab=gpt2_style().get_vocab(), merges=[])
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role[0] + ':' + m.content + ' ' }}{% endfor %}"
+        "{% if add_generation_prompt %}a:{% endif %}"
+    )
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "x"}]
+    rows = [{"messages": turns}, {"messages": [*turns, {"role": "user", "content": "more"}]}]
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    closed, left_open = prepare(format={"_target_": "fmstune.formats.chat"}, tokenizer=tokenizer).train.to_list()
+    assert closed["input_ids"][-1] == closed["labels"][-1] == tokenizer.eos_token_id
+    # a turn of the user's after the last answer is not what a text ends with
+    assert left_open["labels"][-1] == -100
+
+
+def test_token_rows_are_taken_as_they_are() -> None:
+    rows = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [8, 9]}, {"input_ids": list(range(70))}]
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepared = prepare(format={"_target_": "fmstune.formats.tokenized"})
+    assert prepared.train.to_list() == [
+        {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]},
+        {"input_ids": [8, 9], "labels": [8, 9]},
+        {"input_ids": list(range(64)), "labels": list(range(64))},
+    ]
+    assert (prepared.ledger.rows_truncated, prepared.ledger.tokens_cut) == (1, 6)
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"ids": [1]}, "no column 'input_ids'; its columns are 'ids'"),
+        ({"input_ids": []}, "column 'input_ids' must hold a list of token ids, found the list []"),
+        ({"input_ids": [1, "2"]}, "column 'input_ids': number 2 must be a token's id, found the str '2'"),
+        ({"input_ids": [1, -1]}, "column 'input_ids': number 2 must be a token's id, found the int -1"),
+        ({"input_ids": [1, 99999]}, "there is no token 99999: the ids of the tokenizer end at 339"),
+        ({"input_ids": [1, 2], "labels": [1]}, "column 'labels' has 1 numbers for 2 in 'input_ids'"),
+        ({"input_ids": [1, 2], "labels": [1, -5]}, "column 'labels' holds a negative number that is not -100"),
+        ({"input_ids": [1], "labels": [-100]}, "the answer is empty; mend it, or set data.untrainable=drop"),
+    ],
+)
+def test_token_rows_that_are_none_are_problems(row: dict[str, Any], problem: str) -> None:
+    Path("train.jsonl").write_text(json.dumps(row) + "\n")
+    assert problems_of(format={"_target_": "fmstune.formats.tokenized"}) == (f"train.jsonl, row 1: {problem}",)
+
+
+def test_a_changed_template_file_is_not_given_old_tokens() -> None:
+    format = {"_target_": "fmstune.formats.template", "template_file": "row.jinja"}
+    write(["x"])
+    for mark in ("!", "?"):
+        formats.templates.load.cache_clear()
+        Path("row.jinja").write_text("{% generation %}{{ output }}" + mark + "{% endgeneration %}")
+        prepared = prepare(format=format)
+        assert not prepared.cached
+        assert gpt2_style().decode(prepared.train[0]["labels"]) == f"x{mark}{END}"

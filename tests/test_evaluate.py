@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import add_fused_lm_head
 
 from fmstune import evaluate, models
-from fmstune.formats import Segment
+from fmstune.evaluate import Scores
 from fmstune.job import Evaluation, Model
+from fmstune.segments import Plain, Segment
 from fmstune.tokens import encode
 
 ROWS = [
@@ -31,13 +32,13 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="module")
 def held_out(tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    encoded = encode([[Segment(p, False), Segment(a, True)] for p, a in ROWS], tokenizer, 256)
+    encoded = encode([Plain([Segment(p, False), Segment(a, True)]) for p, a in ROWS], tokenizer, 256)
     return Dataset.from_dict(
         {
             "input_ids": [row.input_ids for row in encoded],
             "labels": [row.labels for row in encoded],
             "prompt_ids": [row.input_ids[: row.labels.count(-100)] for row in encoded],
-            "answer_ids": [row.input_ids[row.labels.count(-100) : -1] for row in encoded],
+            "answer_ids": [row.input_ids[row.labels.count(-100) :] for row in encoded],
         }
     )
 
@@ -113,7 +114,8 @@ def test_exact_match_counts_the_rows_that_are_answered_word_for_word(
     with torch.inference_mode():
         answers = evaluate.generate(base, tokenizer, held_out["prompt_ids"], batch_size=5, max_new_tokens=64)
     as_answered = [answer if i < 2 else answer + "!" for i, answer in enumerate(answers)]
-    ids = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in as_answered]
+    end = tokenizer.eos_token_id
+    ids = [[*tokenizer(answer, add_special_tokens=False)["input_ids"], end] for answer in as_answered]
     rows = held_out.remove_columns("answer_ids").add_column("answer_ids", ids)
     assert evaluate.score(base, tokenizer, rows, Evaluation()).exact_match == pytest.approx(2 / 5)
 
@@ -137,7 +139,7 @@ def test_what_is_left_out_or_cannot_match_is_counted(tokenizer: PreTrainedTokeni
     add_fused_lm_head(base)
     scores = evaluate.score(base, tokenizer, held_out, Evaluation(max_rows=3, max_new_tokens=1))
     assert (scores.rows, scores.rows_left_out) == (3, 2)
-    longer = sum(len(ids) > 1 for ids in held_out["answer_ids"][:3])
+    longer = sum(len(ids) > 2 for ids in held_out["answer_ids"][:3])
     assert scores.answers_too_long == longer
     assert dataclasses.asdict(scores)["exact_match"] <= 1
 
@@ -148,3 +150,19 @@ def test_the_model_is_left_in_the_mode_it_was_in(tokenizer: PreTrainedTokenizerB
     base.train()
     evaluate.score(base, tokenizer, held_out, Evaluation(max_new_tokens=1))
     assert base.training
+
+
+def test_the_scores_of_several_sets_are_weighed_by_rows_and_tokens() -> None:
+    one = Scores(eval_loss=1.0, exact_match=1.0, rows=1, rows_left_out=2, answers_too_long=0, answer_tokens=3)
+    two = Scores(eval_loss=2.0, exact_match=0.5, rows=4, rows_left_out=0, answers_too_long=1, answer_tokens=1)
+    both = evaluate.together({"one": one, "two": two})
+    assert both["eval_loss"] == pytest.approx(1.25)
+    assert both["exact_match"] == pytest.approx(0.6)
+    assert (both["rows"], both["rows_left_out"], both["answers_too_long"]) == (5, 2, 1)
+    assert both["sets"] == {"one": dataclasses.asdict(one), "two": dataclasses.asdict(two)}
+    assert evaluate.together({"": one}) == dataclasses.asdict(one)
+
+
+def test_what_ends_a_turn_ends_an_answer_too(tokenizer: PreTrainedTokenizerBase) -> None:
+    end, special = tokenizer.eos_token_id, tokenizer.bos_token_id
+    assert evaluate._stops([[5, end], [5, special], [5, 6]], tokenizer) == sorted({end, special})

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fmstune import format_loading
+from fmstune import format_loading, formats
 from fmstune.errors import UserError
 from fmstune.formats import RowProblem, Segment
 
@@ -84,13 +84,16 @@ def test_a_format_that_returns_no_segments_is_a_problem(made: Any) -> None:
         return made
 
     with pytest.raises(RowProblem, match=r"must return a list of fmstune\.formats\.Segment"):
-        format_loading.segments(broken, {})
+        format_loading.formatted(broken, {})
 
 
 def test_half_a_character_is_a_problem() -> None:
     row = {"t": json.loads(r'"a \ud83d b"')}
     with pytest.raises(RowProblem, match=r"half a character \(\\ud83d, a lone surrogate\)"):
-        format_loading.segments(lambda row: [trained(row["t"])], row)
+        format_loading.formatted(lambda row: [trained(row["t"])], row)
+
+
+ALL = ", ".join(formats.FORMATS)
 
 
 def problem_of(target: str, **settings: Any) -> str:
@@ -102,8 +105,7 @@ def problem_of(target: str, **settings: Any) -> str:
 @pytest.mark.parametrize("name", ["unescape", "has_answer", "repeats_template", "in_words", "_column", "did_you_mean"])
 def test_what_fmstune_formats_holds_beside_its_formats_is_refused(name: str) -> None:
     assert problem_of(f"fmstune.formats.{name}") == (
-        f"data.format._target_: fmstune.formats.{name} is no format; "
-        "the formats of fmstune.formats are text, alpaca, labelled_text"
+        f"data.format._target_: fmstune.formats.{name} is no format; the formats of fmstune.formats are {ALL}"
     )
 
 
@@ -116,8 +118,7 @@ def test_classes_and_modules_of_fmstune_formats_are_no_functions(name: str) -> N
 
 def test_no_other_module_of_fmstune_has_formats() -> None:
     assert problem_of("fmstune.format_loading.load") == (
-        "data.format._target_: fmstune.format_loading.load is no format; "
-        "the formats of fmstune.formats are text, alpaca, labelled_text"
+        f"data.format._target_: fmstune.format_loading.load is no format; the formats of fmstune.formats are {ALL}"
     )
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmstune import formats
-from fmstune.formats import RowProblem, Segment, TemplateMissing
+from fmstune.segments import Plain, RowProblem, Segment, Templated, TemplateMissing
 
 TEMPLATE = "\n### Label:"
 
@@ -134,16 +134,16 @@ def test_a_column_that_holds_no_text_is_named(row: dict[str, Any], message: str)
 
 
 def test_blank_trained_text_is_no_answer() -> None:
-    assert formats.has_answer([only_read("a"), trained(" b")])
-    assert not formats.has_answer([only_read("a"), trained(" \n")])
-    assert not formats.has_answer([only_read("a")])
+    assert formats.has_answer(Plain([only_read("a"), trained(" b")]))
+    assert not formats.has_answer(Plain([only_read("a"), trained(" \n")]))
+    assert not formats.has_answer(Templated([only_read("a")]))
 
 
 def test_the_formats_that_a_job_may_name_are_these() -> None:
-    assert formats.FORMATS == ("text", "alpaca", "labelled_text")
+    assert formats.FORMATS == ("text", "alpaca", "labelled_text", "input_output", "template", "chat", "tokenized")
     assert all(callable(getattr(formats, name)) for name in formats.FORMATS)
 
 
-def test_what_is_trusted_whatever_a_job_says_can_import_and_open_nothing() -> None:
+def test_what_is_trusted_whatever_a_job_says_can_import_nothing() -> None:
     modules = {name for name, value in vars(formats).items() if isinstance(value, ModuleType)}
-    assert modules == {"re"}
+    assert modules == {"re", "chat_turns", "templates"}

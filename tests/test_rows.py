@@ -273,7 +273,7 @@ def test_all_entries_of_a_list_that_are_missing_are_named() -> None:
 def on_the_hub(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """A hub whose one data set has these splits, each of one row that holds its name."""
     DatasetDict({name: Dataset.from_list([{"from": name}]) for name in names}).save_to_disk("hub")
-    monkeypatch.setattr(datasets, "load_dataset", lambda hub_id: datasets.load_from_disk("hub"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda hub_id, streaming: datasets.load_from_disk("hub"))
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 
 from fmstune import data, show_data, tokens
 from fmstune.data import Prepared
-from fmstune.formats import Segment
 from fmstune.job import Data
+from fmstune.segments import Plain, Segment
 from fmstune.show_data import Run
 from tests.tokenizers_for_tests import gpt2_style, llama_style
 
@@ -68,7 +68,7 @@ def test_held_out_rows_have_sums_of_their_own(job_data: Data) -> None:
 
 def test_a_run_keeps_the_space_that_it_would_lose_alone() -> None:
     segments = [Segment("thanks", trained=False), Segment(" :)", trained=True)]
-    row = tokens.encode([segments], llama_style(), 64)[0]._asdict()
+    row = tokens.encode([Plain(segments)], llama_style(), 64)[0]._asdict()
     assert llama_style().decode(row["input_ids"][-2:]) == ":)</s>"
     assert show_data.runs(row, llama_style()) == [Run("<s> thanks", False), Run(" :)</s>", True)]
 

@@ -11,15 +11,16 @@ from transformers import ByT5Tokenizer
 
 from fmstune import tokens
 from fmstune.errors import UserError
-from fmstune.formats import Segment
+from fmstune.segments import Plain, Segment
 from fmstune.tokens import IGNORED, Encoded
 from tests.tokenizers_for_tests import ALL, gpt2_style, llama_style, llama_style_with_end, normalising
 
 NO_LIMIT = 10_000
+END = "<|endoftext|>"
 
 
 def encode(tokenizer: Any, *segments: tuple[str, bool], max_length: int = NO_LIMIT) -> Encoded:
-    return tokens.encode([[Segment(*segment) for segment in segments]], tokenizer, max_length)[0]
+    return tokens.encode([Plain([Segment(*segment) for segment in segments])], tokenizer, max_length)[0]
 
 
 def trained_tokens(tokenizer: Any, *segments: tuple[str, bool], max_length: int = NO_LIMIT) -> list[str]:
@@ -86,10 +87,22 @@ def test_what_a_byte_level_tokenizer_trains(name: str) -> None:
 
 def test_ids_and_labels_are_these_numbers() -> None:
     assert encode(gpt2_style(), ("### Label:", False), (" complaint", True)) == Encoded(
-        input_ids=[258, 265, 26, 290, 0], labels=[-100, -100, -100, 290, 0], length=5, trained=2, straddling=0
+        input_ids=[258, 265, 26, 290, 0],
+        labels=[-100, -100, -100, 290, 0],
+        length=5,
+        trained=2,
+        answered=True,
+        straddling=0,
+        answer=3,
     )
     assert encode(llama_style(), ("### Label:", False), ("yes", True)) == Encoded(
-        input_ids=[1, 300, 311, 324, 2], labels=[-100, -100, -100, 324, 2], length=5, trained=2, straddling=0
+        input_ids=[1, 300, 311, 324, 2],
+        labels=[-100, -100, -100, 324, 2],
+        length=5,
+        trained=2,
+        answered=True,
+        straddling=0,
+        answer=3,
     )
 
 
@@ -152,17 +165,27 @@ def test_a_straddling_token_that_was_cut_off_is_not_counted() -> None:
 
 
 PARTS = {
-    "plain": (gpt2_style, [("### Label:", False), (" complaint", True)], "### ĠLabel :", "Ġcomplaint"),
-    "a token on both sides": (gpt2_style, [("thanks :", False), (")", True)], "t h a nks", "Ġ:)"),
-    "all is trained": (gpt2_style, [(" no", True)], "", "Ġno"),
-    "several answers": (gpt2_style, [("a", False), (" no", True), (":", False), (" no", True)], "a", "Ġno Ġno"),
-    "special tokens around": (llama_style_with_end, [("### Label:", False), ("yes", True)], "<s> ▁###▁ Label:", "yes"),
-    "one behind the text": (normalising, [("### Label:", False), (" no", True)], "[CLS] label :", "no"),
+    "plain": (gpt2_style, [("### Label:", False), (" complaint", True)], "### ĠLabel :", f"Ġcomplaint {END}"),
+    "a token on both sides": (gpt2_style, [("thanks :", False), (")", True)], "t h a nks", f"Ġ:) {END}"),
+    "all is trained": (gpt2_style, [(" no", True)], "", f"Ġno {END}"),
+    "several answers": (
+        gpt2_style,
+        [("a", False), (" no", True), (":", False), (" no", True)],
+        "a Ġno :",
+        f"Ġno {END}",
+    ),
+    "special tokens around": (
+        llama_style_with_end,
+        [("### Label:", False), ("yes", True)],
+        "<s> ▁###▁ Label:",
+        "yes </s>",
+    ),
+    "one behind the text": (normalising, [("### Label:", False), (" no", True)], "[CLS] label :", "no [END]"),
 }
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_a_row_is_divided_at_its_first_trained_token(name: str) -> None:
+def test_a_row_is_divided_where_its_last_answer_begins(name: str) -> None:
     tokenizer, segments, prompt, answer = PARTS[name]
     row = encode(tokenizer(), *segments)
     named = [" ".join(tokenizer().convert_ids_to_tokens(ids)) for ids in (row.prompt_ids, row.answer_ids)]
@@ -171,8 +194,9 @@ def test_a_row_is_divided_at_its_first_trained_token(name: str) -> None:
 
 def test_a_row_is_divided_as_it_was_cut() -> None:
     row = encode(gpt2_style(), ("### Label:", False), (" no no no", True), max_length=5)
-    assert (row.prompt_ids, row.answer_ids) == ([258, 265, 26], row.input_ids[3:4])
-    assert encode(gpt2_style(), ("### Label:", False), (" no", True), max_length=3).answer_ids == []
+    assert (row.prompt_ids, row.answer_ids) == ([258, 265, 26], row.input_ids[3:])
+    cut = encode(gpt2_style(), ("### Label:", False), (" no", True), max_length=3)
+    assert (cut.answered, cut.answer_ids) == (False, [0])
 
 
 def test_a_text_above_the_tokenizers_own_limit_is_not_cut_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,7 +307,7 @@ def with_end(labels: list[int], ids: list[int], end: int) -> list[int]:
 def test_labels_are_those_of_the_offsets(tokenizer: Callable[[], Any], segments: list[Segment]) -> None:
     ids = tokenizer()(text_of(segments))["input_ids"]
     expected = with_end(labels_by_offsets(segments, tokenizer()), ids, tokenizer().eos_token_id)
-    assert tokens.encode([segments], tokenizer(), NO_LIMIT)[0].labels == expected
+    assert tokens.encode([Plain(segments)], tokenizer(), NO_LIMIT)[0].labels == expected
 
 
 @pytest.mark.parametrize(
@@ -295,7 +319,7 @@ def test_labels_are_those_of_the_bytes(
     tokenizer: Callable[[], Any], byte_ends: Callable[[list[str], str], list[int]], segments: list[Segment]
 ) -> None:
     expected = [*labels_by_bytes(segments, tokenizer(), byte_ends), tokenizer().eos_token_id]
-    assert tokens.encode([segments], tokenizer(), NO_LIMIT)[0].labels == expected
+    assert tokens.encode([Plain(segments)], tokenizer(), NO_LIMIT)[0].labels == expected
 
 
 @pytest.mark.parametrize("tokenizer", ALL)
@@ -304,15 +328,16 @@ def test_labels_are_those_of_the_bytes(
 def test_a_cut_row_is_a_beginning_of_the_whole_one_and_its_counts_are_right(
     tokenizer: Callable[[], Any], segments: list[Segment], max_length: int
 ) -> None:
-    whole = tokens.encode([segments], tokenizer(), NO_LIMIT)[0]
-    cut = tokens.encode([segments], tokenizer(), max_length)[0]
+    whole = tokens.encode([Plain(segments)], tokenizer(), NO_LIMIT)[0]
+    cut = tokens.encode([Plain(segments)], tokenizer(), max_length)[0]
     assert len(cut.input_ids) == len(cut.labels) == min(max_length, whole.length)
     assert cut.input_ids[:-1] == whole.input_ids[: len(cut.input_ids) - 1]
     assert cut.labels[:-1] == whole.labels[: len(cut.labels) - 1]
     assert cut.trained == sum(label != IGNORED for label in cut.labels)
     assert cut.straddling <= whole.straddling
     assert cut.prompt_ids == cut.input_ids[: len(cut.prompt_ids)]
-    assert len(cut.answer_ids) == cut.trained - 1
+    assert cut.answered == (cut.trained > 1)
+    assert len(cut.answer_ids) <= cut.trained
 
 
 @pytest.mark.parametrize("tokenizer", ALL)
@@ -324,11 +349,11 @@ def test_straddling_tokens_are_those_with_a_boundary_inside(
     boundaries = {place for span in tokens.trained_spans(segments) for place in span}
     offsets = tokenizer()(text_of(segments), return_offsets_mapping=True)["offset_mapping"]
     expected = sum(sum(start < place < end for start, end in offsets) > 0 for place in boundaries)
-    assert tokens.encode([segments], tokenizer(), NO_LIMIT)[0].straddling == expected
+    assert tokens.encode([Plain(segments)], tokenizer(), NO_LIMIT)[0].straddling == expected
 
 
 @many
 @given(batch=st.lists(rows, max_size=4))
 def test_a_row_does_not_depend_on_the_rows_beside_it(batch: list[list[Segment]]) -> None:
-    alone = [tokens.encode([segments], gpt2_style(), NO_LIMIT)[0] for segments in batch]
-    assert tokens.encode(batch, gpt2_style(), NO_LIMIT) == alone
+    alone = [tokens.encode([Plain(segments)], gpt2_style(), NO_LIMIT)[0] for segments in batch]
+    assert tokens.encode([Plain(segments) for segments in batch], gpt2_style(), NO_LIMIT) == alone

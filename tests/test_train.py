@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -277,19 +278,35 @@ ROWS = {
     "alpaca": [{"instruction": "Add the numbers", "input": i % 2 * "1 2", "output": "3"} for i in range(8)],
     "text": [{"output": f"### Text: parcel {i} is late\n\n### Response: complaint"} for i in range(8)],
     "twitter_complaints": [{"Tweet text": f"parcel {i} is late", "text_label": "complaint"} for i in range(8)],
+    "input_output": [{"input": f"parcel {i} is late:", "output": " complaint"} for i in range(8)],
+    "template": [{"text": f"parcel {i} is late", "label": "complaint"} for i in range(8)],
+    "chat": [
+        {"messages": [{"role": "user", "content": f"late {i}"}, {"role": "assistant", "content": "so sorry"}]}
+        for i in range(8)
+    ],
+    "tokenized": [{"input_ids": [1, 5 + i, 7, 2], "labels": [-100, -100, 7, 2]} for i in range(8)],
 }
+MORE_WORDS = {"template": ["data.format.template_file=row.jinja"], "chat": ["model.chat_template=package:chatml.jinja"]}
 TINY_MODELS = [name for name in choices("model") if name.startswith("tiny_")]
+# every method on every model with one of the formats after the other, and every format on every model
+COMBINATIONS = [
+    *zip(product(TINY_MODELS, choices("peft")), cycle(ROWS)),
+    *(((model, "full"), data) for model in TINY_MODELS for data in ROWS),
+]
+NAMED = sorted({(model, peft, data) for (model, peft), data in COMBINATIONS})
 
 
-@pytest.mark.parametrize("data", [name for name in choices("data") if name != "complaints"])
-@pytest.mark.parametrize("peft", choices("peft"))
-@pytest.mark.parametrize("model", TINY_MODELS)
-def test_every_combination_of_a_tiny_model_trains_two_steps(
+@pytest.mark.parametrize(
+    ("model", "peft", "data"), sorted({(model, peft, data) for (model, peft), data in COMBINATIONS})
+)
+def test_every_format_and_every_method_trains_two_steps_on_a_tiny_model(
     fmstune: Run, rows_file: Callable[..., Path], model: str, peft: str, data: str
 ) -> None:
     """On all shipped formats; the complaints are trained on above."""
     rows = rows_file(ROWS[data])
-    run = fmstune(f"model={model}", f"peft={peft}", f"data={data}", f"data.train={rows}", *TWO_STEPS)
+    Path("row.jinja").write_text("{{ text }}:{% generation %} {{ label }}{% endgeneration %}")
+    words = [f"model={model}", f"peft={peft}", f"data={data}", f"data.train={rows}", *MORE_WORDS.get(data, [])]
+    run = fmstune(*words, *TWO_STEPS)
     assert run.code == 0, run.err
     assert run.summary["steps"] == 2
     assert run.summary["data"]["train"]["rows_trained"] == 8

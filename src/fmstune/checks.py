@@ -4,7 +4,6 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,17 +14,14 @@ from datasets import Dataset
 from peft import PeftConfig
 from transformers import PreTrainedConfig, Trainer, TrainingArguments, get_scheduler
 
-from fmstune import adapters, architecture, data, format_loading, models, plan, precision, resume_rules, shapes
-from fmstune.data import Prepared
+from fmstune import adapters, architecture, data, models, plan, precision, resume_rules, shapes
+from fmstune.data import CHARACTERS_PER_TOKEN, Prepared
+from fmstune.entries import Part
 from fmstune.errors import UserError, did_you_mean, raise_if_any
 from fmstune.job import Dtype, Evaluation, Job
-from fmstune.ledger import Ledger
 from fmstune.models import Tokenizer
 from fmstune.plan import Dimensions, Plan
 from fmstune.precision import Precision, Situation
-
-CHARACTERS_PER_TOKEN = 3.6
-"""English text under Llama 2's tokenizer, roughly: 3.6 on the alpaca rows' kind of text. Marked as an estimate."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ def check(job: Job, *, device_at_hand: bool = True) -> Checked:
         else:
             notes.append(f"no {device} device here: the plan is for one that computes in bfloat16")
     try:
-        format_loading.load(job.data.format)
+        data.formats(job.data, None)
     except UserError as err:
         problems += err.problems
     try:
@@ -99,8 +95,9 @@ def length_problems(job: Job, checked: Checked, rows: plan.Rows) -> Iterator[str
         )
     elif positions is not None and longest + virtual > positions:
         prompt = f" and {virtual} virtual tokens" if virtual else ""
+        what = "a streamed row may take" if job.data.streaming else "the longest row takes"
         yield (
-            f"the longest row takes {longest:,} tokens{prompt}, and the model has {positions:,} positions; "
+            f"{what} {longest:,} tokens{prompt}, and the model has {positions:,} positions; "
             f"set data.max_length={positions - virtual}"
         )
 
@@ -108,22 +105,28 @@ def length_problems(job: Job, checked: Checked, rows: plan.Rows) -> Iterator[str
 def held_out_problems(job: Job, checked: Checked, prepared: Prepared) -> Iterator[str]:
     """Held-out rows, or prompts with the answer to generate, with more positions than the model has."""
     positions, virtual = checked.dimensions.max_positions, checked.dimensions.virtual_tokens
-    held_out, ledger = prepared.held_out, prepared.held_out_ledger
     watched = job.training.get("eval_strategy", "no") != "no"
-    if positions is None or held_out is None or ledger is None or not (job.evaluation.enabled or watched):
+    if positions is None or not (job.evaluation.enabled or watched):
         return
     if virtual > positions - 2:
         return  # `length_problems` says so
+    for part in prepared.held_out:
+        yield from _part_problems(job, part, positions, virtual, watched=watched)
+
+
+def _part_problems(job: Job, part: Part, positions: int, virtual: int, *, watched: bool) -> Iterator[str]:
+    """The same of one set of held-out rows."""
+    ledger, field = part.ledger, f"data.eval.{part.name}" if part.name else "data.eval"
     packing, eval_packing = job.training.get("packing", False), job.training.get("eval_packing")
     packs = watched and (packing if eval_packing is None else eval_packing)
     room, longest = positions - virtual, job.data.max_length if packs else min(ledger.longest, job.data.max_length)
     beside = f" beside {virtual} virtual tokens" if virtual else ""
     if longest > room:
         yield (
-            f"data.eval: the longest held-out row takes {longest:,} tokens{beside}, and the model has {positions:,} "
+            f"{field}: the longest held-out row takes {longest:,} tokens{beside}, and the model has {positions:,} "
             f"positions; set data.max_length={room}"
         )
-    elif job.evaluation.enabled and (over := _generation(held_out, job.evaluation)).end > room:
+    elif job.evaluation.enabled and (over := _generation(part.rows, job.evaluation)).end > room:
         yield (
             f"evaluation.max_new_tokens: the longest held-out prompt takes {over.prompt:,} tokens{beside} and its "
             f"answer up to {over.answer:,}, and the model has {positions:,} positions; "
@@ -144,10 +147,9 @@ class Generation(NamedTuple):
 
 def _generation(held_out: Dataset, evaluation: Evaluation) -> Generation:
     """What `fmstune.evaluate` asks for at most: no answer is longer than the longest that is expected."""
-    labels = held_out.select(range(min(len(held_out), evaluation.max_rows or len(held_out))))["labels"]
-    prompts = (sum(1 for _ in takewhile(lambda label: label == -100, row)) for row in labels)
-    answers = (sum(label != -100 for label in row) for row in labels)
-    return Generation(max(prompts), min(evaluation.max_new_tokens, max(answers)))
+    rows = held_out.select(range(min(len(held_out), evaluation.max_rows or len(held_out))))
+    answer = max(map(len, rows["answer_ids"]))
+    return Generation(max(map(len, rows["prompt_ids"])), min(evaluation.max_new_tokens, answer))
 
 
 def batch_problems(training: plan.Training, rows: plan.Rows) -> Iterator[str]:
@@ -259,19 +261,41 @@ def tokenizer_at_hand(job: Job) -> Tokenizer | None:
         return None
 
 
-def rows_of(ledger: Ledger) -> plan.Rows:
-    """The training rows in numbers, counted."""
+def rows_of(job: Job, prepared: Prepared) -> plan.Rows:
+    """The training rows of an epoch in numbers, counted; those that are streamed are like the first ones."""
+    ledger = prepared.ledger
+    share = ledger.tokens_trained / max(ledger.tokens_total, 1)
+    if prepared.streamed is not None:
+        return _streamed_rows(job, ledger.tokens_total / ledger.rows_trained, share)
     return plan.Rows(
-        rows=ledger.rows_trained,
-        tokens=ledger.tokens_total,
+        rows=len(prepared.train),
+        tokens=prepared.epoch_tokens,
         longest=max(ledger.lengths, default=0),
-        supervised_share=ledger.tokens_trained / max(ledger.tokens_total, 1),
+        supervised_share=share,
+    )
+
+
+def _streamed_rows(job: Job, mean_length: float, supervised_share: float) -> plan.Rows:
+    """What `max_steps` takes of a stream; any of its rows may be as long as `max_length`."""
+    training = job.training
+    batch = training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1)
+    rows = training["max_steps"] * batch
+    return plan.Rows(
+        rows=rows,
+        tokens=round(rows * mean_length),
+        longest=job.data.max_length,
+        estimated=True,
+        supervised_share=supervised_share,
+        streamed=True,
     )
 
 
 def estimated_rows(job: Job) -> plan.Rows:
     """The training rows in numbers, estimated from characters; the rows are read and formatted all the same."""
     scan = data.scan(job.data, job.seed)
+    if job.data.streaming:
+        mean = scan.characters_total / CHARACTERS_PER_TOKEN / max(scan.rows, 1) + 2
+        return _streamed_rows(job, mean, scan.characters_trained / max(scan.characters_total, 1))
     return plan.Rows(
         rows=scan.rows,
         tokens=round(scan.characters_total / CHARACTERS_PER_TOKEN) + 2 * scan.rows,

@@ -1,70 +1,85 @@
-"""Files → rows → segments → tokens, once: written as Arrow into a cache by content, and mapped from there."""
+"""Files → rows → segments → tokens, once; of several sources the mixture that an epoch is made of."""
 
-import hashlib
-import json
+import dataclasses
 import logging
-import random
-import sys
-import tempfile
-from array import array
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
-from itertools import accumulate, islice, takewhile
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
-from tqdm import tqdm
-
-from fmstune import cache, format_loading, formats, rows, tokens
+from fmstune import entries, format_loading, mixing, overlap, rows, splits, streaming, tokens
+from fmstune.entries import Part, Recipe
 from fmstune.errors import UserError, raise_if_any
 from fmstune.format_loading import Format
-from fmstune.formats import RowProblem, Segment, TemplateMissing
-from fmstune.job import Data, OverLength, Untrainable
-from fmstune.ledger import Fate, Ledger
-from fmstune.rows import Contents, Problems, Row
-from fmstune.tokens import Encoded
+from fmstune.job import Data, Overlap, sources
+from fmstune.ledger import Ledger
+from fmstune.mixing import Share
+from fmstune.overlap import Shared
+from fmstune.rows import Contents, Problems
+from fmstune.segments import Formatted, TokenRow
+from fmstune.splits import HELD_OUT, TRAIN, Place
+from fmstune.streaming import Stream
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
-BATCH = 1000
-"""Rows that are tokenised, and lie in memory, at a time."""
-CODE = tuple(Path(__file__).with_name(f"{name}.py") for name in ("rows", "formats", "format_loading", "tokens", "data"))
-"""What the tokens depend on: a change in one of these makes a new cache entry."""
-INTEGERS = pa.list_(pa.int32())
-TRAINED = pa.schema({"input_ids": INTEGERS, "labels": INTEGERS})
-HELD_OUT = pa.schema(
-    {
-        "input_ids": INTEGERS,
-        "labels": INTEGERS,
-        "prompt": pa.string(),
-        "answer": pa.string(),
-        "prompt_ids": INTEGERS,
-        "answer_ids": INTEGERS,
-    }
-)
-"""Held-out rows keep their text, and where it was divided in tokens, so that answers can be generated and compared."""
+CHARACTERS_PER_TOKEN = 3.6
+"""English text under Llama 2's tokenizer, roughly: 3.6 on the alpaca rows' kind of text. Marked as an estimate."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Tokenised rows, mapped from the cache, and what became of the rows that they were made of."""
+    """Tokenised rows, and what became of the rows that they were made of."""
 
-    train: "Dataset"
-    ledger: Ledger
-    held_out: "Dataset | None"
-    held_out_ledger: Ledger | None
-    train_hash: str
-    """SHA-256 of the training files (`rows.Contents.hash`)."""
-    held_out_hash: str | None
-    """The same of `data.eval`; None where there is none."""
-    cached: bool
-    """Whether it had been made before."""
+    train: "Dataset | IterableDataset"
+    """`input_ids` and `labels` of the rows of an epoch."""
+    sources: tuple[Part, ...]
+    """The training rows of each source; of those that are streamed, the first ones."""
+    held_out: tuple[Part, ...]
+    """The sets of held-out rows; none where nothing is held out."""
+    mixture: tuple[Share, ...]
+    """What each source gives to an epoch; nothing where rows are streamed."""
+    shared: tuple[Shared, ...]
+    """Training rows that are held out, too."""
+    hashes: Mapping[str, str]
+    """SHA-256 of the files (`rows.Contents.hash`) by the field that names them."""
+    streamed: Mapping[str, Ledger] | None = None
+    """What became of the rows of each source that were read so far in training; None where all were read before."""
+
+    @property
+    def cached(self) -> bool:
+        """Whether all of it had been made before."""
+        return self.streamed is None and all(part.cached for part in (*self.sources, *self.held_out))
+
+    @property
+    def epoch_tokens(self) -> int:
+        """Tokens of an epoch; where rows of a source come again or are left out, their mean counts."""
+        taken = {share.name: share.taken / share.rows for share in self.mixture}
+        return sum(round(part.ledger.tokens_total * taken.get(part.name, 1)) for part in self.sources)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What became of the training rows of all sources; of those that are streamed, of the first ones."""
+        return Ledger.total([part.ledger for part in self.sources])
+
+    def lines(self) -> list[str]:
+        """The ledgers of the training rows as they are printed, with the mixture and what was found beside."""
+        found = []
+        for part in self.sources:
+            title = f"{part.name}" if part.name else ""
+            if self.streamed is not None:
+                title = f"the first {part.ledger.rows_read:,} rows{' of ' if title else ''}{title}"
+            found += [*([title] if title else []), *part.ledger.lines()]
+        if len(self.mixture) > 1:
+            found += ["mixture", *mixing.lines(self.mixture)]
+        return found
+
+    def notes(self) -> Iterator[str]:
+        """What works but may not be meant."""
+        for shared in self.shared:
+            yield f"{overlap.message(shared)}; data.overlap=drop leaves them out of training"
 
 
 @dataclass(frozen=True)
@@ -90,36 +105,22 @@ class Count:
     characters_trained: int = 0
     characters_longest: int = 0
 
-    def add(self, segments: list[Segment]) -> None:
+    def add(self, formatted: Formatted) -> None:
         """Count a row that would be trained."""
-        length = sum(len(segment.text) for segment in segments)
+        length, trained = _characters(formatted)
         self.rows += 1
         self.characters_total += length
-        self.characters_trained += sum(len(segment.text) for segment in segments if segment.trained)
+        self.characters_trained += trained
         self.characters_longest = max(self.characters_longest, length)
 
 
-class Formatted(NamedTuple):
-    """A row, its place in the split counted from 1, and its segments."""
-
-    number: int
-    row: Row
-    segments: list[Segment]
-
-
-class Tokenised(NamedTuple):
-    """A row that is trained."""
-
-    segments: list[Segment]
-    encoded: Encoded
-
-
-class Recipe(NamedTuple):
-    """What turns rows into tokens."""
-
-    data: Data
-    format: Format
-    tokenizer: "PreTrainedTokenizerBase"
+def _characters(formatted: Formatted) -> tuple[int, int]:
+    """Characters of a row, and how many of them are trained; a token counts as it usually has."""
+    if isinstance(formatted, TokenRow):
+        trained = sum(label != tokens.IGNORED for label in formatted.labels)
+        return round(len(formatted.labels) * CHARACTERS_PER_TOKEN), round(trained * CHARACTERS_PER_TOKEN)
+    segments = formatted.segments
+    return sum(len(s.text) for s in segments), sum(len(s.text) for s in segments if s.trained)
 
 
 def prepare(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int) -> Prepared:
@@ -128,315 +129,173 @@ def prepare(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int) -> Prep
     Raises one UserError with everything that is wrong with the data.
     """
     tokens.check(tokenizer)
-    recipe = Recipe(data, format_loading.load(data.format), tokenizer)
-    contents = _contents(data)
-    entry = cache.place() / "tokenized" / _key(recipe, seed, contents)
-    found = _open(entry)
-    if found is None:
-        _make(entry, recipe, seed, {name: content.hash for name, content in contents.items()})
-        made = _open(entry)
-        if made is None:
-            raise UserError(f"the cache entry {entry} went away while it was used; start again")
-        found = replace(made, cached=False)
+    recipes = [Recipe(place, data, format, tokenizer) for place, format in formats(data, tokenizer)]
+    streamed = [recipe for recipe in recipes if data.streaming and recipe.place.trains]
+    contents = _contents([recipe.place for recipe in recipes if recipe not in streamed])
+    made: dict[str, list[Part]] = {TRAIN: [], HELD_OUT: []}
+    problems: list[str] = []
+    for recipe in recipes:
+        name = _name(recipe.place)
+        try:
+            if recipe in streamed:
+                made[TRAIN].append(streaming.sample(recipe, name))
+                continue
+            for split, part in entries.parts(recipe, name, seed, contents[recipe.place.field]).items():
+                made[split].append(part)
+        except UserError as err:
+            problems += err.problems
+    raise_if_any(problems)
+    hashes = {field: content.hash for field, content in contents.items()}
+    if streamed:
+        hashes |= {recipe.place.field: streaming.listing(recipe) for recipe in streamed}
+        found = _streamed(data, streamed, made, hashes, seed)
+    else:
+        found = _mixed(data, made, hashes, seed)
     log.info(_summary(found))
     return found
 
 
-def scan(data: Data, seed: int) -> Scan:
-    """Read and format all rows, and raise what is wrong with them; `seed` only says which are held out."""
-    format = format_loading.load(data.format)
-    _contents(data)
+def formats(data: Data, tokenizer: "PreTrainedTokenizerBase | None") -> list[tuple[Place, Format]]:
+    """Each source with its format; raises UserError with all that is wrong with the formats."""
+    found: list[tuple[Place, Format]] = []
     problems: list[str] = []
-    counts = {"train": Count(), "held_out": Count()}
-    for name, split in _splits(data, seed).items():
-        found = Problems()
+    for place in places(data):
         try:
-            for formatted in _formatted(split, format, data, counts[name].ledger, found):
-                counts[name].add(formatted.segments)
+            found.append((place, format_loading.load(place.source.format or {}, tokenizer)))
+        except UserError as err:
+            field = f"{place.field}.format" if place.source.format != data.format else "data.format"
+            problems += [problem.replace("data.format", field) for problem in err.problems]
+    raise_if_any(dict.fromkeys(problems))
+    return found
+
+
+def places(data: Data) -> list[Place]:
+    """All sources of the job with the fields that name them, those to train on first."""
+    return [
+        Place(source, f"data.{part}.{name}" if name else f"data.{part}")
+        for part in ("train", "eval")
+        for name, source in sources(data, part).items()
+    ]
+
+
+def _name(place: Place) -> str:
+    return ".".join(place.field.split(".")[2:])
+
+
+def _mixed(data: Data, made: Mapping[str, list[Part]], hashes: Mapping[str, str], seed: int) -> Prepared:
+    """The rows of an epoch: of one source all, of several those that the weights ask for."""
+    from datasets import concatenate_datasets
+
+    train, held_out = made[TRAIN], made[HELD_OUT]
+    shared = overlap.find(train, held_out)
+    if shared and data.overlap is Overlap.error:
+        raise UserError(*(f"data.overlap=error: {overlap.message(one)}; remove them" for one in shared))
+    if shared and data.overlap is Overlap.drop:
+        train = [_without(part, held_out) for part in train]
+    weights = {name: source.weight for name, source in sources(data, TRAIN).items()}
+    mixture = mixing.shares({part.name: len(part.rows) for part in train}, weights, data.stopping_strategy)
+    taken = []
+    for part, share in zip(train, mixture, strict=True):
+        whole = share.taken == share.rows
+        taken.append(part.rows if whole else part.rows.select(mixing.chosen(share, seed)))
+    epoch = concatenate_datasets(taken) if len(taken) > 1 else taken[0]
+    return Prepared(
+        train=epoch.select_columns(["input_ids", "labels"]),
+        sources=tuple(train),
+        held_out=tuple(held_out),
+        mixture=mixture,
+        shared=shared,
+        hashes=hashes,
+    )
+
+
+def _without(part: Part, held_out: list[Part]) -> Part:
+    """The source without the rows that are held out, which its ledger counts."""
+    kept, held_out_too = overlap.divided(part, held_out)
+    if not len(kept):
+        raise UserError(f"data.overlap=drop leaves no row of {part.name or 'data.train'}: all are held out, too")
+    ledger = part.ledger.without(part.rows.select(held_out_too)["labels"])
+    return dataclasses.replace(part, rows=part.rows.select(kept), ledger=ledger)
+
+
+def _streamed(
+    data: Data, recipes: list[Recipe], made: Mapping[str, list[Part]], hashes: Mapping[str, str], seed: int
+) -> Prepared:
+    streams = {_name(recipe.place): Stream(recipe, Ledger()) for recipe in recipes}
+    return Prepared(
+        train=streaming.dataset(list(streams.values()), data, seed),
+        sources=tuple(made[TRAIN]),
+        held_out=tuple(made[HELD_OUT]),
+        mixture=(),
+        shared=overlap.find(made[TRAIN], made[HELD_OUT]),
+        hashes=hashes,
+        streamed={name: stream.ledger for name, stream in streams.items()},
+    )
+
+
+def scan(data: Data, seed: int) -> Scan:
+    """Read and format all rows, and raise what is wrong with them; `seed` only says which are held out.
+
+    Of sources that are streamed, only the first rows are read.
+    """
+    problems: list[str] = []
+    counts = {TRAIN: Count(), HELD_OUT: Count()}
+    found_formats = formats(data, None)
+    _contents([place for place, _ in found_formats if not (data.streaming and place.trains)])
+    for place, format in found_formats:
+        found = Problems()
+        limited = place
+        if data.streaming and place.trains:
+            limit = min(streaming.SAMPLE, place.source.max_rows or streaming.SAMPLE)
+            limited = place._replace(source=dataclasses.replace(place.source, max_rows=limit))
+        try:
+            for name, split in splits.splits(limited, data, seed).items():
+                for row in splits.formatted(split, place, format, data, counts[name].ledger, found):
+                    counts[name].add(row.formatted)
         except UserError as err:
             problems += err.problems
         problems += found.messages()
     raise_if_any(problems)
-    train = counts["train"]
+    train = counts[TRAIN]
     return Scan(
         rows=train.rows,
         rows_dropped=train.ledger.rows_dropped,
         rows_with_several_templates=train.ledger.rows_with_several_templates,
-        held_out_rows=counts["held_out"].rows,
+        held_out_rows=counts[HELD_OUT].rows,
         characters_total=train.characters_total,
         characters_trained=train.characters_trained,
         characters_longest=train.characters_longest,
     )
 
 
-def _contents(data: Data) -> dict[str, Contents]:
-    """What each split's files hold; raises UserError where both hold the same, since memory would pass for skill."""
-    sources = {"train": ("data.train", data.train)}
-    if data.eval is not None:
-        sources["held_out"] = ("data.eval", data.eval)
-    found: dict[str, Contents] = {}
+def _contents(found: list[Place]) -> dict[str, Contents]:
+    """What each source's files hold; raises UserError where one is trained and held out."""
+    contents: dict[str, Contents] = {}
     problems: list[str] = []
-    for name, (key, source) in sources.items():
+    for place in found:
         try:
-            found[name] = rows.contents(source, key)
+            contents[place.field] = rows.contents(place.source.path, place.field)
         except UserError as err:
             problems += err.problems
     raise_if_any(problems)
-    if data.eval is not None and found["train"] == found["held_out"]:
-        raise UserError(
-            "data.eval holds the same rows as data.train; name other rows, "
-            "or set data.eval=null and data.eval_fraction to hold some out"
-        )
-    return found
-
-
-def held_out_numbers(count: int, eval_fraction: float, seed: int) -> frozenset[int]:
-    """Which of so many rows are held out, counted from 0 in reading order: exactly the rounded share.
-
-    Only count, share and seed decide, so the same file gives the same split anywhere; rows that are
-    dropped later are missing from the split that they fell into.
-    """
-    share = round(eval_fraction * count)
-    if not 0 < share < count:
-        raise UserError(
-            f"data.eval_fraction={eval_fraction:g} holds {share} of {count} rows out, "
-            "and both splits need one; change it or set data.eval"
-        )
-    return frozenset(random.Random(seed).sample(range(count), share))
-
-
-def _splits(data: Data, seed: int) -> dict[str, Iterable[Row]]:
-    """The rows to train on and to hold out; files are read again for each, so that memory stays flat."""
-
-    def train() -> Iterator[Row]:
-        return rows.read(data.train, "data.train", data.max_rows)
-
-    if data.eval is not None:
-        return {"train": train(), "held_out": rows.read(data.eval, "data.eval")}
-    if data.eval_fraction == 0:
-        return {"train": train()}
-    chosen = held_out_numbers(sum(1 for _ in train()), data.eval_fraction, seed)
-    return {
-        "train": (row for number, row in enumerate(train()) if number not in chosen),
-        "held_out": (row for number, row in enumerate(train()) if number in chosen),
-    }
-
-
-def _formatted(
-    split: Iterable[Row], format: Format, data: Data, ledger: Ledger, problems: Problems
-) -> Iterator[Formatted]:
-    """The rows that have an answer; the others are counted, and are problems unless they may be dropped."""
-    strict = data.untrainable is Untrainable.error
-    template = data.format.get("response_template")
-    for row in split:
-        ledger.rows_read += 1
-        try:
-            segments = _segments(row, format)
-        except TemplateMissing as err:
-            ledger.rows_without_template += 1
-            if strict:
-                problems.add(f"{err}; mend it, set data.response_template or data.untrainable=drop", row)
-        except RowProblem as err:
-            problems.add(str(err), row)
-        else:
-            ledger.rows_formatted += 1
-            if template and formats.repeats_template(segments, template):
-                ledger.rows_with_several_templates += 1
-            if formats.has_answer(segments):
-                yield Formatted(ledger.rows_read, row, segments)
-                continue
-            ledger.rows_without_answer += 1
-            if strict:
-                problems.add("the answer is empty; mend it, or set data.untrainable=drop", row)
-
-
-def _segments(row: Row, format: Format) -> list[Segment]:
-    try:
-        return format_loading.segments(format, row.values)
-    except RowProblem:
-        raise
-    except Exception as err:
-        err.add_note(f"while formatting {row.file}, row {row.number}")
-        raise
-
-
-def _make(entry: Path, recipe: Recipe, seed: int, hashes: dict[str, str]) -> None:
-    """Write the entry aside and rename it, so that nobody sees half of one."""
-    try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".unfinished-") as aside:
-            made = Path(aside) / "entry"
-            made.mkdir()
-            _write_entry(made, recipe, seed, hashes)
-            cache.publish(made, entry, usable=lambda there: _open(there) is not None)
-    except OSError as err:
-        raise UserError(
-            f"cannot write to the cache {cache.place()} ({err.strerror or err}); "
-            "set FMSTUNE_CACHE to a folder where you can write"
-        ) from err
-
-
-def _write_entry(made: Path, recipe: Recipe, seed: int, hashes: dict[str, str]) -> None:
-    problems: list[str] = []
-    ledgers: dict[str, Ledger] = {}
-    for name, split in _splits(recipe.data, seed).items():
-        shown = tqdm(split, desc=f"tokenising {name}", unit=" rows", delay=2, disable=not sys.stderr.isatty())
-        try:
-            ledgers[name] = _write_split(shown, made / f"{name}.arrow", recipe)
-        except UserError as err:
-            problems += err.problems
-    raise_if_any(problems)
-    for name, ledger in ledgers.items():
-        if ledger.rows_trained == 0:
-            raise UserError("\n".join([f"data: no row is left in the {name} split", *ledger.lines()]))
-    facts = {
-        "ledgers": {name: asdict(ledger) for name, ledger in ledgers.items()},
-        "bytes": {name: (made / f"{name}.arrow").stat().st_size for name in ledgers},
-        "hashes": hashes,
-    }
-    (made / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
-
-
-def _write_split(split: Iterable[Row], path: Path, recipe: Recipe) -> Ledger:
-    """Tokenise a split in batches; raises all its problems at the end."""
-    ledger, problems = Ledger(), Problems()
-    schema = HELD_OUT if path.stem == "held_out" else TRAINED
-    formatted = _formatted(split, recipe.format, recipe.data, ledger, problems)
-    unreadable: tuple[str, ...] = ()
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        try:
-            while batch := list(islice(formatted, BATCH)):
-                kept = _tokenise(batch, recipe, ledger, problems)
-                writer.write_batch(_record_batch(kept, schema))
-        except UserError as err:
-            unreadable = err.problems
-    raise_if_any([*unreadable, *problems.messages()])
-    return ledger
-
-
-def _tokenise(batch: list[Formatted], recipe: Recipe, ledger: Ledger, problems: Problems) -> list[Tokenised]:
-    """The rows that are trained; all are counted."""
-    data, kept = recipe.data, []
-    encodings = tokens.encode([f.segments for f in batch], recipe.tokenizer, data.max_length)
-    for formatted, encoded in zip(batch, encodings, strict=True):
-        fate = _fate(encoded, data)
-        ledger.add(encoded, fate, formatted.number)
-        if fate is Fate.too_long and data.over_length is OverLength.error:
-            long = f"more than data.max_length={data.max_length} tokens"
-            problems.add(f"{long}; raise it, or set data.over_length to truncate or drop", formatted.row)
-        elif fate is Fate.without_answer and data.untrainable is Untrainable.error:
-            cut = f"data.max_length={data.max_length} leaves no token of the answer"
-            problems.add(f"{cut}; raise it, or set data.untrainable=drop", formatted.row)
-        elif fate in (Fate.trained, Fate.truncated):
-            kept.append(Tokenised(formatted.segments, encoded))
-    return kept
-
-
-def _fate(encoded: Encoded, data: Data) -> Fate:
-    too_long = encoded.length > data.max_length
-    if too_long and data.over_length is not OverLength.truncate:
-        return Fate.too_long
-    if encoded.trained == 1:
-        return Fate.without_answer
-    return Fate.truncated if too_long else Fate.trained
-
-
-def _record_batch(kept: list[Tokenised], schema: pa.Schema) -> pa.RecordBatch:
-    columns = {
-        "input_ids": _lists([row.encoded.input_ids for row in kept]),
-        "labels": _lists([row.encoded.labels for row in kept]),
-    }
-    if "prompt" in schema.names:
-        columns["prompt"] = pa.array([_prompt(row.segments) for row in kept], pa.string())
-        columns["answer"] = pa.array(["".join(s.text for s in row.segments if s.trained) for row in kept], pa.string())
-        columns["prompt_ids"] = _lists([row.encoded.prompt_ids for row in kept])
-        columns["answer_ids"] = _lists([row.encoded.answer_ids for row in kept])
-    return pa.record_batch(columns, schema=schema)
-
-
-def _lists(lists: list[list[int]]) -> pa.Array:
-    """The lists as one Arrow column, by way of flat buffers: `pa.array` takes seven times as long."""
-    values = array("i")
-    for numbers in lists:
-        values.fromlist(numbers)
-    offsets = array("i", accumulate(map(len, lists), initial=0))
-    buffers = [pa.Array.from_buffers(pa.int32(), len(a), [None, pa.py_buffer(a)]) for a in (offsets, values)]
-    return pa.ListArray.from_arrays(*buffers)
-
-
-def _prompt(segments: list[Segment]) -> str:
-    """What is given before the first answer."""
-    return "".join(segment.text for segment in takewhile(lambda segment: not segment.trained, segments))
-
-
-def _open(entry: Path) -> Prepared | None:
-    """The entry, mapped; None when it is not there or, with a word in the log, when it cannot be used."""
-    if not entry.exists():
-        return None
-    try:
-        facts = json.loads((entry / "facts.json").read_text(encoding="utf-8"))
-        ledgers = {name: _ledger(values) for name, values in facts["ledgers"].items()}
-        datasets = {name: _map(entry / f"{name}.arrow", facts["bytes"][name]) for name in ledgers}
-        return Prepared(
-            train=datasets["train"],
-            ledger=ledgers["train"],
-            held_out=datasets.get("held_out"),
-            held_out_ledger=ledgers.get("held_out"),
-            train_hash=facts["hashes"]["train"],
-            held_out_hash=facts["hashes"].get("held_out"),
-            cached=True,
-        )
-    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as err:
-        log.warning("cache entry %s is made again (%s: %s)", entry, type(err).__name__, err)
-        return None
-
-
-def _map(path: Path, size: int) -> "Dataset":
-    from datasets import Dataset  # a second to import, and a scan or the cache's size need none
-
-    if path.stat().st_size != size:
-        raise ValueError(f"{path.name} is not as it was written")
-    return Dataset.from_file(str(path))
-
-
-def _ledger(values: dict[str, Any]) -> Ledger:
-    """From JSON, whose keys are strings."""
-    return Ledger(**values | {"lengths": {int(length): count for length, count in values["lengths"].items()}})
-
-
-def _key(recipe: Recipe, seed: int, contents: dict[str, Contents]) -> str:
-    """The name of the entry: a hash of all that the tokens depend on."""
-    data = recipe.data
-    own = format_loading.source_files(data.format)
-    draws = data.eval is None and data.eval_fraction > 0
-    facts = {
-        "rows": contents,
-        "format": data.format,
-        "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in CODE],
-        "own_code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in own],
-        "tokenizer": _tokenizer_facts(recipe.tokenizer),
-        "length": (data.max_length, data.over_length.value, data.untrainable.value, data.max_rows),
-        "drawn": (data.eval_fraction, seed) if draws else None,
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    return {
-        "class": type(tokenizer).__name__,
-        "library": version("tokenizers"),
-        # a call sets these two, and ours sets them to nothing
-        "backend": backend | {"truncation": None, "padding": None},
-        "end_of_sequence": tokenizer.eos_token_id,
-        "split_special_tokens": tokenizer.split_special_tokens,
-    }
+    trained = {contents[place.field]: place.field for place in found if place.trains}
+    raise_if_any(
+        f"{place.field} holds the same rows as {trained[contents[place.field]]}; name other rows, "
+        "or set data.eval=null and data.eval_fraction to hold some out"
+        for place in found
+        if not place.trains and contents[place.field] in trained
+    )
+    return contents
 
 
 def _summary(found: Prepared) -> str:
-    how = "mapped from the cache" if found.cached else "tokenised"
+    if found.streamed is not None:
+        how = "streamed; of the first rows"
+    else:
+        how = "mapped from the cache" if found.cached else "tokenised"
     ledger = found.ledger
-    held_out = f", {len(found.held_out):,} rows held out" if found.held_out is not None else ""
+    count = sum(len(part.rows) for part in found.held_out)
+    held_out = f", {count:,} rows held out" if found.held_out else ""
     return (
         f"data {how}: {ledger.rows_trained:,} rows, {ledger.tokens_total:,} tokens, "
         f"{ledger.tokens_trained:,} trained, {ledger.rows_dropped:,} rows dropped{held_out}"

@@ -1,9 +1,10 @@
 """Held-out rows → how well a model answers them: loss on the answer, exact match of the greedy answer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -27,6 +28,8 @@ class Scores:
     """Held-out rows that `max_rows` kept out."""
     answers_too_long: int
     """Answers of more than `max_new_tokens` tokens, which cannot match."""
+    answer_tokens: int
+    """Trained tokens of these rows, which `eval_loss` is the mean over."""
 
 
 def score(
@@ -47,14 +50,13 @@ def score(
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     prompts = [ids or [begin] for ids in rows["prompt_ids"]]
     expected = list(rows["answer_ids"])
-    lengths = [len(ids) for ids in expected]
-    # one more for end of sequence
-    limit = min(evaluation.max_new_tokens, max(lengths) + 1)
+    stops = _stops(expected, tokenizer)
+    limit = min(evaluation.max_new_tokens, max(map(len, expected)))
     was_training = model.training
     model.eval()
     with torch.inference_mode(), _autocast(model.device.type, autocast):
-        loss = _loss(model, rows, tokenizer.pad_token_id, evaluation.batch_size)
-        got = generate(model, tokenizer, prompts, batch_size=evaluation.batch_size, max_new_tokens=limit)
+        loss, tokens = _loss(model, rows, tokenizer.pad_token_id, evaluation.batch_size)
+        got = generate(model, tokenizer, prompts, batch_size=evaluation.batch_size, max_new_tokens=limit, stops=stops)
     model.train(was_training)
     # decoded alike, so that neither spaces at a boundary nor a straddling token tells them apart
     wanted = tokenizer.batch_decode(expected, skip_special_tokens=True)
@@ -63,8 +65,31 @@ def score(
         exact_match=sum(a.strip() == b.strip() for a, b in zip(got, wanted, strict=True)) / count,
         rows=count,
         rows_left_out=len(held_out) - count,
-        answers_too_long=sum(length > evaluation.max_new_tokens for length in lengths),
+        answer_tokens=tokens,
+        answers_too_long=sum(len(ids) - (ids[-1] in stops) > evaluation.max_new_tokens for ids in expected),
     )
+
+
+def _stops(answers: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What ends an answer: end-of-sequence, and the special tokens that a chat template ends a turn with."""
+    special = set(tokenizer.all_special_ids)
+    return sorted({tokenizer.eos_token_id, *(ids[-1] for ids in answers if ids[-1] in special)})
+
+
+def together(scores: Mapping[str, Scores]) -> dict[str, Any]:
+    """The scores of all sets: means over all rows and answers, and where there are several each set by name."""
+    total = sum(one.rows for one in scores.values())
+    tokens = sum(one.answer_tokens for one in scores.values())
+    whole = {
+        "eval_loss": sum(one.eval_loss * one.answer_tokens for one in scores.values()) / max(tokens, 1),
+        "exact_match": sum(one.exact_match * one.rows for one in scores.values()) / total,
+        "rows": total,
+        "rows_left_out": sum(one.rows_left_out for one in scores.values()),
+        "answers_too_long": sum(one.answers_too_long for one in scores.values()),
+        "answer_tokens": tokens,
+    }
+    sets = {name: asdict(one) for name, one in scores.items() if name}
+    return {**whole, "sets": sets} if sets else whole
 
 
 def generate(
@@ -74,8 +99,9 @@ def generate(
     *,
     batch_size: int,
     max_new_tokens: int,
+    stops: Sequence[int] = (),
 ) -> list[str]:
-    """Greedy answers to the prompts (token ids), in their order, each as it would be alone.
+    """Greedy answers to the prompts (token ids), in their order, each as it would be alone, up to one of the `stops`.
 
     Prompts are padded on the left. Under prompt learning they are not padded at all, but grouped by length: PEFT drops
     `position_ids`, so padding would move the text away from the virtual tokens.
@@ -83,7 +109,7 @@ def generate(
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=list(stops) or tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
@@ -112,8 +138,8 @@ def _without_own_generation_config(model: PreTrainedModel | PeftModel) -> Iterat
         base.generation_config = own
 
 
-def _loss(model: PreTrainedModel | PeftModel, rows: Dataset, pad_token_id: int, batch_size: int) -> float:
-    """Summed over all supervised tokens and divided once, so that batching does not change it."""
+def _loss(model: PreTrainedModel | PeftModel, rows: Dataset, pad_token_id: int, batch_size: int) -> tuple[float, int]:
+    """Summed over all supervised tokens and divided once, so that batching does not change it; and their number."""
     collate = DataCollatorForLanguageModeling(pad_token_id=pad_token_id)
     total, supervised = 0.0, 0
     for batch in _by_length([len(ids) for ids in rows["input_ids"]], batch_size):
@@ -122,7 +148,7 @@ def _loss(model: PreTrainedModel | PeftModel, rows: Dataset, pad_token_id: int, 
         total -= model(**inputs, use_cache=False, fused_lm_head=True).log_probs.sum().item()
         # the first position has no predecessor that could predict it
         supervised += int((inputs["labels"][:, 1:] != -100).sum())
-    return total / max(supervised, 1)
+    return total / max(supervised, 1), supervised
 
 
 def _by_length(lengths: Sequence[int], batch_size: int, *, equal: bool = False) -> Iterator[list[int]]:

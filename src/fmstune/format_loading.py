@@ -1,4 +1,7 @@
-"""`data.format` → the function that it names, its settings bound; and the check of what that function returns."""
+"""`data.format` → the function that it names, its settings bound; and the check of what that function returns.
+
+Messages speak of `data.format`; whoever loads the format of a named source puts that source's field in its place.
+"""
 
 import importlib
 import inspect
@@ -7,42 +10,69 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fmstune import formats
+from fmstune import formats, package_files
 from fmstune.errors import UserError, did_you_mean, raise_if_any
-from fmstune.formats import RowProblem, Segment, in_words
+from fmstune.segments import Formatted, Plain, RowProblem, Segment, Templated, TokenRow, in_words
 
-Format = Callable[[Mapping[str, Any]], list[Segment]]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Format = Callable[[Mapping[str, Any]], Any]
 
 
-def load(format: Mapping[str, Any]) -> Format:
-    """The function that `data.format` names, its settings bound; raises UserError when the two do not fit."""
+def load(format: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase | None" = None) -> Format:
+    """The function that `data.format` names, its settings bound; raises UserError when the two do not fit.
+
+    A function with a parameter `tokenizer` is given this one.
+    """
     settings = {name: value for name, value in format.items() if name != "_target_"}
     function = _function(format.get("_target_"))
     raise_if_any(_misfits(function, settings))
+    if _wants_tokenizer(function):
+        settings["tokenizer"] = tokenizer
     return partial(function, **settings)
 
 
-def segments(format: Format, values: Mapping[str, Any]) -> list[Segment]:
-    """The row's segments, checked, since a format may be anybody's and not every string can be tokenised."""
+def formatted(format: Format, values: Mapping[str, Any]) -> Formatted:
+    """What the format makes of the row, checked, since it may be anybody's and not every string can be tokenised."""
     made = format(values)
-    if not isinstance(made, list) or not all(isinstance(segment, Segment) for segment in made):
+    if isinstance(made, TokenRow):
+        return made
+    found = made if isinstance(made, Templated) else Plain(made)
+    if not isinstance(found.segments, list) or not all(isinstance(segment, Segment) for segment in found.segments):
         raise RowProblem(f"the format must return a list of fmstune.formats.Segment, found {made!r:.80}")
     try:
-        for segment in made:
+        for segment in found.segments:
             segment.text.encode()
     except UnicodeEncodeError as err:
         half = f"\\u{ord(err.object[err.start]):04x}"
         raise RowProblem(f"the text holds half a character ({half}, a lone surrogate); remove it") from err
-    return made
+    return found
 
 
 def source_files(format: Mapping[str, Any]) -> list[Path]:
-    """The Python files of the user's own that the format may use: all of its top-level package, or its one module.
+    """The files that the format may use: those that its settings name, and Python files of the user's own.
 
-    Those of fmstune are known to whoever asks.
+    Of these it is all of its top-level package, or its one module; those of fmstune are known to whoever asks.
     """
+    return [*_files_of_settings(format), *_own_code(format)]
+
+
+def _files_of_settings(format: Mapping[str, Any]) -> list[Path]:
+    """Files such as a template's; a setting that names no file is no file."""
+    places = [value for name, value in format.items() if name != "_target_" and isinstance(value, str) and value]
+    paths = (Path(package_files.resolve(place)).expanduser() for place in places if _may_be_a_path(place))
+    return [path for path in paths if path.is_file()]
+
+
+def _may_be_a_path(text: str) -> bool:
+    """Whether the system can be asked for such a file at all."""
+    return len(text) < 1024 and "\0" not in text and "\n" not in text
+
+
+def _own_code(format: Mapping[str, Any]) -> list[Path]:
     function = _function(format.get("_target_"))
     top = function.__module__.partition(".")[0]
     if top == "fmstune":
@@ -54,7 +84,7 @@ def source_files(format: Mapping[str, Any]) -> list[Path]:
     return [Path(file)] if file else []
 
 
-def _function(target: Any) -> Callable[..., list[Segment]]:
+def _function(target: Any) -> Callable[..., Any]:
     """A public function of the named module itself: what that module only imports may do anything with a row."""
     module_name, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
     if not module_name:
@@ -102,10 +132,15 @@ def _takes_a_row(function: Callable[..., Any]) -> bool:
     )
 
 
+def _wants_tokenizer(function: Callable[..., Any]) -> bool:
+    return "tokenizer" in list(inspect.signature(function).parameters)[1:]
+
+
 def _misfits(function: Callable[..., Any], settings: Mapping[str, Any]) -> Iterator[str]:
     """How the settings differ from what the function takes after the row."""
     name = function.__name__
     row, *parameters = inspect.signature(function).parameters.values()
+    parameters = [p for p in parameters if p.name != "tokenizer"]
     takes = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     for setting, value in settings.items():

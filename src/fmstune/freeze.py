@@ -16,13 +16,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fmstune import upstream
 from fmstune.errors import UserError, did_you_mean, raise_if_any
-from fmstune.job import FULL, Job
+from fmstune.job import FULL, Job, Source
 from fmstune.training_names import OWN, OWNED, TRANSLATED
 from fmstune.upstream import Field
 
 _MISSING = "???"
 _HINTS = {
     "data.train": "a file, glob, folder or hub id, such as data.train=rows.jsonl",
+    "template_file": "a Jinja file, such as data.format.template_file=row.jinja",
     "model.path": "a folder or hub id of a causal language model, such as model.path=./my_model",
 }
 
@@ -48,8 +49,12 @@ def freeze(tree: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Frozen:
     if isinstance(tree.get("peft"), Mapping):
         values["peft"] = _peft(tree["peft"], problems)
     data = tree.get("data")
-    if isinstance(data, Mapping) and isinstance(data.get("format"), Mapping):
-        problems += _format_problems(data["format"], trusted)
+    if isinstance(data, Mapping):
+        if isinstance(data.get("format"), Mapping):
+            problems += _format_problems("data.format", data["format"], trusted)
+        for name in ("train", "eval"):
+            if isinstance(data.get(name), Mapping):
+                values["data"][name] = _sources(f"data.{name}", data[name], trusted, problems)
     raise_if_any(problems)
     return Frozen(_build(Job, values), tuple(notes))
 
@@ -270,16 +275,35 @@ def _peft(tree: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     return values
 
 
-def _format_problems(tree: Mapping[str, Any], trusted: Sequence[str]) -> Iterator[str]:
+def _sources(path: str, tree: Mapping[str, Any], trusted: Sequence[str], problems: list[str]) -> dict[str, Any]:
+    """Several sources by name, each a place or the fields of a `Source`; the values keep that form."""
+    values: dict[str, Any] = {}
+    for key, source in tree.items():
+        name, field = str(key), f"{path}.{key}"
+        values[name] = source
+        if isinstance(source, Mapping):
+            values[name] = _typed(Source, source, f"{field}.", problems)
+            if isinstance(source.get("format"), Mapping):
+                problems += _format_problems(f"{field}.format", source["format"], trusted)
+        elif source is None or source == _MISSING:
+            problems.append(f"{field} must be given: {_HINTS['data.train']}")
+    return values
+
+
+def _format_problems(path: str, tree: Mapping[str, Any], trusted: Sequence[str]) -> Iterator[str]:
+    """`path` is the format's own field, such as `data.format`."""
     target = tree.get("_target_")
     if not isinstance(target, str) or "." not in target:
-        yield f"data.format._target_ must name a function such as fmstune.formats.text, got {target!r}"
+        yield f"{path}._target_ must name a function such as fmstune.formats.text, got {target!r}"
         return
+    for name, value in tree.items():
+        if value == _MISSING:
+            yield f"{path}.{name} must be given{': ' + _HINTS[name] if name in _HINTS else ''}"
     allowed = ("fmstune.formats", *trusted)
     if not any(target.startswith(f"{package}.") for package in allowed):
         package = target.partition(".")[0]
         yield (
-            f"data.format._target_: {target!r} is not in an allowed package ({', '.join(allowed)}); "
+            f"{path}._target_: {target!r} is not in an allowed package ({', '.join(allowed)}); "
             f"if you trust it, add --trust {package}"
         )
 

@@ -4,7 +4,7 @@ A job holds only what a file can hold; models, tokenizers and devices are argume
 `fmstune.freeze` makes one from a composed configuration or from a file, and reports all that does not fit.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -54,6 +54,21 @@ class Untrainable(Enum):
     drop = "drop"
 
 
+class StoppingStrategy(Enum):
+    """When a weighted mixture of sources has made its epoch, by the names of `datasets.interleave_datasets`."""
+
+    all_exhausted = "all_exhausted"
+    first_exhausted = "first_exhausted"
+
+
+class Overlap(Enum):
+    """What happens to training rows that are held out, too."""
+
+    keep = "keep"
+    drop = "drop"
+    error = "error"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     path: str
@@ -74,6 +89,8 @@ class Model:
     """Modules that LoRA adapts in this architecture when nothing else is asked; null takes PEFT's own list."""
     special_tokens: dict[str, Any] = field(default_factory=dict)
     """Special tokens to set or add, by transformers' names, such as `pad_token: "<pad>"`."""
+    chat_template: str | None = None
+    """Jinja file (or `package:chatml.jinja`) in place of the tokenizer's own chat template; saved with the model."""
     quantization: Any = None
     """Reserved; must be null."""
     adapter: str | None = None
@@ -81,17 +98,31 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Source:
+    """One of several named sources of `data.train` or `data.eval`."""
+
+    path: Any
+    """File, glob, folder, a list of these, or a hub id."""
+    format: dict[str, Any] | None = None
+    """Like `data.format`, which is taken when this is null."""
+    weight: float | None = None
+    """Share of this source in training, relative to the others; needs not sum to one. All sources have one, or none."""
+    max_rows: int | None = None
+    """Read at most this many of its rows; null reads all."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
     format: dict[str, Any]
     """`_target_` and arguments of the function that turns a row into segments (see `fmstune.formats`)."""
     train: Any
-    """File, glob, folder, a list of these, or a hub id, which means its train split."""
+    """File, glob, folder, a list of these, or a hub id (its train split); or several by name: `{a: a.jsonl}`."""
     eval: Any = None
     """Held-out rows, given like `train`; a hub id means its validation split, else its test split."""
     eval_fraction: float = 0.0
-    """Share of the training rows to hold out when `eval` is null; drawn with `seed`."""
+    """Share of the training rows, of each source, to hold out when `eval` is null; drawn with `seed`."""
     max_rows: int | None = None
-    """Read at most this many training rows; null reads all."""
+    """Read at most this many training rows of each source; null reads all."""
     text_field: str | None = None
     """Column that holds the text."""
     response_template: str | None = None
@@ -102,6 +133,14 @@ class Data:
     """What to do with longer rows."""
     untrainable: Untrainable = Untrainable.error
     """What to do with rows that would train on nothing."""
+    overlap: Overlap = Overlap.keep
+    """What to do with training rows that are held out, too; they are counted and reported in any case."""
+    stopping_strategy: StoppingStrategy = StoppingStrategy.all_exhausted
+    """With weights: repeat rows of the sources that run out, or end when the first one has run out."""
+    streaming: bool = False
+    """Read the training rows while training, for sets larger than memory or disk; needs `training.max_steps`."""
+    buffer_size: int = 1000
+    """Rows that streaming shuffles among; 1 keeps the order of the files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +190,27 @@ class Job:
 def tunes_an_adapter(job: Job) -> bool:
     """Whether the base weights stay as they are."""
     return bool(job.peft["_target_"] != FULL)
+
+
+def sources(data: Data, field: str) -> dict[str, Source]:
+    """The sources of `train` or `eval` by name, with what they take from the group; a single one is called "".
+
+    `eval` has none where it is null.
+    """
+    given = getattr(data, field)
+    if given is None:
+        return {}
+    limit = data.max_rows if field == "train" else None
+    named = given if isinstance(given, dict) else {"": given}
+    found = {name: Source(**one) if isinstance(one, dict) else Source(path=one) for name, one in named.items()}
+    return {
+        name: replace(
+            source,
+            format=source.format or data.format,
+            max_rows=limit if source.max_rows is None else source.max_rows,
+        )
+        for name, source in found.items()
+    }
 
 
 def has_held_out(data: Data) -> bool:

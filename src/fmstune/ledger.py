@@ -1,9 +1,10 @@
 """What became of every row and token: nothing vanishes uncounted."""
 
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 
-from fmstune.tokens import Encoded
+from fmstune.tokens import IGNORED, Encoded
 
 
 class Fate(Enum):
@@ -30,6 +31,8 @@ class Ledger:
     """Dropped: the answer is blank or cut away, and only end-of-sequence would be trained."""
     rows_too_long: int = 0
     """Dropped for their length."""
+    rows_held_out_too: int = 0
+    """Dropped because a held-out row has the same tokens."""
     rows_trained: int = 0
     rows_truncated: int = 0
     """Trained without their end."""
@@ -50,12 +53,35 @@ class Ledger:
     @property
     def rows_dropped(self) -> int:
         """Rows that were read and are not trained."""
-        return self.rows_without_template + self.rows_without_answer + self.rows_too_long
+        return self.rows_without_template + self.rows_without_answer + self.rows_too_long + self.rows_held_out_too
 
     @property
     def tokens_masked(self) -> int:
         """Tokens that are read and not trained."""
         return self.tokens_total - self.tokens_trained
+
+    @classmethod
+    def total(cls, ledgers: Sequence["Ledger"]) -> "Ledger":
+        """The sum of several; `longest_row` is that of the ledger with the longest row."""
+        counted = [one.name for one in fields(cls) if one.name not in ("lengths", "longest", "longest_row")]
+        found = cls(**{name: sum(getattr(ledger, name) for ledger in ledgers) for name in counted})
+        for ledger in ledgers:
+            if ledger.longest > found.longest:
+                found.longest, found.longest_row = ledger.longest, ledger.longest_row
+            for length, count in ledger.lengths.items():
+                found.lengths[length] = found.lengths.get(length, 0) + count
+        return found
+
+    def without(self, labels: Collection[Sequence[int]]) -> "Ledger":
+        """The ledger after rows with these labels were found among the held-out ones and dropped."""
+        trained = sum(label != IGNORED for row in labels for label in row)
+        return replace(
+            self,
+            rows_trained=self.rows_trained - len(labels),
+            rows_held_out_too=self.rows_held_out_too + len(labels),
+            tokens_total=self.tokens_total - sum(map(len, labels)),
+            tokens_trained=self.tokens_trained - trained,
+        )
 
     def add(self, encoded: Encoded, fate: Fate, number: int) -> None:
         """Count a row that was tokenised, the split's `number`-th."""
@@ -79,7 +105,8 @@ class Ledger:
             f"rows    {self.rows_read:,} = {self.rows_trained:,} trained + {self.rows_dropped:,} dropped",
             f"        formatted: {self.rows_formatted:,} of {self.rows_read:,}",
             f"        dropped: {self.rows_without_template:,} without template, "
-            f"{self.rows_without_answer:,} without answer, {self.rows_too_long:,} too long",
+            f"{self.rows_without_answer:,} without answer, {self.rows_too_long:,} too long"
+            + (f", {self.rows_held_out_too:,} held out, too" if self.rows_held_out_too else ""),
             f"        trained: {self.rows_truncated:,} without their end, "
             f"{self.rows_with_several_templates:,} from the last of several templates on",
             f"tokens  {self.tokens_total:,} = {self.tokens_trained:,} trained ({share:.1%}) "

@@ -3,11 +3,14 @@
 import importlib.util
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jinja2.exceptions import TemplateError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from fmstune import package_files
 from fmstune.errors import UserError, raise_if_any
@@ -43,6 +46,8 @@ def load_tokenizer(model: Model, *, local_files_only: bool = False) -> Tokenizer
         field = "model.tokenizer" if model.tokenizer else "model.path"
         raise UserError(_cannot_load("tokenizer", field, place, err)) from err
     raise_if_any(_loses_text(tokenizer, "model.tokenizer" if model.tokenizer else "model.path", place))
+    if model.chat_template is not None:
+        tokenizer.chat_template = _chat_template(model.chat_template)
     before = len(tokenizer)
     if model.special_tokens:
         tokenizer.add_special_tokens(dict(model.special_tokens))
@@ -52,6 +57,20 @@ def load_tokenizer(model: Model, *, local_files_only: bool = False) -> Tokenizer
     if tokenizer.eos_token is None:
         raise UserError(f"{place}: the tokenizer has no end-of-sequence token; set model.special_tokens.eos_token")
     return Tokenizer(tokenizer, tuple(range(before, len(tokenizer))), tuple(range(before, meaningful)))
+
+
+def _chat_template(file: str) -> str:
+    """The template's text, which is saved with the tokenizer; raises UserError where it cannot be read or compiled."""
+    path = Path(package_files.resolve(file)).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+        # render_jinja_template compiles before it looks at the conversations
+        render_jinja_template([], chat_template=text)
+    except (OSError, UnicodeDecodeError) as err:
+        raise UserError(f"model.chat_template: {path} cannot be read ({err})") from err
+    except TemplateError as err:
+        raise UserError(f"model.chat_template: {path} is no Jinja template ({err})") from err
+    return text
 
 
 def _loses_text(tokenizer: PreTrainedTokenizerBase, field: str, place: str) -> Iterator[str]:

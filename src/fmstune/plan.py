@@ -63,6 +63,8 @@ class Rows:
     """`tokens` and `longest` are estimated from characters, not counted."""
     supervised_share: float = 1.0
     """Share of the tokens that are trained, 0 to 1."""
+    streamed: bool = False
+    """They are read while training: `rows` are those that `max_steps` takes, and what they are like is estimated."""
 
 
 @dataclass(frozen=True)
@@ -355,6 +357,10 @@ def render(plan: Plan) -> str:
     length = "max_steps" if t.max_steps >= 0 else f"{t.num_train_epochs:g} epochs"
     batch = f"{t.per_device_train_batch_size} rows x {t.gradient_accumulation_steps} accumulated"
     tokens = f"{plan.tokens_per_epoch:,} an epoch"
+    epoch = f"{plan.steps_per_epoch:,} an epoch, "
+    estimated = f"≈ {tokens}, estimated from characters"
+    if plan.work.rows.streamed:
+        epoch, estimated = "", f"≈ {plan.tokens_per_epoch:,} in all, if they go on like the first rows"
     lines = [
         ("parameters", f"base {plan.base_parameters:,}, adapter {plan.adapter_parameters:,}"),
         ("", f"trainable {plan.trainable_parameters:,} ({share:.3g} %)"),
@@ -362,8 +368,8 @@ def render(plan: Plan) -> str:
         ("", machine.precision.reason),
         ("memory", f"{size(plan.total)}, estimated"),
         ("", split),
-        ("steps", f"{plan.total_steps:,} ({length}, {plan.steps_per_epoch:,} an epoch, {batch})"),
-        ("tokens", f"≈ {tokens}, estimated from characters" if plan.tokens_estimated else tokens),
+        ("steps", f"{plan.total_steps:,} ({length}, {epoch}{batch})"),
+        ("tokens", estimated if plan.tokens_estimated else tokens),
         ("", f"at most {plan.positions_per_step:,} positions a step, padding included"),
         ("checkpoint", size(plan.checkpoint_bytes)),
         *(("note", note) for note in plan.notes),

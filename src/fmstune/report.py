@@ -31,10 +31,10 @@ def _lines(summary: Mapping[str, Any], folder: Path) -> Iterator[str]:
         yield f"  again   fmstune train --from {folder / run_folder.JOB}"
 
 
-def comparison(base: Mapping[str, Any] | None, tuned: Mapping[str, Any]) -> Iterator[str]:
-    """The table of base against tuned on the held-out rows."""
+def comparison(base: Mapping[str, Any] | None, tuned: Mapping[str, Any], name: str = "held-out rows") -> Iterator[str]:
+    """The table of base against tuned on the held-out rows, and on each of their sets where they have names."""
     rows = tuned["rows"]
-    yield f"{f'held-out rows: {rows:,}':<22}{'base':>10}{'tuned':>10}{'change':>10}"
+    yield f"{f'{name}: {rows:,}':<22}{'base':>10}{'tuned':>10}{'change':>10}"
     yield "─" * 52
     for label, key, form in _MEASURES:
         after = tuned.get(key)
@@ -42,6 +42,9 @@ def comparison(base: Mapping[str, Any] | None, tuned: Mapping[str, Any]) -> Iter
         cells = [f"{value:{form}}" if value is not None else "-" for value in (before, after)]
         change = f"{after - before:+{form}}" if before is not None and after is not None else ""
         yield f"{label:<22}{cells[0]:>10}{cells[1]:>10}{change:>10}"
+    for name, one in tuned.get("sets", {}).items():
+        yield ""
+        yield from comparison(base["sets"][name] if base else None, one, name)
     if tuned.get("rows_left_out"):
         yield f"({tuned['rows_left_out']:,} more held-out rows were left out by evaluation.max_rows)"
     if tuned.get("answers_too_long"):

@@ -51,6 +51,8 @@ class File(NamedTuple):
 
     name: str
     path: Path
+    streamed: Iterable[dict[str, Any]] | None = None
+    """The rows of a hub id that is read as it comes, without a file here."""
 
 
 class Contents(NamedTuple):
@@ -84,14 +86,16 @@ class Problems:
         return [*shown, f"and {more:,} more such problems"] if more else shown
 
 
-def read(source: Any, field: str, max_rows: int | None = None) -> Iterator[Row]:
+def read(source: Any, field: str, max_rows: int | None = None, *, stream: bool = False) -> Iterator[Row]:
     """All rows of a file, glob, folder, hub id or a list of these, in order, with the memory of one batch.
+
+    A hub id is downloaded first, unless it is to be streamed.
 
     What cannot be read is left out until the end, where one UserError tells of all of it: whoever reads to
     the end cannot miss a row.
     """
     problems, count = Problems(), 0
-    for file in locate(source, field):
+    for file in _unique(source, field, _hub_stream) if stream else locate(source, field):
         before = count
         for item in islice(_items(file), None if max_rows is None else max_rows - count):
             count += 1
@@ -203,22 +207,38 @@ def _may_be_hub_id(entry: str) -> bool:
 
 def _hub_files(hub_id: str, field: str) -> list[File]:
     """The Arrow files that `datasets` makes of the split that the field means."""
+    name, split = _hub_split(hub_id, field, streaming=False)
+    return [File(f"{hub_id} ({name})", Path(part["filename"])) for part in split.cache_files]
+
+
+def _hub_stream(hub_id: str, field: str) -> list[File]:
+    """The split that the field means, read from the hub as it comes."""
+    name, split = _hub_split(hub_id, field, streaming=True)
+    return [File(f"{hub_id} ({name})", Path(hub_id), split)]
+
+
+def _hub_split(hub_id: str, field: str, *, streaming: bool) -> tuple[str, Any]:
+    """The split that the field means, with its name."""
     import datasets  # slow to import, and not needed for local files
 
     try:
-        splits = datasets.load_dataset(hub_id)
+        splits = datasets.load_dataset(hub_id, streaming=streaming)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as err:
         raise UserError(f"{field}: no path {hub_id} here, and the hub does not give it ({err})") from err
-    name = next((name for name in SPLITS[field] if name in splits), None)
+    wanted_names = SPLITS[".".join(field.split(".")[:2])]
+    name = next((name for name in wanted_names if name in splits), None)
     if name is None:
-        wanted, there = " or ".join(SPLITS[field]), ", ".join(splits)
+        wanted, there = " or ".join(wanted_names), ", ".join(splits)
         raise UserError(
             f"{field}: {hub_id} has no split {wanted}, only {there}; download what you mean and name its file"
         )
-    return [File(f"{hub_id} ({name})", Path(part["filename"])) for part in splits[name].cache_files]
+    return name, splits[name]
 
 
 def _items(file: File) -> Iterator[Item]:
+    if file.streamed is not None:
+        yield from (Row(file.name, number, values) for number, values in enumerate(file.streamed, start=1))
+        return
     try:
         yield from _reader(file, _head(file))(file)
     except OSError as err:

@@ -9,7 +9,19 @@ from typing import Any
 
 from fmstune import package_files, peft_rules, resume_rules, rows, run_folder
 from fmstune.errors import UserError, did_you_mean, shown
-from fmstune.job import Attention, Data, Device, Evaluation, Job, Launcher, Model, has_held_out, tunes_an_adapter
+from fmstune.job import (
+    Attention,
+    Data,
+    Device,
+    Evaluation,
+    Job,
+    Launcher,
+    Model,
+    Overlap,
+    has_held_out,
+    sources,
+    tunes_an_adapter,
+)
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "extra_special_tokens")
 
@@ -45,6 +57,7 @@ def problems(job: Job) -> Iterator[str]:
     yield from peft_rules.problems(job)
     yield from _data(job.data)
     yield from _format(job.data)
+    yield from _streaming(job)
     yield from _training(job)
     yield from resume_rules.problems(job)
     yield from _together(job)
@@ -101,6 +114,8 @@ def _model(model: Model, *, adapts: bool) -> Iterator[str]:
             yield "model.adapter goes on training an adapter, and peft=full has none; choose its method (peft=lora)"
     if model.quantization is not None:
         yield f"model.quantization is reserved and must be null, got {model.quantization!r}"
+    if model.chat_template is not None:
+        yield from _file("model.chat_template", model.chat_template)
     if model.architecture is not None and "model_type" not in model.architecture:
         yield "model.architecture needs model_type, such as llama"
     for name, value in model.special_tokens.items():
@@ -115,6 +130,18 @@ def _model(model: Model, *, adapts: bool) -> Iterator[str]:
         else:
             known = ", ".join(SPECIAL_TOKENS)
             yield f"model.special_tokens.{name}: unknown{did_you_mean(name, SPECIAL_TOKENS)}; the names are {known}"
+
+
+def _file(field: str, place: str) -> Iterator[str]:
+    """A file that must be there."""
+    try:
+        path = Path(package_files.resolve(place)).expanduser()
+    except UserError as err:
+        yield f"{field}: {err}"
+        return
+    if not path.is_file():
+        near = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+        yield f"{field}: no file {path}{did_you_mean(path.name, near)}"
 
 
 def _model_place(field: str, place: str, wants: str) -> Iterator[str]:
@@ -139,12 +166,8 @@ def _model_place(field: str, place: str, wants: str) -> Iterator[str]:
 
 
 def _data(data: Data) -> Iterator[str]:
-    for field, source in (("data.train", data.train), ("data.eval", data.eval)):
-        if source is not None or field == "data.train":
-            try:
-                rows.files(source, field)
-            except UserError as err:
-                yield from err.problems
+    for part in ("train", "eval"):
+        yield from _sources(data, part)
     if not 0 <= data.eval_fraction < 1:
         yield f"data.eval_fraction must be at least 0 and below 1, got {data.eval_fraction}"
     elif data.eval is not None and data.eval_fraction > 0:
@@ -152,12 +175,63 @@ def _data(data: Data) -> Iterator[str]:
     if data.max_rows is not None:
         yield from _at_least("data.max_rows", data.max_rows, 1)
     yield from _at_least("data.max_length", data.max_length, 2)
+    yield from _at_least("data.buffer_size", data.buffer_size, 1)
     if "text_field" in data.format and not data.format["text_field"]:
         yield "data.text_field must name the column that holds the text"
 
 
+def _sources(data: Data, part: str) -> Iterator[str]:
+    """The sources of `train` or `eval`: their files, names and weights."""
+    found = sources(data, part)
+    for name, source in found.items():
+        field = f"data.{part}.{name}" if name else f"data.{part}"
+        if name and not re.fullmatch(r"\w[\w-]*", name):
+            yield f"{field}: a source's name is made of letters, digits, _ and -; change it"
+        try:
+            rows.files(source.path, field)
+        except UserError as err:
+            yield from err.problems
+        if source.max_rows is not None and source.max_rows != data.max_rows:
+            yield from _at_least(f"{field}.max_rows", source.max_rows, 1)
+        if source.weight is not None and not 0 < source.weight < math.inf:
+            yield f"{field}.weight must be above 0 and finite, got {source.weight:g}"
+    weighted = [name for name, source in found.items() if source.weight is not None]
+    if weighted and part == "eval":
+        yield f"data.eval.{weighted[0]}.weight: held-out rows are not mixed; leave it out"
+    elif weighted and len(weighted) < len(found):
+        without = ", ".join(name for name in found if name not in weighted)
+        yield f"data.train: {', '.join(weighted)} has a weight and {without} has none; give one to all, or to none"
+    if getattr(data, part) == {}:
+        yield f"data.{part} names no source; give some, such as {{a: a.jsonl, b: b.jsonl}}"
+
+
+def _streaming(job: Job) -> Iterator[str]:
+    """What streaming cannot do without the number of rows, or without all of them at hand."""
+    if not job.data.streaming:
+        return
+    training = job.training
+    if training.get("max_steps", -1) < 1:
+        yield "data.streaming=true does not know how many rows there are; set training.max_steps"
+    if job.data.eval is None and job.data.eval_fraction > 0:
+        yield "data.streaming=true cannot draw data.eval_fraction from rows that are not all there; set data.eval"
+    if training.get("dataloader_num_workers"):
+        yield (
+            "data.streaming=true counts its rows in the training process; set training.dataloader_num_workers=0, "
+            f"got {training['dataloader_num_workers']}"
+        )
+    if training.get("train_sampling_strategy") not in (None, "random"):
+        yield (
+            f"training.train_sampling_strategy={training['train_sampling_strategy']} needs all rows at hand; "
+            "set data.streaming=false (data.buffer_size says how streamed rows are shuffled)"
+        )
+    if job.data.overlap is Overlap.drop:
+        yield "data.overlap=drop needs all rows at hand, and data.streaming=true reads them while training; set keep"
+
+
 def _format(data: Data) -> Iterator[str]:
     """Settings that the format does not read, or reads otherwise: the format's own values are those that count."""
+    if data.format["_target_"] == "fmstune.formats.template":
+        yield from _file("data.format.template_file", str(data.format.get("template_file")))
     for name, value in (("text_field", data.text_field), ("response_template", data.response_template)):
         if name not in data.format and value is not None:
             yield f"data.{name} is not used by {data.format['_target_'].rpartition('.')[2]}; leave it out"

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fmstune import mixing
 from fmstune.data import Prepared
 from fmstune.ledger import Ledger
 from fmstune.tokens import IGNORED
@@ -44,7 +45,11 @@ class Run(NamedTuple):
 def render(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", rows: int = 3, *, color: bool) -> str:
     """The first rows as the model gets them, then lengths, end-of-sequence and ledger of the training split."""
     paint = COLOR if color else PLAIN
-    shown = [_row(number, row, tokenizer, paint) for number, row in enumerate(_first(prepared.train, rows), start=1)]
+    shown = [
+        _row(f"{part.name} row {number}".strip(), row, tokenizer, paint)
+        for part in prepared.sources
+        for number, row in enumerate(_first(part.rows, rows), start=1)
+    ]
     legend = "".join(_painted(run, paint) for run in (Run("trained", True), Run(" masked", False)))
     return "\n\n".join([f"{legend}; ↵ is a line break, · a space, → a tab", *shown, *_splits(prepared, tokenizer)])
 
@@ -53,9 +58,10 @@ def write_json(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", path: P
     """All training rows in file order as one JSON array; the file appears when it is complete."""
     aside = path.with_name(f"{path.name}.unfinished")
     with aside.open("w", encoding="utf-8") as file:
-        for number, row in enumerate(prepared.train):
+        for number, (source, row) in enumerate((part.name, row) for part in prepared.sources for row in part.rows):
             trained = [label for label in row["labels"] if label != IGNORED]
-            values = {**row, "trained_text": tokenizer.decode(trained, skip_special_tokens=False)}
+            values = {"input_ids": row["input_ids"], "labels": row["labels"]} | ({"source": source} if source else {})
+            values |= {"trained_text": tokenizer.decode(trained, skip_special_tokens=False)}
             file.write(("[\n" if number == 0 else ",\n") + json.dumps(values, ensure_ascii=False))
         file.write("\n]\n")
     os.replace(aside, path)
@@ -102,9 +108,14 @@ def histogram(lengths: Mapping[int, int]) -> list[str]:
 
 
 def _splits(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase") -> Iterator[str]:
-    yield _split("training rows", prepared.train, prepared.ledger, tokenizer)
-    if prepared.held_out is not None and prepared.held_out_ledger is not None:
-        yield _split("held-out rows", prepared.held_out, prepared.held_out_ledger, tokenizer)
+    for title, parts in (("training rows", prepared.sources), ("held-out rows", prepared.held_out)):
+        for part in parts:
+            named = f"{title} of {part.name}" if part.name else title
+            yield _split(named, part.rows, part.ledger, tokenizer)
+    if len(prepared.mixture) > 1:
+        yield "\n".join(["mixture", *mixing.lines(prepared.mixture)])
+    if prepared.shared:
+        yield "\n".join(f"note: {note}" for note in prepared.notes())
 
 
 def _split(title: str, dataset: "Dataset", ledger: Ledger, tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -126,9 +137,9 @@ def _first(dataset: "Dataset", rows: int) -> Iterator[Mapping[str, Any]]:
     return (dataset[number] for number in range(min(rows, len(dataset))))
 
 
-def _row(number: int, row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", paint: Paint) -> str:
+def _row(name: str, row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", paint: Paint) -> str:
     trained = sum(label != IGNORED for label in row["labels"])
-    title = f"row {number}: {len(row['input_ids']):,} tokens, {trained:,} trained"
+    title = f"{name}: {len(row['input_ids']):,} tokens, {trained:,} trained"
     return f"{title}\n{''.join(_painted(run, paint) for run in runs(row, tokenizer))}"
 
 

@@ -4,11 +4,11 @@ That rule is right for a token that straddles the start of an answer, too: it is
 model has to write. Counting the tokens of the prompt alone would train nothing of such an answer.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fmstune.errors import UserError
-from fmstune.formats import Segment
+from fmstune.segments import Formatted, Plain, Segment, Templated, TokenRow
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -19,26 +19,31 @@ IGNORED = -100
 
 
 class Encoded(NamedTuple):
-    """A row in tokens, ended by end-of-sequence, at most `max_length` of them."""
+    """A row in tokens, at most `max_length` of them; text is ended by end-of-sequence."""
 
     input_ids: list[int]
     labels: list[int]
     length: int
     """Tokens before cutting, end-of-sequence included."""
     trained: int
-    """Trained tokens, end-of-sequence included: 1 when the answer has no token, or is cut away."""
+    """Trained tokens, end-of-sequence included."""
+    answered: bool
+    """Whether a token of an answer is trained: end-of-sequence alone is none."""
     straddling: int
     """Tokens that lie on both sides of a boundary between read and trained text."""
 
+    answer: int
+    """Where the last answer begins: the place of its first token."""
+
     @property
     def prompt_ids(self) -> list[int]:
-        """What stands before the first trained token: a token that straddles the start of the answer is not in it."""
-        return self.input_ids[: next(n for n, label in enumerate(self.labels) if label != IGNORED)]
+        """What stands before the last answer: a token that straddles the start of the answer is not in it."""
+        return self.input_ids[: self.answer]
 
     @property
     def answer_ids(self) -> list[int]:
-        """The trained tokens, of all answers, without the end-of-sequence that closes the row."""
-        return [label for label in self.labels[:-1] if label != IGNORED]
+        """The trained tokens of the last answer, with what ends it."""
+        return [label for label in self.labels[self.answer :] if label != IGNORED]
 
 
 class Span(NamedTuple):
@@ -59,19 +64,71 @@ class TokenSpan(NamedTuple):
     """Whether `last` starts inside the stretch, though it ends behind it."""
 
 
-def encode(batch: Sequence[list[Segment]], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Encoded]:
-    """Tokenise rows in one call; end-of-sequence is trained, counted in `max_length` and never cut off."""
-    if not batch:
-        return []
+def encode(batch: Sequence[Formatted], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Encoded]:
+    """Tokenise rows, in one call for those of a kind; their order is kept.
+
+    End-of-sequence is trained, counted in `max_length` and never cut off a plain text. A templated text ends as its
+    template ends it; it is closed with end-of-sequence only where its last answer has no special token as its end.
+    """
+    check(tokenizer)
+    encoded: dict[int, Encoded] = {}
+    for kind, encode_kind in ((Plain, _encode_plain), (Templated, _encode_templated), (TokenRow, _take)):
+        places = [place for place, row in enumerate(batch) if isinstance(row, kind)]
+        if places:
+            rows: list[Any] = [batch[place] for place in places]
+            encoded.update(zip(places, encode_kind(rows, tokenizer, max_length), strict=True))
+    return [encoded[place] for place in range(len(batch))]
+
+
+def _encode_plain(rows: Sequence[Plain], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Iterator[Encoded]:
     end_of_sequence = check(tokenizer)
-    texts = ["".join(segment.text for segment in segments) for segments in batch]
+    for ids, spans in _tokenised(rows, tokenizer, special_tokens=True):
+        yield _encode_row(ids, spans, end_of_sequence, max_length)
+
+
+def _encode_templated(
+    rows: Sequence[Templated], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> Iterator[Encoded]:
+    end_of_sequence, special = check(tokenizer), set(tokenizer.all_special_ids)
+    for row, (ids, spans) in zip(rows, _tokenised(rows, tokenizer, special_tokens=False), strict=True):
+        open_end = row.segments[-1].trained and ids[-1] not in special
+        whole = [*ids, end_of_sequence] if open_end else ids
+        labels = _labels(ids, spans, len(ids)) + ([end_of_sequence] if open_end else [])
+        kept = _take([TokenRow(whole, labels)], tokenizer, max_length)[0]
+        count = len(kept.input_ids)
+        answer = _last_answer(spans, count)
+        yield kept._replace(answered=answer < count, straddling=_straddling(spans, count), answer=answer)
+
+
+def _take(rows: Sequence[TokenRow], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Encoded]:
+    """Tokens as they are, cut to `max_length`."""
+    found = []
+    for ids, labels in rows:
+        trained = sum(label != IGNORED for label in labels[:max_length])
+        answer = _last_stretch(labels[:max_length])
+        found.append(Encoded(ids[:max_length], labels[:max_length], len(ids), trained, trained > 0, 0, answer))
+    return found
+
+
+def _last_stretch(labels: Sequence[int]) -> int:
+    """Where the last stretch of trained tokens begins."""
+    place = len(labels)
+    while place and labels[place - 1] == IGNORED:
+        place -= 1
+    while place and labels[place - 1] != IGNORED:
+        place -= 1
+    return place
+
+
+def _tokenised(
+    rows: Sequence[Plain | Templated], tokenizer: "PreTrainedTokenizerBase", *, special_tokens: bool
+) -> Iterator[tuple[list[int], list[TokenSpan]]]:
+    """The ids of each row's whole text, and which of them are trained."""
+    texts = ["".join(segment.text for segment in row.segments) for row in rows]
     # verbose=False: that a text is above the tokenizer's own limit is no news, since max_length decides
-    made = tokenizer(texts, add_special_tokens=True, return_attention_mask=False, verbose=False)
-    rows = zip(batch, texts, made["input_ids"], made.encodings, strict=True)
-    return [
-        _encode_row(ids, _token_spans(segments, len(text), encoding), end_of_sequence, max_length)
-        for segments, text, ids, encoding in rows
-    ]
+    made = tokenizer(texts, add_special_tokens=special_tokens, return_attention_mask=False, verbose=False)
+    for row, text, ids, encoding in zip(rows, texts, made["input_ids"], made.encodings, strict=True):
+        yield ids, _token_spans(row.segments, len(text), encoding)
 
 
 def check(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -87,15 +144,32 @@ def check(tokenizer: "PreTrainedTokenizerBase") -> int:
 def _encode_row(ids: list[int], spans: list[TokenSpan], end_of_sequence: int, max_length: int) -> Encoded:
     length = len(ids) + (ids[-1:] != [end_of_sequence])
     kept = min(length, max_length) - 1
+    labels = [*_labels(ids, spans, kept), end_of_sequence]
+    trained = 1 + sum(max(0, min(span.last, kept) - span.first) for span in spans)
+    straddling, answer = _straddling(spans, kept), _last_answer(spans, kept)
+    return Encoded([*ids[:kept], end_of_sequence], labels, length, trained, trained > 1, straddling, answer)
+
+
+def _last_answer(spans: list[TokenSpan], kept: int) -> int:
+    """Where the last of the spans begins that has a token among the first `kept`; the end where none has."""
+    return next((span.first for span in reversed(spans) if span.first < min(span.last, kept)), kept)
+
+
+def _labels(ids: list[int], spans: list[TokenSpan], kept: int) -> list[int]:
+    """The first `kept` labels: ids inside the spans, nothing to learn outside."""
     labels: list[int] = []
-    trained, straddling = 1, 0
-    for first, last, first_straddles, last_straddles in spans:
+    for first, last, *_ in spans:
         labels += [IGNORED] * (first - len(labels))
         labels += ids[first:last]
-        trained += max(0, min(last, kept) - first)
-        straddling += (first_straddles and first < kept) + (last_straddles and last < kept)
     labels += [IGNORED] * (kept - len(labels))
-    return Encoded([*ids[:kept], end_of_sequence], [*labels[:kept], end_of_sequence], length, trained, straddling)
+    return labels[:kept]
+
+
+def _straddling(spans: list[TokenSpan], kept: int) -> int:
+    """How many of the first `kept` tokens lie on both sides of a span's boundary."""
+    return sum(
+        (span.first_straddles and span.first < kept) + (span.last_straddles and span.last < kept) for span in spans
+    )
 
 
 def _token_spans(segments: list[Segment], text_length: int, encoding: "Encoding") -> list[TokenSpan]:

@@ -22,7 +22,6 @@ from fmstune.callbacks import MetricsFile, Progress
 from fmstune.checks import Checked
 from fmstune.data import Prepared
 from fmstune.errors import UserError
-from fmstune.evaluate import Scores
 from fmstune.job import Job
 from fmstune.ledger import Ledger
 from fmstune.models import Tokenizer
@@ -57,14 +56,15 @@ def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, pl
         output = trainer.train(resume_from_checkpoint=job.training.get("resume"))
         figures = _figures(trainer, checked, prepared, output.metrics)
         tuned = _score(trainer, job, checked, prepared, base=False)
-        for name, loss in (("train_loss", figures["train_loss"]), ("eval_loss", tuned.eval_loss if tuned else 0.0)):
+        for name, loss in (("train_loss", figures["train_loss"]), ("eval_loss", tuned["eval_loss"] if tuned else 0.0)):
             if not math.isfinite(loss):
                 raise UserError(
                     f"{name} is {loss} after training; lower training.learning_rate, or set model.dtype=float32"
                 )
         save(trainer.model, tokenizer, folder / run_folder.MODEL)
         plots.plot_loss(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT)
-        run_folder.update_summary(folder, {**seconds, **figures, **_scores(base, tuned)})
+        scores = {key: one for key, one in (("base", base), ("tuned", tuned)) if one is not None}
+        run_folder.update_summary(folder, {**seconds, **figures, **scores})
 
 
 @contextmanager
@@ -138,26 +138,30 @@ def arguments(job: Job, checked: Checked, folder: Path) -> SFTConfig:
         raise UserError(f"training: trl.SFTConfig refuses these fields: {err}") from err
 
 
-def _while_training(job: Job, prepared: Prepared) -> Dataset | None:
-    return prepared.held_out if job.training.get("eval_strategy", "no") != "no" else None
+def _while_training(job: Job, prepared: Prepared) -> Dataset | dict[str, Dataset] | None:
+    """The held-out rows, by name where there are several sets; Trainer puts the name into the metric's."""
+    if not prepared.held_out or job.training.get("eval_strategy", "no") == "no":
+        return None
+    sets = {part.name: part.rows.select_columns(["input_ids", "labels"]) for part in prepared.held_out}
+    return sets.get("", sets)
 
 
-def _score(trainer: Trainer, job: Job, checked: Checked, prepared: Prepared, *, base: bool) -> Scores | None:
+def _score(trainer: Trainer, job: Job, checked: Checked, prepared: Prepared, *, base: bool) -> dict[str, Any] | None:
     """How the model does on the held-out rows, before training or after; None where there are none."""
-    if prepared.held_out is None or not job.evaluation.enabled:
+    if not prepared.held_out or not job.evaluation.enabled:
         return None
     model = trainer.model
     # a new adapter may change the output before it is trained (a random prompt does)
     as_base = model.disable_adapter() if base and isinstance(model, PeftModel) else nullcontext()
     print(f"evaluating the {'base' if base else 'tuned'} model …", file=sys.stderr, flush=True)
     with as_base:
-        return evaluate.score(
-            model,
-            trainer.processing_class,
-            prepared.held_out,
-            job.evaluation,
-            autocast=checked.precision.autocast,
-        )
+        scores = {
+            part.name: evaluate.score(
+                model, trainer.processing_class, part.rows, job.evaluation, autocast=checked.precision.autocast
+            )
+            for part in prepared.held_out
+        }
+    return evaluate.together(scores)
 
 
 def _figures(trainer: Trainer, checked: Checked, prepared: Prepared, metrics: dict[str, float]) -> dict[str, Any]:
@@ -180,22 +184,32 @@ def _figures(trainer: Trainer, checked: Checked, prepared: Prepared, metrics: di
         "base_parameters": dimensions.base_parameters,
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "peak_memory_bytes": memory.peak(checked.device),
-        "data": {
-            "train": _ledger(prepared.ledger),
-            "held_out": _ledger(prepared.held_out_ledger) if prepared.held_out_ledger else None,
-            "from_cache": prepared.cached,
-        },
+        "data": _data(prepared),
     }
+
+
+def _data(prepared: Prepared) -> dict[str, Any]:
+    """What became of all rows: of each source where there are several, and of those that were streamed."""
+    train = {part.name: part.ledger for part in prepared.sources} if prepared.streamed is None else prepared.streamed
+    held_out = {part.name: part.ledger for part in prepared.held_out}
+    found: dict[str, Any] = {
+        "train": _ledger(Ledger.total(list(train.values()))),
+        "held_out": _ledger(Ledger.total(list(held_out.values()))) if held_out else None,
+        "from_cache": prepared.cached,
+        "streamed": prepared.streamed is not None,
+        "shared": [one._asdict() for one in prepared.shared],
+    }
+    for name, ledgers in (("sources", train), ("held_out_sets", held_out)):
+        if "" not in ledgers:
+            found[name] = {source: _ledger(ledger) for source, ledger in ledgers.items()}
+    if len(prepared.mixture) > 1:
+        found["mixture"] = [share._asdict() for share in prepared.mixture]
+    return found
 
 
 def _ledger(ledger: Ledger) -> dict[str, Any]:
     counts = {key: value for key, value in dataclasses.asdict(ledger).items() if key != "lengths"}
     return {**counts, "rows_dropped": ledger.rows_dropped}
-
-
-def _scores(base: Scores | None, tuned: Scores | None) -> dict[str, Any]:
-    both = {"base": base, "tuned": tuned}
-    return {key: dataclasses.asdict(scores) for key, scores in both.items() if scores is not None}
 
 
 def save(model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, folder: Path) -> None:
@@ -214,14 +228,11 @@ def save(model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, folder: Path)
 
 
 def _provenance(job: Job, checked: Checked, prepared: Prepared) -> dict[str, Any]:
-    hashes = {"data.train": prepared.train_hash}
-    if prepared.held_out_hash is not None:
-        hashes["data.eval"] = prepared.held_out_hash
     return provenance.as_json(
         provenance.collect(
             job,
             device=checked.device,
-            data_hashes=hashes,
+            data_hashes=dict(prepared.hashes),
             model_config=checked.configuration.to_json_string(use_diff=False),
         )
     )

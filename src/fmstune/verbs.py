@@ -69,7 +69,7 @@ def check(job: Job) -> int:
             rows = checks.estimated_rows(job)
         else:
             prepared = data.prepare(job.data, tokenizer.tokenizer, job.seed)
-            rows = checks.rows_of(prepared.ledger)
+            rows = checks.rows_of(job, prepared)
             checked = checks.with_tokenizer(checked, tokenizer) if checked is not None else None
     except UserError as err:
         problems += _others(err.problems, problems)
@@ -78,7 +78,7 @@ def check(job: Job) -> int:
     assert rows is not None
     _print_plan(checks.make_plan(job, checked, rows, prepared), checked)
     if prepared is not None:
-        print("\n".join(["", *prepared.ledger.lines()]))
+        _print_ledger(prepared)
     print("\nno problems found")
     return 0
 
@@ -91,6 +91,12 @@ def _print_plan(made: plan.Plan, checked: Checked) -> None:
     if available is not None and made.total > available:
         print(f"note: the plan does not fit: {plan.size(made.total)} of {plan.size(available)}; what would help:")
         print("\n".join(f"  {change}" for change in advice.fits(made, available)))
+
+
+def _print_ledger(prepared: Prepared) -> None:
+    print("\n".join(["", *prepared.lines()]))
+    for note in prepared.notes():
+        print(f"note: {note}")
 
 
 def show_rows(job: Job, rows: int, json: Path | None) -> int:
@@ -116,9 +122,10 @@ def run(job: Job) -> int:
         checked = _checked(job)
         tokenizer, prepared = _prepare(job)
         checked = checks.with_tokenizer(checked, tokenizer)
-        made = checks.make_plan(job, checked, checks.rows_of(prepared.ledger), prepared)
+        made = checks.make_plan(job, checked, checks.rows_of(job, prepared), prepared)
         _print_plan(made, checked)
-        print("\n".join(["", *prepared.ledger.lines(), ""]), flush=True)
+        _print_ledger(prepared)
+        print(flush=True)
         train.run(job, checked, tokenizer, prepared, made)
     return 0
 
