@@ -79,7 +79,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for path in DOCUMENTS:
         for block in blocks(path):
             named = re.search(r"`([\w./]+)`:$", block.before)
-            if named and block.language in ("yaml", "json", "python"):
+            if named and block.language in ("yaml", "json", "python", "jinja"):
                 file = tmp_path / named[1]
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(block.text, encoding="utf-8")
