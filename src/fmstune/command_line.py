@@ -40,7 +40,9 @@ class CommandLine:
     trusted: tuple[str, ...] = ()
     """Packages that `--trust` allows as `_target_` of a format."""
     from_job: Path | None = None
-    """`train --from`: the frozen job to repeat."""
+    """`train --from` and `check --from`: the frozen job to repeat."""
+    sources: bool = False
+    """`check --sources` and `--cfg job --sources`: show where each field comes from."""
     json: Path | None = None
     """`show-data --json`: where to write every training row."""
     rows: int = 3
@@ -70,7 +72,13 @@ def parse(words: Sequence[str]) -> CommandLine:
     return CommandLine(verb=verb, hydra=tuple(hydra), **given)
 
 
-FLAG_OF = {"--from": Verb.train, "--json": Verb.show_data, "--rows": Verb.show_data, "--clear-cache": Verb.doctor}
+FLAG_OF = {
+    "--from": Verb.train,
+    "--sources": Verb.check,
+    "--json": Verb.show_data,
+    "--rows": Verb.show_data,
+    "--clear-cache": Verb.doctor,
+}
 """Whose flag it is, to say so when another verb gets it."""
 
 
@@ -89,7 +97,8 @@ def _flags(verb: Verb) -> argparse.ArgumentParser:
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--version", action="store_true")
     parser.add_argument("--trust", dest="trusted", action="append", default=[], metavar="PACKAGE")
-    if verb is Verb.train:
+    if verb in (Verb.train, Verb.check):
+        parser.add_argument("--sources", action="store_true")
         parser.add_argument("--from", dest="from_job", type=Path, metavar="JOB_YAML")
     if verb is Verb.show_data:
         parser.add_argument("--json", type=Path, metavar="FILE")
