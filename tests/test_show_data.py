@@ -74,7 +74,7 @@ def test_a_run_keeps_the_space_that_it_would_lose_alone() -> None:
 
 
 def test_a_text_cannot_speak_to_the_terminal() -> None:
-    assert show_data._visible("a\x1b[2J\r") == "a␛[2J␍"
+    assert show_data.visible("a\x1b[2J\r") == "a␛[2J␍"
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,8 @@ def _act(job: Job, notes: Sequence[str], line: CommandLine) -> int:
         return _train(job, flags)
     flags.append(f"--verb={line.verb.value}")
     if line.verb is Verb.show_data:
-        flags += [f"--rows={line.rows}", *([f"--json={line.json}"] if line.json else [])]
+        files = {"--json": line.json, "--html": line.html}
+        flags += [f"--rows={line.rows}", *(f"{flag}={file}" for flag, file in files.items() if file)]
     with tempfile.TemporaryDirectory(prefix="fmstune-") as folder:
         job_file = Path(folder) / "job.yaml"
         freeze.write(job, job_file)

@@ -17,6 +17,7 @@ _FLAGS = {
     Verb.show_data: [
         "--rows N              how many rows to print (3)",
         "--json FILE           write every training row: input_ids, labels, trained_text",
+        "--html FILE           write the rows and sums that are printed as one page",
     ],
     Verb.doctor: ["--clear-cache         delete the tokenised data"],
 }

@@ -3,10 +3,11 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from fmstune.data import Prepared
 from fmstune.ledger import Ledger
@@ -41,24 +42,83 @@ class Run(NamedTuple):
     trained: bool
 
 
+LEGEND = (Run("trained", True), Run("·masked", False))
+WHITE_SPACE = "↵ is a line break, · a space, → a tab"
+
+
+class Row(NamedTuple):
+    """One row as both views show it."""
+
+    title: str
+    runs: list[Run]
+    """Its text, white space visible."""
+
+
+class Split(NamedTuple):
+    """The sums of one split as both views show them."""
+
+    title: str
+    lines: list[str]
+    """The ledger, rows that lose their end, rows that train where to stop."""
+    lengths: Mapping[int, int]
+    """Rows by their number of tokens."""
+
+
+class Bin(NamedTuple):
+    """A bar of the histogram: rows of `first` to `last` tokens."""
+
+    first: int
+    last: int
+    rows: int
+
+
 def render(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", rows: int = 3, *, color: bool) -> str:
-    """The first rows as the model gets them, then lengths, end-of-sequence and ledger of the training split."""
+    """The first rows as the model gets them, then lengths, end-of-sequence and ledger of each split."""
     paint = COLOR if color else PLAIN
-    shown = [_row(number, row, tokenizer, paint) for number, row in enumerate(_first(prepared.train, rows), start=1)]
-    legend = "".join(_painted(run, paint) for run in (Run("trained", True), Run(" masked", False)))
-    return "\n\n".join([f"{legend}; ↵ is a line break, · a space, → a tab", *shown, *_splits(prepared, tokenizer)])
+    shown = [f"{row.title}\n{_painted(row.runs, paint)}" for row in first_rows(prepared, tokenizer, rows)]
+    sums = ["\n".join([s.title, *s.lines, *histogram(s.lengths)]) for s in splits(prepared, tokenizer)]
+    return "\n\n".join([f"{_painted(LEGEND, paint)}; {WHITE_SPACE}", *shown, *sums])
+
+
+def first_rows(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", rows: int) -> Iterator[Row]:
+    """The first training rows."""
+    for number in range(min(rows, len(prepared.train))):
+        row = prepared.train[number]
+        trained = sum(label != IGNORED for label in row["labels"])
+        title = f"row {number + 1}: {len(row['input_ids']):,} tokens, {trained:,} trained"
+        yield Row(title, [Run(visible(run.text), run.trained) for run in runs(row, tokenizer)])
+
+
+def splits(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Split]:
+    """The sums of the training rows, and of the held-out rows where there are some."""
+    yield _split("training rows", prepared.train, prepared.ledger, tokenizer)
+    if prepared.held_out is not None and prepared.held_out_ledger is not None:
+        yield _split("held-out rows", prepared.held_out, prepared.held_out_ledger, tokenizer)
 
 
 def write_json(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
     """All training rows in file order as one JSON array; the file appears when it is complete."""
-    aside = path.with_name(f"{path.name}.unfinished")
-    with aside.open("w", encoding="utf-8") as file:
+    with written_aside(path) as file:
         for number, row in enumerate(prepared.train):
             trained = [label for label in row["labels"] if label != IGNORED]
             values = {**row, "trained_text": tokenizer.decode(trained, skip_special_tokens=False)}
             file.write(("[\n" if number == 0 else ",\n") + json.dumps(values, ensure_ascii=False))
         file.write("\n]\n")
-    os.replace(aside, path)
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[TextIO]:
+    """A file beside `path` that takes its place when all is written."""
+    aside = path.with_name(f"{path.name}.unfinished")
+    try:
+        # what is no text in UTF-8, such as half of a surrogate pair, is written as its number
+        with aside.open("w", encoding="utf-8", errors="xmlcharrefreplace") as file:
+            yield file
+        os.replace(aside, path)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink()
+        raise
 
 
 def runs(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[Run]:
@@ -85,59 +145,45 @@ def rows_with_trained_end(dataset: "Dataset", end_of_sequence: int) -> int:
     )
 
 
-def histogram(lengths: Mapping[int, int]) -> list[str]:
-    """Rows by their number of tokens, as text bars of equal width."""
+def bins(lengths: Mapping[int, int]) -> list[Bin]:
+    """Rows by their number of tokens, in ranges of equal width from the shortest to the longest."""
     if not lengths:
         return []
     width = -(-max(lengths) // BARS)
-    bins = Counter[int]()
+    rows = Counter[int]()
     for length, count in lengths.items():
-        bins[(length - 1) // width] += count
-    most, digits = max(bins.values()), len(f"{width * BARS:,}")
+        rows[(length - 1) // width] += count
+    return [Bin(n * width + 1, (n + 1) * width, rows[n]) for n in range(min(rows), max(rows) + 1)]
+
+
+def histogram(lengths: Mapping[int, int]) -> list[str]:
+    """The bins as text bars."""
+    found = bins(lengths)
+    most, digits = max((b.rows for b in found), default=0), len(f"{-(-max(lengths, default=0) // BARS) * BARS:,}")
     return [
-        f"{n * width + 1:>{digits},} to {(n + 1) * width:>{digits},} tokens  "
-        f"{'█' * -(-bins[n] * BAR // most):<{BAR}} {bins[n]:,}"
-        for n in range(min(bins), max(bins) + 1)
+        f"{b.first:>{digits},} to {b.last:>{digits},} tokens  {'█' * -(-b.rows * BAR // most):<{BAR}} {b.rows:,}"
+        for b in found
     ]
 
 
-def _splits(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase") -> Iterator[str]:
-    yield _split("training rows", prepared.train, prepared.ledger, tokenizer)
-    if prepared.held_out is not None and prepared.held_out_ledger is not None:
-        yield _split("held-out rows", prepared.held_out, prepared.held_out_ledger, tokenizer)
-
-
-def _split(title: str, dataset: "Dataset", ledger: Ledger, tokenizer: "PreTrainedTokenizerBase") -> str:
+def _split(title: str, dataset: "Dataset", ledger: Ledger, tokenizer: "PreTrainedTokenizerBase") -> Split:
     eos = tokenizer.eos_token_id
     ended = rows_with_trained_end(dataset, eos)
     cut = ledger.rows_truncated / ledger.rows_trained
-    return "\n".join(
-        [
-            title,
-            *ledger.lines(),
-            f"cut     {ledger.rows_truncated:,} of {ledger.rows_trained:,} rows lose their end ({cut:.1%})",
-            f"stop    {ended:,} of {len(dataset):,} rows train {tokenizer.eos_token} ({eos}) as their last token",
-            *histogram(ledger.lengths),
-        ]
-    )
+    lines = [
+        *ledger.lines(),
+        f"cut     {ledger.rows_truncated:,} of {ledger.rows_trained:,} rows lose their end ({cut:.1%})",
+        f"stop    {ended:,} of {len(dataset):,} rows train {tokenizer.eos_token} ({eos}) as their last token",
+    ]
+    return Split(title, lines, ledger.lengths)
 
 
-def _first(dataset: "Dataset", rows: int) -> Iterator[Mapping[str, Any]]:
-    return (dataset[number] for number in range(min(rows, len(dataset))))
+def _painted(runs: Sequence[Run], paint: Paint) -> str:
+    around = ((run.text, *(paint.trained if run.trained else paint.masked)) for run in runs)
+    return "".join(f"{before}{text}{after}" for text, before, after in around)
 
 
-def _row(number: int, row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", paint: Paint) -> str:
-    trained = sum(label != IGNORED for label in row["labels"])
-    title = f"row {number}: {len(row['input_ids']):,} tokens, {trained:,} trained"
-    return f"{title}\n{''.join(_painted(run, paint) for run in runs(row, tokenizer))}"
-
-
-def _painted(run: Run, paint: Paint) -> str:
-    before, after = paint.trained if run.trained else paint.masked
-    return f"{before}{_visible(run.text)}{after}"
-
-
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """The text with white space that would not be seen shown, and no control character left for the terminal."""
     inner = text.strip(" ")
     start = text[: len(text) - len(text.lstrip(" "))]
