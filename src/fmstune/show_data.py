@@ -1,5 +1,6 @@
 """What training will see: some rows with their trained tokens marked, and sums; or all rows as JSON."""
 
+import errno
 import json
 import os
 from collections import Counter
@@ -109,6 +110,8 @@ def write_json(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", path: P
 @contextmanager
 def written_aside(path: Path) -> Iterator[TextIO]:
     """A file beside `path` that takes its place when all is written."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     aside = path.with_name(f"{path.name}.unfinished")
     try:
         # what is no text in UTF-8, such as half of a surrogate pair, is written as its number
