@@ -74,7 +74,7 @@ def test_a_run_keeps_the_space_that_it_would_lose_alone() -> None:
 
 
 def test_a_text_cannot_speak_to_the_terminal() -> None:
-    assert show_data._visible("a\x1b[2J\r") == "a␛[2J␍"
+    assert show_data.visible("a\x1b[2J\r") == "a␛[2J␍"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_rows_that_do_not_end_in_a_trained_stop_are_seen() -> None:
     from datasets import Dataset
 
     rows = Dataset.from_dict({"labels": [[1, 0], [1, -100], [], [0, 1], [-100, 0]]})
-    assert show_data.rows_with_trained_end(rows, 0) == 2
+    assert show_data.trained_ends(rows, {0}) == {0: 2}
 
 
 def test_json_holds_every_row_with_what_it_trains(prepared: Prepared) -> None:

@@ -6,17 +6,29 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fmstune import __version__, claim, completion, composition, freeze, help, launch, report, rules, run_folder
+from fmstune import (
+    __version__,
+    claim,
+    completion,
+    composition,
+    freeze,
+    help,
+    launch,
+    report,
+    rules,
+    run_folder,
+    sources,
+)
 from fmstune.command_line import CommandLine, Verb, choice_problems, force_plain_overrides, parse, swept_keys
 from fmstune.errors import UserError, raise_if_any, render
 from fmstune.job import Job
@@ -36,14 +48,19 @@ def main() -> NoReturn:
     except composition.ERRORS as err:
         print(render([composition.explained(err)]), file=sys.stderr)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(INTERNAL_ERROR)
+        sys.exit(_closed_pipe())
     except OSError as err:
         # such as a sweep's folder that is a file, or a name that is too long
         print(render([f"{err.filename or 'a file'}: {err.strerror or err}"]), file=sys.stderr)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     sys.exit(USER_ERROR)
+
+
+def _closed_pipe() -> int:
+    """`| head` has seen enough: nothing may be flushed into it at exit; the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return INTERNAL_ERROR
 
 
 def run(words: Sequence[str]) -> int:
@@ -59,6 +76,9 @@ def run(words: Sequence[str]) -> int:
         return 0
     if line.verb is Verb.doctor:
         return launch.start(launch.doctor_command(clear_cache=line.clear_cache), os.environ)
+    printed = composition.without_cfg_job(line.hydra)[1] is not None
+    if line.sources and line.verb is Verb.train and not printed:
+        raise UserError("--sources is a flag of fmstune check, and goes with --cfg job")
     if line.from_job is not None:
         return _repeat(line)
     return _composed(line)
@@ -74,15 +94,15 @@ def _composed(line: CommandLine) -> int:
     def point(config: DictConfig) -> None:
         # raised here, an error would get Hydra's words around it, and would end a sweep
         try:
-            codes.append(
-                composition.print_config(config, printed, line.trusted) if printed else _point(config, line, swept)
-            )
+            codes.append(_print(config, printed, line) if printed else _point(config, line, swept))
         except UserError as err:
             print(render(err.problems), file=sys.stderr)
             codes.append(USER_ERROR)
         except OmegaConfBaseException as err:
             print(render([composition.explained(err)]), file=sys.stderr)
             codes.append(USER_ERROR)
+        except BrokenPipeError:
+            codes.append(_closed_pipe())
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             sweeps.add(Path(HydraConfig.get().sweep.dir))
         if codes[-1] == INTERRUPTED:
@@ -103,13 +123,36 @@ def _composed(line: CommandLine) -> int:
     return failed[0] if failed else 0
 
 
+def _print(config: DictConfig, how: Mapping[str, Any], line: CommandLine) -> int:
+    """`--cfg job`: the composed job, or where its fields come from."""
+    if not line.sources:
+        return composition.print_config(config, how, line.trusted)
+    tree = composition.tree(config)
+    if not OmegaConf.missing_keys(config):
+        tree = freeze.as_tree(freeze.freeze(tree, trusted=line.trusted).job)
+    shown = sources.render(tree, sources.of_composition(config), how["package"])
+    raise_if_any([] if shown else [composition.no_such_part(how["package"], config)])
+    print(shown)
+    return 0
+
+
 def _point(config: DictConfig, line: CommandLine, swept: Collection[str]) -> int:
     """One composed configuration, to its end."""
     frozen = freeze.freeze(composition.tree(config), trusted=line.trusted)
     job = frozen.job
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         job = dataclasses.replace(job, output_dir=str(_sweep_folder(HydraConfig.get(), swept)))
+    if line.sources:
+        origins = sources.of_composition(config)
+        if job.output_dir != frozen.job.output_dir:
+            origins["output_dir",] = sources.Origin("a folder for each point of the sweep")
+        _print_sources(job, origins)
     return _act(job, frozen.notes, line)
+
+
+def _print_sources(job: Job, origins: sources.Origins) -> None:
+    """Before the problems that the rules find, and before what the runner prints."""
+    print(sources.render(freeze.as_tree(job), origins), end="\n\n", flush=True)
 
 
 def _sweep_folder(settings: HydraConf, swept: Collection[str]) -> Path:
@@ -121,12 +164,14 @@ def _sweep_folder(settings: HydraConf, swept: Collection[str]) -> Path:
 
 
 def _repeat(line: CommandLine) -> int:
-    """`train --from RUN/job.yaml`: the same job in a folder of its own."""
+    """`--from RUN/job.yaml`: the same job in a folder of its own."""
     path = line.from_job
     assert path is not None
     changes = composition.changes(line.hydra)
     job_file = path / run_folder.JOB if path.is_dir() else path
     frozen = freeze.read(job_file, trusted=line.trusted, changes={"output_dir": None, **changes})
+    if line.sources:
+        _print_sources(frozen.job, sources.of_file(job_file, {"output_dir": None, **changes}))
     return _act(frozen.job, frozen.notes, line)
 
 
@@ -140,7 +185,8 @@ def _act(job: Job, notes: Sequence[str], line: CommandLine) -> int:
         return _train(job, flags)
     flags.append(f"--verb={line.verb.value}")
     if line.verb is Verb.show_data:
-        flags += [f"--rows={line.rows}", *([f"--json={line.json}"] if line.json else [])]
+        files = {"--json": line.json, "--html": line.html}
+        flags += [f"--rows={line.rows}", *(f"{flag}={file}" for flag, file in files.items() if file)]
     with tempfile.TemporaryDirectory(prefix="fmstune-") as folder:
         job_file = Path(folder) / "job.yaml"
         freeze.write(job, job_file)

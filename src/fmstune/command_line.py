@@ -40,9 +40,13 @@ class CommandLine:
     trusted: tuple[str, ...] = ()
     """Packages that `--trust` allows as `_target_` of a format."""
     from_job: Path | None = None
-    """`train --from`: the frozen job to repeat."""
+    """`train --from` and `check --from`: the frozen job to repeat."""
+    sources: bool = False
+    """`check --sources` and `--cfg job --sources`: show where each field comes from."""
     json: Path | None = None
     """`show-data --json`: where to write every training row."""
+    html: Path | None = None
+    """`show-data --html`: where to write the view as a page."""
     rows: int = 3
     """`show-data --rows`: how many rows to print."""
     clear_cache: bool = False
@@ -65,12 +69,21 @@ def parse(words: Sequence[str]) -> CommandLine:
     given["trusted"] = tuple(given["trusted"])
     if given.get("rows", 0) < 0:
         raise UserError(f"--rows must be at least 0, got {given['rows']}")
+    if given.get("json") and given["json"] == given["html"]:
+        raise UserError(f"--json and --html both name {given['json']}; give each a file of its own")
     if verb is Verb.doctor and hydra:
         raise UserError(f"doctor takes no {hydra[0]!r}; its flags are --clear-cache, --help and --version")
     return CommandLine(verb=verb, hydra=tuple(hydra), **given)
 
 
-FLAG_OF = {"--from": Verb.train, "--json": Verb.show_data, "--rows": Verb.show_data, "--clear-cache": Verb.doctor}
+FLAG_OF = {
+    "--from": Verb.train,
+    "--sources": Verb.check,
+    "--json": Verb.show_data,
+    "--html": Verb.show_data,
+    "--rows": Verb.show_data,
+    "--clear-cache": Verb.doctor,
+}
 """Whose flag it is, to say so when another verb gets it."""
 
 
@@ -89,10 +102,12 @@ def _flags(verb: Verb) -> argparse.ArgumentParser:
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--version", action="store_true")
     parser.add_argument("--trust", dest="trusted", action="append", default=[], metavar="PACKAGE")
-    if verb is Verb.train:
+    if verb in (Verb.train, Verb.check):
+        parser.add_argument("--sources", action="store_true")
         parser.add_argument("--from", dest="from_job", type=Path, metavar="JOB_YAML")
     if verb is Verb.show_data:
         parser.add_argument("--json", type=Path, metavar="FILE")
+        parser.add_argument("--html", type=Path, metavar="FILE")
         parser.add_argument("--rows", type=int, default=3, metavar="N")
     if verb is Verb.doctor:
         parser.add_argument("--clear-cache", action="store_true")

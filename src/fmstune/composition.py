@@ -105,10 +105,15 @@ def print_config(config: DictConfig, how: Mapping[str, Any], trusted: Sequence[s
     package = how["package"]
     shown = OmegaConf.select(config, package) if package else config
     if shown is None:
-        raise UserError(f"--package {package}: the job has no such part{did_you_mean(package, map(str, config))}")
+        raise UserError(no_such_part(package, config))
     text = OmegaConf.to_yaml(shown, resolve=how["resolve"]) if OmegaConf.is_config(shown) else f"{shown}\n"
     print(f"# @package {package}\n{text}" if package else text, end="")
     return 0
+
+
+def no_such_part(package: str, config: DictConfig) -> str:
+    """What is wrong with `--package`."""
+    return f"--package {package}: the job has no such part{did_you_mean(package, map(str, config))}"
 
 
 def groups(extra: Path | None) -> set[str]:

@@ -65,7 +65,7 @@ def read(path: Path, *, trusted: Sequence[str] = (), changes: Mapping[str, Any] 
         config = OmegaConf.load(path)
         if not isinstance(config, DictConfig):
             raise UserError(f"{path}: a job is a mapping of groups, found a list")
-        for key, value in _with_copies(config, changes or {}).items():
+        for key, value in with_copies(config, changes or {}).items():
             OmegaConf.update(config, key, value, force_add=True)
         # not resolved: a frozen job holds no interpolation, and text that looks like one stays text
         tree = OmegaConf.to_container(config, resolve=False)
@@ -77,7 +77,7 @@ def read(path: Path, *, trusted: Sequence[str] = (), changes: Mapping[str, Any] 
     return freeze({str(key): value for key, value in tree.items()}, trusted=trusted)
 
 
-def _with_copies(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+def with_copies(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Changes of a field, carried to where freezing has copied it: interpolations are resolved in a job file."""
     copies = {
         **{f"data.{name}": f"data.format.{name}" for name in ("text_field", "response_template")},
@@ -102,9 +102,13 @@ def write(job: Job, path: Path) -> None:
 
 def dump(job: Job) -> str:
     """The job as YAML text."""
-    tree = dataclasses.asdict(job, dict_factory=_plain)
-    text: str = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
+    text: str = yaml.safe_dump(as_tree(job), sort_keys=False, allow_unicode=True, width=110)
     return text
+
+
+def as_tree(job: Job) -> dict[str, Any]:
+    """The job as what YAML can hold: mappings, lists and plain values."""
+    return dataclasses.asdict(job, dict_factory=_plain)
 
 
 def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,9 +10,14 @@ GROUPS = ("model", "peft", "data", "training", "launcher", "evaluation", "experi
 
 _FLAGS = {
     Verb.train: ["--from RUN/job.yaml   repeat a run (fields can be overridden, groups not)"],
+    Verb.check: [
+        "--sources             show which file or override set each field",
+        "--from RUN/job.yaml   check a frozen job",
+    ],
     Verb.show_data: [
         "--rows N              how many rows to print (3)",
         "--json FILE           write every training row: input_ids, labels, trained_text",
+        "--html FILE           write the rows and sums that are printed as one page",
     ],
     Verb.doctor: ["--clear-cache         delete the tokenised data"],
 }
@@ -44,7 +49,7 @@ def text(verb: Verb | None = None, extra: Path | None = None) -> str:
         "",
         "flags (fmstune VERB --help lists those of a verb)",
         "  -m, --multirun      one run for each combination of comma-separated values",
-        "  --cfg job           print the composed job and stop",
+        "  --cfg job           print the composed job and stop; --sources: where each field comes from",
         "  --config-dir DIR    your own groups beside these",
         "  --trust PACKAGE     allow a format function from your own package",
         "  --info, --hydra-help, --shell-completion install=bash    Hydra's own",

@@ -40,6 +40,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--trust", action="append", default=[], help="package whose format functions are allowed")
     parser.add_argument("--rows", type=int, default=3, help="show-data: rows to print")
     parser.add_argument("--json", type=Path, help="show-data: file for every training row")
+    parser.add_argument("--html", type=Path, help="show-data: file for the view as a page")
     return parser.parse_args(words)
 
 
@@ -57,7 +58,7 @@ def _act(options: argparse.Namespace) -> int:
     if verb is Verb.check:
         return verbs.check(job)
     if verb is Verb.show_data:
-        return verbs.show_rows(job, options.rows, options.json)
+        return verbs.show_rows(job, options.rows, options.json, options.html)
     return verbs.run(job)
 
 

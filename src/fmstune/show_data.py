@@ -1,16 +1,18 @@
 """What training will see: some rows with their trained tokens marked, and sums; or all rows as JSON."""
 
+import errno
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from fmstune import mixing
 from fmstune.data import Prepared
-from fmstune.ledger import Ledger
+from fmstune.entries import Part
 from fmstune.tokens import IGNORED
 
 if TYPE_CHECKING:
@@ -42,29 +44,92 @@ class Run(NamedTuple):
     trained: bool
 
 
+LEGEND = (Run("trained", True), Run("·masked", False))
+WHITE_SPACE = "↵ is a line break, · a space, → a tab"
+
+
+class Row(NamedTuple):
+    """One row as both views show it."""
+
+    title: str
+    runs: list[Run]
+    """Its text, white space visible."""
+
+
+class Split(NamedTuple):
+    """The sums of one split as both views show them."""
+
+    title: str
+    lines: list[str]
+    """The ledger, rows that lose their end, rows that train where to stop."""
+    lengths: Mapping[int, int]
+    """Rows by their number of tokens."""
+
+
+class Bin(NamedTuple):
+    """A bar of the histogram: rows of `first` to `last` tokens."""
+
+    first: int
+    last: int
+    rows: int
+
+
 def render(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", rows: int = 3, *, color: bool) -> str:
-    """The first rows as the model gets them, then lengths, end-of-sequence and ledger of the training split."""
+    """The first rows as the model gets them, then lengths, end-of-sequence and ledger of each split."""
     paint = COLOR if color else PLAIN
-    shown = [
-        _row(f"{part.name} row {number}".strip(), row, tokenizer, paint)
-        for part in prepared.sources
-        for number, row in enumerate(_first(part.rows, rows), start=1)
-    ]
-    legend = "".join(_painted(run, paint) for run in (Run("trained", True), Run(" masked", False)))
-    return "\n\n".join([f"{legend}; ↵ is a line break, · a space, → a tab", *shown, *_splits(prepared, tokenizer)])
+    shown = [f"{row.title}\n{_painted(row.runs, paint)}" for row in first_rows(prepared, tokenizer, rows)]
+    sums = ["\n".join([s.title, *s.lines, *histogram(s.lengths)]) for s in splits(prepared, tokenizer)]
+    return "\n\n".join([f"{_painted(LEGEND, paint)}; {WHITE_SPACE}", *shown, *sums])
+
+
+def first_rows(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", rows: int) -> Iterator[Row]:
+    """The first training rows of each source."""
+    for part in prepared.sources:
+        for number in range(min(rows, len(part.rows))):
+            row = part.rows[number]
+            trained = sum(label != IGNORED for label in row["labels"])
+            name = f"{part.name} row {number + 1}".strip()
+            title = f"{name}: {len(row['input_ids']):,} tokens, {trained:,} trained"
+            yield Row(title, [Run(visible(run.text), run.trained) for run in runs(row, tokenizer)])
+
+
+def splits(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Split]:
+    """The sums of the training rows and of the held-out rows, by source, and of their mixture."""
+    for title, parts in (("training rows", prepared.sources), ("held-out rows", prepared.held_out)):
+        for part in parts:
+            yield _split(f"{title} of {part.name}" if part.name else title, part, tokenizer)
+    if len(prepared.mixture) > 1:
+        yield Split("mixture", mixing.lines(prepared.mixture), {})
+    if prepared.shared:
+        yield Split("rows of both", [f"note    {note}" for note in prepared.notes()], {})
 
 
 def write_json(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
     """All training rows in file order as one JSON array; the file appears when it is complete."""
-    aside = path.with_name(f"{path.name}.unfinished")
-    with aside.open("w", encoding="utf-8") as file:
+    with written_aside(path) as file:
         for number, (source, row) in enumerate((part.name, row) for part in prepared.sources for row in part.rows):
-            trained = [label for label in row["labels"] if label != IGNORED]
             values = {"input_ids": row["input_ids"], "labels": row["labels"]} | ({"source": source} if source else {})
+            trained = [label for label in row["labels"] if label != IGNORED]
             values |= {"trained_text": tokenizer.decode(trained, skip_special_tokens=False)}
             file.write(("[\n" if number == 0 else ",\n") + json.dumps(values, ensure_ascii=False))
         file.write("\n]\n")
-    os.replace(aside, path)
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[TextIO]:
+    """A file beside `path` that takes its place when all is written."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    aside = path.with_name(f"{path.name}.unfinished")
+    try:
+        # what is no text in UTF-8, such as half of a surrogate pair, is written as its number
+        with aside.open("w", encoding="utf-8", errors="xmlcharrefreplace") as file:
+            yield file
+        os.replace(aside, path)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink()
+        raise
 
 
 def runs(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[Run]:
@@ -82,73 +147,57 @@ def runs(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[R
     return found
 
 
-def rows_with_trained_end(dataset: "Dataset", end_of_sequence: int) -> int:
-    """How many rows train end-of-sequence as their last token, so that the model learns to stop."""
-    return sum(
-        bool(labels) and labels[-1] == end_of_sequence
+def trained_ends(dataset: "Dataset", special: Collection[int]) -> Counter[int]:
+    """The special tokens that rows train as their last one, so that the model learns to stop, and how often."""
+    return Counter(
+        labels[-1]
         for batch in dataset.select_columns("labels").iter(batch_size=1000)
         for labels in batch["labels"]
+        if labels and labels[-1] in special
     )
 
 
-def histogram(lengths: Mapping[int, int]) -> list[str]:
-    """Rows by their number of tokens, as text bars of equal width."""
+def bins(lengths: Mapping[int, int]) -> list[Bin]:
+    """Rows by their number of tokens, in ranges of equal width from the shortest to the longest."""
     if not lengths:
         return []
     width = -(-max(lengths) // BARS)
-    bins = Counter[int]()
+    rows = Counter[int]()
     for length, count in lengths.items():
-        bins[(length - 1) // width] += count
-    most, digits = max(bins.values()), len(f"{width * BARS:,}")
+        rows[(length - 1) // width] += count
+    return [Bin(n * width + 1, (n + 1) * width, rows[n]) for n in range(min(rows), max(rows) + 1)]
+
+
+def histogram(lengths: Mapping[int, int]) -> list[str]:
+    """The bins as text bars."""
+    found = bins(lengths)
+    most, digits = max((b.rows for b in found), default=0), len(f"{-(-max(lengths, default=0) // BARS) * BARS:,}")
     return [
-        f"{n * width + 1:>{digits},} to {(n + 1) * width:>{digits},} tokens  "
-        f"{'█' * -(-bins[n] * BAR // most):<{BAR}} {bins[n]:,}"
-        for n in range(min(bins), max(bins) + 1)
+        f"{b.first:>{digits},} to {b.last:>{digits},} tokens  {'█' * -(-b.rows * BAR // most):<{BAR}} {b.rows:,}"
+        for b in found
     ]
 
 
-def _splits(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase") -> Iterator[str]:
-    for title, parts in (("training rows", prepared.sources), ("held-out rows", prepared.held_out)):
-        for part in parts:
-            named = f"{title} of {part.name}" if part.name else title
-            yield _split(named, part.rows, part.ledger, tokenizer)
-    if len(prepared.mixture) > 1:
-        yield "\n".join(["mixture", *mixing.lines(prepared.mixture)])
-    if prepared.shared:
-        yield "\n".join(f"note: {note}" for note in prepared.notes())
-
-
-def _split(title: str, dataset: "Dataset", ledger: Ledger, tokenizer: "PreTrainedTokenizerBase") -> str:
-    eos = tokenizer.eos_token_id
-    ended = rows_with_trained_end(dataset, eos)
+def _split(title: str, part: Part, tokenizer: "PreTrainedTokenizerBase") -> Split:
+    ledger = part.ledger
+    ends = trained_ends(part.rows, {tokenizer.eos_token_id, *tokenizer.all_special_ids})
+    end = ends.most_common(1)[0][0] if ends else tokenizer.eos_token_id
+    name = tokenizer.convert_ids_to_tokens(end)
     cut = ledger.rows_truncated / ledger.rows_trained
-    return "\n".join(
-        [
-            title,
-            *ledger.lines(),
-            f"cut     {ledger.rows_truncated:,} of {ledger.rows_trained:,} rows lose their end ({cut:.1%})",
-            f"stop    {ended:,} of {len(dataset):,} rows train {tokenizer.eos_token} ({eos}) as their last token",
-            *histogram(ledger.lengths),
-        ]
-    )
+    lines = [
+        *ledger.lines(),
+        f"cut     {ledger.rows_truncated:,} of {ledger.rows_trained:,} rows lose their end ({cut:.1%})",
+        f"stop    {ends[end]:,} of {len(part.rows):,} rows train {name} ({end}) as their last token",
+    ]
+    return Split(title, lines, ledger.lengths)
 
 
-def _first(dataset: "Dataset", rows: int) -> Iterator[Mapping[str, Any]]:
-    return (dataset[number] for number in range(min(rows, len(dataset))))
+def _painted(runs: Sequence[Run], paint: Paint) -> str:
+    around = ((run.text, *(paint.trained if run.trained else paint.masked)) for run in runs)
+    return "".join(f"{before}{text}{after}" for text, before, after in around)
 
 
-def _row(name: str, row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", paint: Paint) -> str:
-    trained = sum(label != IGNORED for label in row["labels"])
-    title = f"{name}: {len(row['input_ids']):,} tokens, {trained:,} trained"
-    return f"{title}\n{''.join(_painted(run, paint) for run in runs(row, tokenizer))}"
-
-
-def _painted(run: Run, paint: Paint) -> str:
-    before, after = paint.trained if run.trained else paint.masked
-    return f"{before}{_visible(run.text)}{after}"
-
-
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """The text with white space that would not be seen shown, and no control character left for the terminal."""
     inner = text.strip(" ")
     start = text[: len(text) - len(text.lstrip(" "))]

@@ -4,14 +4,27 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
 import torch
 import transformers
 
-from fmstune import advice, architecture, checks, data, models, plan, precision, shapes, show_data, train
+from fmstune import (
+    advice,
+    architecture,
+    checks,
+    data,
+    models,
+    plan,
+    precision,
+    shapes,
+    show_data,
+    show_data_html,
+    train,
+)
 from fmstune.checks import Checked
 from fmstune.data import Prepared
 from fmstune.errors import UserError, raise_if_any
@@ -99,19 +112,30 @@ def _print_ledger(prepared: Prepared) -> None:
         print(f"note: {note}")
 
 
-def show_rows(job: Job, rows: int, json: Path | None) -> int:
-    """Print rows with their masks, and write all of them to `json` where that is given."""
+def show_rows(job: Job, rows: int, json: Path | None, html: Path | None) -> int:
+    """Print rows with their masks, and write all of them to `json` and the view to `html` where these are given."""
     tokenizer, prepared = _prepare(job)
+    problems: list[str] = []
     if json is not None:
-        try:
+        with _as_problem(f"--json: {json}", problems):
             show_data.write_json(prepared, tokenizer.tokenizer, json)
-        except OSError as err:
-            raise UserError(f"--json: {json} cannot be written ({err.strerror}); choose another file") from err
+    if html is not None:
+        with _as_problem(f"--html: {html}", problems):
+            show_data_html.write(prepared, tokenizer.tokenizer, html, title=f"Rows of {job.name}", rows=rows)
+    raise_if_any(problems)
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print(show_data.render(prepared, tokenizer.tokenizer, rows=rows, color=color))
-    if json is not None:
-        print(f"\nwrote {json}")
+    if json or html:
+        print("", *(f"wrote {path}" for path in (json, html) if path), sep="\n")
     return 0
+
+
+@contextmanager
+def _as_problem(file: str, problems: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        problems.append(f"{file} cannot be written ({err.strerror}); choose another file")
 
 
 def run(job: Job) -> int:

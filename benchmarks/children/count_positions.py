@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ROWS MODEL FOLDER: batches of one epoch as fmstune's trainer makes them; prints tokens over positions."""
+
+import json
+import sys
+from pathlib import Path
+
+from prepare_rows import chosen
+
+from fmstune import checks, data, freeze, models, train
+from fmstune.job import FULL, Job
+from fmstune.trainer import Trainer
+
+
+def main(rows: str, model: str, folder: str) -> None:
+    print(json.dumps({"packed": share(rows, model, folder, True), "padded": share(rows, model, folder, False)}))
+
+
+def share(rows: str, model: str, folder: str, packing: bool) -> float:
+    """Tokens of the rows over positions of the batches."""
+    job = _job(rows, model, packing)
+    checked = checks.check(job)
+    tokenizer = models.load_tokenizer(job.model)
+    prepared = data.prepare(job.data, tokenizer.tokenizer, job.seed)
+    loaded = models.load(job.model, tokenizer, dtype=checked.precision.weights, attention=checked.attention)
+    trainer = Trainer(
+        model=loaded,
+        args=train.arguments(job, checked, Path(folder)),
+        train_dataset=prepared.train,
+        processing_class=tokenizer.tokenizer,
+    )
+    positions = sum(batch["input_ids"].numel() for batch in trainer.get_train_dataloader())
+    return prepared.ledger.tokens_total / positions
+
+
+def _job(rows: str, model: str, packing: bool) -> Job:
+    return freeze.freeze(
+        {
+            "name": "positions",
+            "model": {"path": model},
+            "peft": {"_target_": FULL},
+            "data": {**vars(chosen("alpaca", rows)), "max_length": 2048, "over_length": "drop", "untrainable": "error"},
+            "training": {"packing": packing, "per_device_train_batch_size": 4},
+            "launcher": {"device": "cpu"},
+        }
+    ).job
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SHAPE FOLDER: the shipped model as a plain folder, or a Llama with random weights and the same tokenizer."""
+
+import sys
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from fmstune import package_files
+
+SHAPES = {
+    # SmolLM2-135M
+    "llama_135m": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    },
+}
+
+
+def main(shape: str, folder: str) -> None:
+    shipped = package_files.resolve("package:tiny_llama")
+    tokenizer = AutoTokenizer.from_pretrained(shipped)
+    if shape in SHAPES:
+        torch.manual_seed(0)
+        ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        config = LlamaConfig(**SHAPES[shape], **ids, max_position_embeddings=512, tie_word_embeddings=True)
+        model = AutoModelForCausalLM.from_config(config)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(shipped)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

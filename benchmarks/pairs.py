@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole processes timed in pairs that alternate, so that a machine whose speed drifts is slow for both sides.
+
+This process imports nothing large: on Linux a child's peak memory starts from that of the process that starts it.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+ROOT = Path(__file__).parents[1]
+CHILDREN = Path(__file__).parent / "children"
+LOOK_EVERY_SECONDS = 0.002
+"""How often the lines of a child's file are counted."""
+
+
+class Child(NamedTuple):
+    """What one process took, its own children included."""
+
+    wall: float
+    """Seconds."""
+    cpu: float
+    """Seconds, user and system."""
+    peak: int
+    """Bytes of resident memory, of the largest of its processes."""
+    out: str
+    lines: list[float]
+    """When each line of the watched file was there, in seconds from the start."""
+
+
+class Spread(NamedTuple):
+    """The middle of several figures, and how far they lie apart."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """The median of the values with its range."""
+    return Spread(statistics.median(values), min(values), max(values), len(values))
+
+
+def threads() -> int:
+    """OMP_NUM_THREADS, else the cores that this process may use; the same for both sides."""
+    given = os.environ.get("OMP_NUM_THREADS")
+    return int(given) if given else len(os.sched_getaffinity(0))
+
+
+def environment() -> dict[str, str]:
+    """The environment of every child."""
+    return {
+        **os.environ,
+        "OMP_WAIT_POLICY": "passive",
+        "OMP_NUM_THREADS": str(threads()),
+        "RAYON_NUM_THREADS": str(threads()),
+        "TOKENIZERS_PARALLELISM": "true",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def python(script: str, *words: object) -> list[str]:
+    """The command line of one of `children/`."""
+    return [sys.executable, str(CHILDREN / script), *map(str, words)]
+
+
+def fmstune(*words: str) -> list[str]:
+    """The command line of the tool, by its console script."""
+    return [str(Path(sys.executable).with_name("fmstune")), *words]
+
+
+def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, watched: Path | None = None) -> Child:
+    """Run to the end; raises RuntimeError when it does not go well."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        begun = time.perf_counter()
+        process = subprocess.Popen(argv, stdout=out, stderr=err, env={**environment(), **(env or {})})
+        try:
+            lines, status, usage = _wait(process.pid, begun, watched)
+        except BaseException:
+            process.kill()
+            raise
+        wall = time.perf_counter() - begun
+        process.returncode = os.waitstatus_to_exitcode(status)
+        text, errors = (_read(file.fileno()) for file in (out, err))
+    if process.returncode != 0:
+        raise RuntimeError(f"{' '.join(argv)} exited with {process.returncode}\n{text[-2000:]}\n{errors[-4000:]}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Child(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit, text, lines)
+
+
+def interleave(first: Callable[[], A], second: Callable[[], B], pairs: int) -> list[tuple[A, B]]:
+    """Run both so many times; each goes first in every other pair."""
+    made: list[tuple[A, B]] = []
+    for number in range(pairs):
+        if number % 2 == 0:
+            one = first()
+            made.append((one, second()))
+        else:
+            two = second()
+            made.append((first(), two))
+    return made
+
+
+def _wait(pid: int, begun: float, watched: Path | None) -> "tuple[list[float], int, os.struct_rusage]":
+    """The child's end, and when each line of the watched file appeared."""
+    lines: list[float] = []
+    while True:
+        ended, status, usage = os.wait4(pid, os.WNOHANG if watched else 0)
+        if watched is not None and watched.is_file():
+            now = time.perf_counter() - begun
+            lines += [now] * (watched.read_bytes().count(b"\n") - len(lines))
+        if ended:
+            return lines, status, usage
+        time.sleep(LOOK_EVERY_SECONDS)
+
+
+def _read(descriptor: int) -> str:
+    size = os.fstat(descriptor).st_size
+    return os.pread(descriptor, size, 0).decode(errors="replace")
