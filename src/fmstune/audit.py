@@ -18,6 +18,11 @@ TOKENS = 64
 TOLERANCE: Mapping[torch.dtype, float] = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05}
 """Nats a token by which rounding alone may move a document, by the dtype that is computed in."""
 
+_INSTEAD = (
+    "set training.packing, training.eval_packing and training.padding_free to false "
+    "(training.train_sampling_strategy=group_by_length keeps padding low)"
+)
+
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
@@ -55,9 +60,8 @@ class Audit:
         if not self.apart:
             yield (
                 f"training.packing: packed documents see each other in this model: their log-probabilities differ by "
-                f"{self.difference:.2g} nats a token from those of the documents alone (limit {self.tolerance:g}); set "
-                "training.packing, training.eval_packing and training.padding_free to false "
-                "(training.train_sampling_strategy=group_by_length keeps padding low)"
+                f"{self.difference:.2g} nats a token from those of the documents alone (limit {self.tolerance:g}); "
+                f"{_INSTEAD}"
             )
 
 
@@ -146,7 +150,11 @@ def _padded(found: Sequence[torch.Tensor]) -> dict[str, Any]:
 
 def _logits(model: torch.nn.Module, batch: Mapping[str, Any], device: torch.device) -> torch.Tensor:
     moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-    logits: torch.Tensor = model(**moved, use_cache=False).logits
+    try:
+        logits: torch.Tensor = model(**moved, use_cache=False).logits
+    except (TypeError, ValueError) as err:
+        # such as transformers' layers with a state, which ask for a kernel that can keep documents apart
+        raise UserError(f"training.packing: the model refuses packed rows ({err}); {_INSTEAD}") from err
     # a prompt that is learnt comes before the row
     return logits[:, -batch["input_ids"].shape[1] :]
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -57,6 +58,12 @@ def _documents(packed: Dataset) -> np.ndarray[Any, np.dtype[np.int32]]:
     return np.asarray(found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found, dtype=np.int32)
 
 
+def reads_ends(model: Any) -> bool:
+    """Whether the model's kernels are told where documents end: FlashAttention's, and those of models with a state."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return bool(base.config._attn_implementation.startswith("flash") or base._is_stateful)
+
+
 @dataclass
 class Collator(DataCollatorForLanguageModeling):
     """Packed rows as a batch in which documents do not see each other, and other rows as TRL has them.
@@ -68,7 +75,7 @@ class Collator(DataCollatorForLanguageModeling):
     """
 
     flat: bool = False
-    """The attention kernel reads the documents' ends, as FlashAttention does."""
+    """Lay the rows end to end (see `reads_ends`)."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch; where it has no mask, `PADDING` says how many of its positions hold no token."""

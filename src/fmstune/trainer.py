@@ -37,7 +37,7 @@ class Trainer(SFTTrainer):
             pad_token_id=self.data_collator.pad_token_id,
             padding_free=self.args.padding_free,
             pad_to_multiple_of=self.args.pad_to_multiple_of,
-            flat=self.model.config._attn_implementation.startswith("flash"),
+            flat=packing.reads_ends(self.model),
         )
         self.clock = StepClock()
         self.add_callback(self.clock)
