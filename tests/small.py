@@ -23,6 +23,20 @@ LLAMA = {
     "tie_word_embeddings": False,
 }
 
+BIGCODE = {
+    "model_type": "gpt_bigcode",
+    "vocab_size": 320,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 256,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
 
 def byte_level_tokenizer(*, vocabulary: int = 300, special: tuple[str, ...] = ("<|end|>",)) -> PreTrainedTokenizerFast:
     """A GPT-2-style tokenizer with one special token: end of sequence; no pad token."""
@@ -36,10 +50,11 @@ def byte_level_tokenizer(*, vocabulary: int = 300, special: tuple[str, ...] = ("
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[0], bos_token=special[0])
 
 
-def model(architecture: dict[str, Any] | None = None) -> PreTrainedModel:
+def model(architecture: dict[str, Any] | None = None, *, attention: str | None = None) -> PreTrainedModel:
     """A model with random weights, always the same ones."""
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**(architecture or LLAMA)))
+    config = AutoConfig.for_model(**(architecture or LLAMA))
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
 
 
 def save(folder: Path, *, architecture: dict[str, Any] | None = None, tokenizer: Any = None) -> Path:

@@ -146,7 +146,7 @@ def test_an_unknown_optimizer_is_counted_as_adamw_and_noted():
 # against measurement
 
 
-def saved_bytes(model, batch, length, autocast):
+def saved_bytes(model, batch, length, autocast, position_ids=None):
     """Bytes of the storages that autograd keeps in a forward pass of the blocks, parameters left out."""
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     kept = {}
@@ -163,7 +163,7 @@ def saved_bytes(model, batch, length, autocast):
         inputs = torch.cat([model.get_prompt(batch).to(inputs.dtype), inputs], dim=1)
     casts = torch.autocast("cpu", dtype=torch.bfloat16) if autocast else contextlib.nullcontext()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), casts:
-        base.base_model(inputs_embeds=inputs, use_cache=False)
+        base.base_model(inputs_embeds=inputs, position_ids=position_ids, use_cache=False)
     return sum(storage.nbytes() for storage in kept.values())
 
 
@@ -215,6 +215,29 @@ def test_activations_are_what_autograd_keeps_within_an_eighth(architecture, meth
     copies = plan.memory(work).weights - weights
     measured = saved_bytes(model, 2, 96, half)
     assert plan.activation_bytes(work) + copies == pytest.approx(measured, rel=0.12)
+
+
+@pytest.mark.parametrize("architecture", [SMALL_LLAMA, SMALL_BIGCODE], ids=["llama", "bigcode"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("flat", [False, True], ids=["packing", "padding_free"])
+def test_the_mask_of_packed_documents_is_counted(architecture, method, attention, flat):
+    """Documents of 32 tokens, three a row in two rows, or all of them in one."""
+    config = AutoConfig.for_model(**architecture)
+    dimensions = shapes.dimensions(config, METHODS[method]())
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).train()
+    if method != "full":
+        model = get_peft_model(model, METHODS[method]())
+    rows, width = (1, 192) if flat else (2, 96)
+    positions = torch.arange(32).repeat(width // 32).expand(rows, width)
+    # six rows of 32 tokens for padding_free, two of 96 for packing
+    longest, batch = (32, 6) if flat else (96, 2)
+    training = Training(longest, batch, packing=not flat, padding_free=flat)
+    work = Work(dimensions, Rows(6, 192, longest), training, Machine("cpu", attention, FLOAT32))
+    measured = saved_bytes(model, rows, width, False, position_ids=positions)
+    assert plan.activation_bytes(work) == pytest.approx(measured, rel=0.12)
+    without = replace(work, machine=Machine("cpu", "flash_attention_2", FLOAT32))
+    assert plan.attention_mask_bytes(without) == 0
 
 
 # steps

@@ -1,6 +1,7 @@
 """The subclass changes how fast the loss is computed and what is counted, and not the loss."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,9 @@ IDS = [[1, 5, 6, 7, 8, 9, 2], [1, 15, 16, 2], [1, 25, 26, 27, 28, 2], [1, 3, 4, 
 ROWS = [{"input_ids": ids, "labels": [-100] * (len(ids) - 2) + ids[-2:]} for ids in IDS]
 
 
-def trainer(cls: type[SFTTrainer], folder: Path, **changes: object) -> SFTTrainer:
+def trainer(
+    folder: Path, cls: type[SFTTrainer] = Trainer, *, rows: Any = ROWS, eval_rows: Any = None, **changes: object
+) -> Any:
     tokenizer = models.load_tokenizer(TINY)
     settings = {
         "output_dir": str(folder),
@@ -39,7 +42,8 @@ def trainer(cls: type[SFTTrainer], folder: Path, **changes: object) -> SFTTraine
     made = cls(
         model=models.load(TINY, tokenizer, dtype="float32", attention="sdpa"),
         args=SFTConfig(**{**settings, **changes}),
-        train_dataset=Dataset.from_list(ROWS),
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=None if eval_rows is None else Dataset.from_list(eval_rows),
         processing_class=tokenizer.tokenizer,
     )
     made.remove_callback(PrinterCallback)
@@ -54,9 +58,9 @@ def as_trl_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("as_trl_has_it")
 def test_losses_and_weights_are_those_of_sft_trainer(tmp_path: Path) -> None:
-    stock = trainer(SFTTrainer, tmp_path / "stock")
+    stock = trainer(tmp_path / "stock", SFTTrainer)
     stock.train()
-    ours = trainer(Trainer, tmp_path / "ours")
+    ours = trainer(tmp_path / "ours")
     ours.train()
     losses = [[log["loss"] for log in t.state.log_history if "loss" in log] for t in (stock, ours)]
     assert len(losses[0]) == 4
@@ -67,7 +71,7 @@ def test_losses_and_weights_are_those_of_sft_trainer(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("as_trl_has_it")
 def test_only_supervised_positions_reach_the_head_on_a_cpu(tmp_path: Path) -> None:
-    ours = trainer(Trainer, tmp_path)
+    ours = trainer(tmp_path)
     seen: list[int] = []
     apply = trl.trainer.utils._ChunkedLogProbFunction.apply
 
@@ -84,7 +88,7 @@ def test_only_supervised_positions_reach_the_head_on_a_cpu(tmp_path: Path) -> No
 
 
 def test_tokens_and_positions_are_counted(tmp_path: Path) -> None:
-    ours = trainer(Trainer, tmp_path, num_train_epochs=1, per_device_train_batch_size=4)
+    ours = trainer(tmp_path, num_train_epochs=1, per_device_train_batch_size=4)
     ours.train()
     assert ours.tokens == sum(len(ids) for ids in IDS) == 21
     assert ours.positions == 4 * 7
@@ -97,8 +101,8 @@ def test_batch_times_accumulation_gives_the_same_weights(tmp_path: Path) -> None
     """Tokens are averaged over the whole update, so how it is cut into batches does not matter."""
     # plain gradients: Adam would blow the rounding of a gradient near zero up to a whole step
     plain = {"optim": "sgd", "learning_rate": 0.1}
-    whole = trainer(Trainer, tmp_path / "a", per_device_train_batch_size=4, gradient_accumulation_steps=1, **plain)
-    parts = trainer(Trainer, tmp_path / "b", per_device_train_batch_size=1, gradient_accumulation_steps=4, **plain)
+    whole = trainer(tmp_path / "a", per_device_train_batch_size=4, gradient_accumulation_steps=1, **plain)
+    parts = trainer(tmp_path / "b", per_device_train_batch_size=1, gradient_accumulation_steps=4, **plain)
     whole.train()
     parts.train()
     for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
@@ -106,7 +110,7 @@ def test_batch_times_accumulation_gives_the_same_weights(tmp_path: Path) -> None
 
 
 def test_no_model_card_is_written_into_the_run_folder(tmp_path: Path) -> None:
-    ours = trainer(Trainer, tmp_path, save_strategy="steps", save_steps=1, max_steps=1)
+    ours = trainer(tmp_path, save_strategy="steps", save_steps=1, max_steps=1)
     ours.train()
     assert (tmp_path / "checkpoint-1").is_dir()
     assert not list(tmp_path.rglob("README.md"))
@@ -118,7 +122,7 @@ def test_the_loss_of_an_evaluation_is_the_mean_over_tokens(tmp_path: Path) -> No
         {"input_ids": ids, "labels": [-100] * (len(ids) - wide) + ids[-wide:]}
         for ids, wide in zip(IDS, (6, 1, 1, 1), strict=True)
     ]
-    ours = trainer(Trainer, tmp_path, per_device_eval_batch_size=1)
+    ours = trainer(tmp_path, per_device_eval_batch_size=1)
     rows = Dataset.from_list(uneven)
     whole = ours.evaluate(rows)["eval_loss"]
     each = [ours.evaluate(rows.select([i]))["eval_loss"] for i in range(4)]
@@ -127,7 +131,7 @@ def test_the_loss_of_an_evaluation_is_the_mean_over_tokens(tmp_path: Path) -> No
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_what_to_change(tmp_path: Path) -> None:
-    ours = trainer(Trainer, tmp_path, logging_nan_inf_filter=False)
+    ours = trainer(tmp_path, logging_nan_inf_filter=False)
     with torch.no_grad():
         next(ours.model.parameters()).fill_(float("nan"))
     with pytest.raises(UserError, match=r"step 1: loss is nan; lower training.learning_rate \(now 0.001\)"):

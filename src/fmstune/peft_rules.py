@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from fmstune import upstream
 from fmstune.errors import did_you_mean
-from fmstune.job import Job, has_held_out
+from fmstune.job import Job, has_held_out, tunes_an_adapter
 
 _INITIALISATIONS = ("gaussian", "orthogonal", "mica", "olora", "pissa", "pissa_niter_N")
 _DATA_DRIVEN = ("corda", "eva", "lora_ga")
@@ -34,6 +35,11 @@ def problems(job: Job) -> Iterator[str]:
     yield from _places(peft)
     yield from _patterns(peft)
     yield from _initialisation(job)
+
+
+def learns_prompt(job: Job) -> bool:
+    """Whether the method puts learnt positions, or learnt keys and values, before every row."""
+    return tunes_an_adapter(job) and "num_virtual_tokens" in upstream.fields_of(job.peft["_target_"])
 
 
 def _places(peft: dict[str, Any]) -> Iterator[str]:

@@ -79,6 +79,7 @@ class Training:
     optim: str = "adamw_torch"
     activation_checkpointing: bool = False
     packing: bool = False
+    padding_free: bool = False
     dataloader_drop_last: bool = False
 
 
@@ -267,9 +268,26 @@ def activation_bytes(work: Work) -> int:
     block = _block_bytes(work)
     last_norm = 2 * 4 * d.hidden_size
     if not t.activation_checkpointing:
-        return int(positions * (d.layers * block + last_norm))
+        return int(positions * (d.layers * block + last_norm)) + attention_mask_bytes(work)
     block_input = d.hidden_size * BYTES[work.machine.precision.weights]
-    return int(positions * (d.layers * block_input + block + last_norm))
+    return int(positions * (d.layers * block_input + block + last_norm)) + attention_mask_bytes(work)
+
+
+def attention_mask_bytes(work: Work) -> int:
+    """Bytes of the mask that keeps packed documents apart, one entry for each pair of positions of a row.
+
+    FlashAttention needs none. `sdpa` makes its own copy of the mask, in the dtype that it computes in, and a block
+    keeps that for the backward pass (torch 2.13: ATen's native/transformers/attention.cpp,
+    `convert_boolean_attn_mask`).
+    """
+    d, t, precision = work.dimensions, work.training, work.machine.precision
+    if not (t.packing or t.padding_free) or work.machine.attention.startswith("flash"):
+        return 0
+    pairs = t.per_device_train_batch_size * row_length(work) * _scores(work)
+    size = BYTES[precision.autocast or precision.weights]
+    if work.machine.attention == "eager":
+        return pairs * size
+    return pairs * (1 + size * (1 if t.activation_checkpointing else d.layers))
 
 
 def _block_bytes(work: Work) -> float:
@@ -298,9 +316,16 @@ def _score_bytes(work: Work, size: int, mask: int) -> int:
     if machine.attention != "eager" and not (d.dropout and machine.device != "cuda"):
         return 0
     if machine.attention != "eager":
-        return d.heads * row_length(work) * 3 * 4  # torch's math kernel does it all in float32
+        return d.heads * _scores(work) * 3 * 4  # torch's math kernel does it all in float32
     copy = size if d.dropout or size < 4 else 0
-    return d.heads * row_length(work) * (4 + copy + (mask if d.dropout else 0))
+    return d.heads * _scores(work) * (4 + copy + (mask if d.dropout else 0))
+
+
+def _scores(work: Work) -> int:
+    """Positions that one position is scored with: those of its row, which `padding_free` alone makes of all rows."""
+    t = work.training
+    flat = t.padding_free and not t.packing
+    return row_length(work) * (t.per_device_train_batch_size if flat else 1)
 
 
 def _input_bytes(work: Work, size: int) -> float:
@@ -337,10 +362,40 @@ def _notes(work: Work) -> Iterator[str]:
         yield f"the memory of optim={t.optim} is not known here; counted as AdamW in float32"
     if t.packing:
         yield "packing is counted as perfect: the real number of rows and steps is a little higher"
+    if (slower := packing_slowdown(work)) > _SLOW:
+        name = "packing" if t.packing else "padding_free"
+        yield (
+            f"training.{name}: {work.machine.attention} scores every position with the {_scores(work):,} of its row, "
+            f"and documents have {_mean_length(work):,.0f}: at least {slower:.1f} times the arithmetic; "
+            "training.train_sampling_strategy=group_by_length pads little without that"
+        )
     if d.max_positions is not None and row_length(work) > d.max_positions:
         yield f"the longest row takes {row_length(work):,} positions, but the model sees {d.max_positions:,}"
     if (rows := row_count(work.rows, t)) < t.per_device_train_batch_size:
         yield f"training.per_device_train_batch_size is {t.per_device_train_batch_size}, with {rows:,} rows"
+
+
+_SLOW = 1.1
+"""From this factor on the plan says what packing costs."""
+
+
+def packing_slowdown(work: Work) -> float:
+    """Multiplications of a position in a packed row, by those in a row of its own; 1 without packing.
+
+    In a block, two for each of its parameters, and four for each number of a query and each position that it is scored
+    with (Kaplan et al. 2020, arXiv:2001.08361, table 1): FlashAttention alone passes over what the mask hides.
+    """
+    d, t = work.dimensions, work.training
+    if not (t.packing or t.padding_free) or work.machine.attention.startswith("flash"):
+        return 1.0
+    embeddings = d.vocabulary * d.hidden_size * (1 if d.tied else 2)
+    linear = 2 * (d.base_parameters - embeddings) / d.layers
+    scored = 4 * d.heads * d.head_dim
+    return (linear + scored * _scores(work)) / (linear + scored * _mean_length(work))
+
+
+def _mean_length(work: Work) -> float:
+    return work.rows.tokens / max(work.rows.rows, 1)
 
 
 def size(count: int) -> str:

@@ -58,9 +58,11 @@ def _cost(summary: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"{summary['steps_here']:,} steps in {summary['train_seconds']:.1f} s"
         + (f", {speed:,.0f} tokens/s" if speed else "")
-        + f", {summary['tokens_padded'] / max(summary['tokens_padded'] + summary['tokens_trained_on'], 1):.1%} padding"
         + f", train loss {summary['train_loss']:.4f}"
     )
+    if summary.get("positions"):
+        tokens, positions = summary["tokens_trained_on"], summary["positions"]
+        yield f"{tokens:,} tokens in {positions:,} positions ({tokens / positions:.1%}; the rest is padding)"
     plan = summary.get("plan") or {}
     if plan:
         yield from _plan_against_actual(plan, summary)

@@ -71,6 +71,8 @@ def notes(job: Job) -> Iterator[str]:
     warmup, steps = job.training.get("warmup_steps", 0), job.training.get("max_steps", -1)
     if steps > 0 and warmup and (math.ceil(steps * warmup) if warmup < 1 else warmup) >= steps:
         yield f"training.max_steps={steps} ends within the warm-up, whose first step has a learning rate of 0"
+    if job.training.get("packing") and job.training.get("train_sampling_strategy") == "group_by_length":
+        yield "training.train_sampling_strategy=group_by_length has nothing to do: packed rows are all about as long"
     if tunes_an_adapter(job) and isinstance(rate, float) and rate < 5e-5:
         yield (
             f"training.learning_rate={rate:g} suits full tuning; adapters usually want 1e-4 or more"
@@ -329,11 +331,7 @@ def _best_model(job: Job) -> Iterator[str]:
 
 def _together(job: Job) -> Iterator[str]:
     """Fields that are right alone and wrong together."""
-    learns_prompt = "num_virtual_tokens" in job.peft
-    for name in ("packing", "eval_packing", "padding_free"):
-        if learns_prompt and job.training.get(name):
-            # measured: packed documents see each other, because PEFT drops position_ids
-            yield f"training.{name} mixes documents up with prompt tuning; set training.{name}=false"
+    yield from _packing(job)
     if job.model.attention is Attention.flash_attention_2 and job.launcher.device in (Device.cpu, Device.mps):
         yield f"model.attention=flash_attention_2 needs a CUDA device, and launcher.device={job.launcher.device.value}"
     if job.training.get("fp16") and job.launcher.device is Device.cpu:
@@ -341,6 +339,22 @@ def _together(job: Job) -> Iterator[str]:
     offload = job.training.get("activation_offloading")
     if offload and job.launcher.device is Device.cpu:
         yield "training.activation_offloading moves activations from an accelerator, and launcher.device=cpu"
+
+
+def _packing(job: Job) -> Iterator[str]:
+    """Ways in which packed documents would see each other, or be cut."""
+    training = job.training
+    for name in ("packing", "eval_packing", "padding_free"):
+        if training.get(name) and peft_rules.learns_prompt(job):
+            # measured: PEFT drops position_ids, by which transformers tells documents apart
+            yield f"training.{name} mixes documents up with prompt tuning; set training.{name}=false"
+    if training.get("packing_strategy") == "wrapped":
+        yield (
+            "training.packing_strategy=wrapped cuts documents where a row is full, and lets those of a row see each "
+            "other; leave it out (bfd keeps them whole and apart)"
+        )
+    if training.get("padding_free") and training.get("eval_packing") and not training.get("packing"):
+        yield "training.padding_free and training.eval_packing need training.packing=true; set it, or one of them false"
 
 
 def _launcher(launcher: Launcher) -> Iterator[str]:
