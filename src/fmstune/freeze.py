@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fmstune import upstream
 from fmstune.errors import UserError, did_you_mean, raise_if_any
-from fmstune.job import FULL, Job
+from fmstune.job import FULL, LORA, LORAPLUS_LR_RATIO, Job
 from fmstune.training_names import OWN, OWNED, TRANSLATED
 from fmstune.upstream import Field
 
@@ -25,6 +25,9 @@ _HINTS = {
     "data.train": "a file, glob, folder or hub id, such as data.train=rows.jsonl",
     "model.path": "a folder or hub id of a causal language model, such as model.path=./my_model",
 }
+
+
+_OWN_OF_LORA = {LORAPLUS_LR_RATIO: Field(LORAPLUS_LR_RATIO, (float,), True)}
 
 
 class Frozen(NamedTuple):
@@ -260,10 +263,12 @@ def _peft(tree: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     if not upstream.has_class(target):
         problems.append(f"peft._target_: the installed peft has no configuration class {target.rpartition('.')[2]!r}")
         return dict(tree)
-    fields = upstream.fields_of(target)
+    fields = {**upstream.fields_of(target), **(_OWN_OF_LORA if target == LORA else {})}
     values: dict[str, Any] = {"_target_": target}
     for key, value in rest.items():
-        if key in fields:
+        if key == LORAPLUS_LR_RATIO and target != LORA:
+            problems.append(f"peft.{key} sets apart the two matrices of {LORA}, and {target} has none; leave it out")
+        elif key in fields:
             _convert_into(values, key, value, f"peft.{key}", fields[key], problems)
         else:
             problems.append(_unknown(f"peft.{key}", key, fields, of=target))

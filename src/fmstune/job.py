@@ -11,6 +11,12 @@ from typing import Any
 FULL = "fmstune.adapters.full"
 """The `_target_` of `peft=full`."""
 
+LORA = "peft.LoraConfig"
+"""The `_target_` of `peft=lora` and of its relatives."""
+
+LORAPLUS_LR_RATIO = "loraplus_lr_ratio"
+"""The one key of a peft group that PEFT has no field for: LoRA+'s rate of B by that of A, PEFT's name for it."""
+
 
 class Dtype(Enum):
     """How weights are held; `auto` is resolved in one place, `fmstune.precision`."""

@@ -1,11 +1,12 @@
 """Job → problems of its peft group that show without the model."""
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from fmstune.errors import did_you_mean
-from fmstune.job import Job, has_held_out
+from fmstune.job import LORAPLUS_LR_RATIO, Job, has_held_out
 
 _INITIALISATIONS = ("gaussian", "orthogonal", "mica", "olora", "pissa", "pissa_niter_N")
 _DATA_DRIVEN = ("corda", "eva", "lora_ga")
@@ -21,6 +22,9 @@ def problems(job: Job) -> Iterator[str]:
     for name in ("lora_dropout",):
         if name in peft and not 0 <= peft[name] < 1:
             yield f"peft.{name} must be at least 0 and below 1, got {peft[name]}"
+    ratio = peft.get(LORAPLUS_LR_RATIO)
+    if ratio is not None and not 1 <= ratio < math.inf:
+        yield f"peft.{LORAPLUS_LR_RATIO} is the rate of B by that of A, at least 1 (1 is plain LoRA), got {ratio:g}"
     if peft.get("prompt_tuning_init") == "TEXT" and not peft.get("prompt_tuning_init_text"):
         yield "peft.prompt_tuning_init=TEXT needs peft.prompt_tuning_init_text, the words to start from"
     if peft.get("prompt_tuning_init_text") and peft.get("prompt_tuning_init") != "TEXT":

@@ -23,7 +23,7 @@ from fmstune.checks import Checked
 from fmstune.data import Prepared
 from fmstune.errors import UserError
 from fmstune.evaluate import Scores
-from fmstune.job import Job
+from fmstune.job import LORAPLUS_LR_RATIO, Job
 from fmstune.ledger import Ledger
 from fmstune.models import Tokenizer
 from fmstune.plan import Plan
@@ -103,6 +103,7 @@ def _build(
         eval_dataset=_while_training(job, prepared),
         processing_class=tokenizer.tokenizer,
         callbacks=[MetricsFile(folder / run_folder.METRICS), Progress()],
+        loraplus_lr_ratio=job.peft.get(LORAPLUS_LR_RATIO),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, {"memory_before_model_bytes": before, "load_seconds": round(loaded, 3)}
