@@ -123,8 +123,9 @@ def _typed(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[str])
         if name not in tree or tree[name] == _MISSING:
             if required or name in tree:
                 problems.append(f"{path} must be given{': ' + _HINTS[path] if path in _HINTS else ''}")
-        elif dataclasses.is_dataclass(hint):
-            values[name] = _group(hint, tree[name], path, problems)
+        elif dataclasses.is_dataclass(group := _required(hint)):
+            if group is hint or tree[name] is not None:
+                values[name] = _group(group, tree[name], path, problems)
         else:
             _convert_into(values, name, tree[name], path, _field_of(name, hint), problems)
     return values
@@ -132,19 +133,26 @@ def _typed(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[str])
 
 def _group(hint: Any, tree: Any, path: str, problems: list[str]) -> dict[str, Any]:
     if not isinstance(tree, Mapping):
-        problems.append(f"{path} is a group of fields, got {tree!r}; choose one with {path}=NAME")
+        hint = f"set them as {path}={{FIELD: VALUE}}" if "." in path else f"choose one with {path}=NAME"
+        problems.append(f"{path} is a group of fields, got {tree!r}; {hint}")
         return {}
     return _typed(hint, tree, f"{path}.", problems)
 
 
 def _build(cls: Any, values: dict[str, Any]) -> Any:
     """Instances from the converted values, depth first."""
-    hints = typing.get_type_hints(cls)
+    hints = {name: _required(hint) for name, hint in typing.get_type_hints(cls).items()}
     built = {
         name: _build(hints[name], value) if dataclasses.is_dataclass(hints[name]) else _as_enum(hints[name], value)
         for name, value in values.items()
     }
     return cls(**built)
+
+
+def _required(hint: Any) -> Any:
+    """The dataclass of an optional group; any other annotation comes back as it is."""
+    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else ()
+    return next((part for part in parts if dataclasses.is_dataclass(part)), hint)
 
 
 def _as_enum(hint: Any, value: Any) -> Any:

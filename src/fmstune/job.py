@@ -60,6 +60,31 @@ class Untrainable(Enum):
     drop = "drop"
 
 
+class QuantType(Enum):
+    """The 4-bit numbers of bitsandbytes: spaced as normal weights are (QLoRA's), or floating point."""
+
+    nf4 = "nf4"
+    fp4 = "fp4"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """Fields of `transformers.BitsAndBytesConfig`, under their own names."""
+
+    load_in_4bit: bool = False
+    """QLoRA: the linear layers of the frozen base in 4 bits."""
+    load_in_8bit: bool = False
+    """LLM.int8(): the linear layers of the frozen base in 8 bits."""
+    bnb_4bit_quant_type: QuantType = QuantType.nf4
+    """The 4-bit numbers; transformers' own default is fp4."""
+    bnb_4bit_use_double_quant: bool = False
+    """Quantise the scales of the 4-bit blocks too."""
+    bnb_4bit_compute_dtype: Dtype = Dtype.auto
+    """What 4-bit weights are multiplied in; `auto` is the run's autocast, else the dtype of the other weights."""
+    llm_int8_threshold: float = 6.0
+    """Inputs beyond this are multiplied in 16 bits, with 8-bit weights."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     path: str
@@ -80,8 +105,8 @@ class Model:
     """Modules that LoRA adapts in this architecture when nothing else is asked; null takes PEFT's own list."""
     special_tokens: dict[str, Any] = field(default_factory=dict)
     """Special tokens to set or add, by transformers' names, such as `pad_token: "<pad>"`."""
-    quantization: Any = None
-    """Reserved; must be null."""
+    quantization: Quantization | None = None
+    """A base in 4 or 8 bits under an adapter, by bitsandbytes, on a CUDA device; null leaves it as `dtype` says."""
     adapter: str | None = None
     """Folder or hub id of an existing adapter to go on training."""
 

@@ -93,7 +93,13 @@ def _build(
     set_seed(job.seed)
     before = memory.now(checked.device)
     begun = time.perf_counter()
-    base = models.load(job.model, tokenizer, dtype=checked.precision.weights, attention=checked.attention)
+    base = models.load(
+        job.model,
+        tokenizer,
+        dtype=checked.precision.weights,
+        attention=checked.attention,
+        quantization_config=models.bits_and_bytes(job.model.quantization, checked.precision),
+    )
     model = adapters.wrap(base, checked.peft, job.model.adapter)
     loaded = time.perf_counter() - begun
     trainer = Trainer(

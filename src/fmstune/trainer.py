@@ -26,9 +26,13 @@ def score_supervised_positions_on_cpu() -> None:
 class Trainer(SFTTrainer):
     """SFTTrainer on rows that are tokenised and masked already."""
 
-    def __init__(self, *args: Any, loraplus_lr_ratio: float | None = None, **kwargs: Any) -> None:
+    def __init__(self, model: Any, *args: Any, loraplus_lr_ratio: float | None = None, **kwargs: Any) -> None:
         score_supervised_positions_on_cpu()
-        super().__init__(*args, **kwargs)
+        adapter = {name: p.data for name, p in model.named_parameters() if p.requires_grad and _is_quantised(model)}
+        super().__init__(model, *args, **kwargs)
+        # TRL 1.16 rounds the adapter on a quantised base to bfloat16 (sft_trainer.py:908), where small updates vanish
+        for name, parameter in self.model.named_parameters():
+            parameter.data = adapter.get(name, parameter.data)
         self.loraplus_lr_ratio = loraplus_lr_ratio
         """LoRA+: the rate of B by that of A, which is the learning rate; None trains both alike."""
         self.clock = StepClock()
@@ -52,16 +56,16 @@ class Trainer(SFTTrainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The optimizer of the training arguments, for LoRA+ with PEFT's groups of parameters."""
-        if self.optimizer is None and self.loraplus_lr_ratio is not None:
-            cls, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = create_loraplus_optimizer(
-                self.model,
-                cls,
-                loraplus_lr_ratio=self.loraplus_lr_ratio,
-                loraplus_weight_decay=self.args.weight_decay,
-                **settings,
-            )
-        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        optimizer: torch.optim.Optimizer
+        if self.loraplus_lr_ratio is None:
+            optimizer = super().create_optimizer(*args, **kwargs)
+            return optimizer
+        cls, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        ratio, decay = self.loraplus_lr_ratio, self.args.weight_decay
+        optimizer = create_loraplus_optimizer(
+            self.model, cls, loraplus_lr_ratio=ratio, loraplus_weight_decay=decay, **settings
+        )
+        self.optimizer = optimizer
         return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -104,6 +108,10 @@ class Trainer(SFTTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL writes one into the run folder at each checkpoint; the run's own files say more."""
+
+
+def _is_quantised(model: Any) -> bool:
+    return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
 
 
 class StepClock(TrainerCallback):
