@@ -120,6 +120,35 @@ def test_virtual_tokens_are_positions_too():
     assert plan.make(longer).positions_per_step == 4 * 4 * 520
 
 
+QUANTISED = [
+    # 4.5 bits, 4.127 bits and 8 bits a weight: QLoRA's own numbers
+    (4, False, 2**20 * 9 // 16),
+    (4, True, 2**19 + 2**14 + 2**14 * 4 // 256),
+    (8, False, 2**20 + 4 * 1024),
+]
+
+
+@pytest.mark.parametrize(("bits", "double", "expected"), QUANTISED)
+def test_quantised_weights_are_held_with_their_scales(bits, double, expected):
+    assert plan.quantised_bytes(2**20, 1024, bits=bits, double=double) == expected
+
+
+def test_what_is_not_quantised_stays_in_the_dtype_of_the_weights():
+    linears = 6_476_005_376
+    quantised = replace(LORA_7B, quantised_parameters=linears, quantised_bytes=linears * 9 // 16)
+    made = plan.make(replace(LORA_GPU, dimensions=quantised))
+    others = 6_738_415_616 - linears
+    assert made.memory.weights == 2 * others + linears * 9 // 16 + 4 * 4_194_304
+    assert made.memory.activations == plan.memory(LORA_GPU).activations
+    assert "quantised 6,476,005,376 of the base, in 3.39 GiB" in plan.render(made)
+
+
+def test_a_prefix_goes_through_no_block_but_is_read_in_every_one():
+    prefix = replace(LORA_GPU, dimensions=replace(LORA_7B, virtual_tokens=8, prefix_tokens=8))
+    more = plan.activation_bytes(prefix) - plan.activation_bytes(LORA_GPU)
+    assert more == 4 * 32 * 8 * 2 * 4096 * 2
+
+
 OPTIMIZERS = {
     "adamw_torch": 8000,
     "adamw_torch_fused": 8000,
