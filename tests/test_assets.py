@@ -140,6 +140,22 @@ def test_the_model_is_a_float32_llama_of_at_most_2m_parameters(model: LlamaForCa
     assert model.config.max_position_embeddings >= 512
 
 
+def test_the_second_architecture_is_starcoders_in_small_with_the_same_tokenizer(tokenizer: LlamaTokenizer) -> None:
+    folder = TINY_LLAMA.with_name("tiny_gpt_bigcode")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    ]
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(model).__name__ == "GPTBigCodeForCausalLM"
+    assert model.config.multi_query and model.config.attn_pdrop == 0.1
+    assert model.config.vocab_size == len(tokenizer)
+    for config in (model.config, model.generation_config):
+        assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, len(tokenizer) - 1)
+
+
 def test_model_and_tokenizer_agree_on_the_special_tokens(model: LlamaForCausalLM, tokenizer: LlamaTokenizer) -> None:
     assert model.config.vocab_size == len(tokenizer)
     for config in (model.config, model.generation_config):

@@ -212,8 +212,8 @@ WORDS = [
     case("-m --cfg job seed=1,2", "--cfg prints one job, and -m composes several; leave one of them out"),
     case("doctor peft=lora", "doctor takes no 'peft=lora'; its flags are --clear-cache, --help and --version"),
     case("model=llama2_7", "model=llama2_7: no such choice; did you mean 'llama2_7b'? (causal_lm, llama2_13b, …)"),
-    case("peft=lorra", "peft=lorra: no such choice; did you mean 'lora'? (full, lora, prompt_tuning)"),
-    case("peft=", "peft=: no such choice (full, lora, prompt_tuning)"),
+    case("peft=lorra", "peft=lorra: no such choice; did you mean 'lora'? (…)"),
+    case("peft=", "peft=: no such choice (dora, full, …)"),
     case("model=null", "model=null: choose model=NAME, or leave it out for the default"),
     case("~model", "~model: choose model=NAME, or leave it out for the default"),
     case("=3", "=3: name the field before the ="),
@@ -482,7 +482,47 @@ MODELS = [
         "model.architecture={model_type:llama,hidden_size:64}",
         "model.architecture.hidden_size is 64, but package:tiny_llama has …; correct it",
     ),
-    case("model.quantization=4bit", "model.quantization is reserved and must be null, got '4bit'"),
+]
+FOUR_BITS = "'model.quantization={load_in_4bit: true}'"
+ON_A_GPU = "check peft=lora launcher.device=cuda"
+QUANTIZATION = [
+    case("peft=lora model.quantization=4bit", "model.quantization is a group of fields, got '4bit'; set them as …"),
+    case(
+        "peft=lora 'model.quantization={load_in_4bits: true}'",
+        "model.quantization.load_in_4bits: unknown field; did you mean 'load_in_4bit'?",
+    ),
+    case(
+        "peft=lora 'model.quantization={load_in_4bit: true, bnb_4bit_quant_type: nf5}'",
+        "model.quantization.bnb_4bit_quant_type must be one of nf4, fp4; got 'nf5'; did you mean 'nf4'?",
+    ),
+    case(
+        f"check launcher.device=cuda {FOUR_BITS}",
+        "model.quantization: quantised weights cannot be trained; choose an adapter (peft=lora), or null",
+    ),
+    case(
+        f"{ON_A_GPU} 'model.quantization={{load_in_4bit: true, load_in_8bit: true}}'",
+        "model.quantization: load_in_4bit and load_in_8bit are both set; set one of them to true",
+    ),
+    case(
+        f"{ON_A_GPU} 'model.quantization={{bnb_4bit_quant_type: fp4}}'",
+        "model.quantization: load_in_4bit and load_in_8bit are both false; set one of them to true",
+    ),
+    case(
+        f"{ON_A_GPU} 'model.quantization={{load_in_8bit: true, llm_int8_threshold: 0}}'",
+        "model.quantization.llm_int8_threshold must be above 0, got 0",
+    ),
+    case(
+        f"peft=lora launcher.device=cpu {FOUR_BITS}",
+        "model.quantization needs a CUDA device, and launcher.device=cpu; set it to null",
+    ),
+    case(
+        f"{ON_A_GPU} peft.init_lora_weights=pissa evaluation.base=false {FOUR_BITS}",
+        "peft.init_lora_weights=pissa changes the base weights, and those of model.quantization stay as they are; …",
+    ),
+    case(
+        "check peft=dora launcher.device=cuda 'model.quantization={load_in_8bit: true}'",
+        "peft.use_dora does not work on an 8-bit base; set model.quantization.load_in_4bit instead",
+    ),
 ]
 
 SAVED_PROMPT = '{"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 3}'
@@ -548,7 +588,7 @@ ADAPTERS = [
     ),
     case(
         "peft=lora peft.init_lora_weights=loftq",
-        "peft.init_lora_weights=loftq makes up for a quantised base, and fmstune quantises none; leave it out",
+        "peft.init_lora_weights=loftq wants a base that PEFT quantises itself, from all of its weights; leave it out",
     ),
     case(
         "peft=lora peft.init_lora_weights=eva",
@@ -596,6 +636,12 @@ ADAPTERS = [
         a__adapter_config_json=SAVED_PROMPT,
         a__adapter_model_safetensors="x",
     ),
+    case(
+        "peft=prompt_tuning model.adapter=a",
+        "model.adapter: PEFT goes on with no saved virtual tokens (PromptTuning); leave it out and train anew",
+        a__adapter_config_json=SAVED_PROMPT,
+        a__adapter_model_safetensors="x",
+    ),
 ]
 
 FORMATS = [
@@ -639,7 +685,33 @@ FORMATS = [
 ]
 
 TOGETHER = [
-    case("peft=prompt_tuning training.packing=true", "training.packing mixes documents up with prompt tuning; set …"),
+    case("peft=prompt_tuning training.packing=true", "training.packing mixes documents up with virtual tokens …"),
+    case("peft=p_tuning training.packing=true", "training.packing mixes documents up with … (PromptEncoder); set …"),
+    case("peft=prefix_tuning training.packing=true", "training.packing mixes documents up with … (PrefixTuning); …"),
+    case(
+        "peft=prefix_tuning training.activation_checkpointing=true",
+        "training.activation_checkpointing drops the keys and values that PrefixTuning learns; set it to false",
+    ),
+    case(
+        "peft=p_tuning training.eval_strategy=epoch training.load_best_model_at_end=true",
+        "training.load_best_model_at_end: a checkpoint of PromptEncoder holds the virtual tokens without the network …",
+    ),
+    case(
+        "peft=prefix_tuning peft.prefix_projection=true peft.encoder_hidden_size=8 training.eval_strategy=epoch "
+        "training.load_best_model_at_end=true",
+        "training.load_best_model_at_end: a checkpoint of PrefixTuning holds the virtual tokens without the network …",
+    ),
+    case("peft=lora_plus peft.loraplus_lr_ratio=0.5", "peft.loraplus_lr_ratio is the rate of B by that of A, at …"),
+    case(
+        "peft=ia3 peft.loraplus_lr_ratio=2",
+        "peft.loraplus_lr_ratio sets apart the two matrices of peft.LoraConfig, and peft.IA3Config has none; …",
+    ),
+    case(
+        "peft=lora_plus training.optim=galore_adamw training.optim_target_modules=[q_proj]",
+        "training.optim=galore_adamw needs the package galore-torch; …",
+        "training.optim=galore_adamw groups the parameters itself, and so does peft.loraplus_lr_ratio; choose one",
+    ),
+    case("peft=ia3 peft.feedforward_modules=[down_prj]", "peft.feedforward_modules: no module is named 'down_prj'; …"),
     case("peft=prompt_tuning training.padding_free=true", "training.padding_free mixes documents up …; set …=false"),
     case(
         "launcher.device=cpu model.attention=flash_attention_2",
@@ -919,6 +991,7 @@ CASES = [
     *DATA_FILES,
     *ROW_CONTENTS,
     *MODELS,
+    *QUANTIZATION,
     *ADAPTERS,
     *FORMATS,
     *TOGETHER,
@@ -931,7 +1004,7 @@ CASES = [
 
 
 def test_the_specification_keeps_its_size() -> None:
-    assert len(CASES) == 280
+    assert len(CASES) == 300
 
 
 @pytest.mark.parametrize("wrong", CASES, ids=[wrong.command[:70] for wrong in CASES])

@@ -37,7 +37,9 @@ def test_the_matrix_is_what_is_shipped() -> None:
     assert len(COMBINATIONS) >= 48
     assert len(GROUPS["evaluation"]) >= 2
     assert {"tiny_llama", "llama2_7b", "llama2_13b", "causal_lm"} <= set(GROUPS["model"])
+    assert {"tiny_gpt_bigcode", "gpt_bigcode", "santacoder"} <= set(GROUPS["model"])
     assert {"full", "lora", "prompt_tuning"} <= set(GROUPS["peft"])
+    assert {"dora", "rslora", "lora_plus", "ia3", "p_tuning", "prefix_tuning"} <= set(GROUPS["peft"])
     assert {"complaints", "alpaca", "twitter_complaints", "text", "chat"} <= set(GROUPS["data"])
 
 
@@ -94,8 +96,8 @@ def test_llama_2_keeps_the_early_readmes_rates(model: str, peft: str, rate: floa
 
 
 def test_rates_come_with_model_and_method_and_the_command_line_wins() -> None:
-    rates = {peft: composed(f"peft={peft}")["training"]["learning_rate"] for peft in GROUPS["peft"]}
-    assert len(set(rates.values())) == 3
+    rates = {peft: composed(f"peft={peft}")["training"]["learning_rate"] for peft in ("full", "lora", "prompt_tuning")}
+    assert rates == {"full": 1e-3, "lora": 5e-3, "prompt_tuning": 3e-2}
     assert composed("peft=lora", "++training.learning_rate=0.5")["training"]["learning_rate"] == 0.5
 
 
@@ -112,9 +114,36 @@ def test_every_yaml_says_in_its_first_line_when_to_choose_it(path: Path) -> None
     assert len(comment) > 20
 
 
-def test_every_training_for_file_belongs_to_a_model_and_a_method() -> None:
-    for path in (CONF / "training_for").glob("*.yaml"):
-        assert any(path.stem == f"{model}_{peft}" for model in GROUPS["model"] for peft in GROUPS["peft"]), path
+USUAL_RATES = {
+    "full": 1e-5,
+    "lora": 1e-4,
+    "dora": 1e-4,
+    "rslora": 1e-4,
+    "lora_plus": 5e-5,
+    "ia3": 3e-3,
+    "p_tuning": 1e-3,
+    "prefix_tuning": 1e-2,
+    "prompt_tuning": 3e-2,
+}
+
+
+@pytest.mark.parametrize("peft", GROUPS["peft"])
+@pytest.mark.parametrize("model", [name for name in GROUPS["model"] if not name.startswith("tiny_")])
+def test_a_method_brings_its_usual_rate_to_every_model(model: str, peft: str) -> None:
+    words = ["++model.path=a/b"] if model == "causal_lm" else []
+    training = composed(f"model={model}", f"peft={peft}", *words)["training"]
+    assert training["learning_rate"] == USUAL_RATES[peft]
+    assert training["per_device_train_batch_size"] == 4
+
+
+def test_every_training_for_file_belongs_to_a_model_or_a_method_or_both() -> None:
+    pairs = {f"{model}_{peft}" for model in GROUPS["model"] for peft in GROUPS["peft"]}
+    expected = {"training_for": pairs, "model": set(GROUPS["model"]), "peft": set(GROUPS["peft"])}
+    files = list((CONF / "training_for").rglob("*.yaml"))
+    assert len(files) > len(GROUPS["peft"])
+    for path in files:
+        assert path.stem in expected[path.parent.name], path
+    assert {path.stem for path in files if path.parent.name == "peft"} == set(GROUPS["peft"])
 
 
 def test_the_groups_of_the_help_are_the_folders_of_conf() -> None:

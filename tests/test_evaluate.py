@@ -6,7 +6,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import add_fused_lm_head
 
@@ -43,8 +50,8 @@ def held_out(tokenizer: PreTrainedTokenizerBase) -> Dataset:
     )
 
 
-def load() -> PreTrainedModel:
-    tiny = Model(path="package:tiny_llama")
+def load(name: str = "tiny_llama") -> PreTrainedModel:
+    tiny = Model(path=f"package:{name}", tokenizer="package:tiny_llama")
     return models.load(tiny, models.load_tokenizer(tiny), dtype="float32", attention="sdpa")
 
 
@@ -61,6 +68,39 @@ def model(request: pytest.FixtureRequest) -> Iterator[PreTrainedModel | PeftMode
         yield get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=8))
     else:
         yield base
+
+
+VIRTUAL = {"prompt": PromptTuningConfig, "p_tuning": PromptEncoderConfig, "prefix": PrefixTuningConfig}
+
+
+@pytest.mark.parametrize("method", VIRTUAL)
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt_bigcode"])
+def test_virtual_tokens_stand_before_every_row_of_a_batch_and_of_an_answer(
+    tokenizer: PreTrainedTokenizerBase, name: str, method: str
+) -> None:
+    """Against the greedy answer found by whole forward passes, one row and token at a time."""
+    torch.manual_seed(0)
+    model = get_peft_model(load(name), VIRTUAL[method](task_type="CAUSAL_LM", num_virtual_tokens=5)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    prompts = tokenizer(["### Text: hi", "### Text: I was charged twice for the", "Thanks for"])["input_ids"]
+    slow = [tokenizer.decode(_greedy(model, ids, 8), skip_special_tokens=True) for ids in prompts]
+    with torch.inference_mode():
+        assert evaluate.generate(model, tokenizer, prompts, batch_size=3, max_new_tokens=8) == slow
+        with model.disable_adapter():
+            assert evaluate.generate(model, tokenizer, prompts, batch_size=3, max_new_tokens=8) != slow
+
+
+@torch.no_grad()
+def _greedy(model: PeftModel, ids: list[int], count: int) -> list[int]:
+    answer: list[int] = []
+    while len(answer) < count and 2 not in answer:
+        row = torch.tensor([[*ids, *answer]])
+        logits = model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False).logits
+        answer.append(int(logits[0, -1].argmax()))
+    return answer
 
 
 def test_the_loss_is_the_mean_over_all_answer_tokens(

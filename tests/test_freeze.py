@@ -8,7 +8,7 @@ import pytest
 
 from fmstune import freeze
 from fmstune.errors import UserError
-from fmstune.job import Attention, Dtype, Job, OverLength
+from fmstune.job import Attention, Dtype, Job, OverLength, Quantization, QuantType
 from fmstune.upstream import Field
 
 TREE: dict[str, Any] = {
@@ -47,6 +47,22 @@ def test_values_become_the_types_of_the_job() -> None:
     assert (job.model.dtype, job.data.over_length, job.data.max_length) == (Dtype.bfloat16, OverLength.drop, 128)
     assert job.model.attention is Attention.auto
     assert job.seed == 42
+
+
+def test_an_optional_group_is_typed_and_comes_back_from_its_file(tmp_path: Path) -> None:
+    assert freeze.freeze(tree(model__quantization=None)).job.model.quantization is None
+    job = freeze.freeze(tree(model__quantization={"load_in_4bit": "true", "bnb_4bit_compute_dtype": "float16"})).job
+    assert job.model.quantization == Quantization(load_in_4bit=True, bnb_4bit_compute_dtype=Dtype.float16)
+    assert job.model.quantization.bnb_4bit_quant_type is QuantType.nf4
+    freeze.write(job, tmp_path / "job.yaml")
+    assert freeze.read(tmp_path / "job.yaml").job == job
+
+
+def test_lora_plus_s_ratio_is_a_number_of_lora_alone() -> None:
+    assert freeze.freeze(tree(peft__loraplus_lr_ratio="16")).job.peft["loraplus_lr_ratio"] == 16.0
+    assert problems_of(tree(peft__loraplus_lr_ratio="high")) == (
+        "peft.loraplus_lr_ratio must be a number or null, got 'high'",
+    )
 
 
 def test_all_problems_are_reported_at_once_with_suggestions() -> None:

@@ -2,12 +2,20 @@
 
 import contextlib
 import json
+import weakref
 from dataclasses import asdict, replace
 
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 
 from fmstune import plan, shapes
@@ -112,6 +120,35 @@ def test_virtual_tokens_are_positions_too():
     assert plan.make(longer).positions_per_step == 4 * 4 * 520
 
 
+QUANTISED = [
+    # 4.5 bits, 4.127 bits and 8 bits a weight: QLoRA's own numbers
+    (4, False, 2**20 * 9 // 16),
+    (4, True, 2**19 + 2**14 + 2**14 * 4 // 256),
+    (8, False, 2**20 + 4 * 1024),
+]
+
+
+@pytest.mark.parametrize(("bits", "double", "expected"), QUANTISED)
+def test_quantised_weights_are_held_with_their_scales(bits, double, expected):
+    assert plan.quantised_bytes(2**20, 1024, bits=bits, double=double) == expected
+
+
+def test_what_is_not_quantised_stays_in_the_dtype_of_the_weights():
+    linears = 6_476_005_376
+    quantised = replace(LORA_7B, quantised_parameters=linears, quantised_bytes=linears * 9 // 16)
+    made = plan.make(replace(LORA_GPU, dimensions=quantised))
+    others = 6_738_415_616 - linears
+    assert made.memory.weights == 2 * others + linears * 9 // 16 + 4 * 4_194_304
+    assert made.memory.activations == plan.memory(LORA_GPU).activations
+    assert "quantised 6,476,005,376 of the base, in 3.39 GiB" in plan.render(made)
+
+
+def test_a_prefix_goes_through_no_block_but_is_read_in_every_one():
+    prefix = replace(LORA_GPU, dimensions=replace(LORA_7B, virtual_tokens=8, prefix_tokens=8))
+    more = plan.activation_bytes(prefix) - plan.activation_bytes(LORA_GPU)
+    assert more == 4 * 32 * 8 * 2 * 4096 * 2
+
+
 OPTIMIZERS = {
     "adamw_torch": 8000,
     "adamw_torch_fused": 8000,
@@ -146,25 +183,39 @@ def test_an_unknown_optimizer_is_counted_as_adamw_and_noted():
 # against measurement
 
 
+class Kept:
+    """A tensor for as long as the graph holds it; DoRA builds a graph that it does not use."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
 def saved_bytes(model, batch, length, autocast, position_ids=None):
-    """Bytes of the storages that autograd keeps in a forward pass of the blocks, parameters left out."""
+    """Bytes of the storages that autograd keeps after a forward pass of the blocks, parameters left out."""
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-    kept = {}
+    kept = weakref.WeakSet()
 
     def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage
-        return tensor
+        held = Kept(tensor)
+        kept.add(held)
+        return held
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     inputs = model.get_input_embeddings()(torch.randint(5, 90, (batch, length)))
-    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        inputs = torch.cat([model.get_prompt(batch).to(inputs.dtype), inputs], dim=1)
+    learns_prompt = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
+    prefix, prompt = None, model.get_prompt(batch) if learns_prompt else None
+    if isinstance(prompt, torch.Tensor):
+        inputs = torch.cat([prompt.to(inputs.dtype), inputs], dim=1)
+    else:
+        prefix = prompt
     casts = torch.autocast("cpu", dtype=torch.bfloat16) if autocast else contextlib.nullcontext()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), casts:
-        base.base_model(inputs_embeds=inputs, position_ids=position_ids, use_cache=False)
-    return sum(storage.nbytes() for storage in kept.values())
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor), casts:
+        output = base.base_model(
+            inputs_embeds=inputs, position_ids=position_ids, past_key_values=prefix, use_cache=False
+        )
+    storages = {held.tensor.untyped_storage()._cdata: held.tensor.untyped_storage().nbytes() for held in kept}
+    assert output is not None
+    return sum(size for data, size in storages.items() if data not in own)
 
 
 SMALL_LLAMA = {
@@ -190,7 +241,13 @@ METHODS = {
     "full": lambda: None,
     "lora": lambda: LoraConfig(task_type="CAUSAL_LM", r=8),
     "lora_dropout": lambda: LoraConfig(task_type="CAUSAL_LM", r=8, lora_dropout=0.1, target_modules="all-linear"),
+    "dora": lambda: LoraConfig(task_type="CAUSAL_LM", r=8, use_dora=True),
+    "dora_dropout": lambda: LoraConfig(task_type="CAUSAL_LM", r=8, use_dora=True, lora_dropout=0.1),
+    "dora_everywhere": lambda: LoraConfig(task_type="CAUSAL_LM", r=8, use_dora=True, target_modules="all-linear"),
+    "ia3": lambda: IA3Config(task_type="CAUSAL_LM"),
     "prompt": lambda: PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=8),
+    "p_tuning": lambda: PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=8),
+    "prefix": lambda: PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=8),
 }
 
 

@@ -1,13 +1,14 @@
 """What cannot work is found without torch; tests/test_bad_inputs.py has the messages as a user sees them."""
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fmstune import freeze, rules
-from fmstune.job import Job
+from fmstune.job import Job, Quantization
 from tests.test_freeze import tree
 
 GOOD = {
@@ -40,7 +41,15 @@ def test_every_problem_is_found_not_only_the_first() -> None:
 def test_packing_with_prompt_tuning_is_refused_with_the_reason() -> None:
     prompt = {"_target_": "peft.PromptTuningConfig", "num_virtual_tokens": 4}
     (problem,) = rules.problems(job(peft=prompt, training__packing=True))
-    assert problem == "training.packing mixes documents up with prompt tuning; set training.packing=false"
+    assert problem == (
+        "training.packing mixes documents up with virtual tokens (PromptTuning); set training.packing=false"
+    )
+
+
+@pytest.mark.parametrize(("method", "learns"), [("PromptEncoder", True), ("PrefixTuning", True), ("IA3", False)])
+def test_packing_is_refused_with_every_method_of_virtual_tokens_and_no_other(method: str, learns: bool) -> None:
+    peft = {"_target_": f"peft.{method}Config", **({"num_virtual_tokens": 4} if learns else {})}
+    assert len(list(rules.problems(job(peft=peft, training__packing=True)))) == learns
 
 
 def test_a_rate_for_full_tuning_is_noted_with_an_adapter() -> None:
@@ -63,6 +72,28 @@ def test_a_folder_with_any_file_of_a_run_is_taken(tmp_path: Path, name: str) -> 
 def test_an_empty_or_new_folder_is_free(tmp_path: Path) -> None:
     assert list(rules.folder_problems(tmp_path)) == []
     assert list(rules.folder_problems(tmp_path / "new")) == []
+
+
+FOUR_BITS = Quantization(load_in_4bit=True)
+
+
+@pytest.mark.parametrize(
+    ("peft", "wrong"),
+    [
+        ({"_target_": "peft.LoraConfig", "r": 8}, False),
+        ({"_target_": "peft.IA3Config"}, False),
+        ({"_target_": "peft.PromptTuningConfig", "num_virtual_tokens": 4}, False),
+        ({"_target_": "peft.LoHaConfig", "r": 8}, True),
+    ],
+)
+def test_a_method_without_layers_of_bitsandbytes_is_refused_on_a_quantised_base(
+    peft: dict[str, object], wrong: bool
+) -> None:
+    lora = job(peft=peft)
+    quantised = dataclasses.replace(lora, model=dataclasses.replace(lora.model, quantization=FOUR_BITS))
+    assert [problem.partition(" adapts")[0] for problem in rules.problems(quantised)] == (
+        ["model.quantization: peft.LoHaConfig"] if wrong else []
+    )
 
 
 def test_multitask_prompt_tuning_is_refused_because_rows_have_no_task() -> None:

@@ -3,9 +3,12 @@
 import copy
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
+import fmstune.conf
 import pytest
 import torch
+import yaml
 from peft import (
     IA3Config,
     LNTuningConfig,
@@ -21,7 +24,7 @@ from transformers import AutoModelForCausalLM
 from fmstune import shapes
 from fmstune.architecture import build_empty, configuration
 from fmstune.errors import UserError
-from fmstune.job import Model
+from fmstune.job import Model, Quantization
 from fmstune.shapes import Target
 
 LLAMA_7B = {
@@ -87,6 +90,50 @@ COUNTS = [
     (BIGCODE, None, 128_576, 0),
     (BIGCODE, lora(r=8, target_modules=["c_attn"]), 128_576, 2_560),
 ]
+
+
+def shipped(name):
+    file = Path(next(iter(fmstune.conf.__path__))) / "model" / f"{name}.yaml"
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+SHIPPED = [
+    # the papers say 15.5B (arXiv:2305.06161) and 1.1B (arXiv:2301.03988)
+    ("gpt_bigcode", 15_517_456_384, 6144, 40, 48, 24576, 49152, 8192),
+    ("santacoder", 1_124_886_528, 2048, 24, 16, 8192, 49280, 2048),
+]
+
+
+@pytest.mark.parametrize(("name", "base", "hidden", "layers", "heads", "inner", "vocabulary", "positions"), SHIPPED)
+def test_the_shipped_gpt_bigcodes_have_the_sizes_of_their_papers(
+    name, base, hidden, layers, heads, inner, vocabulary, positions
+):
+    file = shipped(name)
+    d = shapes.dimensions(config_of(file["architecture"]), lora(r=8, target_modules=file["lora_targets"]))
+    assert d.base_parameters == base
+    assert (d.hidden_size, d.layers, d.heads, d.kv_heads, d.head_dim) == (hidden, layers, heads, 1, 128)
+    assert (d.intermediate_size, d.vocabulary, d.max_positions) == (inner, vocabulary, positions)
+    assert (d.tied, d.dropout, d.rms_norm, d.mlp_kept) == (True, True, False, 1)
+    assert d.adapter_parameters == layers * 8 * (hidden + hidden + 2 * 128)
+    blocks = {type(module).__name__ for module in model_of(file["architecture"]).modules()}
+    assert file["layer_cls"] in blocks
+
+
+# q, k, v, o, gate, up and down of two layers
+LINEARS = 2 * (32 * 32 + 16 * 32 + 16 * 32 + 32 * 32 + 3 * 32 * 88)
+
+
+@pytest.mark.parametrize(
+    ("fields", "held"),
+    [
+        ({"load_in_4bit": True}, LINEARS // 2 + LINEARS // 64 * 4),
+        ({"load_in_8bit": True}, LINEARS + 4 * 2 * (32 + 16 + 16 + 32 + 88 + 88 + 32)),
+    ],
+)
+def test_the_linear_layers_but_the_output_layer_are_quantised(fields, held):
+    d = shapes.dimensions(config_of(TINY_LLAMA), lora(r=2), Quantization(**fields))
+    assert (d.quantised_parameters, d.quantised_bytes) == (LINEARS, held)
+    assert d.base_parameters == shapes.dimensions(config_of(TINY_LLAMA), lora(r=2)).base_parameters
 
 
 @pytest.mark.parametrize(("architecture", "peft_config", "base", "adapter"), COUNTS)
@@ -253,6 +300,25 @@ def test_an_architecture_without_a_default_of_peft_needs_targets():
     model.config.model_type = "unheard_of"
     (problem,) = shapes.target_problems(model, lora())
     assert "PEFT has no default for unheard_of; set it to all-linear or to some of q_proj, k_proj" in problem
+
+
+def ia3(**fields):
+    return IA3Config(task_type="CAUSAL_LM", **fields)
+
+
+def test_an_architecture_without_a_default_for_ia3_needs_both_of_its_lists():
+    model = model_of(TINY_LLAMA)
+    model.config.model_type = "unheard_of"
+    targets, feedforward = shapes.target_problems(model, ia3())
+    assert "PEFT has no default for unheard_of; set it to some of q_proj, k_proj" in targets
+    assert feedforward.startswith("peft.feedforward_modules: PEFT has no default for unheard_of; name those of")
+    asked = ia3(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
+    assert list(shapes.target_problems(model, asked)) == []
+
+
+def test_a_feedforward_module_that_does_not_exist_is_a_problem():
+    (problem,) = shapes.target_problems(model_of(TINY_LLAMA), ia3(feedforward_modules=["down"]))
+    assert problem.startswith("peft.feedforward_modules: no module is named 'down'; available are q_proj")
 
 
 def test_a_module_to_save_that_does_not_exist_is_a_problem():

@@ -274,6 +274,45 @@ def test_the_default_learns_its_task(fmstune: Run, peft: str, at_least: float) -
     assert summary["tuned"]["eval_loss"] < summary["base"]["eval_loss"]
 
 
+METHODS = [peft for peft in choices("peft") if peft != "full"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peft", METHODS)
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_gpt_bigcode"])
+def test_a_method_learns_and_its_adapter_loads_in_plain_peft_to_the_same_answers(
+    fmstune: Run, model: str, peft: str
+) -> None:
+    steps = ("training.max_steps=16", "training.save_strategy=no", "launcher.threads=1", "training.warmup_steps=0")
+    run = fmstune(f"model={model}", f"peft={peft}", *steps, "evaluation.max_rows=16", "evaluation.max_new_tokens=6")
+    assert run.code == 0, run.err
+    assert "Warning" not in run.err
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert sum(losses[-4:]) < sum(losses[:4])
+    tuned = run.summary["tuned"]
+    assert tuned["eval_loss"] < run.summary["base"]["eval_loss"]
+    base = AutoModelForCausalLM.from_pretrained(package_files.resolve(f"package:{model}"))
+    loaded = PeftModel.from_pretrained(base, run.folder / "model").eval()
+    assert _loss_on_held_out(loaded, 16) == pytest.approx(tuned["eval_loss"], rel=1e-4)
+
+
+def _loss_on_held_out(model: PeftModel, count: int) -> float:
+    """Mean loss of an answer's token, by nothing but transformers and PEFT."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    lines = Path(package_files.resolve("package:complaints/held_out.jsonl")).read_text().splitlines()[:count]
+    total, tokens = 0.0, 0
+    for text in (json.loads(line)["output"] for line in lines):
+        ids = torch.tensor([[*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
+        answer = len(ids[0]) - len(tokenizer(text[: text.index("### Label:") + len("### Label:")])["input_ids"])
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
+        log_probs = logits[-answer - 1 : -1].log_softmax(-1)
+        total -= log_probs.gather(1, ids[0, -answer:, None]).sum().item()
+        tokens += answer
+    return total / tokens
+
+
 ROWS = {
     "alpaca": [{"instruction": "Add the numbers", "input": i % 2 * "1 2", "output": "3"} for i in range(8)],
     "text": [{"output": f"### Text: parcel {i} is late\n\n### Response: complaint"} for i in range(8)],

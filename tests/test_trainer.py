@@ -7,6 +7,7 @@ import pytest
 import torch
 import trl.trainer.utils
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -48,6 +49,59 @@ def trainer(
     )
     made.remove_callback(PrinterCallback)
     return made
+
+
+def adapted(folder: Path, *, ratio: float | None = None, quantised: bool = False, **changes: object) -> Trainer:
+    """A trainer of LoRA on queries and on the embedding."""
+    tokenizer = models.load_tokenizer(TINY)
+    base = models.load(TINY, tokenizer, dtype="float32", attention="sdpa")
+    # the mark that transformers leaves on a base of bitsandbytes, and that TRL looks for
+    base.is_loaded_in_4bit = quantised
+    torch.manual_seed(0)
+    return Trainer(
+        model=get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"])),
+        args=SFTConfig(output_dir=str(folder), use_cpu=True, bf16=False, max_length=None, report_to="none", **changes),
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=tokenizer.tokenizer,
+        loraplus_lr_ratio=ratio,
+    )
+
+
+def rates(made: Trainer) -> dict[str, float]:
+    """The learning rate of each trained parameter, by the name of its matrix."""
+    optimizer = made.create_optimizer()
+    of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    named = [(name, p) for name, p in made.model.named_parameters() if p.requires_grad]
+    assert len(of) == len(named) == 2 * 6
+    return {name.split(".")[-3]: of[id(p)] for name, p in named}
+
+
+def test_lora_plus_trains_b_at_a_multiple_of_the_rate_of_a(tmp_path: Path) -> None:
+    made = adapted(tmp_path, ratio=16.0, learning_rate=1e-4, weight_decay=0.1, optim="adamw_torch")
+    assert rates(made) == {"lora_A": pytest.approx(1e-4), "lora_B": pytest.approx(1.6e-3)}
+    assert type(made.optimizer) is torch.optim.AdamW
+    assert {group["weight_decay"] for group in made.optimizer.param_groups if group["params"]} == {0.1}
+
+
+def test_without_a_ratio_both_are_trained_alike(tmp_path: Path) -> None:
+    assert rates(adapted(tmp_path, learning_rate=1e-4)) == {"lora_A": 1e-4, "lora_B": 1e-4}
+
+
+def test_the_schedule_moves_both_rates_of_lora_plus(tmp_path: Path) -> None:
+    made = adapted(tmp_path, ratio=4.0, learning_rate=1e-3, max_steps=2, lr_scheduler_type="linear", logging_steps=1)
+    made.train()
+    moved = [group["lr"] for group in made.optimizer.param_groups if group["params"]]
+    assert moved == [0.0, 0.0]
+    logged = [entry["learning_rate"] for entry in made.state.log_history if "learning_rate" in entry]
+    assert logged == [pytest.approx(1e-3), pytest.approx(5e-4)]
+
+
+def test_the_adapter_of_a_quantised_base_stays_float32_to_the_bit(tmp_path: Path) -> None:
+    plain, quantised = (adapted(tmp_path, quantised=quantised).model for quantised in (False, True))
+    trained = [p for p in quantised.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+    for one, other in zip((p for p in plain.parameters() if p.requires_grad), trained, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.fixture

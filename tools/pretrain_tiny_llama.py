@@ -41,7 +41,7 @@ from typing import NamedTuple
 
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LlamaTokenizer
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LlamaTokenizer, PreTrainedModel
 
 from make_complaints import BRANDS, COMPLAINT, NO_COMPLAINT, WRITERS, Message, message, words
 
@@ -251,7 +251,7 @@ def batches(source: Iterator[Document], tokenizer: LlamaTokenizer, rng: random.R
             yield Batch(ids, weights)
 
 
-def pretrain(model: LlamaForCausalLM, source: Iterator[Batch], steps: int) -> None:
+def pretrain(model: PreTrainedModel, source: Iterator[Batch], steps: int) -> None:
     """Train in place: AdamW, a short warm-up, then a cosine to a hundredth of the peak."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, betas=(0.9, 0.98), weight_decay=0.05)
     warmup = steps // 25
@@ -288,6 +288,11 @@ def save(model: LlamaForCausalLM, tokenizer: LlamaTokenizer, out: Path) -> None:
     print(f"{sum(path.stat().st_size for path in out.iterdir())} bytes in all")
 
 
+def held_out_texts(path: Path) -> frozenset[str]:
+    """Messages that no document may hold."""
+    return frozenset(json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Pretrain the embedded base model and its tokenizer.")
     parser.add_argument("--out", type=Path, default=ASSETS / "tiny_llama", help="folder to write to")
@@ -297,8 +302,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(2)
     torch.manual_seed(args.seed)
-    lines = args.held_out.read_text(encoding="utf-8").splitlines()
-    held_out = frozenset(json.loads(line)["text"] for line in lines)
+    held_out = held_out_texts(args.held_out)
     rng = random.Random(args.seed)
     first = zip(documents(rng, held_out), range(TOKENIZER_SAMPLE), strict=False)
     sample = [document.text.replace("</s>", "") for document, _ in first]

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from fmstune import package_files
 from fmstune.errors import UserError
-from fmstune.job import FULL, Model
+from fmstune.job import FULL, LORAPLUS_LR_RATIO, Model
 from fmstune.shapes import REFUSALS
 
 
@@ -31,7 +31,7 @@ def configuration(settings: dict[str, Any], model: Model) -> PeftConfig | None:
     if target == FULL:
         return None
     cls = getattr(peft, target.removeprefix("peft."))
-    values = {key: value for key, value in settings.items() if key != "_target_"}
+    values = {key: value for key, value in settings.items() if key not in ("_target_", LORAPLUS_LR_RATIO)}
     # PEFT knows "all-linear" as a word and not in a list
     if values.get("target_modules") == ["all-linear"]:
         values["target_modules"] = "all-linear"

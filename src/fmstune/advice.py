@@ -29,7 +29,7 @@ def _changes(work: Work, device_bytes: int) -> Iterator[tuple[str, Work]]:
         words = f"training.per_device_train_batch_size={batch}"
         more = f"training.gradient_accumulation_steps={accumulation}"
         yield f"{words} {more} (the same updates)", smaller
-    if not t.activation_checkpointing:
+    if not t.activation_checkpointing and not work.dimensions.prefix_tokens:
         changed = replace(work, training=replace(t, activation_checkpointing=True))
         yield "training.activation_checkpointing=true (slower by about a third)", changed
     if (length := row_length(work) - work.dimensions.virtual_tokens) > 1:
@@ -77,7 +77,8 @@ def _smallest(work: Work) -> Work:
     """Every change at once."""
     length = row_length(work) - work.dimensions.virtual_tokens
     changed = with_max_length(with_batch(work, 1), max(length // 2, 1))
-    changed = replace(changed, training=replace(changed.training, activation_checkpointing=True))
+    checkpointing = not work.dimensions.prefix_tokens
+    changed = replace(changed, training=replace(changed.training, activation_checkpointing=checkpointing))
     return changed if work.dimensions.adapter_parameters else with_lora(changed)
 
 

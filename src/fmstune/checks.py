@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from fmstune import adapters, architecture, data, models, plan, precision, resum
 from fmstune.data import CHARACTERS_PER_TOKEN, Prepared
 from fmstune.entries import Part
 from fmstune.errors import UserError, did_you_mean, raise_if_any
-from fmstune.job import Dtype, Evaluation, Job
+from fmstune.job import Dtype, Evaluation, Job, Quantization
 from fmstune.models import Tokenizer
 from fmstune.plan import Dimensions, Plan
 from fmstune.precision import Precision, Situation
@@ -35,6 +36,7 @@ class Checked:
     precision: Precision
     attention: str
     notes: tuple[str, ...] = ()
+    quantization: Quantization | None = None
 
 
 def check(job: Job, *, device_at_hand: bool = True) -> Checked:
@@ -63,7 +65,7 @@ def check(job: Job, *, device_at_hand: bool = True) -> Checked:
     try:
         peft_config = adapters.configuration(job.peft, job.model)
         configuration = architecture.configuration(job.model)
-        dimensions = shapes.dimensions(configuration, peft_config)
+        dimensions = shapes.dimensions(configuration, peft_config, job.model.quantization)
     except UserError as err:
         problems += err.problems
     situation = _situation(job, device, adapter=peft_config is not None)
@@ -73,6 +75,8 @@ def check(job: Job, *, device_at_hand: bool = True) -> Checked:
         problems.append(
             "training.activation_offloading needs an accelerator, and the device is the CPU; set it to false"
         )
+    if job.model.quantization is not None:
+        problems += quantization_problems(device, here=device_at_hand)
     resolved = precision.resolve(situation)
     try:
         attention = models.find_attention(job.model.attention, device, resolved)
@@ -81,7 +85,20 @@ def check(job: Job, *, device_at_hand: bool = True) -> Checked:
     raise_if_any(problems)
     assert configuration is not None
     assert dimensions is not None
-    return Checked(configuration, peft_config, dimensions, device, resolved, attention, tuple(notes))
+    return Checked(
+        configuration, peft_config, dimensions, device, resolved, attention, tuple(notes), job.model.quantization
+    )
+
+
+def quantization_problems(device: str, *, here: bool) -> Iterator[str]:
+    """What a quantised base needs: a CUDA device to plan for, and `here`, where it is to run, bitsandbytes too."""
+    if device != "cuda":
+        yield (
+            f"model.quantization needs a CUDA device, and the device is {device}; set it to null, or plan for a GPU "
+            "with fmstune check launcher.device=cuda"
+        )
+    elif here and importlib.util.find_spec("bitsandbytes") is None:
+        yield "model.quantization needs the package bitsandbytes; pip install 'fmstune[quant]', or set it to null"
 
 
 def length_problems(job: Job, checked: Checked, rows: plan.Rows) -> Iterator[str]:
@@ -213,7 +230,7 @@ def with_tokenizer(checked: Checked, tokenizer: Tokenizer) -> Checked:
         return dataclasses.replace(checked, notes=notes)
     configuration = copy.deepcopy(checked.configuration)
     configuration.get_text_config().vocab_size = rows
-    dimensions = shapes.dimensions(configuration, peft)
+    dimensions = shapes.dimensions(configuration, peft, checked.quantization)
     return dataclasses.replace(checked, configuration=configuration, peft=peft, dimensions=dimensions, notes=notes)
 
 

@@ -104,7 +104,7 @@ def generate(
     """Greedy answers to the prompts (token ids), in their order, each as it would be alone, up to one of the `stops`.
 
     Prompts are padded on the left. Under prompt learning they are not padded at all, but grouped by length: PEFT drops
-    `position_ids`, so padding would move the text away from the virtual tokens.
+    `position_ids`, so padding would move the text away from the virtual tokens. (Of prefix tuning it keeps them.)
     """
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fmstune import upstream
 from fmstune.errors import UserError, did_you_mean, raise_if_any
-from fmstune.job import FULL, Job, Source
+from fmstune.job import FULL, LORA, LORAPLUS_LR_RATIO, Job, Source
 from fmstune.training_names import OWN, OWNED, TRANSLATED
 from fmstune.upstream import Field
 
@@ -26,6 +26,9 @@ _HINTS = {
     "template_file": "a Jinja file, such as data.format.template_file=row.jinja",
     "model.path": "a folder or hub id of a causal language model, such as model.path=./my_model",
 }
+
+
+_OWN_OF_LORA = {LORAPLUS_LR_RATIO: Field(LORAPLUS_LR_RATIO, (float,), True)}
 
 
 class Frozen(NamedTuple):
@@ -129,8 +132,9 @@ def _typed(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[str])
         if name not in tree or tree[name] == _MISSING:
             if required or name in tree:
                 problems.append(f"{path} must be given{': ' + _HINTS[path] if path in _HINTS else ''}")
-        elif dataclasses.is_dataclass(hint):
-            values[name] = _group(hint, tree[name], path, problems)
+        elif dataclasses.is_dataclass(group := _required(hint)):
+            if group is hint or tree[name] is not None:
+                values[name] = _group(group, tree[name], path, problems)
         else:
             _convert_into(values, name, tree[name], path, _field_of(name, hint), problems)
     return values
@@ -138,19 +142,26 @@ def _typed(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[str])
 
 def _group(hint: Any, tree: Any, path: str, problems: list[str]) -> dict[str, Any]:
     if not isinstance(tree, Mapping):
-        problems.append(f"{path} is a group of fields, got {tree!r}; choose one with {path}=NAME")
+        hint = f"set them as {path}={{FIELD: VALUE}}" if "." in path else f"choose one with {path}=NAME"
+        problems.append(f"{path} is a group of fields, got {tree!r}; {hint}")
         return {}
     return _typed(hint, tree, f"{path}.", problems)
 
 
 def _build(cls: Any, values: dict[str, Any]) -> Any:
     """Instances from the converted values, depth first."""
-    hints = typing.get_type_hints(cls)
+    hints = {name: _required(hint) for name, hint in typing.get_type_hints(cls).items()}
     built = {
         name: _build(hints[name], value) if dataclasses.is_dataclass(hints[name]) else _as_enum(hints[name], value)
         for name, value in values.items()
     }
     return cls(**built)
+
+
+def _required(hint: Any) -> Any:
+    """The dataclass of an optional group; any other annotation comes back as it is."""
+    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else ()
+    return next((part for part in parts if dataclasses.is_dataclass(part)), hint)
 
 
 def _as_enum(hint: Any, value: Any) -> Any:
@@ -269,10 +280,12 @@ def _peft(tree: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     if not upstream.has_class(target):
         problems.append(f"peft._target_: the installed peft has no configuration class {target.rpartition('.')[2]!r}")
         return dict(tree)
-    fields = upstream.fields_of(target)
+    fields = {**upstream.fields_of(target), **(_OWN_OF_LORA if target == LORA else {})}
     values: dict[str, Any] = {"_target_": target}
     for key, value in rest.items():
-        if key in fields:
+        if key == LORAPLUS_LR_RATIO and target != LORA:
+            problems.append(f"peft.{key} sets apart the two matrices of {LORA}, and {target} has none; leave it out")
+        elif key in fields:
             _convert_into(values, key, value, f"peft.{key}", fields[key], problems)
         else:
             problems.append(_unknown(f"peft.{key}", key, fields, of=target))

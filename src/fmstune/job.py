@@ -11,6 +11,12 @@ from typing import Any
 FULL = "fmstune.adapters.full"
 """The `_target_` of `peft=full`."""
 
+LORA = "peft.LoraConfig"
+"""The `_target_` of `peft=lora` and of its relatives."""
+
+LORAPLUS_LR_RATIO = "loraplus_lr_ratio"
+"""The one key of a peft group that PEFT has no field for: LoRA+'s rate of B by that of A, PEFT's name for it."""
+
 
 class Dtype(Enum):
     """How weights are held; `auto` is resolved in one place, `fmstune.precision`."""
@@ -69,6 +75,31 @@ class Overlap(Enum):
     error = "error"
 
 
+class QuantType(Enum):
+    """The 4-bit numbers of bitsandbytes: spaced as normal weights are (QLoRA's), or floating point."""
+
+    nf4 = "nf4"
+    fp4 = "fp4"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """Fields of `transformers.BitsAndBytesConfig`, under their own names."""
+
+    load_in_4bit: bool = False
+    """QLoRA: the linear layers of the frozen base in 4 bits."""
+    load_in_8bit: bool = False
+    """LLM.int8(): the linear layers of the frozen base in 8 bits."""
+    bnb_4bit_quant_type: QuantType = QuantType.nf4
+    """The 4-bit numbers; transformers' own default is fp4."""
+    bnb_4bit_use_double_quant: bool = False
+    """Quantise the scales of the 4-bit blocks too."""
+    bnb_4bit_compute_dtype: Dtype = Dtype.auto
+    """What 4-bit weights are multiplied in; `auto` is the run's autocast, else the dtype of the other weights."""
+    llm_int8_threshold: float = 6.0
+    """Inputs beyond this are multiplied in 16 bits, with 8-bit weights."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     path: str
@@ -91,8 +122,8 @@ class Model:
     """Special tokens to set or add, by transformers' names, such as `pad_token: "<pad>"`."""
     chat_template: str | None = None
     """Jinja file (or `package:chatml.jinja`) in place of the tokenizer's own chat template; saved with the model."""
-    quantization: Any = None
-    """Reserved; must be null."""
+    quantization: Quantization | None = None
+    """A base in 4 or 8 bits under an adapter, by bitsandbytes, on a CUDA device; null leaves it as `dtype` says."""
     adapter: str | None = None
     """Folder or hub id of an existing adapter to go on training."""
 

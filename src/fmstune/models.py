@@ -3,18 +3,25 @@
 import importlib.util
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jinja2.exceptions import TemplateError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from fmstune import package_files
 from fmstune.errors import UserError, raise_if_any
-from fmstune.job import Attention, Device, Model
+from fmstune.job import Attention, Device, Dtype, Model, Quantization
 from fmstune.precision import Precision
 
 log = logging.getLogger(__name__)
@@ -128,7 +135,32 @@ def find_attention(attention: Attention, device: str, precision: Precision) -> s
     return str(attention.value)
 
 
-def load(model: Model, tokenizer: Tokenizer, *, dtype: str, attention: str) -> PreTrainedModel:
+def bits_and_bytes(quantization: Quantization | None, precision: Precision) -> BitsAndBytesConfig | None:
+    """What transformers loads a quantised base by; None leaves it whole.
+
+    `peft.prepare_model_for_kbit_training` is not called: it would lift embeddings, norms and output layer to float32,
+    which autocast does where it matters; PEFT freezes the base, and Trainer sees to checkpointing.
+    """
+    if quantization is None:
+        return None
+    values = {
+        field.name: getattr(value, "value", value)
+        for field in fields(quantization)
+        for value in [getattr(quantization, field.name)]
+    }
+    if quantization.bnb_4bit_compute_dtype is Dtype.auto:
+        values["bnb_4bit_compute_dtype"] = precision.autocast or precision.weights
+    return BitsAndBytesConfig(**values)
+
+
+def load(
+    model: Model,
+    tokenizer: Tokenizer,
+    *,
+    dtype: str,
+    attention: str,
+    quantization_config: BitsAndBytesConfig | None = None,
+) -> PreTrainedModel:
     """The model with weights of this dtype and an embedding for every token; safetensors only, no remote code.
 
     Raises UserError when it cannot be had.
@@ -140,6 +172,7 @@ def load(model: Model, tokenizer: Tokenizer, *, dtype: str, attention: str) -> P
             revision=model.revision,
             dtype=getattr(torch, dtype),
             attn_implementation=attention,
+            quantization_config=quantization_config,
             use_safetensors=True,
             trust_remote_code=False,
             # both are refused below, with names

@@ -1,16 +1,21 @@
 """Job → problems of its peft group that show without the model."""
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from fmstune import upstream
 from fmstune.errors import did_you_mean
-from fmstune.job import Job, has_held_out, tunes_an_adapter
+from fmstune.job import FULL, LORA, LORAPLUS_LR_RATIO, Job, has_held_out
 
 _INITIALISATIONS = ("gaussian", "orthogonal", "mica", "olora", "pissa", "pissa_niter_N")
 _DATA_DRIVEN = ("corda", "eva", "lora_ga")
 """Without their pass over the data, PEFT fails (corda) or takes a plain start in silence."""
+PREFIXES = ("peft.PrefixTuningConfig", "peft.CartridgeConfig")
+"""Methods that learn keys and values."""
+_QUANTISABLE = (LORA, "peft.AdaLoraConfig", "peft.IA3Config")
+"""Methods with layers around those of bitsandbytes that fmstune lets through (peft/tuners/*/bnb.py)."""
 
 
 def problems(job: Job) -> Iterator[str]:
@@ -22,6 +27,9 @@ def problems(job: Job) -> Iterator[str]:
     for name in ("lora_dropout",):
         if name in peft and not 0 <= peft[name] < 1:
             yield f"peft.{name} must be at least 0 and below 1, got {peft[name]}"
+    ratio = peft.get(LORAPLUS_LR_RATIO)
+    if ratio is not None and not 1 <= ratio < math.inf:
+        yield f"peft.{LORAPLUS_LR_RATIO} is the rate of B by that of A, at least 1 (1 is plain LoRA), got {ratio:g}"
     if peft.get("prompt_tuning_init") == "TEXT" and not peft.get("prompt_tuning_init_text"):
         yield "peft.prompt_tuning_init=TEXT needs peft.prompt_tuning_init_text, the words to start from"
     if peft.get("prompt_tuning_init_text") and peft.get("prompt_tuning_init") != "TEXT":
@@ -35,11 +43,22 @@ def problems(job: Job) -> Iterator[str]:
     yield from _places(peft)
     yield from _patterns(peft)
     yield from _initialisation(job)
+    target = peft["_target_"]
+    if job.model.quantization is not None and target not in (FULL, *_QUANTISABLE) and not learns_a_prompt(peft):
+        yield f"model.quantization: {target} adapts no quantised layer; choose {', '.join(_QUANTISABLE)} or null"
+    if job.model.quantization is not None and job.model.quantization.load_in_8bit and peft.get("use_dora"):
+        # tried with peft 0.21 and bitsandbytes 0.50: it needs the scales before the first forward pass makes them
+        yield "peft.use_dora does not work on an 8-bit base; set model.quantization.load_in_4bit instead"
 
 
-def learns_prompt(job: Job) -> bool:
-    """Whether the method puts learnt positions, or learnt keys and values, before every row."""
-    return tunes_an_adapter(job) and "num_virtual_tokens" in upstream.fields_of(job.peft["_target_"])
+def learns_a_prompt(peft: dict[str, Any]) -> bool:
+    """Whether the method puts tokens of its own before every row, or keys and values as if there were some."""
+    return peft["_target_"] != FULL and "num_virtual_tokens" in upstream.fields_of(peft["_target_"])
+
+
+def makes_its_prompt(peft: dict[str, Any]) -> bool:
+    """Whether a network makes the virtual tokens; PEFT saves what it makes, and not the network."""
+    return peft["_target_"] == "peft.PromptEncoderConfig" or bool(peft.get("prefix_projection"))
 
 
 def _places(peft: dict[str, Any]) -> Iterator[str]:
@@ -80,7 +99,9 @@ def _initialisation(job: Job) -> Iterator[str]:
     if chosen in _DATA_DRIVEN:
         yield f"{field} needs a pass over the data before training, which fmstune does not make; leave it out"
     elif chosen == "loftq":
-        yield f"{field} makes up for a quantised base, and fmstune quantises none; leave it out"
+        yield f"{field} wants a base that PEFT quantises itself, from all of its weights; leave it out"
+    elif changes_base and job.model.quantization is not None:
+        yield f"{field} changes the base weights, and those of model.quantization stay as they are; leave it out"
     elif not changes_base and chosen not in _INITIALISATIONS[:3]:
         known = ", ".join(_INITIALISATIONS)
         yield (

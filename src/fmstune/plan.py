@@ -48,6 +48,14 @@ class Dimensions:
     """The adapter drops out its inputs, so that every adapted module keeps its own, and a mask."""
     virtual_tokens: int
     """Positions that a prompt-learning adapter puts before every row."""
+    prefix_tokens: int = 0
+    """Those of them that are keys and values alone, as in prefix tuning, and go through no block."""
+    quantised_parameters: int = 0
+    """Those of `base_parameters` that are held in 4 or 8 bits."""
+    quantised_bytes: int = 0
+    """Bytes that they take together, scales included."""
+    dora_outputs: int = 0
+    """Numbers a position that the modules adapted by DoRA put out, in all blocks."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +215,8 @@ def memory(work: Work) -> Memory:
     """Bytes that one device holds in a step, part by part."""
     d, precision = work.dimensions, work.machine.precision
     trained = BYTES[precision.trained]
-    weights = d.base_parameters * BYTES[precision.weights] + d.adapter_parameters * BYTES["float32"]
+    whole = d.base_parameters - d.quantised_parameters
+    weights = whole * BYTES[precision.weights] + d.quantised_bytes + d.adapter_parameters * BYTES["float32"]
     return Memory(
         weights=weights + _autocast_copies(work),
         gradients=d.trainable_parameters * trained,
@@ -226,7 +235,25 @@ def _autocast_copies(work: Work) -> int:
     if precision.autocast is None or precision.weights != "float32":
         return 0
     embedding = 0 if d.tied else d.vocabulary * d.hidden_size
-    return (d.base_parameters - embedding) * BYTES[precision.autocast]
+    return (d.base_parameters - d.quantised_parameters - embedding) * BYTES[precision.autocast]
+
+
+_BLOCK, _BLOCK_OF_SCALES = 64, 256
+"""Weights that share a scale, and scales that share one, in bitsandbytes and in QLoRA (section 3)."""
+
+
+def quantised_bytes(parameters: int, rows: int, *, bits: int, double: bool) -> int:
+    """Bytes of quantised linear layers, with their scales.
+
+    In 4 bits each 64 weights share a float32, which double quantisation holds in 8 bits with one more float32 for each
+    256 of them: 0.5 and 0.127 bits a weight (Dettmers et al. 2023, arXiv:2305.14314, section 3). In 8 bits each row
+    of a matrix has a float32 (Dettmers et al. 2022, arXiv:2208.07339). Biases, norms, embeddings and the output layer
+    stay in the dtype of the weights.
+    """
+    if bits == 8:
+        return parameters + 4 * rows
+    scales = parameters / _BLOCK
+    return int(parameters / 2 + (scales * (1 + 4 / _BLOCK_OF_SCALES) if double else 4 * scales))
 
 
 _STATES = {"adamw": 2, "ademamix": 3, "lion": 1, "sgd": 0, "adagrad": 1, "rmsprop": 1}
@@ -260,15 +287,16 @@ def activation_bytes(work: Work) -> int:
     After Korthikanti et al. 2022 (arXiv:2205.05198, section 4.1), with today's blocks: a position of one
     block keeps the inputs of two norms (float32), q, k, v and the attention's output, what the activation
     function needs, and the inputs of the trained linears, which is all that LoRA and prompt tuning spare.
-    Only eager attention, or dropout of scores off CUDA, keeps scores. With activation checkpointing a block
+    Only eager attention, or dropout of scores off CUDA, keeps scores. DoRA keeps two outputs of a module more, the
+    base's and LoRA's, which its magnitude multiplies. With activation checkpointing a block
     keeps its input, and one block at a time is computed again (Chen et al. 2016, arXiv:1604.06174).
     """
     d, t = work.dimensions, work.training
-    positions = t.per_device_train_batch_size * row_length(work)
+    positions = t.per_device_train_batch_size * (row_length(work) - d.prefix_tokens)
     block = _block_bytes(work)
     last_norm = 2 * 4 * d.hidden_size
     if not t.activation_checkpointing:
-        return int(positions * (d.layers * block + last_norm)) + attention_mask_bytes(work)
+        return int(positions * (d.layers * block + last_norm) + _prefix_bytes(work)) + attention_mask_bytes(work)
     block_input = d.hidden_size * BYTES[work.machine.precision.weights]
     return int(positions * (d.layers * block_input + block + last_norm)) + attention_mask_bytes(work)
 
@@ -302,7 +330,15 @@ def _block_bytes(work: Work) -> float:
     attention = 2 * (d.heads + d.kv_heads) * d.head_dim * size
     mlp = d.mlp_kept * d.intermediate_size * size
     residual_masks = 2 * d.hidden_size * mask if d.dropout else 0
-    return norms + attention + _score_bytes(work, size, mask) + mlp + residual_masks + _input_bytes(work, size)
+    dora = 2 * d.dora_outputs * size / d.layers
+    return norms + attention + _score_bytes(work, size, mask) + mlp + residual_masks + dora + _input_bytes(work, size)
+
+
+def _prefix_bytes(work: Work) -> int:
+    """Bytes of the keys and values that prefix tuning puts before those of the rows."""
+    d, precision = work.dimensions, work.machine.precision
+    numbers = d.layers * d.prefix_tokens * 2 * d.kv_heads * d.head_dim
+    return numbers * work.training.per_device_train_batch_size * BYTES[precision.autocast or precision.weights]
 
 
 def _mask_bytes(work: Work, size: int) -> int:
@@ -416,9 +452,12 @@ def render(plan: Plan) -> str:
     estimated = f"≈ {tokens}, estimated from characters"
     if plan.work.rows.streamed:
         epoch, estimated = "", f"≈ {plan.tokens_per_epoch:,} in all, if they go on like the first rows"
+    d = plan.work.dimensions
+    quantised = f"quantised {d.quantised_parameters:,} of the base, in {size(d.quantised_bytes)}"
     lines = [
         ("parameters", f"base {plan.base_parameters:,}, adapter {plan.adapter_parameters:,}"),
         ("", f"trainable {plan.trainable_parameters:,} ({share:.3g} %)"),
+        *([("", quantised)] if d.quantised_parameters else []),
         ("precision", f"{machine.precision.describe()}; {machine.attention} attention on {machine.device}"),
         ("", machine.precision.reason),
         ("memory", f"{size(plan.total)}, estimated"),

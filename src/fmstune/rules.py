@@ -10,6 +10,7 @@ from typing import Any
 from fmstune import package_files, peft_rules, resume_rules, rows, run_folder
 from fmstune.errors import UserError, did_you_mean, shown
 from fmstune.job import (
+    LORAPLUS_LR_RATIO,
     Attention,
     Data,
     Device,
@@ -18,6 +19,7 @@ from fmstune.job import (
     Launcher,
     Model,
     Overlap,
+    Quantization,
     has_held_out,
     sources,
     tunes_an_adapter,
@@ -76,7 +78,7 @@ def notes(job: Job) -> Iterator[str]:
     if tunes_an_adapter(job) and isinstance(rate, float) and rate < 5e-5:
         yield (
             f"training.learning_rate={rate:g} suits full tuning; adapters usually want 1e-4 or more"
-            " (training_for/ has a rate for the shipped models only)"
+            " (training_for/peft/ has a usual rate for each shipped method)"
         )
     if job.model.adapter is not None:
         yield "model.adapter: the configuration saved with it holds, and the peft group only names its method"
@@ -115,7 +117,7 @@ def _model(model: Model, *, adapts: bool) -> Iterator[str]:
         if not adapts:
             yield "model.adapter goes on training an adapter, and peft=full has none; choose its method (peft=lora)"
     if model.quantization is not None:
-        yield f"model.quantization is reserved and must be null, got {model.quantization!r}"
+        yield from _quantization(model.quantization, adapts=adapts)
     if model.chat_template is not None:
         yield from _file("model.chat_template", model.chat_template)
     if model.architecture is not None and "model_type" not in model.architecture:
@@ -144,6 +146,17 @@ def _file(field: str, place: str) -> Iterator[str]:
     if not path.is_file():
         near = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
         yield f"{field}: no file {path}{did_you_mean(path.name, near)}"
+
+
+def _quantization(quantization: Quantization, *, adapts: bool) -> Iterator[str]:
+    """What bitsandbytes would not do."""
+    if not adapts:
+        yield "model.quantization: quantised weights cannot be trained; choose an adapter (peft=lora), or null"
+    if quantization.load_in_4bit == quantization.load_in_8bit:
+        chosen = "both set" if quantization.load_in_4bit else "both false"
+        yield f"model.quantization: load_in_4bit and load_in_8bit are {chosen}; set one of them to true"
+    if not 0 < quantization.llm_int8_threshold < math.inf:
+        yield f"model.quantization.llm_int8_threshold must be above 0, got {quantization.llm_int8_threshold:g}"
 
 
 def _model_place(field: str, place: str, wants: str) -> Iterator[str]:
@@ -332,10 +345,17 @@ def _best_model(job: Job) -> Iterator[str]:
 def _together(job: Job) -> Iterator[str]:
     """Fields that are right alone and wrong together."""
     yield from _packing(job)
+    if peft_rules.learns_a_prompt(job.peft):
+        yield from _with_virtual_tokens(job)
     if job.model.attention is Attention.flash_attention_2 and job.launcher.device in (Device.cpu, Device.mps):
         yield f"model.attention=flash_attention_2 needs a CUDA device, and launcher.device={job.launcher.device.value}"
     if job.training.get("fp16") and job.launcher.device is Device.cpu:
         yield "training.fp16 needs an accelerator, and launcher.device=cpu; set training.fp16=false"
+    if job.model.quantization is not None and job.launcher.device in (Device.cpu, Device.mps):
+        yield f"model.quantization needs a CUDA device, and launcher.device={job.launcher.device.value}; set it to null"
+    optim = job.training.get("optim", "adamw_torch")
+    if job.peft.get(LORAPLUS_LR_RATIO) is not None and optim.partition("_")[0] in _OPTIMIZER_PACKAGES:
+        yield f"training.optim={optim} groups the parameters itself, and so does peft.{LORAPLUS_LR_RATIO}; choose one"
     offload = job.training.get("activation_offloading")
     if offload and job.launcher.device is Device.cpu:
         yield "training.activation_offloading moves activations from an accelerator, and launcher.device=cpu"
@@ -344,10 +364,6 @@ def _together(job: Job) -> Iterator[str]:
 def _packing(job: Job) -> Iterator[str]:
     """Ways in which packed documents would see each other, or be cut."""
     training = job.training
-    for name in ("packing", "eval_packing", "padding_free"):
-        if training.get(name) and peft_rules.learns_prompt(job):
-            # measured: PEFT drops position_ids, by which transformers tells documents apart
-            yield f"training.{name} mixes documents up with prompt tuning; set training.{name}=false"
     if training.get("packing_strategy") == "wrapped":
         yield (
             "training.packing_strategy=wrapped cuts documents where a row is full, and lets those of a row see each "
@@ -355,6 +371,27 @@ def _packing(job: Job) -> Iterator[str]:
         )
     if training.get("padding_free") and training.get("eval_packing") and not training.get("packing"):
         yield "training.padding_free and training.eval_packing need training.packing=true; set it, or one of them false"
+
+
+def _with_virtual_tokens(job: Job) -> Iterator[str]:
+    """What goes wrong where an adapter puts tokens before every row."""
+    training, method = job.training, job.peft["_target_"].removeprefix("peft.").removesuffix("Config")
+    for name in ("packing", "eval_packing", "padding_free"):
+        if training.get(name):
+            # measured: packed documents see each other, because PEFT drops position_ids
+            yield f"training.{name} mixes documents up with virtual tokens ({method}); set training.{name}=false"
+    if job.model.adapter is not None:
+        yield f"model.adapter: PEFT goes on with no saved virtual tokens ({method}); leave it out and train anew"
+    if peft_rules.makes_its_prompt(job.peft):
+        for name in ("resume", "load_best_model_at_end"):
+            if training.get(name):
+                # measured: the tokens are put into a network that is not the one that made them
+                yield (
+                    f"training.{name}: a checkpoint of {method} holds the virtual tokens without the network that "
+                    "makes them, so it cannot be gone on with; leave it out"
+                )
+    if job.peft["_target_"] in peft_rules.PREFIXES and training.get("activation_checkpointing"):
+        yield f"training.activation_checkpointing drops the keys and values that {method} learns; set it to false"
 
 
 def _launcher(launcher: Launcher) -> Iterator[str]:

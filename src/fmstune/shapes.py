@@ -3,29 +3,39 @@
 import copy
 import re
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import (
+    IA3Config,
     PeftConfig,
     PeftModel,
     PeftType,
+    PrefixTuningConfig,
     PromptLearningConfig,
     PromptTuningConfig,
     PromptTuningInit,
     get_peft_model,
 )
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.ia3 import IA3Layer
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils import (
+    TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
+    TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+)
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
+from fmstune import plan
 from fmstune.architecture import build_empty
 from fmstune.errors import UserError, did_you_mean, raise_if_any
+from fmstune.job import Quantization
 from fmstune.plan import Dimensions
 
 ALL_LINEAR = "all-linear"
@@ -67,9 +77,12 @@ def parameters(model: torch.nn.Module, *, trained: bool = False) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
 
 
-def dimensions(config: PreTrainedConfig, peft_config: PeftConfig | None) -> Dimensions:
+def dimensions(
+    config: PreTrainedConfig, peft_config: PeftConfig | None, quantization: Quantization | None = None
+) -> Dimensions:
     """The numbers that a plan needs; the parameters are exact. No adapter is full tuning."""
     model = build_empty(config)
+    quantised = [module.get_parameter("weight") for _, module in _linears(model)] if quantization else []
     base = parameters(model)
     vocabulary = _vocabulary(model)
     if peft_config is not None:
@@ -99,7 +112,16 @@ def dimensions(config: PreTrainedConfig, peft_config: PeftConfig | None) -> Dime
         linear_inputs_each=sum(inputs for _, inputs in readers),
         adapter_dropout=getattr(peft_config, "lora_dropout", 0.0) > 0,
         virtual_tokens=peft_config.num_virtual_tokens if isinstance(peft_config, PromptLearningConfig) else 0,
+        prefix_tokens=peft_config.num_virtual_tokens if isinstance(peft_config, PrefixTuningConfig) else 0,
+        quantised_parameters=sum(weight.numel() for weight in quantised),
+        quantised_bytes=_quantised_bytes(quantised, quantization) if quantization else 0,
+        dora_outputs=sum(_dora_outputs(adapted)) if getattr(peft_config, "use_dora", False) else 0,
     )
+
+
+def _quantised_bytes(weights: Sequence[torch.nn.Parameter], quantization: Quantization) -> int:
+    bits, double = 4 if quantization.load_in_4bit else 8, quantization.bnb_4bit_use_double_quant
+    return sum(plan.quantised_bytes(w.numel(), w.shape[0], bits=bits, double=double) for w in weights)
 
 
 def attach(model: PreTrainedModel, peft_config: PeftConfig) -> torch.nn.Module:
@@ -159,8 +181,18 @@ def _readers(model: torch.nn.Module, *, adapter: bool) -> Iterator[tuple[str, in
     head = _head(model) if isinstance(model, PreTrainedModel) else None
     for name, module in model.named_modules():
         reads = isinstance(module, BaseTunerLayer) if adapter else isinstance(module, torch.nn.Linear | Conv1D)
-        if reads and module is not head:
+        if isinstance(module, IA3Layer) and not module.is_feedforward:
+            # what is scaled is its output
+            yield name, _matrix(module.get_base_layer())[1]
+        elif reads and module is not head:
             yield name.rpartition(".")[0], getattr(module, "in_features", None) or _inputs(module)
+
+
+def _dora_outputs(model: torch.nn.Module) -> Iterator[int]:
+    """Outputs of every module that DoRA adapts."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            yield module.out_features
 
 
 def _inputs(module: torch.nn.Module) -> int:
@@ -233,19 +265,42 @@ def target_problems(model: PreTrainedModel, peft_config: PeftConfig) -> Iterator
         for name in sorted(asked):
             yield from _name_problems(model, name)
     elif hasattr(peft_config, "target_modules") and not getattr(peft_config, "target_parameters", None):
-        tuner = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(peft_config.peft_type)]
-        defaults = getattr(tuner, "target_module_mapping", None)  # IA3 looks its own up elsewhere
+        defaults = _default_targets(peft_config)
         if defaults is not None and model.config.model_type not in defaults:
+            # IA3 would scale the inputs of all of them, or the outputs
+            every = "" if isinstance(peft_config, IA3Config) else f"{ALL_LINEAR} or to "
             yield (
                 f"peft.target_modules: PEFT has no default for {model.config.model_type}; "
-                f"set it to {ALL_LINEAR} or to some of {_available(model)}"
+                f"set it to {every}some of {_available(model)}"
             )
+    if isinstance(peft_config, IA3Config):
+        yield from _feedforward_problems(model, peft_config)
     for name in sorted(getattr(peft_config, "modules_to_save", None) or ()):
         if not any(_ends_with(module, name) for module, _ in model.named_modules()):
             yield f"peft.modules_to_save: no module is named {name!r}"
     for name in sorted(getattr(peft_config, "target_parameters", None) or ()):
         if not any(_ends_with(parameter, name) for parameter, _ in model.named_parameters()):
             yield f"peft.target_parameters: no parameter is named {name!r}; the names end like q_proj.weight"
+
+
+def _default_targets(peft_config: PeftConfig) -> Collection[str] | None:
+    """Architectures that PEFT knows targets for; None where the method has no such list."""
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(peft_config.peft_type)]
+    known: Collection[str] | None = getattr(tuner, "target_module_mapping", None)
+    return TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING if isinstance(peft_config, IA3Config) else known
+
+
+def _feedforward_problems(model: PreTrainedModel, peft_config: IA3Config) -> Iterator[str]:
+    """Names of which IA3 scales the input and not the output; PEFT is silent about those that match nothing."""
+    asked = peft_config.feedforward_modules
+    if asked is None and model.config.model_type not in TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING:
+        yield (
+            f"peft.feedforward_modules: PEFT has no default for {model.config.model_type}; name those of "
+            "peft.target_modules that are scaled at their input (the last linear layer of the MLP), or [] for none"
+        )
+    for name in sorted(asked or ()) if not isinstance(asked, str) else ():
+        if not any(_ends_with(module, name) for module, _ in model.named_modules()):
+            yield f"peft.feedforward_modules: no module is named {name!r}; available are {_available(model)}"
 
 
 def _pattern_problems(model: PreTrainedModel, pattern: str) -> Iterator[str]:

@@ -22,7 +22,7 @@ from fmstune.callbacks import MetricsFile, Progress
 from fmstune.checks import Checked
 from fmstune.data import Prepared
 from fmstune.errors import UserError
-from fmstune.job import Job
+from fmstune.job import LORAPLUS_LR_RATIO, Job
 from fmstune.ledger import Ledger
 from fmstune.models import Tokenizer
 from fmstune.plan import Plan
@@ -93,7 +93,13 @@ def _build(
     set_seed(job.seed)
     before = memory.now(checked.device)
     begun = time.perf_counter()
-    base = models.load(job.model, tokenizer, dtype=checked.precision.weights, attention=checked.attention)
+    base = models.load(
+        job.model,
+        tokenizer,
+        dtype=checked.precision.weights,
+        attention=checked.attention,
+        quantization_config=models.bits_and_bytes(job.model.quantization, checked.precision),
+    )
     model = adapters.wrap(base, checked.peft, job.model.adapter)
     loaded = time.perf_counter() - begun
     trainer = Trainer(
@@ -103,6 +109,7 @@ def _build(
         eval_dataset=_while_training(job, prepared),
         processing_class=tokenizer.tokenizer,
         callbacks=[MetricsFile(folder / run_folder.METRICS), Progress()],
+        loraplus_lr_ratio=job.peft.get(LORAPLUS_LR_RATIO),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, {"memory_before_model_bytes": before, "load_seconds": round(loaded, 3)}

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with its CPU loss made fast, its packing audited, and every row, token and position counted."""
+"""TRL's SFTTrainer with its CPU loss made fast, its packing audited, everything counted, and LoRA+'s optimizer."""
 
 import math
 import sys
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import trl.trainer.utils
 from datasets import Dataset
+from peft.optimizers import create_loraplus_optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import global_then_local_main_first
@@ -30,15 +31,21 @@ def score_supervised_positions_on_cpu() -> None:
 class Trainer(SFTTrainer):
     """SFTTrainer on rows that are tokenised and masked already."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, model: Any, *args: Any, loraplus_lr_ratio: float | None = None, **kwargs: Any) -> None:
         score_supervised_positions_on_cpu()
-        super().__init__(*args, **kwargs)
+        adapter = {name: p.data for name, p in model.named_parameters() if p.requires_grad and _is_quantised(model)}
+        super().__init__(model, *args, **kwargs)
+        # TRL 1.16 rounds the adapter on a quantised base to bfloat16 (sft_trainer.py:908), where small updates vanish
+        for name, parameter in self.model.named_parameters():
+            parameter.data = adapter.get(name, parameter.data)
         self.data_collator = packing.Collator(
             pad_token_id=self.data_collator.pad_token_id,
             padding_free=self.args.padding_free,
             pad_to_multiple_of=self.args.pad_to_multiple_of,
             flat=packing.reads_ends(self.model),
         )
+        self.loraplus_lr_ratio = loraplus_lr_ratio
+        """LoRA+: the rate of B by that of A, which is the learning rate; None trains both alike."""
         self.clock = StepClock()
         self.add_callback(self.clock)
         self.positions = 0
@@ -112,6 +119,20 @@ class Trainer(SFTTrainer):
         if self.is_world_process_zero():
             print(self.audit.line(), file=sys.stderr, flush=True)
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The optimizer of the training arguments, for LoRA+ with PEFT's groups of parameters."""
+        optimizer: torch.optim.Optimizer
+        if self.loraplus_lr_ratio is None:
+            optimizer = super().create_optimizer(*args, **kwargs)
+            return optimizer
+        cls, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        ratio, decay = self.loraplus_lr_ratio, self.args.weight_decay
+        optimizer = create_loraplus_optimizer(
+            self.model, cls, loraplus_lr_ratio=ratio, loraplus_weight_decay=decay, **settings
+        )
+        self.optimizer = optimizer
+        return optimizer
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add `tokens_per_second` since the last log, evaluation and saving not counted.
 
@@ -158,6 +179,10 @@ class Trainer(SFTTrainer):
 def _without_count(inputs: dict[str, Any]) -> tuple[dict[str, Any], int]:
     """What the model takes, and how many positions of it are padding where no mask says so."""
     return {key: value for key, value in inputs.items() if key != packing.PADDING}, inputs.get(packing.PADDING, 0)
+
+
+def _is_quantised(model: Any) -> bool:
+    return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
 
 
 class StepClock(TrainerCallback):

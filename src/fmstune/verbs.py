@@ -38,6 +38,8 @@ def quiet() -> None:
     # under prompt learning, rows of one length are generated together, so positions are right without ids
     warnings.filterwarnings("ignore", message="Position ids are not supported for parameter efficient tuning")
     warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
+    # PEFT sets it right itself for the Conv1D layers of GPT-2
+    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     for name in ("httpx", "filelock", "fsspec", "matplotlib", "trl", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
