@@ -100,9 +100,7 @@ def audit(
     places = list(_places([[ids for row in rows for ids in row]] if laid_flat else rows))
     device = found[0].device
     with _evaluating(model):
-        alone = [
-            _scores(row, ids) for row, ids in zip(_logits(model, _padded(found), device), found, strict=True)
-        ]
+        alone = [_scores(row, ids) for row, ids in zip(_logits(model, _padded(found), device), found, strict=True)]
         differences = []
         for batch in (packed, {"input_ids": packed["input_ids"]}):
             logits = _logits(model, batch, device)

@@ -30,11 +30,14 @@ def score_supervised_positions_on_cpu() -> None:
 class Trainer(SFTTrainer):
     """SFTTrainer on rows that are tokenised and masked already."""
 
+    _total_train_tokens: int
+    """TRL's count, from which it logs `num_tokens`."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         score_supervised_positions_on_cpu()
         super().__init__(*args, **kwargs)
         self.data_collator = packing.Collator(
-            pad_token_id=self.data_collator.pad_token_id,
+            pad_token_id=self.processing_class.pad_token_id,
             padding_free=self.args.padding_free,
             pad_to_multiple_of=self.args.pad_to_multiple_of,
             flat=packing.reads_ends(self.model),
@@ -52,7 +55,7 @@ class Trainer(SFTTrainer):
     @property
     def tokens(self) -> int:
         """Tokens that went through the model in training, padding not included."""
-        return int(self._total_train_tokens)
+        return self._total_train_tokens
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: SFTConfig, packs: bool, *rest: Any, **kwargs: Any
