@@ -767,6 +767,13 @@ TOGETHER = [
         "training.use_liger_kernel=true", "training.use_liger_kernel needs the package liger-kernel; install it, or …"
     ),
     case("peft=prompt_tuning training.eval_packing=true", "training.eval_packing mixes documents up …; set …=false"),
+    case("training.packing=true training.packing_strategy=wrapped", "training.packing_strategy=wrapped cuts …"),
+    case("training.packing_strategy=bfd_splt", "training.packing_strategy must be one of bfd, …; did you mean …"),
+    case(
+        "training.padding_free=true training.eval_packing=true",
+        "training.padding_free and training.eval_packing need training.packing=true; set it, or one of them false",
+    ),
+    case("training.train_sampling_strategy=by_length", "training.train_sampling_strategy must be one of random, …"),
     case("training.optim=galore_adamw", "training.optim=galore_adamw needs the package galore-torch; install it, or …"),
     case("training.optim=apollo_adamw", "training.optim=apollo_adamw needs the package apollo-torch; install it, or …"),
     case("training.optim=adalomo", "training.optim=adalomo needs the package lomo-optim; install it, or choose …"),

@@ -370,6 +370,21 @@ def test_packed_rows_are_full_ones():
     assert made.notes == ("packing is counted as perfect: the real number of rows and steps is a little higher",)
 
 
+def test_packing_that_costs_more_than_it_saves_is_noted():
+    rows = Rows(rows=1000, tokens=35_000, longest=70)
+    small = replace(LLAMA_7B, base_parameters=800_000, hidden_size=64, layers=8, heads=4, head_dim=16, vocabulary=4000)
+    work = with_training(replace(FULL_7B_CPU, dimensions=small, rows=rows), packing=True, max_length=256)
+    # 2 x 36,000 of a block's parameters, and 256 for each of 256 positions or of 35
+    assert plan.packing_slowdown(work) == pytest.approx((72_000 + 256 * 256) / (72_000 + 256 * 35))
+    assert any(
+        note.startswith("training.packing: sdpa scores every position with the 256 of its row, and documents have 35: ")
+        for note in plan.make(work).notes
+    )
+    flash = replace(work, machine=Machine("cuda", "flash_attention_2", FULL_GPU))
+    assert plan.packing_slowdown(flash) == plan.packing_slowdown(with_training(work, packing=False)) == 1
+    assert plan.packing_slowdown(with_training(LORA_GPU, packing=True)) < 1.1
+
+
 def test_rows_beyond_the_model_s_positions_are_noted():
     long = replace(with_training(LORA_GPU, max_length=8192), rows=replace(ROWS, longest=6000))
     assert plan.make(long).notes == ("the longest row takes 6,000 positions, but the model sees 4,096",)

@@ -14,6 +14,7 @@ SUMMARY = {
     "tokens_per_second": 4321.0,
     "tokens_trained_on": 900,
     "tokens_padded": 100,
+    "positions": 1000,
     "total_parameters": 2_000_000,
     "trainable_parameters": 10_000,
     "peak_memory_bytes": 300 * 2**20,
@@ -46,7 +47,8 @@ def test_what_was_not_scored_is_counted() -> None:
 def test_cost_is_given_with_the_plan_beside_what_was_measured() -> None:
     text = report.render(SUMMARY, Path("run"))
     assert "trained 10,000 of 2,000,000 parameters (0.50%)" in text
-    assert "150 steps in 12.3 s, 4,321 tokens/s, 10.0% padding, train loss 0.1234" in text
+    assert "150 steps in 12.3 s, 4,321 tokens/s, train loss 0.1234" in text
+    assert "900 tokens in 1,000 positions (90.0%; the rest is padding)" in text
     assert text.splitlines()[-7:-2] == [
         "                              planned         actual",
         "memory                       90.0 MiB      100.0 MiB",

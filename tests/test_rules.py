@@ -38,8 +38,9 @@ def test_every_problem_is_found_not_only_the_first() -> None:
     ]
 
 
-def test_packing_with_prompt_tuning_is_refused_with_the_reason() -> None:
-    prompt = {"_target_": "peft.PromptTuningConfig", "num_virtual_tokens": 4}
+@pytest.mark.parametrize("method", ["PromptTuningConfig", "PromptEncoderConfig", "PrefixTuningConfig"])
+def test_packing_with_a_learnt_prompt_is_refused_with_the_reason(method: str) -> None:
+    prompt = {"_target_": f"peft.{method}"}
     (problem,) = rules.problems(job(peft=prompt, training__packing=True))
     assert problem == (
         "training.packing mixes documents up with virtual tokens (PromptTuning); set training.packing=false"
@@ -50,6 +51,18 @@ def test_packing_with_prompt_tuning_is_refused_with_the_reason() -> None:
 def test_packing_is_refused_with_every_method_of_virtual_tokens_and_no_other(method: str, learns: bool) -> None:
     peft = {"_target_": f"peft.{method}Config", **({"num_virtual_tokens": 4} if learns else {})}
     assert len(list(rules.problems(job(peft=peft, training__packing=True)))) == learns
+
+
+def test_packing_with_other_methods_is_not_refused() -> None:
+    for peft in ({"_target_": "peft.LoraConfig"}, {"_target_": "fmstune.adapters.full"}):
+        assert list(rules.problems(job(peft=peft, training__packing=True))) == []
+
+
+def test_rows_that_are_packed_and_grouped_by_length_are_noted() -> None:
+    grouped = {"training__train_sampling_strategy": "group_by_length"}
+    both = list(rules.notes(job(training__packing=True, **grouped)))
+    assert any("group_by_length has nothing to do" in note for note in both)
+    assert not any("group_by_length" in note for note in rules.notes(job(**grouped)))
 
 
 def test_a_rate_for_full_tuning_is_noted_with_an_adapter() -> None:

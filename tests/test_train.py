@@ -134,6 +134,35 @@ def test_a_checkpoint_is_gone_on_with_to_the_same_weights(fmstune: Run) -> None:
     assert (rest.summary["steps"], rest.summary["steps_here"]) == (4, 2)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("setting", "checkpoint", "steps"),
+    [("train_sampling_strategy=group_by_length", 14, 36), ("packing=true", 7, 15)],
+)
+def test_rows_that_are_grouped_or_packed_come_in_the_same_order_after_a_resume(
+    fmstune: Run, setting: str, checkpoint: int, steps: int
+) -> None:
+    """Three epochs, resumed in the middle of the second."""
+    words = (
+        "peft=lora",
+        f"training.{setting}",
+        "training.num_train_epochs=3",
+        "training.per_device_train_batch_size=2",
+        "training.save_strategy=steps",
+        "training.save_steps=7",
+        "data.max_rows=24",
+        "data.max_length=100",
+        "evaluation=none",
+        "launcher.threads=1",
+    )
+    whole = fmstune(*words, "output_dir=whole")
+    rest = fmstune(*words, "output_dir=rest", f"training.resume=whole/checkpoint-{checkpoint}")
+    assert rest.code == 0, rest.err
+    assert whole.summary["steps"] == rest.summary["steps"] == steps
+    files = [run.folder / "model" / "adapter_model.safetensors" for run in (whole, rest)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_a_checkpoint_with_nothing_left_or_of_another_method_is_refused(fmstune: Run) -> None:
     fmstune("peft=lora", *QUICK, "output_dir=done")
     done = fmstune("peft=lora", *QUICK, "training.resume=done/checkpoint-2", "output_dir=more")

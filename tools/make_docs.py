@@ -154,6 +154,7 @@ def memory() -> str:
         "autocast": plan._autocast_copies,
         "optimizer": plan.optimizer_bytes,
         "activations": plan.activation_bytes,
+        "masks": plan.attention_mask_bytes,
         "logits": plan.logit_bytes,
         "steps": plan.steps,
         "rows": plan.row_count,

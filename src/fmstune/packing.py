@@ -2,7 +2,6 @@
 batches of rows of like length.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,8 +82,11 @@ class Collator(DataCollatorForLanguageModeling):
         if packed and not self.flat:
             batch = self._rows(examples)
         else:
-            collator = dataclasses.replace(self, padding_free=packed or self.padding_free)
-            batch = DataCollatorForLanguageModeling.torch_call(collator, examples)
+            batch = DataCollatorForLanguageModeling(
+                pad_token_id=self.pad_token_id,
+                padding_free=packed or self.padding_free,
+                pad_to_multiple_of=self.pad_to_multiple_of,
+            )(examples)
         if "attention_mask" not in batch:
             tokens = sum(len(example["input_ids"]) for example in examples)
             batch[PADDING] = batch["input_ids"].numel() - tokens

@@ -31,6 +31,9 @@ def score_supervised_positions_on_cpu() -> None:
 class Trainer(SFTTrainer):
     """SFTTrainer on rows that are tokenised and masked already."""
 
+    _total_train_tokens: int
+    """TRL's count, from which it logs `num_tokens`."""
+
     def __init__(self, model: Any, *args: Any, loraplus_lr_ratio: float | None = None, **kwargs: Any) -> None:
         score_supervised_positions_on_cpu()
         adapter = {name: p.data for name, p in model.named_parameters() if p.requires_grad and _is_quantised(model)}
@@ -39,7 +42,7 @@ class Trainer(SFTTrainer):
         for name, parameter in self.model.named_parameters():
             parameter.data = adapter.get(name, parameter.data)
         self.data_collator = packing.Collator(
-            pad_token_id=self.data_collator.pad_token_id,
+            pad_token_id=self.processing_class.pad_token_id,
             padding_free=self.args.padding_free,
             pad_to_multiple_of=self.args.pad_to_multiple_of,
             flat=packing.reads_ends(self.model),
@@ -59,7 +62,7 @@ class Trainer(SFTTrainer):
     @property
     def tokens(self) -> int:
         """Tokens that went through the model in training, padding not included."""
-        return int(self._total_train_tokens)
+        return self._total_train_tokens
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: SFTConfig, packs: bool, *rest: Any, **kwargs: Any
