@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -318,17 +319,31 @@ ROWS = {
     "twitter_complaints": [{"Tweet text": f"parcel {i} is late", "text_label": "complaint"} for i in range(8)],
 }
 TINY_MODELS = [name for name in choices("model") if name.startswith("tiny_")]
+OTHER_FORMATS = [name for name in choices("data") if name != "complaints"]
+TRIPLES = [
+    (TINY_MODELS[(i + j) % len(TINY_MODELS)], peft, data)
+    for i, peft in enumerate(choices("peft"))
+    for j, data in enumerate(OTHER_FORMATS)
+]
+"""Every pair of a model, a method and a format, in half of the triples."""
 
 
-@pytest.mark.parametrize("data", [name for name in choices("data") if name != "complaints"])
-@pytest.mark.parametrize("peft", choices("peft"))
-@pytest.mark.parametrize("model", TINY_MODELS)
-def test_every_combination_of_a_tiny_model_trains_two_steps(
+def test_the_triples_hold_every_pair() -> None:
+    assert len(TINY_MODELS) == 2
+    assert {(model, peft) for model, peft, _ in TRIPLES} == set(product(TINY_MODELS, choices("peft")))
+    assert {(model, data) for model, _, data in TRIPLES} == set(product(TINY_MODELS, OTHER_FORMATS))
+    assert {(peft, data) for _, peft, data in TRIPLES} == set(product(choices("peft"), OTHER_FORMATS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "peft", "data"), TRIPLES)
+def test_every_pair_of_model_method_and_format_trains_two_steps(
     fmstune: Run, rows_file: Callable[..., Path], model: str, peft: str, data: str
 ) -> None:
     """On all shipped formats; the complaints are trained on above."""
     rows = rows_file(ROWS[data])
-    run = fmstune(f"model={model}", f"peft={peft}", f"data={data}", f"data.train={rows}", *TWO_STEPS)
+    words = (*TWO_STEPS, "training.save_strategy=no")
+    run = fmstune(f"model={model}", f"peft={peft}", f"data={data}", f"data.train={rows}", *words)
     assert run.code == 0, run.err
     assert run.summary["steps"] == 2
     assert run.summary["data"]["train"]["rows_trained"] == 8
