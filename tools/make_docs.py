@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import yaml
+
 from fmstune import plan, precision
 from fmstune.help import GROUPS
 from fmstune.training_names import OWNED, TRANSLATED, Translation
@@ -72,6 +74,9 @@ def _fields(node: ast.ClassDef, prefix: str, classes: dict[str, ast.ClassDef]) -
             yield from _fields(classes[annotation], f"{name}.", classes)
             continue
         yield f"`{name}`", _type(annotation, classes), _default(statement.value), _doc(after)
+        group = annotation.removesuffix(" | None")
+        if group != annotation and group in classes and not _choices(classes[group]):
+            yield from _fields(classes[group], f"{name}.", classes)
 
 
 def _doc(statement: ast.stmt | None) -> str:
@@ -84,7 +89,8 @@ def _doc(statement: ast.stmt | None) -> str:
 def _type(annotation: str, classes: dict[str, ast.ClassDef]) -> str:
     if annotation in classes:
         return ", ".join(f"`{choice}`" for choice in _choices(classes[annotation]))
-    return " or ".join(TYPES[part.strip()] for part in annotation.split("|"))
+    parts = [part.strip() for part in annotation.split("|")]
+    return " or ".join("mapping" if part in classes else TYPES[part] for part in parts)
 
 
 def _choices(node: ast.ClassDef) -> list[str]:
@@ -109,6 +115,26 @@ def groups() -> str:
     """Every group's choices, each with the first line of its file."""
     rows = [(f"`{group}={path.stem}`", _first_comment(path)) for group in GROUPS for path in _files(group)]
     return _table(("choice", "when to take it"), rows)
+
+
+def models() -> str:
+    """The shipped models, with what an adapter of theirs targets."""
+    rows = []
+    for path in _files("model"):
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        place = "yours" if values["path"] == "???" else f"`{values['path']}`"
+        targets = ", ".join(f"`{target}`" for target in values["lora_targets"] or ()) or "PEFT's own list"
+        rows.append((f"`model={path.stem}`", place, targets, _first_comment(path)))
+    return _table(("choice", "path", "LoRA targets", "what it is"), rows)
+
+
+def methods() -> str:
+    """The shipped methods, each with its usual rate."""
+    rows = []
+    for path in _files("peft"):
+        rate = yaml.safe_load((CONF / "training_for" / "peft" / path.name).read_text(encoding="utf-8"))
+        rows.append((f"`peft={path.stem}`", f"{rate['learning_rate']:g}", _first_comment(path)))
+    return _table(("choice", "usual rate", "what it is"), rows)
 
 
 def choices() -> str:
@@ -151,6 +177,7 @@ def precisions() -> str:
 def memory() -> str:
     """How each part of the plan is computed, in the words of the code."""
     parts: dict[str, Callable[..., object]] = {
+        "quantised weights": plan.quantised_bytes,
         "autocast": plan._autocast_copies,
         "optimizer": plan.optimizer_bytes,
         "activations": plan.activation_bytes,
@@ -175,6 +202,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "fields": fields,
     "groups": groups,
     "choices": choices,
+    "models": models,
+    "methods": methods,
     "names": names,
     "precision": precisions,
     "memory": memory,

@@ -98,7 +98,7 @@ OWNED: Mapping[str, str] = {
     "training_data_path": "it is data.train now",
     "validation_data_path": "it is data.eval now",
     "response_template": "it is data.response_template now",
-    "peft_method": "choose a group: peft=lora, peft=prompt_tuning or peft=full",
+    "peft_method": "choose a group, such as peft=lora, peft=prompt_tuning or peft=full",
     "r": "it is peft.r now",
     "lora_alpha": "it is peft.lora_alpha now",
     "lora_dropout": "it is peft.lora_dropout now",
