@@ -312,8 +312,9 @@ METHODS = [peft for peft in choices("peft") if peft != "full"]
 def test_a_method_learns_and_its_adapter_loads_in_plain_peft_to_the_same_answers(
     fmstune: Run, model: str, peft: str
 ) -> None:
-    steps = ("training.max_steps=16", "training.save_strategy=no", "launcher.threads=1", "training.warmup_steps=0")
-    run = fmstune(f"model={model}", f"peft={peft}", *steps, "evaluation.max_rows=16", "evaluation.max_new_tokens=6")
+    steps = ("training.max_steps=12", "training.per_device_train_batch_size=8", "training.warmup_steps=0")
+    quick = ("training.save_strategy=no", "launcher.threads=1", "evaluation.max_rows=8", "evaluation.max_new_tokens=4")
+    run = fmstune(f"model={model}", f"peft={peft}", "data.max_rows=96", *steps, *quick)
     assert run.code == 0, run.err
     assert "Warning" not in run.err
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
@@ -323,7 +324,7 @@ def test_a_method_learns_and_its_adapter_loads_in_plain_peft_to_the_same_answers
     assert tuned["eval_loss"] < run.summary["base"]["eval_loss"]
     base = AutoModelForCausalLM.from_pretrained(package_files.resolve(f"package:{model}"))
     loaded = PeftModel.from_pretrained(base, run.folder / "model").eval()
-    assert _loss_on_held_out(loaded, 16) == pytest.approx(tuned["eval_loss"], rel=1e-4)
+    assert _loss_on_held_out(loaded, 8) == pytest.approx(tuned["eval_loss"], rel=1e-4)
 
 
 def _loss_on_held_out(model: PeftModel, count: int) -> float:
