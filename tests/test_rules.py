@@ -38,12 +38,11 @@ def test_every_problem_is_found_not_only_the_first() -> None:
     ]
 
 
-@pytest.mark.parametrize("method", ["PromptTuningConfig", "PromptEncoderConfig", "PrefixTuningConfig"])
+@pytest.mark.parametrize("method", ["PromptTuning", "PromptEncoder", "PrefixTuning"])
 def test_packing_with_a_learnt_prompt_is_refused_with_the_reason(method: str) -> None:
-    prompt = {"_target_": f"peft.{method}"}
-    (problem,) = rules.problems(job(peft=prompt, training__packing=True))
+    (problem,) = rules.problems(job(peft={"_target_": f"peft.{method}Config"}, training__packing=True))
     assert problem == (
-        "training.packing mixes documents up with virtual tokens (PromptTuning); set training.packing=false"
+        f"training.packing mixes documents up with virtual tokens ({method}); set training.packing=false"
     )
 
 

@@ -164,7 +164,7 @@ def _prompt_problems(given: PeftConfig, filled: PeftConfig) -> Iterator[str]:
 
 
 def _prefix_problems(adapted: torch.nn.Module, model_type: str) -> Iterator[str]:
-    """Keys and values that do not fit the cache, tried without numbers: Falcon's one head, Mamba's none at all."""
+    """Keys and values that do not fit the cache, tried without numbers: Falcon's one head, for one."""
     try:
         with torch.no_grad():
             adapted(input_ids=torch.zeros(1, 2, dtype=torch.long, device="meta"))
