@@ -211,7 +211,7 @@ WORDS = [
     case("--cfg job --package foo", "--package foo: the job has no such part"),
     case("-m --cfg job seed=1,2", "--cfg prints one job, and -m composes several; leave one of them out"),
     case("doctor peft=lora", "doctor takes no 'peft=lora'; its flags are --clear-cache, --help and --version"),
-    case("model=llama2_7", "model=llama2_7: no such choice; did you mean 'llama2_7b'? (causal_lm, llama2_13b, …)"),
+    case("model=llama2_7", "model=llama2_7: no such choice; did you mean 'llama2_7b'? (causal_lm, gpt_bigcode, …)"),
     case("peft=lorra", "peft=lorra: no such choice; did you mean 'lora'? (…)"),
     case("peft=", "peft=: no such choice (dora, full, …)"),
     case("model=null", "model=null: choose model=NAME, or leave it out for the default"),

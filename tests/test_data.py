@@ -17,7 +17,7 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fmstune import cache, data, entries, formats, splits, tokens
+from fmstune import cache, data, entries, splits, tokens
 from fmstune.data import Prepared
 from fmstune.errors import UserError
 from fmstune.job import Data, Overlap, OverLength, Untrainable
@@ -863,7 +863,6 @@ def test_a_changed_template_file_is_not_given_old_tokens() -> None:
     format = {"_target_": "fmstune.formats.template", "template_file": "row.jinja"}
     write(["x"])
     for mark in ("!", "?"):
-        formats.templates.load.cache_clear()
         Path("row.jinja").write_text("{% generation %}{{ output }}" + mark + "{% endgeneration %}")
         prepared = prepare(format=format)
         assert not prepared.cached
