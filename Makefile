@@ -1,9 +1,9 @@
-# demo: the default run; test, lint: what CI runs. Each makes the environment that it needs.
+# demo: the default run; test, lint: what CI runs; bench: benchmarks/RESULTS.md, best on an idle machine. Each makes the environment that it needs.
 PYTHON ?= python3
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: .venv/.installed
 	.venv/bin/fmstune
@@ -16,6 +16,9 @@ lint: .venv-test/.installed
 	.venv-test/bin/ruff format --check .
 	.venv-test/bin/mypy
 	.venv-test/bin/lint-imports
+
+bench: .venv-test/.installed
+	.venv-test/bin/python benchmarks/run_all.py $(BENCH_ARGS)
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -10,6 +10,7 @@ from pathlib import Path
 from fmstune import freeze, parent, run_folder
 from fmstune.command_line import Verb
 from fmstune.errors import UserError, render
+from fmstune.garbage import uncollected
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -50,7 +51,8 @@ def _act(options: argparse.Namespace) -> int:
     folder = Path(job.output_dir) if verb is Verb.train and job.output_dir else None
     parent.watch(lambda: run_folder.mark_orphaned(folder) if folder else None)
     # here and not above: it imports torch for seconds, in which a signal or the parent's death must be heeded already
-    from fmstune import verbs
+    with uncollected():
+        from fmstune import verbs
 
     verbs.quiet()
     if verb is Verb.modules:
