@@ -16,7 +16,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fmstune import __version__, claim, completion, composition, freeze, help, launch, report, rules, run_folder
+from fmstune import (
+    __version__,
+    accelerate_file,
+    claim,
+    completion,
+    composition,
+    freeze,
+    help,
+    launch,
+    report,
+    rules,
+    run_folder,
+)
 from fmstune.command_line import CommandLine, Verb, choice_problems, force_plain_overrides, parse, swept_keys
 from fmstune.errors import UserError, raise_if_any, render
 from fmstune.job import Job
@@ -105,7 +117,10 @@ def _composed(line: CommandLine) -> int:
 
 def _point(config: DictConfig, line: CommandLine, swept: Collection[str]) -> int:
     """One composed configuration, to its end."""
-    frozen = freeze.freeze(composition.tree(config), trusted=line.trusted)
+    tree = composition.tree(config)
+    words = frozenset(word.lstrip("+~").partition("=")[0] for word in line.hydra)
+    tree["launcher"] = accelerate_file.folded(tree["launcher"], words)
+    frozen = freeze.freeze(tree, trusted=line.trusted)
     job = frozen.job
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         job = dataclasses.replace(job, output_dir=str(_sweep_folder(HydraConfig.get(), swept)))

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fmstune import package_files, peft_rules, resume_rules, rows, run_folder
+from fmstune import launch_rules, package_files, peft_rules, resume_rules, rows, run_folder
 from fmstune.errors import UserError, did_you_mean, shown
-from fmstune.job import Attention, Data, Device, Evaluation, Job, Launcher, Model, has_held_out, tunes_an_adapter
+from fmstune.job import Attention, Data, Device, Evaluation, Job, Model, has_held_out, tunes_an_adapter
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "extra_special_tokens")
 
@@ -48,7 +48,7 @@ def problems(job: Job) -> Iterator[str]:
     yield from _training(job)
     yield from resume_rules.problems(job)
     yield from _together(job)
-    yield from _launcher(job.launcher)
+    yield from launch_rules.problems(job)
     yield from _evaluation(job.evaluation)
 
 
@@ -267,11 +267,6 @@ def _together(job: Job) -> Iterator[str]:
     offload = job.training.get("activation_offloading")
     if offload and job.launcher.device is Device.cpu:
         yield "training.activation_offloading moves activations from an accelerator, and launcher.device=cpu"
-
-
-def _launcher(launcher: Launcher) -> Iterator[str]:
-    if launcher.threads is not None:
-        yield from _at_least("launcher.threads", launcher.threads, 1)
 
 
 def _evaluation(evaluation: Evaluation) -> Iterator[str]:
