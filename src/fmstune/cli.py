@@ -167,8 +167,9 @@ def _train(job: Job, flags: Sequence[str]) -> int:
     claimed = claim.claim(job)
     folder = claimed.folder
     print(f"fmstune: run folder {folder}", file=sys.stderr)
-    argv = launch.command(folder / run_folder.JOB, *flags)
-    code = launch.start(argv, launch.environment(claimed.job, os.environ))
+    code = 0
+    for argv in launch.commands(claimed.job, folder / run_folder.JOB, *flags):
+        code = code or launch.start(argv, launch.environment(claimed.job, os.environ))
     if not (folder / run_folder.SUMMARY).is_file():
         # nothing was trained: leave nothing behind
         claim.release(claimed)

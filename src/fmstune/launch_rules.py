@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from fmstune import devices
 from fmstune.job import Device, Job, Launcher, Prefetch, Scheduler, Sharding, Strategy, is_sharded, tunes_an_adapter
+from fmstune.ranks import Rank
 
 _FSDP1_ONLY = {"backward_prefetch": Prefetch.BACKWARD_PRE, "forward_prefetch": False, "use_orig_params": True}
 """Settings that FSDP2 has no use for, with the values that mean nothing was asked."""
@@ -133,6 +134,15 @@ _OWN_OPTIONS: Mapping[str, str] = {
     "open-mode": "fmstune asks for it",
 }
 """Options of sbatch that the script sets by itself."""
+
+
+def started_problems(launcher: Launcher, rank: Rank) -> Iterator[str]:
+    """Why this process cannot be one of the job's, whoever started it."""
+    if launcher.strategy is Strategy.single and rank.processes > 1:
+        yield (
+            f"the job is for one process (launcher=local), and {rank.processes} were started; "
+            "freeze it with launcher=fsdp or launcher=ddp"
+        )
 
 
 def local_processes(launcher: Launcher) -> int:

@@ -17,13 +17,13 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 from trl import SFTConfig
 
-from fmstune import adapters, evaluate, memory, models, plots, provenance, run_folder
+from fmstune import adapters, evaluate, memory, models, plots, provenance, ranks, rehearsal, run_folder, sharding
 from fmstune.callbacks import MetricsFile, Progress
 from fmstune.checks import Checked
 from fmstune.data import Prepared
 from fmstune.errors import UserError
 from fmstune.evaluate import Scores
-from fmstune.job import Job
+from fmstune.job import Job, is_sharded
 from fmstune.ledger import Ledger
 from fmstune.models import Tokenizer
 from fmstune.plan import Plan
@@ -48,11 +48,15 @@ def locked(folder: Path) -> Iterator[None]:
 def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, plan: Plan) -> None:
     """Train, evaluate, save; the folder's summary says how it ended, also when it did not go well."""
     assert job.output_dir is not None
-    folder = Path(job.output_dir)
-    with _recorded(folder, {"name": job.name, "plan": _plan_values(plan)}):
-        run_folder.write_json(folder / run_folder.PROVENANCE, _provenance(job, checked, prepared))
+    folder, main = Path(job.output_dir), ranks.here().is_main
+    start = {"name": job.name, "plan": _plan_values(plan)}
+    with _recorded(folder, start) if main else nullcontext():
+        if main:
+            run_folder.write_json(folder / run_folder.PROVENANCE, _provenance(job, checked, prepared))
         trainer, seconds = _build(job, checked, tokenizer, prepared, folder)
-        base = _score(trainer, job, checked, prepared, base=True) if job.evaluation.base else None
+        base: list[Scores | None] = []
+        if job.evaluation.base:
+            trainer.before_training(lambda: base.append(_score(trainer, job, checked, prepared, base=True)))
         memory.reset_peak(checked.device)
         output = trainer.train(resume_from_checkpoint=job.training.get("resume"))
         figures = _figures(trainer, checked, prepared, output.metrics)
@@ -62,9 +66,11 @@ def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, pl
                 raise UserError(
                     f"{name} is {loss} after training; lower training.learning_rate, or set model.dtype=float32"
                 )
-        save(trainer.model, tokenizer, folder / run_folder.MODEL)
-        plots.plot_loss(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT)
-        run_folder.update_summary(folder, {**seconds, **figures, **_scores(base, tuned)})
+        save(trainer.model, tokenizer, folder / run_folder.MODEL, writes=main)
+        if main:
+            plots.plot_loss(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT)
+            scores = _scores(base[0] if base else None, tuned)
+            run_folder.update_summary(folder, {**seconds, **figures, **scores})
 
 
 @contextmanager
@@ -93,12 +99,14 @@ def _build(
     set_seed(job.seed)
     before = memory.now(checked.device)
     begun = time.perf_counter()
+    # before the model: with several processes it is what makes them meet, and then weights are read in one of them
+    settings = arguments(job, checked, folder)
     base = models.load(job.model, tokenizer, dtype=checked.precision.weights, attention=checked.attention)
     model = adapters.wrap(base, checked.peft, job.model.adapter)
     loaded = time.perf_counter() - begun
     trainer = Trainer(
         model=model,
-        args=arguments(job, checked, folder),
+        args=settings,
         train_dataset=prepared.train,
         eval_dataset=_while_training(job, prepared),
         processing_class=tokenizer.tokenizer,
@@ -124,6 +132,7 @@ def arguments(job: Job, checked: Checked, folder: Path) -> SFTConfig:
         "report_to": "none",
         "disable_tqdm": True,
         "completion_only_loss": False,
+        **_sharing(job, checked),
     }
     # for a user's own training file that leaves them out
     defaults = {
@@ -138,6 +147,17 @@ def arguments(job: Job, checked: Checked, folder: Path) -> SFTConfig:
         raise UserError(f"training: trl.SFTConfig refuses these fields: {err}") from err
 
 
+def _sharing(job: Job, checked: Checked) -> dict[str, Any]:
+    """What several processes share; nothing where this one was started alone, as for a check."""
+    if not (is_sharded(job.launcher) and ranks.here().started):
+        # every trained weight takes part in every step, so there is nothing to look for
+        return {"ddp_find_unused_parameters": False} if ranks.here().processes > 1 else {}
+    sharding.set_environment(job.launcher)
+    if checked.device == "cpu":
+        rehearsal.enable()
+    return sharding.settings(job.launcher)
+
+
 def _while_training(job: Job, prepared: Prepared) -> Dataset | None:
     return prepared.held_out if job.training.get("eval_strategy", "no") != "no" else None
 
@@ -149,7 +169,8 @@ def _score(trainer: Trainer, job: Job, checked: Checked, prepared: Prepared, *, 
     model = trainer.model
     # a new adapter may change the output before it is trained (a random prompt does)
     as_base = model.disable_adapter() if base and isinstance(model, PeftModel) else nullcontext()
-    print(f"evaluating the {'base' if base else 'tuned'} model …", file=sys.stderr, flush=True)
+    if ranks.here().is_main:
+        print(f"evaluating the {'base' if base else 'tuned'} model …", file=sys.stderr, flush=True)
     with as_base:
         return evaluate.score(
             model,
@@ -175,11 +196,13 @@ def _figures(trainer: Trainer, checked: Checked, prepared: Prepared, metrics: di
         "step_seconds": round(seconds, 3),
         "tokens_per_second": round(trainer.tokens / seconds, 1) if seconds else None,
         "tokens_trained_on": trainer.tokens,
-        "tokens_padded": max(trainer.positions - trainer.tokens, 0),
+        "tokens_padded": max(trainer.all_positions() - trainer.tokens, 0),
         "total_parameters": sum(p.numel() for p in parameters),
         "base_parameters": dimensions.base_parameters,
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "peak_memory_bytes": memory.peak(checked.device),
+        "processes": trainer.args.world_size,
+        "weight_bytes_by_rank": sharding.held_by_rank(trainer.model),
         "data": {
             "train": _ledger(prepared.ledger),
             "held_out": _ledger(prepared.held_out_ledger) if prepared.held_out_ledger else None,
@@ -198,17 +221,32 @@ def _scores(base: Scores | None, tuned: Scores | None) -> dict[str, Any]:
     return {key: dataclasses.asdict(scores) for key, scores in both.items() if scores is not None}
 
 
-def save(model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, folder: Path) -> None:
-    """The model or adapter with its tokenizer, for plain transformers and PEFT; written aside, then renamed."""
+def save(model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, folder: Path, *, writes: bool = True) -> None:
+    """The model or adapter with its tokenizer, for plain transformers and PEFT; written aside, then renamed.
+
+    Every process must call it, as each holds a part of a sharded model; one `writes`.
+    """
+    grown = bool(tokenizer.added)
+    state = None
+    if sharding.is_sharded(model):
+        state = sharding.gathered(model, trained_only=isinstance(model, PeftModel) and not grown)
+    with sharding.prompt_at_hand(model):
+        if writes:
+            _write(model, tokenizer, folder, state)
+
+
+def _write(
+    model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, folder: Path, state: dict[str, Any] | None
+) -> None:
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     if isinstance(model, PeftModel):
         # PEFT would look the base up on the hub to find out whether the embedding grew; we know
-        model.save_pretrained(aside, save_embedding_layers=bool(tokenizer.added))
+        model.save_pretrained(aside, state_dict=state, save_embedding_layers=bool(tokenizer.added))
         # PEFT's card is a form to fill in, with this machine's path of the base
         (aside / "README.md").unlink(missing_ok=True)
     else:
-        model.save_pretrained(aside)
+        model.save_pretrained(aside, state_dict=state)
     tokenizer.tokenizer.save_pretrained(aside)
     aside.rename(folder)
 

@@ -2,13 +2,16 @@
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import trl.trainer.utils
+from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
 
+from fmstune import sharding
 from fmstune.errors import UserError
 
 
@@ -31,10 +34,51 @@ class Trainer(SFTTrainer):
         self.clock = StepClock()
         self.add_callback(self.clock)
         self.positions = 0
-        """Positions that went through the model in training, padding included."""
+        """Positions that went through the model of this process in training, padding included."""
         self._scored = torch.zeros(2, dtype=torch.float64)
         self._tokens_at_last_log = 0
         self._seconds_at_last_log = 0.0
+        self._before_training: Callable[[], None] | None = None
+
+    def before_training(self, action: Callable[[], None]) -> None:
+        """Do this with the model as it is before a step or a checkpoint changes it.
+
+        At once, except where the model is sharded: it can be used only when `train` has sharded it.
+        """
+        if self.is_fsdp_enabled:
+            self._before_training = action
+        else:
+            action()
+
+    def _sharded_now(self) -> None:
+        action, self._before_training = self._before_training, None
+        if action is not None:
+            action()
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Sharded, the model is at hand here and still the base."""
+        self._sharded_now()
+        super()._load_from_checkpoint(*args, **kwargs)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Sharded, and without a checkpoint, the model is at hand after this."""
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        self._sharded_now()
+        return prepared
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save for plain transformers and PEFT; of a sharded model with an adapter, gather the adapter alone."""
+        if not sharding.is_sharded(self.model):
+            super().save_model(output_dir, _internal_call)
+            return
+        state = sharding.gathered(self.model, trained_only=isinstance(self.model, PeftModel))
+        with sharding.prompt_at_hand(self.model):
+            self._save(output_dir, state_dict=state)
+
+    def all_positions(self) -> int:
+        """Positions of all processes; every one must ask."""
+        count = torch.tensor(self.positions, device=self.args.device)
+        return int(self.accelerator.reduce(count, "sum"))
 
     @property
     def tokens(self) -> int:

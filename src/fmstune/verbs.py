@@ -5,13 +5,15 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import datasets
+import filelock
 import torch
 import transformers
 
-from fmstune import advice, architecture, checks, data, models, plan, precision, shapes, show_data, train
+from fmstune import advice, architecture, cache, checks, data, models, plan, precision, ranks, shapes, show_data, train
 from fmstune.checks import Checked
 from fmstune.data import Prepared
 from fmstune.errors import UserError, raise_if_any
@@ -108,13 +110,25 @@ def show_rows(job: Job, rows: int, json: Path | None) -> int:
     return 0
 
 
+def prepare(job: Job) -> int:
+    """Check, and tokenise the rows into the cache: what is done once, before several processes start."""
+    checked = _checked(job)
+    tokenizer, prepared = _prepare(job)
+    checked = checks.with_tokenizer(checked, tokenizer)
+    checks.make_plan(job, checked, checks.rows_of(prepared.ledger), prepared)
+    return 0
+
+
 def run(job: Job) -> int:
     """Check, prepare, train; in the run folder that the parent made."""
     if job.output_dir is None:
         raise UserError("output_dir must be given when the runner is started by hand")
-    with train.locked(Path(job.output_dir)):
+    rank = ranks.here()
+    with train.locked(Path(job.output_dir)) if rank.is_main else nullcontext():
         checked = _checked(job)
-        tokenizer, prepared = _prepare(job)
+        # whoever starts several processes without preparing has one of each machine tokenise
+        with filelock.FileLock(cache.place() / ".preparing") if rank.started else nullcontext():
+            tokenizer, prepared = _prepare(job)
         checked = checks.with_tokenizer(checked, tokenizer)
         made = checks.make_plan(job, checked, checks.rows_of(prepared.ledger), prepared)
         _print_plan(made, checked)
