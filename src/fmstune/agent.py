@@ -102,7 +102,9 @@ def _show(failure: Failure, folder: Path) -> int:
     if number in run_folder.INTERRUPTING or failure.kind == "interrupted":
         return 130
     print(failure.text, file=sys.stderr)
-    if run_folder.read_summary(folder).get("status") in (run_folder.RUNNING, run_folder.INTERRUPTED):
+    status = run_folder.read_summary(folder).get("status")
+    # a main rank that lost another one has recorded that, and not why
+    if status is not None and not (status == run_folder.FAILED and _follows(failure)):
         run_folder.end(folder, run_folder.FAILED, failure.kind, failure.text.strip().splitlines()[-1])
     return 1 if number is not None else failure.code
 

@@ -153,9 +153,11 @@ def _sharing(job: Job, checked: Checked) -> dict[str, Any]:
         # every trained weight takes part in every step, so there is nothing to look for
         return {"ddp_find_unused_parameters": False} if ranks.here().processes > 1 else {}
     sharding.set_environment(job.launcher)
+    # else each process would keep whole gradients while it accumulates (transformers/trainer.py, `no_sync`)
+    shares = {"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}
     if checked.device == "cpu":
         rehearsal.enable()
-    return sharding.settings(job.launcher)
+    return {**sharding.settings(job.launcher), **shares}
 
 
 def _while_training(job: Job, prepared: Prepared) -> Dataset | None:

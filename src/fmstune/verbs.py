@@ -13,7 +13,21 @@ import filelock
 import torch
 import transformers
 
-from fmstune import advice, architecture, cache, checks, data, models, plan, precision, ranks, shapes, show_data, train
+from fmstune import (
+    advice,
+    architecture,
+    cache,
+    checks,
+    data,
+    launch_rules,
+    models,
+    plan,
+    precision,
+    ranks,
+    shapes,
+    show_data,
+    train,
+)
 from fmstune.checks import Checked
 from fmstune.data import Prepared
 from fmstune.errors import UserError, raise_if_any
@@ -78,18 +92,18 @@ def check(job: Job) -> int:
     raise_if_any(problems)
     assert checked is not None
     assert rows is not None
-    _print_plan(checks.make_plan(job, checked, rows, prepared), checked)
+    _print_plan(job, checks.make_plan(job, checked, rows, prepared), checked)
     if prepared is not None:
         print("\n".join(["", *prepared.ledger.lines()]))
     print("\nno problems found")
     return 0
 
 
-def _print_plan(made: plan.Plan, checked: Checked) -> None:
+def _print_plan(job: Job, made: plan.Plan, checked: Checked) -> None:
     print(plan.render(made))
     for note in (*checked.notes, *precision.notes(checked.precision, checked.peft is not None)):
         print(f"note: {note}")
-    available = checks.device_bytes(checked.device)
+    available = checks.device_bytes(checked.device, max(launch_rules.local_processes(job.launcher), 1))
     if available is not None and made.total > available:
         print(f"note: the plan does not fit: {plan.size(made.total)} of {plan.size(available)}; what would help:")
         print("\n".join(f"  {change}" for change in advice.fits(made, available)))
@@ -131,7 +145,7 @@ def run(job: Job) -> int:
             tokenizer, prepared = _prepare(job)
         checked = checks.with_tokenizer(checked, tokenizer)
         made = checks.make_plan(job, checked, checks.rows_of(prepared.ledger), prepared)
-        _print_plan(made, checked)
+        _print_plan(job, made, checked)
         print("\n".join(["", *prepared.ledger.lines(), ""]), flush=True)
         train.run(job, checked, tokenizer, prepared, made)
     return 0
