@@ -1,9 +1,9 @@
-# demo: the default run; test, lint: what CI runs. Each makes the environment that it needs.
+# demo: the default run; test, lint: what CI runs; soak: kills and resumes. Each makes the environment that it needs.
 PYTHON ?= python3
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint soak clean
 
 demo: .venv/.installed
 	.venv/bin/fmstune
@@ -16,6 +16,10 @@ lint: .venv-test/.installed
 	.venv-test/bin/ruff format --check .
 	.venv-test/bin/mypy
 	.venv-test/bin/lint-imports
+
+# kills runs at random moments and goes on, 20 times a combination
+soak: .venv-test/.installed
+	.venv-test/bin/python tools/soak.py --kills 20
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -295,7 +295,7 @@ def estimated_rows(job: Job) -> plan.Rows:
 
 def resume_problems(job: Job, made: Plan) -> Iterator[str]:
     """A checkpoint with nothing left to train after it."""
-    if job.training.get("resume") is not None:
+    if job.training.get("resume") not in (None, resume_rules.AUTO):
         done = resume_rules.steps_done(Path(job.training["resume"]))
         if done >= made.total_steps:
             yield (

@@ -167,6 +167,10 @@ def _train(job: Job, flags: Sequence[str]) -> int:
     claimed = claim.claim(job)
     folder = claimed.folder
     print(f"fmstune: run folder {folder}", file=sys.stderr)
+    if claim.is_finished(claimed):
+        print("fmstune: this run is finished already, and nothing is left to do", file=sys.stderr)
+        print(report.render(run_folder.read_summary(folder), folder))
+        return 0
     code = 0
     for argv in launch.commands(claimed.job, folder / run_folder.JOB, *flags):
         code = code or launch.start(argv, launch.environment(claimed.job, os.environ))

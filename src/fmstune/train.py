@@ -17,11 +17,24 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 from trl import SFTConfig
 
-from fmstune import adapters, evaluate, memory, models, plots, provenance, ranks, rehearsal, run_folder, sharding
+from fmstune import (
+    adapters,
+    checkpoints,
+    evaluate,
+    memory,
+    models,
+    plots,
+    provenance,
+    ranks,
+    rehearsal,
+    resume_rules,
+    run_folder,
+    sharding,
+)
 from fmstune.callbacks import MetricsFile, Progress
 from fmstune.checks import Checked
 from fmstune.data import Prepared
-from fmstune.errors import UserError
+from fmstune.errors import UserError, raise_if_any
 from fmstune.evaluate import Scores
 from fmstune.job import Job, is_sharded
 from fmstune.ledger import Ledger
@@ -49,16 +62,22 @@ def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, pl
     """Train, evaluate, save; the folder's summary says how it ended, also when it did not go well."""
     assert job.output_dir is not None
     folder, main = Path(job.output_dir), ranks.here().is_main
+    checkpoint = _checkpoint(job, folder)
     start = {"name": job.name, "plan": _plan_values(plan)}
     with _recorded(folder, start) if main else nullcontext():
+        former = run_folder.read_summary(folder) if checkpoint is not None and checkpoint.parent == folder else {}
         if main:
             run_folder.write_json(folder / run_folder.PROVENANCE, _provenance(job, checked, prepared))
+            checkpoints.clear_aside(folder)
+            run_folder.keep_metrics(folder, resume_rules.steps_done(checkpoint) if checkpoint is not None else 0)
         trainer, seconds = _build(job, checked, tokenizer, prepared, folder)
+        if checkpoint is not None and (made := checkpoints.about(checkpoint)) is not None:
+            raise_if_any(checkpoints.problems(checkpoint, made, trainer.about()))
         base: list[Scores | None] = []
-        if job.evaluation.base:
+        if job.evaluation.base and "base" not in former:
             trainer.before_training(lambda: base.append(_score(trainer, job, checked, prepared, base=True)))
         memory.reset_peak(checked.device)
-        output = trainer.train(resume_from_checkpoint=job.training.get("resume"))
+        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         figures = _figures(trainer, checked, prepared, output.metrics)
         tuned = _score(trainer, job, checked, prepared, base=False)
         for name, loss in (("train_loss", figures["train_loss"]), ("eval_loss", tuned.eval_loss if tuned else 0.0)):
@@ -71,6 +90,12 @@ def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, pl
             plots.plot_loss(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT)
             scores = _scores(base[0] if base else None, tuned)
             run_folder.update_summary(folder, {**seconds, **figures, **scores})
+
+
+def _checkpoint(job: Job, folder: Path) -> Path | None:
+    """Where to go on: the checkpoint that the job names, else the newest complete one of its own folder."""
+    given = job.training.get("resume")
+    return checkpoints.newest(folder) if given in (None, resume_rules.AUTO) else Path(given)
 
 
 @contextmanager
@@ -174,13 +199,17 @@ def _score(trainer: Trainer, job: Job, checked: Checked, prepared: Prepared, *, 
     if ranks.here().is_main:
         print(f"evaluating the {'base' if base else 'tuned'} model …", file=sys.stderr, flush=True)
     with as_base:
-        return evaluate.score(
+        scores = evaluate.score(
             model,
             trainer.processing_class,
             prepared.held_out,
             job.evaluation,
             autocast=checked.precision.autocast,
         )
+    if base and ranks.here().is_main:
+        # at once, so that a run that is gone on with need not do it again
+        run_folder.update_summary(Path(trainer.args.output_dir), _scores(scores, None))
+    return scores
 
 
 def _figures(trainer: Trainer, checked: Checked, prepared: Prepared, metrics: dict[str, float]) -> dict[str, Any]:
@@ -250,6 +279,8 @@ def _write(
     else:
         model.save_pretrained(aside, state_dict=state)
     tokenizer.tokenizer.save_pretrained(aside)
+    # of a run that was killed before it could say that it is finished
+    shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
 
 

@@ -1,18 +1,24 @@
 """TRL's SFTTrainer with two things mended: the loss is fast on a CPU, and tokens per second are counted."""
 
+import errno
 import math
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 import trl.trainer.utils
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
 from fmstune import sharding
-from fmstune.errors import UserError
+from fmstune.checkpoints import SAVING, About, clear_aside, newest, publish
+from fmstune.errors import UserError, raise_if_any
 
 
 def score_supervised_positions_on_cpu() -> None:
@@ -39,6 +45,7 @@ class Trainer(SFTTrainer):
         self._tokens_at_last_log = 0
         self._seconds_at_last_log = 0.0
         self._before_training: Callable[[], None] | None = None
+        self._aside: Path | None = None
 
     def before_training(self, action: Callable[[], None]) -> None:
         """Do this with the model as it is before a step or a checkpoint changes it.
@@ -74,6 +81,60 @@ class Trainer(SFTTrainer):
         state = sharding.gathered(self.model, trained_only=isinstance(self.model, PeftModel))
         with sharding.prompt_at_hand(self.model):
             self._save(output_dir, state_dict=state)
+
+    def about(self) -> About:
+        """What a checkpoint that is saved now is made with."""
+        return About(
+            step=self.state.global_step,
+            processes=self.args.world_size,
+            rows_per_step=self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+            sharded=self.is_fsdp_enabled,
+        )
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where a checkpoint is written: aside, while it is."""
+        return str(self._aside) if self._aside is not None else str(super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Write the checkpoint aside, then give it its name; raises UserError where the disk is full.
+
+        The former checkpoint is whole then, and removed only when the new one is.
+        """
+        run, step = Path(self.args.output_dir), self.state.global_step
+        if self.args.should_save:
+            clear_aside(run)
+        self.accelerator.wait_for_everyone()
+        self._aside = run / SAVING
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                publish(run / SAVING / f"checkpoint-{step}", run / f"checkpoint-{step}", self.about())
+        except (OSError, RuntimeError, SafetensorError) as err:
+            # looked at before the room is given back
+            problems = list(_not_saved(err, run, step))
+            clear_aside(run)
+            raise_if_any(problems)
+            raise
+        finally:
+            self._aside = None
+        if self.state.best_model_checkpoint:
+            self.state.best_model_checkpoint = str(run / Path(self.state.best_model_checkpoint).name)
+        if self.args.should_save:
+            clear_aside(run)
+            rotate_checkpoints(
+                output_dir=str(run),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train an epoch; nothing where the last checkpoint was at the end already, where Trainer would take a step."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     def all_positions(self) -> int:
         """Positions of all processes; every one must ask."""
@@ -131,6 +192,23 @@ class Trainer(SFTTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL writes one into the run folder at each checkpoint; the run's own files say more."""
+
+
+def _not_saved(err: Exception, run: Path, step: int) -> Iterator[str]:
+    """A full disk, in whichever words a library says it; torch's writer does not name the reason at all."""
+    text = str(err)
+    full = shutil.disk_usage(run).free < _NO_SPACE
+    if getattr(err, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or full:
+        former = newest(run)
+        kept = f"{former.name} is whole; " if former is not None else ""
+        yield (
+            f"step {step}: the checkpoint cannot be saved, as the disk of {run} is full; {kept}free space, or set "
+            "training.save_total_limit, and start the same command again"
+        )
+
+
+_NO_SPACE = 2**20
+"""Bytes; with less, a failed write is put down to the disk."""
 
 
 class StepClock(TrainerCallback):
