@@ -1,6 +1,7 @@
 """A run's folder is claimed before it is used, and given back when nothing came of it."""
 
 import dataclasses
+import os
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +22,8 @@ class Claim:
     folder: Path
     made: tuple[Path, ...]
     """Folders that claiming made, deepest first: what `release` may take away."""
+    resumed: bool = False
+    """The folder held this job already: nothing of it may be taken away."""
 
 
 def claim(job: Job) -> Claim:
@@ -29,7 +32,9 @@ def claim(job: Job) -> Claim:
     for number in range(1, 1000):
         folder = Path(given) if given is not None else _default_folder(job.name, number)
         claimed = dataclasses.replace(job, output_dir=str(folder))
-        raise_if_any(rules.folder_problems(folder) if given is not None else ())
+        raise_if_any(rules.folder_problems(folder, job) if given is not None else ())
+        if given is not None and (folder / run_folder.JOB).is_file():
+            return _resumed(claimed, folder)
         try:
             made = _make(folder)
             freeze.write(claimed, folder / run_folder.JOB)
@@ -44,6 +49,20 @@ def claim(job: Job) -> Claim:
             raise UserError(f"output_dir: {folder} cannot be made: {err.strerror}; choose another") from err
         return Claim(claimed, folder, made)
     raise UserError("output_dir: no free folder under runs/; set output_dir")
+
+
+def _resumed(job: Job, folder: Path) -> Claim:
+    """The folder of the same job: its file says how the run goes on now, with other processes perhaps."""
+    aside = folder / f".{run_folder.JOB}.{os.getpid()}"
+    aside.unlink(missing_ok=True)
+    freeze.write(job, aside)
+    aside.replace(folder / run_folder.JOB)
+    return Claim(job, folder, (), resumed=True)
+
+
+def is_finished(claimed: Claim) -> bool:
+    """Whether there is nothing left to do in the folder."""
+    return claimed.resumed and run_folder.read_summary(claimed.folder).get("status") == run_folder.FINISHED
 
 
 def _make(folder: Path) -> tuple[Path, ...]:
@@ -61,6 +80,8 @@ def _default_folder(name: str, number: int) -> Path:
 
 def release(claimed: Claim) -> None:
     """Take back what `claim` made, where nothing else has come into it."""
+    if claimed.resumed:
+        return
     for name in (run_folder.JOB, run_folder.LOCK_FILE):
         (claimed.folder / name).unlink(missing_ok=True)
     for folder in claimed.made:

@@ -7,12 +7,14 @@ from itertools import groupby
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from datasets import Dataset
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from fmstune.job import Evaluation
+from fmstune.sharding import is_sharded, learns_a_prompt
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ def score(
     """Score the model on held-out rows as `fmstune.data` prepares them.
 
     The model must have TRL's fused LM head (`SFTTrainer` adds it): the loss never holds all logits at once.
+    Several processes share the rows out, and each gets the scores of all of them.
     """
     count = min(len(held_out), evaluation.max_rows or len(held_out))
     rows = held_out.select(range(count))
@@ -54,7 +57,8 @@ def score(
     limit = min(evaluation.max_new_tokens, max(map(len, expected)))
     was_training = model.training
     model.eval()
-    with torch.inference_mode(), _autocast(model.device.type, autocast):
+    # no inference_mode: what FSDP gathers under it could not be trained afterwards
+    with torch.no_grad(), _autocast(model.device.type, autocast):
         loss, tokens = _loss(model, rows, tokenizer.pad_token_id, evaluation.batch_size)
         got = generate(model, tokenizer, prompts, batch_size=evaluation.batch_size, max_new_tokens=limit, stops=stops)
     model.train(was_training)
@@ -113,18 +117,21 @@ def generate(
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
-    answers: list[str] = [""] * len(prompts)
+    answers: dict[int, str] = {}
     lengths = [len(prompt) for prompt in prompts]
+    batches = list(_by_length(lengths, batch_size, equal=learns_a_prompt(model)))
     with _without_own_generation_config(model):
-        for batch in _by_length(lengths, batch_size, equal=_learns_a_prompt(model)):
+        for batch in _of_this_process(batches):
             encoded = tokenizer.pad(
                 {"input_ids": [list(prompts[i]) for i in batch]}, padding_side="left", return_tensors="pt"
             ).to(model.device)
-            output = model.generate(**encoded, generation_config=settings)
+            # each process goes on until the last one has ended, as all hold a part of the weights
+            output = model.generate(**encoded, generation_config=settings, synced_gpus=is_sharded(model))
             new = output[:, encoded["input_ids"].shape[1] :]
-            for i, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-                answers[i] = text
-    return answers
+            answers |= zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True)
+    for others in _gathered(answers):
+        answers |= others
+    return [answers[i] for i in range(len(prompts))]
 
 
 @contextmanager
@@ -141,14 +148,38 @@ def _without_own_generation_config(model: PreTrainedModel | PeftModel) -> Iterat
 def _loss(model: PreTrainedModel | PeftModel, rows: Dataset, pad_token_id: int, batch_size: int) -> tuple[float, int]:
     """Summed over all supervised tokens and divided once, so that batching does not change it; and their number."""
     collate = DataCollatorForLanguageModeling(pad_token_id=pad_token_id)
-    total, supervised = 0.0, 0
-    for batch in _by_length([len(ids) for ids in rows["input_ids"]], batch_size):
+    sums: dict[tuple[int, ...], tuple[float, int]] = {}
+    for batch in _of_this_process(list(_by_length([len(ids) for ids in rows["input_ids"]], batch_size))):
         examples = [{"input_ids": rows[i]["input_ids"], "labels": rows[i]["labels"]} for i in batch]
         inputs = {key: value.to(model.device) for key, value in collate(examples).items()}
-        total -= model(**inputs, use_cache=False, fused_lm_head=True).log_probs.sum().item()
+        loss = -model(**inputs, use_cache=False, fused_lm_head=True).log_probs.sum().item()
         # the first position has no predecessor that could predict it
-        supervised += int((inputs["labels"][:, 1:] != -100).sum())
-    return total / max(supervised, 1), supervised
+        sums[tuple(batch)] = loss, int((inputs["labels"][:, 1:] != -100).sum())
+    for others in _gathered(sums):
+        sums |= others
+    # in one order, so that the processes agree to the last bit
+    ordered = [sums[batch] for batch in sorted(sums)]
+    supervised = sum(tokens for _, tokens in ordered)
+    return sum(loss for loss, _ in ordered) / max(supervised, 1), supervised
+
+
+def _of_this_process(batches: Sequence[list[int]]) -> Iterator[list[int]]:
+    """The batches that this process takes, as many as any other takes: a sharded model needs all of them each time.
+
+    Where the batches run out, the last one is done again.
+    """
+    count, number = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    for start in range(0, len(batches), count):
+        yield batches[min(start + number, len(batches) - 1)]
+
+
+def _gathered(found: dict[Any, Any]) -> list[dict[Any, Any]]:
+    """What each process found."""
+    if not dist.is_initialized():
+        return [found]
+    all_found: list[dict[Any, Any]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(all_found, found)
+    return all_found
 
 
 def _by_length(lengths: Sequence[int], batch_size: int, *, equal: bool = False) -> Iterator[list[int]]:
@@ -158,10 +189,6 @@ def _by_length(lengths: Sequence[int], batch_size: int, *, equal: bool = False) 
     for group in groups:
         for start in range(0, len(group), batch_size):
             yield group[start : start + batch_size]
-
-
-def _learns_a_prompt(model: PreTrainedModel | PeftModel) -> bool:
-    return isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
 
 
 def _autocast(device: str, dtype: str | None) -> AbstractContextManager[object]:

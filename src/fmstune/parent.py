@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from fmstune import ranks
 from fmstune.launch import PARENT
 from fmstune.run_folder import INTERRUPTING
 
@@ -14,11 +15,14 @@ _EVERY_SECONDS = 0.25
 
 
 def watch(on_death: Callable[[], None]) -> None:
-    """End this process soon after its parent's death; `on_death` runs first. No parent named, no watching.
+    """End this process soon after its parent's death; `on_death` runs first.
+
+    The parent is the one named, or that of a process started by a launcher of several: such processes live in
+    sessions of their own. Where there is neither, nothing is watched.
 
     A thread and not PR_SET_PDEATHSIG: that signal comes when the starting *thread* ends, and only on Linux.
     """
-    parent = os.environ.get(PARENT)
+    parent = os.environ.get(PARENT) or (os.getppid() if ranks.here().started else None)
     if parent is None:
         return
 

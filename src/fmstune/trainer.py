@@ -1,20 +1,28 @@
 """TRL's SFTTrainer with its CPU loss made fast, its packing audited, everything counted, and LoRA+'s optimizer."""
 
+import errno
 import math
+import shutil
 import sys
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 import trl.trainer.utils
 from datasets import Dataset
+from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
+from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import global_then_local_main_first
 
-from fmstune import audit, packing
+from fmstune import audit, packing, sharding
 from fmstune.audit import Audit
+from fmstune.checkpoints import SAVING, About, clear_aside, newest, publish
 from fmstune.errors import UserError, raise_if_any
 
 
@@ -58,6 +66,97 @@ class Trainer(SFTTrainer):
         self._scored = torch.zeros(2, dtype=torch.float64)
         self._tokens_at_last_log = 0
         self._seconds_at_last_log = 0.0
+        self._before_training: Callable[[], None] | None = None
+        self._aside: Path | None = None
+
+    def before_training(self, action: Callable[[], None]) -> None:
+        """Do this with the model as it is before a step or a checkpoint changes it.
+
+        At once, except where the model is sharded: it can be used only when `train` has sharded it.
+        """
+        if self.is_fsdp_enabled:
+            self._before_training = action
+        else:
+            action()
+
+    def _sharded_now(self) -> None:
+        action, self._before_training = self._before_training, None
+        if action is not None:
+            action()
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Sharded, the model is at hand here and still the base."""
+        self._sharded_now()
+        super()._load_from_checkpoint(*args, **kwargs)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Sharded, and without a checkpoint, the model is at hand after this."""
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        self._sharded_now()
+        return prepared
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save for plain transformers and PEFT; of a sharded model with an adapter, gather the adapter alone."""
+        if not sharding.is_sharded(self.model):
+            super().save_model(output_dir, _internal_call)
+            return
+        state = sharding.gathered(self.model, trained_only=isinstance(self.model, PeftModel))
+        with sharding.prompt_at_hand(self.model):
+            self._save(output_dir, state_dict=state)
+
+    def about(self) -> About:
+        """What a checkpoint that is saved now is made with."""
+        return About(
+            step=self.state.global_step,
+            processes=self.args.world_size,
+            rows_per_step=self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+            sharded=self.is_fsdp_enabled,
+        )
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where a checkpoint is written: aside, while it is."""
+        return str(self._aside) if self._aside is not None else str(super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Write the checkpoint aside, then give it its name; raises UserError where the disk is full.
+
+        The former checkpoint is whole then, and removed only when the new one is.
+        """
+        run, step = Path(self.args.output_dir), self.state.global_step
+        if self.args.should_save:
+            clear_aside(run)
+        self.accelerator.wait_for_everyone()
+        self._aside = run / SAVING
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                publish(run / SAVING / f"checkpoint-{step}", run / f"checkpoint-{step}", self.about())
+        except (OSError, RuntimeError, SafetensorError) as err:
+            # looked at before the room is given back
+            problems = list(_not_saved(err, run, step))
+            clear_aside(run)
+            raise_if_any(problems)
+            raise
+        finally:
+            self._aside = None
+        if self.state.best_model_checkpoint:
+            self.state.best_model_checkpoint = str(run / Path(self.state.best_model_checkpoint).name)
+        if self.args.should_save:
+            clear_aside(run)
+            rotate_checkpoints(
+                output_dir=str(run),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train an epoch; nothing where the last checkpoint was at the end already, where Trainer would take a step."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     @property
     def tokens(self) -> int:
@@ -186,6 +285,23 @@ def _without_count(inputs: dict[str, Any]) -> tuple[dict[str, Any], int]:
 
 def _is_quantised(model: Any) -> bool:
     return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
+
+
+def _not_saved(err: Exception, run: Path, step: int) -> Iterator[str]:
+    """A full disk, in whichever words a library says it; torch's writer does not name the reason at all."""
+    text = str(err)
+    full = shutil.disk_usage(run).free < _NO_SPACE
+    if getattr(err, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or full:
+        former = newest(run)
+        kept = f"{former.name} is whole; " if former is not None else ""
+        yield (
+            f"step {step}: the checkpoint cannot be saved, as the disk of {run} is full; {kept}free space, or set "
+            "training.save_total_limit, and start the same command again"
+        )
+
+
+_NO_SPACE = 2**20
+"""Bytes; with less, a failed write is put down to the disk."""
 
 
 class StepClock(TrainerCallback):
