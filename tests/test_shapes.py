@@ -361,7 +361,7 @@ def test_a_prompt_that_fits_another_model_is_a_problem_and_the_model_s_own_value
 
 
 @pytest.mark.parametrize("method", [PrefixTuningConfig, PromptEncoderConfig])
-@pytest.mark.parametrize("model_type", ["falcon", "mamba", "qwen2", "gpt_neox"])
+@pytest.mark.parametrize("model_type", ["falcon", "mamba", "llama", "gpt_neox"])
 def test_a_prefix_that_does_not_fit_the_cache_is_a_problem_and_virtual_tokens_fit_all(method, model_type):
     config = AutoConfig.for_model(
         model_type, vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
