@@ -361,13 +361,12 @@ def test_a_prompt_that_fits_another_model_is_a_problem_and_the_model_s_own_value
 
 
 @pytest.mark.parametrize("method", [PrefixTuningConfig, PromptEncoderConfig])
-@pytest.mark.parametrize("model_type", ["falcon", "qwen2", "gpt_neox"])
+@pytest.mark.parametrize("model_type", ["falcon", "mamba", "llama", "gpt_neox"])
 def test_a_prefix_that_does_not_fit_the_cache_is_a_problem_and_virtual_tokens_fit_all(method, model_type):
     config = AutoConfig.for_model(
         model_type, vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
     )
-    config.num_key_value_heads = 4
-    if method is PrefixTuningConfig and model_type == "falcon":
+    if method is PrefixTuningConfig and model_type in ("falcon", "mamba"):
         with pytest.raises(UserError, match=rf"do not fit the cache of {model_type}; choose another method"):
             shapes.dimensions(config, method(task_type="CAUSAL_LM", num_virtual_tokens=4))
     else:

@@ -164,13 +164,14 @@ def _prompt_problems(given: PeftConfig, filled: PeftConfig) -> Iterator[str]:
 
 
 def _prefix_problems(adapted: torch.nn.Module, model_type: str) -> Iterator[str]:
-    """Keys and values that do not fit the cache, tried without numbers: Falcon's one head, for one."""
+    """Keys and values that do not fit the cache, tried without numbers: Falcon's one head, Mamba's none at all."""
+    ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
     try:
         with torch.no_grad():
-            adapted(input_ids=torch.zeros(1, 2, dtype=torch.long, device="meta"))
+            adapted(input_ids=ids, attention_mask=torch.ones_like(ids))
     except RuntimeError as error:
         # what else a pass on the meta device cannot do says nothing about the prefix
-        if " must match " in str(error):
+        if " must match " in str(error) or " broadcast " in str(error):
             yield (
                 f"peft: the keys and values that PrefixTuningConfig makes do not fit the cache of {model_type}; "
                 "choose another method, such as peft=p_tuning"
