@@ -11,7 +11,6 @@ from tests.test_freeze import tree
 
 DDP: dict[str, Any] = {"strategy": "ddp", "num_processes": 2, "device": "cpu"}
 FSDP: dict[str, Any] = {"strategy": "fsdp", "num_processes": 2, "device": "cpu"}
-SLURM: dict[str, Any] = {"strategy": "ddp", "scheduler": "slurm", "num_processes": 2}
 
 
 def job(launcher: dict[str, Any], **changes: Any) -> Job:
@@ -19,7 +18,7 @@ def job(launcher: dict[str, Any], **changes: Any) -> Job:
 
 
 def test_sensible_launchers_have_no_problem() -> None:
-    for launcher in ({}, DDP, FSDP, SLURM, {**FSDP, "fsdp_version": 1, "device": "cuda"}):
+    for launcher in ({}, DDP, FSDP, {**FSDP, "fsdp_version": 1, "device": "cuda"}):
         assert list(launch_rules.problems(job(launcher))) == []
 
 
@@ -49,16 +48,6 @@ def test_sensible_launchers_have_no_problem() -> None:
         (
             {**FSDP, "fsdp_version": 1, "device": "cuda", "use_orig_params": False},
             "launcher.use_orig_params=false cannot freeze some weights of a block; an adapter needs it true",
-        ),
-        ({**DDP, "sbatch": {"time": 1}}, "launcher.sbatch is for launcher=slurm; leave it out"),
-        ({**DDP, "setup": ["x"]}, "launcher.setup is for launcher=slurm; leave it out"),
-        ({**SLURM, "setup": [1]}, "launcher.setup must be a list of shell lines, got [1]"),
-        ({**SLURM, "sbatch": {"nodes": 2}}, "launcher.sbatch.nodes: launcher.num_machines sets it"),
-        ({**SLURM, "sbatch": {"--time": 2}}, "launcher.sbatch.--time: options go by their long names without dashes"),
-        ({**SLURM, "sbatch": {"time": "1\n2"}}, "launcher.sbatch.time must be text on one line or a whole number"),
-        (
-            {**SLURM, "num_processes": None, "device": "cpu"},
-            "launcher.num_processes must be given with launcher.device=",
         ),
     ],
 )

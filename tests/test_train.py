@@ -1,6 +1,7 @@
 """Training for real on the tiny model: what a run leaves, and that it can be read back, repeated and trusted."""
 
 import json
+import re
 from collections.abc import Callable
 from itertools import cycle, product
 from pathlib import Path
@@ -270,11 +271,33 @@ def test_provenance_names_versions_data_and_seed(fmstune: Run) -> None:
 def test_a_run_that_breaks_says_so_and_leaves_no_model(fmstune: Run) -> None:
     run = fmstune(*QUICK, "training.learning_rate=9", "training.max_steps=20", "training.max_grad_norm=0")
     assert run.code == 2
-    assert "lower training.learning_rate" in run.err
+    assert re.search(
+        r"error: step \d+ \(training rows (\d+, ){3}\d+\): loss is nan; lower training.learning_rate", run.err
+    )
     assert "Traceback" not in run.err
     assert run.summary["status"] == "failed"
     assert run.summary["error"]["kind"] == "user"
     assert not (run.folder / "model").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_full_memory_names_the_step_the_rows_and_what_to_change(
+    fmstune: Run, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    from fmstune.trainer import SFTTrainer
+
+    def full(*_args: object, **_kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(SFTTrainer, "training_step", full)
+    run = fmstune(*QUICK)
+    assert run.code == 2
+    assert re.search(
+        r"step 1: out of memory on a batch of 4 x \d+ tokens \(training rows (\d+, ){3}\d+\); set", run.err
+    )
+    assert run.summary["status"] == "failed"
 
 
 def test_an_error_in_training_is_recorded_and_no_half_model_stays(

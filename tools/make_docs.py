@@ -31,7 +31,6 @@ TYPES = {
     "None": "null",
     "Any": "see the meaning",
     "dict[str, Any]": "mapping",
-    "list[str]": "list of text",
 }
 YAML_WORDS = {"None": "null", "True": "true", "False": "false"}
 

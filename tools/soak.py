@@ -156,12 +156,12 @@ def killed(job: Job, chance: random.Random, seconds: float, log: Path) -> str:
     """Start a job and kill all its processes at once, at any moment or while it saves; at which it was."""
     saving = Path(job.output_dir or "") / checkpoints.SAVING
     pids = start(job, log)
-    end = time.monotonic() + chance.uniform(0.2, seconds)
     while_saving = chance.random() < 0.5
+    end = time.monotonic() + (3 * seconds if while_saving else chance.uniform(0.2, seconds))
     while time.monotonic() < end and not (while_saving and saving.exists()):
         time.sleep(0.001)
     if while_saving:
-        time.sleep(chance.uniform(0, 0.02))
+        time.sleep(chance.uniform(0, 0.005))
     at = "saving" if saving.exists() else "training"
     for pid in pids:
         os.kill(pid, signal.SIGKILL)

@@ -93,7 +93,11 @@ def first(failures: Sequence[Failure]) -> Failure:
 def _follows(failure: Failure) -> int:
     if failure.kind == "interrupted" or failure.code in (-signal.SIGTERM, -signal.SIGINT):
         return 2
-    return int(failure.kind == "internal" and any(word in failure.text for word in _SECONDARY))
+    return int(failure.kind == "internal" and _is_secondary(failure.text))
+
+
+def _is_secondary(text: str) -> bool:
+    return any(word in text for word in _SECONDARY)
 
 
 def _show(failure: Failure, folder: Path) -> int:
@@ -101,12 +105,22 @@ def _show(failure: Failure, folder: Path) -> int:
     number = -failure.code if failure.code < 0 else None
     if number in run_folder.INTERRUPTING or failure.kind == "interrupted":
         return 130
+    if lost := _is_secondary(failure.text) and failure.kind == "internal":
+        # all ranks of this machine are as they should be
+        failure = failure._replace(text=_LOST.format(rank=failure.rank, said=failure.text.splitlines()[-1][:300]))
     print(failure.text, file=sys.stderr)
-    status = run_folder.read_summary(folder).get("status")
-    # a main rank that lost another one has recorded that, and not why
-    if status is not None and not (status == run_folder.FAILED and _follows(failure)):
+    summary = run_folder.read_summary(folder)
+    known = (summary.get("error") or {}).get("message", "")
+    # another machine may have recorded the cause already
+    if summary and not (lost and summary.get("status") == run_folder.FAILED and not _is_secondary(known)):
         run_folder.end(folder, run_folder.FAILED, failure.kind, failure.text.strip().splitlines()[-1])
     return 1 if number is not None else failure.code
+
+
+_LOST = (
+    "fmstune: error: rank {rank} has lost another one, on another machine: that machine has failed, or cannot be "
+    "reached any more; see what it says, and start the same command on all machines to go on ({said})"
+)
 
 
 def report(kind: str, text: str) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import time
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -27,8 +28,13 @@ class Claim:
 
 
 def claim(job: Job) -> Claim:
-    """Make the run folder by creating its job.yaml, which only one process can do."""
+    """Make the run folder by creating its job.yaml, which only one process can do.
+
+    Machine 0 of several does it, and the others wait for it.
+    """
     given = job.output_dir
+    if job.launcher.machine_rank > 0 and given is not None:
+        return _joined(job, Path(given))
     for number in range(1, 1000):
         folder = Path(given) if given is not None else _default_folder(job.name, number)
         claimed = dataclasses.replace(job, output_dir=str(folder))
@@ -57,6 +63,20 @@ def _resumed(job: Job, folder: Path) -> Claim:
     aside.unlink(missing_ok=True)
     freeze.write(job, aside)
     aside.replace(folder / run_folder.JOB)
+    return Claim(job, folder, (), resumed=True)
+
+
+def _joined(job: Job, folder: Path) -> Claim:
+    """The folder that machine 0 has made for this job; raises UserError when it does not come, or is another job's."""
+    end = time.monotonic() + job.launcher.rdzv_timeout
+    while not (folder / run_folder.JOB).is_file():
+        if time.monotonic() > end:
+            raise UserError(
+                f"output_dir: no job came into {folder} within launcher.rdzv_timeout={job.launcher.rdzv_timeout} "
+                "seconds; start machine 0, and give a folder that all machines share"
+            )
+        time.sleep(0.2)
+    raise_if_any(rules.folder_problems(folder, job))
     return Claim(job, folder, (), resumed=True)
 
 

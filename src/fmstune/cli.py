@@ -215,6 +215,9 @@ def _train(job: Job, flags: Sequence[str]) -> int:
         return _exit_code(code) or INTERNAL_ERROR
     if code < 0:
         run_folder.mark_killed(folder, -code)
+    if job.launcher.machine_rank > 0:
+        print(f"fmstune: machine {job.launcher.machine_rank} ended; machine 0 shows the run", file=sys.stderr)
+        return _exit_code(code)
     print(report.render(run_folder.read_summary(folder), folder))
     return _exit_code(code)
 

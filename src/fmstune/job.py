@@ -124,13 +124,6 @@ class Prefetch(Enum):
     NO_PREFETCH = "NO_PREFETCH"
 
 
-class Scheduler(Enum):
-    """Who starts the processes."""
-
-    none = "none"
-    slurm = "slurm"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Model:
     path: str
@@ -241,12 +234,6 @@ class Launcher:
     """FSDP1: fetch the next block's weights during the forward pass."""
     use_orig_params: bool = True
     """FSDP1: keep parameters apart; adapters need it, as they freeze some and train others."""
-    scheduler: Scheduler = Scheduler.none
-    """`slurm` writes and submits a script; `none` starts the processes here."""
-    sbatch: dict[str, Any] = field(default_factory=dict)
-    """Options of `sbatch` by their long names, such as `partition`, `time`, `gpus-per-node`."""
-    setup: list[str] = field(default_factory=list)
-    """Shell lines that the Slurm script runs first, such as `module load cuda`."""
     config_file: str | None = None
     """The user's own accelerate YAML: its values hold where the command line is silent."""
 

@@ -1,10 +1,9 @@
 """Job → problems of its launcher group that show without a device."""
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from fmstune import devices
-from fmstune.job import Device, Job, Launcher, Prefetch, Scheduler, Sharding, Strategy, is_sharded, tunes_an_adapter
+from fmstune.job import Device, Job, Launcher, Prefetch, Sharding, Strategy, is_sharded, tunes_an_adapter
 from fmstune.ranks import Rank
 
 _FSDP1_ONLY = {"backward_prefetch": Prefetch.BACKWARD_PRE, "forward_prefetch": False, "use_orig_params": True}
@@ -28,7 +27,6 @@ def problems(job: Job) -> Iterator[str]:
         yield from _sharded(job)
     elif launcher.cpu_offload:
         yield "launcher.cpu_offload keeps FSDP's shards in memory; choose launcher=fsdp, or leave it out"
-    yield from _slurm(launcher)
 
 
 def _single(launcher: Launcher) -> Iterator[str]:
@@ -43,7 +41,7 @@ def _processes(launcher: Launcher) -> Iterator[str]:
     if launcher.device is Device.mps:
         yield "launcher.device=mps: torch has no way for processes to talk to each other there; choose launcher=local"
     if total is None:
-        if launcher.scheduler is Scheduler.none and local_processes(launcher) == 0:
+        if local_processes(launcher) == 0:
             yield "launcher.num_processes must be given where there is no GPU, such as launcher.num_processes=2"
     elif total >= 1 and machines >= 1 and total % machines:
         yield (
@@ -58,8 +56,6 @@ def _machines(job: Job) -> Iterator[str]:
     launcher = job.launcher
     if launcher.num_machines > 1 and job.output_dir is None:
         yield "output_dir must be given with launcher.num_machines above 1, in a folder that all machines share"
-    if launcher.scheduler is Scheduler.slurm:
-        return
     if not 0 <= launcher.machine_rank < max(launcher.num_machines, 1):
         yield (
             f"launcher.machine_rank must be at least 0 and below launcher.num_machines={launcher.num_machines}, "
@@ -102,38 +98,6 @@ def _sharded(job: Job) -> Iterator[str]:
     for name in ("galore", "apollo", "lomo", "adalomo"):
         if str(job.training.get("optim", "")).startswith(name):
             yield f"training.optim={job.training['optim']} needs whole matrices, which FSDP shards; choose another"
-
-
-def _slurm(launcher: Launcher) -> Iterator[str]:
-    if launcher.scheduler is Scheduler.none:
-        for name in ("sbatch", "setup"):
-            if getattr(launcher, name):
-                yield f"launcher.{name} is for launcher=slurm; leave it out"
-        return
-    if launcher.strategy is not Strategy.single and launcher.num_processes is None and launcher.device is Device.cpu:
-        yield "launcher.num_processes must be given with launcher.device=cpu, such as launcher.num_processes=2"
-    if not all(isinstance(text, str) for text in launcher.setup):
-        yield f"launcher.setup must be a list of shell lines, got {launcher.setup!r}"
-    for name, value in launcher.sbatch.items():
-        if not re.fullmatch(r"[a-z][a-z-]*", str(name)):
-            yield f"launcher.sbatch.{name}: options go by their long names without dashes, such as partition or time"
-        elif name in _OWN_OPTIONS:
-            yield f"launcher.sbatch.{name}: {_OWN_OPTIONS[str(name)]}"
-        elif not isinstance(value, (str, int, bool)) or "\n" in str(value):
-            yield f"launcher.sbatch.{name} must be text on one line or a whole number, got {value!r}"
-
-
-_OWN_OPTIONS: Mapping[str, str] = {
-    "nodes": "launcher.num_machines sets it",
-    "ntasks": "launcher.num_processes sets it",
-    "ntasks-per-node": "launcher.num_processes sets it",
-    "output": "the log goes into the run folder",
-    "error": "the log goes into the run folder",
-    "requeue": "fmstune asks for it",
-    "signal": "fmstune asks for it",
-    "open-mode": "fmstune asks for it",
-}
-"""Options of sbatch that the script sets by itself."""
 
 
 def started_problems(launcher: Launcher, rank: Rank) -> Iterator[str]:

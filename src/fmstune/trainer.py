@@ -68,6 +68,7 @@ class Trainer(SFTTrainer):
         self._seconds_at_last_log = 0.0
         self._before_training: Callable[[], None] | None = None
         self._aside: Path | None = None
+        self._since_log: list[tuple[int, torch.Tensor, torch.Tensor]] = []
 
     def before_training(self, action: Callable[[], None]) -> None:
         """Do this with the model as it is before a step or a checkpoint changes it.
@@ -195,7 +196,14 @@ class Trainer(SFTTrainer):
         masked = batch["attention_mask"].sum() if "attention_mask" in batch else positions - padding
         counted = torch.tensor([positions, int(masked)], dtype=torch.float64, device=self.args.device)
         before = self._total_train_tokens
-        loss: torch.Tensor = super().training_step(model, batch, *args, **kwargs)
+        ids = batch["input_ids"]
+        try:
+            loss: torch.Tensor = super().training_step(model, batch, *args, **kwargs)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as err:
+            raise_if_any(self._out_of_memory(err, ids))
+            raise
+        # looked at when something went wrong only: a look at each would make the device wait
+        self._since_log.append((self.state.global_step + 1, ids, loss.detach()))
         positions, tokens = self.accelerator.reduce(counted, "sum").tolist()
         self.positions += round(positions)
         # TRL takes a batch without a mask for one row
@@ -235,6 +243,39 @@ class Trainer(SFTTrainer):
         self.optimizer = optimizer
         return optimizer
 
+    def _out_of_memory(self, err: BaseException, ids: torch.Tensor) -> Iterator[str]:
+        # the CPU's allocator raises a plain RuntimeError (c10/core/impl/alloc_cpu.cpp)
+        if isinstance(err, RuntimeError) and "memory" not in str(err).lower():
+            return
+        batch, length = ids.shape
+        yield (
+            f"step {self.state.global_step + 1}: out of memory on a batch of {batch} x {length:,} tokens "
+            f"({self._rows(ids)}); set training.per_device_train_batch_size below {self.args.train_batch_size} and "
+            "training.gradient_accumulation_steps up, training.activation_checkpointing=true or a smaller "
+            "data.max_length; fmstune check says what each comes to"
+        )
+
+    def _rows(self, ids: torch.Tensor) -> str:
+        """Which training rows a batch holds, from 0; found by what they hold, as nothing else reaches the model."""
+        if self._packs():
+            return "packed rows"
+        if not isinstance(self.train_dataset, Dataset):
+            return "streamed rows"
+        wanted = ids.tolist()
+        found = [
+            number
+            for number, row in enumerate(self.train_dataset["input_ids"])
+            if any(given[: len(row)] == row for given in wanted)
+        ]
+        return f"training rows {', '.join(map(str, found))}" if found else "rows unknown"
+
+    def _where(self, name: str) -> str:
+        """The step and the rows that a loss which is no number comes from."""
+        for step, ids, loss in self._since_log if name == "loss" else ():
+            if not torch.isfinite(loss):
+                return f"step {step} ({self._rows(ids)})"
+        return f"step {self.state.global_step}"
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add `tokens_per_second` since the last log, evaluation and saving not counted.
 
@@ -243,9 +284,10 @@ class Trainer(SFTTrainer):
         for name in ("loss", "eval_loss"):
             if not math.isfinite(logs.get(name, 0.0)):
                 raise UserError(
-                    f"step {self.state.global_step}: {name} is {logs[name]}; lower training.learning_rate "
+                    f"{self._where(name)}: {name} is {logs[name]}; lower training.learning_rate "
                     f"(now {self.args.learning_rate:g}), or set model.dtype=float32"
                 )
+        self._since_log.clear()
         seconds = self.clock.seconds - self._seconds_at_last_log
         if "loss" in logs and seconds > 0:
             logs["tokens_per_second"] = round((self.tokens - self._tokens_at_last_log) / seconds, 1)
