@@ -33,8 +33,9 @@ def problems(job: Job) -> Iterator[str]:
         hint = " of this peft method" if missing == [weights] else ""
         yield f"training.resume: {folder} is not a checkpoint folder{hint} (no {missing[0]}); give RUN/checkpoint-STEP"
         return
-    for name in ("optimizer.*", "scheduler.pt"):
-        if not any(folder.glob(name)):
+    for name, found in (("optimizer.pt", "optimizer.*"), ("scheduler.pt", "scheduler.pt")):
+        # FSDP's is optimizer.bin
+        if not any(folder.glob(found)):
             yield (
                 f"training.resume: {folder} has no {name}, which would start anew in silence; "
                 "give a checkpoint that was saved without training.save_only_model"
