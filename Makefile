@@ -3,6 +3,7 @@
 PYTHON ?= python3
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+PYTEST_ARGS ?= -n auto --dist worksteal
 
 .PHONY: demo test lint bench soak clean
 

@@ -119,7 +119,7 @@ def test_preparation() -> None:
 
 @pytest.mark.slow
 def test_step() -> None:
-    assert len(quick("step.py")) == 8
+    assert len(quick("step.py")) == 4
 
 
 def test_every_benchmark_is_tried_here_and_is_part_of_make_bench() -> None:

@@ -16,7 +16,15 @@ from fmstune.format_loading import load
 from fmstune.job import FULL
 
 GROUPS = {group: help.choices(group) for group in ("model", "peft", "data", "launcher", "evaluation")}
-COMBINATIONS = list(itertools.product(GROUPS["model"], GROUPS["peft"], GROUPS["data"], GROUPS["launcher"]))
+COMBINATIONS = [
+    # every method on every model and every launcher with every kind of data; the groups meet nowhere else
+    *zip(
+        *zip(*itertools.product(GROUPS["model"], GROUPS["peft"]), strict=True),
+        itertools.cycle(GROUPS["data"]),
+        itertools.cycle(GROUPS["launcher"]),
+    ),
+    *itertools.product(["tiny_llama"], ["lora"], GROUPS["data"], GROUPS["launcher"]),
+]
 CONF = Path(next(iter(fmstune.conf.__path__)))
 
 

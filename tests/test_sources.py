@@ -23,7 +23,10 @@ CONF = Path(next(iter(fmstune.conf.__path__)))
 GROUPS = ("model", "peft", "data", "training", "launcher", "evaluation")
 CHOICES = {group: help.choices(group) for group in GROUPS}
 COMBINATIONS = [
-    *itertools.product(*(CHOICES[group] for group in ("model", "peft", "data"))),
+    *zip(
+        *zip(*itertools.product(CHOICES["model"], CHOICES["peft"]), strict=True),
+        itertools.cycle(CHOICES["data"]),
+    ),
     *itertools.product(["tiny_llama"], ["lora"], ["complaints"], *(CHOICES[group] for group in GROUPS[3:])),
 ]
 EXPERIMENTS = help.choices("experiment")
@@ -82,7 +85,7 @@ def test_every_field_of_every_combination_names_the_last_file_that_holds_it(
     model: str, composing: ConfigLoaderImpl
 ) -> None:
     combinations = [combination for combination in COMBINATIONS if combination[0] == model]
-    assert len(combinations) >= 12
+    assert len(combinations) >= 9
     for combination in combinations:
         check(composing, [f"{group}={choice}" for group, choice in zip(_groups(combination), combination, strict=True)])
 
