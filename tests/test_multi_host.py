@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def network() -> Iterator[None]:
     finally:
         for place in PLACES:
             ip("netns", "del", place)
-            Path("/etc/netns", place, "hosts").unlink(missing_ok=True)
+            shutil.rmtree(Path("/etc/netns", place), ignore_errors=True)
 
 
 def machine(number: int, *words: str) -> "subprocess.Popen[str]":
