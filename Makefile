@@ -22,8 +22,9 @@ lint: .venv-test/.installed
 bench: .venv-test/.installed
 	.venv-test/bin/python benchmarks/run_all.py $(BENCH_ARGS)
 
-# kills runs at random moments and goes on, 20 times a combination
+# kills runs at random moments and goes on, 20 times a combination; takes machines away
 soak: .venv-test/.installed
+	.venv-test/bin/python -m pytest -m soak
 	.venv-test/bin/python tools/soak.py --kills 20
 
 .venv/.installed: pyproject.toml constraints.txt

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from tests.test_cli import SCRIPT, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.soak
 
 PLACES = ("fmstune-a", "fmstune-b")
 ADDRESSES = ("10.77.0.1", "10.77.0.2")

@@ -155,7 +155,7 @@ def test_a_full_disk_is_named_and_the_former_checkpoint_is_whole(small_disk: Pat
     assert checkpoints.SAVING not in done.stdout.split()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["full", "lora", "full-fsdp", "lora-fsdp", "changing"])
 def test_kills_at_random_moments_change_nothing(name: str) -> None:
     """`make soak` does it 20 times a combination."""
