@@ -234,8 +234,8 @@ def test_all_problems_of_both_splits_are_told_of_at_once() -> None:
         "train.jsonl, row 4: the answer is empty; mend it, or set data.untrainable=drop",
         "train.jsonl, rows 5, 6: more than data.max_length=64 tokens; "
         "raise it, or set data.over_length to truncate or drop",
-        "eval.jsonl:2: broken JSON (Expecting value at column 1); each line is one row",
         "eval.jsonl, row 1: no column 'output'; did you mean 'outptu'?; its columns are 'outptu'",
+        "eval.jsonl:2: broken JSON (Expecting value at column 1); each line is one row",
     )
 
 

@@ -75,4 +75,6 @@ def _act(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _code = main()
+    parent.interrupt_no_more()
+    sys.exit(_code)

@@ -23,6 +23,7 @@ from fmstune import (
     evaluate,
     memory,
     models,
+    parent,
     plots,
     provenance,
     ranks,
@@ -111,7 +112,11 @@ def _recorded(folder: Path, start: dict[str, Any]) -> Iterator[None]:
         run_folder.end(folder, run_folder.FAILED, "user", str(err))
         raise
     except BaseException as err:
-        run_folder.end(folder, run_folder.FAILED, "internal", f"{type(err).__name__}: {err}")
+        if parent.is_gone():
+            # the other processes have seen it first and are gone, which looks like a failure from here
+            run_folder.mark_orphaned(folder)
+        else:
+            run_folder.end(folder, run_folder.FAILED, "internal", f"{type(err).__name__}: {err}")
         raise
     run_folder.update_summary(folder, {"status": run_folder.FINISHED})
 
