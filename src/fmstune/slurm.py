@@ -88,7 +88,8 @@ def _steps(launcher: Launcher, folder: Path, flags: Sequence[str]) -> Iterator[s
     ranks = shlex.quote(str(folder / RANKS))
     yield f"rm -rf {ranks} && mkdir {ranks} || exit 1"
     yield f"export FMSTUNE_RANKS={ranks}"
-    said = "export FMSTUNE_AGENT=1 TORCHELASTIC_ERROR_FILE=$FMSTUNE_RANKS/$SLURM_PROCID.json"
+    # a notice before the runner can take it must not kill it: where it is lost, Slurm requeues the job by itself
+    said = 'trap "" TERM USR1 USR2; export FMSTUNE_AGENT=1 TORCHELASTIC_ERROR_FILE=$FMSTUNE_RANKS/$SLURM_PROCID.json'
     if launcher.strategy is Strategy.single:
         yield f"{srun} bash -c '{said}; exec \"$@\"' rank \\"
         yield f"  {runner} {words}".rstrip()
