@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from fmstune import freeze, slurm
 from fmstune.errors import UserError
 from fmstune.job import Job
 from tests import slurm_for_tests
+from tests.conftest import Result
 from tests.slurm_for_tests import wait_for
 from tests.test_cli import SCRIPT
 from tests.test_freeze import tree
@@ -140,6 +141,25 @@ def test_a_job_that_has_ended_is_submitted_again(monkeypatch: pytest.MonkeyPatch
     fake("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", monkeypatch)
     fake("sbatch", "echo 43", monkeypatch)
     assert slurm.submit(job({"slurm": {}}), Path("run")) == "43"
+
+
+def test_without_sbatch_nothing_is_made(fmstune: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    done = fmstune("launcher=slurm", "launcher.num_processes=2", "output_dir=run")
+    assert (done.code, done.out) == (2, "")
+    assert "launcher.slurm: no sbatch on the PATH; submit from a machine of the cluster" in done.err
+    assert not Path("run").exists()
+
+
+@pytest.mark.slow
+def test_the_check_shows_the_script_and_submits_nothing(fmstune: Callable[..., Result]) -> None:
+    done = fmstune("check", "launcher=slurm", "launcher.num_processes=2", "data.max_rows=4", "output_dir=run")
+    assert done.code == 0, done.err
+    plan, _, text = done.out.partition("no problems found\n\n")
+    assert "sharded over 2" in plan
+    assert text.startswith("#!/bin/bash\n#SBATCH --job-name=fmstune\n") and text.endswith("exit $code\n")
+    assert "the plan is for a device of this machine" in done.err
+    assert not Path("run").exists()
 
 
 @pytest.fixture(scope="module")

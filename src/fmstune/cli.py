@@ -35,7 +35,7 @@ from fmstune import (
 )
 from fmstune.command_line import CommandLine, Verb, choice_problems, force_plain_overrides, parse, swept_keys
 from fmstune.errors import UserError, raise_if_any, render
-from fmstune.job import Job
+from fmstune.job import Device, Job
 
 USER_ERROR = 2
 INTERNAL_ERROR = 1
@@ -187,7 +187,7 @@ def _problems_away(job: Job) -> Iterator[str]:
 
 def _away(words: Sequence[str], points: Points) -> list[int]:
     """Let Hydra's launcher run the points as jobs, and wait for them; their exit codes."""
-    sweeps.Sweep.away = None
+    sweeps.Sweep.away.clear()
     try:
         composition.compose(words, points)
     except Exception as err:
@@ -198,9 +198,7 @@ def _away(words: Sequence[str], points: Points) -> list[int]:
             f"a point's job ended without a result: {str(err).strip().splitlines()[0]}; its log says why, and the "
             "other jobs go on"
         ) from err
-    folder = sweeps.Sweep.away
-    if folder is None:
-        return points.codes
+    (folder,) = sweeps.Sweep.away
     codes = sweeps.collected(folder)
     print("\n".join(sweeps.outcomes(folder)))
     claim.release_sweep(folder)
@@ -280,7 +278,12 @@ def _act(job: Job, notes: Sequence[str], line: CommandLine) -> int:
         code = launch.start(launch.command(job_file, *flags), launch.environment(job, os.environ))
     if code == 0 and line.verb is Verb.check and job.launcher.slurm is not None:
         print("\n" + slurm.script(job, Path(job.output_dir or "RUN").absolute(), flags[:-1]), end="")
+        if job.launcher.device is Device.auto:
+            print(f"fmstune: note: {_PLANNED_HERE}", file=sys.stderr)
     return code
+
+
+_PLANNED_HERE = "the plan is for a device of this machine; launcher.device=cuda plans for GPUs of the nodes"
 
 
 def _train(job: Job, flags: Sequence[str]) -> int:

@@ -81,8 +81,6 @@ def notes(job: Job) -> Iterator[str]:
         )
     if job.model.adapter is not None:
         yield "model.adapter: the configuration saved with it holds, and the peft group only names its method"
-    if job.launcher.slurm is not None and job.launcher.device is Device.auto:
-        yield "launcher.device=auto is found where the job runs; launcher.device=cuda lets fmstune check plan for it"
     if job.evaluation.enabled and not has_held_out(job.data):
         yield "no held-out rows, so base and tuned are not compared; set data.eval or data.eval_fraction"
 

@@ -27,15 +27,15 @@ _GROUP = "hydra/launcher"
 class Sweep(Callback):
     """What Hydra tells of a sweep as a whole; `conf/job.yaml` names it."""
 
-    away: ClassVar[Path | None] = None
-    """The folder of the sweep whose points run elsewhere."""
+    away: ClassVar[list[Path]] = []
+    """The folders of sweeps whose points run elsewhere; Hydra makes the object, and so it cannot be asked."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Say where the points' words go, before Hydra waits for them."""
         if not is_away(config.hydra):
             return
         folder = Path(config.hydra.sweep.dir)
-        Sweep.away = folder
+        Sweep.away.append(folder)
         shutil.rmtree(folder / _CODES, ignore_errors=True)
         logs = str(config.hydra.launcher.get("submitit_folder", folder)).replace("%j", "*")
         print(f"fmstune: sweep folder {folder}; the points are jobs, which log into {logs}", file=sys.stderr)
