@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from fmstune import freeze, slurm
@@ -254,8 +257,8 @@ def test_a_preempted_job_is_requeued_and_goes_on_to_the_same_weights(
 ) -> None:
     done = command(tmp_path, "launcher=slurm", *TWO, "output_dir=run", conf=cluster)
     assert done.returncode == 0, done.stderr
-    run, number = tmp_path / "run", (tmp_path / "run" / "slurm_job_id").read_text().strip()
-    wait_for(lambda: f"{number}.0" in steps(tmp_path, number, cluster), "the processes", 90)
+    run = tmp_path / "run"
+    wait_for(lambda: heeding(run) == 2, "both processes", 90)
     high = command(tmp_path, "sbatch", "--partition=high", "--ntasks=2", "--wrap=true", conf=cluster)
     assert high.returncode == 0, high.stderr
     wait_for(lambda: summary(run)["error"] or summary(run)["status"] == "finished", "the preemption", 60)
@@ -270,6 +273,12 @@ def test_a_preempted_job_is_requeued_and_goes_on_to_the_same_weights(
     assert (run / "model" / "model.safetensors").read_bytes() == undisturbed
 
 
-def steps(folder: Path, number: str, conf: Path) -> str:
-    """What `srun` has started; Slurm counts the steps from 0."""
-    return command(folder, "squeue", "--noheader", "--steps", f"--jobs={number}", conf=conf).stdout
+def heeding(run: Path) -> int:
+    """How many processes of the run would take notice of SIGTERM (proc(5), SigCgt)."""
+    count = 0
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "fmstune.runner" in words and str(run / "job.yaml") in words and "--prepare" not in words:
+            found = re.search(r"^SigCgt:\s+(\w+)", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+            count += found is not None and bool(int(found[1], 16) >> (signal.SIGTERM - 1) & 1)
+    return count
