@@ -738,7 +738,7 @@ TOGETHER = [
     ),
     case(
         "launcher=slurm launcher.slurm.time=3600 launcher.slurm.gpus_per_node=all launcher.slurm.signal=TERM "
-        "'launcher.slurm.partition=\"a b\"' 'launcher.slurm.sbatch=[--nodes=3, -x]' 'launcher.slurm.setup=[\"\"]' "
+        '\'launcher.slurm.partition="a b"\' \'launcher.slurm.sbatch=["--nodes=3","-x"]\' \'launcher.slurm.setup=[""]\' '
         "launcher.machine_rank=1 training.save_only_model=true",
         "launcher.num_processes must be given where launcher.slurm.gpus_per_node asks for no GPU",
         "launcher.machine_rank: Slurm numbers the nodes, and they meet at the first; leave it out",
