@@ -53,6 +53,6 @@ def test_the_cause_is_recorded_over_what_followed_from_it(
     tmp_path: Path, status: str, shown: Failure, kept: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_folder.update_summary(tmp_path, {"status": status, "error": {"kind": "internal", "message": "first"}})
-    assert agent._show(shown, tmp_path) == 1
+    assert agent.show(shown, tmp_path) == 1
     assert run_folder.read_summary(tmp_path)["error"]["message"].removeprefix("fmstune: error: ").startswith(kept)
     assert capsys.readouterr().err.count("\n") == 1

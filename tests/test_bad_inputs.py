@@ -736,6 +736,34 @@ TOGETHER = [
         "launcher=fsdp1 launcher.device=cpu launcher.num_processes=2",
         "launcher.device=cpu: only FSDP2 can be rehearsed on the CPU; choose launcher=fsdp",
     ),
+    case(
+        "launcher=slurm launcher.slurm.time=3600 launcher.slurm.gpus_per_node=all launcher.slurm.signal=TERM "
+        '\'launcher.slurm.partition="a b"\' \'launcher.slurm.sbatch=["--nodes=3","-x"]\' \'launcher.slurm.setup=[""]\' '
+        "launcher.machine_rank=1 training.save_only_model=true",
+        "launcher.num_processes must be given where launcher.slurm.gpus_per_node asks for no GPU",
+        "launcher.machine_rank: Slurm numbers the nodes, and they meet at the first; leave it out",
+        "launcher.slurm.partition must be one word without quotes, got 'a b'",
+        'launcher.slurm.time must be like "4:00:00" or "1-12" (days-hours), in quotes in a YAML file, got \'3600\'',
+        "launcher.slurm.gpus_per_node must be a number or TYPE:NUMBER, got 'all'",
+        "launcher.slurm.signal must be USR1 or USR2 and how many seconds before the time limit, …, got 'TERM'",
+        "launcher.slurm.sbatch: --nodes: set launcher.num_machines",
+        "launcher.slurm.sbatch must hold options such as --exclusive or --mail-type=END, got '-x'",
+        "launcher.slurm.setup must hold lines of shell, one text for each, got ''",
+        "training.save_only_model leaves out what a requeued job goes on from; set it to false, or …",
+    ),
+    case(
+        "launcher.slurm.gpus_per_node=2 launcher.slurm.partion=gpu",
+        "launcher.slurm.partion: unknown field; did you mean 'partition'?",
+    ),
+    case(
+        "launcher.slurm.gpus_per_node=2",
+        "launcher.slurm.gpus_per_node: launcher.strategy=single uses one GPU; choose fsdp or ddp, or ask for 1",
+    ),
+    case(
+        "hydra/launcher=submitit_slurm seed=1",
+        "hydra/launcher=submitit_slurm runs the points of a sweep; add -m, or choose launcher=slurm for one job",
+    ),
+    case("-m hydra/launcher=submitit seed=1,2", "hydra/launcher=submitit: …"),
     case("launcher.config_file=no.yaml", "launcher.config_file: no.yaml cannot be read (No such file …); give an …"),
     case(
         "launcher=ddp launcher.config_file=a.yaml",

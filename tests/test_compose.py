@@ -176,7 +176,7 @@ def test_a_launchers_file_lists_the_fields_that_it_uses_and_sets_only_what_it_is
 
     from fmstune.job import Launcher
 
-    own = {"strategy", "fsdp_version", "transformer_layer_cls_to_wrap"}
+    own = {"strategy", "fsdp_version", "transformer_layer_cls_to_wrap", "slurm"}
     defaults = freeze.freeze(composed()).job.launcher
     for path in (CONF / "launcher").glob("*.yaml"):
         given = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fmstune import freeze, runner
+from fmstune import checkpoints, freeze, runner
 from tests.test_cli import SCRIPT, alive, wait_for
 from tests.test_freeze import tree
 
@@ -148,3 +148,21 @@ def test_a_killed_rank_ends_the_others_and_is_named() -> None:
     assert "Traceback" not in err
     assert summary()["status"] == "failed"
     assert "died of SIGKILL" in summary()["error"]["message"]
+
+
+def test_a_notice_reaches_every_rank_and_all_stop_after_the_same_step() -> None:
+    process, ranks = started()
+    process.send_signal(signal.SIGUSR1)
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 75, err
+    assert not [pid for pid in ranks if alive(pid)]
+    (checkpoint,) = Path("run").glob("checkpoint-*")
+    assert checkpoints.about(checkpoint) == checkpoints.About(summary_step(out), 2, 32, sharded=True)
+    assert summary()["status"] == "interrupted"
+    assert err.count("preempted; a checkpoint was saved at step") == 1
+    assert "Traceback" not in err
+
+
+def summary_step(out: str) -> int:
+    """The step that the report names."""
+    return int(out.partition("a checkpoint was saved at step ")[2].partition(",")[0])

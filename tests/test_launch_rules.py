@@ -18,7 +18,9 @@ def job(launcher: dict[str, Any], **changes: Any) -> Job:
 
 
 def test_sensible_launchers_have_no_problem() -> None:
-    for launcher in ({}, DDP, FSDP, {**FSDP, "fsdp_version": 1, "device": "cuda"}):
+    slurm = {"time": "12:00:00", "gpus_per_node": "a100:4", "sbatch": ["--exclusive"], "setup": ["ml cuda"]}
+    on_nodes = {"strategy": "ddp", "num_machines": 2, "slurm": slurm}
+    for launcher in ({}, DDP, FSDP, {**FSDP, "fsdp_version": 1, "device": "cuda"}, {"slurm": {}}, on_nodes):
         assert list(launch_rules.problems(job(launcher))) == []
 
 
@@ -81,6 +83,8 @@ def test_an_optimizer_that_needs_whole_matrices_is_refused_under_fsdp() -> None:
         (DDP, 2, 2),
         ({**DDP, "num_processes": 8, "num_machines": 2}, 4, 8),
         ({**DDP, "num_processes": None}, 0, 0),
+        ({**DDP, "num_processes": None, "num_machines": 2, "slurm": {"gpus_per_node": "a100:4"}}, 4, 8),
+        ({**DDP, "num_processes": 2, "num_machines": 2, "slurm": {"gpus_per_node": "8"}}, 1, 2),
     ],
 )
 def test_processes_are_counted_over_all_machines(launcher: dict[str, Any], local: int, total: int) -> None:

@@ -31,6 +31,7 @@ TYPES = {
     "None": "null",
     "Any": "see the meaning",
     "dict[str, Any]": "mapping",
+    "list[str]": "list of texts",
 }
 YAML_WORDS = {"None": "null", "True": "true", "False": "false"}
 
@@ -104,7 +105,7 @@ def _default(value: ast.expr | None) -> str:
     if value is None:
         return "required"
     if isinstance(value, ast.Call):
-        return "`{}`"
+        return "`[]`" if ast.unparse(value).endswith("=list)") else "`{}`"
     if isinstance(value, ast.Attribute):
         return f"`{value.attr}`"
     written = ast.unparse(value)

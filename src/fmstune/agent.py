@@ -10,9 +10,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
-from fmstune import parent, run_folder
+import psutil
+
+from fmstune import parent, preemption, run_folder
 from fmstune.launch import AGENT, PARENT
 
 _SECONDARY = (
@@ -44,6 +47,9 @@ def main(words: Sequence[str] | None = None) -> int:
     job_file, *options = sys.argv[1:] if words is None else words
     options, flags = options[: options.index("--")], options[options.index("--") + 1 :]
     parent.watch(lambda: None)
+    for number in run_folder.NOTICES:
+        signal.signal(number, _hand_on)
+    folder = Path(job_file).parent
     # the ranks must not outlive this process, which their own sessions would let them
     os.environ |= {PARENT: str(os.getpid()), AGENT: "1"}
     # torch's launcher has its own words on what is said below
@@ -60,8 +66,10 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         launch_command(launch_command_parser().parse_args(arguments))
     except ChildFailedError as err:
-        return _show(first([_failure(rank, failed) for rank, failed in err.failures.items()]), Path(job_file).parent)
+        return show(first([_failure(rank, failed) for rank, failed in err.failures.items()]), folder)
     except SignalException as err:
+        if preemption.in_slurm_job() and run_folder.is_preempted(folder):
+            return preemption.CODE
         return 130 if err.sigval in run_folder.INTERRUPTING else 128 + int(err.sigval)
     except (RendezvousError, DistError, ConnectionError) as err:
         problem = f"launcher: the other machines cannot be met ({' '.join(str(err).split())[:300]})"
@@ -69,6 +77,13 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"fmstune: error: {problem}; {hint}", file=sys.stderr)
         return 2
     return 0
+
+
+def _hand_on(number: int, _frame: FrameType | None) -> None:
+    """A notice to stop is for the ranks; torch's launcher knows of signals that end only."""
+    for child in psutil.Process().children():
+        if "fmstune.runner" in child.cmdline():
+            child.send_signal(number)
 
 
 def _failure(rank: int, failed: Any) -> Failure:
@@ -100,11 +115,14 @@ def _is_secondary(text: str) -> bool:
     return any(word in text for word in _SECONDARY)
 
 
-def _show(failure: Failure, folder: Path) -> int:
-    """Say it once, and record it where the main rank could not do so itself."""
+def show(failure: Failure, folder: Path) -> int:
+    """Say it once, and record it where the main rank could not do so itself; the exit code."""
     number = -failure.code if failure.code < 0 else None
     if number in run_folder.INTERRUPTING or failure.kind == "interrupted":
         return 130
+    if failure.kind == run_folder.PREEMPTED:
+        print(failure.text, file=sys.stderr)
+        return preemption.CODE
     if lost := _is_secondary(failure.text) and failure.kind == "internal":
         # all ranks of this machine are as they should be
         failure = failure._replace(text=_LOST.format(rank=failure.rank, said=failure.text.splitlines()[-1][:300]))

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,14 +25,17 @@ from fmstune import (
     freeze,
     help,
     launch,
+    preemption,
     report,
     rules,
     run_folder,
+    slurm,
     sources,
+    sweeps,
 )
 from fmstune.command_line import CommandLine, Verb, choice_problems, force_plain_overrides, parse, swept_keys
 from fmstune.errors import UserError, raise_if_any, render
-from fmstune.job import Job
+from fmstune.job import Device, Job
 
 USER_ERROR = 2
 INTERNAL_ERROR = 1
@@ -88,40 +91,118 @@ def run(words: Sequence[str]) -> int:
 def _composed(line: CommandLine) -> int:
     """Let Hydra compose each point and run it; the first failure's exit code, after all points ran."""
     words, printed = composition.without_cfg_job(line.hydra)
-    swept = swept_keys(words)
-    codes: list[int] = []
-    sweeps: set[Path] = set()
-
-    def point(config: DictConfig) -> None:
-        # raised here, an error would get Hydra's words around it, and would end a sweep
-        try:
-            codes.append(_print(config, printed, line) if printed else _point(config, line, swept))
-        except UserError as err:
-            print(render(err.problems), file=sys.stderr)
-            codes.append(USER_ERROR)
-        except OmegaConfBaseException as err:
-            print(render([composition.explained(err)]), file=sys.stderr)
-            codes.append(USER_ERROR)
-        except BrokenPipeError:
-            codes.append(_closed_pipe())
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
-            sweeps.add(Path(HydraConfig.get().sweep.dir))
-        if codes[-1] == INTERRUPTED:
-            # Ctrl-C means all of a sweep
-            raise KeyboardInterrupt
-
     extra = composition.config_dir(words)
     for note in composition.shadowed(extra):
         print(f"fmstune: note: {note}", file=sys.stderr)
     groups = composition.groups(extra)
     raise_if_any(choice_problems(words, groups))
-    composition.compose(force_plain_overrides(words, groups), point)
-    for folder in sweeps:
-        claim.release_sweep(folder)
+    forced = force_plain_overrides(words, groups)
+    points = Points(line, swept_keys(words), printed)
+    local = sweeps.here(forced)
+    if local is None or printed:
+        codes = _in_turn(forced, points)
+    else:
+        _check_points(local, Points(line, swept_keys(words), None, checks_only=True))
+        codes = _away(forced, points)
     failed = [code for code in codes if code]
     if failed and len(codes) > 1:
         print(f"fmstune: {len(failed)} of {len(codes)} points failed", file=sys.stderr)
     return failed[0] if failed else 0
+
+
+class Points:
+    """What is done with each composed configuration of a command; pickled where Hydra runs it elsewhere."""
+
+    def __init__(
+        self,
+        line: CommandLine,
+        swept: Collection[str],
+        printed: Mapping[str, Any] | None,
+        *,
+        checks_only: bool = False,
+    ) -> None:
+        self._line, self._swept, self._printed, self._checks_only = line, swept, printed, checks_only
+        self.codes: list[int] = []
+        self.sweeps: set[Path] = set()
+        self.problems: list[str] = []
+
+    def __call__(self, config: DictConfig) -> int:
+        """One point's exit code; errors do not rise: Hydra would put words around them, and end the sweep."""
+        settings = HydraConfig.get()
+        if settings.mode is RunMode.MULTIRUN:
+            self.sweeps.add(Path(settings.sweep.dir))
+        code = self._code(config)
+        self.codes.append(code)
+        if sweeps.is_away(settings):
+            if code == preemption.CODE:
+                sweeps.requeue()
+            sweeps.leave(Path(settings.sweep.dir), settings.job.num, code)
+        elif code == INTERRUPTED:
+            # Ctrl-C means all of a sweep
+            raise KeyboardInterrupt
+        return code
+
+    def _code(self, config: DictConfig) -> int:
+        try:
+            if self._printed:
+                return _print(config, self._printed, self._line)
+            frozen = _frozen(config, self._line, self._swept)
+            if self._checks_only:
+                self.problems += [problem for problem in _problems_away(frozen.job) if problem not in self.problems]
+                return 0
+            return _act(frozen.job, frozen.notes, self._line)
+        except UserError as err:
+            problems: Sequence[str] = err.problems
+        except OmegaConfBaseException as err:
+            problems = [composition.explained(err)]
+        except BrokenPipeError:
+            return _closed_pipe()
+        if self._checks_only:
+            self.problems += [problem for problem in problems if problem not in self.problems]
+        else:
+            print(render(problems), file=sys.stderr)
+        return USER_ERROR
+
+
+def _in_turn(words: Sequence[str], points: Points) -> list[int]:
+    """Run the points in this process, one after the other; their exit codes."""
+    composition.compose(words, points)
+    for folder in points.sweeps:
+        claim.release_sweep(folder)
+    return points.codes
+
+
+def _check_points(words: Sequence[str], points: Points) -> None:
+    """Raises UserError with what is wrong with any of the points, before the first is submitted."""
+    _in_turn(words, points)
+    raise_if_any(points.problems)
+
+
+def _problems_away(job: Job) -> Iterator[str]:
+    """What is wrong with a point that another launcher of Hydra's is to run."""
+    if job.launcher.slurm is not None:
+        yield "launcher.slurm: hydra/launcher makes each point a job already; leave one of the two out"
+    yield from rules.problems(job)
+
+
+def _away(words: Sequence[str], points: Points) -> list[int]:
+    """Let Hydra's launcher run the points as jobs, and wait for them; their exit codes."""
+    sweeps.Sweep.away.clear()
+    try:
+        composition.compose(words, points)
+    except Exception as err:
+        # as submitit is an extra, its errors cannot be named
+        if type(err).__module__.partition(".")[0] != "submitit":
+            raise
+        raise UserError(
+            f"a point's job ended without a result: {str(err).strip().splitlines()[0]}; its log says why, and the "
+            "other jobs go on"
+        ) from err
+    (folder,) = sweeps.Sweep.away
+    codes = sweeps.collected(folder)
+    print("\n".join(sweeps.outcomes(folder)))
+    claim.release_sweep(folder)
+    return codes
 
 
 def _print(config: DictConfig, how: Mapping[str, Any], line: CommandLine) -> int:
@@ -137,8 +218,8 @@ def _print(config: DictConfig, how: Mapping[str, Any], line: CommandLine) -> int
     return 0
 
 
-def _point(config: DictConfig, line: CommandLine, swept: Collection[str]) -> int:
-    """One composed configuration, to its end."""
+def _frozen(config: DictConfig, line: CommandLine, swept: Collection[str]) -> freeze.Frozen:
+    """One composed configuration as a job, in the folder that is its own."""
     tree = composition.tree(config)
     words = frozenset(word.lstrip("+~").partition("=")[0] for word in line.hydra)
     tree["launcher"] = accelerate_file.folded(tree["launcher"], words)
@@ -151,7 +232,7 @@ def _point(config: DictConfig, line: CommandLine, swept: Collection[str]) -> int
         if job.output_dir != frozen.job.output_dir:
             origins["output_dir",] = sources.Origin("a folder for each point of the sweep")
         _print_sources(job, origins)
-    return _act(job, frozen.notes, line)
+    return freeze.Frozen(job, frozen.notes)
 
 
 def _print_sources(job: Job, origins: sources.Origins) -> None:
@@ -194,11 +275,23 @@ def _act(job: Job, notes: Sequence[str], line: CommandLine) -> int:
     with tempfile.TemporaryDirectory(prefix="fmstune-") as folder:
         job_file = Path(folder) / "job.yaml"
         freeze.write(job, job_file)
-        return launch.start(launch.command(job_file, *flags), launch.environment(job, os.environ))
+        code = launch.start(launch.command(job_file, *flags), launch.environment(job, os.environ))
+    if code == 0 and line.verb is Verb.check and job.launcher.slurm is not None:
+        print("\n" + slurm.script(job, Path(job.output_dir or "RUN").absolute(), flags[:-1]), end="")
+        if job.launcher.device is Device.auto:
+            print(f"fmstune: note: {_PLANNED_HERE}", file=sys.stderr)
+    return code
+
+
+_PLANNED_HERE = "the plan is for a device of this machine; launcher.device=cuda plans for GPUs of the nodes"
 
 
 def _train(job: Job, flags: Sequence[str]) -> int:
     """Claim the run folder, freeze the job into it, run it, and show what came out."""
+    if job.launcher.slurm is not None:
+        slurm.raise_if_not_here()
+    if job.output_dir is not None:
+        slurm.raise_if_queued(Path(job.output_dir))
     claimed = claim.claim(job)
     folder = claimed.folder
     print(f"fmstune: run folder {folder}", file=sys.stderr)
@@ -206,6 +299,8 @@ def _train(job: Job, flags: Sequence[str]) -> int:
         print("fmstune: this run is finished already, and nothing is left to do", file=sys.stderr)
         print(report.render(run_folder.read_summary(folder), folder))
         return 0
+    if job.launcher.slurm is not None:
+        return _submit(claimed, flags)
     code = 0
     for argv in launch.commands(claimed.job, folder / run_folder.JOB, *flags):
         code = code or launch.start(argv, launch.environment(claimed.job, os.environ))
@@ -220,6 +315,17 @@ def _train(job: Job, flags: Sequence[str]) -> int:
         return _exit_code(code)
     print(report.render(run_folder.read_summary(folder), folder))
     return _exit_code(code)
+
+
+def _submit(claimed: claim.Claim, flags: Sequence[str]) -> int:
+    """Hand the claimed run to Slurm, which starts it when it can."""
+    try:
+        number = slurm.submit(claimed.job, claimed.folder, flags)
+    except BaseException:
+        claim.release(claimed)
+        raise
+    print(slurm.submitted(number, claimed.folder))
+    return 0
 
 
 def _exit_code(code: int) -> int:

@@ -1,11 +1,11 @@
 """Hydra's part of the parent: words → composed configuration, and Hydra's errors in our words."""
 
 import argparse
+import gc
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,15 @@ def compose(words: Sequence[str], task: Callable[[DictConfig], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["fmstune", *words]
 
-    with ExitStack() as composing:
+    collects = gc.isenabled()
 
-        def fmstune(config: DictConfig) -> None:
-            composing.close()
-            task(config)
+    # holds only what can be pickled: Hydra's launchers may send it elsewhere
+    def fmstune(config: DictConfig) -> Any:
+        if collects:
+            gc.enable()
+        return task(config)
 
-        composing.enter_context(uncollected())
+    with uncollected():
         hydra.main(version_base="1.3", config_path="pkg://fmstune.conf", config_name="job")(fmstune)()
 
 
@@ -149,6 +151,8 @@ def explained(err: BaseException) -> str:
     missing = re.search(r"Could not find '([\w/]+)/([\w.-]*)'", text)
     if missing:
         group, name = missing.groups()
+        if group == "hydra/launcher" and name.startswith("submitit_"):
+            return f"{group}={name} needs hydra-submitit-launcher: pip install 'fmstune[slurm]'"
         options = help.choices(group, config_dir(sys.argv[1:])) if group in help.GROUPS else []
         return f"{group}={name}: no such choice{did_you_mean(name, options)} ({', '.join(options)})"
     several = re.match(r"Ambiguous value for argument '(?:\+\+)?(.*)'", text)

@@ -15,6 +15,10 @@ class UserError(Exception):
         return (type(self), self.problems)
 
 
+class Preempted(Exception):
+    """The run was asked to stop, and has saved a checkpoint to go on from."""
+
+
 def raise_if_any(problems: Iterable[str]) -> None:
     """Raise all problems at once, so that nobody mends them one run at a time."""
     found = tuple(problems)

@@ -235,6 +235,7 @@ def _kinds(field: Field) -> str:
         bool: "true or false",
         str: "text",
         dict: "a mapping of keys to values",
+        list: "a list",
     }
     kinds = [names.get(kind, kind.__name__) for kind in field.primitives]
     return " or ".join([*kinds, *(["null"] if field.optional else [])])

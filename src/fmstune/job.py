@@ -199,6 +199,36 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Slurm:
+    """Options of `sbatch`, under their own names; null leaves one out, and the cluster's default holds."""
+
+    partition: str | None = None
+    """Partition to run in."""
+    account: str | None = None
+    """Account to charge."""
+    qos: str | None = None
+    """Quality of service."""
+    constraint: str | None = None
+    """Features that the nodes must have."""
+    time: str | None = None
+    """Time limit, such as "4:00:00" or "1-12"; in quotes in YAML, which would read 4:00:00 as a number."""
+    gpus_per_node: str | None = None
+    """GPUs of each node, a number or `TYPE:NUMBER`."""
+    cpus_per_task: int | None = None
+    """Cores of each process."""
+    mem: str | None = None
+    """Memory of each node, such as 64G."""
+    signal: str = "USR1@120"
+    """Notice before the time limit: the signal (USR1 or USR2) and how many seconds before."""
+    requeue: bool = True
+    """Go back into the queue after a preemption, a lost node and the time limit, and go on from there."""
+    sbatch: list[str] = field(default_factory=list)
+    """Further options, each a text such as `--exclusive` or `--mail-type=END`."""
+    setup: list[str] = field(default_factory=list)
+    """Lines of shell before the processes start, such as `module load cuda`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Launcher:
     device: Device = Device.auto
     """Device of the processes; `cpu` with `fsdp` is the rehearsal, really sharded over gloo."""
@@ -236,6 +266,8 @@ class Launcher:
     """FSDP1: keep parameters apart; adapters need it, as they freeze some and train others."""
     config_file: str | None = None
     """The user's own accelerate YAML: its values hold where the command line is silent."""
+    slurm: Slurm | None = None
+    """Options of the Slurm job that the run becomes; null runs it here and now."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from types import FrameType
 
 from fmstune import launch_rules, package_files
 from fmstune.job import Device, Job, Launcher, Strategy, is_sharded
-from fmstune.run_folder import INTERRUPTING
+from fmstune.run_folder import INTERRUPTING, NOTICES
 
 PARENT = "FMSTUNE_PARENT"
 """Environment variable: the process id without which the runner must not live."""
@@ -99,18 +99,21 @@ def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
 def _handing_on(process: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
     """While waiting, signals to this process reach the runner, which ends in order; a second one kills it.
 
-    Gives the signals that came.
+    Gives the signals that came. A notice to stop is handed on too, and does not count as insisting.
     """
     seen: list[int] = []
 
     def hand_on(number: int, _frame: FrameType | None) -> None:
+        if number in NOTICES:
+            process.send_signal(number)
+            return
         if seen:
             process.kill()
         else:
             process.send_signal(number)
         seen.append(number)
 
-    former = {number: signal.signal(number, hand_on) for number in INTERRUPTING}
+    former = {number: signal.signal(number, hand_on) for number in (*INTERRUPTING, *NOTICES)}
     try:
         yield seen
     finally:

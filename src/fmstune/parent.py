@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from fmstune import ranks
+from fmstune import preemption, ranks
 from fmstune.launch import PARENT
-from fmstune.run_folder import INTERRUPTING
+from fmstune.run_folder import INTERRUPTING, NOTICES
 
 _EVERY_SECONDS = 0.25
 
@@ -46,10 +46,11 @@ def is_gone() -> bool:
     return PARENT in os.environ and os.getppid() != int(os.environ[PARENT])
 
 
-def interrupt_once() -> None:
+def interrupt_once(*, saves: bool = False) -> None:
     """The first Ctrl-C or SIGTERM ends the run in order; more of them do not disturb that.
 
     From a terminal the runner gets Ctrl-C twice: from the terminal and from its parent.
+    A run that `saves` checkpoints saves one where it gets notice to stop.
     """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -58,9 +59,11 @@ def interrupt_once() -> None:
 
     for number in INTERRUPTING:
         signal.signal(number, interrupt)
+    if saves:
+        preemption.heed()
 
 
 def interrupt_no_more() -> None:
     """Let the process end undisturbed: what runs at its exit is no longer part of the run."""
-    for number in INTERRUPTING:
+    for number in (*INTERRUPTING, *NOTICES):
         signal.signal(number, signal.SIG_IGN)

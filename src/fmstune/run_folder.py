@@ -21,11 +21,15 @@ MODEL = "model"
 MARKS = (JOB, PROVENANCE, METRICS, SUMMARY, MODEL)
 """Any of these in a folder means that a run lives there."""
 
-FINISHED, FAILED, INTERRUPTED, RUNNING = "finished", "failed", "interrupted", "running"
+FINISHED, FAILED, INTERRUPTED, RUNNING, QUEUED = "finished", "failed", "interrupted", "running", "queued"
+PREEMPTED = "preempted"
+"""Kind of an interruption that a checkpoint was saved for."""
 
 
 INTERRUPTING = frozenset({signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])})
 """Signals by which somebody ends a run on purpose: Ctrl-C, a scheduler, a closed terminal."""
+NOTICES = frozenset(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+"""Signals that ask a run to save a checkpoint and stop."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -47,6 +51,12 @@ def read_summary(folder: Path) -> dict[str, Any]:
 def update_summary(folder: Path, values: Mapping[str, Any]) -> None:
     """Set these keys of the summary and keep the others."""
     write_json(folder / SUMMARY, {**read_summary(folder), **values})
+
+
+def is_preempted(folder: Path) -> bool:
+    """Whether the run has stopped after it had saved a checkpoint."""
+    summary = read_summary(folder)
+    return summary.get("status") == INTERRUPTED and summary["error"]["kind"] == PREEMPTED
 
 
 def keep_metrics(folder: Path, step: int) -> None:

@@ -7,20 +7,25 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from fmstune import agent, freeze, launch_rules, parent, ranks, run_folder
+from fmstune import agent, freeze, launch_rules, parent, preemption, ranks, run_folder
 from fmstune.command_line import Verb
-from fmstune.errors import UserError, raise_if_any, render
+from fmstune.errors import Preempted, UserError, raise_if_any, render
 from fmstune.garbage import uncollected
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Do the verb; 0, 2 for what the user can mend, 130 when interrupted, 1 with a traceback for what we must."""
+    """Do the verb; 0, 2 for what the user can mend, 130 when interrupted, 1 with a traceback for what we must.
+
+    75 when it stopped at a notice, with a checkpoint.
+    """
     options = _options(words)
     try:
-        parent.interrupt_once()
+        parent.interrupt_once(saves=_trains(options))
         return _act(options)
     except UserError as err:
         return _ended("user", render(err.problems), 2)
+    except Preempted as err:
+        return _ended(run_folder.PREEMPTED, f"fmstune: {err}", preemption.CODE)
     except KeyboardInterrupt:
         return _ended("interrupted", "fmstune: interrupted", 130)
     except BrokenPipeError:
@@ -48,6 +53,10 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="show-data: file for every training row")
     parser.add_argument("--html", type=Path, help="show-data: file for the view as a page")
     return parser.parse_args(words)
+
+
+def _trains(options: argparse.Namespace) -> bool:
+    return options.verb == Verb.train.value and not options.prepare
 
 
 def _act(options: argparse.Namespace) -> int:

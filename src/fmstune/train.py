@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import filelock
 from datasets import Dataset
@@ -35,7 +35,7 @@ from fmstune import (
 from fmstune.callbacks import MetricsFile, Progress
 from fmstune.checks import Checked
 from fmstune.data import Prepared
-from fmstune.errors import UserError, raise_if_any
+from fmstune.errors import Preempted, UserError, raise_if_any
 from fmstune.job import LORAPLUS_LR_RATIO, Job, is_sharded
 from fmstune.ledger import Ledger
 from fmstune.models import Tokenizer
@@ -78,6 +78,8 @@ def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, pl
             trainer.before_training(lambda: base.append(_score(trainer, job, checked, prepared, base=True)))
         memory.reset_peak(checked.device)
         output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        if trainer.stops:
+            _stop(trainer, folder)
         figures = _figures(trainer, checked, prepared, output.metrics)
         tuned = _score(trainer, job, checked, prepared, base=False)
         for name, loss in (("train_loss", figures["train_loss"]), ("eval_loss", tuned["eval_loss"] if tuned else 0.0)):
@@ -93,6 +95,17 @@ def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, pl
             run_folder.update_summary(folder, {**seconds, **figures, **scores})
 
 
+def _stop(trainer: Trainer, folder: Path) -> NoReturn:
+    """End at a notice: what is left to do is not done, and the same command does it; raises Preempted."""
+    # the others end as soon as one of them does
+    parent.interrupt_no_more()
+    said = f"preempted; a checkpoint was saved at step {trainer.state.global_step}, and the same command goes on"
+    if ranks.here().is_main:
+        run_folder.end(folder, run_folder.INTERRUPTED, run_folder.PREEMPTED, said)
+    trainer.accelerator.wait_for_everyone()
+    raise Preempted(said)
+
+
 def _checkpoint(job: Job, folder: Path) -> Path | None:
     """Where to go on: the checkpoint that the job names, else the newest complete one of its own folder."""
     given = job.training.get("resume")
@@ -105,6 +118,8 @@ def _recorded(folder: Path, start: dict[str, Any]) -> Iterator[None]:
     run_folder.update_summary(folder, {"status": run_folder.RUNNING, "error": None, **start})
     try:
         yield
+    except Preempted:
+        raise  # recorded before the other processes could end this one
     except KeyboardInterrupt:
         run_folder.end(folder, run_folder.INTERRUPTED, "interrupted", "stopped by a signal before the end")
         raise

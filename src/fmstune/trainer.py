@@ -20,7 +20,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import global_then_local_main_first
 
-from fmstune import audit, packing, sharding
+from fmstune import audit, packing, preemption, sharding
 from fmstune.audit import Audit
 from fmstune.checkpoints import SAVING, About, clear_aside, newest, publish
 from fmstune.errors import UserError, raise_if_any
@@ -59,6 +59,9 @@ class Trainer(SFTTrainer):
         """LoRA+: the rate of B by that of A, which is the learning rate; None trains both alike."""
         self.clock = StepClock()
         self.add_callback(self.clock)
+        self.stops = False
+        """Some process was given notice: all of them save a checkpoint after this step, and stop."""
+        self.add_callback(SaveAndStop(lambda: self.stops))
         self.positions = 0
         """Positions that went through the model in training, padding included; of all processes."""
         self.audit: Audit | None = None
@@ -194,7 +197,9 @@ class Trainer(SFTTrainer):
             self._audit(model, batch)
         positions = batch["input_ids"].numel()
         masked = batch["attention_mask"].sum() if "attention_mask" in batch else positions - padding
-        counted = torch.tensor([positions, int(masked)], dtype=torch.float64, device=self.args.device)
+        # the notice goes along: it reaches processes at different steps, and they must stop after the same one
+        sums = [positions, int(masked), preemption.given()]
+        counted = torch.tensor(sums, dtype=torch.float64, device=self.args.device)
         before = self._total_train_tokens
         ids = batch["input_ids"]
         try:
@@ -204,7 +209,8 @@ class Trainer(SFTTrainer):
             raise
         # looked at when something went wrong only: a look at each would make the device wait
         self._since_log.append((self.state.global_step + 1, ids, loss.detach()))
-        positions, tokens = self.accelerator.reduce(counted, "sum").tolist()
+        positions, tokens, notices = self.accelerator.reduce(counted, "sum").tolist()
+        self.stops = self.stops or notices > 0
         self.positions += round(positions)
         # TRL takes a batch without a mask for one row
         self._total_train_tokens = before + round(tokens)
@@ -362,3 +368,21 @@ class StepClock(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.seconds += time.perf_counter() - self._begun
         self.steps += 1
+
+
+class SaveAndStop(TrainerCallback):
+    """Save a checkpoint after the step in which `asked` becomes true, and end training there."""
+
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self._asked = asked
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._asked():
+            control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Trainer takes the stop for the end of the epoch, where it would evaluate and save once more."""
+        if self._asked():
+            control.should_save = control.should_evaluate = False

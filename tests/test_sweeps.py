@@ -1,0 +1,57 @@
+"""Sweeps whose points are jobs of Hydra's other launchers."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fmstune import sweeps
+from fmstune.errors import UserError
+from tests.test_cli import SCRIPT
+
+
+def test_points_of_another_launcher_are_checked_here_first() -> None:
+    words = ["-m", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "++seed=1,2"]
+    assert sweeps.here(words) == ["-m", "++seed=1,2"]
+    assert sweeps.here(["-m", "hydra/launcher=basic", "++seed=1,2"]) is None
+    assert sweeps.here(["-m", "++seed=1,2"]) is None
+
+
+def test_another_launcher_without_a_sweep_is_refused() -> None:
+    with pytest.raises(UserError, match="hydra/launcher=submitit_slurm runs the points of a sweep; add -m"):
+        sweeps.here(["hydra/launcher=submitit_slurm"])
+
+
+def test_codes_come_back_in_the_points_order_and_leave_nothing() -> None:
+    for number, code in ((10, 3), (2, 0), (0, 1)):
+        sweeps.leave(Path(), number, code)
+    assert sweeps.collected(Path()) == [1, 0, 3]
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.slow
+def test_each_point_is_a_process_of_submitits_and_codes_come_back() -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    Path("rows.jsonl").write_text('{"output": "no template here"}\n' * 4)
+    words = ("-m", "hydra/launcher=submitit_local", "output_dir=sweep", "training.learning_rate=1e-3,1e-4")
+    rows = ("data=text", "data.train=rows.jsonl", 'data.response_template="Label:"', "evaluation=none")
+    done = subprocess.run([SCRIPT, *words, *rows], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2, done.stderr
+    assert "2 of 2 points failed" in done.stderr
+    assert "Traceback" not in done.stderr
+    logs = list(Path("sweep/.submitit").rglob("*_log.err"))
+    assert len(logs) == 2
+    assert all("response_template" in log.read_text() for log in logs)
+
+
+def test_a_wrong_point_is_named_before_any_is_submitted() -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    words = ("-m", "hydra/launcher=submitit_local", "output_dir=sweep", "training.learning_rate=1e-3,-1,-2")
+    two = ("launcher=slurm", "launcher.num_processes=2")
+    done = subprocess.run([SCRIPT, *words, *two], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "3 errors" in done.stderr
+    assert "launcher.slurm: hydra/launcher makes each point a job already; leave one of the two out" in done.stderr
+    assert "training.learning_rate must be above 0 and below 10, got -1" in done.stderr
+    assert "training.learning_rate must be above 0 and below 10, got -2" in done.stderr
+    assert not Path("sweep").exists()
