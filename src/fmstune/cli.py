@@ -25,6 +25,7 @@ from fmstune import (
     freeze,
     help,
     launch,
+    preparation,
     report,
     rules,
     run_folder,
@@ -207,7 +208,8 @@ def _train(job: Job, flags: Sequence[str]) -> int:
         print(report.render(run_folder.read_summary(folder), folder))
         return 0
     code = 0
-    for argv in launch.commands(claimed.job, folder / run_folder.JOB, *flags):
+    prepared = preparation.is_known(claimed.job)
+    for argv in launch.commands(claimed.job, folder / run_folder.JOB, *flags, prepared=prepared):
         code = code or launch.start(argv, launch.environment(claimed.job, os.environ))
     if not (folder / run_folder.SUMMARY).is_file():
         # nothing was trained: leave nothing behind
