@@ -111,6 +111,16 @@ def interleave(first: Callable[[], A], second: Callable[[], B], pairs: int) -> l
     return made
 
 
+def rounds(sides: Mapping[str, Callable[[], A]], count: int) -> list[dict[str, A]]:
+    """Run all of them so many times; who goes first changes from round to round."""
+    names = list(sides)
+    made = []
+    for number in range(count):
+        turn = number % len(names)
+        made.append({name: sides[name]() for name in names[turn:] + names[:turn]})
+    return made
+
+
 def _wait(pid: int, begun: float, watched: Path | None) -> "tuple[list[float], int, os.struct_rusage]":
     """The child's end, and when each line of the watched file appeared."""
     lines: list[float] = []

@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import first_step
+import launching
 import packed_rows
 import preparation
 import results
 import startup
 import step
 
-BENCHMARKS = {module.__name__: module for module in (startup, first_step, step, preparation, packed_rows)}
+BENCHMARKS = {module.__name__: module for module in (startup, first_step, launching, step, preparation, packed_rows)}
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 

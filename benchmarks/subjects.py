@@ -44,15 +44,20 @@ def run(side: str, subject: Subject, method: str, *, steps: int, env: Mapping[st
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
         if side == "fmstune":
-            argv = _fmstune(subject, method, steps, folder)
+            argv = pairs.fmstune(*words(subject, method, steps, folder))
             there = {"FMSTUNE_CACHE": str(subject.cache), **(env or {})}
             return pairs.run(argv, env=there, watched=folder / "metrics.jsonl")
-        words = (subject.model, subject.arrow, method, steps, subject.batch, folder)
-        return pairs.run(pairs.python(f"{side}.py", *words), watched=folder / "steps")
+        return pairs.run(script(side, subject, method, steps, folder), watched=folder / "steps")
 
 
-def _fmstune(subject: Subject, method: str, steps: int, folder: Path) -> list[str]:
-    return pairs.fmstune(
+def script(side: str, subject: Subject, method: str, steps: int, folder: Path) -> list[str]:
+    """The command line of one of the other sides."""
+    return pairs.python(f"{side}.py", subject.model, subject.arrow, method, steps, subject.batch, folder)
+
+
+def words(subject: Subject, method: str, steps: int, folder: Path) -> list[str]:
+    """What fmstune is told, to train what the others train."""
+    return [
         "model=causal_lm",
         f"model.path={subject.model}",
         "model.lora_targets=[q_proj, v_proj]",
@@ -69,4 +74,4 @@ def _fmstune(subject: Subject, method: str, steps: int, folder: Path) -> list[st
         "training.train_sampling_strategy=sequential",
         "training.save_strategy=no",
         f"output_dir={folder}",
-    )
+    ]

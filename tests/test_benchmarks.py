@@ -68,6 +68,13 @@ def test_each_side_goes_first_in_every_other_pair() -> None:
     assert made == [(1, 2)] * 3
 
 
+def test_each_of_several_sides_goes_first_in_its_turn() -> None:
+    order: list[str] = []
+    made = pairs.rounds({name: lambda name=name: order.append(name) or name for name in "abc"}, 3)
+    assert "".join(order) == "abcbcacab"
+    assert made == [{"a": "a", "b": "b", "c": "c"}] * 3
+
+
 @pytest.mark.parametrize(
     ("figure", "row"),
     [
@@ -143,6 +150,11 @@ def test_first_step() -> None:
 
 
 @pytest.mark.slow
+def test_launching() -> None:
+    assert quick("launching.py") == ["to the first step, over bare torchrun"]
+
+
+@pytest.mark.slow
 def test_preparation() -> None:
     shown = quick("preparation.py")
     assert shown[:2] == ["300 rows of JSON lines", "SFTTrainer, the same rows"]
@@ -156,6 +168,6 @@ def test_step() -> None:
 
 def test_every_benchmark_is_tried_here_and_is_part_of_make_bench() -> None:
     scripts = {path.stem for path in BENCHMARKS.glob("*.py")} - {"pairs", "results", "run_all", "subjects"}
-    assert scripts == {"first_step", "packed_rows", "preparation", "startup", "step"}
+    assert scripts == {"first_step", "launching", "packed_rows", "preparation", "startup", "step"}
     run_all = (BENCHMARKS / "run_all.py").read_text()
     assert all(f"import {script}\n" in run_all for script in scripts)

@@ -80,6 +80,11 @@ def test_several_processes_are_prepared_by_one_and_started_by_an_agent() -> None
     ]
 
 
+def test_what_is_prepared_already_is_not_prepared_again() -> None:
+    _, ranks = launch.commands(of_two(), Path("run/job.yaml"), "--trust=mine")
+    assert launch.commands(of_two(), Path("run/job.yaml"), "--trust=mine", prepared=True) == [ranks]
+
+
 def test_one_process_needs_one_command() -> None:
     assert launch.commands(job(), Path("job.yaml")) == [[sys.executable, "-m", "fmstune.runner", "job.yaml"]]
 

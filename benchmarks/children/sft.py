@@ -6,17 +6,19 @@ from pathlib import Path
 
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainerState
 from trl import SFTConfig, SFTTrainer
 
 
 class Steps(TrainerCallback):
-    """A line in a file for each step."""
+    """A line in a file for each step, by the first of several processes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def on_step_end(self, *args: object, **kwargs: object) -> None:
+    def on_step_end(self, args: SFTConfig, state: TrainerState, control: object, **kwargs: object) -> None:
+        if not state.is_world_process_zero:
+            return
         with self._path.open("a", encoding="utf-8") as file:
             file.write("step\n")
 
@@ -42,7 +44,7 @@ def main(model: str, arrow: str, method: str, steps: str, batch: str, folder: st
         disable_tqdm=True,
     )
     lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    Path(folder).mkdir()
+    Path(folder).mkdir(exist_ok=True)
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(model, dtype="float32"),
         args=arguments,

@@ -26,6 +26,7 @@ from fmstune import (
     help,
     launch,
     preemption,
+    preparation,
     report,
     rules,
     run_folder,
@@ -302,7 +303,8 @@ def _train(job: Job, flags: Sequence[str]) -> int:
     if job.launcher.slurm is not None:
         return _submit(claimed, flags)
     code = 0
-    for argv in launch.commands(claimed.job, folder / run_folder.JOB, *flags):
+    prepared = preparation.is_known(claimed.job)
+    for argv in launch.commands(claimed.job, folder / run_folder.JOB, *flags, prepared=prepared):
         code = code or launch.start(argv, launch.environment(claimed.job, os.environ))
     if not (folder / run_folder.SUMMARY).is_file():
         # nothing was trained: leave nothing behind

@@ -28,14 +28,15 @@ def command(job_file: Path, *flags: str) -> list[str]:
     return [sys.executable, "-m", "fmstune.runner", str(job_file), *flags]
 
 
-def commands(job: Job, job_file: Path, *flags: str) -> list[list[str]]:
+def commands(job: Job, job_file: Path, *flags: str, prepared: bool = False) -> list[list[str]]:
     """What to run, one after the other, for a job on this machine; each only when the one before it went well.
 
-    Several processes find their rows tokenised: one process does it before they start.
+    Several processes find their rows tokenised: one process does it before they start, unless it is done already.
     """
     if job.launcher.strategy is Strategy.single:
         return [command(job_file, *flags)]
-    return [command(job_file, "--prepare", *flags), [*agent_command(job.launcher, job_file), "--", *flags]]
+    ranks = [*agent_command(job.launcher, job_file), "--", *flags]
+    return [ranks] if prepared else [command(job_file, "--prepare", *flags), ranks]
 
 
 def agent_command(launcher: Launcher, job_file: Path) -> list[str]:

@@ -23,6 +23,7 @@ from fmstune import (
     models,
     plan,
     precision,
+    preparation,
     ranks,
     shapes,
     show_data,
@@ -44,7 +45,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
     # PEFT sets it right itself for the Conv1D layers of GPT-2
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    # one process speaks for all
+    logging.basicConfig(format="%(message)s", level=logging.INFO if ranks.here().is_main else logging.WARNING)
     for name in ("httpx", "filelock", "fsspec", "matplotlib", "trl", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
@@ -200,4 +202,6 @@ def _others(problems: Sequence[str], reported: Sequence[str]) -> list[str]:
 
 def _prepare(job: Job) -> tuple[Tokenizer, Prepared]:
     tokenizer = models.load_tokenizer(job.model)
-    return tokenizer, data.prepare(job.data, tokenizer.tokenizer, job.seed)
+    prepared = data.prepare(job.data, tokenizer.tokenizer, job.seed)
+    preparation.mark(job)
+    return tokenizer, prepared
