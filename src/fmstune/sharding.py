@@ -1,5 +1,6 @@
 """FSDP's side of a run: its settings for the trainer, and what a sharded model needs to be read and saved."""
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import FullyShardedDataParallelPlugin
 from peft import PeftModel
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule, FullStateDictConfig, FullyShardedDataParallel, StateDictType
@@ -58,6 +60,22 @@ def settings(launcher: Launcher) -> dict[str, Any]:
 
 def _reshards(launcher: Launcher) -> bool:
     return launcher.sharding_strategy.value == "full_shard"
+
+
+def keep_exact(plugin: FullyShardedDataParallelPlugin) -> None:
+    """Where a run computes in half precision, let only the computing do so.
+
+    accelerate 1.15 takes its one dtype for all (utils/dataclasses.py, `set_mixed_precision`): gradients would be added
+    up in it, every loss and log-probability would leave the model rounded to it, and under FSDP1 the frequencies of
+    rotary positions, which are a buffer, would be rounded too. transformers' own sharding leaves them alike
+    (distributed/fsdp.py, `_get_fsdp_policy_kwargs`).
+    """
+    if plugin.mixed_precision_policy is None:
+        return
+    left_alone = "output_dtype" if plugin.fsdp_version == 2 else "buffer_dtype"
+    plugin.mixed_precision_policy = dataclasses.replace(
+        plugin.mixed_precision_policy, reduce_dtype=torch.float32, **{left_alone: None}
+    )
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
