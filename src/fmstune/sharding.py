@@ -138,6 +138,20 @@ def prompt_at_hand(model: PreTrainedModel | PeftModel) -> Iterator[None]:
         model.reshard()
 
 
+@contextmanager
+def as_base(model: PeftModel) -> Iterator[None]:
+    """The model without its adapter, whose weights stay marked as trained, which PEFT alone would not leave them.
+
+    At its first forward pass a sharded model looks which weights are trained, to know the dtype of their gradients
+    (torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py, `_init_mp_dtypes`).
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with model.disable_adapter():
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        yield
+
+
 def learns_a_prompt(model: PreTrainedModel | PeftModel) -> bool:
     """Whether the model is tuned by virtual tokens."""
     return isinstance(model, PeftModel) and bool(model.active_peft_config.is_prompt_learning)
