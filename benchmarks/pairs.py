@@ -113,6 +113,8 @@ def fork_children() -> None:
     For trying them out: their memory and their time to start are no figures then.
     """
     global _forks
+    # pyarrow's allocator has a thread of its own, with which a fork can wait for ever
+    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
     for name in ("fmstune.verbs", "peft", "pyarrow.parquet", "trl"):
         importlib.import_module(name)
     _forks = True

@@ -22,6 +22,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+# pyarrow's allocator has a thread of its own, with which a fork can wait for ever
+os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
+
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
