@@ -4,12 +4,16 @@
 This process imports nothing large: on Linux a child's peak memory starts from that of the process that starts it.
 """
 
+import importlib
 import os
+import runpy
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -81,21 +85,69 @@ def fmstune(*words: str) -> list[str]:
 
 def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, watched: Path | None = None) -> Child:
     """Run to the end; raises RuntimeError when it does not go well."""
+    start = _forked if _forks and argv[1].startswith(str(CHILDREN)) else _spawned
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         begun = time.perf_counter()
-        process = subprocess.Popen(argv, stdout=out, stderr=err, env={**environment(), **(env or {})})
+        pid = start(argv, {**environment(), **(env or {})}, out.fileno(), err.fileno())
         try:
-            lines, status, usage = _wait(process.pid, begun, watched)
+            lines, status, usage = _wait(pid, begun, watched)
         except BaseException:
-            process.kill()
+            os.kill(pid, signal.SIGKILL)
             raise
         wall = time.perf_counter() - begun
-        process.returncode = os.waitstatus_to_exitcode(status)
+        code = os.waitstatus_to_exitcode(status)
         text, errors = (_read(file.fileno()) for file in (out, err))
-    if process.returncode != 0:
-        raise RuntimeError(f"{' '.join(argv)} exited with {process.returncode}\n{text[-2000:]}\n{errors[-4000:]}")
+    if code != 0:
+        raise RuntimeError(f"{' '.join(argv)} exited with {code}\n{text[-2000:]}\n{errors[-4000:]}")
     unit = 1 if sys.platform == "darwin" else 1024
     return Child(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit, text, lines)
+
+
+_forks = False
+"""Whether the scripts of `children/` are forked from this process."""
+
+
+def fork_children() -> None:
+    """From now on, start the scripts of `children/` without the seconds that their imports take.
+
+    For trying them out: their memory and their time to start are no figures then.
+    """
+    global _forks
+    # pyarrow's allocator has a thread of its own, with which a fork can wait for ever
+    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
+    for name in ("fmstune.verbs", "peft", "pyarrow.parquet", "trl"):
+        importlib.import_module(name)
+    _forks = True
+
+
+def _spawned(argv: Sequence[str], env: Mapping[str, str], out: int, err: int) -> int:
+    process = subprocess.Popen(argv, stdout=out, stderr=err, env=env)
+    # it is waited for here, with its usage, and not by subprocess
+    process.returncode = 0
+    return process.pid
+
+
+def _forked(argv: Sequence[str], env: Mapping[str, str], out: int, err: int) -> int:
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        os.environ.clear()
+        os.environ.update(env)
+        sys.argv = list(argv[1:])
+        # as where Python starts a script
+        sys.path[0] = str(CHILDREN)
+        runpy.run_path(argv[1], run_name="__main__")
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def interleave(first: Callable[[], A], second: Callable[[], B], pairs: int) -> list[tuple[A, B]]:

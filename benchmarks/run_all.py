@@ -10,6 +10,7 @@ from pathlib import Path
 import first_step
 import launching
 import packed_rows
+import pairs
 import preparation
 import results
 import startup
@@ -26,6 +27,8 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.names) - set(BENCHMARKS):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}")
+    if options.quick:
+        pairs.fork_children()
     made = results.sections_of(RESULTS.read_text(encoding="utf-8")) if options.names and not options.quick else {}
     for name in options.names or BENCHMARKS:
         load = os.getloadavg()[0]

@@ -1,7 +1,11 @@
 """What all tests share: quiet threads, a cache and a working folder of their own, and the two halves of the command."""
 
+import gc
 import json
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +13,14 @@ from typing import Any
 
 # before torch: threads that spin make a shared machine ten times slower
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# the models are too small for two, and each worker of pytest-xdist has a core
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import filelock
 import pytest
+
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,31 @@ class Result:
     @property
     def summary(self) -> dict[str, Any]:
         return json.loads((self.folder / "summary.json").read_text())
+
+
+def pytest_collection_finish() -> None:
+    """The million objects of the libraries stay, so the collector need not look at them again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """A folder by its name, filled by whichever worker of pytest-xdist needs it first."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder(name: str, fill: Callable[[Path], object]) -> Path:
+        place, whole = shared / name, shared / f"{name}.whole"
+        with filelock.FileLock(shared / f"{name}.lock"):
+            if not whole.exists():
+                shutil.rmtree(place, ignore_errors=True)
+                place.mkdir()
+                fill(place)
+                whole.touch()
+        return place
+
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +116,34 @@ def rows_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+FSDP_JOB = (
+    "launcher=fsdp",
+    "launcher.device=cpu",
+    "launcher.threads=1",
+    "launcher.num_processes=2",
+    "training.max_steps=40",
+    "training.per_device_train_batch_size=4",
+    "training.gradient_accumulation_steps=1",
+    "training.save_strategy=steps",
+    "training.save_steps=10",
+    "training.learning_rate=1e-3",
+    "data.max_rows=32",
+    "evaluation=none",
+    "output_dir=run",
+)
+
+
+@pytest.fixture(scope="session")
+def two_processes(made_once: MadeOnce) -> Path:
+    """What the console script leaves and says (OUT, ERR) when it trains FSDP_JOB in two processes of one machine."""
+
+    def train(place: Path) -> None:
+        script = Path(sys.executable).with_name("fmstune")
+        env = {**os.environ, "FMSTUNE_CACHE": str(place / "cache")}
+        with (place / "OUT").open("w") as out, (place / "ERR").open("w") as err:
+            done = subprocess.run([script, *FSDP_JOB], cwd=place, env=env, stdout=out, stderr=err, timeout=300)
+        assert done.returncode == 0, (place / "ERR").read_text()
+
+    return made_once("two_processes", train)

@@ -159,12 +159,22 @@ def test_a_batch_without_a_document_of_two_tokens_cannot_be_audited() -> None:
         audit.documents(Collator(PAD)([{"input_ids": [5], "labels": [5]}]))
 
 
+ONE_STEP = (
+    "evaluation=none",
+    "training.max_steps=1",
+    "training.save_strategy=no",
+    "training.per_device_train_batch_size=4",
+    "data.max_rows=32",
+    "data.max_length=128",
+    "launcher.threads=1",
+)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [("packing=true",), ("padding_free=true",), ("packing=true", "bf16=true")])
 @pytest.mark.parametrize("peft", ["full", "lora"])
 def test_a_run_is_audited_before_its_first_step(fmstune: Callable[..., Result], words: Any, peft: str) -> None:
-    quick = ("evaluation=none", "training.max_steps=1", "training.save_strategy=no", "launcher.threads=1")
-    run = fmstune(f"peft={peft}", *(f"training.{word}" for word in words), *quick)
+    run = fmstune(f"peft={peft}", *(f"training.{word}" for word in words), *ONE_STEP)
     assert run.code == 0, run.err
     lines = run.err.splitlines()
     (line,) = (line for line in lines if line.startswith("packing: 4 documents packed and alone differ by "))
@@ -193,7 +203,7 @@ def test_a_run_that_would_mix_documents_up_stops_before_its_first_step(
 
 
 def test_where_nothing_is_packed_nothing_is_audited(fmstune: Callable[..., Result]) -> None:
-    run = fmstune("evaluation=none", "training.max_steps=1", "training.save_strategy=no", "launcher.threads=1")
+    run = fmstune(*ONE_STEP)
     assert run.summary["packing"] is None
     assert 0 < run.summary["padding_share"] < 0.5
 

@@ -1080,10 +1080,14 @@ def test_wrong_input_is_answered_by_one_message_and_leaves_nothing(
     [
         case("training.learning_rat=1", "training.learning_rat: unknown field of trl.SFTConfig; …"),
         case("peft=lorra", "peft=lorra: no such choice; …"),
-        case("peft=lora peft.target_modules=[q_prj]", "peft.target_modules: no module is named 'q_prj'; …"),
-        case(ROWS, "rows.jsonl:1: broken JSON …", rows_jsonl="{x\n"),
+        case(
+            f"{ROWS} peft=lora peft.target_modules=[q_prj]",
+            "peft.target_modules: no module is named 'q_prj'; …",
+            "rows.jsonl:1: broken JSON …",
+            rows_jsonl="{x\n",
+        ),
     ],
-    ids=["parent: field", "parent: group", "runner: model", "runner: data"],
+    ids=["parent: field", "parent: group", "runner: model and data"],
 )
 def test_the_console_script_answers_the_same(wrong: Case, tmp_path: Path) -> None:
     write(wrong.files, tmp_path)

@@ -2,9 +2,9 @@
 """The benchmarks run, each alone, and their page says what it should; how long anything takes is not asserted."""
 
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ def test_a_childs_seconds_memory_and_output_are_its_own() -> None:
     # from a process as small as a benchmark's: Linux counts what a parent held when it forked
     code = (
         f"import json, sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import pairs\n"
-        "idle = pairs.run([sys.executable, '-c', \"import time; time.sleep(0.3); print('done')\"])\n"
+        "idle = pairs.run([sys.executable, '-c', \"import time; time.sleep(1); print('done')\"])\n"
         "work = \"x = bytearray(200_000_000); x[::4096] = b'1' * len(x[::4096]); sum(range(3_000_000))\"\n"
         "busy = pairs.run([sys.executable, '-c', work])\n"
         "print(json.dumps([idle.out, idle.wall, idle.cpu, busy.peak - idle.peak]))"
@@ -32,7 +32,7 @@ def test_a_childs_seconds_memory_and_output_are_its_own() -> None:
     done = subprocess.run(python(code), capture_output=True, text=True, check=True)
     out, wall, cpu, more = json.loads(done.stdout)
     assert out == "done\n"
-    assert wall > 0.3 > cpu
+    assert wall > 1 > cpu
     assert more > 150_000_000
 
 
@@ -44,10 +44,11 @@ def test_memory_and_time_of_a_childs_own_children_count() -> None:
 
 def test_a_line_of_the_watched_file_is_a_moment(tmp_path: Path) -> None:
     code = f"import time\nfor n in range(3):\n  time.sleep(.1); print('x', file=open({str(tmp_path / 'f')!r}, 'a'))"
-    child = pairs.run(python(code), watched=tmp_path / "f")
-    assert len(child.lines) == 3
-    assert all(after - before > 0.05 for before, after in zip([0, *child.lines], child.lines, strict=False))
-    assert child.lines[-1] <= child.wall
+    child = pairs.run(python(f"{code}\ntime.sleep(1)"), watched=tmp_path / "f")
+    first, second, third = child.lines
+    assert first > 0.1 and second > 0.2 and third > 0.3
+    # and not only when the child has ended
+    assert third < child.wall - 0.5
 
 
 def test_a_child_that_fails_is_no_figure() -> None:
@@ -127,43 +128,36 @@ def test_figures_of_other_versions_are_not_put_beside_new_ones() -> None:
         results.sections_of(page)
 
 
-def quick(script: str) -> Sequence[str]:
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), "--quick"], capture_output=True, text=True, check=False, timeout=500
-    )
+def quick(script: str, *flags: str) -> dict[str, list[str]]:
+    """Try a script out; what it measured, by the headings of its tables."""
+    words = [sys.executable, str(BENCHMARKS / script), "--quick", *flags]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr
-    return [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")][2:]
+    sections = re.split(r"^## ", done.stdout, flags=re.MULTILINE)[1:]
+    return {
+        section.splitlines()[0]: [line.split("|")[1].strip() for line in section.splitlines() if line[:1] == "|"][2:]
+        for section in sections
+    }
 
 
-def test_start(tmp_path: Path) -> None:
-    assert quick("startup.py") == ["wall clock", "CPU time"]
-
-
-@pytest.mark.slow
-def test_packed_rows() -> None:
-    assert quick("packed_rows.py") == ["tokens over positions, packed", "tokens over positions, padded"]
-
-
-@pytest.mark.slow
-def test_first_step() -> None:
-    assert quick("first_step.py") == ["tokens in the cache", "nothing in the cache"]
+def test_one_alone() -> None:
+    assert quick("startup.py") == {"Start": ["wall clock", "CPU time"]}
 
 
 @pytest.mark.slow
-def test_launching() -> None:
-    assert quick("launching.py") == ["to the first step, over bare torchrun"]
-
-
-@pytest.mark.slow
-def test_preparation() -> None:
-    shown = quick("preparation.py")
-    assert shown[:2] == ["300 rows of JSON lines", "SFTTrainer, the same rows"]
-    assert len(shown) == 5
-
-
-@pytest.mark.slow
-def test_step() -> None:
-    assert len(quick("step.py")) == 4
+def test_all_that_train_or_prepare() -> None:
+    step, memory = "tiny_llama, full: step", "tiny_llama, full: memory"
+    assert quick("run_all.py", "first_step", "launching", "step", "preparation", "packed_rows") == {
+        "Time to the first step": ["nothing in the cache"],
+        "Launching": ["to the first step, over bare torchrun"],
+        "Step time and memory": [step, f"{step} of plain SFTTrainer", memory, f"{memory} of plain SFTTrainer"],
+        "Preparation": [
+            "300 rows of JSON lines",
+            "SFTTrainer, the same rows",
+            *(f"memory, {suffix}: most rows over fewest" for suffix in ("jsonl", "parquet", "arrow")),
+        ],
+        "Positions that hold a token": ["tokens over positions, packed", "tokens over positions, padded"],
+    }
 
 
 def test_every_benchmark_is_tried_here_and_is_part_of_make_bench() -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import pytest
+from tests.conftest import Result
 
 SCRIPT = Path(sys.executable).with_name("fmstune")
 QUICK = (
@@ -20,10 +20,11 @@ QUICK = (
     "data.max_rows=16",
 )
 LONG = ("training.max_steps=100000", "training.save_strategy=no", "evaluation=none", "output_dir=run")
+Run = Callable[..., Result]
 
 
-def command(*words: str, **env: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([SCRIPT, *words], capture_output=True, text=True, env={**os.environ, **env}, timeout=300)
+def command(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([SCRIPT, *words], capture_output=True, text=True, timeout=300)
 
 
 def test_help_is_one_screen_with_verbs_groups_choices_and_examples() -> None:
@@ -79,39 +80,39 @@ def test_a_users_file_with_a_shipped_name_is_not_passed_over_in_silence(tmp_path
     assert "note: my/peft/lora.yaml is not used: peft=lora is the shipped one; choose another name" in done.stderr
 
 
-def test_modules_are_listed_from_the_configuration_alone() -> None:
-    done = command("modules", "model=llama2_7b")
-    assert done.returncode == 0
-    assert "q_proj" in done.stdout
-    assert "11008" in done.stdout.replace(",", "")
-    assert "lm_head" not in done.stdout
+def test_modules_are_listed_from_the_configuration_alone(fmstune: Run) -> None:
+    done = fmstune("modules", "model=llama2_7b")
+    assert done.code == 0
+    assert "q_proj" in done.out
+    assert "11008" in done.out.replace(",", "")
+    assert "lm_head" not in done.out
 
 
-def test_a_13b_model_is_checked_offline_with_exact_counts(rows_file: Callable[..., Path]) -> None:
+def test_a_13b_model_is_checked_offline_with_exact_counts(fmstune: Run, rows_file: Callable[..., Path]) -> None:
     rows = rows_file([{"instruction": "Add", "input": "1 2", "output": "3"}] * 5, "alpaca.json")
-    done = command("check", "model=llama2_13b", "peft=lora", "data=alpaca", f"data.train={rows}", HF_HUB_OFFLINE="1")
-    assert done.returncode == 0, done.stderr
-    assert "13,015,864,320" in done.stdout
-    assert "6,553,600" in done.stdout
-    assert "estimated from characters" in done.stdout
+    done = fmstune("check", "model=llama2_13b", "peft=lora", "data=alpaca", f"data.train={rows}")
+    assert done.code == 0, done.err
+    assert "13,015,864,320" in done.out
+    assert "6,553,600" in done.out
+    assert "estimated from characters" in done.out
     assert list(Path().glob("runs")) == []
 
 
-def test_a_gpu_that_is_not_here_can_be_planned_for(rows_file: Callable[..., Path]) -> None:
+def test_a_gpu_that_is_not_here_can_be_planned_for(fmstune: Run, rows_file: Callable[..., Path]) -> None:
     rows = rows_file([{"instruction": "Add", "input": "", "output": "3"}], "alpaca.json")
     words = ("model=llama2_7b", "peft=lora", "data=alpaca", f"data.train={rows}", "launcher.device=cuda")
-    done = command("check", *words)
-    assert done.returncode == 0, done.stderr
-    assert "bfloat16 weights, float32 trained, bfloat16 autocast" in done.stdout
-    assert "note: no cuda device here" in done.stdout
-    assert command("train", *words).returncode == 2
+    done = fmstune("check", *words)
+    assert done.code == 0, done.err
+    assert "bfloat16 weights, float32 trained, bfloat16 autocast" in done.out
+    assert "note: no cuda device here" in done.out
+    assert fmstune("train", *words).code == 2
 
 
-def test_rows_are_shown_and_written_with_their_masks() -> None:
-    done = command("show-data", "--rows", "1", "--json", "rows.json", "data.max_rows=5")
-    assert done.returncode == 0, done.stderr
-    assert "row 1: " in done.stdout
-    assert "row 2: " not in done.stdout
+def test_rows_are_shown_and_written_with_their_masks(fmstune: Run) -> None:
+    done = fmstune("show-data", "--rows", "1", "--json", "rows.json", "data.max_rows=5")
+    assert done.code == 0, done.err
+    assert "row 1: " in done.out
+    assert "row 2: " not in done.out
     rows = json.loads(Path("rows.json").read_text(encoding="utf-8"))
     assert len(rows) == 5
     assert set(rows[0]) == {"input_ids", "labels", "trained_text"}
@@ -125,8 +126,8 @@ def test_the_doctor_names_versions_devices_extras_and_the_cache() -> None:
         assert word in done.stdout
 
 
-def test_the_doctor_clears_the_cache(tmp_path: Path) -> None:
-    assert command("show-data", "--rows", "1").returncode == 0
+def test_the_doctor_clears_the_cache(fmstune: Run, tmp_path: Path) -> None:
+    assert fmstune("show-data", "--rows", "1", "data.max_rows=5").code == 0
     assert list((tmp_path / "cache").rglob("*.arrow"))
     done = command("doctor", "--clear-cache")
     assert done.stdout.startswith("deleted ")
@@ -154,7 +155,8 @@ def test_a_sweep_runs_every_point_in_one_folder_also_after_a_failed_one() -> Non
     assert not list(Path().glob("*.yaml"))
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 150) -> None:
+    """Wait as long as it may take on a machine that does much else."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited for {what} in vain"
@@ -180,16 +182,19 @@ def status() -> str:
     return str(json.loads(Path("run/summary.json").read_text())["status"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_so_and_leaves_no_model(number: signal.Signals) -> None:
-    process = started(LONG)
+def interrupt(process: "subprocess.Popen[str]", number: signal.Signals) -> None:
+    """Send this signal: the run says that it is interrupted, and leaves no model."""
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert status() == "interrupted"
     assert "interrupted: run" in out
     assert "Traceback" not in err
     assert not [path for path in Path("run").iterdir() if "model" in path.name]
+
+
+def test_an_interrupted_run_says_so_and_leaves_no_model() -> None:
+    interrupt(started(LONG), signal.SIGINT)
 
 
 def runner_pid(parent: int) -> int:
@@ -211,16 +216,23 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_the_runner_does_not_outlive_a_killed_parent() -> None:
+def test_the_runner_does_not_outlive_a_killed_parent_and_none_starts_without_it() -> None:
     process = started(LONG)
     runner = runner_pid(process.pid)
     process.kill()
-    process.communicate(timeout=60)
-    wait_for(lambda: not alive(runner), "the runner's end", 20)
+    process.communicate(timeout=120)
+    wait_for(lambda: not alive(runner), "the runner's end")
     assert status() == "interrupted"
+    late = subprocess.run(
+        [sys.executable, "-m", "fmstune.runner", "run/job.yaml"],
+        env={**os.environ, "FMSTUNE_PARENT": "999999"},
+        capture_output=True,
+        timeout=120,
+    )
+    assert late.returncode == 1
 
 
-def test_a_second_runner_is_kept_from_the_folder() -> None:
+def test_a_second_runner_is_kept_from_the_folder_and_sigterm_ends_the_first() -> None:
     process = started(LONG)
     second = subprocess.run(
         [sys.executable, "-m", "fmstune.runner", "run/job.yaml"], capture_output=True, text=True, timeout=120
@@ -228,14 +240,13 @@ def test_a_second_runner_is_kept_from_the_folder() -> None:
     assert second.returncode == 2
     assert "run: another process runs this job" in second.stderr
     assert status() == "running"
-    process.terminate()
-    process.communicate(timeout=60)
+    interrupt(process, signal.SIGTERM)
 
 
 def test_a_runner_that_is_killed_is_recorded_by_its_parent() -> None:
     process = started(LONG)
     os.kill(runner_pid(process.pid), signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == 1
     assert status() == "failed"
 
@@ -250,27 +261,13 @@ def test_the_parent_starts_fast_because_it_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_a_runner_whose_parent_is_gone_already_does_not_run() -> None:
-    process = started(LONG)
-    process.kill()
-    process.communicate(timeout=60)
-    wait_for(lambda: status() == "interrupted", "the first run's end", 20)
-    late = subprocess.run(
-        [sys.executable, "-m", "fmstune.runner", "run/job.yaml"],
-        env={**os.environ, "FMSTUNE_PARENT": "999999"},
-        capture_output=True,
-        timeout=120,
-    )
-    assert late.returncode == 1
-
-
 def test_a_parent_that_dies_before_training_gives_the_folder_back() -> None:
     process = subprocess.Popen([SCRIPT, *LONG], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: Path("run/job.yaml").exists(), "the claim")
     runner = runner_pid_of(process)
     process.kill()
     process.wait()
-    wait_for(lambda: not alive(runner), "the runner's end", 30)
+    wait_for(lambda: not alive(runner), "the runner's end")
     assert not Path("run").exists()
 
 
@@ -279,7 +276,7 @@ def test_an_interrupted_sweep_starts_no_further_point() -> None:
     process = subprocess.Popen([SCRIPT, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: Path("sweep/0-seed=1/metrics.jsonl").exists(), "the first step")
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert [path.name for path in Path("sweep").iterdir() if path.is_dir()] == ["0-seed=1"]

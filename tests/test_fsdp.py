@@ -22,22 +22,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fmstune import composition, freeze, runner
 from tests import small
+from tests.conftest import MadeOnce
 
 pytestmark = pytest.mark.slow
 
-BIG_CODE = {
-    "model_type": "gpt_bigcode",
-    "vocab_size": 320,
-    "n_embd": 32,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": 256,
-    "resid_pdrop": 0.0,
-    "embd_pdrop": 0.0,
-    "attn_pdrop": 0.0,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
 QUICK = (
     "++data.max_rows=32",
     "++training.max_steps=4",
@@ -55,12 +43,18 @@ LORA = ("peft=lora", "++peft.lora_dropout=0")
 SAVES = ("++training.save_strategy=steps", "++training.save_steps=2")
 EVALUATES = ("++training.eval_strategy=steps", "++training.eval_steps=2", "++training.per_device_eval_batch_size=3")
 PACKED = ("++training.packing=true", "++data.max_length=64", "++training.max_steps=2")
+# what `model.dtype=auto` comes to on a GPU, for a full model and under an adapter
+HALF = {
+    "half": ("++training.bf16=true",),
+    "half_lora": ("++training.bf16=true", "++model.dtype=bfloat16", *LORA),
+}
 METHODS = {"full": ("peft=full",), "lora": LORA, "prompt": ("peft=prompt_tuning",)}
 BATCHES = {1: "++training.per_device_train_batch_size=8", 2: "++training.per_device_train_batch_size=4"}
 SINGLE = {
     **{f"one-{name}": (*words, BATCHES[1]) for name, words in METHODS.items()},
     "one-packed": (*PACKED, "++training.per_device_train_batch_size=2"),
     "one-evaluated": (*EVALUATES, BATCHES[1], "evaluation=none"),
+    **{f"one-{name}": (*words, BATCHES[1]) for name, words in HALF.items()},
     "one-big_code": ("BIG_CODE", BATCHES[1]),
     "one-big_code_lora": ("BIG_CODE", *LORA, BATCHES[1]),
 }
@@ -80,6 +74,7 @@ DOUBLE = {
     "fsdp-recomputed": (*FSDP, "++training.activation_checkpointing=true", BATCHES[2], "evaluation=none"),
     "fsdp-grad_op": (*FSDP, "++launcher.sharding_strategy=shard_grad_op", BATCHES[2], "evaluation=none"),
     "fsdp-every_copy": (*FSDP, "++launcher.cpu_ram_efficient_loading=false", BATCHES[2], "evaluation=none"),
+    **{f"fsdp-{name}": (*FSDP, *words, BATCHES[2]) for name, words in HALF.items()},
     "fsdp-big_code": (*FSDP, "BIG_CODE", BATCHES[2]),
     "fsdp-big_code_lora": (*FSDP, "BIG_CODE", *LORA, BATCHES[2]),
 }
@@ -97,11 +92,13 @@ SAME = [
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(made_once: MadeOnce) -> Path:
     """The folder of all runs."""
-    place = tmp_path_factory.mktemp("runs")
-    tokenizer = small.byte_level_tokenizer()
-    big_code = small.save(place / "big_code", architecture=BIG_CODE, tokenizer=tokenizer)
+    return made_once("fsdp", run_all)
+
+
+def run_all(place: Path) -> None:
+    big_code = small.save(place / "big_code", architecture=small.BIGCODE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FMSTUNE_CACHE", str(place / "cache"))
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -110,7 +107,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         two_processes(place, list(DOUBLE))
         for name in SINGLE:
             assert runner.main([str(place / name / "job.yaml")]) == 0, name
-    return place
 
 
 def freeze_into(folder: Path, words: Sequence[str], big_code: Path) -> None:
@@ -168,15 +164,33 @@ def test_two_processes_do_what_one_does_with_the_same_global_batch(runs: Path, t
 
 
 def test_the_matrix_is_whole() -> None:
-    assert len(SAME) == len(DOUBLE) == 14
+    assert len(SAME) + len(HALF) == len(DOUBLE) == 16
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_in_half_precision_two_processes_agree_as_far_as_it_goes(runs: Path, name: str) -> None:
+    """One process keeps the sums between blocks in float32, under autocast; shards are computed with in bfloat16."""
+    two, one = runs / f"fsdp-{name}", runs / f"one-{name}"
+    losses = logged(two, "loss")
+    assert losses == pytest.approx(logged(one, "loss"), rel=0.02)
+    assert losses[-1] < 0.9 * losses[0]
+    # no loss is itself rounded: float16 has three bits more than bfloat16
+    assert all(float(torch.tensor(loss).half()) != loss for loss in losses)
+    for which in ("base", "tuned"):
+        assert summary(two)[which]["eval_loss"] == pytest.approx(summary(one)[which]["eval_loss"], rel=0.02)
+    kept, expected = weights(two), weights(one)
+    assert kept.keys() == expected.keys()
+    assert {weight.dtype for weight in kept.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", [name for name in DOUBLE if name.startswith("fsdp")])
 def test_fsdp_leaves_each_process_half_of_the_weights(runs: Path, name: str) -> None:
     found = summary(runs / name)
     assert found["processes"] == 2
+    base = 2 if name == "fsdp-half_lora" else 4
+    trained = 4 * (found["total_parameters"] - found["base_parameters"])
     for held in found["weight_bytes_by_rank"]:
-        assert held == pytest.approx(4 * found["total_parameters"] / 2, rel=0.01)
+        assert held == pytest.approx((base * found["base_parameters"] + trained) / 2, rel=0.01)
 
 
 def test_ddp_leaves_each_process_all_weights(runs: Path) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,15 @@ def composing() -> Iterator[ConfigLoaderImpl]:
         yield loader
 
 
+@cache
+def read_yaml(name: str) -> dict[str, Any]:
+    """A file of the shipped groups as plain YAML."""
+    return yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+
+
 def parts(group: str, name: str) -> list[tuple[str, dict[str, Any]]]:
-    """A choice's file and before it those that its own defaults list names; read as plain YAML."""
-    tree = yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+    """A choice's file and before it those that its own defaults list names."""
+    tree = {**read_yaml(f"{group}/{name}")}
     before = [part for entry in tree.pop("defaults", []) if isinstance(entry, str) for part in parts(group, entry)]
     package = "training" if group.startswith("training_for") else group
     return [*before, (f"{group}/{name}.yaml", tree if group == "experiment" else {package: tree})]
@@ -52,12 +59,12 @@ def parts(group: str, name: str) -> list[tuple[str, dict[str, Any]]]:
 
 def expected(words: list[str]) -> dict[sources.Key, sources.Origin]:
     """Without Hydra: the files in the order of conf/job.yaml, and for each value the last that holds it."""
-    job = yaml.safe_load((CONF / "job.yaml").read_text(encoding="utf-8"))
+    job = {**read_yaml("job")}
     chosen = {next(iter(e)): e[next(iter(e))] for e in job.pop("defaults")[1:] if next(iter(e)) in GROUPS}
     given = dict(word.split("=") for word in words)
     experiment = given.pop("experiment", None)
     if experiment:
-        entries = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8"))["defaults"]
+        entries = read_yaml(f"experiment/{experiment}")["defaults"]
         chosen |= {next(iter(e)).removeprefix("override /"): e[next(iter(e))] for e in entries}
     chosen |= given
     del job["hydra"]

@@ -4,13 +4,14 @@
 
 `python tools/soak.py --kills 20` does it for full tuning and LoRA, in one process and in two under FSDP: weights and
 losses must equal those of an undisturbed run bit for bit. One more run changes from two processes to one at each kill,
-where they may differ by 5e-6. The libraries are imported once: each process is forked from this one, which trains
-nothing itself.
+where they may differ by 5e-6. Every other kill waits until a checkpoint is being written. The libraries are imported
+once: each process is forked from this one, which trains nothing itself.
 """
 
 import argparse
 import dataclasses
 import json
+import math
 import os
 import random
 import signal
@@ -20,6 +21,9 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+# pyarrow's allocator has a thread of its own, with which a fork can wait for ever
+os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
 
 import torch
 from hydra import compose, initialize_config_module
@@ -32,7 +36,6 @@ from fmstune.job import Job
 
 COMMON = (
     "++data.max_rows=32",
-    "++training.max_steps=10",
     "++training.logging_steps=1",
     "++training.save_strategy=steps",
     "++training.save_steps=1",
@@ -61,31 +64,32 @@ COMBINATIONS: dict[str, tuple[tuple[str, ...], ...]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="kills a combination")
+    parser.add_argument("--steps", type=int, default=10, help="steps of a run, each with a checkpoint")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(COMBINATIONS)}; all when left out")
     options = parser.parse_args()
     assert verbs is not None
     print(f"seed {options.seed}")
-    failed = [
-        name for name in options.names or COMBINATIONS if not holds(name, options.kills, random.Random(options.seed))
-    ]
+    chance = random.Random(options.seed)
+    failed = [name for name in options.names or COMBINATIONS if not holds(name, options.kills, options.steps, chance)]
     print(f"failed: {', '.join(failed)}" if failed else "all held")
     return int(bool(failed))
 
 
-def holds(name: str, kills: int, chance: random.Random) -> bool:
+def holds(name: str, kills: int, steps: int, chance: random.Random) -> bool:
     """Whether a run that is killed so many times ends as the undisturbed one."""
     with tempfile.TemporaryDirectory(prefix="fmstune-soak-") as folder:
         place = Path(folder)
         os.environ["FMSTUNE_CACHE"] = str(place / "cache")
-        turns = [frozen(words, place / "killed") for words in COMBINATIONS[name]]
+        turns = [frozen([*words, f"++training.max_steps={steps}"], place / "killed") for words in COMBINATIONS[name]]
         begun = time.monotonic()
         whole = dataclasses.replace(turns[0], output_dir=str(place / "whole"))
         if finish(start(whole, place / "log")) != [0] * processes(whole):
             print((place / "log").read_text()[-4000:])
             return False
         seconds = time.monotonic() - begun
-        found = [killed(turns[number % len(turns)], chance, seconds, place / "log") for number in range(kills)]
+        moments = [chance.uniform(0.2, seconds) if number % 2 == 0 else None for number in range(kills)]
+        found = [killed(turns[n % len(turns)], moment, chance, place / "log") for n, moment in enumerate(moments)]
         codes = finish(start(turns[kills % len(turns)], place / "log"))
         # bit for bit where nothing changes
         same = ended_alike(place / "whole", place / "killed", 0.0 if len(turns) == 1 else 5e-6)
@@ -152,21 +156,36 @@ def finish(pids: Sequence[int]) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
-def killed(job: Job, chance: random.Random, seconds: float, log: Path) -> str:
-    """Start a job and kill all its processes at once, at any moment or while it saves; at which it was."""
+def killed(job: Job, moment: float | None, chance: random.Random, log: Path) -> str:
+    """Start a job and kill all its processes at once, after so many seconds or else while it saves; at which it was."""
     saving = Path(job.output_dir or "") / checkpoints.SAVING
+    # the one before may have left its own
+    left = made_at(saving)
     pids = start(job, log)
-    while_saving = chance.random() < 0.5
-    end = time.monotonic() + (3 * seconds if while_saving else chance.uniform(0.2, seconds))
-    while time.monotonic() < end and not (while_saving and saving.exists()):
+    end = time.monotonic() + moment if moment is not None else math.inf
+    # where it is through before that, it is through
+    while time.monotonic() < end and not has_ended(pids[0]) and (moment is not None or made_at(saving) in (None, left)):
         time.sleep(0.001)
-    if while_saving:
+    if moment is None:
         time.sleep(chance.uniform(0, 0.005))
-    at = "saving" if saving.exists() else "training"
+    at = "training" if made_at(saving) in (None, left) else "saving"
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     finish(pids)
     return at
+
+
+def made_at(folder: Path) -> int | None:
+    """When a folder was made or last changed, in nanoseconds; None where there is none."""
+    try:
+        return folder.stat().st_ctime_ns
+    except FileNotFoundError:
+        return None
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process has ended, which `finish` will still be told."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def ended_alike(whole: Path, other: Path, tolerance: float) -> bool:

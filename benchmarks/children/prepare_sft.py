@@ -28,7 +28,9 @@ def main(rows: str, folder: str) -> None:
             dataset_num_proc=int(os.environ["RAYON_NUM_THREADS"]),
         )
         begun = time.perf_counter()
-        dataset = load_dataset("json", data_files=rows, split="train").map(pair, remove_columns=SFT_COLUMNS)
+        # named, as a forked process has read the variable already
+        read = load_dataset("json", data_files=rows, split="train", cache_dir=os.environ.get("HF_DATASETS_CACHE"))
+        dataset = read.map(pair, remove_columns=SFT_COLUMNS)
         SFTTrainer(model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer)
         print(json.dumps({"seconds": time.perf_counter() - begun}))
 

@@ -1,5 +1,6 @@
 """FSDP's side of a run: its settings for the trainer, and what a sharded model needs to be read and saved."""
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import FullyShardedDataParallelPlugin
 from peft import PeftModel
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule, FullStateDictConfig, FullyShardedDataParallel, StateDictType
@@ -58,6 +60,22 @@ def settings(launcher: Launcher) -> dict[str, Any]:
 
 def _reshards(launcher: Launcher) -> bool:
     return launcher.sharding_strategy.value == "full_shard"
+
+
+def keep_exact(plugin: FullyShardedDataParallelPlugin) -> None:
+    """Where a run computes in half precision, let only the computing do so.
+
+    accelerate 1.15 takes its one dtype for all (utils/dataclasses.py, `set_mixed_precision`): gradients would be added
+    up in it, every loss and log-probability would leave the model rounded to it, and under FSDP1 the frequencies of
+    rotary positions, which are a buffer, would be rounded too. transformers' own sharding leaves them alike
+    (distributed/fsdp.py, `_get_fsdp_policy_kwargs`).
+    """
+    if plugin.mixed_precision_policy is None:
+        return
+    left_alone = "output_dtype" if plugin.fsdp_version == 2 else "buffer_dtype"
+    plugin.mixed_precision_policy = dataclasses.replace(
+        plugin.mixed_precision_policy, reduce_dtype=torch.float32, **{left_alone: None}
+    )
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
@@ -118,6 +136,20 @@ def prompt_at_hand(model: PreTrainedModel | PeftModel) -> Iterator[None]:
         yield
     finally:
         model.reshard()
+
+
+@contextmanager
+def as_base(model: PeftModel) -> Iterator[None]:
+    """The model without its adapter, whose weights stay marked as trained, which PEFT alone would not leave them.
+
+    At its first forward pass a sharded model looks which weights are trained, to know the dtype of their gradients
+    (torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py, `_init_mp_dtypes`).
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with model.disable_adapter():
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        yield
 
 
 def learns_a_prompt(model: PreTrainedModel | PeftModel) -> bool:

@@ -226,7 +226,7 @@ def _score(trainer: Trainer, job: Job, checked: Checked, prepared: Prepared, *, 
         return None
     model = trainer.model
     # a new adapter may change the output before it is trained (a random prompt does)
-    as_base = model.disable_adapter() if base and isinstance(model, PeftModel) else nullcontext()
+    as_base = sharding.as_base(model) if base and isinstance(model, PeftModel) else nullcontext()
     if ranks.here().is_main:
         print(f"evaluating the {'base' if base else 'tuned'} model …", file=sys.stderr, flush=True)
     with as_base:

@@ -46,6 +46,8 @@ class Trainer(SFTTrainer):
         score_supervised_positions_on_cpu()
         adapter = {name: p.data for name, p in model.named_parameters() if p.requires_grad and _is_quantised(model)}
         super().__init__(model, *args, **kwargs)
+        if self.is_fsdp_enabled:
+            sharding.keep_exact(self.accelerator.state.fsdp_plugin)
         # TRL 1.16 rounds the adapter on a quantised base to bfloat16 (sft_trainer.py:908), where small updates vanish
         for name, parameter in self.model.named_parameters():
             parameter.data = adapter.get(name, parameter.data)
