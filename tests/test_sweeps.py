@@ -30,18 +30,16 @@ def test_codes_come_back_in_the_points_order_and_leave_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_each_point_is_a_process_of_submitits_and_codes_come_back() -> None:
+def test_a_point_is_a_process_of_submitits_and_its_code_comes_back() -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     Path("rows.jsonl").write_text('{"output": "no template here"}\n' * 4)
-    words = ("-m", "hydra/launcher=submitit_local", "output_dir=sweep", "training.learning_rate=1e-3,1e-4")
+    words = ("-m", "hydra/launcher=submitit_local", "output_dir=sweep", "seed=1")
     rows = ("data=text", "data.train=rows.jsonl", 'data.response_template="Label:"', "evaluation=none")
     done = subprocess.run([SCRIPT, *words, *rows], capture_output=True, text=True, timeout=200)
     assert done.returncode == 2, done.stderr
-    assert "2 of 2 points failed" in done.stderr
     assert "Traceback" not in done.stderr
-    logs = list(Path("sweep/.submitit").rglob("*_log.err"))
-    assert len(logs) == 2
-    assert all("response_template" in log.read_text() for log in logs)
+    (log,) = Path("sweep/.submitit").rglob("*_log.err")
+    assert "response_template" in log.read_text()
 
 
 def test_a_wrong_point_is_named_before_any_is_submitted() -> None:
