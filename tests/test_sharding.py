@@ -3,9 +3,11 @@
 import pytest
 import torch
 from accelerate import FullyShardedDataParallelPlugin
+from peft import LoraConfig, get_peft_model
 from torch.distributed.fsdp import MixedPrecision, MixedPrecisionPolicy
 
 from fmstune import sharding
+from tests import small
 
 
 @pytest.mark.parametrize(
@@ -26,3 +28,20 @@ def test_a_run_in_one_dtype_has_no_policy() -> None:
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
     sharding.keep_exact(plugin)
     assert plugin.mixed_precision_policy is None
+
+
+def test_an_adapter_stays_marked_as_trained_while_the_base_answers() -> None:
+    model = get_peft_model(small.model(), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    ids = torch.tensor([[5, 6, 7]])
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.ones_(parameter)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        tuned = model(input_ids=ids).logits
+        with sharding.as_base(model):
+            assert all(parameter.requires_grad for parameter in trained)
+            base = model(input_ids=ids).logits
+    assert torch.equal(base, small.model()(input_ids=ids).logits)
+    assert not torch.allclose(tuned, base)
+    assert [parameter for parameter in model.parameters() if parameter.requires_grad] == trained

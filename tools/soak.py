@@ -4,12 +4,14 @@
 
 `python tools/soak.py --kills 20` does it for full tuning and LoRA, in one process and in two under FSDP: weights and
 losses must equal those of an undisturbed run bit for bit. One more run changes from two processes to one at each kill,
-where they may differ by 5e-6. Every other kill waits until a checkpoint is being written. The libraries are imported
+where they may differ by 5e-6. Every other kill comes while a checkpoint is being written. The libraries are imported
 once: each process is forked from this one, which trains nothing itself.
 """
 
 import argparse
 import dataclasses
+import gc
+import itertools
 import json
 import math
 import os
@@ -21,16 +23,17 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 # pyarrow's allocator has a thread of its own, with which a fork can wait for ever
 os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
 
 import torch
 from hydra import compose, initialize_config_module
+from matplotlib.backends import backend_agg
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-# not used here: a forked process need not import it again
 from fmstune import checkpoints, composition, freeze, runner, verbs
 from fmstune.job import Job
 
@@ -68,7 +71,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(COMBINATIONS)}; all when left out")
     options = parser.parse_args()
-    assert verbs is not None
+    # a forked process need neither import them again nor have its collector look at what is there
+    assert verbs is not None and backend_agg is not None
+    gc.freeze()
     print(f"seed {options.seed}")
     chance = random.Random(options.seed)
     failed = [name for name in options.names or COMBINATIONS if not holds(name, options.kills, options.steps, chance)]
@@ -112,14 +117,18 @@ def processes(job: Job) -> int:
     return job.launcher.num_processes or 1
 
 
-def start(job: Job, log: Path) -> list[int]:
-    """The ranks of a job, as forked processes; the job file is written anew, as the parent does it."""
+def start(job: Job, log: Path, dies: int | None = None) -> list[int]:
+    """The ranks of a job, as forked processes; the job file is written anew, as the parent does it.
+
+    `dies` kills the first of them at that file of a checkpoint.
+    """
     folder = Path(job.output_dir or "")
     folder.mkdir(exist_ok=True)
     (folder / "job.yaml").unlink(missing_ok=True)
     freeze.write(job, folder / "job.yaml")
     port = free_port()
-    return [forked(lambda rank=rank: runs(job, folder, rank, port, log)) for rank in range(processes(job))]
+    deaths = [dies, *[None] * (processes(job) - 1)]
+    return [forked(lambda rank=rank, dies=dies: runs(job, rank, port, log, dies)) for rank, dies in enumerate(deaths)]
 
 
 def free_port() -> int:
@@ -140,8 +149,11 @@ def forked(action: Callable[[], int]) -> int:
     return pid
 
 
-def runs(job: Job, folder: Path, rank: int, port: int, log: Path) -> int:
+def runs(job: Job, rank: int, port: int, log: Path, dies: int | None) -> int:
     """One rank, in its own process."""
+    folder = Path(job.output_dir or "")
+    if dies is not None:
+        sys.addaudithook(dies_at(dies, folder / checkpoints.SAVING))
     os.environ["OMP_NUM_THREADS"] = "1"
     if processes(job) > 1:
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes(job))}
@@ -158,29 +170,26 @@ def finish(pids: Sequence[int]) -> list[int]:
 
 def killed(job: Job, moment: float | None, chance: random.Random, log: Path) -> str:
     """Start a job and kill all its processes at once, after so many seconds or else while it saves; at which it was."""
-    saving = Path(job.output_dir or "") / checkpoints.SAVING
-    # the one before may have left its own
-    left = made_at(saving)
-    pids = start(job, log)
+    pids = start(job, log, None if moment is not None else chance.randrange(1, 20))
     end = time.monotonic() + moment if moment is not None else math.inf
     # where it is through before that, it is through
-    while time.monotonic() < end and not has_ended(pids[0]) and (moment is not None or made_at(saving) in (None, left)):
+    while time.monotonic() < end and not any(map(has_ended, pids)):
         time.sleep(0.001)
-    if moment is None:
-        time.sleep(chance.uniform(0, 0.005))
-    at = "training" if made_at(saving) in (None, left) else "saving"
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    finish(pids)
-    return at
+    ended_itself = 0 in finish(pids)
+    return "saving" if moment is None and not ended_itself else "training"
 
 
-def made_at(folder: Path) -> int | None:
-    """When a folder was made or last changed, in nanoseconds; None where there is none."""
-    try:
-        return folder.stat().st_ctime_ns
-    except FileNotFoundError:
-        return None
+def dies_at(number: int, folder: Path) -> Callable[[str, tuple[Any, ...]], None]:
+    """What kills this process with SIGKILL when it opens or renames something in a folder for the so-manieth time."""
+    seen = itertools.count(1)
+
+    def hook(event: str, words: tuple[Any, ...]) -> None:
+        if event in ("open", "os.rename") and str(words[0]).startswith(str(folder)) and next(seen) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return hook
 
 
 def has_ended(pid: int) -> bool:
