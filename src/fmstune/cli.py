@@ -25,6 +25,8 @@ from fmstune import (
     help,
     launch,
     report,
+    request,
+    request_rules,
     rules,
     run_folder,
     sources,
@@ -32,6 +34,7 @@ from fmstune import (
 from fmstune.command_line import CommandLine, Verb, choice_problems, force_plain_overrides, parse, swept_keys
 from fmstune.errors import UserError, raise_if_any, render
 from fmstune.job import Job
+from fmstune.request import Generation
 
 USER_ERROR = 2
 INTERNAL_ERROR = 1
@@ -79,9 +82,46 @@ def run(words: Sequence[str]) -> int:
     printed = composition.without_cfg_job(line.hydra)[1] is not None
     if line.sources and line.verb is Verb.train and not printed:
         raise UserError("--sources is a flag of fmstune check, and goes with --cfg job")
+    if line.generation is not None:
+        return _generate(line, line.generation)
     if line.from_job is not None:
         return _repeat(line)
     return _composed(line)
+
+
+def _generate(line: CommandLine, asked: Generation) -> int:
+    """Check what the parent can of `fmstune generate`, then hand it to the runner."""
+    asked = dataclasses.replace(asked, model=request_rules.model_place(asked.model))
+    problems = list(request_rules.generation(asked))
+    try:
+        format = _data_format(line)
+    except UserError as err:
+        problems += err.problems
+    raise_if_any(problems)
+    asked = dataclasses.replace(asked, format=format)
+    with tempfile.TemporaryDirectory(prefix="fmstune-") as folder:
+        file = Path(folder) / "request.json"
+        request.write(asked, file)
+        argv = launch.command(file, f"--verb={Verb.generate.value}")
+        return _exit_code(launch.start(argv, launch.environment_of(asked.device, None, os.environ)))
+
+
+def _data_format(line: CommandLine) -> dict[str, Any] | None:
+    """The format that `--format` chooses from the data group, with the fields given beside it."""
+    if line.data_format is None:
+        return None
+    found: list[dict[str, Any]] = []
+
+    def keep(config: DictConfig) -> None:
+        found.append(freeze.freeze(composition.tree(config), trusted=line.trusted).job.data.format)
+
+    # the rows of the group are not wanted, and its file may leave them open
+    words = [f"data={line.data_format}", "data.train=none", *line.hydra]
+    try:
+        composition.compose(force_plain_overrides(words, composition.groups(None)), keep)
+    except composition.ERRORS as err:
+        raise UserError(f"--format: {composition.explained(err)}") from err
+    return found[0]
 
 
 def _composed(line: CommandLine) -> int:

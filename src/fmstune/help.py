@@ -19,6 +19,21 @@ _FLAGS = {
         "--json FILE           write every training row: input_ids, labels, trained_text",
         "--html FILE           write the rows and sums that are printed as one page",
     ],
+    Verb.generate: [
+        "--model PLACE         a run folder, an adapter, a whole model or a hub id",
+        "--base_model_name_or_path PLACE   the adapter's base, where it is not where it was; --force takes any",
+        "--text TEXT | --text_file FILE | --rows_file FILE   one prompt | one a line (- is stdin) | rows of --format",
+        "--format CHOICE       put the prompt of a data format around texts or rows, such as alpaca or chat;",
+        "                      its fields are given as data.FIELD=VALUE",
+        "--out_file FILE       inference_result.json; JSON lines where it ends in .jsonl, and --resume goes on with it",
+        "--max_new_tokens N    tokens of an answer at most (20)",
+        "--batch_size N        prompts that are continued together (8)",
+        "--stop TEXT           end an answer at this text; may be given several times",
+        "--only_new_text       leave the input out of the output",
+        "--stream              print answers while they are made",
+        "--do_sample, --temperature X, --top_k N, --top_p X, --repetition_penalty X, --seed N (42)",
+        "--dtype, --attention, --device   as model.dtype, model.attention, launcher.device (auto)",
+    ],
     Verb.doctor: ["--clear-cache         delete the tokenised data"],
 }
 

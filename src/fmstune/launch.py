@@ -28,12 +28,16 @@ def doctor_command(*, clear_cache: bool) -> list[str]:
 
 def environment(job: Job, inherited: Mapping[str, str]) -> dict[str, str]:
     """The runner's environment: as many threads as asked, and one device at most in sight."""
+    return environment_of(job.launcher.device, job.launcher.threads, inherited)
+
+
+def environment_of(device: Device, threads: int | None, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The same for a runner that has no job."""
     env = {**inherited, PARENT: str(os.getpid())}
     # the parent sets it for itself, to see Hydra's exceptions
     env.pop("HYDRA_FULL_ERROR", None)
-    threads = job.launcher.threads or inherited.get("OMP_NUM_THREADS") or cores()
-    env["OMP_NUM_THREADS"] = str(threads)
-    if job.launcher.device is Device.cpu:
+    env["OMP_NUM_THREADS"] = str(threads or inherited.get("OMP_NUM_THREADS") or cores())
+    if device is Device.cpu:
         env["CUDA_VISIBLE_DEVICES"] = ""
     else:
         # several GPUs in one process would become nn.DataParallel, which SFTTrainer refuses

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from fmstune import freeze, parent, run_folder
+from fmstune import freeze, parent, request, run_folder
 from fmstune.command_line import Verb
 from fmstune.errors import UserError, render
 
@@ -35,7 +35,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fmstune.runner", description=__doc__)
-    parser.add_argument("job", type=Path, help="the frozen job.yaml of a run folder")
+    parser.add_argument("job", type=Path, help="the frozen job.yaml of a run folder; of generate, its request")
     parser.add_argument("--verb", choices=[v.value for v in Verb if v is not Verb.doctor], default=Verb.train.value)
     parser.add_argument("--trust", action="append", default=[], help="package whose format functions are allowed")
     parser.add_argument("--rows", type=int, default=3, help="show-data: rows to print")
@@ -45,14 +45,16 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _act(options: argparse.Namespace) -> int:
-    job = freeze.read(options.job, trusted=options.trust).job
     verb = Verb(options.verb)
+    if verb is Verb.generate:
+        return _generate(options.job)
+    job = freeze.read(options.job, trusted=options.trust).job
     folder = Path(job.output_dir) if verb is Verb.train and job.output_dir else None
     parent.watch(lambda: run_folder.mark_orphaned(folder) if folder else None)
     # here and not above: it imports torch for seconds, in which a signal or the parent's death must be heeded already
-    from fmstune import verbs
+    from fmstune import quiet, verbs
 
-    verbs.quiet()
+    quiet.quiet()
     if verb is Verb.modules:
         return verbs.modules(job)
     if verb is Verb.check:
@@ -60,6 +62,16 @@ def _act(options: argparse.Namespace) -> int:
     if verb is Verb.show_data:
         return verbs.show_rows(job, options.rows, options.json, options.html)
     return verbs.run(job)
+
+
+def _generate(file: Path) -> int:
+    asked = request.read_generation(file)
+    parent.watch(lambda: None)
+    # these alone: what trains takes seconds more to import
+    from fmstune import asking, quiet
+
+    quiet.quiet()
+    return asking.run(asked)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 from trl import SFTConfig
 
-from fmstune import adapters, evaluate, memory, models, plots, provenance, run_folder
+from fmstune import adapters, base_identity, evaluate, memory, models, plots, provenance, run_folder
 from fmstune.callbacks import MetricsFile, Progress
 from fmstune.checks import Checked
 from fmstune.data import Prepared
@@ -50,6 +50,8 @@ def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, pl
     folder = Path(job.output_dir)
     with _recorded(folder, {"name": job.name, "plan": _plan_values(plan)}):
         run_folder.write_json(folder / run_folder.PROVENANCE, _provenance(job, checked, prepared))
+        # before training: the base may be moved while it goes on
+        base_model = base_identity.at(job.model.path, job.model.revision) if checked.peft is not None else None
         trainer, seconds = _build(job, checked, tokenizer, prepared, folder)
         base = _score(trainer, job, checked, prepared, base=True) if job.evaluation.base else None
         memory.reset_peak(checked.device)
@@ -61,7 +63,7 @@ def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, pl
                 raise UserError(
                     f"{name} is {loss} after training; lower training.learning_rate, or set model.dtype=float32"
                 )
-        save(trainer.model, tokenizer, folder / run_folder.MODEL)
+        save(trainer.model, tokenizer, folder / run_folder.MODEL, base_model)
         plots.plot_loss(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT)
         scores = {key: one for key, one in (("base", base), ("tuned", tuned)) if one is not None}
         run_folder.update_summary(folder, {**seconds, **figures, **scores})
@@ -222,8 +224,13 @@ def _ledger(ledger: Ledger) -> dict[str, Any]:
     return {**counts, "rows_dropped": ledger.rows_dropped}
 
 
-def save(model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, folder: Path) -> None:
-    """The model or adapter with its tokenizer, for plain transformers and PEFT; written aside, then renamed."""
+def save(
+    model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, folder: Path, base: base_identity.Base | None = None
+) -> None:
+    """The model or adapter with its tokenizer, for plain transformers and PEFT; written aside, then renamed.
+
+    An adapter gets the identity of its base beside it.
+    """
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     if isinstance(model, PeftModel):
@@ -231,6 +238,8 @@ def save(model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, folder: Path)
         model.save_pretrained(aside, save_embedding_layers=bool(tokenizer.added))
         # PEFT's card is a form to fill in, with this machine's path of the base
         (aside / "README.md").unlink(missing_ok=True)
+        if base is not None:
+            base_identity.write(base, aside)
     else:
         model.save_pretrained(aside)
     tokenizer.tokenizer.save_pretrained(aside)

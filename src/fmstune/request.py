@@ -1,0 +1,73 @@
+"""What a verb after training is asked to do, as plain typed data: made from flags, and a JSON file for the runner."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fmstune.job import Attention, Device, Dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """`fmstune generate`: which model continues which texts, and how; the fields are its flags."""
+
+    model: str
+    """Run folder, adapter folder, model folder, hub id, or `package:NAME`."""
+    base_model_name_or_path: str | None = None
+    """The base of an adapter, in place of the one that it names."""
+    force: bool = False
+    """Load an adapter also on a base that is not the one it was tuned on."""
+    text: str | None = None
+    """One prompt."""
+    text_file: str | None = None
+    """File with one prompt a line; `-` is standard input."""
+    rows_file: str | None = None
+    """Data file whose rows `format` makes prompts of."""
+    format: dict[str, Any] | None = None
+    """`_target_` and settings of a data format, whose prompt is put around each text or made of each row."""
+    trusted: tuple[str, ...] = ()
+    """Packages that `format` may come from."""
+    out_file: str = "inference_result.json"
+    """Where the answers go: a JSON list, or JSON lines where the name ends in `.jsonl`."""
+    resume: bool = False
+    """Go on after the answers that `out_file` (JSON lines) holds."""
+    only_new_text: bool = False
+    """Leave the input out of the output."""
+    stream: bool = False
+    """Print each answer while it is made; one prompt at a time."""
+    batch_size: int = 8
+    """Prompts that are continued together."""
+    max_new_tokens: int = 20
+    """Tokens of an answer at most."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer, `\\n` as in a shell; they are cut off."""
+    do_sample: bool = False
+    """Draw tokens at random; otherwise the likeliest is taken."""
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int = 42
+    """Seed of what is drawn."""
+    dtype: Dtype = Dtype.auto
+    attention: Attention = Attention.auto
+    device: Device = Device.auto
+
+
+SAMPLING = ("temperature", "top_k", "top_p")
+"""Fields that only drawing uses; the names are those of `transformers.GenerationConfig`."""
+
+
+def write(request: Generation, path: Path) -> None:
+    """Write the request so that `read_generation` gives an equal one."""
+    values = {name: getattr(value, "value", value) for name, value in asdict(request).items()}
+    path.write_text(json.dumps(values), encoding="utf-8")
+
+
+def read_generation(path: Path) -> Generation:
+    """The request that `write` wrote."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values |= {name: tuple(values[name]) for name in ("trusted", "stop")}
+    values |= {"dtype": Dtype(values["dtype"]), "attention": Attention(values["attention"])}
+    return Generation(**{**values, "device": Device(values["device"])})
