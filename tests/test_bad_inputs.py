@@ -987,6 +987,121 @@ TEMPLATES = [
     ),
 ]
 
+ADAPTER = {
+    "a/adapter_config.json": '{"peft_type": "LORA", "base_model_name_or_path": "./gone"}',
+    "a/adapter_model.safetensors": "",
+}
+LLAMA = "generate --model package:tiny_llama"
+GENERATE = [
+    case("generate --text hi", "--model must be given: a run folder, an adapter or model folder, or a hub id"),
+    case(
+        f"{LLAMA} --txet hi peft=lora data.text_field=x",
+        "generate has no flag --txet; did you mean '--text'?",
+        "generate takes flags, and data.FIELD=VALUE beside --format; got 'peft=lora'",
+        "data.text_field=x: fields of a data format go with --format",
+    ),
+    case(f"{LLAMA} --text hi --top_k many", "argument --top_k: invalid int value: 'many' (see fmstune --help)"),
+    case(
+        "generate --model ./nosuch --out_file nosuch/out.txt --batch_size 0 --max_new_tokens 0 --stop '' --seed -1",
+        "--model: there is no folder nosuch",
+        "nothing to ask: give --text, --text_file (one prompt a line; - reads standard input) or --rows_file",
+        "--out_file must end in .json (a list) or .jsonl (a line an answer), got nosuch/out.txt",
+        "--batch_size must be at least 1, got 0",
+        "--max_new_tokens must be at least 1, got 0",
+        "--stop is empty text, which ends nothing; leave it out",
+        "--seed must be at least 0 and below 2**32, got -1",
+    ),
+    case(f"{LLAMA} --text hi --out_file nosuch/out.json", "--out_file: there is no folder nosuch; make it, or …"),
+    case(
+        f"{LLAMA} --text hi --text_file promtps.txt --rows_file rows.jsonl",
+        "--text and --text_file and --rows_file exclude each other; give one of them",
+        "--rows_file needs --format, which makes prompts of rows, such as --format alpaca",
+        "--text_file: no file promtps.txt; did you mean 'prompts.txt'?",
+        prompts_txt="hi\n",
+        rows_jsonl=ROW,
+    ),
+    case(
+        f"{LLAMA} --text hi --temperature 0 --top_k 0 --top_p 2 --repetition_penalty 0",
+        "--temperature, --top_k, --top_p without --do_sample: the likeliest token is taken in any case; …",
+        "--temperature must be above 0, got 0; leave --do_sample out for the likeliest",
+        "--top_p must be above 0 and at most 1, got 2",
+        "--top_k must be at least 1, got 0",
+        "--repetition_penalty must be above 0, got 0",
+    ),
+    case(
+        f"{LLAMA} --text hi --resume --stream",
+        "--resume needs an --out_file of JSON lines (.jsonl), got inference_result.json",
+        "--stream shows answers as they come, and --resume goes on in a file; leave one of them out",
+    ),
+    case(f"{LLAMA} --text hi --out_file o.jsonl", "--out_file: o.jsonl is there; add --resume …", o_jsonl="{}\n"),
+    case(
+        f"{LLAMA} --text hi --out_file o.jsonl --resume",
+        "--resume: o.jsonl:1 is no answer of fmstune generate; choose another file",
+        o_jsonl="{}\n",
+    ),
+    case(
+        f"{LLAMA} --text hi --out_file o.jsonl --resume",
+        "--resume: o.jsonl:1 answers another prompt than number 1 of these; give the prompts that …",
+        o_jsonl='{"input": "ho", "output": "ho ho"}\n',
+    ),
+    case(f"{LLAMA} --text hi --format alpcaa", "data=alpcaa: no such choice; did you mean 'alpaca'? (…"),
+    case(
+        f"{LLAMA} --text hi --format text data.text_fild=x",
+        "data.text_fild: unknown field; did you mean 'text_field'?",
+    ),
+    case(
+        f"{LLAMA} --text hi --format tokenized",
+        "--format: what a text is to fmstune.formats.tokenized is not known; give rows with --rows_file",
+    ),
+    case(
+        f"{LLAMA} --rows_file rows.jsonl --format alpaca",
+        "rows.jsonl, row 1: no column 'instruction'; its columns are 'question', 'output'",
+        rows_jsonl='{"question": "hi"}\n',
+    ),
+    case(
+        f"{LLAMA} --text hi --format chat",
+        "--format chat: the model has no chat template; one that was tuned on chat has its own",
+    ),
+    case(
+        f"{LLAMA} --text_file prompts.txt",
+        "--text_file: prompts.txt holds no text; write one prompt a line",
+        prompts_txt="\n",
+    ),
+    case(f"{LLAMA} --text_file prompts.txt", "--text_file: prompts.txt is not UTF-8 (byte 0); …", prompts_txt=b"\xff"),
+    case(
+        f"{LLAMA} --text hi --max_new_tokens 512",
+        "1 of 1 prompts are too long, first number 1: its … tokens with --max_new_tokens 512 go beyond the 512 …",
+    ),
+    case(
+        f"{LLAMA} --text hi --base_model_name_or_path package:tiny_llama", "--base_model_name_or_path: … whole model …"
+    ),
+    case(
+        "generate --model run --text hi",
+        "--model: the run in run has no model (failed); wait for it, or …",
+        run__job_yaml="",
+        run__summary_json='{"status": "failed"}',
+    ),
+    case(
+        "generate --model run --text hi",
+        "--model: run has neither config.json nor adapter_config.json; …",
+        run__x_txt="",
+    ),
+    Case(
+        "generate --model a --text hi",
+        (
+            "--model: a was tuned on ./gone, which is no folder here and cannot be had from the hub; pass "
+            "--base_model_name_or_path with the folder or hub id of its base",
+        ),
+        ADAPTER,
+    ),
+    Case(
+        "generate --model a --text hi --base_model_name_or_path ./gone --device cuda",
+        ("--base_model_name_or_path: there is no folder gone",),
+        ADAPTER,
+    ),
+    case(f"{LLAMA} --text hi --device cuda", "--device=cuda is not available here (found cpu)"),
+]
+
 CASES = [
     *UNKNOWN_NAMES,
     *SEVERAL_AT_ONCE,
@@ -1007,6 +1122,7 @@ CASES = [
     *RESUMED,
     *SOURCES,
     *TEMPLATES,
+    *GENERATE,
 ]
 
 

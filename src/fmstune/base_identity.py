@@ -39,6 +39,8 @@ class Base:
 
     id: str
     """The hub id, the folder, or the `package:` name that the job gave."""
+    local: bool
+    """Whether it was a folder, which may have moved; a hub id does not."""
     revision: str | None
     config_sha256: str
     """Of the configuration's values as JSON, those left out that differ between copies of one model."""
@@ -51,10 +53,12 @@ def at(place: str, revision: str | None) -> Base:
 
     Raises what transformers raises where the configuration cannot be had.
     """
-    config = AutoConfig.from_pretrained(package_files.resolve(place), revision=revision, trust_remote_code=False)
+    resolved = package_files.resolve(place)
+    config = AutoConfig.from_pretrained(resolved, revision=revision, trust_remote_code=False)
     values = {key: value for key, value in config.to_diff_dict().items() if key not in _NOT_THE_MODEL}
     plain: dict[str, Any] = json.loads(json.dumps(values, sort_keys=True, default=str))
-    return Base(place, revision, hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest(), plain)
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return Base(place, Path(resolved).is_dir(), revision, digest, plain)
 
 
 def write(base: Base, folder: Path) -> None:
@@ -73,10 +77,10 @@ def read(folder: Path) -> Base | None:
 
 def differences(recorded: Base, found: Base) -> Iterator[str]:
     """In what the base at hand is not the recorded one; folders may have moved, and hub ids may not."""
-    hub = [is_hub_id(base.id) for base in (recorded, found)]
-    if all(hub) and recorded.id != found.id:
+    hub = not recorded.local and not found.local
+    if hub and recorded.id != found.id:
         yield f"it is {found.id} and not {recorded.id}"
-    elif all(hub) and recorded.revision != found.revision:
+    elif hub and recorded.revision != found.revision:
         yield f"its revision is {found.revision or 'the default'} and not {recorded.revision or 'the default'}"
     if recorded.config_sha256 != found.config_sha256:
         yield from _values(recorded.config, found.config)
@@ -91,8 +95,3 @@ def _values(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[s
 def _short(value: Any) -> str:
     text = "left at its default" if value is None else json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "…"
-
-
-def is_hub_id(place: str) -> bool:
-    """Whether this names a model of the hub and not a folder."""
-    return place.count("/") <= 1 and not place.startswith(("/", ".", "~", "package:")) and not Path(place).is_dir()

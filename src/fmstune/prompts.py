@@ -94,6 +94,8 @@ def _answer_field(format: Mapping[str, Any]) -> str | None:
 
 
 def _format(format: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> format_loading.Format:
+    if _own_name(format) == "chat" and tokenizer.chat_template is None:
+        raise UserError("--format chat: the model has no chat template; one that was tuned on chat has its own")
     try:
         return format_loading.load(format, tokenizer)
     except UserError as err:

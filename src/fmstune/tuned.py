@@ -71,10 +71,10 @@ def _same_base(model: str, place: Place, recorded: base_identity.Base | None, *,
     try:
         found = base_identity.at(place.base, place.revision)
     except (OSError, ValueError, UserError) as err:
-        hub = f"the hub's model {recorded.id}" if recorded and base_identity.is_hub_id(recorded.id) else "its base"
+        what = recorded.id if recorded is not None and not recorded.local else "its base"
         raise UserError(
             f"--model: {model} was tuned on {place.base}, which is no folder here and cannot be had from the hub; "
-            f"pass --base_model_name_or_path with the folder or hub id of {hub}"
+            f"pass --base_model_name_or_path with the folder or hub id of {what}"
         ) from err
     wrong = list(base_identity.differences(recorded, found)) if recorded is not None else []
     if wrong and not force:

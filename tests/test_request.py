@@ -1,0 +1,22 @@
+"""A request reaches the runner as it was made."""
+
+from pathlib import Path
+
+from fmstune import request
+from fmstune.job import Device, Dtype
+from fmstune.request import Generation
+
+
+def test_a_request_is_read_as_it_was_written(tmp_path: Path) -> None:
+    asked = Generation(
+        model="run",
+        text="é\n",
+        stop=("a", "b"),
+        format={"_target_": "fmstune.formats.alpaca"},
+        trusted=("mine",),
+        dtype=Dtype.bfloat16,
+        device=Device.cpu,
+        temperature=0.5,
+    )
+    request.write(asked, tmp_path / "request.json")
+    assert request.read_generation(tmp_path / "request.json") == asked
