@@ -1,9 +1,11 @@
-# demo: the default run; test, lint: what CI runs. Each makes the environment that it needs.
+# demo: the default run; test, lint: what CI runs; bench: benchmarks/RESULTS.md, best on an idle machine; soak: kills
+# and resumes. Each makes the environment that it needs.
 PYTHON ?= python3
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+PYTEST_ARGS ?= -n auto --dist worksteal
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench soak clean
 
 demo: .venv/.installed
 	.venv/bin/fmstune
@@ -16,6 +18,14 @@ lint: .venv-test/.installed
 	.venv-test/bin/ruff format --check .
 	.venv-test/bin/mypy
 	.venv-test/bin/lint-imports
+
+bench: .venv-test/.installed
+	.venv-test/bin/python benchmarks/run_all.py $(BENCH_ARGS)
+
+# kills runs at random moments and goes on, 20 times a combination; takes machines away
+soak: .venv-test/.installed
+	.venv-test/bin/python -m pytest -m soak
+	.venv-test/bin/python tools/soak.py --kills 20
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -15,7 +15,7 @@ def measure(*, quick: bool) -> Section:
     """Seconds to the first step, with tokens in the cache and without."""
     with tempfile.TemporaryDirectory() as place:
         subject = subjects.tiny(Path(place), batch=16)
-        figures = [_compare(subject, warm=warm, count=1 if quick else 9) for warm in (True, False)]
+        figures = [_compare(subject, warm=warm, count=1 if quick else 5) for warm in (True, False)]
     return Section(
         "Time to the first step",
         "`fmstune` (parent, checks, plan, data, model, step) against a script that gives SFTTrainer the same model and "

@@ -26,8 +26,8 @@ def measure(*, quick: bool) -> Section:
     return Section(
         "Preparation",
         "Synthetic rows in the Alpaca shape. fmstune reads, hashes, formats, tokenises, masks and writes them; the "
-        "other side is one call `tokenizer(texts)` on the finished texts, with as many threads. Imports are not counted. "
-        "SFTTrainer prepares a fifth of the rows, from prompt and completion, and its seconds are multiplied by five.",
+        "other side is one call `tokenizer(texts)` on the finished texts, with as many threads. Imports are not "
+        "counted. SFTTrainer prepares a fifth of the rows, from prompt and completion; its seconds are taken times 5.",
         figures,
     )
 

@@ -40,7 +40,7 @@ def measure(*, quick: bool) -> Section:
 def _figures(
     name: str, subject: subjects.Subject, *, bar: float, memory_bar: float | None, steps: int, quick: bool
 ) -> Iterator[Figure]:
-    for method in ("full", "lora"):
+    for method in ("full",) if quick else ("full", "lora"):
         rounds = [_round(subject, method, steps, number) for number in range(1 if quick else 5)]
         yield _ratio(f"{name}, {method}: step", rounds, "fmstune", bar)
         yield _ratio(f"{name}, {method}: step of plain SFTTrainer", rounds, "sft", None)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,13 @@ def fmstune(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     """
     from fmstune import cli, launch
 
-    def start(argv: Sequence[str], _env: object) -> int:
+    with_processes = launch.start
+
+    def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
         from fmstune import runner
 
+        if argv[1:3] == ["-m", "fmstune.agent"]:
+            return with_processes(argv, env)
         assert argv[1:3] == ["-m", "fmstune.runner"]
         return runner.main(argv[3:])
 

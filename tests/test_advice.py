@@ -6,6 +6,7 @@ from peft import LoraConfig
 from transformers import AutoConfig
 
 from fmstune import advice, plan, shapes
+from fmstune.plan import Sharing
 from tests.test_plan import FULL_7B_CPU, FULL_7B_GPU, LORA_GPU, SMALL_GQA
 
 
@@ -52,3 +53,15 @@ def test_a_smaller_batch_keeps_the_rows_of_an_update():
 
 
 # rendering
+
+
+def test_several_devices_are_advised_to_share_more_to_offload_or_to_be_more():
+    copies = advice.fits(plan.make(replace(FULL_7B_GPU, sharing=Sharing(8))), 40 * 2**30)
+    assert [line for line in copies if line.startswith("launcher")] == [
+        "launcher=fsdp (weights shared out): 28.77 GiB, fits"
+    ]
+    sharded = advice.fits(plan.make(replace(FULL_7B_GPU, sharing=Sharing(8, 8))), 22 * 2**30)
+    assert [line for line in sharded if line.startswith("launcher")] == [
+        "launcher.cpu_offload=true (slower): 16.22 GiB, fits",
+        "launcher.num_processes=32 (more devices): 19.36 GiB, fits",
+    ]

@@ -41,7 +41,7 @@ UNKNOWN_NAMES = [
     case("modle.path=x", "modle: unknown field; did you mean 'model'?"),
     case("data.trian=x", "data.trian: unknown field; did you mean 'train'?"),
     case("launcher.thread=2", "launcher.thread: unknown field; did you mean 'threads'?"),
-    case("launcher.gpus=2", "launcher.gpus: unknown field; its group has device, threads"),
+    case("launcher.gpus=2", "launcher.gpus: unknown field; its group has device, threads, strategy, …"),
     case("evaluation.max_row=1", "evaluation.max_row: unknown field; did you mean 'max_rows'?"),
     case(
         "training.learning_rat=1e-4",
@@ -211,7 +211,7 @@ WORDS = [
     case("--cfg job --package foo", "--package foo: the job has no such part"),
     case("-m --cfg job seed=1,2", "--cfg prints one job, and -m composes several; leave one of them out"),
     case("doctor peft=lora", "doctor takes no 'peft=lora'; its flags are --clear-cache, --help and --version"),
-    case("model=llama2_7", "model=llama2_7: no such choice; did you mean 'llama2_7b'? (causal_lm, llama2_13b, …)"),
+    case("model=llama2_7", "model=llama2_7: no such choice; did you mean 'llama2_7b'? (causal_lm, gpt_bigcode, …)"),
     case("peft=lorra", "peft=lorra: no such choice; did you mean 'lora'? (…)"),
     case("peft=", "peft=: no such choice (dora, full, …)"),
     case("model=null", "model=null: choose model=NAME, or leave it out for the default"),
@@ -724,6 +724,24 @@ TOGETHER = [
     case("training.fp16=true training.bf16=true", "training.bf16 and training.fp16 are both true; set one of them, …"),
     case("model.dtype=float16", "model.dtype is float16, with which full tuning fails: …; set model.dtype to auto, …"),
     case("launcher.device=mps", "launcher.device=mps is not available here (found …)"),
+    case("launcher.num_processes=2", "launcher.num_processes=2 needs a launcher of several processes; choose …"),
+    case("launcher=ddp launcher.device=cpu", "launcher.num_processes must be given where there is no GPU, such as …"),
+    case(
+        "launcher=fsdp launcher.device=cpu launcher.num_processes=3 launcher.num_machines=2",
+        "launcher.num_processes=3 counts the processes of all machines, and cannot be shared out evenly …",
+        "output_dir must be given with launcher.num_machines above 1, in a folder that all machines share",
+        "launcher.main_process_ip must be given with several machines: the address of machine 0",
+    ),
+    case(
+        "launcher=fsdp1 launcher.device=cpu launcher.num_processes=2",
+        "launcher.device=cpu: only FSDP2 can be rehearsed on the CPU; choose launcher=fsdp",
+    ),
+    case("launcher.config_file=no.yaml", "launcher.config_file: no.yaml cannot be read (No such file …); give an …"),
+    case(
+        "launcher=ddp launcher.config_file=a.yaml",
+        "launcher.config_file: a.yaml is for launcher=fsdp; choose it, or another file",
+        a_yaml="distributed_type: FSDP\n",
+    ),
     case(
         f"{ROWS} training.eval_strategy=epoch",
         "training.eval_strategy=epoch needs held-out rows; set …",
@@ -1127,7 +1145,7 @@ CASES = [
 
 
 def test_the_specification_keeps_its_size() -> None:
-    assert len(CASES) == 314
+    assert len(CASES) == 320
 
 
 @pytest.mark.parametrize("wrong", CASES, ids=[wrong.command[:70] for wrong in CASES])

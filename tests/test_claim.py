@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fmstune import claim, freeze
+from fmstune import claim, freeze, run_folder
 from fmstune.errors import UserError
 from fmstune.job import Job
 from tests.test_freeze import TREE
@@ -27,10 +27,34 @@ def test_without_a_name_each_run_gets_a_folder_of_its_own() -> None:
     assert all(folder.parts[0] == "runs" for folder in folders)
 
 
-def test_a_folder_is_claimed_once() -> None:
+def test_a_folder_is_never_claimed_by_another_job() -> None:
     claim.claim(job("a"))
-    with pytest.raises(UserError, match="output_dir: a holds another run"):
+    with pytest.raises(UserError, match=r"output_dir: a holds another run .* \(seed is 7 here and 42 there\)"):
+        claim.claim(dataclasses.replace(job("a"), seed=7))
+
+
+def test_the_same_job_goes_on_in_its_folder_and_release_leaves_it() -> None:
+    first = claim.claim(job("a"))
+    two = dataclasses.replace(job("a").launcher, threads=2)
+    again = claim.claim(dataclasses.replace(job("a"), launcher=two))
+    assert (first.resumed, again.resumed) == (False, True)
+    assert freeze.read(Path("a/job.yaml")).job.launcher.threads == 2
+    claim.release(again)
+    assert [path.name for path in Path("a").iterdir()] == ["job.yaml"]
+
+
+def test_a_folder_with_a_run_but_without_its_job_is_refused() -> None:
+    Path("a").mkdir()
+    Path("a/metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"output_dir: a holds another run .*\(it has no job.yaml\)"):
         claim.claim(job("a"))
+
+
+@pytest.mark.parametrize(("status", "finished"), [("finished", True), ("running", False), ("failed", False)])
+def test_only_a_finished_run_has_nothing_left_to_do(status: str, finished: bool) -> None:
+    claim.claim(job("a"))
+    run_folder.update_summary(Path("a"), {"status": status})
+    assert claim.is_finished(claim.claim(job("a"))) is finished
 
 
 def test_release_takes_away_what_claiming_made() -> None:

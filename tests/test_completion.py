@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fmstune import completion
+from fmstune import completion, help
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_owned_fields_are_not_suggested() -> None:
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
-        ("fmstune check peft=", {"peft=full", "peft=lora", "peft=prompt_tuning"}),
+        ("fmstune check peft=", {f"peft={choice}" for choice in help.choices("peft")}),
         ("fmstune show-data data=tw", {"data=twitter_complaints"}),
         ("fmstune check peft=lora training.adam_beta1=1 launcher.th", {"launcher.threads="}),
     ],

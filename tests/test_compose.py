@@ -16,7 +16,15 @@ from fmstune.format_loading import load
 from fmstune.job import FULL
 
 GROUPS = {group: help.choices(group) for group in ("model", "peft", "data", "launcher", "evaluation")}
-COMBINATIONS = list(itertools.product(GROUPS["model"], GROUPS["peft"], GROUPS["data"], GROUPS["launcher"]))
+COMBINATIONS = [
+    # every method on every model and every launcher with every kind of data; the groups meet nowhere else
+    *zip(
+        *zip(*itertools.product(GROUPS["model"], GROUPS["peft"]), strict=True),
+        itertools.cycle(GROUPS["data"]),
+        itertools.cycle(GROUPS["launcher"]),
+    ),
+    *itertools.product(["tiny_llama"], ["lora"], GROUPS["data"], GROUPS["launcher"]),
+]
 CONF = Path(next(iter(fmstune.conf.__path__)))
 
 
@@ -157,7 +165,21 @@ def test_defaults_live_in_one_place_the_yaml_of_the_group_says_them_all() -> Non
 
     from fmstune import job
 
-    for group, cls in (("model", job.Model), ("data", job.Data), ("launcher", job.Launcher)):
+    for group, cls in (("model", job.Model), ("data", job.Data)):
         names = {field.name for field in dataclasses.fields(cls)}
         for path in (CONF / group).glob("*.yaml"):
             assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) == names, path
+
+
+def test_a_launchers_file_lists_the_fields_that_it_uses_and_sets_only_what_it_is() -> None:
+    import dataclasses
+
+    from fmstune.job import Launcher
+
+    own = {"strategy", "fsdp_version", "transformer_layer_cls_to_wrap"}
+    defaults = freeze.freeze(composed()).job.launcher
+    for path in (CONF / "launcher").glob("*.yaml"):
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert given.keys() <= {field.name for field in dataclasses.fields(Launcher)}, path
+        launcher = freeze.freeze(composed(f"launcher={path.stem}")).job.launcher
+        assert {name for name in given if getattr(launcher, name) != getattr(defaults, name)} <= own, path

@@ -17,7 +17,7 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fmstune import cache, data, entries, formats, splits, tokens
+from fmstune import cache, data, entries, splits, tokens
 from fmstune.data import Prepared
 from fmstune.errors import UserError
 from fmstune.job import Data, Overlap, OverLength, Untrainable
@@ -234,8 +234,8 @@ def test_all_problems_of_both_splits_are_told_of_at_once() -> None:
         "train.jsonl, row 4: the answer is empty; mend it, or set data.untrainable=drop",
         "train.jsonl, rows 5, 6: more than data.max_length=64 tokens; "
         "raise it, or set data.over_length to truncate or drop",
-        "eval.jsonl:2: broken JSON (Expecting value at column 1); each line is one row",
         "eval.jsonl, row 1: no column 'output'; did you mean 'outptu'?; its columns are 'outptu'",
+        "eval.jsonl:2: broken JSON (Expecting value at column 1); each line is one row",
     )
 
 
@@ -863,7 +863,6 @@ def test_a_changed_template_file_is_not_given_old_tokens() -> None:
     format = {"_target_": "fmstune.formats.template", "template_file": "row.jinja"}
     write(["x"])
     for mark in ("!", "?"):
-        formats.templates.load.cache_clear()
         Path("row.jinja").write_text("{% generation %}{{ output }}" + mark + "{% endgeneration %}")
         prepared = prepare(format=format)
         assert not prepared.cached

@@ -7,12 +7,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fmstune import freeze, launch
 from fmstune.job import Device, Job
-from tests.test_freeze import TREE
+from tests.test_freeze import TREE, tree
 
 
 def job(device: Device = Device.auto, threads: int | None = None) -> Job:
@@ -57,6 +58,50 @@ def test_threads_are_the_jobs_else_the_environments(
 
 def test_threads_are_the_cores_where_nobody_says() -> None:
     assert launch.environment(job(), {})["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
+
+
+def of_two(**changes: Any) -> Job:
+    launcher = {"strategy": "fsdp", "num_processes": 4, "device": "cpu", **changes}
+    return freeze.freeze(tree(launcher=launcher)).job
+
+
+def test_several_processes_are_prepared_by_one_and_started_by_an_agent() -> None:
+    first, second = launch.commands(of_two(), Path("run/job.yaml"), "--trust=mine")
+    assert first[1:] == ["-m", "fmstune.runner", "run/job.yaml", "--prepare", "--trust=mine"]
+    assert second[1:4] == ["-m", "fmstune.agent", "run/job.yaml"]
+    assert Path(second[4].removeprefix("--config_file=")).name == "accelerate.yaml"
+    assert second[5:] == [
+        "--num_processes=4",
+        "--num_machines=1",
+        "--main_process_port=0",
+        "--use_fsdp",
+        "--",
+        "--trust=mine",
+    ]
+
+
+def test_one_process_needs_one_command() -> None:
+    assert launch.commands(job(), Path("job.yaml")) == [[sys.executable, "-m", "fmstune.runner", "job.yaml"]]
+
+
+def test_several_machines_meet_at_machine_0() -> None:
+    launcher = of_two(strategy="ddp", num_machines=2, machine_rank=1, main_process_ip="10.0.0.1").launcher
+    assert launch.agent_command(launcher, Path("job.yaml"))[5:] == [
+        "--num_processes=4",
+        "--num_machines=2",
+        "--main_process_port=29500",
+        "--multi_gpu",
+        "--machine_rank=1",
+        "--main_process_ip=10.0.0.1",
+        "--rdzv_backend=c10d",
+        "--rdzv_conf=join_timeout=600,read_timeout=600",
+    ]
+
+
+def test_processes_share_the_cores_and_see_all_devices() -> None:
+    env = launch.environment(of_two(num_processes=2, device="auto"), {"CUDA_VISIBLE_DEVICES": "0,1"})
+    assert env["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert env["OMP_NUM_THREADS"] == str(max(launch.cores() // 2, 1))
 
 
 def test_the_exit_code_of_the_process_is_given_back() -> None:

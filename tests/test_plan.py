@@ -19,7 +19,7 @@ from peft import (
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 
 from fmstune import plan, shapes
-from fmstune.plan import Dimensions, Machine, Rows, Training, Work
+from fmstune.plan import Dimensions, Machine, Rows, Sharing, Training, Work
 from fmstune.precision import Precision
 
 FLOAT32 = Precision("float32", "float32", None, "because")
@@ -429,3 +429,69 @@ def test_estimated_tokens_say_so():
 @pytest.mark.parametrize(("count", "text"), [(0, "0.0 MiB"), (2**20, "1.0 MiB"), (3 * 2**29, "1.50 GiB")])
 def test_bytes_are_shown_in_mib_or_gib(count, text):
     assert plan.size(count) == text
+
+
+# several processes
+
+BLOCK_7B = (6_738_415_616 - 2 * 32000 * 4096) // 32
+HEAD_7B = 32000 * 4096
+
+
+def shared(work, **sharing):
+    return plan.memory(replace(work, sharing=Sharing(**sharing)))
+
+
+def test_full_shard_divides_what_is_kept_and_adds_what_is_whole_for_a_moment():
+    held = shared(FULL_7B_GPU, processes=8, sharded_over=8)
+    assert held.weights == 4 * 6_738_415_616 // 8 + 2 * (2 * BLOCK_7B + HEAD_7B)
+    assert held.gradients == 4 * 6_738_415_616 // 8 + 2 * 2 * BLOCK_7B
+    assert held.optimizer == 8 * 6_738_415_616 // 8
+    assert held.activations == plan.memory(FULL_7B_GPU).activations
+
+
+def test_grad_op_keeps_all_weights_from_forward_to_backward():
+    held = shared(FULL_7B_GPU, processes=8, sharded_over=8, reshard=False)
+    assert held.weights == 4 * 6_738_415_616 // 8 + 2 * 6_738_415_616
+
+
+def test_offload_leaves_the_device_what_is_whole_for_a_moment():
+    held = shared(FULL_7B_GPU, processes=8, sharded_over=8, cpu_offload=True)
+    assert (held.weights, held.optimizer) == (2 * (2 * BLOCK_7B + HEAD_7B), 0)
+    assert held.gradients == 2 * 2 * BLOCK_7B
+
+
+def test_hybrid_shards_within_a_machine_only():
+    assert shared(FULL_7B_GPU, processes=16, sharded_over=8) == shared(FULL_7B_GPU, processes=8, sharded_over=8)
+
+
+def test_ddp_keeps_everything_and_buckets_of_gradients():
+    alone, held = plan.memory(FULL_7B_GPU), shared(FULL_7B_GPU, processes=8)
+    assert (held.weights, held.optimizer) == (alone.weights, alone.optimizer)
+    assert held.gradients == 2 * alone.gradients
+
+
+def test_sharded_adapters_have_gradients_of_their_own_size():
+    held = shared(LORA_GPU, processes=4, sharded_over=4)
+    assert held.gradients == 4 * 4_194_304 // 4 + 2 * 4_194_304 // 32 * 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "processes", "drop_last"), [(32, 2, False), (33, 2, False), (35, 3, False), (33, 2, True), (31, 4, True)]
+)
+def test_steps_of_several_processes_are_those_of_accelerate(rows, processes, drop_last):
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler, SequentialSampler
+
+    sampler = BatchSampler(SequentialSampler(range(rows)), 4, drop_last)
+    expected = len(BatchSamplerShard(sampler, processes, 0))
+    training = Training(512, 4, dataloader_drop_last=drop_last)
+    assert plan.steps(rows, training, processes).batches_per_epoch == expected
+
+
+def test_the_plan_says_which_devices_it_is_for():
+    made = plan.make(replace(FULL_7B_GPU, sharing=Sharing(8, 8)))
+    text = plan.render(made)
+    assert "on each of 8 devices, sharded over 8, estimated" in text
+    assert "4 rows x 4 accumulated x 8 processes" in text
+    assert made.checkpoint_bytes == 12 * 6_738_415_616
+    assert made.positions_per_step == 8 * 4 * 4 * 512

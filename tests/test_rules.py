@@ -38,12 +38,11 @@ def test_every_problem_is_found_not_only_the_first() -> None:
     ]
 
 
-@pytest.mark.parametrize("method", ["PromptTuningConfig", "PromptEncoderConfig", "PrefixTuningConfig"])
+@pytest.mark.parametrize("method", ["PromptTuning", "PromptEncoder", "PrefixTuning"])
 def test_packing_with_a_learnt_prompt_is_refused_with_the_reason(method: str) -> None:
-    prompt = {"_target_": f"peft.{method}"}
-    (problem,) = rules.problems(job(peft=prompt, training__packing=True))
+    (problem,) = rules.problems(job(peft={"_target_": f"peft.{method}Config"}, training__packing=True))
     assert problem == (
-        "training.packing mixes documents up with virtual tokens (PromptTuning); set training.packing=false"
+        f"training.packing mixes documents up with virtual tokens ({method}); set training.packing=false"
     )
 
 
@@ -78,13 +77,13 @@ def test_nothing_held_out_is_noted() -> None:
 @pytest.mark.parametrize("name", ["job.yaml", "summary.json", "model"])
 def test_a_folder_with_any_file_of_a_run_is_taken(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
-    (problem,) = rules.folder_problems(tmp_path)
+    (problem,) = rules.folder_problems(tmp_path, job())
     assert f"holds another run ({name})" in problem
 
 
 def test_an_empty_or_new_folder_is_free(tmp_path: Path) -> None:
-    assert list(rules.folder_problems(tmp_path)) == []
-    assert list(rules.folder_problems(tmp_path / "new")) == []
+    assert list(rules.folder_problems(tmp_path, job())) == []
+    assert list(rules.folder_problems(tmp_path / "new", job())) == []
 
 
 FOUR_BITS = Quantization(load_in_4bit=True)

@@ -38,3 +38,11 @@ def test_a_runner_that_a_signal_ended_is_recorded(tmp_path: Path, number: signal
     summary = run_folder.read_summary(tmp_path)
     assert summary["status"] == status
     assert summary["error"]["message"] == f"the runner died of {number.name}"
+
+
+def test_steps_that_are_taken_again_leave_one_line_each(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "lo')
+    run_folder.keep_metrics(tmp_path, 2)
+    assert (tmp_path / "metrics.jsonl").read_text() == "\n".join(lines[:2]) + "\n"
+    run_folder.keep_metrics(tmp_path / "nowhere", 2)

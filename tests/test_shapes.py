@@ -19,7 +19,7 @@ from peft import (
     ShiraConfig,
     get_peft_model,
 )
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from fmstune import shapes
 from fmstune.architecture import build_empty, configuration
@@ -358,6 +358,19 @@ def test_a_prompt_that_fits_another_model_is_a_problem_and_the_model_s_own_value
         "peft.token_dim is 7, and the model has 32; leave it out",
         "peft.num_layers is 3, and the model has 2; leave it out",
     )
+
+
+@pytest.mark.parametrize("method", [PrefixTuningConfig, PromptEncoderConfig])
+@pytest.mark.parametrize("model_type", ["falcon", "mamba", "llama", "gpt_neox"])
+def test_a_prefix_that_does_not_fit_the_cache_is_a_problem_and_virtual_tokens_fit_all(method, model_type):
+    config = AutoConfig.for_model(
+        model_type, vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
+    if method is PrefixTuningConfig and model_type in ("falcon", "mamba"):
+        with pytest.raises(UserError, match=rf"do not fit the cache of {model_type}; choose another method"):
+            shapes.dimensions(config, method(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    else:
+        assert shapes.dimensions(config, method(task_type="CAUSAL_LM", num_virtual_tokens=4)).virtual_tokens == 4
 
 
 @pytest.mark.parametrize("key", ["q_proj", "layers.0.self_attn.q_proj", r".*\.1\..*q_proj"])

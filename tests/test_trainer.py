@@ -188,5 +188,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_what_to_change(tmp_path: Pat
     ours = trainer(tmp_path, logging_nan_inf_filter=False)
     with torch.no_grad():
         next(ours.model.parameters()).fill_(float("nan"))
-    with pytest.raises(UserError, match=r"step 1: loss is nan; lower training.learning_rate \(now 0.001\)"):
+    with pytest.raises(
+        UserError, match=r"step 1 \(training rows 2, 3\): loss is nan; lower training.learning_rate \(now 0.001\)"
+    ):
         ours.train()

@@ -1,8 +1,10 @@
 """Upstream's fields are read from source text: they must be what the classes themselves say."""
 
+import ast
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +58,26 @@ def test_the_fields_of_a_peft_configuration_are_those_of_the_class(name: str) ->
 )
 def test_types_and_choices_are_read_from_annotations_and_metadata(target: str, name: str, expected: Field) -> None:
     assert upstream.fields_of(target)[name] == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "fields"),
+    [
+        ("class A:\n    x: int = 1\n\n    def f(self) -> None:\n        y: int = 2\n", ["x"]),
+        ("class A:\n    def f(\n        self,\n    ) -> None:\n        pass\n\n    x: int = 1\n", ["x"]),
+        ("class A:\n    @property\n    def f(self): ...\n\n    x: int\n", ["x"]),
+        ("@decorated\nclass A:\n    x: int\n    def f(self): ...\n@again\nclass B(A):\n    y: int\n", ["x", "y"]),
+        ('class A:\n    """\nclass Shown:\n    def f(self): ...\n    """\n    x: int\n', ["x"]),
+        ('def f():\n    """\nclass A:\n    """\nclass B:\n    x: int\n', ["x"]),
+    ],
+)
+def test_a_class_is_read_without_its_methods_where_no_field_is_lost(
+    source: str, fields: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "source.py").write_text(source)
+    classes = [node for node in upstream._parse(tmp_path / "source.py").body if isinstance(node, ast.ClassDef)]
+    statements = [statement for node in classes for statement in node.body]
+    assert [ast.unparse(s.target) for s in statements if isinstance(s, ast.AnnAssign)] == fields
 
 
 def test_a_class_that_is_not_there_is_named() -> None:

@@ -3,6 +3,7 @@
 
 import json
 import sys
+from enum import Enum
 from pathlib import Path
 
 from prepare_rows import chosen
@@ -34,12 +35,14 @@ def share(rows: str, model: str, folder: str, packing: bool) -> float:
 
 
 def _job(rows: str, model: str, packing: bool) -> Job:
+    fields = vars(chosen("alpaca", rows)).items()
+    shipped = {key: value.value if isinstance(value, Enum) else value for key, value in fields}
     return freeze.freeze(
         {
             "name": "positions",
             "model": {"path": model},
             "peft": {"_target_": FULL},
-            "data": {**vars(chosen("alpaca", rows)), "max_length": 2048, "over_length": "drop", "untrainable": "error"},
+            "data": {**shipped, "max_length": 2048, "over_length": "drop", "untrainable": "error"},
             "training": {"packing": packing, "per_device_train_batch_size": 4},
             "launcher": {"device": "cpu"},
         }

@@ -36,6 +36,37 @@ def _changes(work: Work, device_bytes: int) -> Iterator[tuple[str, Work]]:
         yield f"data.max_length={length // 2} (longer rows are cut)", with_max_length(work, length // 2)
     if work.dimensions.adapter_parameters == 0:
         yield "peft=lora (r=8 on queries and values)", with_lora(work)
+    yield from _sharing_changes(work, device_bytes)
+
+
+_MOST_DEVICES = 1024
+
+
+def _sharing_changes(work: Work, device_bytes: int) -> Iterator[tuple[str, Work]]:
+    """More devices, or FSDP on those that there are: for jobs of several processes."""
+    sharing = work.sharing
+    if sharing.processes == 1:
+        return
+    if sharing.sharded_over == 1:
+        yield (
+            "launcher=fsdp (weights shared out)",
+            replace(work, sharing=replace(sharing, sharded_over=sharing.processes)),
+        )
+        return
+    if not sharing.cpu_offload and work.machine.device == "cuda":
+        yield "launcher.cpu_offload=true (slower)", replace(work, sharing=replace(sharing, cpu_offload=True))
+    processes = sharing.processes
+    while memory(over := with_processes(work, processes)).total > device_bytes and processes < _MOST_DEVICES:
+        processes *= 2
+    if memory(over).total <= device_bytes:
+        yield f"launcher.num_processes={processes} (more devices)", over
+
+
+def with_processes(work: Work, processes: int) -> Work:
+    """The same work sharded over more devices."""
+    factor = processes // work.sharing.processes
+    over = work.sharing.sharded_over * factor
+    return replace(work, sharing=replace(work.sharing, processes=processes, sharded_over=over))
 
 
 def _batch_that_fits(work: Work, device_bytes: int) -> int:

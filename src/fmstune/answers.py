@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from fmstune.sharding import gathered_from_all, is_sharded, learns_a_prompt, of_this_process
+
 
 def generate(
     model: PreTrainedModel | PeftModel,
@@ -43,22 +45,26 @@ def generate(
         stop_strings=list(stop_texts) or None,
         **{"do_sample": False, **(sampling or {})},
     )
-    answers: list[str] = [""] * len(prompts)
+    answers: dict[int, str] = {}
     lengths = [len(prompt) for prompt in prompts]
     # stop strings are looked for in text
-    beside = {"tokenizer": tokenizer} if stop_texts else {}
+    beside: dict[str, Any] = {"tokenizer": tokenizer} if stop_texts else {}
     with _without_own_generation_config(model):
-        for batch in by_length(lengths, batch_size, equal=learns_a_prompt(model)):
+        for batch in of_this_process(list(by_length(lengths, batch_size, equal=learns_a_prompt(model)))):
             encoded = tokenizer.pad(
                 {"input_ids": [list(prompts[i]) for i in batch]}, padding_side="left", return_tensors="pt"
             ).to(model.device)
             texts = [Continued(tokenizer, prompts[i] if behind_prompt else ()) for i in batch]
             streamer = Streamer(texts[0], stop_texts, show) if show is not None else None
+            # each process goes on until the last one has ended, as all hold a part of the weights
+            beside["synced_gpus"] = is_sharded(model)
             output = model.generate(**encoded, generation_config=settings, streamer=streamer, **beside)
             new = output[:, encoded["input_ids"].shape[1] :].tolist()
             for i, text, ids in zip(batch, texts, new, strict=True):
                 answers[i] = cut(text.of(ids), stop_texts)
-    return answers
+    for others in gathered_from_all(answers):
+        answers |= others
+    return [answers[i] for i in range(len(prompts))]
 
 
 def cut(text: str, stop_texts: Sequence[str]) -> str:
@@ -132,8 +138,3 @@ def by_length(lengths: Sequence[int], batch_size: int, *, equal: bool = False) -
     for group in groups:
         for start in range(0, len(group), batch_size):
             yield group[start : start + batch_size]
-
-
-def learns_a_prompt(model: PreTrainedModel | PeftModel) -> bool:
-    """Whether the adapter in use puts virtual tokens before every row."""
-    return isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning

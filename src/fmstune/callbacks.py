@@ -25,6 +25,8 @@ class MetricsFile(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        if not state.is_world_process_zero:
+            return
         line = {"step": state.global_step, "epoch": state.epoch, **(logs or {})}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({key: _finite(value) for key, value in line.items()}) + "\n")
@@ -48,7 +50,7 @@ class Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._begun = self._printed = time.monotonic()
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and state.is_world_process_zero:
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -64,7 +66,7 @@ class Progress(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         figures = _figures(logs or {})
-        if not figures:
+        if not figures or not state.is_world_process_zero:
             return
         if self._bar is not None:
             self._bar.set_postfix_str(figures)

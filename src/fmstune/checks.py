@@ -15,11 +15,22 @@ from datasets import Dataset
 from peft import PeftConfig
 from transformers import PreTrainedConfig, Trainer, TrainingArguments, get_scheduler
 
-from fmstune import adapters, architecture, data, models, plan, precision, resume_rules, shapes
+from fmstune import (
+    adapters,
+    architecture,
+    data,
+    launch_rules,
+    models,
+    plan,
+    precision,
+    ranks,
+    resume_rules,
+    shapes,
+)
 from fmstune.data import CHARACTERS_PER_TOKEN, Prepared
 from fmstune.entries import Part
 from fmstune.errors import UserError, did_you_mean, raise_if_any
-from fmstune.job import Dtype, Evaluation, Job, Quantization
+from fmstune.job import Dtype, Evaluation, Job, Launcher, Quantization, Sharding, is_sharded
 from fmstune.models import Tokenizer
 from fmstune.plan import Dimensions, Plan
 from fmstune.precision import Precision, Situation
@@ -324,7 +335,7 @@ def estimated_rows(job: Job) -> plan.Rows:
 
 def resume_problems(job: Job, made: Plan) -> Iterator[str]:
     """A checkpoint with nothing left to train after it."""
-    if job.training.get("resume") is not None:
+    if job.training.get("resume") not in (None, resume_rules.AUTO):
         done = resume_rules.steps_done(Path(job.training["resume"]))
         if done >= made.total_steps:
             yield (
@@ -347,13 +358,28 @@ def make_plan(job: Job, checked: Checked, rows: plan.Rows, prepared: Prepared | 
         problems += held_out_problems(job, checked, prepared)
     raise_if_any(problems)
     machine = plan.Machine(checked.device, checked.attention, checked.precision)
-    made = plan.make(plan.Work(dimensions=checked.dimensions, rows=rows, training=training, machine=machine))
+    made = plan.make(plan.Work(checked.dimensions, rows, training, machine, sharing_of(job.launcher)))
     raise_if_any(resume_problems(job, made))
     return made
 
 
-def device_bytes(device: str) -> int | None:
-    """Memory of the device; the machine's own on a CPU, None for a device that is only planned for."""
+def sharing_of(launcher: Launcher) -> plan.Sharing:
+    """How the job's processes share the work, as many as were started or will be."""
+    rank = ranks.here()
+    processes = rank.processes if rank.started else max(launch_rules.total_processes(launcher), 1)
+    if not is_sharded(launcher):
+        return plan.Sharing(processes)
+    hybrid = launcher.sharding_strategy is Sharding.hybrid_shard
+    return plan.Sharing(
+        processes,
+        sharded_over=max(processes // launcher.num_machines, 1) if hybrid else processes,
+        reshard=launcher.sharding_strategy is not Sharding.shard_grad_op,
+        cpu_offload=launcher.cpu_offload,
+    )
+
+
+def device_bytes(device: str, processes: int = 1) -> int | None:
+    """Memory of the device; a process's share of the machine's on a CPU, None for a device that is only planned for."""
     if device == "cuda":
         return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-    return int(psutil.virtual_memory().total)
+    return int(psutil.virtual_memory().total) // processes

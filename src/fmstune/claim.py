@@ -1,6 +1,8 @@
 """A run's folder is claimed before it is used, and given back when nothing came of it."""
 
 import dataclasses
+import os
+import time
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -21,15 +23,24 @@ class Claim:
     folder: Path
     made: tuple[Path, ...]
     """Folders that claiming made, deepest first: what `release` may take away."""
+    resumed: bool = False
+    """The folder held this job already: nothing of it may be taken away."""
 
 
 def claim(job: Job) -> Claim:
-    """Make the run folder by creating its job.yaml, which only one process can do."""
+    """Make the run folder by creating its job.yaml, which only one process can do.
+
+    Machine 0 of several does it, and the others wait for it.
+    """
     given = job.output_dir
+    if job.launcher.machine_rank > 0 and given is not None:
+        return _joined(job, Path(given))
     for number in range(1, 1000):
         folder = Path(given) if given is not None else _default_folder(job.name, number)
         claimed = dataclasses.replace(job, output_dir=str(folder))
-        raise_if_any(rules.folder_problems(folder) if given is not None else ())
+        raise_if_any(rules.folder_problems(folder, job) if given is not None else ())
+        if given is not None and (folder / run_folder.JOB).is_file():
+            return _resumed(claimed, folder)
         try:
             made = _make(folder)
             freeze.write(claimed, folder / run_folder.JOB)
@@ -44,6 +55,34 @@ def claim(job: Job) -> Claim:
             raise UserError(f"output_dir: {folder} cannot be made: {err.strerror}; choose another") from err
         return Claim(claimed, folder, made)
     raise UserError("output_dir: no free folder under runs/; set output_dir")
+
+
+def _resumed(job: Job, folder: Path) -> Claim:
+    """The folder of the same job: its file says how the run goes on now, with other processes perhaps."""
+    aside = folder / f".{run_folder.JOB}.{os.getpid()}"
+    aside.unlink(missing_ok=True)
+    freeze.write(job, aside)
+    aside.replace(folder / run_folder.JOB)
+    return Claim(job, folder, (), resumed=True)
+
+
+def _joined(job: Job, folder: Path) -> Claim:
+    """The folder that machine 0 has made for this job; raises UserError when it does not come, or is another job's."""
+    end = time.monotonic() + job.launcher.rdzv_timeout
+    while not (folder / run_folder.JOB).is_file():
+        if time.monotonic() > end:
+            raise UserError(
+                f"output_dir: no job came into {folder} within launcher.rdzv_timeout={job.launcher.rdzv_timeout} "
+                "seconds; start machine 0, and give a folder that all machines share"
+            )
+        time.sleep(0.2)
+    raise_if_any(rules.folder_problems(folder, job))
+    return Claim(job, folder, (), resumed=True)
+
+
+def is_finished(claimed: Claim) -> bool:
+    """Whether there is nothing left to do in the folder."""
+    return claimed.resumed and run_folder.read_summary(claimed.folder).get("status") == run_folder.FINISHED
 
 
 def _make(folder: Path) -> tuple[Path, ...]:
@@ -61,6 +100,8 @@ def _default_folder(name: str, number: int) -> Path:
 
 def release(claimed: Claim) -> None:
     """Take back what `claim` made, where nothing else has come into it."""
+    if claimed.resumed:
+        return
     for name in (run_folder.JOB, run_folder.LOCK_FILE):
         (claimed.folder / name).unlink(missing_ok=True)
     for folder in claimed.made:

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fmstune import (
     __version__,
+    accelerate_file,
     claim,
     completion,
     composition,
@@ -178,7 +179,10 @@ def _print(config: DictConfig, how: Mapping[str, Any], line: CommandLine) -> int
 
 def _point(config: DictConfig, line: CommandLine, swept: Collection[str]) -> int:
     """One composed configuration, to its end."""
-    frozen = freeze.freeze(composition.tree(config), trusted=line.trusted)
+    tree = composition.tree(config)
+    words = frozenset(word.lstrip("+~").partition("=")[0] for word in line.hydra)
+    tree["launcher"] = accelerate_file.folded(tree["launcher"], words)
+    frozen = freeze.freeze(tree, trusted=line.trusted)
     job = frozen.job
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         job = dataclasses.replace(job, output_dir=str(_sweep_folder(HydraConfig.get(), swept)))
@@ -238,14 +242,22 @@ def _train(job: Job, flags: Sequence[str]) -> int:
     claimed = claim.claim(job)
     folder = claimed.folder
     print(f"fmstune: run folder {folder}", file=sys.stderr)
-    argv = launch.command(folder / run_folder.JOB, *flags)
-    code = launch.start(argv, launch.environment(claimed.job, os.environ))
+    if claim.is_finished(claimed):
+        print("fmstune: this run is finished already, and nothing is left to do", file=sys.stderr)
+        print(report.render(run_folder.read_summary(folder), folder))
+        return 0
+    code = 0
+    for argv in launch.commands(claimed.job, folder / run_folder.JOB, *flags):
+        code = code or launch.start(argv, launch.environment(claimed.job, os.environ))
     if not (folder / run_folder.SUMMARY).is_file():
         # nothing was trained: leave nothing behind
         claim.release(claimed)
         return _exit_code(code) or INTERNAL_ERROR
     if code < 0:
         run_folder.mark_killed(folder, -code)
+    if job.launcher.machine_rank > 0:
+        print(f"fmstune: machine {job.launcher.machine_rank} ended; machine 0 shows the run", file=sys.stderr)
+        return _exit_code(code)
     print(report.render(run_folder.read_summary(folder), folder))
     return _exit_code(code)
 

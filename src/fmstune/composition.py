@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fmstune import freeze, help
 from fmstune.command_line import FLAG_OF
 from fmstune.errors import UserError, did_you_mean, raise_if_any
+from fmstune.garbage import uncollected
 
 ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 """What composing raises for what a user typed; `explained` says it in one sentence."""
@@ -30,10 +32,14 @@ def compose(words: Sequence[str], task: Callable[[DictConfig], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["fmstune", *words]
 
-    def fmstune(config: DictConfig) -> None:
-        task(config)
+    with ExitStack() as composing:
 
-    hydra.main(version_base="1.3", config_path="pkg://fmstune.conf", config_name="job")(fmstune)()
+        def fmstune(config: DictConfig) -> None:
+            composing.close()
+            task(config)
+
+        composing.enter_context(uncollected())
+        hydra.main(version_base="1.3", config_path="pkg://fmstune.conf", config_name="job")(fmstune)()
 
 
 def _first(*values: Any) -> Any:

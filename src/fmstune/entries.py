@@ -6,7 +6,9 @@ import logging
 import sys
 import tempfile
 from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import accumulate, islice
@@ -19,6 +21,7 @@ from tqdm import tqdm
 from fmstune import cache, format_loading, splits, tokens
 from fmstune.errors import UserError, raise_if_any
 from fmstune.format_loading import Format
+from fmstune.garbage import seldom_collected
 from fmstune.job import Data, OverLength, Untrainable
 from fmstune.ledger import Fate, Ledger
 from fmstune.rows import Contents, Problems, Row
@@ -32,7 +35,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BATCH = 1000
-"""Rows that are tokenised, and lie in memory, at a time."""
+"""Rows that are tokenised in one call."""
+AHEAD = 2
+"""Batches that threads tokenise while an earlier one is written; the tokenizer lets go of Python's lock meanwhile."""
 CODE = tuple(
     Path(__file__).with_name(f"{name}.py")
     for name in (
@@ -138,27 +143,50 @@ def _write_split(split: Iterable[Row], path: Path, recipe: Recipe) -> Ledger:
     """Tokenise a split in batches; raises all its problems at the end."""
     ledger, problems = Ledger(), Problems()
     schema = HELD_OUT_TOO if path.stem == HELD_OUT else TRAINED
-    unreadable: tuple[str, ...] = ()
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        try:
-            for batch in batches(split, recipe, ledger, problems):
-                writer.write_batch(_record_batch(batch, schema))
-        except UserError as err:
-            unreadable = err.problems
-    raise_if_any([*unreadable, *problems.messages()])
+    with seldom_collected(), pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for batch in batches(split, recipe, ledger, problems, ahead=AHEAD):
+            writer.write_batch(_record_batch(batch, schema))
+    raise_if_any(problems.messages())
     return ledger
 
 
-def batches(split: Iterable[Row], recipe: Recipe, ledger: Ledger, problems: Problems) -> Iterator[list[Tokenised]]:
-    """The rows that are trained, tokenised in batches; all are counted, and what is wrong is noted."""
+def batches(
+    split: Iterable[Row], recipe: Recipe, ledger: Ledger, problems: Problems, *, ahead: int = 0
+) -> Iterator[list[Tokenised]]:
+    """The rows that are trained, tokenised in batches; all are counted, and what is wrong is noted.
+
+    With `ahead`, so many further batches are read, and tokenised by threads, while one is used.
+    """
     formatted = splits.formatted(split, recipe.place, recipe.format, recipe.data, ledger, problems)
-    while batch := list(islice(formatted, BATCH)):
-        yield _tokenise(batch, recipe, ledger, problems)
+    for batch, encodings in _encoded(iter(lambda: list(islice(formatted, BATCH)), []), recipe, ahead):
+        yield _kept(batch, encodings, recipe.data, ledger, problems)
 
 
-def _tokenise(batch: list[FormattedRow], recipe: Recipe, ledger: Ledger, problems: Problems) -> list[Tokenised]:
-    data, kept = recipe.data, []
-    encodings = tokens.encode([row.formatted for row in batch], recipe.tokenizer, data.max_length)
+def _encoded(
+    batches: Iterator[list[FormattedRow]], recipe: Recipe, ahead: int
+) -> Iterator[tuple[list[FormattedRow], list[Encoded]]]:
+    """Each batch with its tokens, in order."""
+
+    def encode(batch: list[FormattedRow]) -> list[Encoded]:
+        return tokens.encode([row.formatted for row in batch], recipe.tokenizer, recipe.data.max_length)
+
+    if not ahead:
+        yield from ((batch, encode(batch)) for batch in batches)
+        return
+    waiting: deque[tuple[list[FormattedRow], Future[list[Encoded]]]] = deque()
+    with ThreadPoolExecutor(ahead) as pool:
+        for batch in batches:
+            waiting.append((batch, pool.submit(encode, batch)))
+            if len(waiting) > ahead:
+                done, made = waiting.popleft()
+                yield done, made.result()
+        yield from ((done, made.result()) for done, made in waiting)
+
+
+def _kept(
+    batch: list[FormattedRow], encodings: list[Encoded], data: Data, ledger: Ledger, problems: Problems
+) -> list[Tokenised]:
+    kept = []
     for formatted, encoded in zip(batch, encodings, strict=True):
         fate = _fate(encoded, data)
         ledger.add(encoded, fate, formatted.number)

@@ -13,6 +13,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from fmstune.answers import by_length, generate
 from fmstune.job import Evaluation
+from fmstune.sharding import gathered_from_all, of_this_process
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def score(
     """Score the model on held-out rows as `fmstune.data` prepares them.
 
     The model must have TRL's fused LM head (`SFTTrainer` adds it): the loss never holds all logits at once.
+    Several processes share the rows out, and each gets the scores of all of them.
     """
     count = min(len(held_out), evaluation.max_rows or len(held_out))
     rows = held_out.select(range(count))
@@ -54,7 +56,8 @@ def score(
     limit = min(evaluation.max_new_tokens, max(map(len, expected)))
     was_training = model.training
     model.eval()
-    with torch.inference_mode(), _autocast(model.device.type, autocast):
+    # no inference_mode: what FSDP gathers under it could not be trained afterwards
+    with torch.no_grad(), _autocast(model.device.type, autocast):
         loss, tokens = _loss(model, rows, tokenizer.pad_token_id, evaluation.batch_size)
         got = generate(model, tokenizer, prompts, batch_size=evaluation.batch_size, max_new_tokens=limit, stops=stops)
     model.train(was_training)
@@ -95,14 +98,19 @@ def together(scores: Mapping[str, Scores]) -> dict[str, Any]:
 def _loss(model: PreTrainedModel | PeftModel, rows: Dataset, pad_token_id: int, batch_size: int) -> tuple[float, int]:
     """Summed over all supervised tokens and divided once, so that batching does not change it; and their number."""
     collate = DataCollatorForLanguageModeling(pad_token_id=pad_token_id)
-    total, supervised = 0.0, 0
-    for batch in by_length([len(ids) for ids in rows["input_ids"]], batch_size):
+    sums: dict[tuple[int, ...], tuple[float, int]] = {}
+    for batch in of_this_process(list(by_length([len(ids) for ids in rows["input_ids"]], batch_size))):
         examples = [{"input_ids": rows[i]["input_ids"], "labels": rows[i]["labels"]} for i in batch]
         inputs = {key: value.to(model.device) for key, value in collate(examples).items()}
-        total -= model(**inputs, use_cache=False, fused_lm_head=True).log_probs.sum().item()
+        loss = -model(**inputs, use_cache=False, fused_lm_head=True).log_probs.sum().item()
         # the first position has no predecessor that could predict it
-        supervised += int((inputs["labels"][:, 1:] != -100).sum())
-    return total / max(supervised, 1), supervised
+        sums[tuple(batch)] = loss, int((inputs["labels"][:, 1:] != -100).sum())
+    for others in gathered_from_all(sums):
+        sums |= others
+    # in one order, so that the processes agree to the last bit
+    ordered = [sums[batch] for batch in sorted(sums)]
+    supervised = sum(tokens for _, tokens in ordered)
+    return sum(loss for loss, _ in ordered) / max(supervised, 1), supervised
 
 
 def _autocast(device: str, dtype: str | None) -> AbstractContextManager[object]:

@@ -100,6 +100,30 @@ class Quantization:
     """Inputs beyond this are multiplied in 16 bits, with 8-bit weights."""
 
 
+class Strategy(Enum):
+    """How several processes share the work."""
+
+    single = "single"
+    ddp = "ddp"
+    fsdp = "fsdp"
+
+
+class Sharding(Enum):
+    """What FSDP shares out among the processes."""
+
+    full_shard = "full_shard"
+    shard_grad_op = "shard_grad_op"
+    hybrid_shard = "hybrid_shard"
+
+
+class Prefetch(Enum):
+    """When FSDP1 fetches the next weights in the backward pass, by torch's own names."""
+
+    BACKWARD_PRE = "BACKWARD_PRE"
+    BACKWARD_POST = "BACKWARD_POST"
+    NO_PREFETCH = "NO_PREFETCH"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     path: str
@@ -177,9 +201,41 @@ class Data:
 @dataclass(frozen=True, kw_only=True)
 class Launcher:
     device: Device = Device.auto
-    """Device of the one process."""
+    """Device of the processes; `cpu` with `fsdp` is the rehearsal, really sharded over gloo."""
     threads: int | None = None
-    """CPU threads; null takes OMP_NUM_THREADS, else the cores."""
+    """CPU threads of a process; null takes OMP_NUM_THREADS, else this machine's cores, shared out."""
+    strategy: Strategy = Strategy.single
+    """What the processes share: nothing (`single`), gradients (`ddp`), or all weights too (`fsdp`)."""
+    num_processes: int | None = None
+    """Processes on all machines together; null takes one for each device of each machine."""
+    num_machines: int = 1
+    """Machines; with more than one, `output_dir` must be given and shared."""
+    machine_rank: int = 0
+    """Number of this machine, from 0."""
+    main_process_ip: str | None = None
+    """Address of machine 0, where all machines meet."""
+    main_process_port: int | None = None
+    """Port there; null takes a free one on one machine, and 29500 with more."""
+    rdzv_timeout: int = 600
+    """Seconds to wait for the other machines."""
+    fsdp_version: int = 2
+    """2, or 1 for torch's older FSDP."""
+    sharding_strategy: Sharding = Sharding.full_shard
+    """What is shared out: everything; all but the weights between forward and backward; or FSDP1's hybrid."""
+    cpu_offload: bool = False
+    """Keep shards and optimizer in the machine's memory: less of the device's, slower."""
+    cpu_ram_efficient_loading: bool = True
+    """Read the weights in one process and send the others their shards; needs machine memory for one copy."""
+    transformer_layer_cls_to_wrap: Any = None
+    """Classes of the blocks that are sharded one by one; null takes those that the model names."""
+    backward_prefetch: Prefetch = Prefetch.BACKWARD_PRE
+    """FSDP1: when the next block's weights are fetched in the backward pass."""
+    forward_prefetch: bool = False
+    """FSDP1: fetch the next block's weights during the forward pass."""
+    use_orig_params: bool = True
+    """FSDP1: keep parameters apart; adapters need it, as they freeze some and train others."""
+    config_file: str | None = None
+    """The user's own accelerate YAML: its values hold where the command line is silent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +298,11 @@ def sources(data: Data, field: str) -> dict[str, Source]:
         )
         for name, source in found.items()
     }
+
+
+def is_sharded(launcher: Launcher) -> bool:
+    """Whether each process holds a part of the weights only."""
+    return launcher.strategy is Strategy.fsdp
 
 
 def has_held_out(data: Data) -> bool:

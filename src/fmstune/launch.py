@@ -9,16 +9,55 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from fmstune.job import Device, Job
+from fmstune import launch_rules, package_files
+from fmstune.job import Device, Job, Launcher, Strategy, is_sharded
 from fmstune.run_folder import INTERRUPTING
 
 PARENT = "FMSTUNE_PARENT"
 """Environment variable: the process id without which the runner must not live."""
 
+AGENT = "FMSTUNE_AGENT"
+"""Environment variable: set where an agent shows the ranks' errors."""
+
+_PORT = 29500
+"""Where machines meet unless the job says otherwise; torch's own default."""
+
 
 def command(job_file: Path, *flags: str) -> list[str]:
     """The runner's command line for a frozen job."""
     return [sys.executable, "-m", "fmstune.runner", str(job_file), *flags]
+
+
+def commands(job: Job, job_file: Path, *flags: str) -> list[list[str]]:
+    """What to run, one after the other, for a job on this machine; each only when the one before it went well.
+
+    Several processes find their rows tokenised: one process does it before they start.
+    """
+    if job.launcher.strategy is Strategy.single:
+        return [command(job_file, *flags)]
+    return [command(job_file, "--prepare", *flags), [*agent_command(job.launcher, job_file), "--", *flags]]
+
+
+def agent_command(launcher: Launcher, job_file: Path) -> list[str]:
+    """The command line of the process that starts this machine's ranks, in the words of `accelerate launch`."""
+    machines = launcher.num_machines
+    # 0: accelerate finds a free one
+    port = launcher.main_process_port or (_PORT if machines > 1 else 0)
+    total = launch_rules.total_processes(launcher)
+    words = [f"--num_processes={total}", f"--num_machines={machines}", f"--main_process_port={port}"]
+    # accelerate takes --multi_gpu for two and more only; the runner configures FSDP itself, from the job
+    words.append("--use_fsdp" if is_sharded(launcher) else "--multi_gpu")
+    if machines > 1:
+        wait = launcher.rdzv_timeout
+        words += [
+            f"--machine_rank={launcher.machine_rank}",
+            f"--main_process_ip={launcher.main_process_ip}",
+            "--rdzv_backend=c10d",
+            f"--rdzv_conf=join_timeout={wait},read_timeout={wait}",
+        ]
+    # instead of the user's default file, which could say anything
+    neutral = package_files.resolve("package:accelerate.yaml")
+    return [sys.executable, "-m", "fmstune.agent", str(job_file), f"--config_file={neutral}", *words]
 
 
 def doctor_command(*, clear_cache: bool) -> list[str]:
@@ -27,19 +66,23 @@ def doctor_command(*, clear_cache: bool) -> list[str]:
 
 
 def environment(job: Job, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The runner's environment: as many threads as asked, and one device at most in sight."""
-    return environment_of(job.launcher.device, job.launcher.threads, inherited)
+    """The runner's environment: as many threads as asked, and where it is alone, one device at most in sight."""
+    launcher = job.launcher
+    processes = max(launch_rules.local_processes(launcher), 1)
+    return environment_of(launcher.device, launcher.threads, inherited, processes, launcher.strategy is Strategy.single)
 
 
-def environment_of(device: Device, threads: int | None, inherited: Mapping[str, str]) -> dict[str, str]:
+def environment_of(
+    device: Device, threads: int | None, inherited: Mapping[str, str], processes: int = 1, alone: bool = True
+) -> dict[str, str]:
     """The same for a runner that has no job."""
     env = {**inherited, PARENT: str(os.getpid())}
     # the parent sets it for itself, to see Hydra's exceptions
     env.pop("HYDRA_FULL_ERROR", None)
-    env["OMP_NUM_THREADS"] = str(threads or inherited.get("OMP_NUM_THREADS") or cores())
+    env["OMP_NUM_THREADS"] = str(threads or inherited.get("OMP_NUM_THREADS") or max(cores() // processes, 1))
     if device is Device.cpu:
         env["CUDA_VISIBLE_DEVICES"] = ""
-    else:
+    elif alone:
         # several GPUs in one process would become nn.DataParallel, which SFTTrainer refuses
         env["CUDA_VISIBLE_DEVICES"] = inherited.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     return env

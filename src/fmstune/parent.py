@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from fmstune import ranks
 from fmstune.launch import PARENT
 from fmstune.run_folder import INTERRUPTING
 
@@ -14,17 +15,21 @@ _EVERY_SECONDS = 0.25
 
 
 def watch(on_death: Callable[[], None]) -> None:
-    """End this process soon after its parent's death; `on_death` runs first. No parent named, no watching.
+    """End this process soon after its parent's death; `on_death` runs first.
+
+    The parent is the one named, or that of a process started by a launcher of several: such processes live in
+    sessions of their own. Where there is neither, nothing is watched.
 
     A thread and not PR_SET_PDEATHSIG: that signal comes when the starting *thread* ends, and only on Linux.
     """
-    parent = os.environ.get(PARENT)
-    if parent is None:
+    if ranks.here().started:
+        os.environ.setdefault(PARENT, str(os.getppid()))
+    if PARENT not in os.environ:
         return
 
     def look() -> None:
         # at once where it died before this process could look
-        while os.getppid() == int(parent):
+        while not is_gone():
             time.sleep(_EVERY_SECONDS)
         try:
             on_death()
@@ -34,6 +39,11 @@ def watch(on_death: Callable[[], None]) -> None:
     threading.Thread(target=look, name="parent-watcher", daemon=True).start()
 
 
+def is_gone() -> bool:
+    """Whether the process without which this one must not live has died; False where none is named."""
+    return PARENT in os.environ and os.getppid() != int(os.environ[PARENT])
+
+
 def interrupt_once() -> None:
     """The first Ctrl-C or SIGTERM ends the run in order; more of them do not disturb that.
 
@@ -41,9 +51,14 @@ def interrupt_once() -> None:
     """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
-        for number in INTERRUPTING:
-            signal.signal(number, signal.SIG_IGN)
+        interrupt_no_more()
         raise KeyboardInterrupt
 
     for number in INTERRUPTING:
         signal.signal(number, interrupt)
+
+
+def interrupt_no_more() -> None:
+    """Let the process end undisturbed: what runs at its exit is no longer part of the run."""
+    for number in INTERRUPTING:
+        signal.signal(number, signal.SIG_IGN)

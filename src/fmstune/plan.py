@@ -103,6 +103,20 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Sharing:
+    """How processes, one for each device, share the work."""
+
+    processes: int = 1
+    """On all machines."""
+    sharded_over: int = 1
+    """Processes that one copy of weights, gradients and optimizer is shared out over; 1 without FSDP."""
+    reshard: bool = True
+    """Weights are given back between forward and backward: `full_shard` and `hybrid_shard`."""
+    cpu_offload: bool = False
+    """Shards, and the optimizer with them, are kept in the machine's memory."""
+
+
+@dataclass(frozen=True)
 class Work:
     """All that a plan is computed from."""
 
@@ -110,6 +124,7 @@ class Work:
     rows: Rows
     training: Training
     machine: Machine
+    sharing: Sharing = Sharing()
 
 
 @dataclass(frozen=True)
@@ -167,7 +182,7 @@ def make(work: Work) -> Plan:
     """The plan of this work."""
     d, t = work.dimensions, work.training
     rows = row_count(work.rows, t)
-    step_counts = steps(rows, t)
+    step_counts = steps(rows, t, work.sharing.processes)
     held = memory(work)
     trained = d.trainable_parameters * BYTES[work.machine.precision.trained]
     return Plan(
@@ -181,8 +196,11 @@ def make(work: Work) -> Plan:
         total_steps=step_counts.total_steps,
         tokens_per_epoch=work.rows.tokens,
         tokens_estimated=work.rows.estimated,
-        positions_per_step=t.per_device_train_batch_size * t.gradient_accumulation_steps * row_length(work),
-        checkpoint_bytes=trained + held.optimizer,
+        positions_per_step=work.sharing.processes
+        * t.per_device_train_batch_size
+        * t.gradient_accumulation_steps
+        * row_length(work),
+        checkpoint_bytes=trained + optimizer_bytes(t.optim, d, BYTES[work.machine.precision.trained]),
         notes=tuple(_notes(work)),
         work=work,
     )
@@ -200,11 +218,16 @@ def row_length(work: Work) -> int:
     return longest + work.dimensions.virtual_tokens
 
 
-def steps(rows: int, training: Training) -> Steps:
-    """Batches and updates as in transformers/trainer.py, `set_initial_training_values` (5.23)."""
+def steps(rows: int, training: Training, processes: int = 1) -> Steps:
+    """Batches and updates as in transformers/trainer.py, `set_initial_training_values` (5.23).
+
+    Processes take turns at the batches; where they do not come out even, accelerate fills up from the first rows, or
+    with `dataloader_drop_last` leaves some out (accelerate/data_loader.py, `BatchSamplerShard`).
+    """
     t = training
     share = rows / t.per_device_train_batch_size
-    batches = math.floor(share) if t.dataloader_drop_last else math.ceil(share)
+    whole = math.floor(share) if t.dataloader_drop_last else math.ceil(share)
+    batches = whole // processes if t.dataloader_drop_last else math.ceil(whole / processes)
     full, rest = divmod(batches, t.gradient_accumulation_steps)
     updates = max(full + (rest > 0), 1)
     total = t.max_steps if t.max_steps >= 0 else math.ceil(t.num_train_epochs * updates)
@@ -213,17 +236,60 @@ def steps(rows: int, training: Training) -> Steps:
 
 def memory(work: Work) -> Memory:
     """Bytes that one device holds in a step, part by part."""
-    d, precision = work.dimensions, work.machine.precision
+    d, precision, sharing = work.dimensions, work.machine.precision, work.sharing
     trained = BYTES[precision.trained]
     whole = d.base_parameters - d.quantised_parameters
     weights = whole * BYTES[precision.weights] + d.quantised_bytes + d.adapter_parameters * BYTES["float32"]
+    gradients = d.trainable_parameters * trained
+    optimizer = optimizer_bytes(work.training.optim, d, trained)
+    if sharing.sharded_over > 1 or sharing.cpu_offload:
+        # what is offloaded comes to the device block by block
+        parts = 0 if sharing.cpu_offload else 1
+        weights = parts * weights // sharing.sharded_over + whole_bytes(work)
+        gradients = parts * gradients // sharing.sharded_over + whole_gradient_bytes(work)
+        optimizer = parts * optimizer // sharing.sharded_over
+    else:
+        weights += _autocast_copies(work)
+        # DDP keeps buckets to send beside the gradients (torch's "gradient_as_bucket_view")
+        gradients *= 2 if sharing.processes > 1 else 1
     return Memory(
-        weights=weights + _autocast_copies(work),
-        gradients=d.trainable_parameters * trained,
-        optimizer=optimizer_bytes(work.training.optim, d, trained),
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
         activations=activation_bytes(work),
         logits=logit_bytes(work),
     )
+
+
+def whole_bytes(work: Work) -> int:
+    """Weights that FSDP holds whole at the same time, in the dtype that is computed in.
+
+    With `full_shard` those of the block at work and of the next one, which is fetched meanwhile, and the output layer,
+    which stays from forward to backward (accelerate/utils/fsdp_utils.py, `fsdp2_prepare_model`); with `shard_grad_op`
+    all of them.
+    """
+    d, precision = work.dimensions, work.machine.precision
+    size = BYTES[precision.autocast or precision.weights]
+    if not work.sharing.reshard:
+        return d.base_parameters * size
+    return (2 * _block_parameters(d) + d.vocabulary * d.hidden_size) * size
+
+
+def whole_gradient_bytes(work: Work) -> int:
+    """Gradients that FSDP holds whole: of the block at work, and of the one before, which is on its way to the others.
+
+    They are shared out after each batch, also while gradients are accumulated.
+    """
+    d, precision = work.dimensions, work.machine.precision
+    size = BYTES[precision.autocast or precision.trained]
+    if d.adapter_parameters:
+        return 2 * d.trainable_parameters // max(d.layers, 1) * size
+    return max(2 * _block_parameters(d), d.vocabulary * d.hidden_size) * size
+
+
+def _block_parameters(d: Dimensions) -> int:
+    tables = (1 if d.tied else 2) * d.vocabulary * d.hidden_size
+    return max(d.base_parameters - tables, 0) // max(d.layers, 1)
 
 
 def _autocast_copies(work: Work) -> int:
@@ -447,6 +513,8 @@ def render(plan: Plan) -> str:
     split = ", ".join(f"{part} {size(getattr(held, part))}" for part in parts)
     length = "max_steps" if t.max_steps >= 0 else f"{t.num_train_epochs:g} epochs"
     batch = f"{t.per_device_train_batch_size} rows x {t.gradient_accumulation_steps} accumulated"
+    if plan.work.sharing.processes > 1:
+        batch += f" x {plan.work.sharing.processes} processes"
     tokens = f"{plan.tokens_per_epoch:,} an epoch"
     epoch = f"{plan.steps_per_epoch:,} an epoch, "
     estimated = f"≈ {tokens}, estimated from characters"
@@ -460,7 +528,7 @@ def render(plan: Plan) -> str:
         *([("", quantised)] if d.quantised_parameters else []),
         ("precision", f"{machine.precision.describe()}; {machine.attention} attention on {machine.device}"),
         ("", machine.precision.reason),
-        ("memory", f"{size(plan.total)}, estimated"),
+        ("memory", f"{size(plan.total)}{_where(plan.work.sharing)}, estimated"),
         ("", split),
         ("steps", f"{plan.total_steps:,} ({length}, {epoch}{batch})"),
         ("tokens", estimated if plan.tokens_estimated else tokens),
@@ -469,3 +537,12 @@ def render(plan: Plan) -> str:
         *(("note", note) for note in plan.notes),
     ]
     return "\n".join(f"{label:<12}{text}" for label, text in lines)
+
+
+def _where(sharing: Sharing) -> str:
+    """Which devices hold that, in words."""
+    if sharing.processes == 1 and not sharing.cpu_offload:
+        return ""
+    how = f", sharded over {sharing.sharded_over}" if sharing.sharded_over > 1 else ""
+    offload = ", shards offloaded" if sharing.cpu_offload else ""
+    return f" on each of {sharing.processes} devices{how}{offload}"

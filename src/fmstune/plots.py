@@ -3,16 +3,14 @@
 import json
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
-
 
 def plot_loss(metrics: Path, picture: Path) -> None:
     """Train and evaluation loss by step; written aside and renamed, so that a viewer never sees half of it."""
+    from matplotlib.figure import Figure  # a second to import, and a run has no use for it before its end
+
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     for key, label, style in (("loss", "train", "-"), ("eval_loss", "held out", "o-")):
         points = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), (int, float))]
         if points:
@@ -24,5 +22,4 @@ def plot_loss(metrics: Path, picture: Path) -> None:
         axes.legend()
     aside = picture.with_name(f".{picture.name}")
     figure.savefig(aside, format="png", dpi=120)
-    pyplot.close(figure)
     aside.replace(picture)

@@ -12,6 +12,9 @@ from fmstune import freeze, run_folder
 from fmstune.errors import UserError, shown
 from fmstune.job import Job, tunes_an_adapter
 
+AUTO = "auto"
+"""`training.resume=auto`: go on from the newest complete checkpoint of the run's own folder, where there is one."""
+
 _GOES_ON = re.compile(
     r"training\.(num_train_epochs|max_steps|(logging|save|eval)_\w+|per_device_eval_batch_size"
     r"|load_best_model_at_end|metric_for_best_model|greater_is_better|resume)"
@@ -21,7 +24,7 @@ _GOES_ON = re.compile(
 
 def problems(job: Job) -> Iterator[str]:
     """Why this job cannot go on from its checkpoint as if it had never stopped."""
-    if job.training.get("resume") is None:
+    if job.training.get("resume") in (None, AUTO):
         return
     folder = Path(str(job.training["resume"]))
     weights = "adapter_model.safetensors" if tunes_an_adapter(job) else "model*.safetensors"
@@ -30,8 +33,9 @@ def problems(job: Job) -> Iterator[str]:
         hint = " of this peft method" if missing == [weights] else ""
         yield f"training.resume: {folder} is not a checkpoint folder{hint} (no {missing[0]}); give RUN/checkpoint-STEP"
         return
-    for name in ("optimizer.pt", "scheduler.pt"):
-        if not (folder / name).is_file():
+    for name, found in (("optimizer.pt", "optimizer.*"), ("scheduler.pt", "scheduler.pt")):
+        # FSDP's is optimizer.bin
+        if not any(folder.glob(found)):
             yield (
                 f"training.resume: {folder} has no {name}, which would start anew in silence; "
                 "give a checkpoint that was saved without training.save_only_model"
@@ -79,6 +83,26 @@ def _changes(job: Job, job_file: Path) -> Iterator[str]:
             yield f"{name} is {one} here and {other} in {place}; a resumed run keeps what its checkpoint began with"
 
 
+_OWN_FOLDER = re.compile(
+    r"output_dir|launcher(\..*)?|training\.(resume|per_device_train_batch_size|gradient_accumulation_steps)"
+)
+"""What may differ when a run is gone on with in its folder; that rows a step stay the same is seen when it starts."""
+
+
+def differences(job: Job, job_file: Path) -> Iterator[str]:
+    """How this job differs from the one of a run folder; nothing where it is the same, and can go on there."""
+    try:
+        former = freeze.read(job_file, trusted=[job.data.format["_target_"].partition(".")[0]]).job
+    except UserError as err:
+        yield f"its job.yaml cannot be read: {'; '.join(err.problems)}"
+        return
+    here, there = (dict(_named("", yaml.safe_load(freeze.dump(given)))) for given in (job, former))
+    for name in {**here, **there}:
+        one, other = (shown(values[name]) if name in values else "not given" for values in (here, there))
+        if one != other and not _OWN_FOLDER.fullmatch(name):
+            yield f"{name} is {one} here and {other} there"
+
+
 def _leaves(job: Job) -> dict[str, Any]:
     """All that decides about training, by dotted names."""
     tree = yaml.safe_load(freeze.dump(job))
@@ -90,4 +114,4 @@ def _named(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
         return
     for key, inner in value.items():
-        yield from _named(f"{name}.{key}", inner)
+        yield from _named(f"{name}.{key}" if name else str(key), inner)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fmstune import package_files, peft_rules, resume_rules, rows, run_folder
+from fmstune import launch_rules, package_files, peft_rules, resume_rules, rows, run_folder
 from fmstune.errors import UserError, did_you_mean, shown
 from fmstune.job import (
     LORAPLUS_LR_RATIO,
@@ -16,7 +16,6 @@ from fmstune.job import (
     Device,
     Evaluation,
     Job,
-    Launcher,
     Model,
     Overlap,
     Quantization,
@@ -63,7 +62,7 @@ def problems(job: Job) -> Iterator[str]:
     yield from _training(job)
     yield from resume_rules.problems(job)
     yield from _together(job)
-    yield from _launcher(job.launcher)
+    yield from launch_rules.problems(job)
     yield from _evaluation(job.evaluation)
 
 
@@ -86,13 +85,26 @@ def notes(job: Job) -> Iterator[str]:
         yield "no held-out rows, so base and tuned are not compared; set data.eval or data.eval_fraction"
 
 
-def folder_problems(folder: Path) -> Iterator[str]:
-    """Why this cannot become a run's folder."""
+def folder_problems(folder: Path, job: Job) -> Iterator[str]:
+    """Why this cannot become the folder of this job's run; that of the same job can, and is gone on with."""
     if folder.is_dir():
         found = [name for name in run_folder.MARKS if (folder / name).exists()]
-        if found:
+        if not found:
+            return
+        job_file = folder / run_folder.JOB
+        why = list(resume_rules.differences(job, job_file)) if job_file.is_file() else ["it has no job.yaml"]
+        if why:
             marks = ", ".join(found)
-            yield f"output_dir: {folder} holds another run ({marks}), which is never overwritten; choose another"
+            more = f" and {len(why) - 1} more" if len(why) > 1 else ""
+            yield (
+                f"output_dir: {folder} holds another run ({marks}), which is never overwritten; choose another "
+                f"({why[0]}{more})"
+            )
+        elif job.training.get("resume") not in (None, resume_rules.AUTO):
+            yield (
+                f"training.resume: {folder} holds a run of this job, which goes on from its own checkpoints; "
+                "leave it out, or choose another output_dir"
+            )
     elif folder.exists():
         yield f"output_dir: {folder} is a file; choose a folder"
 
@@ -105,7 +117,7 @@ def _top_level(job: Job) -> Iterator[str]:
     if job.output_dir == "":
         yield "output_dir is empty; name a folder, or null for one under runs/"
     elif job.output_dir is not None:
-        yield from folder_problems(Path(job.output_dir))
+        yield from folder_problems(Path(job.output_dir), job)
 
 
 def _model(model: Model, *, adapts: bool) -> Iterator[str]:
@@ -392,11 +404,6 @@ def _with_virtual_tokens(job: Job) -> Iterator[str]:
                 )
     if job.peft["_target_"] in peft_rules.PREFIXES and training.get("activation_checkpointing"):
         yield f"training.activation_checkpointing drops the keys and values that {method} learns; set it to false"
-
-
-def _launcher(launcher: Launcher) -> Iterator[str]:
-    if launcher.threads is not None:
-        yield from _at_least("launcher.threads", launcher.threads, 1)
 
 
 def _evaluation(evaluation: Evaluation) -> Iterator[str]:

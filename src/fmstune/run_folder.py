@@ -49,6 +49,24 @@ def update_summary(folder: Path, values: Mapping[str, Any]) -> None:
     write_json(folder / SUMMARY, {**read_summary(folder), **values})
 
 
+def keep_metrics(folder: Path, step: int) -> None:
+    """Drop the lines after this step: the steps are taken again."""
+    path = folder / METRICS
+    if not path.is_file():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if _until(line, step)]
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text("".join(kept), encoding="utf-8")
+    aside.replace(path)
+
+
+def _until(line: str, step: int) -> bool:
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError):
+        return False  # a line that a killed process has not finished
+
+
 def end(folder: Path, status: str, kind: str, message: str) -> None:
     """Record that the run ended before its end, and take away a model that is not whole."""
     update_summary(folder, {"status": status, "error": {"kind": kind, "message": message}})

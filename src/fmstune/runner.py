@@ -7,9 +7,10 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from fmstune import freeze, parent, request, run_folder
+from fmstune import agent, freeze, launch_rules, parent, ranks, request, run_folder
 from fmstune.command_line import Verb
-from fmstune.errors import UserError, render
+from fmstune.errors import UserError, raise_if_any, render
+from fmstune.garbage import uncollected
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -19,24 +20,29 @@ def main(words: Sequence[str] | None = None) -> int:
         parent.interrupt_once()
         return _act(options)
     except UserError as err:
-        print(render(err.problems), file=sys.stderr)
-        return 2
+        return _ended("user", render(err.problems), 2)
     except KeyboardInterrupt:
-        print("fmstune: interrupted", file=sys.stderr)
-        return 130
+        return _ended("interrupted", "fmstune: interrupted", 130)
     except BrokenPipeError:
         # `| head` has seen enough; nothing may be flushed into it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception:
-        traceback.print_exc()
-        return 1
+        return _ended("internal", traceback.format_exc().rstrip(), 1)
+
+
+def _ended(kind: str, text: str, code: int) -> int:
+    """Say how it ended, or let the agent above the ranks say it once for all of them."""
+    if not agent.report(kind, text):
+        print(text, file=sys.stderr)
+    return code
 
 
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fmstune.runner", description=__doc__)
     parser.add_argument("job", type=Path, help="the frozen job.yaml of a run folder; of generate, its request")
     parser.add_argument("--verb", choices=[v.value for v in Verb if v is not Verb.doctor], default=Verb.train.value)
+    parser.add_argument("--prepare", action="store_true", help="stop when the rows are tokenised and cached")
     parser.add_argument("--trust", action="append", default=[], help="package whose format functions are allowed")
     parser.add_argument("--rows", type=int, default=3, help="show-data: rows to print")
     parser.add_argument("--json", type=Path, help="show-data: file for every training row")
@@ -48,11 +54,17 @@ def _act(options: argparse.Namespace) -> int:
     verb = Verb(options.verb)
     if verb is Verb.generate:
         return _generate(options.job)
+    rank = ranks.here()
     job = freeze.read(options.job, trusted=options.trust).job
-    folder = Path(job.output_dir) if verb is Verb.train and job.output_dir else None
+    raise_if_any(launch_rules.started_problems(job.launcher, rank))
+    folder = Path(job.output_dir) if verb is Verb.train and job.output_dir and rank.is_main else None
     parent.watch(lambda: run_folder.mark_orphaned(folder) if folder else None)
+    if not rank.is_main:
+        # one process speaks for all
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     # here and not above: it imports torch for seconds, in which a signal or the parent's death must be heeded already
-    from fmstune import quiet, verbs
+    with uncollected():
+        from fmstune import quiet, verbs
 
     quiet.quiet()
     if verb is Verb.modules:
@@ -61,18 +73,21 @@ def _act(options: argparse.Namespace) -> int:
         return verbs.check(job)
     if verb is Verb.show_data:
         return verbs.show_rows(job, options.rows, options.json, options.html)
-    return verbs.run(job)
+    return verbs.prepare(job) if options.prepare else verbs.run(job)
 
 
 def _generate(file: Path) -> int:
     asked = request.read_generation(file)
     parent.watch(lambda: None)
     # these alone: what trains takes seconds more to import
-    from fmstune import asking, quiet
+    with uncollected():
+        from fmstune import asking, quiet
 
     quiet.quiet()
     return asking.run(asked)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _code = main()
+    parent.interrupt_no_more()
+    sys.exit(_code)

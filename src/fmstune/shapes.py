@@ -141,6 +141,8 @@ def attach(model: PreTrainedModel, peft_config: PeftConfig) -> torch.nn.Module:
         except REFUSALS as error:
             raise UserError(_refusal(type(peft_config).__name__, error)) from error
     raise_if_any(_prompt_problems(peft_config, empty))
+    if isinstance(peft_config, PrefixTuningConfig):
+        raise_if_any(_prefix_problems(adapted, model.config.model_type))
     raise_if_any(_pattern_key_problems(adapted, peft_config))
     return adapted
 
@@ -159,6 +161,21 @@ def _prompt_problems(given: PeftConfig, filled: PeftConfig) -> Iterator[str]:
         value, found = getattr(given, name), getattr(filled, name)
         if value not in (None, found):
             yield f"peft.{name} is {value}, and the model has {found}; leave it out"
+
+
+def _prefix_problems(adapted: torch.nn.Module, model_type: str) -> Iterator[str]:
+    """Keys and values that do not fit the cache, tried without numbers: Falcon's one head, Mamba's none at all."""
+    ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
+    try:
+        with torch.no_grad():
+            adapted(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except RuntimeError as error:
+        # what else a pass on the meta device cannot do says nothing about the prefix
+        if " must match " in str(error) or " broadcast " in str(error):
+            yield (
+                f"peft: the keys and values that PrefixTuningConfig makes do not fit the cache of {model_type}; "
+                "choose another method, such as peft=p_tuning"
+            )
 
 
 def _pattern_key_problems(adapted: torch.nn.Module, peft_config: PeftConfig) -> Iterator[str]:

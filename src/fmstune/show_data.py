@@ -95,7 +95,8 @@ def first_rows(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", rows: i
 
 def splits(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Split]:
     """The sums of the training rows and of the held-out rows, by source, and of their mixture."""
-    for title, parts in (("training rows", prepared.sources), ("held-out rows", prepared.held_out)):
+    train = "training rows" if prepared.streamed is None else "the first training rows"
+    for title, parts in ((train, prepared.sources), ("held-out rows", prepared.held_out)):
         for part in parts:
             yield _split(f"{title} of {part.name}" if part.name else title, part, tokenizer)
     if len(prepared.mixture) > 1:

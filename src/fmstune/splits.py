@@ -76,10 +76,13 @@ def draws(data: Data) -> bool:
 def formatted(
     split: Iterable[Row], place: Place, format: Format, data: Data, ledger: Ledger, problems: Problems
 ) -> Iterator[FormattedRow]:
-    """The rows that have an answer; the others are counted, and are problems unless they may be dropped."""
+    """The rows that have an answer; the others are counted, and are problems unless they may be dropped.
+
+    What cannot be read is a problem, too, once the others have been read.
+    """
     strict = data.untrainable is Untrainable.error
     template = (place.source.format or {}).get("response_template")
-    for row in split:
+    for row in _readable(split, problems):
         ledger.rows_read += 1
         try:
             made = _made(row, format)
@@ -99,6 +102,14 @@ def formatted(
             ledger.rows_without_answer += 1
             if strict:
                 problems.add("the answer is empty; mend it, or set data.untrainable=drop", row)
+
+
+def _readable(split: Iterable[Row], problems: Problems) -> Iterator[Row]:
+    try:
+        yield from split
+    except UserError as err:
+        for problem in err.problems:
+            problems.add(problem)
 
 
 def _made(row: Row, format: Format) -> Formatted:

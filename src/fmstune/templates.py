@@ -59,15 +59,21 @@ def _segments(text: str, compiled: RowTemplate) -> list[Segment]:
     return found
 
 
-@lru_cache(maxsize=16)
 def load(template_file: str) -> RowTemplate:
-    """The template, read once; raises UserError where the file is no template, or marks nothing as trained."""
+    """The template, compiled once; raises UserError where the file is no template, or marks nothing as trained."""
     path = Path(package_files.resolve(template_file)).expanduser()
     try:
-        text = path.read_text(encoding="utf-8")
+        facts = path.stat()
+        return _compiled(path, path.absolute(), facts.st_mtime_ns, facts.st_size)
     except (OSError, UnicodeDecodeError) as err:
         reason = err.strerror if isinstance(err, OSError) else "not UTF-8"
         raise UserError(f"data.format.template_file: {path} cannot be read ({reason}); name a Jinja file") from err
+
+
+@lru_cache(maxsize=16)
+def _compiled(path: Path, *version: Any) -> RowTemplate:
+    """The template of the file as it is at this time, which `version` tells from other times."""
+    text = path.read_text(encoding="utf-8")
     environment = ImmutableSandboxedEnvironment(
         undefined=StrictUndefined, extensions=[_Generation], trim_blocks=True, lstrip_blocks=True
     )

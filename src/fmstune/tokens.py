@@ -208,9 +208,12 @@ def _ending_after(boundary: int, text_length: int, encoding: "Encoding") -> int:
 
 
 def _behind_the_text(encoding: "Encoding") -> int:
-    """How many special tokens the tokenizer put behind the text: they span no characters."""
-    mask = encoding.special_tokens_mask
-    return next((number for number, special in enumerate(reversed(mask)) if not special), len(mask))
+    """How many special tokens the tokenizer put behind the text: they belong to no sequence."""
+    count = len(encoding)
+    place = count
+    while place and encoding.token_to_sequence(place - 1) is None:
+        place -= 1
+    return count - place
 
 
 def _straddles(token: int, boundary: int, encoding: "Encoding") -> bool:

@@ -17,12 +17,27 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 from trl import SFTConfig
 
-from fmstune import adapters, base_identity, evaluate, memory, models, plots, provenance, run_folder
+from fmstune import (
+    adapters,
+    base_identity,
+    checkpoints,
+    evaluate,
+    memory,
+    models,
+    parent,
+    plots,
+    provenance,
+    ranks,
+    rehearsal,
+    resume_rules,
+    run_folder,
+    sharding,
+)
 from fmstune.callbacks import MetricsFile, Progress
 from fmstune.checks import Checked
 from fmstune.data import Prepared
-from fmstune.errors import UserError
-from fmstune.job import LORAPLUS_LR_RATIO, Job
+from fmstune.errors import UserError, raise_if_any
+from fmstune.job import LORAPLUS_LR_RATIO, Job, is_sharded
 from fmstune.ledger import Ledger
 from fmstune.models import Tokenizer
 from fmstune.plan import Plan
@@ -47,15 +62,25 @@ def locked(folder: Path) -> Iterator[None]:
 def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, plan: Plan) -> None:
     """Train, evaluate, save; the folder's summary says how it ended, also when it did not go well."""
     assert job.output_dir is not None
-    folder = Path(job.output_dir)
-    with _recorded(folder, {"name": job.name, "plan": _plan_values(plan)}):
-        run_folder.write_json(folder / run_folder.PROVENANCE, _provenance(job, checked, prepared))
+    folder, main = Path(job.output_dir), ranks.here().is_main
+    checkpoint = _checkpoint(job, folder)
+    start = {"name": job.name, "plan": _plan_values(plan)}
+    with _recorded(folder, start) if main else nullcontext():
+        former = run_folder.read_summary(folder) if checkpoint is not None and checkpoint.parent == folder else {}
+        if main:
+            run_folder.write_json(folder / run_folder.PROVENANCE, _provenance(job, checked, prepared))
+            checkpoints.clear_aside(folder)
+            run_folder.keep_metrics(folder, resume_rules.steps_done(checkpoint) if checkpoint is not None else 0)
         # before training: the base may be moved while it goes on
         base_model = base_identity.at(job.model.path, job.model.revision) if checked.peft is not None else None
         trainer, seconds = _build(job, checked, tokenizer, prepared, folder)
-        base = _score(trainer, job, checked, prepared, base=True) if job.evaluation.base else None
+        if checkpoint is not None and (made := checkpoints.about(checkpoint)) is not None:
+            raise_if_any(checkpoints.problems(checkpoint, made, trainer.about()))
+        base: list[dict[str, Any] | None] = []
+        if job.evaluation.base and "base" not in former:
+            trainer.before_training(lambda: base.append(_score(trainer, job, checked, prepared, base=True)))
         memory.reset_peak(checked.device)
-        output = trainer.train(resume_from_checkpoint=job.training.get("resume"))
+        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         figures = _figures(trainer, checked, prepared, output.metrics)
         tuned = _score(trainer, job, checked, prepared, base=False)
         for name, loss in (("train_loss", figures["train_loss"]), ("eval_loss", tuned["eval_loss"] if tuned else 0.0)):
@@ -63,10 +88,18 @@ def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, pl
                 raise UserError(
                     f"{name} is {loss} after training; lower training.learning_rate, or set model.dtype=float32"
                 )
-        save(trainer.model, tokenizer, folder / run_folder.MODEL, base_model)
-        plots.plot_loss(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT)
-        scores = {key: one for key, one in (("base", base), ("tuned", tuned)) if one is not None}
-        run_folder.update_summary(folder, {**seconds, **figures, **scores})
+        save(trainer.model, tokenizer, folder / run_folder.MODEL, base_model, writes=main)
+        if main:
+            plots.plot_loss(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT)
+            both = {"base": base[0] if base else None, "tuned": tuned}
+            scores = {key: one for key, one in both.items() if one is not None}
+            run_folder.update_summary(folder, {**seconds, **figures, **scores})
+
+
+def _checkpoint(job: Job, folder: Path) -> Path | None:
+    """Where to go on: the checkpoint that the job names, else the newest complete one of its own folder."""
+    given = job.training.get("resume")
+    return checkpoints.newest(folder) if given in (None, resume_rules.AUTO) else Path(given)
 
 
 @contextmanager
@@ -82,7 +115,11 @@ def _recorded(folder: Path, start: dict[str, Any]) -> Iterator[None]:
         run_folder.end(folder, run_folder.FAILED, "user", str(err))
         raise
     except BaseException as err:
-        run_folder.end(folder, run_folder.FAILED, "internal", f"{type(err).__name__}: {err}")
+        if parent.is_gone():
+            # the other processes have seen it first and are gone, which looks like a failure from here
+            run_folder.mark_orphaned(folder)
+        else:
+            run_folder.end(folder, run_folder.FAILED, "internal", f"{type(err).__name__}: {err}")
         raise
     run_folder.update_summary(folder, {"status": run_folder.FINISHED})
 
@@ -95,6 +132,8 @@ def _build(
     set_seed(job.seed)
     before = memory.now(checked.device)
     begun = time.perf_counter()
+    # before the model: with several processes it is what makes them meet, and then weights are read in one of them
+    settings = arguments(job, checked, folder)
     base = models.load(
         job.model,
         tokenizer,
@@ -106,7 +145,7 @@ def _build(
     loaded = time.perf_counter() - begun
     trainer = Trainer(
         model=model,
-        args=arguments(job, checked, folder),
+        args=settings,
         train_dataset=prepared.train,
         eval_dataset=_while_training(job, prepared),
         processing_class=tokenizer.tokenizer,
@@ -133,6 +172,7 @@ def arguments(job: Job, checked: Checked, folder: Path) -> SFTConfig:
         "report_to": "none",
         "disable_tqdm": True,
         "completion_only_loss": False,
+        **_sharing(job, checked),
     }
     # for a user's own training file that leaves them out
     defaults = {
@@ -145,6 +185,19 @@ def arguments(job: Job, checked: Checked, folder: Path) -> SFTConfig:
         return SFTConfig(**{**defaults, **given, **derived})
     except (TypeError, ValueError) as err:
         raise UserError(f"training: trl.SFTConfig refuses these fields: {err}") from err
+
+
+def _sharing(job: Job, checked: Checked) -> dict[str, Any]:
+    """What several processes share; nothing where this one was started alone, as for a check."""
+    if not (is_sharded(job.launcher) and ranks.here().started):
+        # every trained weight takes part in every step, so there is nothing to look for
+        return {"ddp_find_unused_parameters": False} if ranks.here().processes > 1 else {}
+    sharding.set_environment(job.launcher)
+    # else each process would keep whole gradients while it accumulates (transformers/trainer.py, `no_sync`)
+    shares = {"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}
+    if checked.device == "cpu":
+        rehearsal.enable()
+    return {**sharding.settings(job.launcher), **shares}
 
 
 def _while_training(job: Job, prepared: Prepared) -> Dataset | dict[str, Dataset] | None:
@@ -162,7 +215,8 @@ def _score(trainer: Trainer, job: Job, checked: Checked, prepared: Prepared, *, 
     model = trainer.model
     # a new adapter may change the output before it is trained (a random prompt does)
     as_base = model.disable_adapter() if base and isinstance(model, PeftModel) else nullcontext()
-    print(f"evaluating the {'base' if base else 'tuned'} model …", file=sys.stderr, flush=True)
+    if ranks.here().is_main:
+        print(f"evaluating the {'base' if base else 'tuned'} model …", file=sys.stderr, flush=True)
     with as_base:
         scores = {
             part.name: evaluate.score(
@@ -170,7 +224,11 @@ def _score(trainer: Trainer, job: Job, checked: Checked, prepared: Prepared, *, 
             )
             for part in prepared.held_out
         }
-    return evaluate.together(scores)
+    together = evaluate.together(scores)
+    if base and ranks.here().is_main:
+        # at once, so that a run that is gone on with need not do it again
+        run_folder.update_summary(Path(trainer.args.output_dir), {"base": together})
+    return together
 
 
 def _figures(trainer: Trainer, checked: Checked, prepared: Prepared, metrics: dict[str, float]) -> dict[str, Any]:
@@ -196,6 +254,8 @@ def _figures(trainer: Trainer, checked: Checked, prepared: Prepared, metrics: di
         "base_parameters": dimensions.base_parameters,
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "peak_memory_bytes": memory.peak(checked.device),
+        "processes": trainer.args.world_size,
+        "weight_bytes_by_rank": sharding.held_by_rank(trainer.model),
         "data": _data(prepared),
     }
 
@@ -225,24 +285,47 @@ def _ledger(ledger: Ledger) -> dict[str, Any]:
 
 
 def save(
-    model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, folder: Path, base: base_identity.Base | None = None
+    model: PreTrainedModel | PeftModel,
+    tokenizer: Tokenizer,
+    folder: Path,
+    base: base_identity.Base | None = None,
+    *,
+    writes: bool = True,
 ) -> None:
     """The model or adapter with its tokenizer, for plain transformers and PEFT; written aside, then renamed.
 
-    An adapter gets the identity of its base beside it.
+    An adapter gets the identity of its base beside it. Every process must call it, as each holds a part of a sharded model; one `writes`.
     """
+    grown = bool(tokenizer.added)
+    state = None
+    if sharding.is_sharded(model):
+        state = sharding.gathered(model, trained_only=isinstance(model, PeftModel) and not grown)
+    with sharding.prompt_at_hand(model):
+        if writes:
+            _write(model, tokenizer, folder, base, state)
+
+
+def _write(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: Tokenizer,
+    folder: Path,
+    base: base_identity.Base | None,
+    state: dict[str, Any] | None,
+) -> None:
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     if isinstance(model, PeftModel):
         # PEFT would look the base up on the hub to find out whether the embedding grew; we know
-        model.save_pretrained(aside, save_embedding_layers=bool(tokenizer.added))
+        model.save_pretrained(aside, state_dict=state, save_embedding_layers=bool(tokenizer.added))
         # PEFT's card is a form to fill in, with this machine's path of the base
         (aside / "README.md").unlink(missing_ok=True)
         if base is not None:
             base_identity.write(base, aside)
     else:
-        model.save_pretrained(aside)
+        model.save_pretrained(aside, state_dict=state)
     tokenizer.tokenizer.save_pretrained(aside)
+    # of a run that was killed before it could say that it is finished
+    shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
 
 

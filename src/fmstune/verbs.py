@@ -3,19 +3,23 @@
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import filelock
 import torch
 
 from fmstune import (
     advice,
     architecture,
+    cache,
     checks,
     data,
+    launch_rules,
     models,
     plan,
     precision,
+    ranks,
     shapes,
     show_data,
     show_data_html,
@@ -59,18 +63,18 @@ def check(job: Job) -> int:
     raise_if_any(problems)
     assert checked is not None
     assert rows is not None
-    _print_plan(checks.make_plan(job, checked, rows, prepared), checked)
+    _print_plan(job, checks.make_plan(job, checked, rows, prepared), checked)
     if prepared is not None:
         _print_ledger(prepared)
     print("\nno problems found")
     return 0
 
 
-def _print_plan(made: plan.Plan, checked: Checked) -> None:
+def _print_plan(job: Job, made: plan.Plan, checked: Checked) -> None:
     print(plan.render(made))
     for note in (*checked.notes, *precision.notes(checked.precision, checked.peft is not None)):
         print(f"note: {note}")
-    available = checks.device_bytes(checked.device)
+    available = checks.device_bytes(checked.device, max(launch_rules.local_processes(job.launcher), 1))
     if available is not None and made.total > available:
         print(f"note: the plan does not fit: {plan.size(made.total)} of {plan.size(available)}; what would help:")
         print("\n".join(f"  {change}" for change in advice.fits(made, available)))
@@ -108,16 +112,28 @@ def _as_problem(file: str, problems: list[str]) -> Iterator[None]:
         problems.append(f"{file} cannot be written ({err.strerror}); choose another file")
 
 
+def prepare(job: Job) -> int:
+    """Check, and tokenise the rows into the cache: what is done once, before several processes start."""
+    checked = _checked(job)
+    tokenizer, prepared = _prepare(job)
+    checked = checks.with_tokenizer(checked, tokenizer)
+    checks.make_plan(job, checked, checks.rows_of(job, prepared), prepared)
+    return 0
+
+
 def run(job: Job) -> int:
     """Check, prepare, train; in the run folder that the parent made."""
     if job.output_dir is None:
         raise UserError("output_dir must be given when the runner is started by hand")
-    with train.locked(Path(job.output_dir)):
+    rank = ranks.here()
+    with train.locked(Path(job.output_dir)) if rank.is_main else nullcontext():
         checked = _checked(job)
-        tokenizer, prepared = _prepare(job)
+        # whoever starts several processes without preparing has one of each machine tokenise
+        with filelock.FileLock(cache.place() / ".preparing") if rank.started else nullcontext():
+            tokenizer, prepared = _prepare(job)
         checked = checks.with_tokenizer(checked, tokenizer)
         made = checks.make_plan(job, checked, checks.rows_of(job, prepared), prepared)
-        _print_plan(made, checked)
+        _print_plan(job, made, checked)
         _print_ledger(prepared)
         print(flush=True)
         train.run(job, checked, tokenizer, prepared, made)

@@ -1,0 +1,34 @@
+"""Which of the job's processes this one is, from the variables that torch's launchers set; torch-free."""
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Rank(NamedTuple):
+    """One process among those that train together."""
+
+    number: int
+    """From 0 over all machines."""
+    local: int
+    """From 0 on this machine."""
+    processes: int
+    """Processes on all machines."""
+    started: bool
+    """A launcher of several processes started this one."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.number == 0
+
+
+def here(env: Mapping[str, str] | None = None) -> Rank:
+    """This process; the only one where no launcher started it (torch's documentation, "torchrun", variables)."""
+    given = os.environ if env is None else env
+    return Rank(
+        number=int(given.get("RANK", 0)),
+        local=int(given.get("LOCAL_RANK", 0)),
+        processes=int(given.get("WORLD_SIZE", 1)),
+        started="RANK" in given,
+    )

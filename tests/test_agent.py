@@ -1,0 +1,58 @@
+"""Which of several failing ranks is shown, and where its last words go."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from fmstune import agent, run_folder
+from fmstune.agent import Failure
+
+
+def failure(rank: int, code: int = 1, at: float = 0.0, kind: str = "internal", text: str = "why") -> Failure:
+    return Failure(rank, code, at, kind, text)
+
+
+def test_the_first_failure_is_shown() -> None:
+    assert agent.first([failure(0, at=2.0), failure(1, at=1.5)]).rank == 1
+
+
+@pytest.mark.parametrize(
+    "follower",
+    [
+        failure(0, at=1.0, text="RuntimeError: Connection closed by peer [127.0.0.1]:9653"),
+        failure(0, code=130, at=1.0, kind="interrupted"),
+        failure(0, code=-signal.SIGTERM, at=1.0, kind="signal"),
+    ],
+)
+def test_a_rank_that_only_lost_another_one_is_not_the_cause(follower: Failure) -> None:
+    cause = failure(1, code=-signal.SIGKILL, at=2.0, kind="signal", text="rank 1 died of SIGKILL")
+    assert agent.first([follower, cause]) is cause
+
+
+def test_the_last_words_go_to_the_agent_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    assert not agent.report("user", "words")
+    monkeypatch.setenv("FMSTUNE_AGENT", "1")
+    assert agent.report("user", "words")
+    said = json.loads((tmp_path / "error.json").read_text())["message"]
+    assert (said["fmstune"]["kind"], said["fmstune"]["text"]) == ("user", "words")
+
+
+@pytest.mark.parametrize(
+    ("status", "shown", "kept"),
+    [
+        ("running", failure(1, text="cause"), "cause"),
+        ("failed", failure(1, text="cause"), "cause"),
+        ("failed", failure(1, text="Connection closed by peer"), "first"),
+        ("running", failure(1, text="Connection closed by peer"), "rank 1 has lost another one, on another machine"),
+    ],
+)
+def test_the_cause_is_recorded_over_what_followed_from_it(
+    tmp_path: Path, status: str, shown: Failure, kept: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder.update_summary(tmp_path, {"status": status, "error": {"kind": "internal", "message": "first"}})
+    assert agent._show(shown, tmp_path) == 1
+    assert run_folder.read_summary(tmp_path)["error"]["message"].removeprefix("fmstune: error: ").startswith(kept)
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks run, each alone, and their page says what it should; how long anything takes is not asserted."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import pairs
+import results
+from results import Figure, Section
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_a_childs_seconds_memory_and_output_are_its_own() -> None:
+    # from a process as small as a benchmark's: Linux counts what a parent held when it forked
+    code = (
+        f"import json, sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import pairs\n"
+        "idle = pairs.run([sys.executable, '-c', \"import time; time.sleep(0.3); print('done')\"])\n"
+        "work = \"x = bytearray(200_000_000); x[::4096] = b'1' * len(x[::4096]); sum(range(3_000_000))\"\n"
+        "busy = pairs.run([sys.executable, '-c', work])\n"
+        "print(json.dumps([idle.out, idle.wall, idle.cpu, busy.peak - idle.peak]))"
+    )
+    done = subprocess.run(python(code), capture_output=True, text=True, check=True)
+    out, wall, cpu, more = json.loads(done.stdout)
+    assert out == "done\n"
+    assert wall > 0.3 > cpu
+    assert more > 150_000_000
+
+
+def test_memory_and_time_of_a_childs_own_children_count() -> None:
+    inner = "x = bytearray(200_000_000); x[::4096] = b'1' * len(x[::4096])"
+    child = pairs.run(python(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}], check=True)"))
+    assert child.peak > 150_000_000
+
+
+def test_a_line_of_the_watched_file_is_a_moment(tmp_path: Path) -> None:
+    code = f"import time\nfor n in range(3):\n  time.sleep(.1); print('x', file=open({str(tmp_path / 'f')!r}, 'a'))"
+    child = pairs.run(python(code), watched=tmp_path / "f")
+    assert len(child.lines) == 3
+    assert all(after - before > 0.05 for before, after in zip([0, *child.lines], child.lines, strict=False))
+    assert child.lines[-1] <= child.wall
+
+
+def test_a_child_that_fails_is_no_figure() -> None:
+    with pytest.raises(RuntimeError, match=r"exited with 3\n(.|\n)*why"):
+        pairs.run(python("import sys; print('why', file=sys.stderr); sys.exit(3)"))
+
+
+def test_both_sides_have_the_same_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    env = pairs.environment()
+    assert (env["OMP_NUM_THREADS"], env["RAYON_NUM_THREADS"], env["OMP_WAIT_POLICY"]) == ("3", "3", "passive")
+
+
+def test_each_side_goes_first_in_every_other_pair() -> None:
+    order: list[str] = []
+    made = pairs.interleave(lambda: order.append("a") or 1, lambda: order.append("b") or 2, 3)
+    assert "".join(order) == "abbaab"
+    assert made == [(1, 2)] * 3
+
+
+@pytest.mark.parametrize(
+    ("figure", "row"),
+    [
+        (
+            Figure("x", pairs.spread([1.0, 3.0, 2.0]), 2.0, "1 s against 2 s"),
+            "| x | 2.000 | 1.000 to 3.000 | 3 | ≤ 2 | yes | 1 s against 2 s |",
+        ),
+        (Figure("x", pairs.spread([2.5]), 2.0), "| x | 2.500 | 2.500 to 2.500 | 1 | ≤ 2 | **no** |  |"),
+        (
+            Figure("x", pairs.spread([0.97]), 0.98, at_least=True),
+            "| x | 0.970 | 0.970 to 0.970 | 1 | ≥ 0.98 | **no** |  |",
+        ),
+        (Figure("x", pairs.spread([0.5])), "| x | 0.500 | 0.500 to 0.500 | 1 |  |  |  |"),
+    ],
+)
+def test_a_figure_stands_beside_its_bar(figure: Figure, row: str) -> None:
+    assert results.table(Section("t", "a", [figure])).splitlines()[-1] == row
+
+
+def test_the_page_says_when_and_on_what_and_names_no_machine() -> None:
+    import platform
+
+    page = results.document([], load=0.5, quick=False)
+    for part in ("- date: 2", "cores", "GiB of memory", "threads", "load 0.5", "torch 2", "transformers 5", "trl 1"):
+        assert part in page
+    assert platform.node() not in page
+    assert str(Path.home()) not in page
+
+
+def quick(script: str) -> Sequence[str]:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), "--quick"], capture_output=True, text=True, check=False, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    return [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")][2:]
+
+
+def test_start(tmp_path: Path) -> None:
+    assert quick("startup.py") == ["wall clock", "CPU time"]
+
+
+@pytest.mark.slow
+def test_packed_rows() -> None:
+    assert quick("packed_rows.py") == ["tokens over positions, packed", "tokens over positions, padded"]
+
+
+@pytest.mark.slow
+def test_first_step() -> None:
+    assert quick("first_step.py") == ["tokens in the cache", "nothing in the cache"]
+
+
+@pytest.mark.slow
+def test_preparation() -> None:
+    shown = quick("preparation.py")
+    assert shown[:2] == ["300 rows of JSON lines", "SFTTrainer, the same rows"]
+    assert len(shown) == 5
+
+
+@pytest.mark.slow
+def test_step() -> None:
+    assert len(quick("step.py")) == 4
+
+
+def test_every_benchmark_is_tried_here_and_is_part_of_make_bench() -> None:
+    scripts = {path.stem for path in BENCHMARKS.glob("*.py")} - {"pairs", "results", "run_all", "subjects"}
+    assert scripts == {"first_step", "packed_rows", "preparation", "startup", "step"}
+    run_all = (BENCHMARKS / "run_all.py").read_text()
+    assert all(f"import {script}\n" in run_all for script in scripts)

@@ -1,0 +1,150 @@
+"""`fmstune launcher=…` as a user has it: one process prepares, ranks start, and all of them end together."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fmstune import freeze, runner
+from tests.test_cli import SCRIPT, alive, wait_for
+from tests.test_freeze import tree
+
+pytestmark = pytest.mark.slow
+
+TWO = ("launcher.device=cpu", "launcher.num_processes=2", "launcher.threads=1", "evaluation=none", "output_dir=run")
+QUICK = ("training.max_steps=2", "training.save_strategy=no", "data.max_rows=16")
+LONG = ("launcher=fsdp", *TWO, "training.max_steps=100000", "training.save_strategy=no")
+
+
+def command(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([SCRIPT, *words], capture_output=True, text=True, timeout=300)
+
+
+def summary() -> dict[str, Any]:
+    return json.loads(Path("run/summary.json").read_text())
+
+
+def test_fsdp_trains_from_the_command_line_and_speaks_once() -> None:
+    done = command("launcher=fsdp", *TWO, *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert summary()["processes"] == 2
+    assert len(set(summary()["weight_bytes_by_rank"])) == 1
+    assert summary()["data"]["train"]["rows_trained"] == 16
+    assert done.stdout.count("parameters  base") == 1
+    assert done.stdout.count("finished: run") == 1
+    assert done.stderr.count("data tokenised") == 1
+    assert "Warning" not in done.stderr
+
+
+def test_accelerate_starts_the_frozen_job_too(tmp_path: Path) -> None:
+    """As torchrun does in tests/test_fsdp.py: for clusters that start processes themselves."""
+    printed = command("--cfg", "job", "--resolve", "launcher=fsdp", *TWO, *QUICK).stdout
+    Path("run").mkdir()
+    freeze.write(freeze.freeze(yaml.safe_load(printed)).job, Path("run/job.yaml"))
+    config = tmp_path / "accelerate.yaml"
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nmixed_precision: 'no'\n"
+        "num_machines: 1\nnum_processes: 2\nuse_cpu: true\n"
+    )
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", f"--config_file={config}", "--main_process_port=0"]
+    done = subprocess.run(
+        [*launcher, "-m", "fmstune.runner", "run/job.yaml"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert summary()["status"] == "finished"
+    assert len(set(summary()["weight_bytes_by_rank"])) == 1
+
+
+def test_a_job_for_one_process_is_not_run_by_two(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    freeze.write(freeze.freeze(tree(output_dir=".")).job, Path("job.yaml"))
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert runner.main(["job.yaml"]) == 2
+    assert "the job is for one process (launcher=local), and 2 were started; freeze" in capsys.readouterr().err
+
+
+def test_what_is_wrong_is_found_before_a_rank_starts_and_leaves_nothing() -> None:
+    Path("rows.jsonl").write_text('{"output": "no template here"}\n')
+    done = command("launcher=ddp", *TWO, "data=text", "data.train=rows.jsonl", 'data.response_template="Label:"')
+    assert done.returncode == 2
+    assert done.stderr.count("fmstune: error:") == 1
+    assert "response_template" in done.stderr
+    assert not Path("run").exists()
+
+
+def test_an_error_of_the_ranks_is_shown_once_on_top() -> None:
+    diverging = ("training.learning_rate=9", "training.max_grad_norm=0", "training.max_steps=20")
+    done = command("launcher=fsdp", *TWO, *QUICK, *diverging)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("lower training.learning_rate") == 1
+    assert "Traceback" not in done.stderr
+    assert summary()["status"] == "failed"
+    assert summary()["error"]["kind"] == "user"
+
+
+def ranks_of(parent: int) -> list[int]:
+    """The ranks below a parent and its agent."""
+
+    def children(pid: int) -> list[int]:
+        found: list[int] = []
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += [int(child) for child in (task / "children").read_text().split()]
+        return found
+
+    return [rank for agent in children(parent) for rank in children(agent)]
+
+
+def started() -> tuple["subprocess.Popen[str]", list[int]]:
+    """A long run that has logged its first step, and its two ranks."""
+    process = subprocess.Popen(
+        [SCRIPT, *LONG],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(lambda: Path("run/metrics.jsonl").exists() or process.poll() is not None, "the first step")
+    assert process.poll() is None, process.communicate()
+    ranks = ranks_of(process.pid)
+    assert len(ranks) == 2
+    return process, ranks
+
+
+def test_an_interruption_ends_every_rank_in_order() -> None:
+    process, ranks = started()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 130, err
+    assert not [pid for pid in ranks if alive(pid)]
+    assert "interrupted: run" in out
+    assert "Traceback" not in err
+    assert summary()["status"] == "interrupted"
+
+
+def test_no_rank_outlives_a_killed_parent() -> None:
+    process, ranks = started()
+    process.kill()
+    process.communicate(timeout=60)
+    wait_for(lambda: not [pid for pid in ranks if alive(pid)], "the ranks' end", 30)
+    assert summary()["status"] == "interrupted"
+
+
+def test_a_killed_rank_ends_the_others_and_is_named() -> None:
+    process, ranks = started()
+    os.kill(ranks[1], signal.SIGKILL)
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert not [pid for pid in ranks if alive(pid)]
+    assert "died of SIGKILL" in err
+    assert "Traceback" not in err
+    assert summary()["status"] == "failed"
+    assert "died of SIGKILL" in summary()["error"]["message"]
