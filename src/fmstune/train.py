@@ -294,7 +294,8 @@ def save(
 ) -> None:
     """The model or adapter with its tokenizer, for plain transformers and PEFT; written aside, then renamed.
 
-    An adapter gets the identity of its base beside it. Every process must call it, as each holds a part of a sharded model; one `writes`.
+    An adapter gets the identity of its base beside it. Every process must call it, as each holds a part of a sharded
+    model; one `writes`.
     """
     grown = bool(tokenizer.added)
     state = None
