@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from fmstune import answers, formats, prompts, rows, run_folder, tuned
 from fmstune.errors import UserError, raise_if_any
@@ -24,10 +24,11 @@ def run(request: Generation) -> int:
     """Answer every prompt; what cannot be answered is said before the weights are read, where that can be known."""
     texts = _texts(request)
     place = tuned.locate(request.model, request.base_model_name_or_path, force=request.force)
-    model = tuned.load(place, dtype=request.dtype, attention=request.attention, device=request.device)
-    asked = _prompts(request, texts, model)
-    raise_if_any(_too_long(asked, model, request.max_new_tokens))
+    tokenizer = tuned.tokenizer_of(place)
+    asked = _prompts(request, texts, tokenizer.tokenizer)
     done = _answered(request, asked) if request.resume else 0
+    model = tuned.load(place, tokenizer, dtype=request.dtype, attention=request.attention, device=request.device)
+    raise_if_any(_too_long(asked, model, request.max_new_tokens))
     if done:
         print(f"fmstune: {done:,} of {len(asked):,} prompts are answered in {request.out_file}", file=sys.stderr)
     begun, written = time.perf_counter(), 0
@@ -67,8 +68,7 @@ def _texts(request: Generation) -> list[str]:
     return found
 
 
-def _prompts(request: Generation, texts: Sequence[str], model: Tuned) -> list[Prompt]:
-    tokenizer = model.tokenizer.tokenizer
+def _prompts(request: Generation, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     if request.format is None:
         return prompts.of_texts(texts, tokenizer)
     if request.rows_file is not None:

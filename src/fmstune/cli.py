@@ -34,8 +34,8 @@ from fmstune import (
 )
 from fmstune.command_line import CommandLine, Verb, choice_problems, force_plain_overrides, parse, swept_keys
 from fmstune.errors import UserError, raise_if_any, render
-from fmstune.job import Job
-from fmstune.request import Generation
+from fmstune.job import Device, Job
+from fmstune.request import Generation, Merge
 
 USER_ERROR = 2
 INTERNAL_ERROR = 1
@@ -85,6 +85,8 @@ def run(words: Sequence[str]) -> int:
         raise UserError("--sources is a flag of fmstune check, and goes with --cfg job")
     if line.generation is not None:
         return _generate(line, line.generation)
+    if line.merge is not None:
+        return _merge(line.merge)
     if line.from_job is not None:
         return _repeat(line)
     return _composed(line)
@@ -99,12 +101,23 @@ def _generate(line: CommandLine, asked: Generation) -> int:
     except UserError as err:
         problems += err.problems
     raise_if_any(problems)
-    asked = dataclasses.replace(asked, format=format)
+    return _hand_over(dataclasses.replace(asked, format=format), Verb.generate, asked.device)
+
+
+def _merge(asked: Merge) -> int:
+    """Check what the parent can of `fmstune merge`, then hand it to the runner; it is done on the CPU."""
+    asked = dataclasses.replace(asked, model=tuple(request_rules.model_place(model) for model in asked.model))
+    raise_if_any(request_rules.merge(asked))
+    return _hand_over(asked, Verb.merge, Device.cpu)
+
+
+def _hand_over(asked: Generation | Merge, verb: Verb, device: Device) -> int:
+    """Let a runner do what is asked; its exit code."""
     with tempfile.TemporaryDirectory(prefix="fmstune-") as folder:
         file = Path(folder) / "request.json"
         request.write(asked, file)
-        argv = launch.command(file, f"--verb={Verb.generate.value}")
-        return _exit_code(launch.start(argv, launch.environment_of(asked.device, None, os.environ)))
+        argv = launch.command(file, f"--verb={verb.value}")
+        return _exit_code(launch.start(argv, launch.environment_of(device, None, os.environ)))
 
 
 def _data_format(line: CommandLine) -> dict[str, Any] | None:

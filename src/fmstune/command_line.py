@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from fmstune.errors import UserError, did_you_mean, raise_if_any
 from fmstune.job import Attention, Device, Dtype
-from fmstune.request import Generation
+from fmstune.request import Export, Generation, Merge
 
 
 class Verb(Enum):
@@ -21,6 +21,7 @@ class Verb(Enum):
     show_data = "show-data"
     modules = "modules"
     generate = "generate"
+    merge = "merge"
     doctor = "doctor"
 
 
@@ -30,6 +31,7 @@ SUMMARIES = {
     Verb.show_data: "show rows with trained and masked tokens apart",
     Verb.modules: "list what an adapter can target in the model",
     Verb.generate: "let a tuned model continue texts, or answer rows",
+    Verb.merge: "put adapters into the weights of their base",
     Verb.doctor: "show versions, devices, extras and the cache",
 }
 
@@ -59,6 +61,8 @@ class CommandLine:
     """What `generate` is to do; its format is chosen from the data group by `data_format`."""
     data_format: str | None = None
     """`generate --format`: a choice of the data group."""
+    merge: Merge | None = None
+    """What `merge` is to do."""
     help: bool = False
     version: bool = False
 
@@ -81,6 +85,8 @@ def parse(words: Sequence[str]) -> CommandLine:
         raise UserError(f"--json and --html both name {given['json']}; give each a file of its own")
     if verb is Verb.generate:
         return _generate(given, hydra)
+    if verb is Verb.merge:
+        return _merge(given, hydra)
     if verb is Verb.doctor and hydra:
         raise UserError(f"doctor takes no {hydra[0]!r}; its flags are --clear-cache, --help and --version")
     return CommandLine(verb=verb, hydra=tuple(hydra), **given)
@@ -101,6 +107,25 @@ def _generate(given: dict[str, Any], words: Sequence[str]) -> CommandLine:
     given |= {name: kind(given[name]) for name, kind in kinds.items()}
     request = Generation(**given, trusted=own["trusted"])
     return CommandLine(verb=Verb.generate, hydra=tuple(words), generation=request, data_format=data_format, **own)
+
+
+def _merge(given: dict[str, Any], words: Sequence[str]) -> CommandLine:
+    """The request of `merge`; raises UserError with every word that is no flag of it."""
+    own = {name: given.pop(name) for name in ("help", "version", "trusted")}
+    if own["help"] or own["version"]:
+        return CommandLine(verb=Verb.merge, hydra=(), **own)
+    known = [f"--{name}" for name in given]
+    raise_if_any(
+        f"merge has no flag {flag}{did_you_mean(flag, known)}"
+        if flag.startswith("-")
+        else f"merge takes flags; got {flag!r}"
+        for flag in (word.partition("=")[0] for word in words)
+    )
+    needed = {"model": "run or adapter folders, or hub ids", "out": "a folder to write"}
+    raise_if_any(f"--{name} must be given: {what}" for name, what in needed.items() if not given[name])
+    given |= {name: tuple(given[name]) for name in ("model", "weight")}
+    given |= {"dtype": Dtype(given["dtype"]), "export": Export(given["export"]) if given["export"] else None}
+    return CommandLine(verb=Verb.merge, hydra=(), merge=Merge(**given), **own)
 
 
 def _not_of_generate(words: Sequence[str], known: Sequence[str], data_format: str | None) -> Iterator[str]:
@@ -149,6 +174,8 @@ def _flags(verb: Verb) -> argparse.ArgumentParser:
         parser.add_argument("--rows", type=int, default=3, metavar="N")
     if verb is Verb.generate:
         _generate_flags(parser)
+    if verb is Verb.merge:
+        _merge_flags(parser)
     if verb is Verb.doctor:
         parser.add_argument("--clear-cache", action="store_true")
     return parser
@@ -171,6 +198,18 @@ def _generate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop", action="append", default=[])
     for name, kind in (("dtype", Dtype), ("attention", Attention), ("device", Device)):
         parser.add_argument(f"--{name}", choices=[one.value for one in kind], default=kind.auto.value)
+
+
+def _merge_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag for each field of `Merge`, under its name, with its default."""
+    parser.add_argument("--model", action="append", default=[])
+    parser.add_argument("--weight", action="append", type=float, default=[])
+    parser.add_argument("--base_model_name_or_path")
+    parser.add_argument("--force", action="store_true")
+    parser.add_argument("--out")
+    parser.add_argument("--export", choices=[one.value for one in Export])
+    parser.add_argument("--dtype", choices=[one.value for one in Dtype], default=Merge.dtype.value)
+    parser.add_argument("--max_shard_size", default=Merge.max_shard_size)
 
 
 def choice_problems(words: Sequence[str], groups: Container[str]) -> Iterator[str]:

@@ -34,6 +34,14 @@ _FLAGS = {
         "--do_sample, --temperature X, --top_k N, --top_p X, --repetition_penalty X, --seed N (42)",
         "--dtype, --attention, --device   as model.dtype, model.attention, launcher.device (auto)",
     ],
+    Verb.merge: [
+        "--model PLACE         a run folder, an adapter or a hub id; may be given several times, each with a --weight X",
+        "--base_model_name_or_path PLACE   the base, where it is not where it was; --force takes any",
+        "--out DIR             folder for the merged model",
+        "--dtype DTYPE         of the merged weights; auto is that of the base",
+        "--max_shard_size SIZE a file of weights at most (5GB)",
+        "--export vllm_lora    write the adapter as vLLM reads it, and merge nothing",
+    ],
     Verb.doctor: ["--clear-cache         delete the tokenised data"],
 }
 

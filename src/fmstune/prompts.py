@@ -116,10 +116,13 @@ def _prompt(
     made = format_loading.formatted(make, given)
     if isinstance(made, TokenRow):
         return made
-    segments = list(made.segments)
-    if _own_name(format) == "text" and format["response_template"] is not None and not segments[-1].text.strip():
-        segments[-1] = Segment(segments[-1].text + ANSWER, trained=True)
-    return made._replace(segments=segments)
+    if _own_name(format) != "text":
+        return made
+    if format["response_template"] is None:
+        # all of it was trained, and the model goes on with it
+        return made._replace(segments=[segment._replace(trained=False) for segment in made.segments])
+    *before, last = made.segments
+    return made._replace(segments=[*before, last if last.text.strip() else Segment(last.text + ANSWER, trained=True)])
 
 
 def _conversation(

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,50 @@ class Generation:
     device: Device = Device.auto
 
 
+class Export(Enum):
+    """What `fmstune merge` writes in place of a merged model."""
+
+    vllm_lora = "vllm_lora"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """`fmstune merge`: which adapters go into which base, and where the model is written; the fields are its flags."""
+
+    model: tuple[str, ...]
+    """Run folders, adapter folders or hub ids, one flag each."""
+    weight: tuple[float, ...] = ()
+    """By how much each adapter counts, in the order of `model`; none is given where each counts as it is."""
+    base_model_name_or_path: str | None = None
+    """The base, in place of the one that the adapters name."""
+    force: bool = False
+    """Merge also into a base that is not the one that was tuned on."""
+    out: str
+    """Folder for the model: there must be none yet, or an empty one."""
+    export: Export | None = None
+    """`vllm_lora` writes the adapter as vLLM reads it, and merges nothing."""
+    dtype: Dtype = Dtype.auto
+    """Dtype of the merged weights; `auto` is the one that the base was saved in."""
+    max_shard_size: str = "5GB"
+    """Bytes of a file of weights at most."""
+
+
 SAMPLING = ("temperature", "top_k", "top_p")
 """Fields that only drawing uses; the names are those of `transformers.GenerationConfig`."""
 
 
-def write(request: Generation, path: Path) -> None:
-    """Write the request so that `read_generation` gives an equal one."""
+def write(request: Generation | Merge, path: Path) -> None:
+    """Write the request so that `read_generation` or `read_merge` gives an equal one."""
     values = {name: getattr(value, "value", value) for name, value in asdict(request).items()}
     path.write_text(json.dumps(values), encoding="utf-8")
+
+
+def read_merge(path: Path) -> Merge:
+    """The request that `write` wrote."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values |= {name: tuple(values[name]) for name in ("model", "weight")}
+    export = None if values["export"] is None else Export(values["export"])
+    return Merge(**{**values, "export": export, "dtype": Dtype(values["dtype"])})
 
 
 def read_generation(path: Path) -> Generation:

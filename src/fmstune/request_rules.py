@@ -1,12 +1,13 @@
 """A request after training → its problems, as far as they show without torch; all of them at once."""
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from fmstune import package_files, run_folder
 from fmstune.errors import UserError, did_you_mean
-from fmstune.request import SAMPLING, Generation
+from fmstune.request import SAMPLING, Generation, Merge
 
 
 def model_place(given: str) -> str:
@@ -78,6 +79,38 @@ def out_file(given: str, *, lines_to_go_on: bool) -> Iterator[str]:
         yield f"--resume needs an --out_file of JSON lines (.jsonl), got {given}"
     elif path.suffix == ".jsonl" and path.is_file() and not lines_to_go_on:
         yield f"--out_file: {path} is there; add --resume to go on with it, or choose another"
+
+
+def merge(request: Merge) -> Iterator[str]:
+    """What is wrong with `fmstune merge`'s flags; each of `request.model` has gone through `model_place`."""
+    for model in request.model:
+        yield from _place("--model", model)
+        if request.model.count(model) > 1:
+            yield f"--model: {model} is given {request.model.count(model)} times; give it once, with --weight"
+            break
+    if request.base_model_name_or_path is not None:
+        yield from _place("--base_model_name_or_path", request.base_model_name_or_path)
+    if request.weight and len(request.weight) != len(request.model):
+        yield f"--weight is given {len(request.weight)} times for {len(request.model)} --model; give one for each"
+    for weight in request.weight:
+        if not math.isfinite(weight) or weight == 0:
+            yield f"--weight must be a number other than 0, got {weight:g}"
+    yield from _folder_to_write(request.out)
+    size = re.fullmatch(r"(\d+)[KMGT]B", request.max_shard_size)
+    if size is None or int(size[1]) == 0:
+        yield f"--max_shard_size must be a size such as 500MB or 5GB, got {request.max_shard_size}"
+    if request.export is not None and (len(request.model) > 1 or set(request.weight) - {1.0}):
+        yield f"--export {request.export.value} takes one adapter as it is; leave --weight and further --model out"
+    if request.export is not None and (request.dtype, request.max_shard_size) != (Merge.dtype, Merge.max_shard_size):
+        yield f"--dtype and --max_shard_size are of a merged model; leave them out beside --export {request.export.value}"
+
+
+def _folder_to_write(given: str) -> Iterator[str]:
+    path = Path(given).expanduser()
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        yield f"--out: {path} is there; choose another folder"
+    elif not path.parent.is_dir():
+        yield f"--out: there is no folder {path.parent}; make it, or choose another"
 
 
 def _place(flag: str, place: str) -> Iterator[str]:

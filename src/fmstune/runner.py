@@ -40,7 +40,7 @@ def _ended(kind: str, text: str, code: int) -> int:
 
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fmstune.runner", description=__doc__)
-    parser.add_argument("job", type=Path, help="the frozen job.yaml of a run folder; of generate, its request")
+    parser.add_argument("job", type=Path, help="the frozen job.yaml of a run folder; of generate and merge, its request")
     parser.add_argument("--verb", choices=[v.value for v in Verb if v is not Verb.doctor], default=Verb.train.value)
     parser.add_argument("--prepare", action="store_true", help="stop when the rows are tokenised and cached")
     parser.add_argument("--trust", action="append", default=[], help="package whose format functions are allowed")
@@ -52,8 +52,8 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
 
 def _act(options: argparse.Namespace) -> int:
     verb = Verb(options.verb)
-    if verb is Verb.generate:
-        return _generate(options.job)
+    if verb in (Verb.generate, Verb.merge):
+        return _after(verb, options.job)
     rank = ranks.here()
     job = freeze.read(options.job, trusted=options.trust).job
     raise_if_any(launch_rules.started_problems(job.launcher, rank))
@@ -76,15 +76,17 @@ def _act(options: argparse.Namespace) -> int:
     return verbs.prepare(job) if options.prepare else verbs.run(job)
 
 
-def _generate(file: Path) -> int:
-    asked = request.read_generation(file)
+def _after(verb: Verb, file: Path) -> int:
+    """A verb after training, which has a request and no job."""
     parent.watch(lambda: None)
     # these alone: what trains takes seconds more to import
     with uncollected():
-        from fmstune import asking, quiet
+        from fmstune import asking, merging, quiet
 
     quiet.quiet()
-    return asking.run(asked)
+    if verb is Verb.merge:
+        return merging.run(request.read_merge(file))
+    return asking.run(request.read_generation(file))
 
 
 if __name__ == "__main__":

@@ -53,11 +53,8 @@ def locate(model: str, base: str | None, *, force: bool) -> Place:
         if base is not None:
             raise UserError(f"--base_model_name_or_path: {model} is a whole model and has no base; leave it out")
         return Place(place, None)
-    folder = Path(config_file).parent
-    values = json.loads(Path(config_file).read_text(encoding="utf-8"))
-    recorded = base_identity.read(folder)
-    named = recorded.id if recorded is not None else values.get("base_model_name_or_path")
-    revision = recorded.revision if recorded is not None else values.get("revision")
+    recorded = base_identity.read(Path(config_file).parent)
+    named, revision = (recorded.id, recorded.revision) if recorded is not None else _named(model, Path(config_file))
     if base is None and not named:
         raise UserError(f"--model: {model} does not name its base; pass --base_model_name_or_path")
     chosen = Place(place, base or named, revision if base in (None, named) else None)
@@ -65,10 +62,22 @@ def locate(model: str, base: str | None, *, force: bool) -> Place:
     return chosen
 
 
+def _named(model: str, config_file: Path) -> tuple[str | None, str | None]:
+    """The base and its revision as PEFT records them, of an adapter that fmstune has not saved."""
+    try:
+        values = json.loads(config_file.read_text(encoding="utf-8"))
+        return values.get("base_model_name_or_path"), values.get("revision")
+    except (OSError, ValueError, AttributeError) as err:
+        raise UserError(f"--model: {model}: {config_file.name} cannot be read as a configuration ({err})") from err
+
+
 def _same_base(model: str, place: Place, recorded: base_identity.Base | None, *, force: bool) -> None:
     """Refuse a base that is not there, or is another one than was tuned on."""
     assert place.base is not None
     try:
+        if recorded is not None and recorded.local and place.base == recorded.id:
+            # a folder that has gone is no hub id, though it may look like one
+            Path(package_files.resolve(place.base)).resolve(strict=True)
         found = base_identity.at(place.base, place.revision)
     except (OSError, ValueError, UserError) as err:
         what = recorded.id if recorded is not None and not recorded.local else "its base"
@@ -84,7 +93,7 @@ def _same_base(model: str, place: Place, recorded: base_identity.Base | None, *,
         )
 
 
-def load(place: Place, *, dtype: Dtype, attention: Attention, device: Device) -> Tuned:
+def load(place: Place, tokenizer: Tokenizer, *, dtype: Dtype, attention: Attention, device: Device) -> Tuned:
     """The model on its device, ready to be asked; raises UserError where it cannot be had."""
     with _of_flag("--device"):
         where = models.find_device(device)
@@ -93,47 +102,66 @@ def load(place: Place, *, dtype: Dtype, attention: Attention, device: Device) ->
     precision = resolve(situation)
     with _of_flag("--attention"):
         kernel = models.find_attention(attention, where, precision)
-    tokenizer = _tokenizer(place)
-    flag = "--model" if place.base is None else "--base_model_name_or_path"
-    with _of_flag(flag):
-        path = Model(path=place.base or place.model, revision=place.revision)
-        architecture.configuration(path)
-        # not `added`: these come with the adapter, or are in the model already
-        whole = Tokenizer(tokenizer.tokenizer, (), ())
-        model: PreTrainedModel | PeftModel = models.load(path, whole, dtype=precision.weights, attention=kernel)
+    model: PreTrainedModel | PeftModel = whole(place, tokenizer, dtype=precision.weights, attention=kernel)
     if place.base is not None:
-        model = _adapted(model, tokenizer, place.model)
+        grow(model, tokenizer)
+        model = adapted(model, place.model)
     return Tuned(model.to(where).eval(), tokenizer, place)
 
 
-def _tokenizer(place: Place) -> Tokenizer:
+def whole(place: Place, tokenizer: Tokenizer, *, dtype: str, attention: str) -> PreTrainedModel:
+    """The whole model, or the base of the adapter, as it was saved."""
+    with _of_flag("--model" if place.base is None else "--base_model_name_or_path"):
+        path = Model(path=place.base or place.model, revision=place.revision)
+        architecture.configuration(path)
+        # not `added`: these come with the adapter, or are in the model already
+        return models.load(path, Tokenizer(tokenizer.tokenizer, (), ()), dtype=dtype, attention=attention)
+
+
+def tokenizer_of(place: Place) -> Tokenizer:
     """The tokenizer that was saved with the weights, which knows the added tokens; else the one of the base."""
     try:
-        return models.load_tokenizer(Model(path=place.model))
+        return models.load_tokenizer(Model(path=place.model), to_train=False)
     except UserError as err:
         if place.base is None:
             raise UserError(*_renamed(err, "--model")) from err
         with _of_flag("--base_model_name_or_path"):
-            return models.load_tokenizer(Model(path=place.base, revision=place.revision))
+            return models.load_tokenizer(Model(path=place.base, revision=place.revision), to_train=False)
 
 
-def _adapted(base: PreTrainedModel, tokenizer: Tokenizer, adapter: str) -> PeftModel:
-    """The base with its adapter; the embedding grows first where the run had added tokens to it."""
+def grow(base: PreTrainedModel, tokenizer: Tokenizer) -> None:
+    """Make room in the base for the tokens that the run had added; what they mean comes with the adapter."""
     rows = base.get_input_embeddings().weight.shape[0]
     if len(tokenizer.tokenizer) > rows:
         models.add_tokens(base, tokenizer.tokenizer, range(rows, len(tokenizer.tokenizer)))
+
+
+def adapted(base: PreTrainedModel | PeftModel, adapter: str, name: str = "default") -> PeftModel:
+    """The base with this adapter, beside those that it has; raises UserError where it does not fit."""
+    config = adapter_config(adapter)
+    try:
+        if isinstance(base, PeftModel):
+            base.load_adapter(adapter, name)
+            return base
+        return PeftModel.from_pretrained(base, adapter, name, config=config)
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as err:
+        text = " ".join(str(err).split())[:300]
+        raise UserError(f"--model: {adapter} does not fit its base: {text}") from err
+
+
+def adapter_config(adapter: str) -> PeftConfig:
+    """The adapter's configuration for use without training; raises UserError where it cannot be used."""
     folder = Path(adapter)
     if folder.is_dir() and not (folder / str(SAFETENSORS_WEIGHTS_NAME)).is_file():
         # PEFT would fall back to a pickle, which can run code on loading
         raise UserError(f"--model: {adapter} has no {SAFETENSORS_WEIGHTS_NAME}; fmstune reads safetensors only")
     try:
         config = PeftConfig.from_pretrained(adapter)
-        # PEFT would look for the tokenizer of the machine that the adapter was tuned on
-        config.inference_mode = True
-        return PeftModel.from_pretrained(base, adapter, config=config, use_safetensors=True)
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as err:
-        text = " ".join(str(err).split())[:300]
-        raise UserError(f"--model: {adapter} does not fit its base: {text}") from err
+    except (OSError, ValueError, TypeError) as err:
+        raise UserError(f"--model: {adapter} cannot be read as an adapter: {err}") from err
+    # PEFT would look for the tokenizer of the machine that the adapter was tuned on
+    config.inference_mode = True
+    return config
 
 
 @contextmanager
