@@ -96,6 +96,17 @@ def test_an_adapter_follows_its_base_and_takes_no_other(fmstune: Fmstune, tmp_pa
     assert {path: path.read_bytes() for path in Path("run/model").iterdir()} == saved
 
 
+def test_a_model_without_a_pad_token_or_room_for_one_answers_in_batches(fmstune: Fmstune, tmp_path: Path) -> None:
+    small.save(tmp_path / "base", architecture={**small.LLAMA, "vocab_size": 300})
+    words = ("generate", "--model", "./base", "--text_file", texts_file(tmp_path))
+    found = []
+    for size in ("4", "1"):
+        done = fmstune(*words, "--batch_size", size)
+        assert done.code == 0, done.err
+        found.append(results())
+    assert found[0] == found[1]
+
+
 @pytest.mark.slow
 def test_a_model_that_was_tuned_on_a_format_is_asked_in_its_words(fmstune: Fmstune, rows_file: Any) -> None:
     rows_file([{"Tweet text": "late again"}, {"Tweet text": "thanks", "text_label": "no complaint"}], "rows.jsonl")

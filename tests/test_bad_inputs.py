@@ -1117,7 +1117,67 @@ GENERATE = [
         ("--base_model_name_or_path: there is no folder gone",),
         ADAPTER,
     ),
+    Case(
+        "generate --model a --text hi",
+        ("--model: a: adapter_config.json cannot be read as a configuration (…)",),
+        {"a/adapter_config.json": "{"},
+    ),
     case(f"{LLAMA} --text hi --device cuda", "--device=cuda is not available here (found cpu)"),
+]
+
+PROMPT = {
+    "p/adapter_config.json": '{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2, '
+    '"base_model_name_or_path": "package:tiny_llama"}',
+    "p/adapter_model.safetensors": "",
+}
+DORA = {
+    "d/adapter_config.json": '{"peft_type": "LORA", "use_dora": true, "base_model_name_or_path": "package:tiny_llama"}',
+    "d/adapter_model.safetensors": "",
+}
+MERGE = [
+    case(
+        "merge --modle a --out m peft=lora",
+        "merge has no flag --modle; did you mean '--model'?",
+        "merge takes flags; got 'peft'",
+    ),
+    case(
+        "merge --weight 1",
+        "--model must be given: run or adapter folders, or hub ids",
+        "--out must be given: a folder to write",
+    ),
+    case(
+        "merge --model ./nosuch --model ./nosuch --weight 0 --out m --max_shard_size much --export vllm_lora",
+        "--model: there is no folder nosuch",
+        "--model: ./nosuch is given 2 times; give it once, with --weight",
+        "--weight is given 1 times for 2 --model; give one for each",
+        "--weight must be a number other than 0, got 0",
+        "--out: m is there; choose another folder",
+        "--max_shard_size must be a size such as 500MB or 5GB, got much",
+        "--export vllm_lora takes one adapter as it is; leave --weight and further --model out",
+        "--dtype and --max_shard_size are of a merged model; leave them out beside --export",
+        m__x_txt="",
+    ),
+    case("merge --model package:tiny_llama --out nosuch/m", "--out: there is no folder nosuch; make it, or choose …"),
+    case("merge --model package:tiny_llama --out m", "--model: … is a whole model, with nothing to merge"),
+    Case(
+        "merge --model a --out m",
+        ("--model: a was tuned on ./gone, which is no folder here and cannot be had from the hub; pass …",),
+        ADAPTER,
+    ),
+    Case(
+        "merge --model p --model d --out m",
+        (
+            "--model: p is PROMPT_TUNING: it learnt virtual tokens that stand before each prompt, and changed no "
+            "weight that could be merged; fmstune generate and PEFT use it as it is",
+            "--model: d is DoRA, which also sets the length of each column, which can neither be weighted nor added …",
+        ),
+        PROMPT | DORA,
+    ),
+    Case(
+        "merge --model d --out m --export vllm_lora",
+        ("--export vllm_lora: d is DoRA; merge it instead",),
+        DORA,
+    ),
 ]
 
 CASES = [
@@ -1141,6 +1201,7 @@ CASES = [
     *SOURCES,
     *TEMPLATES,
     *GENERATE,
+    *MERGE,
 ]
 
 

@@ -67,6 +67,12 @@ def test_a_text_takes_the_place_of_the_question(
     assert found[0].text.endswith(ends)
 
 
+def test_a_text_that_was_trained_whole_is_gone_on_with(tokenizer: PreTrainedTokenizerBase) -> None:
+    format = of("text", text_field="output", response_template=None)
+    (prompt,) = prompts.of_rows(prompts.rows_of_texts(["The driver"], "--text", format), format, tokenizer)
+    assert prompt == prompts.of_texts(["The driver"], tokenizer)[0]
+
+
 def test_a_text_alone_is_the_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
     (prompt, empty) = prompts.of_texts(["The driver", ""], tokenizer)
     assert prompt == ("The driver", tokenizer("The driver")["input_ids"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fmstune import request
 from fmstune.job import Device, Dtype
-from fmstune.request import Generation
+from fmstune.request import Export, Generation, Merge
 
 
 def test_a_request_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -20,3 +20,10 @@ def test_a_request_is_read_as_it_was_written(tmp_path: Path) -> None:
     )
     request.write(asked, tmp_path / "request.json")
     assert request.read_generation(tmp_path / "request.json") == asked
+
+
+def test_so_is_a_request_to_merge(tmp_path: Path) -> None:
+    asked = Merge(model=("a", "b"), weight=(1.0, -0.5), out="m", export=Export.vllm_lora, dtype=Dtype.bfloat16)
+    for one in (asked, Merge(model=("a",), out="m")):
+        request.write(one, tmp_path / "request.json")
+        assert request.read_merge(tmp_path / "request.json") == one

@@ -15,7 +15,7 @@ def suggestions(line: str) -> list[str]:
     last = "" if line.endswith(" ") else words[-1]
     if len(words) - (last != "") == 1:
         return [verb.value for verb in Verb if verb.value.startswith(last)]
-    requests = {Verb.generate.value: Generation, Verb.merge.value: Merge}
+    requests: dict[str, type[Generation] | type[Merge]] = {Verb.generate.value: Generation, Verb.merge.value: Merge}
     if words[1] in requests and last.startswith("-"):
         flags = [f"--{field.name}" for field in fields(requests[words[1]]) if field.name != "trusted"]
         return [flag for flag in flags if flag.startswith(last)]

@@ -35,7 +35,7 @@ _FLAGS = {
         "--dtype, --attention, --device   as model.dtype, model.attention, launcher.device (auto)",
     ],
     Verb.merge: [
-        "--model PLACE         a run folder, an adapter or a hub id; may be given several times, each with a --weight X",
+        "--model PLACE         a run, an adapter or a hub id; may be given several times, each with a --weight X",
         "--base_model_name_or_path PLACE   the base, where it is not where it was; --force takes any",
         "--out DIR             folder for the merged model",
         "--dtype DTYPE         of the merged weights; auto is that of the base",

@@ -1,4 +1,4 @@
-"""`fmstune merge` in the runner: adapters → the weights of their base, compared as written before the folder appears."""
+"""`fmstune merge` in the runner: adapters → the weights of their base; what was written is compared, then kept."""
 
 import gc
 import os
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import align_special_tokens
 
-from fmstune import architecture, base_identity, models, package_files, plan, run_folder, shapes, tuned, vllm_adapter
+from fmstune import architecture, base_identity, models, plan, run_folder, shapes, tuned, vllm_adapter
 from fmstune.errors import UserError, raise_if_any
 from fmstune.job import Dtype, Model
 from fmstune.models import Tokenizer
@@ -188,15 +188,19 @@ def _written(folder: Path, tokenizer: PreTrainedTokenizerBase, dtype: str) -> Pr
 
 
 def logits(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
-    """Logits of a few prompts of random tokens, always the same ones; the newest tokens are among them."""
+    """Logits of a few prompts of random tokens."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LENGTH
-    shape = (PROMPTS, min(LENGTH, positions))
-    prompts = torch.randint(len(tokenizer), shape, generator=torch.Generator().manual_seed(0))
-    newest = range(max(len(tokenizer) - PROMPTS, 0), len(tokenizer))
-    prompts[: len(newest), 0] = torch.tensor(newest)
+    prompts = random_prompts(len(tokenizer), min(LENGTH, positions))
     with torch.inference_mode():
         found: torch.Tensor = model(input_ids=prompts, use_cache=False).logits.float()
     return found
+
+
+def random_prompts(vocabulary: int, length: int) -> torch.Tensor:
+    """Always the same tokens for a vocabulary of this size; each prompt begins with one of the newest."""
+    prompts = torch.randint(vocabulary, (PROMPTS, length), generator=torch.Generator().manual_seed(0))
+    prompts[:, 0] = torch.arange(vocabulary - PROMPTS, vocabulary).clamp(min=0)
+    return prompts
 
 
 def difference(expected: torch.Tensor, found: torch.Tensor) -> Difference:

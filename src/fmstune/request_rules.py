@@ -102,7 +102,7 @@ def merge(request: Merge) -> Iterator[str]:
     if request.export is not None and (len(request.model) > 1 or set(request.weight) - {1.0}):
         yield f"--export {request.export.value} takes one adapter as it is; leave --weight and further --model out"
     if request.export is not None and (request.dtype, request.max_shard_size) != (Merge.dtype, Merge.max_shard_size):
-        yield f"--dtype and --max_shard_size are of a merged model; leave them out beside --export {request.export.value}"
+        yield "--dtype and --max_shard_size are of a merged model; leave them out beside --export"
 
 
 def _folder_to_write(given: str) -> Iterator[str]:

@@ -41,8 +41,10 @@ class Embeddings(NamedTuple):
     hidden_size: int
     input: str
     """Name of the module."""
-    output: str | None
-    """Name of the module; None where it is the input's."""
+    output: str
+    """Name of the module."""
+    tied: bool
+    """Whether the two are one matrix."""
 
 
 class Saved(NamedTuple):
@@ -135,9 +137,8 @@ def embeddings_of(base: PreTrainedConfig) -> Embeddings:
     model = architecture.build_empty(base)
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
-    tied = head is None or head.weight is table.weight
     rows, hidden_size = table.weight.shape
-    return Embeddings(rows, hidden_size, names[id(table)], None if tied else names[id(head)])
+    return Embeddings(rows, hidden_size, names[id(table)], names[id(head)], bool(base.tie_word_embeddings))
 
 
 def _indices(config: PeftConfig) -> list[int]:
@@ -155,7 +156,8 @@ def token_problems(
     model: str, saved: Saved, embeddings: Embeddings, indices: Sequence[int], added: Sequence[int]
 ) -> Iterator[str]:
     """Embeddings that vLLM has no place for."""
-    known = {embeddings.input, embeddings.output or embeddings.input}
+    known = {embeddings.input, embeddings.output}
+    needed = {embeddings.input} if embeddings.tied else known
     if unknown := sorted({*saved.others, *(saved.tables.keys() - known), *(saved.trained.keys() - {embeddings.input})}):
         yield f"--export vllm_lora: vLLM has no place for {', '.join(unknown[:5])} of {model}; merge it instead"
     if within := [index for index in indices if index < embeddings.rows]:
@@ -168,8 +170,9 @@ def token_problems(
             f"--export vllm_lora: {model} added {len(added)} tokens, and vLLM reads such of models whose embedding is "
             f"called embed_tokens, not {_last(embeddings.input)}; merge it instead"
         )
-    if added and (gone := known - saved.tables.keys()):
-        yield f"--export vllm_lora: {model} added tokens and holds no rows of {', '.join(sorted(gone))}; merge it instead"
+    if added and (gone := needed - saved.tables.keys()):
+        what = " and no ".join(sorted(gone))
+        yield f"--export vllm_lora: {model} added tokens, and holds no {what}; merge it instead"
 
 
 def export(saved: Saved, embeddings: Embeddings, indices: Sequence[int], vocabulary: int | None, rank: int) -> Exported:
@@ -179,15 +182,14 @@ def export(saved: Saved, embeddings: Embeddings, indices: Sequence[int], vocabul
     new = saved.tables[embeddings.input][embeddings.rows : vocabulary].clone()
     for place, index in enumerate(indices):
         new[index - embeddings.rows] = saved.trained[embeddings.input][place].to(new.dtype)
-    tied = embeddings.output is None
-    out = new.clone() if tied else saved.tables[str(embeddings.output)][embeddings.rows : vocabulary].clone()
+    out = new if embeddings.tied else saved.tables[embeddings.output][embeddings.rows : vocabulary]
     nothing = _without_effect(embeddings, vocabulary, rank)
-    return Exported({**nothing, **saved.lora}, {"input_embeddings": new, "output_embeddings": out})
+    return Exported({**nothing, **saved.lora}, {"input_embeddings": new, "output_embeddings": out.clone()})
 
 
 def _without_effect(embeddings: Embeddings, vocabulary: int, rank: int) -> dict[str, Tensor]:
     """LoRA of zeros on both embeddings: vLLM looks at new rows only of modules that the adapter targets."""
-    table, head = f"{_PREFIX}{embeddings.input}", f"{_PREFIX}{embeddings.output or 'lm_head'}"
+    table, head = f"{_PREFIX}{embeddings.input}", f"{_PREFIX}{embeddings.output}"
     return {
         f"{table}.lora_embedding_A": torch.zeros(rank, vocabulary),
         f"{table}.lora_embedding_B": torch.zeros(embeddings.hidden_size, rank),
