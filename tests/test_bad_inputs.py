@@ -1136,7 +1136,7 @@ DORA = {
 }
 MERGE = [
     case(
-        "merge --modle a --out m peft=lora",
+        "merge --modle=a --out m peft=lora",
         "merge has no flag --modle; did you mean '--model'?",
         "merge takes flags; got 'peft'",
     ),

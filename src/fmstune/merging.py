@@ -61,13 +61,14 @@ def run(request: Merge) -> int:
     raise_if_any(_unmergeable(request.model, configs, weights))
     tokenizers = [tuned.tokenizer_of(place).tokenizer for place in places]
     raise_if_any(_several_vocabularies(request.model, tokenizers))
-    base = _base(places[0])
-    out = Path(request.out).expanduser()
+    base, out = _base(places[0]), Path(request.out).expanduser().resolve()
+    if request.export is not None:
+        with _aside(out) as aside:
+            lines = vllm_adapter.write(places[0], configs[0], base, tokenizers[0], aside, shown=request.out)
+        print("\n".join(lines))
+        return 0
+    dtype = _dtype(request.dtype, base)
     with _aside(out) as aside:
-        if request.export is not None:
-            print("\n".join(vllm_adapter.write(places[0], configs[0], base, tokenizers[0], aside, shown=request.out)))
-            return 0
-        dtype = _dtype(request.dtype, base)
         expected, model = _merged(places, weights, tokenizers[0], dtype)
         parameters = shapes.parameters(model)
         model.save_pretrained(aside, max_shard_size=request.max_shard_size)
