@@ -116,7 +116,7 @@ def test_a_model_that_was_tuned_on_a_format_is_asked_in_its_words(fmstune: Fmstu
     assert asked == ["### Text: late again\n\n### Label:", "### Text: thanks\n\n### Label:"]
     assert fmstune(*words, "--text", "late again").code == 0
     assert results()[0]["input"] == asked[0]
-    assert fmstune(*words[:3], "--format", "input_output", "data.format.separator= -> ", "--text", "x").code == 0
+    assert fmstune(*words[:3], "--format", "input_output", "data.format.separator=' -> '", "--text", "x").code == 0
     assert results()[0]["input"].startswith("x ->")
 
 

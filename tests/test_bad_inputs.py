@@ -1013,7 +1013,7 @@ LLAMA = "generate --model package:tiny_llama"
 GENERATE = [
     case("generate --text hi", "--model must be given: a run folder, an adapter or model folder, or a hub id"),
     case(
-        f"{LLAMA} --txet hi peft=lora data.text_field=x",
+        f"{LLAMA} --txet=hi peft=lora data.text_field=x",
         "generate has no flag --txet; did you mean '--text'?",
         "generate takes flags, and data.FIELD=VALUE beside --format; got 'peft=lora'",
         "data.text_field=x: fields of a data format go with --format",
@@ -1033,8 +1033,8 @@ GENERATE = [
     case(
         f"{LLAMA} --text hi --text_file promtps.txt --rows_file rows.jsonl",
         "--text and --text_file and --rows_file exclude each other; give one of them",
-        "--rows_file needs --format, which makes prompts of rows, such as --format alpaca",
         "--text_file: no file promtps.txt; did you mean 'prompts.txt'?",
+        "--rows_file needs --format, which makes prompts of rows, such as --format alpaca",
         prompts_txt="hi\n",
         rows_jsonl=ROW,
     ),
@@ -1062,7 +1062,7 @@ GENERATE = [
         "--resume: o.jsonl:1 answers another prompt than number 1 of these; give the prompts that …",
         o_jsonl='{"input": "ho", "output": "ho ho"}\n',
     ),
-    case(f"{LLAMA} --text hi --format alpcaa", "data=alpcaa: no such choice; did you mean 'alpaca'? (…"),
+    case(f"{LLAMA} --text hi --format alpcaa", "--format: data=alpcaa: no such choice; did you mean 'alpaca'? (…"),
     case(
         f"{LLAMA} --text hi --format text data.text_fild=x",
         "data.text_fild: unknown field; did you mean 'text_field'?",

@@ -65,10 +65,13 @@ def test_an_adapter_that_added_a_pad_token_alone_is_lora_and_nothing_else(fmstun
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
-def test_added_tokens_have_rows_of_their_own(tied: bool, fmstune: Fmstune, tmp_path: Path) -> None:
+def test_added_tokens_have_rows_of_their_own(
+    tied: bool, fmstune: Fmstune, tmp_path: Path, rows_file: Callable[..., Path]
+) -> None:
     architecture = {**small.LLAMA, "vocab_size": 300, "tie_word_embeddings": tied}
     base = small.save(tmp_path / "base", architecture=architecture)
-    tuned(fmstune, base, "model.special_tokens={extra_special_tokens: ['<a>', '<b>']}")
+    rows = ("data=text", f"data.train={rows_file(small.TAGGED)}")
+    tuned(fmstune, base, "model.special_tokens={extra_special_tokens: ['<a>', '<b>']}", *rows)
     done = fmstune("merge", "--model", "run", "--export", "vllm_lora", "--out", "served")
     assert done.code == 0, done.err
     assert "note: the rows of 2 added tokens are in new_embeddings.safetensors, which vLLM reads until 0.11" in done.out
@@ -86,7 +89,8 @@ def test_added_tokens_have_rows_of_their_own(tied: bool, fmstune: Fmstune, tmp_p
     whole = PeftModel.from_pretrained(grown, "run/model").merge_and_unload()
     assert torch.equal(new["input_embeddings"], whole.get_input_embeddings().weight[300:])
     assert torch.equal(new["output_embeddings"], whole.get_output_embeddings().weight[300:])
-    assert not torch.equal(new["input_embeddings"][0], new["input_embeddings"][1])
+    # a run does not train the rows of a tied embedding
+    assert torch.allclose(new["input_embeddings"][0], new["input_embeddings"][1], atol=1e-3) is tied
     assert AutoTokenizer.from_pretrained("served").convert_tokens_to_ids(["<a>", "<b>"]) == [300, 301]
 
 

@@ -14,6 +14,7 @@ from fmstune import answers, formats, prompts, rows, run_folder, tuned
 from fmstune.errors import UserError, raise_if_any
 from fmstune.prompts import Prompt
 from fmstune.request import SAMPLING, Generation
+from fmstune.sharding import learns_a_prompt
 from fmstune.tuned import Tuned
 
 BATCHES = 8
@@ -83,7 +84,7 @@ def _too_long(asked: Sequence[Prompt], model: Tuned, max_new_tokens: int) -> Ite
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
         return
-    virtual = model.model.active_peft_config.num_virtual_tokens if answers.learns_a_prompt(model.model) else 0
+    virtual = model.model.active_peft_config.num_virtual_tokens if learns_a_prompt(model.model) else 0
     room = positions - virtual - max_new_tokens
     long = [number for number, prompt in enumerate(asked, start=1) if len(prompt.ids) > room]
     if long:

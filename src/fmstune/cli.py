@@ -95,7 +95,7 @@ def run(words: Sequence[str]) -> int:
 def _generate(line: CommandLine, asked: Generation) -> int:
     """Check what the parent can of `fmstune generate`, then hand it to the runner."""
     asked = dataclasses.replace(asked, model=request_rules.model_place(asked.model))
-    problems = list(request_rules.generation(asked))
+    problems = list(request_rules.generation(asked, line.data_format))
     try:
         format = _data_format(line)
     except UserError as err:
@@ -125,9 +125,14 @@ def _data_format(line: CommandLine) -> dict[str, Any] | None:
     if line.data_format is None:
         return None
     found: list[dict[str, Any]] = []
+    problems: list[str] = []
 
     def keep(config: DictConfig) -> None:
-        found.append(freeze.freeze(composition.tree(config), trusted=line.trusted).job.data.format)
+        # raised here, an error would get Hydra's words around it
+        try:
+            found.append(freeze.freeze(composition.tree(config), trusted=line.trusted).job.data.format)
+        except UserError as err:
+            problems.extend(err.problems)
 
     # the rows of the group are not wanted, and its file may leave them open
     words = [f"data={line.data_format}", "data.train=none", *line.hydra]
@@ -135,6 +140,7 @@ def _data_format(line: CommandLine) -> dict[str, Any] | None:
         composition.compose(force_plain_overrides(words, composition.groups(None)), keep)
     except composition.ERRORS as err:
         raise UserError(f"--format: {composition.explained(err)}") from err
+    raise_if_any(problems)
     return found[0]
 
 

@@ -11,8 +11,9 @@ from fmstune.rows import Row
 from fmstune.segments import Formatted, Plain, RowProblem, Segment, Templated, TokenRow
 from fmstune.tokens import encode
 
-ANSWER = "x"
-"""In place of an answer that is not there. Any letter: a token that goes over into it is no token of the prompt."""
+ANSWER = "a"
+"""In place of an answer that is not there. Where it follows a space, nearly every vocabulary of English has a token of
+the two, as of a real answer, and the space is no token of the prompt."""
 
 _UNCUT = 2**31
 

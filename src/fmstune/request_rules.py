@@ -16,12 +16,17 @@ def model_place(given: str) -> str:
     return str(inside) if inside.is_dir() and not _holds_a_model(inside.parent) else given
 
 
-def generation(request: Generation) -> Iterator[str]:
-    """What is wrong with `fmstune generate`'s flags; `request.model` has gone through `model_place`."""
+def generation(request: Generation, data_format: str | None) -> Iterator[str]:
+    """What is wrong with `fmstune generate`'s flags; `request.model` has gone through `model_place`.
+
+    `data_format` is the choice from which `request.format` is to be made.
+    """
     yield from _place("--model", request.model)
     if request.base_model_name_or_path is not None:
         yield from _place("--base_model_name_or_path", request.base_model_name_or_path)
     yield from _asked(request)
+    if request.rows_file is not None and data_format is None:
+        yield "--rows_file needs --format, which makes prompts of rows, such as --format alpaca"
     yield from out_file(request.out_file, lines_to_go_on=request.resume)
     for name in ("batch_size", "max_new_tokens"):
         if getattr(request, name) < 1:
@@ -41,8 +46,6 @@ def _asked(request: Generation) -> Iterator[str]:
         yield "nothing to ask: give --text, --text_file (one prompt a line; - reads standard input) or --rows_file"
     elif len(named) > 1:
         yield f"{' and '.join(named)} exclude each other; give one of them"
-    if request.rows_file is not None and request.format is None:
-        yield "--rows_file needs --format, which makes prompts of rows, such as --format alpaca"
     if request.text_file not in (None, "-"):
         yield from _file("--text_file", str(request.text_file))
     if request.rows_file is not None:
