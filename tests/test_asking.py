@@ -37,7 +37,7 @@ def test_a_text_is_continued_and_written_as_the_early_tool_did(fmstune: Fmstune)
     words = ("--model", "package:tiny_llama", "--text", "Thanks for", "--max_new_tokens", "8", "--out_file", "r.json")
     done = fmstune("generate", *words)
     assert done.code == 0, done.err
-    assert done.out.startswith("wrote r.json: 1 answers in ")
+    assert done.out.startswith("wrote r.json: 1 answer in ")
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "src/fmstune/assets/tiny_llama")
     model = AutoModelForCausalLM.from_pretrained(ROOT / "src/fmstune/assets/tiny_llama", dtype=torch.float32)
     ids = model.generate(**tokenizer("Thanks for", return_tensors="pt"), max_new_tokens=8, do_sample=False)

@@ -1,6 +1,8 @@
 """`fmstune merge`: the merged model says what the adapters said on their base, in plain transformers too."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -64,7 +66,8 @@ def test_a_merged_run_generates_the_same_text(name: str, method: str, fmstune: F
     done = fmstune("merge", "--model", "run", "--out", "merged")
     assert done.code == 0, done.err
     assert f"merged 1 adapter into package:{name}: " in done.out
-    assert "the likeliest token is the same at 128 of 128 positions" in done.out
+    same, positions = re.findall(r"the likeliest token is the same at (\d+) of (\d+) positions", done.out)[0]
+    assert same == positions and int(positions) > 40
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == saved
 
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
@@ -142,7 +145,7 @@ def test_adapters_add_up_by_their_weights_whatever_their_ranks(fmstune: Fmstune,
     )
     record = json.loads(Path("merged/merge.json").read_text())
     assert record["adapters"] == [{"model": "one", "weight": 0.5}, {"model": "two", "weight": -2.0}]
-    assert record["same"] == record["positions"] == 128
+    assert record["same"] == record["positions"] > 40
 
 
 def test_weights_are_written_in_shards_and_in_the_dtype_that_is_asked_for(fmstune: Fmstune, tmp_path: Path) -> None:
@@ -171,7 +174,17 @@ def test_each_dtype_stays_within_its_tolerance(dtype: str, fmstune: Fmstune, tmp
     assert fmstune("merge", "--model", "one", "--out", "merged", "--dtype", dtype).code == 0
     record = json.loads(Path("merged/merge.json").read_text())
     assert record["dtype"] == dtype
-    assert 0 < record["largest"] < record["tolerance"] * record["largest_logit"]
+    assert 0 < record["share"] < record["tolerance"] < record["moved"]
+
+
+def test_it_is_said_where_rounding_hides_what_was_learnt(fmstune: Fmstune, tmp_path: Path) -> None:
+    base = small.save(tmp_path / "base")
+    lora(tmp_path / "one", base, seed=1, r=4, targets=["q_proj"])
+    words = ("merge", "--model", "one", "--weight", "1e-3", "--dtype")
+    done = fmstune(*words, "bfloat16", "--out", "rounded")
+    assert "note: bfloat16 rounds logits by " in done.out
+    assert "--dtype float32 keeps more of what was learnt" in done.out
+    assert "note: " not in fmstune(*words, "float32", "--out", "whole").out
 
 
 def test_a_merged_model_that_says_something_else_is_not_kept(
@@ -182,24 +195,23 @@ def test_a_merged_model_that_says_something_else_is_not_kept(
     monkeypatch.setitem(merging.TOLERANCE, "float32", 0.0)
     done = fmstune("merge", "--model", "one", "--out", "merged")
     assert done.code == 2
-    assert "the merged model is not the adapter on its base: logits differ by up to " in done.err
+    assert "the merged model is not the adapter on its base: logits differ by " in done.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "one"]
 
 
 def test_logits_are_compared_by_size_and_by_the_likeliest_token() -> None:
-    expected, found = torch.zeros(1, 2, 3), torch.zeros(1, 2, 3)
-    expected[0, 0], expected[0, 1, 2] = torch.tensor([1.0, 0.0, -4.0]), 1.0
-    found[0, 0], found[0, 1, 1] = torch.tensor([1.5, 0.0, -4.0]), 1.0
-    assert merging.difference(expected, found) == merging.Difference(1.0, 4.0, 1, 2)
-    assert merging.difference(expected, found).share == 0.25
+    adapted = torch.tensor([[1.0, 0.0, 5.0], [0.0, 2.0, 0.0]])
+    found = torch.tensor([[1.0, 0.0, 6.0], [2.0, 0.0, 0.0]])
+    expected = merging.Logits(torch.zeros(2, 3), adapted)
+    compared = merging.difference(expected, found)
+    assert compared == (2.0, pytest.approx((9 / 30) ** 0.5), pytest.approx(1.0), 1, 2)
 
 
 def test_the_newest_tokens_are_among_those_that_are_compared() -> None:
-    prompts = merging.random_prompts(300, 32)
-    assert prompts.shape == (4, 32)
-    assert prompts[:, 0].tolist() == [296, 297, 298, 299]
-    assert prompts.min() >= 0 and prompts.max() < 300 and len(prompts.unique()) > 50
-    assert torch.equal(prompts, merging.random_prompts(300, 32))
+    tokenizer = small.byte_level_tokenizer()
+    found = list(merging.prompts(tokenizer))
+    assert [ids[1] for ids in found] == [299, 298, 297, 296]
+    assert [tokenizer.decode([ids[0], *ids[2:]]) for ids in found] == list(merging.PROMPTS)
 
 
 @pytest.mark.slow
@@ -231,7 +243,10 @@ done.set()
 thread.join()
 print(peak - before)
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    # otherwise glibc keeps what was freed, where it is below 32 MiB, as these small matrices are
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "100000"}
+    argv = [sys.executable, "-c", code]
+    ended = subprocess.run(argv, env=env, capture_output=True, text=True, check=True, timeout=300)
     taken = int(ended.stdout.split()[-1])
     # the base itself is mapped from its file; what is merged is not
     assert 0.9 * size < taken < size + 20e6 + 30e6

@@ -45,7 +45,8 @@ def run(request: Generation) -> int:
         written = len(results)
         run_folder.write_json(Path(request.out_file), results)
     seconds = time.perf_counter() - begun
-    print(f"wrote {request.out_file}: {written:,} answers in {seconds:.1f} s")
+    answered = "1 answer" if written == 1 else f"{written:,} answers"
+    print(f"wrote {request.out_file}: {answered} in {seconds:.1f} s")
     return 0
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from fmstune import architecture, base_identity
+from fmstune import architecture, base_identity, package_files
 from fmstune.errors import raise_if_any
 from fmstune.tuned import Place
 
@@ -206,9 +206,8 @@ def _targets(config: PeftConfig, made: Exported) -> PeftConfig:
 
 def _said(place: Place, config: PeftConfig, made: Exported, added: Sequence[int], shown: str) -> list[str]:
     rank = next(known for known in RANKS if known >= config.r)
-    serve = (
-        f"vllm serve {place.base} --tokenizer {shown} --enable-lora --max-lora-rank {rank} --lora-modules tuned={shown}"
-    )
+    base = package_files.resolve(str(place.base))
+    serve = f"vllm serve {base} --tokenizer {shown} --enable-lora --max-lora-rank {rank} --lora-modules tuned={shown}"
     lines = [f"wrote {shown}: LoRA of rank {config.r} for vLLM, {len(made.adapter):,} tensors", serve]
     if added:
         lines.append(
