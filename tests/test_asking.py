@@ -21,7 +21,7 @@ from tests.conftest import Result
 Fmstune = Callable[..., Result]
 ROOT = Path(__file__).parents[1]
 QUICK = ("training.max_steps=2", "data.max_rows=32", "evaluation=none", "training.save_strategy=no")
-TEXTS = ["The driver", "### Text: I was charged twice for the", "Hello, my new lamp arrived and it", "Thanks for"]
+TEXTS = ["The <a> driver", "### Text: I was charged twice for the", "Hello, my new lamp arrived and it", "Thanks for"]
 
 
 def results(name: str = "inference_result.json") -> list[dict[str, str]]:
@@ -50,8 +50,10 @@ def test_a_text_is_continued_and_written_as_the_early_tool_did(fmstune: Fmstune)
 def test_what_was_tuned_answers_from_its_run_and_in_batches_as_one_by_one(
     method: str, name: str, fmstune: Fmstune, tmp_path: Path
 ) -> None:
-    rate = "training.learning_rate=1e-2"
-    assert fmstune(f"peft={method}", f"model={name}", *QUICK, rate, "output_dir=run").code == 0
+    changes = ("training.learning_rate=1e-2", "model.special_tokens={extra_special_tokens: ['<a>']}")
+    assert fmstune(f"peft={method}", f"model={name}", *QUICK, *changes, "output_dir=run").code == 0
+    tokenizer = AutoTokenizer.from_pretrained("run/model")
+    assert tokenizer.convert_tokens_to_ids("<a>") == len(tokenizer) - 1
     words = ("generate", "--model", "run", "--text_file", texts_file(tmp_path))
     assert fmstune(*words).code == 0
     together = results()

@@ -16,7 +16,6 @@ FILE = "base.json"
 
 _NOT_THE_MODEL = frozenset(
     {
-        "_name_or_path",
         "architectures",
         "attn_implementation",
         "dtype",
@@ -28,6 +27,7 @@ _NOT_THE_MODEL = frozenset(
         "bos_token_id",
         "eos_token_id",
         "pad_token_id",
+        "unk_token_id",
     }
 )
 """Keys of a configuration that differ between copies of one model."""
@@ -55,10 +55,15 @@ def at(place: str, revision: str | None) -> Base:
     """
     resolved = package_files.resolve(place)
     config = AutoConfig.from_pretrained(resolved, revision=revision, trust_remote_code=False)
-    values = {key: value for key, value in config.to_diff_dict().items() if key not in _NOT_THE_MODEL}
+    values = {key: value for key, value in config.to_diff_dict().items() if _is_the_model(key)}
     plain: dict[str, Any] = json.loads(json.dumps(values, sort_keys=True, default=str))
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
     return Base(place, Path(resolved).is_dir(), revision, digest, plain)
+
+
+def _is_the_model(key: str) -> bool:
+    # an underscore: such as where it was loaded from
+    return key not in _NOT_THE_MODEL and not key.startswith("_")
 
 
 def write(base: Base, folder: Path) -> None:

@@ -87,8 +87,9 @@ def _same_base(model: str, place: Place, recorded: base_identity.Base | None, *,
         ) from err
     wrong = list(base_identity.differences(recorded, found)) if recorded is not None else []
     if wrong and not force:
+        shown = [*wrong[:5], *([f"and {len(wrong) - 5} more"] if len(wrong) > 5 else [])]
         raise UserError(
-            f"--model: {model} was tuned on another base than {place.base}: {'; '.join(wrong)}; "
+            f"--model: {model} was tuned on another base than {place.base}: {'; '.join(shown)}; "
             "pass the right one with --base_model_name_or_path, or --force to load it all the same"
         )
 
