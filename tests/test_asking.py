@@ -122,6 +122,30 @@ def test_a_model_that_was_tuned_on_a_format_is_asked_in_its_words(fmstune: Fmstu
     assert results()[0]["input"].startswith("x ->")
 
 
+def test_a_format_of_the_users_own_asks_in_its_words(
+    fmstune: Fmstune, rows_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+from fmstune.formats import Segment
+
+def stars(row, *, text_field, response_template):
+    return [Segment(f"Review: {row['review']} Stars:", trained=False), Segment(" 5", trained=True)]
+"""
+    (tmp_path / "own_reviews.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_conf" / "data").mkdir(parents=True)
+    (tmp_path / "my_conf" / "data" / "reviews.yaml").write_text(
+        "defaults: [text]\nformat:\n  _target_: own_reviews.stars\n"
+    )
+    rows_file([{"review": "Good."}], "rows.jsonl")
+    words = ("generate", "--model", "package:tiny_llama", "--rows_file", "rows.jsonl", "--config-dir", "my_conf")
+    refused = fmstune(*words, "--format", "reviews")
+    assert refused.code == 2 and "--trust own_reviews" in refused.err
+    done = fmstune(*words, "--format", "reviews", "--trust", "own_reviews")
+    assert done.code == 0, done.err
+    assert results()[0]["input"] == "Review: Good. Stars:"
+
+
 def test_answers_in_lines_go_on_where_they_stopped(fmstune: Fmstune, tmp_path: Path) -> None:
     words = ("generate", "--model", "package:tiny_llama", "--text_file", texts_file(tmp_path), "--out_file")
     assert fmstune(*words, "whole.jsonl").code == 0

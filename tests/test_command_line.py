@@ -34,7 +34,9 @@ def test_generate_has_a_flag_for_each_field_of_its_request() -> None:
 def test_the_fields_of_a_data_format_go_with_its_flag() -> None:
     line = parse(["generate", "--model", "m", "--format", "text", "data.text_field=q", "--trust", "mine"])
     assert (line.data_format, line.hydra, line.trusted) == ("text", ("data.text_field=q",), ("mine",))
-    assert line.generation == Generation(model="m", trusted=("mine",))
+    assert line.generation == Generation(model="m")
+    line = parse(["generate", "--model", "m", "--format", "reviews", "--config-dir", "my_conf", "data.text_field=q"])
+    assert line.hydra == ("--config-dir", "my_conf", "data.text_field=q")
 
 
 def test_merge_has_a_flag_for_each_field_of_its_request() -> None:

@@ -13,7 +13,6 @@ def test_a_request_is_read_as_it_was_written(tmp_path: Path) -> None:
         text="é\n",
         stop=("a", "b"),
         format={"_target_": "fmstune.formats.alpaca"},
-        trusted=("mine",),
         dtype=Dtype.bfloat16,
         device=Device.cpu,
         temperature=0.5,

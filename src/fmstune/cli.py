@@ -137,7 +137,7 @@ def _data_format(line: CommandLine) -> dict[str, Any] | None:
     # the rows of the group are not wanted, and its file may leave them open
     words = [f"data={line.data_format}", "data.train=none", *line.hydra]
     try:
-        composition.compose(force_plain_overrides(words, composition.groups(None)), keep)
+        composition.compose(force_plain_overrides(words, composition.groups(composition.config_dir(words))), keep)
     except composition.ERRORS as err:
         raise UserError(f"--format: {composition.explained(err)}") from err
     raise_if_any(problems)

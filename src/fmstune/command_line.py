@@ -98,15 +98,16 @@ def _generate(given: dict[str, Any], words: Sequence[str]) -> CommandLine:
     own = {name: given.pop(name) for name in ("help", "version", "trusted")}
     if own["help"] or own["version"]:
         return CommandLine(verb=Verb.generate, hydra=(), data_format=data_format, **own)
-    known = [f"--{name}" for name in (*given, "format", "trust")]
+    config_dir = given.pop("config_dir")
+    known = [f"--{name}" for name in (*given, "format", "config-dir", "trust")]
     raise_if_any(_not_of_generate(words, known, data_format))
     if given["model"] is None:
         raise UserError("--model must be given: a run folder, an adapter or model folder, or a hub id")
     given["stop"] = tuple(given["stop"])
     kinds = {"dtype": Dtype, "attention": Attention, "device": Device}
     given |= {name: kind(given[name]) for name, kind in kinds.items()}
-    request = Generation(**given, trusted=own["trusted"])
-    return CommandLine(verb=Verb.generate, hydra=tuple(words), generation=request, data_format=data_format, **own)
+    hydra = (*(() if config_dir is None else ("--config-dir", config_dir)), *words)
+    return CommandLine(verb=Verb.generate, hydra=hydra, generation=Generation(**given), data_format=data_format, **own)
 
 
 def _merge(given: dict[str, Any], words: Sequence[str]) -> CommandLine:
@@ -187,6 +188,7 @@ def _generate_flags(parser: argparse.ArgumentParser) -> None:
     for name in ("model", "base_model_name_or_path", "text", "text_file", "rows_file"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--format")
+    parser.add_argument("--config-dir")
     parser.add_argument("--out_file", default=default.out_file)
     for name in ("force", "resume", "only_new_text", "stream", "do_sample"):
         parser.add_argument(f"--{name}", action="store_true")

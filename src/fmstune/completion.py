@@ -17,7 +17,7 @@ def suggestions(line: str) -> list[str]:
         return [verb.value for verb in Verb if verb.value.startswith(last)]
     requests: dict[str, type[Generation] | type[Merge]] = {Verb.generate.value: Generation, Verb.merge.value: Merge}
     if words[1] in requests and last.startswith("-"):
-        flags = [f"--{field.name}" for field in fields(requests[words[1]]) if field.name != "trusted"]
+        flags = [f"--{field.name}" for field in fields(requests[words[1]])]
         return [flag for flag in flags if flag.startswith(last)]
     if last.startswith("training.") and "=" not in last:
         names = [f"training.{name}=" for name in upstream.fields_of(upstream.SFT_CONFIG) if name not in OWNED]

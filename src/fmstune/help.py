@@ -24,7 +24,7 @@ _FLAGS = {
         "--base_model_name_or_path PLACE   the adapter's base, where it is not where it was; --force takes any",
         "--text TEXT | --text_file FILE | --rows_file FILE   one prompt | one a line (- is stdin) | rows of --format",
         "--format CHOICE       put the prompt of a data format around texts or rows, such as alpaca or chat;",
-        "                      its fields are given as data.FIELD=VALUE",
+        "                      its fields are given as data.FIELD=VALUE; --config-dir and --trust as for training",
         "--out_file FILE       inference_result.json; JSON lines where it ends in .jsonl, and --resume goes on with it",
         "--max_new_tokens N    tokens of an answer at most (20)",
         "--batch_size N        prompts that are continued together (8)",

@@ -27,8 +27,6 @@ class Generation:
     """Data file whose rows `format` makes prompts of."""
     format: dict[str, Any] | None = None
     """`_target_` and settings of a data format, whose prompt is put around each text or made of each row."""
-    trusted: tuple[str, ...] = ()
-    """Packages that `format` may come from."""
     out_file: str = "inference_result.json"
     """Where the answers go: a JSON list, or JSON lines where the name ends in `.jsonl`."""
     resume: bool = False
@@ -105,6 +103,9 @@ def read_merge(path: Path) -> Merge:
 def read_generation(path: Path) -> Generation:
     """The request that `write` wrote."""
     values = json.loads(path.read_text(encoding="utf-8"))
-    values |= {name: tuple(values[name]) for name in ("trusted", "stop")}
-    values |= {"dtype": Dtype(values["dtype"]), "attention": Attention(values["attention"])}
+    values |= {
+        "stop": tuple(values["stop"]),
+        "dtype": Dtype(values["dtype"]),
+        "attention": Attention(values["attention"]),
+    }
     return Generation(**{**values, "device": Device(values["device"])})
