@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fmstune import merging
@@ -185,6 +185,44 @@ def test_it_is_said_where_rounding_hides_what_was_learnt(fmstune: Fmstune, tmp_p
     assert "note: bfloat16 rounds logits by " in done.out
     assert "--dtype float32 keeps more of what was learnt" in done.out
     assert "note: " not in fmstune(*words, "float32", "--out", "whole").out
+
+
+def test_a_quantised_base_and_adapters_that_do_not_belong_together_are_refused(
+    fmstune: Fmstune, tmp_path: Path
+) -> None:
+    base = small.save(tmp_path / "base")
+    one = lora(tmp_path / "one", base, seed=1, r=2, targets=["q_proj"])
+    two = lora(tmp_path / "two", base, seed=2, r=2, targets=["q_proj"])
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["<c>"])
+    tokenizer.save_pretrained(two)
+    several = fmstune("merge", "--model", "one", "--model", "two", "--out", "merged")
+    assert (
+        several.err == "fmstune: error: --model: one and two have different vocabularies, first at token 300 ('<c>')\n"
+    )
+
+    other = small.save(tmp_path / "other")
+    lora(tmp_path / "three", other, seed=3, r=2, targets=["q_proj"])
+    several = fmstune("merge", "--model", "one", "--model", "three", "--out", "merged")
+    assert f"--model: the adapters were tuned on different bases ({base}, {other}); pass the one " in several.err
+    words = ("merge", "--model", "one", "--model", "three", "--base_model_name_or_path", "base", "--out", "both")
+    assert fmstune(*words).code == 0
+
+    file = base / "config.json"
+    quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "quantization_config": quantised}))
+    refused = fmstune("merge", "--model", str(one), "--out", "merged")
+    assert refused.code == 2 and f"--model: the base {base} is quantised" in refused.err
+    assert not Path("merged").exists()
+
+
+def test_broken_weights_are_not_merged(fmstune: Fmstune, tmp_path: Path) -> None:
+    base = small.save(tmp_path / "base")
+    file = lora(tmp_path / "one", base, seed=1, r=2, targets=["q_proj"]) / "adapter_model.safetensors"
+    save_file({name: tensor / 0 for name, tensor in load_file(file).items()}, file)
+    done = fmstune("merge", "--model", "one", "--out", "merged")
+    assert done.code == 2 and "--model: PEFT cannot merge one: NaNs detected in the merged weights" in done.err
+    assert not Path("merged").exists()
 
 
 def test_a_merged_model_that_says_something_else_is_not_kept(
