@@ -9,6 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 TEXT = ["### Text: the parcel came late", "### Label: complaint", "thank you so much", "ünïcode wörds € 5"] * 20
 
+TAGGED = [{"output": f"<a> the parcel came {word}<b>\n### Response: complaint <a>"} for word in ("late", "soon")] * 8
+"""Rows that hold two tokens to add."""
+
 LLAMA = {
     "model_type": "llama",
     "vocab_size": 320,

@@ -5,19 +5,19 @@ from typing import Any
 
 import pytest
 
-from fmstune import verbs
+from fmstune import quiet
 from fmstune.errors import UserError
 
 
 @pytest.mark.parametrize(("given", "threads"), [("3", 3), ("4,2", 4), (" 2 ", 2)])
 def test_the_first_number_of_openmp_counts(given: str, threads: int) -> None:
-    assert verbs.first_level(given) == threads
+    assert quiet.first_level(given) == threads
 
 
 @pytest.mark.parametrize("given", ["abc", "0", "-1", ",2", "1.5"])
 def test_a_number_of_threads_that_openmp_would_ignore_is_refused(given: str) -> None:
     with pytest.raises(UserError, match=f"^OMP_NUM_THREADS must be a number of threads, got '{given}'; unset it, or "):
-        verbs.first_level(given)
+        quiet.first_level(given)
 
 
 def test_a_wrong_number_of_threads_ends_like_any_wrong_input(

@@ -6,6 +6,8 @@ import pytest
 
 from fmstune.command_line import CommandLine, Verb, force_plain_overrides, parse, swept_keys
 from fmstune.errors import UserError
+from fmstune.job import Dtype
+from fmstune.request import Export, Generation, Merge
 
 
 def test_without_a_verb_it_trains() -> None:
@@ -19,6 +21,29 @@ def test_a_verb_and_its_flags_are_taken_off() -> None:
 
 def test_flags_of_another_verb_go_through_to_hydra() -> None:
     assert parse(["check", "--rows", "5"]).hydra == ("--rows", "5")
+
+
+def test_generate_has_a_flag_for_each_field_of_its_request() -> None:
+    line = parse(
+        ["generate", "--model", "run", "--text", "a", "--stop", "b", "--stop=c", "--top_k", "3", "--do_sample"]
+    )
+    assert line.generation == Generation(model="run", text="a", stop=("b", "c"), top_k=3, do_sample=True)
+    assert line.hydra == ()
+
+
+def test_the_fields_of_a_data_format_go_with_its_flag() -> None:
+    line = parse(["generate", "--model", "m", "--format", "text", "data.text_field=q", "--trust", "mine"])
+    assert (line.data_format, line.hydra, line.trusted) == ("text", ("data.text_field=q",), ("mine",))
+    assert line.generation == Generation(model="m")
+    line = parse(["generate", "--model", "m", "--format", "reviews", "--config-dir", "my_conf", "data.text_field=q"])
+    assert line.hydra == ("--config-dir", "my_conf", "data.text_field=q")
+
+
+def test_merge_has_a_flag_for_each_field_of_its_request() -> None:
+    words = ["merge", "--model", "a", "--weight", "0.5", "--model=b", "--weight", "-1", "--out", "m"]
+    assert parse(words).merge == Merge(model=("a", "b"), weight=(0.5, -1.0), out="m")
+    line = parse(["merge", "--model", "a", "--out", "m", "--export", "vllm_lora", "--dtype", "float16", "--force"])
+    assert line.merge == Merge(model=("a",), out="m", export=Export.vllm_lora, dtype=Dtype.float16, force=True)
 
 
 def test_packages_are_trusted_one_flag_each() -> None:

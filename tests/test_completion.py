@@ -27,6 +27,9 @@ def test_hydra_gets_the_line_without_the_verb(line: str, for_hydra: str) -> None
     ("line", "suggested"),
     [
         ("fmstune ch", ["check"]),
+        ("fmstune gen", ["generate"]),
+        ("fmstune generate --model lora --te", ["--text", "--text_file", "--temperature"]),
+        ("fmstune merge --model lora --w", ["--weight"]),
         ("fmstune check training.adam_e", ["training.adam_epsilon="]),
         ("fmstune check peft=", []),
     ],

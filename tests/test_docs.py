@@ -88,7 +88,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for path in DOCUMENTS:
         for block in blocks(path):
             named = re.search(r"`([\w./]+)`:$", block.before)
-            if named and block.language in ("yaml", "json", "python", "jinja"):
+            if named and block.language in ("yaml", "json", "python", "jinja", "text"):
                 file = tmp_path / named[1]
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(block.text, encoding="utf-8")
@@ -250,7 +250,7 @@ def test_no_text_of_the_repository_holds_a_path_of_this_machine() -> None:
 
 def repository_files() -> list[Path]:
     """The project's own folders; environments, caches and builds are not its text."""
-    folders = ("benchmarks", "conf", "docs", "examples", "src", "tests", "tools")
+    folders = ("benchmarks", "conf", "docs", "examples", "scripts", "src", "tests", "tools")
     inside = [path for folder in folders for path in (ROOT / folder).rglob("*")]
     return [path for path in (*ROOT.iterdir(), *inside) if path.is_file() and "egg-info" not in str(path)]
 

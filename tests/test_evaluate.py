@@ -17,7 +17,7 @@ from peft import (
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import add_fused_lm_head
 
-from fmstune import evaluate, models
+from fmstune import answers, evaluate, models
 from fmstune.evaluate import Scores
 from fmstune.job import Evaluation, Model
 from fmstune.segments import Plain, Segment
@@ -88,9 +88,9 @@ def test_virtual_tokens_stand_before_every_row_of_a_batch_and_of_an_answer(
     prompts = tokenizer(["### Text: hi", "### Text: I was charged twice for the", "Thanks for"])["input_ids"]
     slow = [tokenizer.decode(_greedy(model, ids, 8), skip_special_tokens=True) for ids in prompts]
     with torch.inference_mode():
-        assert evaluate.generate(model, tokenizer, prompts, batch_size=3, max_new_tokens=8) == slow
+        assert answers.generate(model, tokenizer, prompts, batch_size=3, max_new_tokens=8) == slow
         with model.disable_adapter():
-            assert evaluate.generate(model, tokenizer, prompts, batch_size=3, max_new_tokens=8) != slow
+            assert answers.generate(model, tokenizer, prompts, batch_size=3, max_new_tokens=8) != slow
 
 
 @torch.no_grad()
@@ -141,7 +141,7 @@ def test_a_batch_answers_as_single_rows_do(
         alone.append(tokenizer.decode(output[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True))
     with torch.inference_mode():
         ids = tokenizer(prompts)["input_ids"]
-        together = evaluate.generate(model, tokenizer, ids, batch_size=batch_size, max_new_tokens=12)
+        together = answers.generate(model, tokenizer, ids, batch_size=batch_size, max_new_tokens=12)
     assert together == alone
     assert len(set(alone)) == len(prompts)
 
@@ -152,8 +152,8 @@ def test_exact_match_counts_the_rows_that_are_answered_word_for_word(
     base = load()
     add_fused_lm_head(base)
     with torch.inference_mode():
-        answers = evaluate.generate(base, tokenizer, held_out["prompt_ids"], batch_size=5, max_new_tokens=64)
-    as_answered = [answer if i < 2 else answer + "!" for i, answer in enumerate(answers)]
+        given = answers.generate(base, tokenizer, held_out["prompt_ids"], batch_size=5, max_new_tokens=64)
+    as_answered = [answer if i < 2 else answer + "!" for i, answer in enumerate(given)]
     end = tokenizer.eos_token_id
     ids = [[*tokenizer(answer, add_special_tokens=False)["input_ids"], end] for answer in as_answered]
     rows = held_out.remove_columns("answer_ids").add_column("answer_ids", ids)
@@ -165,11 +165,11 @@ def test_the_models_own_generation_config_changes_no_score(
 ) -> None:
     base = load()
     add_fused_lm_head(base)
-    plain = evaluate.generate(base, tokenizer, held_out["prompt_ids"], batch_size=5, max_new_tokens=8)
+    plain = answers.generate(base, tokenizer, held_out["prompt_ids"], batch_size=5, max_new_tokens=8)
     base.generation_config.repetition_penalty = 5.0
     base.generation_config.min_new_tokens = 8
     own = base.generation_config
-    again = evaluate.generate(base, tokenizer, held_out["prompt_ids"], batch_size=5, max_new_tokens=8)
+    again = answers.generate(base, tokenizer, held_out["prompt_ids"], batch_size=5, max_new_tokens=8)
     assert again == plain
     assert base.generation_config is own
 

@@ -94,6 +94,13 @@ def segments(
     return list(_divided(text, spans))
 
 
+def question(turns: Sequence[Message], tools: list[dict[str, Any]] | None, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The conversation so far, and the template's words that ask the assistant to speak."""
+    _template(tokenizer)
+    with _template_problems():
+        return str(tokenizer.apply_chat_template(list(turns), tools=tools, tokenize=False, add_generation_prompt=True))
+
+
 def _template(tokenizer: "PreTrainedTokenizerBase") -> str:
     """The template of the tokenizer; of several by name, the one called default."""
     if tokenizer.chat_template is None:

@@ -28,6 +28,8 @@ from fmstune import (
     preemption,
     preparation,
     report,
+    request,
+    request_rules,
     rules,
     run_folder,
     slurm,
@@ -37,6 +39,7 @@ from fmstune import (
 from fmstune.command_line import CommandLine, Verb, choice_problems, force_plain_overrides, parse, swept_keys
 from fmstune.errors import UserError, raise_if_any, render
 from fmstune.job import Device, Job
+from fmstune.request import Generation, Merge
 
 USER_ERROR = 2
 INTERNAL_ERROR = 1
@@ -84,9 +87,65 @@ def run(words: Sequence[str]) -> int:
     printed = composition.without_cfg_job(line.hydra)[1] is not None
     if line.sources and line.verb is Verb.train and not printed:
         raise UserError("--sources is a flag of fmstune check, and goes with --cfg job")
+    if line.generation is not None:
+        return _generate(line, line.generation)
+    if line.merge is not None:
+        return _merge(line.merge)
     if line.from_job is not None:
         return _repeat(line)
     return _composed(line)
+
+
+def _generate(line: CommandLine, asked: Generation) -> int:
+    """Check what the parent can of `fmstune generate`, then hand it to the runner."""
+    asked = dataclasses.replace(asked, model=request_rules.model_place(asked.model))
+    problems = list(request_rules.generation(asked, line.data_format))
+    try:
+        format = _data_format(line)
+    except UserError as err:
+        problems += err.problems
+    raise_if_any(problems)
+    return _hand_over(dataclasses.replace(asked, format=format), Verb.generate, asked.device)
+
+
+def _merge(asked: Merge) -> int:
+    """Check what the parent can of `fmstune merge`, then hand it to the runner; it is done on the CPU."""
+    asked = dataclasses.replace(asked, model=tuple(request_rules.model_place(model) for model in asked.model))
+    raise_if_any(request_rules.merge(asked))
+    return _hand_over(asked, Verb.merge, Device.cpu)
+
+
+def _hand_over(asked: Generation | Merge, verb: Verb, device: Device) -> int:
+    """Let a runner do what is asked; its exit code."""
+    with tempfile.TemporaryDirectory(prefix="fmstune-") as folder:
+        file = Path(folder) / "request.json"
+        request.write(asked, file)
+        argv = launch.command(file, f"--verb={verb.value}")
+        return _exit_code(launch.start(argv, launch.environment_of(device, None, os.environ)))
+
+
+def _data_format(line: CommandLine) -> dict[str, Any] | None:
+    """The format that `--format` chooses from the data group, with the fields given beside it."""
+    if line.data_format is None:
+        return None
+    found: list[dict[str, Any]] = []
+    problems: list[str] = []
+
+    def keep(config: DictConfig) -> None:
+        # raised here, an error would get Hydra's words around it
+        try:
+            found.append(freeze.freeze(composition.tree(config), trusted=line.trusted).job.data.format)
+        except UserError as err:
+            problems.extend(err.problems)
+
+    # the rows of the group are not wanted, and its file may leave them open
+    words = [f"data={line.data_format}", "data.train=none", *line.hydra]
+    try:
+        composition.compose(force_plain_overrides(words, composition.groups(composition.config_dir(words))), keep)
+    except composition.ERRORS as err:
+        raise UserError(f"--format: {composition.explained(err)}") from err
+    raise_if_any(problems)
+    return found[0]
 
 
 def _composed(line: CommandLine) -> int:

@@ -6,9 +6,11 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from fmstune.errors import UserError, did_you_mean
+from fmstune.errors import UserError, did_you_mean, raise_if_any
+from fmstune.job import Attention, Device, Dtype
+from fmstune.request import Export, Generation, Merge
 
 
 class Verb(Enum):
@@ -18,6 +20,8 @@ class Verb(Enum):
     check = "check"
     show_data = "show-data"
     modules = "modules"
+    generate = "generate"
+    merge = "merge"
     doctor = "doctor"
 
 
@@ -26,6 +30,8 @@ SUMMARIES = {
     Verb.check: "validate everything and print the plan; reads no weight",
     Verb.show_data: "show rows with trained and masked tokens apart",
     Verb.modules: "list what an adapter can target in the model",
+    Verb.generate: "let a tuned model continue texts, or answer rows",
+    Verb.merge: "put adapters into the weights of their base",
     Verb.doctor: "show versions, devices, extras and the cache",
 }
 
@@ -51,6 +57,12 @@ class CommandLine:
     """`show-data --rows`: how many rows to print."""
     clear_cache: bool = False
     """`doctor --clear-cache`: delete the tokenised data."""
+    generation: Generation | None = None
+    """What `generate` is to do; its format is chosen from the data group by `data_format`."""
+    data_format: str | None = None
+    """`generate --format`: a choice of the data group."""
+    merge: Merge | None = None
+    """What `merge` is to do."""
     help: bool = False
     version: bool = False
 
@@ -71,9 +83,61 @@ def parse(words: Sequence[str]) -> CommandLine:
         raise UserError(f"--rows must be at least 0, got {given['rows']}")
     if given.get("json") and given["json"] == given["html"]:
         raise UserError(f"--json and --html both name {given['json']}; give each a file of its own")
+    if verb is Verb.generate:
+        return _generate(given, hydra)
+    if verb is Verb.merge:
+        return _merge(given, hydra)
     if verb is Verb.doctor and hydra:
         raise UserError(f"doctor takes no {hydra[0]!r}; its flags are --clear-cache, --help and --version")
     return CommandLine(verb=verb, hydra=tuple(hydra), **given)
+
+
+def _generate(given: dict[str, Any], words: Sequence[str]) -> CommandLine:
+    """The request of `generate`; raises UserError with every word that is no flag of it."""
+    data_format = given.pop("format")
+    own = {name: given.pop(name) for name in ("help", "version", "trusted")}
+    if own["help"] or own["version"]:
+        return CommandLine(verb=Verb.generate, hydra=(), data_format=data_format, **own)
+    config_dir = given.pop("config_dir")
+    known = [f"--{name}" for name in (*given, "format", "config-dir", "trust")]
+    raise_if_any(_not_of_generate(words, known, data_format))
+    if given["model"] is None:
+        raise UserError("--model must be given: a run folder, an adapter or model folder, or a hub id")
+    given["stop"] = tuple(given["stop"])
+    kinds = {"dtype": Dtype, "attention": Attention, "device": Device}
+    given |= {name: kind(given[name]) for name, kind in kinds.items()}
+    hydra = (*(() if config_dir is None else ("--config-dir", config_dir)), *words)
+    return CommandLine(verb=Verb.generate, hydra=hydra, generation=Generation(**given), data_format=data_format, **own)
+
+
+def _merge(given: dict[str, Any], words: Sequence[str]) -> CommandLine:
+    """The request of `merge`; raises UserError with every word that is no flag of it."""
+    own = {name: given.pop(name) for name in ("help", "version", "trusted")}
+    if own["help"] or own["version"]:
+        return CommandLine(verb=Verb.merge, hydra=(), **own)
+    known = [f"--{name}" for name in given]
+    raise_if_any(
+        f"merge has no flag {flag}{did_you_mean(flag, known)}"
+        if flag.startswith("-")
+        else f"merge takes flags; got {flag!r}"
+        for flag in (word.partition("=")[0] for word in words)
+    )
+    needed = {"model": "run or adapter folders, or hub ids", "out": "a folder to write"}
+    raise_if_any(f"--{name} must be given: {what}" for name, what in needed.items() if not given[name])
+    given |= {name: tuple(given[name]) for name in ("model", "weight")}
+    given |= {"dtype": Dtype(given["dtype"]), "export": Export(given["export"]) if given["export"] else None}
+    return CommandLine(verb=Verb.merge, hydra=(), merge=Merge(**given), **own)
+
+
+def _not_of_generate(words: Sequence[str], known: Sequence[str], data_format: str | None) -> Iterator[str]:
+    for word in words:
+        if word.startswith("-"):
+            flag = word.partition("=")[0]
+            yield f"generate has no flag {flag}{did_you_mean(flag, known)}"
+        elif not word.startswith("data.") or "=" not in word:
+            yield f"generate takes flags, and data.FIELD=VALUE beside --format; got {word!r}"
+        elif data_format is None:
+            yield f"{word}: fields of a data format go with --format"
 
 
 FLAG_OF = {
@@ -109,9 +173,45 @@ def _flags(verb: Verb) -> argparse.ArgumentParser:
         parser.add_argument("--json", type=Path, metavar="FILE")
         parser.add_argument("--html", type=Path, metavar="FILE")
         parser.add_argument("--rows", type=int, default=3, metavar="N")
+    if verb is Verb.generate:
+        _generate_flags(parser)
+    if verb is Verb.merge:
+        _merge_flags(parser)
     if verb is Verb.doctor:
         parser.add_argument("--clear-cache", action="store_true")
     return parser
+
+
+def _generate_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag for each field of `Generation`, under its name, with its default."""
+    default = Generation(model="")
+    for name in ("model", "base_model_name_or_path", "text", "text_file", "rows_file"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--format")
+    parser.add_argument("--config-dir")
+    parser.add_argument("--out_file", default=default.out_file)
+    for name in ("force", "resume", "only_new_text", "stream", "do_sample"):
+        parser.add_argument(f"--{name}", action="store_true")
+    for name in ("batch_size", "max_new_tokens", "seed"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(default, name))
+    parser.add_argument("--top_k", type=int)
+    for name in ("temperature", "top_p", "repetition_penalty"):
+        parser.add_argument(f"--{name}", type=float)
+    parser.add_argument("--stop", action="append", default=[])
+    for name, kind in (("dtype", Dtype), ("attention", Attention), ("device", Device)):
+        parser.add_argument(f"--{name}", choices=[one.value for one in kind], default=kind.auto.value)
+
+
+def _merge_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag for each field of `Merge`, under its name, with its default."""
+    parser.add_argument("--model", action="append", default=[])
+    parser.add_argument("--weight", action="append", type=float, default=[])
+    parser.add_argument("--base_model_name_or_path")
+    parser.add_argument("--force", action="store_true")
+    parser.add_argument("--out")
+    parser.add_argument("--export", choices=[one.value for one in Export])
+    parser.add_argument("--dtype", choices=[one.value for one in Dtype], default=Merge.dtype.value)
+    parser.add_argument("--max_shard_size", default=Merge.max_shard_size)
 
 
 def choice_problems(words: Sequence[str], groups: Container[str]) -> Iterator[str]:

@@ -1,9 +1,11 @@
 """Tab completion beyond Hydra's: verbs, and the fields that no YAML lists."""
 
 from collections.abc import Container
+from dataclasses import fields
 
 from fmstune import upstream
 from fmstune.command_line import Verb, force_plain_overrides
+from fmstune.request import Generation, Merge
 from fmstune.training_names import OWNED
 
 
@@ -13,6 +15,10 @@ def suggestions(line: str) -> list[str]:
     last = "" if line.endswith(" ") else words[-1]
     if len(words) - (last != "") == 1:
         return [verb.value for verb in Verb if verb.value.startswith(last)]
+    requests: dict[str, type[Generation] | type[Merge]] = {Verb.generate.value: Generation, Verb.merge.value: Merge}
+    if words[1] in requests and last.startswith("-"):
+        flags = [f"--{field.name}" for field in fields(requests[words[1]])]
+        return [flag for flag in flags if flag.startswith(last)]
     if last.startswith("training.") and "=" not in last:
         names = [f"training.{name}=" for name in upstream.fields_of(upstream.SFT_CONFIG) if name not in OWNED]
         return [name for name in names if name.startswith(last)]

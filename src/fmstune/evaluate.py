@@ -1,20 +1,19 @@
 """Held-out rows → how well a model answers them: loss on the answer, exact match of the greedy answer."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from datasets import Dataset
 from peft import PeftModel
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from fmstune.answers import by_length, generate
 from fmstune.job import Evaluation
-from fmstune.sharding import is_sharded, learns_a_prompt
+from fmstune.sharding import gathered_from_all, of_this_process
 
 
 @dataclass(frozen=True)
@@ -96,99 +95,22 @@ def together(scores: Mapping[str, Scores]) -> dict[str, Any]:
     return {**whole, "sets": sets} if sets else whole
 
 
-def generate(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    *,
-    batch_size: int,
-    max_new_tokens: int,
-    stops: Sequence[int] = (),
-) -> list[str]:
-    """Greedy answers to the prompts (token ids), in their order, each as it would be alone, up to one of the `stops`.
-
-    Prompts are padded on the left. Under prompt learning they are not padded at all, but grouped by length: PEFT drops
-    `position_ids`, so padding would move the text away from the virtual tokens. (Of prefix tuning it keeps them.)
-    """
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=list(stops) or tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )
-    answers: dict[int, str] = {}
-    lengths = [len(prompt) for prompt in prompts]
-    batches = list(_by_length(lengths, batch_size, equal=learns_a_prompt(model)))
-    with _without_own_generation_config(model):
-        for batch in _of_this_process(batches):
-            encoded = tokenizer.pad(
-                {"input_ids": [list(prompts[i]) for i in batch]}, padding_side="left", return_tensors="pt"
-            ).to(model.device)
-            # each process goes on until the last one has ended, as all hold a part of the weights
-            output = model.generate(**encoded, generation_config=settings, synced_gpus=is_sharded(model))
-            new = output[:, encoded["input_ids"].shape[1] :]
-            answers |= zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True)
-    for others in _gathered(answers):
-        answers |= others
-    return [answers[i] for i in range(len(prompts))]
-
-
-@contextmanager
-def _without_own_generation_config(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """transformers fills what our settings leave open from the model's own, such as a repetition penalty."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    own, base.generation_config = base.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        base.generation_config = own
-
-
 def _loss(model: PreTrainedModel | PeftModel, rows: Dataset, pad_token_id: int, batch_size: int) -> tuple[float, int]:
     """Summed over all supervised tokens and divided once, so that batching does not change it; and their number."""
     collate = DataCollatorForLanguageModeling(pad_token_id=pad_token_id)
     sums: dict[tuple[int, ...], tuple[float, int]] = {}
-    for batch in _of_this_process(list(_by_length([len(ids) for ids in rows["input_ids"]], batch_size))):
+    for batch in of_this_process(list(by_length([len(ids) for ids in rows["input_ids"]], batch_size))):
         examples = [{"input_ids": rows[i]["input_ids"], "labels": rows[i]["labels"]} for i in batch]
         inputs = {key: value.to(model.device) for key, value in collate(examples).items()}
         loss = -model(**inputs, use_cache=False, fused_lm_head=True).log_probs.sum().item()
         # the first position has no predecessor that could predict it
         sums[tuple(batch)] = loss, int((inputs["labels"][:, 1:] != -100).sum())
-    for others in _gathered(sums):
+    for others in gathered_from_all(sums):
         sums |= others
     # in one order, so that the processes agree to the last bit
     ordered = [sums[batch] for batch in sorted(sums)]
     supervised = sum(tokens for _, tokens in ordered)
     return sum(loss for loss, _ in ordered) / max(supervised, 1), supervised
-
-
-def _of_this_process(batches: Sequence[list[int]]) -> Iterator[list[int]]:
-    """The batches that this process takes, as many as any other takes: a sharded model needs all of them each time.
-
-    Where the batches run out, the last one is done again.
-    """
-    count, number = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-    for start in range(0, len(batches), count):
-        yield batches[min(start + number, len(batches) - 1)]
-
-
-def _gathered(found: dict[Any, Any]) -> list[dict[Any, Any]]:
-    """What each process found."""
-    if not dist.is_initialized():
-        return [found]
-    all_found: list[dict[Any, Any]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(all_found, found)
-    return all_found
-
-
-def _by_length(lengths: Sequence[int], batch_size: int, *, equal: bool = False) -> Iterator[list[int]]:
-    """Row numbers in batches of like length, or of equal length: less padding, or none."""
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    groups = [list(group) for _, group in groupby(order, key=lambda i: lengths[i])] if equal else [order]
-    for group in groups:
-        for start in range(0, len(group), batch_size):
-            yield group[start : start + batch_size]
 
 
 def _autocast(device: str, dtype: str | None) -> AbstractContextManager[object]:

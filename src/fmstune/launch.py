@@ -68,15 +68,22 @@ def doctor_command(*, clear_cache: bool) -> list[str]:
 
 def environment(job: Job, inherited: Mapping[str, str]) -> dict[str, str]:
     """The runner's environment: as many threads as asked, and where it is alone, one device at most in sight."""
+    launcher = job.launcher
+    processes = max(launch_rules.local_processes(launcher), 1)
+    return environment_of(launcher.device, launcher.threads, inherited, processes, launcher.strategy is Strategy.single)
+
+
+def environment_of(
+    device: Device, threads: int | None, inherited: Mapping[str, str], processes: int = 1, alone: bool = True
+) -> dict[str, str]:
+    """The same for a runner that has no job."""
     env = {**inherited, PARENT: str(os.getpid())}
     # the parent sets it for itself, to see Hydra's exceptions
     env.pop("HYDRA_FULL_ERROR", None)
-    processes = max(launch_rules.local_processes(job.launcher), 1)
-    threads = job.launcher.threads or inherited.get("OMP_NUM_THREADS") or max(cores() // processes, 1)
-    env["OMP_NUM_THREADS"] = str(threads)
-    if job.launcher.device is Device.cpu:
+    env["OMP_NUM_THREADS"] = str(threads or inherited.get("OMP_NUM_THREADS") or max(cores() // processes, 1))
+    if device is Device.cpu:
         env["CUDA_VISIBLE_DEVICES"] = ""
-    elif job.launcher.strategy is Strategy.single:
+    elif alone:
         # several GPUs in one process would become nn.DataParallel, which SFTTrainer refuses
         env["CUDA_VISIBLE_DEVICES"] = inherited.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     return env

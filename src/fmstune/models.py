@@ -39,9 +39,10 @@ class Tokenizer(NamedTuple):
     """Those of them that carry meaning: all but the pad token, whose embedding is never looked at."""
 
 
-def load_tokenizer(model: Model, *, local_files_only: bool = False) -> Tokenizer:
+def load_tokenizer(model: Model, *, local_files_only: bool = False, to_train: bool = True) -> Tokenizer:
     """The tokenizer with the job's special tokens; a pad token is found or added, never the end-of-sequence token.
 
+    Where nothing is trained, no token is added: end-of-sequence, which the model has, is as good under a mask.
     Raises UserError when it cannot be had.
     """
     place = package_files.resolve(model.tokenizer or model.path)
@@ -59,10 +60,12 @@ def load_tokenizer(model: Model, *, local_files_only: bool = False) -> Tokenizer
     if model.special_tokens:
         tokenizer.add_special_tokens(dict(model.special_tokens))
     meaningful = len(tokenizer)
-    if tokenizer.pad_token is None:
-        _set_pad(tokenizer)
     if tokenizer.eos_token is None:
         raise UserError(f"{place}: the tokenizer has no end-of-sequence token; set model.special_tokens.eos_token")
+    if tokenizer.pad_token is None and to_train:
+        _set_pad(tokenizer)
+    elif tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     return Tokenizer(tokenizer, tuple(range(before, len(tokenizer))), tuple(range(before, meaningful)))
 
 

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from fmstune import agent, freeze, launch_rules, parent, preemption, ranks, run_folder
+from fmstune import agent, freeze, launch_rules, parent, preemption, ranks, request, run_folder
 from fmstune.command_line import Verb
 from fmstune.errors import Preempted, UserError, raise_if_any, render
 from fmstune.garbage import uncollected
@@ -45,7 +45,7 @@ def _ended(kind: str, text: str, code: int) -> int:
 
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fmstune.runner", description=__doc__)
-    parser.add_argument("job", type=Path, help="the frozen job.yaml of a run folder")
+    parser.add_argument("job", type=Path, help="the frozen job.yaml of a run folder; for generate and merge, a request")
     parser.add_argument("--verb", choices=[v.value for v in Verb if v is not Verb.doctor], default=Verb.train.value)
     parser.add_argument("--prepare", action="store_true", help="stop when the rows are tokenised and cached")
     parser.add_argument("--trust", action="append", default=[], help="package whose format functions are allowed")
@@ -60,10 +60,12 @@ def _trains(options: argparse.Namespace) -> bool:
 
 
 def _act(options: argparse.Namespace) -> int:
+    verb = Verb(options.verb)
+    if verb in (Verb.generate, Verb.merge):
+        return _after(verb, options.job)
     rank = ranks.here()
     job = freeze.read(options.job, trusted=options.trust).job
     raise_if_any(launch_rules.started_problems(job.launcher, rank))
-    verb = Verb(options.verb)
     folder = Path(job.output_dir) if verb is Verb.train and job.output_dir and rank.is_main else None
     parent.watch(lambda: run_folder.mark_orphaned(folder) if folder else None)
     if not rank.is_main:
@@ -71,9 +73,9 @@ def _act(options: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     # here and not above: it imports torch for seconds, in which a signal or the parent's death must be heeded already
     with uncollected():
-        from fmstune import verbs
+        from fmstune import quiet, verbs
 
-    verbs.quiet()
+    quiet.quiet()
     if verb is Verb.modules:
         return verbs.modules(job)
     if verb is Verb.check:
@@ -81,6 +83,19 @@ def _act(options: argparse.Namespace) -> int:
     if verb is Verb.show_data:
         return verbs.show_rows(job, options.rows, options.json, options.html)
     return verbs.prepare(job) if options.prepare else verbs.run(job)
+
+
+def _after(verb: Verb, file: Path) -> int:
+    """A verb after training, which has a request and no job."""
+    parent.watch(lambda: None)
+    # these alone: what trains takes seconds more to import
+    with uncollected():
+        from fmstune import asking, merging, quiet
+
+    quiet.quiet()
+    if verb is Verb.merge:
+        return merging.run(request.read_merge(file))
+    return asking.run(request.read_generation(file))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -155,3 +155,22 @@ def as_base(model: PeftModel) -> Iterator[None]:
 def learns_a_prompt(model: PreTrainedModel | PeftModel) -> bool:
     """Whether the model is tuned by virtual tokens."""
     return isinstance(model, PeftModel) and bool(model.active_peft_config.is_prompt_learning)
+
+
+def of_this_process(batches: Sequence[list[int]]) -> Iterator[list[int]]:
+    """The batches that this process takes, as many as any other takes: a sharded model needs all of them each time.
+
+    Where the batches run out, the last one is done again.
+    """
+    count, number = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    for start in range(0, len(batches), count):
+        yield batches[min(start + number, len(batches) - 1)]
+
+
+def gathered_from_all(found: dict[Any, Any]) -> list[dict[Any, Any]]:
+    """What each process found."""
+    if not dist.is_initialized():
+        return [found]
+    all_found: list[dict[Any, Any]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(all_found, found)
+    return all_found

@@ -19,6 +19,7 @@ from trl import SFTConfig
 
 from fmstune import (
     adapters,
+    base_identity,
     checkpoints,
     evaluate,
     memory,
@@ -70,6 +71,8 @@ def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, pl
             run_folder.write_json(folder / run_folder.PROVENANCE, _provenance(job, checked, prepared))
             checkpoints.clear_aside(folder)
             run_folder.keep_metrics(folder, resume_rules.steps_done(checkpoint) if checkpoint is not None else 0)
+        # before training: the base may be moved while it goes on
+        base_model = base_identity.at(job.model.path, job.model.revision) if checked.peft is not None else None
         trainer, seconds = _build(job, checked, tokenizer, prepared, folder)
         if checkpoint is not None and (made := checkpoints.about(checkpoint)) is not None:
             raise_if_any(checkpoints.problems(checkpoint, made, trainer.about()))
@@ -87,7 +90,7 @@ def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, pl
                 raise UserError(
                     f"{name} is {loss} after training; lower training.learning_rate, or set model.dtype=float32"
                 )
-        save(trainer.model, tokenizer, folder / run_folder.MODEL, writes=main)
+        save(trainer.model, tokenizer, folder / run_folder.MODEL, base_model, writes=main)
         if main:
             plots.plot_loss(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT)
             both = {"base": base[0] if base else None, "tuned": tuned}
@@ -296,10 +299,18 @@ def _ledger(ledger: Ledger) -> dict[str, Any]:
     return {**counts, "rows_dropped": ledger.rows_dropped}
 
 
-def save(model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, folder: Path, *, writes: bool = True) -> None:
+def save(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: Tokenizer,
+    folder: Path,
+    base: base_identity.Base | None = None,
+    *,
+    writes: bool = True,
+) -> None:
     """The model or adapter with its tokenizer, for plain transformers and PEFT; written aside, then renamed.
 
-    Every process must call it, as each holds a part of a sharded model; one `writes`.
+    An adapter gets the identity of its base beside it. Every process must call it, as each holds a part of a sharded
+    model; one `writes`.
     """
     grown = bool(tokenizer.added)
     state = None
@@ -307,11 +318,15 @@ def save(model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, folder: Path,
         state = sharding.gathered(model, trained_only=isinstance(model, PeftModel) and not grown)
     with sharding.prompt_at_hand(model):
         if writes:
-            _write(model, tokenizer, folder, state)
+            _write(model, tokenizer, folder, base, state)
 
 
 def _write(
-    model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, folder: Path, state: dict[str, Any] | None
+    model: PreTrainedModel | PeftModel,
+    tokenizer: Tokenizer,
+    folder: Path,
+    base: base_identity.Base | None,
+    state: dict[str, Any] | None,
 ) -> None:
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -320,6 +335,8 @@ def _write(
         model.save_pretrained(aside, state_dict=state, save_embedding_layers=bool(tokenizer.added))
         # PEFT's card is a form to fill in, with this machine's path of the base
         (aside / "README.md").unlink(missing_ok=True)
+        if base is not None:
+            base_identity.write(base, aside)
     else:
         model.save_pretrained(aside, state_dict=state)
     tokenizer.tokenizer.save_pretrained(aside)

@@ -1,17 +1,13 @@
 """The verbs of the runner: how far each one goes down the same pipe."""
 
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import datasets
 import filelock
 import torch
-import transformers
 
 from fmstune import (
     advice,
@@ -35,35 +31,6 @@ from fmstune.data import Prepared
 from fmstune.errors import UserError, raise_if_any
 from fmstune.job import Job
 from fmstune.models import Tokenizer
-
-
-def quiet() -> None:
-    """Other libraries speak only of what is wrong; their progress bars would write over ours."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    # under prompt learning, rows of one length are generated together, so positions are right without ids
-    warnings.filterwarnings("ignore", message="Position ids are not supported for parameter efficient tuning")
-    warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
-    # PEFT sets it right itself for the Conv1D layers of GPT-2
-    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-    # one process speaks for all
-    logging.basicConfig(format="%(message)s", level=logging.INFO if ranks.here().is_main else logging.WARNING)
-    for name in ("httpx", "filelock", "fsspec", "matplotlib", "trl", "accelerate"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    threads = os.environ.get("OMP_NUM_THREADS")
-    if threads:
-        torch.set_num_threads(first_level(threads))
-
-
-def first_level(threads: str) -> int:
-    """Threads of the outermost loops, of a value of OMP_NUM_THREADS: OpenMP takes a list, one number a level."""
-    number = threads.partition(",")[0].strip()
-    if not number.isdecimal() or int(number) < 1:
-        hint = "unset it, or set launcher.threads"
-        raise UserError(f"OMP_NUM_THREADS must be a number of threads, got {threads!r}; {hint}")
-    return int(number)
 
 
 def modules(job: Job) -> int:

@@ -1,0 +1,41 @@
+"""What the libraries below may say in a runner, and how many threads they take."""
+
+import logging
+import os
+import warnings
+
+import datasets
+import torch
+import transformers
+
+from fmstune import ranks
+from fmstune.errors import UserError
+
+
+def quiet() -> None:
+    """Other libraries speak only of what is wrong; their progress bars would write over ours."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    # under prompt learning, rows of one length are generated together, so positions are right without ids
+    warnings.filterwarnings("ignore", message="Position ids are not supported for parameter efficient tuning")
+    warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
+    # PEFT sets it right itself for the Conv1D layers of GPT-2
+    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+    # one process speaks for all
+    logging.basicConfig(format="%(message)s", level=logging.INFO if ranks.here().is_main else logging.WARNING)
+    for name in ("httpx", "filelock", "fsspec", "matplotlib", "trl", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads:
+        torch.set_num_threads(first_level(threads))
+
+
+def first_level(threads: str) -> int:
+    """Threads of the outermost loops, of a value of OMP_NUM_THREADS: OpenMP takes a list, one number a level."""
+    number = threads.partition(",")[0].strip()
+    if not number.isdecimal() or int(number) < 1:
+        hint = "unset it, or set launcher.threads"
+        raise UserError(f"OMP_NUM_THREADS must be a number of threads, got {threads!r}; {hint}")
+    return int(number)

@@ -1,0 +1,111 @@
+"""What a verb after training is asked to do, as plain typed data: made from flags, and a JSON file for the runner."""
+
+import json
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from fmstune.job import Attention, Device, Dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """`fmstune generate`: which model continues which texts, and how; the fields are its flags."""
+
+    model: str
+    """Run folder, adapter folder, model folder, hub id, or `package:NAME`."""
+    base_model_name_or_path: str | None = None
+    """The base of an adapter, in place of the one that it names."""
+    force: bool = False
+    """Load an adapter also on a base that is not the one it was tuned on."""
+    text: str | None = None
+    """One prompt."""
+    text_file: str | None = None
+    """File with one prompt a line; `-` is standard input."""
+    rows_file: str | None = None
+    """Data file whose rows `format` makes prompts of."""
+    format: dict[str, Any] | None = None
+    """`_target_` and settings of a data format, whose prompt is put around each text or made of each row."""
+    out_file: str = "inference_result.json"
+    """Where the answers go: a JSON list, or JSON lines where the name ends in `.jsonl`."""
+    resume: bool = False
+    """Go on after the answers that `out_file` (JSON lines) holds."""
+    only_new_text: bool = False
+    """Leave the input out of the output."""
+    stream: bool = False
+    """Print each answer while it is made; one prompt at a time."""
+    batch_size: int = 8
+    """Prompts that are continued together."""
+    max_new_tokens: int = 20
+    """Tokens of an answer at most."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer, `\\n` as in a shell; they are cut off."""
+    do_sample: bool = False
+    """Draw tokens at random; otherwise the likeliest is taken."""
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int = 42
+    """Seed of what is drawn."""
+    dtype: Dtype = Dtype.auto
+    attention: Attention = Attention.auto
+    device: Device = Device.auto
+
+
+class Export(Enum):
+    """What `fmstune merge` writes in place of a merged model."""
+
+    vllm_lora = "vllm_lora"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """`fmstune merge`: which adapters go into which base, and where the model is written; the fields are its flags."""
+
+    model: tuple[str, ...]
+    """Run folders, adapter folders or hub ids, one flag each."""
+    weight: tuple[float, ...] = ()
+    """By how much each adapter counts, in the order of `model`; none is given where each counts as it is."""
+    base_model_name_or_path: str | None = None
+    """The base, in place of the one that the adapters name."""
+    force: bool = False
+    """Merge also into a base that is not the one that was tuned on."""
+    out: str
+    """Folder for the model: there must be none yet, or an empty one."""
+    export: Export | None = None
+    """`vllm_lora` writes the adapter as vLLM reads it, and merges nothing."""
+    dtype: Dtype = Dtype.auto
+    """Dtype of the merged weights; `auto` is the one that the base was saved in."""
+    max_shard_size: str = "5GB"
+    """Bytes of a file of weights at most."""
+
+
+SAMPLING = ("temperature", "top_k", "top_p")
+"""Fields that only drawing uses; the names are those of `transformers.GenerationConfig`."""
+
+
+def write(request: Generation | Merge, path: Path) -> None:
+    """Write the request so that `read_generation` or `read_merge` gives an equal one."""
+    values = {name: getattr(value, "value", value) for name, value in asdict(request).items()}
+    path.write_text(json.dumps(values), encoding="utf-8")
+
+
+def read_merge(path: Path) -> Merge:
+    """The request that `write` wrote."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values |= {name: tuple(values[name]) for name in ("model", "weight")}
+    export = None if values["export"] is None else Export(values["export"])
+    return Merge(**{**values, "export": export, "dtype": Dtype(values["dtype"])})
+
+
+def read_generation(path: Path) -> Generation:
+    """The request that `write` wrote."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values |= {
+        "stop": tuple(values["stop"]),
+        "dtype": Dtype(values["dtype"]),
+        "attention": Attention(values["attention"]),
+    }
+    return Generation(**{**values, "device": Device(values["device"])})

@@ -1,0 +1,28 @@
+"""A request reaches the runner as it was made."""
+
+from pathlib import Path
+
+from fmstune import request
+from fmstune.job import Device, Dtype
+from fmstune.request import Export, Generation, Merge
+
+
+def test_a_request_is_read_as_it_was_written(tmp_path: Path) -> None:
+    asked = Generation(
+        model="run",
+        text="é\n",
+        stop=("a", "b"),
+        format={"_target_": "fmstune.formats.alpaca"},
+        dtype=Dtype.bfloat16,
+        device=Device.cpu,
+        temperature=0.5,
+    )
+    request.write(asked, tmp_path / "request.json")
+    assert request.read_generation(tmp_path / "request.json") == asked
+
+
+def test_so_is_a_request_to_merge(tmp_path: Path) -> None:
+    asked = Merge(model=("a", "b"), weight=(1.0, -0.5), out="m", export=Export.vllm_lora, dtype=Dtype.bfloat16)
+    for one in (asked, Merge(model=("a",), out="m")):
+        request.write(one, tmp_path / "request.json")
+        assert request.read_merge(tmp_path / "request.json") == one
