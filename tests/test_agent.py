@@ -1,13 +1,17 @@
 """Which of several failing ranks is shown, and where its last words go."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from fmstune import agent, run_folder
 from fmstune.agent import Failure
+from fmstune.launch import PARENT
 
 
 def failure(rank: int, code: int = 1, at: float = 0.0, kind: str = "internal", text: str = "why") -> Failure:
@@ -56,3 +60,13 @@ def test_the_cause_is_recorded_over_what_followed_from_it(
     assert agent.show(shown, tmp_path) == 1
     assert run_folder.read_summary(tmp_path)["error"]["message"].removeprefix("fmstune: error: ").startswith(kept)
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_agent_lives_on_when_it_names_itself_to_its_ranks() -> None:
+    code = (
+        "import os, time; from fmstune import parent; parent.watch(lambda: None); "
+        f"os.environ['{PARENT}'] = str(os.getpid()); time.sleep(0.6); print('alive')"
+    )
+    env = {**os.environ, PARENT: str(os.getpid())}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("alive\n", 0)
