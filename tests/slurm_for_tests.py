@@ -6,15 +6,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.test_cli import wait_for
 
 PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "sinfo")
 
 # Jobs of `low` give way to those of `high`: notice, 30 seconds of grace, and back into the queue.
-# cred_expire is how long a requeued job waits before it starts again; Slurm's own value is 120 seconds.
+# cred_expire is how long a requeued job waits before it starts again; Slurm's own value is 120 seconds, and it takes
+# none much below 5.
 CONF = """
 ClusterName=fmstune
 SlurmctldHost={host}(127.0.0.1)
@@ -60,13 +62,6 @@ def missing() -> str | None:
 
 def _path() -> str:
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-
-
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited for {what} in vain"
-        time.sleep(0.1)
 
 
 def _free_ports() -> tuple[int, int]:

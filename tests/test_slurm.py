@@ -18,8 +18,7 @@ from fmstune.errors import UserError
 from fmstune.job import Job
 from tests import slurm_for_tests
 from tests.conftest import Result
-from tests.slurm_for_tests import wait_for
-from tests.test_cli import SCRIPT
+from tests.test_cli import SCRIPT, wait_for
 from tests.test_freeze import tree
 
 ON_TWO_NODES: dict[str, Any] = {
@@ -261,7 +260,7 @@ def test_a_preempted_job_is_requeued_and_goes_on_to_the_same_weights(
     wait_for(lambda: heeding(run) == 2, "both processes", 90)
     high = command(tmp_path, "sbatch", "--partition=high", "--ntasks=2", "--wrap=true", conf=cluster)
     assert high.returncode == 0, high.stderr
-    wait_for(lambda: summary(run)["error"] or summary(run)["status"] == "finished", "the preemption", 60)
+    wait_for(lambda: summary(run)["error"] is not None or summary(run)["status"] == "finished", "the preemption", 60)
     wait_for_status(run, "queued", 60)
     said = summary(run)["error"]["message"]
     assert said.startswith("preempted; a checkpoint was saved at step ")
