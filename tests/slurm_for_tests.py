@@ -109,6 +109,10 @@ def running(folder: Path) -> Iterator[Path]:
         )
         yield conf
     finally:
+        # slurmd leaves its jobs alone when it ends
+        cancel = ["scancel", "--full", "--signal=KILL", f"--user={os.getuid()}"]
+        env = {**os.environ, "SLURM_CONF": str(conf)}
+        subprocess.run(cancel, env=env, capture_output=True, check=False, timeout=20)
         for daemon in reversed(daemons):
             daemon.send_signal(signal.SIGTERM)
             try:
