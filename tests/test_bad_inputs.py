@@ -184,7 +184,8 @@ MISSING_VALUES = [
 WORDS = [
     case(
         "chek",
-        "unknown verb 'chek'; did you mean 'check'?; the verbs are train, check, show-data, modules, generate, merge, doctor",
+        "unknown verb 'chek'; did you mean 'check'?; "
+        "the verbs are train, check, show-data, modules, generate, merge, doctor",
     ),
     case("check train", "train: neither FIELD=VALUE nor GROUP=CHOICE, and a verb comes first (see fmstune --help)"),
     case("--dry-run", "unknown flag --dry-run (see fmstune --help)"),
