@@ -236,7 +236,7 @@ OWNED = [
         "training.use_cpu=true training.fsdp=full_shard training.max_seq_length=9 "
         "training.model_name_or_path=x",
         "training.max_length: data.max_length sets it",
-        "training.report_to: metrics go to metrics.jsonl in the run folder",
+        "training.report_to: the tracking group says where metrics go, such as tracking=aim",
         "training.output_dir: the top-level output_dir sets it",
         "training.seed: the top-level seed sets it",
         "training.use_cpu: launcher.device=cpu sets it",
@@ -1005,6 +1005,27 @@ TEMPLATES = [
     ),
 ]
 
+TRACKING = [
+    case("tracking=[aim,tensorbord]", "tracking=tensorbord: no such choice; did you mean 'tensorboard'? (aim, …)"),
+    case("tracking=aim tracking.aim.rebo=x", "tracking.aim.rebo: unknown field; did you mean 'repo'?"),
+    case(
+        "tracking.wandb.mode=sometimes tracking.aim=here",
+        "tracking.aim is a group of fields, got 'here'; set them as tracking.aim={FIELD: VALUE}",
+        "tracking.wandb.mode must be one of online, offline; got 'sometimes'",
+    ),
+    case(
+        "tracking=[aim,mlflow] tracking.aim.repo=aim:/server tracking.mlflow.tracking_uri=https://me:secret@host",
+        "tracking.aim.repo: a server is written aim://HOST:PORT, got 'aim:/server'",
+        "tracking.mlflow.tracking_uri holds a password, and secrets stay out of a job; set it to null, and …",
+    ),
+    case(
+        "training.trackers=aim training.aim_repo=. training.aim_remote_server_ip=10.0.0.1",
+        "training.trackers: choose several at once, such as tracking=[aim,tensorboard]",
+        "training.aim_repo: it is tracking.aim.repo now",
+        "training.aim_remote_server_ip: give the server as tracking.aim.repo=aim://HOST:PORT",
+    ),
+]
+
 CASES = [
     *UNKNOWN_NAMES,
     *SEVERAL_AT_ONCE,
@@ -1025,11 +1046,12 @@ CASES = [
     *RESUMED,
     *SOURCES,
     *TEMPLATES,
+    *TRACKING,
 ]
 
 
 def test_the_specification_keeps_its_size() -> None:
-    assert len(CASES) == 320
+    assert len(CASES) == 325
 
 
 @pytest.mark.parametrize("wrong", CASES, ids=[wrong.command[:70] for wrong in CASES])

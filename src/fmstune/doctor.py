@@ -13,7 +13,11 @@ from fmstune import __version__, cache
 from fmstune.launch import cores
 
 CORE = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "hydra-core", "omegaconf", "safetensors")
-EXTRAS = {"flash-attn": ("flash_attn",), "quant": ("bitsandbytes",), "aim": ("aim",)}
+EXTRAS = {
+    "flash-attn": ("flash_attn",),
+    "quant": ("bitsandbytes",),
+    **{name: (name,) for name in ("aim", "tensorboard", "mlflow", "wandb", "trackio")},
+}
 """Each extra, and the modules whose import shows that it works."""
 
 

@@ -29,6 +29,9 @@ def _lines(summary: Mapping[str, Any], folder: Path) -> Iterator[str]:
     if (folder / run_folder.MODEL).is_dir():
         yield f"  model   {folder / run_folder.MODEL}"
         yield f"  again   fmstune train --from {folder / run_folder.JOB}"
+    for name, one in (summary.get("tracking") or {}).items():
+        what = f"run {one['run']} in {one['place']}" if one["error"] is None else f"left out: {one['error']}"
+        yield f"  {name:<12}{what}"
 
 
 def comparison(base: Mapping[str, Any] | None, tuned: Mapping[str, Any], name: str = "held-out rows") -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fmstune import launch_rules, package_files, peft_rules, resume_rules, rows, run_folder
+from fmstune import launch_rules, package_files, peft_rules, resume_rules, rows, run_folder, tracking_rules
 from fmstune.errors import UserError, did_you_mean, shown
 from fmstune.job import (
     LORAPLUS_LR_RATIO,
@@ -64,6 +64,7 @@ def problems(job: Job) -> Iterator[str]:
     yield from _together(job)
     yield from launch_rules.problems(job)
     yield from _evaluation(job.evaluation)
+    yield from tracking_rules.problems(job.tracking)
 
 
 def notes(job: Job) -> Iterator[str]:

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from fmstune import (
     resume_rules,
     run_folder,
     sharding,
+    tracking,
 )
 from fmstune.callbacks import MetricsFile, Progress
 from fmstune.checks import Checked
@@ -63,14 +64,20 @@ def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, pl
     assert job.output_dir is not None
     folder, main = Path(job.output_dir), ranks.here().is_main
     checkpoint = _checkpoint(job, folder)
-    start = {"name": job.name, "plan": _plan_values(plan)}
-    with _recorded(folder, start) if main else nullcontext():
+    start = {"name": job.name, "plan": _plan_values(plan), "preparation_seconds": prepared.seconds}
+    with ExitStack() as until_the_end:
+        if main:
+            until_the_end.enter_context(_recorded(folder, start))
+        done = resume_rules.steps_done(checkpoint) if checkpoint is not None else 0
         former = run_folder.read_summary(folder) if checkpoint is not None and checkpoint.parent == folder else {}
         if main:
             run_folder.write_json(folder / run_folder.PROVENANCE, _provenance(job, checked, prepared))
             checkpoints.clear_aside(folder)
-            run_folder.keep_metrics(folder, resume_rules.steps_done(checkpoint) if checkpoint is not None else 0)
+            run_folder.keep_metrics(folder, done)
+        tracked = until_the_end.enter_context(tracking.tracked(job, folder, done, writes=main))
         trainer, seconds = _build(job, checked, tokenizer, prepared, folder)
+        trainer.add_callback(tracked)
+        tracked.log({"preparation_seconds": prepared.seconds, "load_seconds": seconds["load_seconds"]}, done)
         if checkpoint is not None and (made := checkpoints.about(checkpoint)) is not None:
             raise_if_any(checkpoints.problems(checkpoint, made, trainer.about()))
         base: list[dict[str, Any] | None] = []

@@ -1,8 +1,10 @@
 """The verbs of the runner: how far each one goes down the same pipe."""
 
+import dataclasses
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -45,7 +47,7 @@ def quiet() -> None:
     # PEFT sets it right itself for the Conv1D layers of GPT-2
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    for name in ("httpx", "filelock", "fsspec", "matplotlib", "trl", "accelerate"):
+    for name in ("httpx", "filelock", "fsspec", "matplotlib", "trl", "accelerate", "aim", "alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -200,4 +202,6 @@ def _others(problems: Sequence[str], reported: Sequence[str]) -> list[str]:
 
 def _prepare(job: Job) -> tuple[Tokenizer, Prepared]:
     tokenizer = models.load_tokenizer(job.model)
-    return tokenizer, data.prepare(job.data, tokenizer.tokenizer, job.seed)
+    begun = time.perf_counter()
+    prepared = data.prepare(job.data, tokenizer.tokenizer, job.seed)
+    return tokenizer, dataclasses.replace(prepared, seconds=round(time.perf_counter() - begun, 3))

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trackers beside a run: what real stores hold afterwards, and that none of them can disturb the training."""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import socket
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aim import Repo
+from aim.storage.context import Context
+from mlflow import MlflowClient
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fmstune import freeze, tracking
+from fmstune.job import Job, Mlflow, Tracking
+from tests.conftest import Result
+from tests.test_cli import wait_for
+from tests.test_freeze import tree
+from tests.test_resume import QUICK, interrupted_after
+
+Run = Callable[..., Result]
+EVALUATED = ("training.eval_strategy=steps", "training.eval_steps=2", "peft.r=4")
+
+Points = dict[str, list[tuple[int, float]]]
+"""Steps and values of each metric."""
+
+
+def store() -> str:
+    """The database of this test; MLflow keeps its connections by the address, so that is a full path."""
+    return f"sqlite:///{Path('mlflow.db').resolve()}"
+
+
+def three() -> tuple[str, ...]:
+    return ("tracking=[aim,tensorboard,mlflow]", f"tracking.mlflow.tracking_uri={store()}")
+
+
+def in_the_file() -> Points:
+    """What metrics.jsonl holds."""
+    found: Points = {}
+    for line in map(json.loads, Path("run/metrics.jsonl").read_text().splitlines()):
+        for name in line.keys() - {"step", "epoch"}:
+            found.setdefault(name, []).append((line["step"], line[name]))
+    return found
+
+
+def aim_run() -> Any:
+    """The only run of the Aim repository here, as a query finds it."""
+    (one,) = [found.run for found in Repo(".").query_runs("run.job.peft.r == 4").iter_runs()]
+    return one
+
+
+def in_aim(run: Any, subset: str) -> Points:
+    return {
+        metric.name: [(step, value) for step, (value, _, _) in zip(*metric.data.sparse_list(), strict=True)]
+        for metric in run.metrics()
+        if metric.context.to_dict() == {"subset": subset}
+    }
+
+
+def in_tensorboard() -> Points:
+    events = EventAccumulator("run/tensorboard")
+    events.Reload()
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def mlflow_run() -> Any:
+    client = MlflowClient(store())
+    (experiment,) = client.search_experiments(filter_string="name = 'fmstune'")
+    (one,) = client.search_runs([experiment.experiment_id])
+    return one
+
+
+def in_mlflow(run: Any) -> Points:
+    client = MlflowClient(store())
+    return {
+        name: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
+        for name in run.data.metrics
+    }
+
+
+@pytest.mark.slow
+def test_several_trackers_hold_what_the_metrics_file_holds(fmstune: Run) -> None:
+    run = fmstune(*QUICK, *EVALUATED, *three(), "output_dir=run")
+    assert run.code == 0, run.err
+    assert "note:" not in run.err
+    file, one, other = in_the_file(), aim_run(), mlflow_run()
+    assert {"loss", "learning_rate", "grad_norm", "tokens_per_second", "eval_loss"} <= file.keys()
+    assert len(file["loss"]) == 4 and len(file["eval_loss"]) == 2
+    aim = in_aim(one, "train") | in_aim(one, "eval")
+    assert "eval_loss" in in_aim(one, "eval") and "loss" in in_aim(one, "train")
+    for name, points in file.items():
+        assert aim[name] == points, name
+        assert in_mlflow(other)[name] == points, name
+        assert in_tensorboard()[name] == [(step, pytest.approx(value, rel=1e-6)) for step, value in points], name
+
+    for seconds in ("load_seconds", "preparation_seconds"):
+        assert aim[seconds] == in_mlflow(other)[seconds] == [(0, run.summary[seconds])]
+    job = yaml.safe_load(Path("run/job.yaml").read_text())
+    assert one["job"] == job
+    assert one["provenance"] == json.loads(Path("run/lock.json").read_text())
+    assert other.data.params["training.learning_rate"] == str(job["training"]["learning_rate"])
+    assert one.name == one.experiment == "fmstune"
+
+    assert one["summary", "status"] == "finished"
+    assert one["summary", "tuned", "eval_loss"] == run.summary["tuned"]["eval_loss"]
+    assert in_mlflow(other)["final.tuned.exact_match"] == [(4, run.summary["tuned"]["exact_match"])]
+    assert other.info.status == "FINISHED"
+    table = "loss on the answer"
+    assert table in run.out and table in other.data.tags["mlflow.note.content"]
+    _, (texts, *_) = one.get_text("final table", Context({})).data.sparse_list()
+    assert [table in text.data for text in texts] == [True]
+    assert run.summary["tracking"]["aim"] == {"run": one.hash, "place": ".", "error": None}
+    assert f"  aim         run {one.hash} in ." in run.out
+
+
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_with_the_same_runs(fmstune: Run) -> None:
+    first = fmstune(*QUICK, *EVALUATED, *three(), "output_dir=run")
+    assert first.code == 0, first.err
+    interrupted_after(2)
+    again = fmstune(*QUICK, *EVALUATED, *three(), "output_dir=run")
+    assert again.code == 0, again.err
+    assert again.summary["steps_here"] == 2
+    assert again.summary["tracking"] == first.summary["tracking"] | again.summary["tracking"]
+    assert [one["run"] for one in again.summary["tracking"].values()] == [
+        one["run"] for one in json.loads(Path("run/tracking.json").read_text()).values()
+    ]
+    one = aim_run()
+    assert one.hash == again.summary["tracking"]["aim"]["run"]
+    assert in_aim(one, "train")["loss"] == in_the_file()["loss"]
+    assert in_tensorboard()["loss"] == [(step, pytest.approx(value)) for step, value in in_the_file()["loss"]]
+    other = mlflow_run()
+    assert other.info.run_id == first.summary["tracking"]["mlflow"]["run"]
+    # MLflow takes nothing back: steps that were taken again are there twice
+    assert sorted(step for step, _ in in_mlflow(other)["loss"]) == [1, 2, 3, 3, 4, 4]
+    assert other.info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_tracker_that_cannot_begin_is_left_out_and_the_others_go_on(fmstune: Run) -> None:
+    Path("mlflow.db").write_text("no database\n" * 100)
+    run = fmstune(*QUICK, *EVALUATED, *three(), "output_dir=run")
+    assert run.code == 0, run.err
+    assert run.err.count("fmstune: note: tracking.mlflow is left out from here on, and metrics.jsonl goes on: ") == 1
+    assert "file is not a database" in run.summary["tracking"]["mlflow"]["error"]
+    assert run.summary["status"] == "finished"
+    assert in_aim(aim_run(), "train")["loss"] == in_the_file()["loss"]
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Making one takes MLflow seconds."""
+    place = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{place}").search_experiments()
+    return place
+
+
+@pytest.fixture
+def job(tmp_path: Path, empty_database: Path) -> Job:
+    """A job that tracks its run in MLflow, and the folder of that run."""
+    shutil.copy(empty_database, tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock.json").write_text('{"seed": 42}')
+    (tmp_path / "run" / "summary.json").write_text('{"status": "running", "steps": 2}')
+    made = freeze.freeze({**tree(), "name": "fmstune"}).job
+    return _with(made, Mlflow(tracking_uri=store()))
+
+
+def _with(job: Job, mlflow: Mlflow) -> Job:
+    return dataclasses.replace(job, tracking=Tracking(mlflow=mlflow))
+
+
+def error() -> str | None:
+    noted: dict[str, Any] = json.loads(Path("run/summary.json").read_text())["tracking"]["mlflow"]
+    return noted["error"]
+
+
+def test_a_tracker_that_fails_while_training_warns_once(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
+    with tracking.tracked(job, Path("run"), 0, writes=True) as trackers:
+        trackers.log({"loss": 1.0}, 1)
+        wait_for(lambda: _holds_a_metric("mlflow.db"), "the first metric")
+        with contextlib.closing(sqlite3.connect("mlflow.db")) as store:
+            store.execute("DROP TABLE metrics")
+        for step in (2, 3):
+            trackers.log({"loss": 0.5}, step)
+    assert "no such table: metrics" in (error() or "")
+    assert capfd.readouterr().err.count("tracking.mlflow is left out") == 1
+
+
+def _holds_a_metric(file: str) -> bool:
+    with contextlib.closing(sqlite3.connect(file)) as store:
+        try:
+            return bool(store.execute("SELECT * FROM metrics").fetchall())
+        except sqlite3.OperationalError:
+            return False  # the table is not made yet
+
+
+@pytest.fixture
+def silent_server() -> Iterator[int]:
+    """A server that takes every call and answers none; its port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_a_tracker_that_does_not_answer_does_not_hold_up_the_run(
+    job: Job, silent_server: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "LONGEST_WAIT", 0.5)
+    silent = _with(job, Mlflow(tracking_uri=f"http://127.0.0.1:{silent_server}"))
+    with tracking.tracked(silent, Path("run"), 0, writes=True) as trackers:
+        trackers.log({"loss": 1.0}, 1)
+    assert error() == "it has not answered for 0.5 seconds"
+    assert "tracking.mlflow is left out" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ended", "status"), [(KeyboardInterrupt(), "KILLED"), (RuntimeError("broken"), "FAILED"), (None, "FINISHED")]
+)
+def test_a_tracker_is_told_how_the_run_ended(job: Job, ended: BaseException | None, status: str) -> None:
+    with (
+        pytest.raises(type(ended)) if ended else contextlib.nullcontext(),
+        tracking.tracked(job, Path("run"), 0, writes=True),
+    ):
+        if ended:
+            raise ended
+    assert mlflow_run().info.status == status
+
+
+def test_a_run_that_was_deleted_in_the_tracker_is_begun_anew(job: Job) -> None:
+    with tracking.tracked(job, Path("run"), 0, writes=True):
+        pass
+    former = mlflow_run().info.run_id
+    MlflowClient(store()).delete_run(former)
+    with tracking.tracked(job, Path("run"), 0, writes=True):
+        pass
+    assert mlflow_run().info.run_id != former
+    assert error() is None
+
+
+def test_only_one_process_writes(job: Job) -> None:
+    with tracking.tracked(job, Path("run"), 0, writes=False) as trackers:
+        trackers.log({"loss": 1.0}, 1)
+    assert sorted(path.name for path in Path("run").iterdir()) == ["lock.json", "summary.json"]
+    assert MlflowClient(store()).search_experiments(filter_string="name = 'fmstune'") == []
