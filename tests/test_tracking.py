@@ -52,13 +52,13 @@ def in_the_file() -> Points:
 
 def aim_run() -> Any:
     """The only run of the Aim repository here, as a query finds it."""
-    (one,) = [found.run for found in Repo(".").query_runs("run.job.peft.r == 4").iter_runs()]
+    (one,) = [found.run for found in Repo(str(Path.cwd())).query_runs("run.job.peft.r == 4").iter_runs()]
     return one
 
 
 def in_aim(run: Any, subset: str) -> Points:
     return {
-        metric.name: [(step, value) for step, (value, _, _) in zip(*metric.data.sparse_list(), strict=True)]
+        metric.name: [(step, value) for step, (value, _, _) in metric.data]
         for metric in run.metrics()
         if metric.context.to_dict() == {"subset": subset}
     }
@@ -114,8 +114,7 @@ def test_several_trackers_hold_what_the_metrics_file_holds(fmstune: Run) -> None
     assert other.info.status == "FINISHED"
     table = "loss on the answer"
     assert table in run.out and table in other.data.tags["mlflow.note.content"]
-    _, (texts, *_) = one.get_text("final table", Context({})).data.sparse_list()
-    assert [table in text.data for text in texts] == [True]
+    assert [table in text.data for _, (text, *_) in one.get_text_sequence("final table", Context({})).data] == [True]
     assert run.summary["tracking"]["aim"] == {"run": one.hash, "place": ".", "error": None}
     assert f"  aim         run {one.hash} in ." in run.out
 
@@ -128,10 +127,10 @@ def test_a_resumed_run_goes_on_with_the_same_runs(fmstune: Run) -> None:
     again = fmstune(*QUICK, *EVALUATED, *three(), "output_dir=run")
     assert again.code == 0, again.err
     assert again.summary["steps_here"] == 2
-    assert again.summary["tracking"] == first.summary["tracking"] | again.summary["tracking"]
-    assert [one["run"] for one in again.summary["tracking"].values()] == [
-        one["run"] for one in json.loads(Path("run/tracking.json").read_text()).values()
-    ]
+    for tracked in (first.summary["tracking"], json.loads(Path("run/tracking.json").read_text())):
+        assert {name: one["run"] for name, one in tracked.items()} == {
+            name: one["run"] for name, one in again.summary["tracking"].items()
+        }
     one = aim_run()
     assert one.hash == again.summary["tracking"]["aim"]["run"]
     assert in_aim(one, "train")["loss"] == in_the_file()["loss"]

@@ -30,7 +30,8 @@ def _lines(summary: Mapping[str, Any], folder: Path) -> Iterator[str]:
         yield f"  model   {folder / run_folder.MODEL}"
         yield f"  again   fmstune train --from {folder / run_folder.JOB}"
     for name, one in (summary.get("tracking") or {}).items():
-        what = f"run {one['run']} in {one['place']}" if one["error"] is None else f"left out: {one['error']}"
+        run = f"run {one['run']} in " if one["run"] != one["place"] else ""
+        what = f"{run}{one['place']}" if one["error"] is None else f"left out: {one['error']}"
         yield f"  {name:<12}{what}"
 
 

@@ -110,7 +110,7 @@ class AimTracker:
 
         self._run["summary"] = dict(outcome.summary)
         if outcome.table:
-            self._run.track(aim.Text(outcome.table), name=TABLE)
+            self._run.track(aim.Text(outcome.table), name=TABLE, step=outcome.summary["steps"])
         if outcome.status == run_folder.FINISHED:
             self._run.report_successful_finish()
         repo, number = self._run.repo, self._run.hash
@@ -152,7 +152,7 @@ class TensorboardTracker:
         figures = {f"final/{name}": value for name, value in outcome.figures().items()}
         self._writer.add_hparams(given, figures, run_name=".")
         if outcome.table:
-            self._writer.add_text(TABLE, _code(outcome.table), self._subject.step)
+            self._writer.add_text(TABLE, _code(outcome.table), outcome.summary["steps"])
         self._writer.close()
 
 

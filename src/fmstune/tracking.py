@@ -19,7 +19,7 @@ from fmstune.trackers import Outcome, Subject, Tracker
 IDS = "tracking.json"
 """File of the run folder: the id and the place of each tracker's run, to go on with it after a resume."""
 LONGEST_WAIT = 30.0
-"""Seconds that a run waits at its end for a tracker that does not answer."""
+"""Seconds that a run waits, when it begins and when it ends, for a tracker that does not answer."""
 MOST_WAITING = 10_000
 """Calls that may wait for a tracker that is slower than the training."""
 _NOT_TRACKED = ("plan", "tracking", "error", "status", "name")
@@ -35,6 +35,7 @@ class Guarded:
         self.run: str | None = None
         self.error: str | None = None
         """Why it is left out, None where it works."""
+        self.begun = threading.Event()
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
         self._thread.start()
@@ -81,9 +82,16 @@ class Trackers(TrainerCallback):
             known = former.get(one.name, {})
             one.do(partial(self._start, one, known))
 
+        for one in self._all:
+            # so that importing it is over when time and memory of the training are measured
+            one.begun.wait(LONGEST_WAIT)
+
     def _start(self, one: Guarded, known: Mapping[str, str]) -> None:
         same = known.get("place") == one.tracker.place
-        one.run = one.tracker.start(known["run"] if same else None)
+        try:
+            one.run = one.tracker.start(known["run"] if same else None)
+        finally:
+            one.begun.set()
         with self._lock:
             entry = {"run": one.run, "place": one.tracker.place}
             run_folder.write_json(self._folder / IDS, {**_ids(self._folder), one.name: entry})
