@@ -26,7 +26,13 @@ DOCUMENTS = [
 ]
 TEXT_SUFFIXES = {".cfg", ".md", ".py", ".svg", ".toml", ".txt", ".yaml", ".yml"}
 COMMANDS_AT_LEAST = 40
-PIP_LINES = ("pip install .", *(f"pip install '.[{extra}]'" for extra in ("dev", "flash-attn", "quant", "aim")))
+PIP_LINES = (
+    "pip install .",
+    *(
+        f"pip install '.[{extra}]'"
+        for extra in ("dev", "flash-attn", "quant", "aim", "tensorboard", "mlflow", "wandb", "trackio")
+    ),
+)
 SHELL_LINES = ('eval "$(fmstune --shell-completion install=bash)"',)
 SMALL = ("data.max_rows=8", "evaluation.max_rows=2", "evaluation.max_new_tokens=4")
 """Appended to a command that trains, with `training.max_steps`."""

@@ -4,9 +4,11 @@
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import socket
 import sqlite3
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from aim import Repo
 from aim.storage.context import Context
 from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto.wandb_internal_pb2 import Record
 
 from fmstune import freeze, tracking
 from fmstune.job import Job, Mlflow, Tracking
@@ -37,8 +40,21 @@ def store() -> str:
     return f"sqlite:///{Path('mlflow.db').resolve()}"
 
 
-def three() -> tuple[str, ...]:
-    return ("tracking=[aim,tensorboard,mlflow]", f"tracking.mlflow.tracking_uri={store()}")
+def all_of_them() -> tuple[str, ...]:
+    return (
+        "tracking=[aim,tensorboard,mlflow,wandb,trackio]",
+        f"tracking.mlflow.tracking_uri={store()}",
+        "tracking.wandb.mode=offline",
+        f"tracking.trackio.project={Path.cwd().name}",
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Trackio reads its place once, when it is imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRACKIO_DIR", str(tmp_path_factory.mktemp("trackio")))
+        yield Path(os.environ["TRACKIO_DIR"])
 
 
 def in_the_file() -> Points:
@@ -85,9 +101,45 @@ def in_mlflow(run: Any) -> Points:
     }
 
 
+def in_wandb() -> Points:
+    """The history in wandb's offline files, which are LevelDB logs of its messages."""
+    found: Points = {}
+    for file in sorted(Path("run/wandb").glob("offline-run-*/*.wandb")):
+        for data in log_records(file.read_bytes()):
+            items = Record.FromString(data).history.item
+            row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in items}
+            for name in row.keys() - {"epoch"}:
+                found.setdefault(name, []).append((row["_step"], row[name]))
+    return found
+
+
+def log_records(data: bytes) -> Iterator[bytes]:
+    """LevelDB's log format after wandb's 7 bytes: blocks of 32 KiB; checksum, length, and 1 whole, 2 to 4 in parts."""
+    place, parts = 7, b""
+    while place + 7 <= len(data):
+        if (left := 2**15 - place % 2**15) < 7:
+            place += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, place + 4)
+        parts += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):
+            yield parts
+            parts = b""
+
+
+def in_trackio(database: Path) -> Points:
+    found: Points = {}
+    with contextlib.closing(sqlite3.connect(database)) as store:
+        for step, row in store.execute("SELECT step, metrics FROM metrics ORDER BY id").fetchall():
+            for name, value in json.loads(row).items():
+                found.setdefault(name, []).append((step, value))
+    return found
+
+
 @pytest.mark.slow
-def test_several_trackers_hold_what_the_metrics_file_holds(fmstune: Run) -> None:
-    run = fmstune(*QUICK, *EVALUATED, *three(), "output_dir=run")
+def test_every_tracker_holds_what_the_metrics_file_holds(fmstune: Run, trackio_folder: Path) -> None:
+    run = fmstune(*QUICK, *EVALUATED, *all_of_them(), "output_dir=run")
     assert run.code == 0, run.err
     assert "note:" not in run.err
     file, one, other = in_the_file(), aim_run(), mlflow_run()
@@ -95,13 +147,13 @@ def test_several_trackers_hold_what_the_metrics_file_holds(fmstune: Run) -> None
     assert len(file["loss"]) == 4 and len(file["eval_loss"]) == 2
     aim = in_aim(one, "train") | in_aim(one, "eval")
     assert "eval_loss" in in_aim(one, "eval") and "loss" in in_aim(one, "train")
+    stores = (aim, in_mlflow(other), in_wandb(), in_trackio(trackio_folder / f"{Path.cwd().name}.db"))
     for name, points in file.items():
-        assert aim[name] == points, name
-        assert in_mlflow(other)[name] == points, name
+        assert [store[name] for store in stores] == [points] * len(stores), name
         assert in_tensorboard()[name] == [(step, pytest.approx(value, rel=1e-6)) for step, value in points], name
 
     for seconds in ("load_seconds", "preparation_seconds"):
-        assert aim[seconds] == in_mlflow(other)[seconds] == [(0, run.summary[seconds])]
+        assert [store[seconds] for store in stores] == [[(0, run.summary[seconds])]] * len(stores)
     job = yaml.safe_load(Path("run/job.yaml").read_text())
     assert one["job"] == job
     assert one["provenance"] == json.loads(Path("run/lock.json").read_text())
@@ -121,10 +173,10 @@ def test_several_trackers_hold_what_the_metrics_file_holds(fmstune: Run) -> None
 
 @pytest.mark.slow
 def test_a_resumed_run_goes_on_with_the_same_runs(fmstune: Run) -> None:
-    first = fmstune(*QUICK, *EVALUATED, *three(), "output_dir=run")
+    first = fmstune(*QUICK, *EVALUATED, *all_of_them(), "output_dir=run")
     assert first.code == 0, first.err
     interrupted_after(2)
-    again = fmstune(*QUICK, *EVALUATED, *three(), "output_dir=run")
+    again = fmstune(*QUICK, *EVALUATED, *all_of_them(), "output_dir=run")
     assert again.code == 0, again.err
     assert again.summary["steps_here"] == 2
     for tracked in (first.summary["tracking"], json.loads(Path("run/tracking.json").read_text())):
@@ -145,7 +197,7 @@ def test_a_resumed_run_goes_on_with_the_same_runs(fmstune: Run) -> None:
 @pytest.mark.slow
 def test_a_tracker_that_cannot_begin_is_left_out_and_the_others_go_on(fmstune: Run) -> None:
     Path("mlflow.db").write_text("no database\n" * 100)
-    run = fmstune(*QUICK, *EVALUATED, *three(), "output_dir=run")
+    run = fmstune(*QUICK, *EVALUATED, *all_of_them(), "output_dir=run")
     assert run.code == 0, run.err
     assert run.err.count("fmstune: note: tracking.mlflow is left out from here on, and metrics.jsonl goes on: ") == 1
     assert "file is not a database" in run.summary["tracking"]["mlflow"]["error"]

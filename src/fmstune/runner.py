@@ -75,6 +75,4 @@ def _act(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    _code = main()
-    parent.interrupt_no_more()
-    sys.exit(_code)
+    parent.leave(main())

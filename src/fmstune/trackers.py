@@ -1,10 +1,11 @@
 """One class for each tracker: begin or go on with its run, log, close. Their packages are imported when they begin."""
 
-import atexit
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -69,10 +70,7 @@ class AimTracker:
     def start(self, former: str | None) -> str:
         """As `Tracker` says."""
         import aim
-        from aim.ext.cleanup import AutoClean
 
-        # the run is closed here in any case, and Aim's own end waits without limit for a server that is gone
-        atexit.unregister(AutoClean.cleanup)
         if not _is_remote(self.place):
             Path(self.place).mkdir(parents=True, exist_ok=True)
         self._run = self._opened(aim, former)
@@ -283,14 +281,16 @@ class TrackioTracker:
 
         job = self._subject.job
         name = former or f"{job.name}-{time.strftime('%Y-%m-%d-%H-%M-%S')}"
-        self._run = trackio.init(
-            project=self._settings.project,
-            name=name,
-            space_id=self._settings.space_id,
-            config=dict(flat({"job": freeze.as_tree(job)})),
-            resume="allow",
-            embed=False,
-        )
+        # stdout is for what the user asked to see; the run waits meanwhile
+        with redirect_stdout(sys.stderr):
+            self._run = trackio.init(
+                project=self._settings.project,
+                name=name,
+                space_id=self._settings.space_id,
+                config=dict(flat({"job": freeze.as_tree(job)})),
+                resume="allow",
+                embed=False,
+            )
         return name
 
     def log(self, metrics: Mapping[str, float], step: int, epoch: float) -> None:
@@ -300,8 +300,9 @@ class TrackioTracker:
     def close(self, outcome: Outcome) -> None:
         """As `Tracker` says."""
         step = outcome.summary.get("steps", self._subject.step)
-        self._run.log({f"final.{key}": value for key, value in outcome.figures().items()}, step=step)
-        self._run.finish()
+        with redirect_stdout(sys.stderr):
+            self._run.log({f"final.{key}": value for key, value in outcome.figures().items()}, step=step)
+            self._run.finish()
 
 
 KINDS: Mapping[str, Any] = {

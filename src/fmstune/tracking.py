@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fmstune import report, run_folder, trackers
+from fmstune import parent, report, run_folder, trackers
 from fmstune.job import Job
 from fmstune.trackers import Outcome, Subject, Tracker
 
@@ -63,6 +63,7 @@ class Guarded:
 
     def _leave_out(self, why: str) -> None:
         self.error = why
+        parent.leave_at_once()
         print(
             f"fmstune: note: tracking.{self.name} is left out from here on, and {run_folder.METRICS} goes on: {why}",
             file=sys.stderr,
