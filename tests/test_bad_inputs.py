@@ -1026,6 +1026,27 @@ TRACKING = [
     ),
 ]
 
+CALLBACKS = [
+    case(
+        "callbacks=[early_stopping,stop_when] callbacks.early_stopping.patience=0 "
+        "callbacks.early_stopping.threshold=-1",
+        "callbacks.early_stopping.metric=eval_loss is measured by evaluating while training; set …",
+        "callbacks.early_stopping.patience must be at least 1, got 0",
+        "callbacks.early_stopping.threshold must be at least 0, got -1",
+        "callbacks.stop_when needs a limit; set callbacks.stop_when.below or callbacks.stop_when.above",
+    ),
+    case(
+        "callbacks=stop_when callbacks.stop_when.metric=los callbacks.stop_when.below=1",
+        "callbacks.stop_when.metric must be one of loss, …, eval_entropy; got 'los'; did you mean 'loss'?",
+    ),
+    case(
+        "callbacks=stop_when callbacks.stop_when.metric=eval_loss callbacks.stop_when.below=1 "
+        "'data.eval={a: package:complaints/held_out.jsonl}' training.eval_strategy=epoch",
+        "callbacks.stop_when.metric must be one of …, eval_a_loss, …; got 'eval_loss'; did you mean 'eval_a_loss'?",
+    ),
+    case("callbacks=early_stoping", "callbacks=early_stoping: no such choice; did you mean 'early_stopping'? (…)"),
+]
+
 CASES = [
     *UNKNOWN_NAMES,
     *SEVERAL_AT_ONCE,
@@ -1047,11 +1068,12 @@ CASES = [
     *SOURCES,
     *TEMPLATES,
     *TRACKING,
+    *CALLBACKS,
 ]
 
 
 def test_the_specification_keeps_its_size() -> None:
-    assert len(CASES) == 325
+    assert len(CASES) == 329
 
 
 @pytest.mark.parametrize("wrong", CASES, ids=[wrong.command[:70] for wrong in CASES])

@@ -189,8 +189,9 @@ def test_a_launchers_file_lists_the_fields_that_it_uses_and_sets_only_what_it_is
         assert {name for name in given if getattr(launcher, name) != getattr(defaults, name)} <= own, path
 
 
-def test_a_trackers_file_lists_all_of_its_fields_and_sets_none_of_them_otherwise() -> None:
-    for name in help.choices("tracking"):
-        given = yaml.safe_load((CONF / "tracking" / f"{name}.yaml").read_text(encoding="utf-8"))
-        tracking = freeze.as_tree(freeze.freeze(composed(f"tracking={name}")).job)["tracking"]
-        assert given == {tracker: fields for tracker, fields in tracking.items() if fields is not None}
+@pytest.mark.parametrize("group", ["tracking", "callbacks"])
+def test_a_file_of_an_optional_part_lists_all_of_its_fields_and_sets_none_of_them_otherwise(group: str) -> None:
+    for name in help.choices(group):
+        given = yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8"))
+        parts = freeze.as_tree(freeze.freeze(composed(f"{group}={name}")).job)[group]
+        assert given == {part: fields for part, fields in parts.items() if fields is not None}

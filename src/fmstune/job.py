@@ -316,6 +316,36 @@ class Tracking:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EarlyStopping:
+    metric: str = "eval_loss"
+    """What must get better, by its name in `metrics.jsonl`."""
+    patience: int = 3
+    """Stop when it has not got better for this many values in a row."""
+    threshold: float = 0.0
+    """What it must get better by, to count as better."""
+    greater_is_better: bool = False
+    """Whether more is better, as for `eval_mean_token_accuracy`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopWhen:
+    metric: str = "loss"
+    """What is compared, by its name in `metrics.jsonl`."""
+    below: float | None = None
+    """Stop when it is below this."""
+    above: float | None = None
+    """Stop when it is above this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    early_stopping: EarlyStopping | None = None
+    """Stop when a metric does not get better any more; null does not."""
+    stop_when: StopWhen | None = None
+    """Stop when a metric has reached a limit; null does not."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     name: str
     """Name of the run, part of the default `output_dir`."""
@@ -337,6 +367,8 @@ class Job:
     """How base and tuned model are compared."""
     tracking: Tracking = field(default_factory=Tracking)
     """Where metrics go beside `metrics.jsonl` in the run folder; several at once."""
+    callbacks: Callbacks = field(default_factory=Callbacks)
+    """What ends the training before its last step."""
 
 
 def tunes_an_adapter(job: Job) -> bool:

@@ -64,6 +64,8 @@ def _cost(summary: Mapping[str, Any]) -> Iterator[str]:
         + (f", {speed:,.0f} tokens/s" if speed else "")
         + f", train loss {summary['train_loss']:.4f}"
     )
+    if summary.get("stopped"):
+        yield f"stopped after step {summary['steps']:,}: {summary['stopped']}"
     if summary.get("positions"):
         tokens, positions = summary["tokens_trained_on"], summary["positions"]
         yield f"{tokens:,} tokens in {positions:,} positions ({tokens / positions:.1%}; the rest is padding)"

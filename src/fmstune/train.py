@@ -41,6 +41,7 @@ from fmstune.job import LORAPLUS_LR_RATIO, Job, is_sharded
 from fmstune.ledger import Ledger
 from fmstune.models import Tokenizer
 from fmstune.plan import Plan
+from fmstune.stopping import Stopping
 from fmstune.trainer import Trainer
 from fmstune.training_names import OWN
 
@@ -77,6 +78,8 @@ def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, pl
         tracked = until_the_end.enter_context(tracking.tracked(job, folder, done, writes=main))
         trainer, seconds = _build(job, checked, tokenizer, prepared, folder)
         trainer.add_callback(tracked)
+        stopping = Stopping(job.callbacks)
+        trainer.add_callback(stopping)
         tracked.log({"preparation_seconds": prepared.seconds, "load_seconds": seconds["load_seconds"]}, done)
         if checkpoint is not None and (made := checkpoints.about(checkpoint)) is not None:
             raise_if_any(checkpoints.problems(checkpoint, made, trainer.about()))
@@ -85,7 +88,7 @@ def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, pl
             trainer.before_training(lambda: base.append(_score(trainer, job, checked, prepared, base=True)))
         memory.reset_peak(checked.device)
         output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
-        figures = _figures(trainer, checked, prepared, output.metrics)
+        figures = {**_figures(trainer, checked, prepared, output.metrics), "stopped": stopping.reason}
         tuned = _score(trainer, job, checked, prepared, base=False)
         for name, loss in (("train_loss", figures["train_loss"]), ("eval_loss", tuned["eval_loss"] if tuned else 0.0)):
             if not math.isfinite(loss):
