@@ -3,7 +3,7 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import NamedTuple
@@ -63,21 +63,38 @@ def _row(figure: Figure) -> str:
     )
 
 
-def document(sections: Sequence[Section], *, load: float, quick: bool) -> str:
-    """RESULTS.md: what was measured where, when and with what, then the tables."""
+def dated(section: Section, load: float) -> str:
+    """The figures of one benchmark, and when they were measured."""
+    return f"{table(section)}\n\nMeasured on {datetime.now(UTC):%Y-%m-%d}; load {load:.1f} before the first run.\n"
+
+
+def document(sections: Iterable[str]) -> str:
+    """RESULTS.md: what was measured where and with what, then the tables."""
+    return "\n".join([head(), *sections])
+
+
+def head() -> str:
+    """What all figures of the page have in common."""
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    head = [
+    lines = [
         "# Benchmarks",
         "",
         "Written by `make bench`. A ratio is fmstune's figure over the other side's, of pairs of processes that",
         "alternate; the median of the pairs counts, and the range shows how far they lie apart.",
         "Both sides have the same threads and `OMP_WAIT_POLICY=passive`.",
         "",
-        f"- date: {datetime.now(UTC):%Y-%m-%d}{', a quick run whose figures say nothing' if quick else ''}",
-        f"- machine: {machine()}; {threads()} threads; load {load:.1f} before the first run",
+        f"- machine: {machine()}; {threads()} threads",
         f"- Python {platform.python_version()}; {versions}",
     ]
-    return "\n".join([*head, *(f"\n{table(section)}" for section in sections)]) + "\n"
+    return "\n".join(lines) + "\n"
+
+
+def sections_of(page: str) -> dict[str, str]:
+    """The dated tables of a page by title; raises ValueError where it was measured on or with something else."""
+    first, *tables = page.split("\n## ")
+    if first != head():
+        raise ValueError("the other figures were measured on another machine or with other versions; measure all")
+    return {one.partition("\n")[0]: f"## {one}" for one in tables}
 
 
 def machine() -> str:

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Every benchmark, one after the other, and RESULTS.md; `--quick` tries them out and prints the page."""
+"""Every benchmark, or those named, one after the other, and RESULTS.md; `--quick` tries them out and prints them."""
 
 import argparse
 import os
@@ -10,28 +10,29 @@ from pathlib import Path
 import first_step
 import packed_rows
 import preparation
+import results
 import startup
 import step
-from results import Section, document, table
 
-BENCHMARKS = (startup, first_step, step, preparation, packed_rows)
+BENCHMARKS = {module.__name__: module for module in (startup, first_step, step, preparation, packed_rows)}
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few pairs and tiny sizes; prints, and writes nothing")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; the others stay")
     options = parser.parse_args()
-    load = os.getloadavg()[0]
-    sections: list[Section] = []
-    for benchmark in BENCHMARKS:
-        sections.append(benchmark.measure(quick=options.quick))
-        print(table(sections[-1]), end="\n\n", file=sys.stderr, flush=True)
-    text = document(sections, load=load, quick=options.quick)
-    if options.quick:
-        print(text)
-    else:
-        RESULTS.write_text(text, encoding="utf-8")
+    if unknown := set(options.names) - set(BENCHMARKS):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}")
+    made = results.sections_of(RESULTS.read_text(encoding="utf-8")) if options.names and not options.quick else {}
+    for name in options.names or BENCHMARKS:
+        load = os.getloadavg()[0]
+        section = BENCHMARKS[name].measure(quick=options.quick)
+        made[section.title] = results.dated(section, load)
+        print(made[section.title], file=sys.stdout if options.quick else sys.stderr, flush=True)
+    if not options.quick:
+        RESULTS.write_text(results.document(made.values()), encoding="utf-8")
         print(f"wrote {RESULTS.name}")
 
 

@@ -90,11 +90,34 @@ def test_a_figure_stands_beside_its_bar(figure: Figure, row: str) -> None:
 def test_the_page_says_when_and_on_what_and_names_no_machine() -> None:
     import platform
 
-    page = results.document([], load=0.5, quick=False)
-    for part in ("- date: 2", "cores", "GiB of memory", "threads", "load 0.5", "torch 2", "transformers 5", "trl 1"):
+    page = results.document([results.dated(Section("Title", "about", []), 0.5)])
+    for part in (
+        "Measured on 2",
+        "cores",
+        "GiB of memory",
+        "threads",
+        "load 0.5",
+        "torch 2",
+        "transformers 5",
+        "trl 1",
+    ):
         assert part in page
     assert platform.node() not in page
     assert str(Path.home()) not in page
+
+
+def test_a_benchmark_alone_replaces_its_own_table_and_keeps_the_others() -> None:
+    one, two, again = (results.dated(Section(title, about, []), 0) for title, about in ("1a", "2b", "1c"))
+    page = results.document([one, two])
+    kept = results.sections_of(page)
+    assert kept == {"1": one, "2": two}
+    assert results.document((kept | {"1": again}).values()) == page.replace(one, again)
+
+
+def test_figures_of_other_versions_are_not_put_beside_new_ones() -> None:
+    page = results.document([]).replace("torch 2", "torch 1")
+    with pytest.raises(ValueError, match="measure all"):
+        results.sections_of(page)
 
 
 def quick(script: str) -> Sequence[str]:

@@ -31,10 +31,12 @@ def watch(on_death: Callable[[], None]) -> None:
         os.environ.setdefault(PARENT, str(os.getppid()))
     if PARENT not in os.environ:
         return
+    # as it is now: the agent names itself to its ranks in the same variable
+    parent = int(os.environ[PARENT])
 
     def look() -> None:
         # at once where it died before this process could look
-        while not is_gone():
+        while os.getppid() == parent:
             time.sleep(_EVERY_SECONDS)
         try:
             on_death()

@@ -369,10 +369,13 @@ def _arrow(file: File) -> Iterator[Item]:
 
 
 def _arrow_batches(file: File) -> Iterator[Any]:
-    """The batches of an Arrow file, or of the Arrow stream that `datasets` writes."""
+    """The batches of an Arrow file, or of the Arrow stream that `datasets` writes.
+
+    They are read and not mapped: all of a mapped file counts as the process's memory in the end.
+    """
     import pyarrow as pa
 
-    with pa.memory_map(str(file.path)) as content:
+    with pa.OSFile(str(file.path)) as content:
         if content.read(6) == b"ARROW1":
             reader = pa.ipc.open_file(content)
             yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
