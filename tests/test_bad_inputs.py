@@ -240,7 +240,7 @@ OWNED = [
         "training.use_cpu=true training.fsdp=full_shard training.max_seq_length=9 "
         "training.model_name_or_path=x",
         "training.max_length: data.max_length sets it",
-        "training.report_to: metrics go to metrics.jsonl in the run folder",
+        "training.report_to: the tracking group says where metrics go, such as tracking=aim",
         "training.output_dir: the top-level output_dir sets it",
         "training.seed: the top-level seed sets it",
         "training.use_cpu: launcher.device=cpu sets it",
@@ -1212,6 +1212,48 @@ MERGE = [
     ),
 ]
 
+TRACKING = [
+    case("tracking=[aim,tensorbord]", "tracking=tensorbord: no such choice; did you mean 'tensorboard'? (aim, …)"),
+    case("tracking=aim tracking.aim.rebo=x", "tracking.aim.rebo: unknown field; did you mean 'repo'?"),
+    case(
+        "tracking.wandb.mode=sometimes tracking.aim=here",
+        "tracking.aim is a group of fields, got 'here'; set them as tracking.aim={FIELD: VALUE}",
+        "tracking.wandb.mode must be one of online, offline; got 'sometimes'",
+    ),
+    case(
+        "tracking=[aim,mlflow] tracking.aim.repo=aim:/server tracking.mlflow.tracking_uri=https://me:secret@host",
+        "tracking.aim.repo: a server is written aim://HOST:PORT, got 'aim:/server'",
+        "tracking.mlflow.tracking_uri holds a password, and secrets stay out of a job; set it to null, and …",
+    ),
+    case(
+        "training.trackers=aim training.aim_repo=. training.aim_remote_server_ip=10.0.0.1",
+        "training.trackers: choose several at once, such as tracking=[aim,tensorboard]",
+        "training.aim_repo: it is tracking.aim.repo now",
+        "training.aim_remote_server_ip: give the server as tracking.aim.repo=aim://HOST:PORT",
+    ),
+]
+
+CALLBACKS = [
+    case(
+        "callbacks=[early_stopping,stop_when] callbacks.early_stopping.patience=0 "
+        "callbacks.early_stopping.threshold=-1",
+        "callbacks.early_stopping.metric=eval_loss is measured by evaluating while training; set …",
+        "callbacks.early_stopping.patience must be at least 1, got 0",
+        "callbacks.early_stopping.threshold must be at least 0, got -1",
+        "callbacks.stop_when needs a limit; set callbacks.stop_when.below or callbacks.stop_when.above",
+    ),
+    case(
+        "callbacks=stop_when callbacks.stop_when.metric=los callbacks.stop_when.below=1",
+        "callbacks.stop_when.metric must be one of loss, …, eval_entropy; got 'los'; did you mean 'loss'?",
+    ),
+    case(
+        "callbacks=stop_when callbacks.stop_when.metric=eval_loss callbacks.stop_when.below=1 "
+        "'data.eval={a: package:complaints/held_out.jsonl}' training.eval_strategy=epoch",
+        "callbacks.stop_when.metric must be one of …, eval_a_loss, …; got 'eval_loss'; did you mean 'eval_a_loss'?",
+    ),
+    case("callbacks=early_stoping", "callbacks=early_stoping: no such choice; did you mean 'early_stopping'? (…)"),
+]
+
 CASES = [
     *UNKNOWN_NAMES,
     *SEVERAL_AT_ONCE,
@@ -1234,11 +1276,13 @@ CASES = [
     *TEMPLATES,
     *GENERATE,
     *MERGE,
+    *TRACKING,
+    *CALLBACKS,
 ]
 
 
 def test_the_specification_keeps_its_size() -> None:
-    assert len(CASES) == 354
+    assert len(CASES) == 363
 
 
 @pytest.mark.parametrize("wrong", CASES, ids=[wrong.command[:70] for wrong in CASES])

@@ -1,5 +1,6 @@
 """Every combination of the shipped groups composes and freezes; a new YAML is picked up without touching this file."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,13 @@ def test_every_combination_composes_and_freezes(model: str, peft: str, data: str
 def test_every_way_of_evaluation_composes(evaluation: str) -> None:
     job = freeze.freeze(composed(f"evaluation={evaluation}")).job
     assert job.evaluation.enabled is (evaluation != "none")
+
+
+@pytest.mark.parametrize("names", [*itertools.combinations(help.choices("tracking"), 2), help.choices("tracking")])
+def test_any_trackers_compose_together(names: tuple[str, ...]) -> None:
+    tracking = freeze.freeze(composed(f"tracking=[{','.join(names)}]")).job.tracking
+    chosen = {name for name, value in dataclasses.asdict(tracking).items() if value is not None}
+    assert chosen == {*names} - {"file"}
 
 
 EXPERIMENTS = help.choices("experiment")
@@ -161,8 +169,6 @@ def test_the_groups_of_the_help_are_the_folders_of_conf() -> None:
 
 def test_defaults_live_in_one_place_the_yaml_of_the_group_says_them_all() -> None:
     """A field that a group's YAML leaves out would have a second home for its default."""
-    import dataclasses
-
     from fmstune import job
 
     for group, cls in (("model", job.Model), ("data", job.Data)):
@@ -172,8 +178,6 @@ def test_defaults_live_in_one_place_the_yaml_of_the_group_says_them_all() -> Non
 
 
 def test_a_launchers_file_lists_the_fields_that_it_uses_and_sets_only_what_it_is() -> None:
-    import dataclasses
-
     from fmstune.job import Launcher
 
     own = {"strategy", "fsdp_version", "transformer_layer_cls_to_wrap", "slurm"}
@@ -183,3 +187,11 @@ def test_a_launchers_file_lists_the_fields_that_it_uses_and_sets_only_what_it_is
         assert given.keys() <= {field.name for field in dataclasses.fields(Launcher)}, path
         launcher = freeze.freeze(composed(f"launcher={path.stem}")).job.launcher
         assert {name for name in given if getattr(launcher, name) != getattr(defaults, name)} <= own, path
+
+
+@pytest.mark.parametrize("group", ["tracking", "callbacks"])
+def test_a_file_of_an_optional_part_lists_all_of_its_fields_and_sets_none_of_them_otherwise(group: str) -> None:
+    for name in help.choices(group):
+        given = yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8"))
+        parts = freeze.as_tree(freeze.freeze(composed(f"{group}={name}")).job)[group]
+        assert given == {part: fields for part, fields in parts.items() if fields is not None}

@@ -28,7 +28,10 @@ TEXT_SUFFIXES = {".cfg", ".md", ".py", ".svg", ".toml", ".txt", ".yaml", ".yml"}
 COMMANDS_AT_LEAST = 40
 PIP_LINES = (
     "pip install .",
-    *(f"pip install '.[{extra}]'" for extra in ("dev", "flash-attn", "quant", "aim", "slurm")),
+    *(
+        f"pip install '.[{extra}]'"
+        for extra in ("dev", "flash-attn", "quant", "aim", "tensorboard", "mlflow", "wandb", "trackio", "slurm")
+    ),
 )
 SHELL_LINES = ('eval "$(fmstune --shell-completion install=bash)"',)
 SMALL = ("data.max_rows=8", "evaluation.max_rows=2", "evaluation.max_new_tokens=4")

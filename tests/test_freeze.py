@@ -116,7 +116,7 @@ def test_a_warmup_ratio_of_one_is_not_taken_for_one_step() -> None:
         ("max_length", "data.max_length sets it"),
         ("seed", "the top-level seed sets it"),
         ("output_dir", "the top-level output_dir sets it"),
-        ("report_to", "metrics go to metrics.jsonl in the run folder"),
+        ("report_to", "the tracking group says where metrics go, such as tracking=aim"),
         ("use_cpu", "launcher.device=cpu sets it"),
         ("fsdp_config", "the launcher group sets it"),
         ("max_seq_length", "it is data.max_length now"),

@@ -148,7 +148,8 @@ def config_dir(words: Sequence[str]) -> Path | None:
 def explained(err: BaseException) -> str:
     """Hydra's and OmegaConf's messages, with a suggestion where a choice was misspelt and a hint on quoting."""
     text = str(err).strip()
-    missing = re.search(r"Could not find '([\w/]+)/([\w.-]*)'", text)
+    # "load" where several are chosen of one group
+    missing = re.search(r"Could not (?:find|load) '([\w/]+)/([\w.-]*)'", text)
     if missing:
         group, name = missing.groups()
         if group == "hydra/launcher" and name.startswith("submitit_"):

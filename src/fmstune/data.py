@@ -47,6 +47,8 @@ class Prepared:
     """SHA-256 of the files (`rows.Contents.hash`) by the field that names them."""
     streamed: Mapping[str, Ledger] | None = None
     """What became of the rows of each source that were read so far in training; None where all were read before."""
+    seconds: float = 0.0
+    """What reading and tokenising them took; little where they were cached."""
 
     @property
     def cached(self) -> bool:

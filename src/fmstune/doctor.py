@@ -16,7 +16,7 @@ CORE = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "hydra
 EXTRAS = {
     "flash-attn": ("flash_attn",),
     "quant": ("bitsandbytes",),
-    "aim": ("aim",),
+    **{name: (name,) for name in ("aim", "tensorboard", "mlflow", "wandb", "trackio")},
     "slurm": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
 }
 """Each extra, and the modules whose import shows that it works."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fmstune.command_line import SUMMARIES, Verb
 
-GROUPS = ("model", "peft", "data", "training", "launcher", "evaluation", "experiment")
+GROUPS = ("model", "peft", "data", "training", "launcher", "evaluation", "tracking", "callbacks", "experiment")
 """Groups that a user chooses from; `training_for` is chosen by two of them."""
 
 _FLAGS = {

@@ -284,6 +284,99 @@ class Evaluation:
     """Rows that are generated together."""
 
 
+class WandbMode(Enum):
+    """Where a run of Weights & Biases goes, by its own names."""
+
+    online = "online"
+    offline = "offline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aim:
+    repo: str = "."
+    """Folder that holds Aim's `.aim`, made where there is none; or an Aim server, `aim://HOST:PORT`."""
+    experiment: str | None = None
+    """Experiment that the run belongs to; null takes the job's `name`."""
+    system_tracking_interval: int | None = 10
+    """Seconds between two readings of CPU, memory and GPU; null reads none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensorboard:
+    log_dir: str | None = None
+    """Folder of the event files; null takes `tensorboard` in the run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlflow:
+    tracking_uri: str | None = "sqlite:///mlflow.db"
+    """Database or server, as MLflow writes it; null takes the environment variable MLFLOW_TRACKING_URI."""
+    experiment_name: str | None = None
+    """Experiment that the run belongs to; null takes the job's `name`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wandb:
+    project: str = "fmstune"
+    """Project that the run belongs to."""
+    entity: str | None = None
+    """User or team; null takes that of the API key, which is read from WANDB_API_KEY or `wandb login`."""
+    mode: WandbMode = WandbMode.online
+    """`offline` writes into the run folder, for `wandb sync`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trackio:
+    project: str = "fmstune"
+    """Project that the run belongs to."""
+    space_id: str | None = None
+    """Space on the hub, `OWNER/NAME`; null keeps the run in this machine's database (TRACKIO_DIR)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    aim: Aim | None = None
+    """Track the run in Aim; null does not, like the others."""
+    tensorboard: Tensorboard | None = None
+    """Write event files for TensorBoard."""
+    mlflow: Mlflow | None = None
+    """Track the run in MLflow."""
+    wandb: Wandb | None = None
+    """Track the run in Weights & Biases."""
+    trackio: Trackio | None = None
+    """Track the run in Trackio."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStopping:
+    metric: str = "eval_loss"
+    """What must get better, by its name in `metrics.jsonl`."""
+    patience: int = 3
+    """Stop when it has not got better for this many values in a row."""
+    threshold: float = 0.0
+    """What it must get better by, to count as better."""
+    greater_is_better: bool = False
+    """Whether more is better, as for `eval_mean_token_accuracy`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopWhen:
+    metric: str = "loss"
+    """What is compared, by its name in `metrics.jsonl`."""
+    below: float | None = None
+    """Stop when it is below this."""
+    above: float | None = None
+    """Stop when it is above this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    early_stopping: EarlyStopping | None = None
+    """Stop when a metric does not get better any more; null does not."""
+    stop_when: StopWhen | None = None
+    """Stop when a metric has reached a limit; null does not."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     name: str
@@ -304,6 +397,10 @@ class Job:
     """Where it runs."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     """How base and tuned model are compared."""
+    tracking: Tracking = field(default_factory=Tracking)
+    """Where metrics go beside `metrics.jsonl` in the run folder; several at once."""
+    callbacks: Callbacks = field(default_factory=Callbacks)
+    """What ends the training before its last step."""
 
 
 def tunes_an_adapter(job: Job) -> bool:

@@ -2,16 +2,21 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
 from fmstune import preemption, ranks
 from fmstune.launch import PARENT
 from fmstune.run_folder import INTERRUPTING, NOTICES
 
 _EVERY_SECONDS = 0.25
+
+_at_once = threading.Event()
+"""Set where something would keep this process from ending."""
 
 
 def watch(on_death: Callable[[], None]) -> None:
@@ -67,3 +72,18 @@ def interrupt_no_more() -> None:
     """Let the process end undisturbed: what runs at its exit is no longer part of the run."""
     for number in (*INTERRUPTING, *NOTICES):
         signal.signal(number, signal.SIG_IGN)
+
+
+def leave_at_once() -> None:
+    """Do not wait for other libraries when this process ends: one of them may never be ready."""
+    _at_once.set()
+
+
+def leave(code: int) -> NoReturn:
+    """End this process undisturbed, with this exit code."""
+    interrupt_no_more()
+    if _at_once.is_set():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

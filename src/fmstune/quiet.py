@@ -22,7 +22,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
     # one process speaks for all
     logging.basicConfig(format="%(message)s", level=logging.INFO if ranks.here().is_main else logging.WARNING)
-    for name in ("httpx", "filelock", "fsspec", "matplotlib", "trl", "accelerate"):
+    for name in ("httpx", "filelock", "fsspec", "matplotlib", "trl", "accelerate", "aim", "alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

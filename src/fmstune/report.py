@@ -29,6 +29,10 @@ def _lines(summary: Mapping[str, Any], folder: Path) -> Iterator[str]:
     if (folder / run_folder.MODEL).is_dir():
         yield f"  model   {folder / run_folder.MODEL}"
         yield f"  again   fmstune train --from {folder / run_folder.JOB}"
+    for name, one in (summary.get("tracking") or {}).items():
+        run = f"run {one['run']} in " if one["run"] != one["place"] else ""
+        what = f"{run}{one['place']}" if one["error"] is None else f"left out: {one['error']}"
+        yield f"  {name:<12}{what}"
 
 
 def comparison(base: Mapping[str, Any] | None, tuned: Mapping[str, Any], name: str = "held-out rows") -> Iterator[str]:
@@ -60,6 +64,8 @@ def _cost(summary: Mapping[str, Any]) -> Iterator[str]:
         + (f", {speed:,.0f} tokens/s" if speed else "")
         + f", train loss {summary['train_loss']:.4f}"
     )
+    if summary.get("stopped"):
+        yield f"stopped after step {summary['steps']:,}: {summary['stopped']}"
     if summary.get("positions"):
         tokens, positions = summary["tokens_trained_on"], summary["positions"]
         yield f"{tokens:,} tokens in {positions:,} positions ({tokens / positions:.1%}; the rest is padding)"

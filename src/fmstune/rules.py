@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fmstune import launch_rules, package_files, peft_rules, resume_rules, rows, run_folder
+from fmstune import (
+    callback_rules,
+    launch_rules,
+    package_files,
+    peft_rules,
+    resume_rules,
+    rows,
+    run_folder,
+    tracking_rules,
+)
 from fmstune.errors import UserError, did_you_mean, shown
 from fmstune.job import (
     LORAPLUS_LR_RATIO,
@@ -64,6 +73,8 @@ def problems(job: Job) -> Iterator[str]:
     yield from _together(job)
     yield from launch_rules.problems(job)
     yield from _evaluation(job.evaluation)
+    yield from tracking_rules.problems(job.tracking)
+    yield from callback_rules.problems(job)
 
 
 def notes(job: Job) -> Iterator[str]:

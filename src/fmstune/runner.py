@@ -99,6 +99,4 @@ def _after(verb: Verb, file: Path) -> int:
 
 
 if __name__ == "__main__":
-    _code = main()
-    parent.interrupt_no_more()
-    sys.exit(_code)
+    parent.leave(main())

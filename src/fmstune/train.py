@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +32,7 @@ from fmstune import (
     resume_rules,
     run_folder,
     sharding,
+    tracking,
 )
 from fmstune.callbacks import MetricsFile, Progress
 from fmstune.checks import Checked
@@ -41,6 +42,7 @@ from fmstune.job import LORAPLUS_LR_RATIO, Job, is_sharded
 from fmstune.ledger import Ledger
 from fmstune.models import Tokenizer
 from fmstune.plan import Plan
+from fmstune.stopping import Stopping
 from fmstune.trainer import Trainer
 from fmstune.training_names import OWN
 
@@ -64,16 +66,24 @@ def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, pl
     assert job.output_dir is not None
     folder, main = Path(job.output_dir), ranks.here().is_main
     checkpoint = _checkpoint(job, folder)
-    start = {"name": job.name, "plan": _plan_values(plan)}
-    with _recorded(folder, start) if main else nullcontext():
+    start = {"name": job.name, "plan": _plan_values(plan), "preparation_seconds": prepared.seconds}
+    with ExitStack() as until_the_end:
+        if main:
+            until_the_end.enter_context(_recorded(folder, start))
+        done = resume_rules.steps_done(checkpoint) if checkpoint is not None else 0
         former = run_folder.read_summary(folder) if checkpoint is not None and checkpoint.parent == folder else {}
         if main:
             run_folder.write_json(folder / run_folder.PROVENANCE, _provenance(job, checked, prepared))
             checkpoints.clear_aside(folder)
-            run_folder.keep_metrics(folder, resume_rules.steps_done(checkpoint) if checkpoint is not None else 0)
+            run_folder.keep_metrics(folder, done)
         # before training: the base may be moved while it goes on
         base_model = base_identity.at(job.model.path, job.model.revision) if checked.peft is not None else None
+        tracked = until_the_end.enter_context(tracking.tracked(job, folder, done, writes=main))
         trainer, seconds = _build(job, checked, tokenizer, prepared, folder)
+        trainer.add_callback(tracked)
+        stopping = Stopping(job.callbacks)
+        trainer.add_callback(stopping)
+        tracked.log({"preparation_seconds": prepared.seconds, "load_seconds": seconds["load_seconds"]}, done)
         if checkpoint is not None and (made := checkpoints.about(checkpoint)) is not None:
             raise_if_any(checkpoints.problems(checkpoint, made, trainer.about()))
         base: list[dict[str, Any] | None] = []
@@ -83,7 +93,7 @@ def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, pl
         output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         if trainer.stops:
             _stop(trainer, folder)
-        figures = _figures(trainer, checked, prepared, output.metrics)
+        figures = {**_figures(trainer, checked, prepared, output.metrics), "stopped": stopping.reason}
         tuned = _score(trainer, job, checked, prepared, base=False)
         for name, loss in (("train_loss", figures["train_loss"]), ("eval_loss", tuned["eval_loss"] if tuned else 0.0)):
             if not math.isfinite(loss):

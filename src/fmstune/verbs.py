@@ -1,7 +1,9 @@
 """The verbs of the runner: how far each one goes down the same pipe."""
 
+import dataclasses
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -169,6 +171,7 @@ def _others(problems: Sequence[str], reported: Sequence[str]) -> list[str]:
 
 def _prepare(job: Job) -> tuple[Tokenizer, Prepared]:
     tokenizer = models.load_tokenizer(job.model)
+    begun = time.perf_counter()
     prepared = data.prepare(job.data, tokenizer.tokenizer, job.seed)
     preparation.mark(job)
-    return tokenizer, prepared
+    return tokenizer, dataclasses.replace(prepared, seconds=round(time.perf_counter() - begun, 3))

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trackers beside a run: what real stores hold afterwards, and that none of them can disturb the training."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aim import Repo
+from aim.storage.context import Context
+from mlflow import MlflowClient
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto.wandb_internal_pb2 import Record
+
+from fmstune import freeze, tracking
+from fmstune.job import Job, Mlflow, Tracking
+from tests.conftest import Result
+from tests.test_cli import wait_for
+from tests.test_freeze import tree
+from tests.test_resume import QUICK, interrupted_after
+
+Run = Callable[..., Result]
+EVALUATED = ("training.eval_strategy=steps", "training.eval_steps=2", "peft.r=4")
+
+Points = dict[str, list[tuple[int, float]]]
+"""Steps and values of each metric."""
+
+
+def store() -> str:
+    """The database of this test; MLflow keeps its connections by the address, so that is a full path."""
+    return f"sqlite:///{Path('mlflow.db').resolve()}"
+
+
+def all_of_them() -> tuple[str, ...]:
+    return (
+        "tracking=[aim,tensorboard,mlflow,wandb,trackio]",
+        f"tracking.mlflow.tracking_uri={store()}",
+        "tracking.wandb.mode=offline",
+        f"tracking.trackio.project={Path.cwd().name}",
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Trackio reads its place once, when it is imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRACKIO_DIR", str(tmp_path_factory.mktemp("trackio")))
+        yield Path(os.environ["TRACKIO_DIR"])
+
+
+def in_the_file() -> Points:
+    """What metrics.jsonl holds."""
+    found: Points = {}
+    for line in map(json.loads, Path("run/metrics.jsonl").read_text().splitlines()):
+        for name in line.keys() - {"step", "epoch"}:
+            found.setdefault(name, []).append((line["step"], line[name]))
+    return found
+
+
+def aim_run() -> Any:
+    """The only run of the Aim repository here, as a query finds it."""
+    (one,) = [found.run for found in Repo(str(Path.cwd())).query_runs("run.job.peft.r == 4").iter_runs()]
+    return one
+
+
+def in_aim(run: Any, subset: str) -> Points:
+    return {
+        metric.name: [(step, value) for step, (value, _, _) in metric.data]
+        for metric in run.metrics()
+        if metric.context.to_dict() == {"subset": subset}
+    }
+
+
+def in_tensorboard() -> Points:
+    events = EventAccumulator("run/tensorboard")
+    events.Reload()
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def mlflow_run() -> Any:
+    client = MlflowClient(store())
+    (experiment,) = client.search_experiments(filter_string="name = 'fmstune'")
+    (one,) = client.search_runs([experiment.experiment_id])
+    return one
+
+
+def in_mlflow(run: Any) -> Points:
+    client = MlflowClient(store())
+    return {
+        name: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
+        for name in run.data.metrics
+    }
+
+
+def in_wandb() -> Points:
+    """The history in wandb's offline files, which are LevelDB logs of its messages."""
+    found: Points = {}
+    for file in sorted(Path("run/wandb").glob("offline-run-*/*.wandb")):
+        for data in log_records(file.read_bytes()):
+            items = Record.FromString(data).history.item
+            row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in items}
+            for name in row.keys() - {"epoch"}:
+                found.setdefault(name, []).append((row["_step"], row[name]))
+    return found
+
+
+def log_records(data: bytes) -> Iterator[bytes]:
+    """LevelDB's log format after wandb's 7 bytes: blocks of 32 KiB; checksum, length, and 1 whole, 2 to 4 in parts."""
+    place, parts = 7, b""
+    while place + 7 <= len(data):
+        if (left := 2**15 - place % 2**15) < 7:
+            place += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, place + 4)
+        parts += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):
+            yield parts
+            parts = b""
+
+
+def in_trackio(database: Path) -> Points:
+    found: Points = {}
+    with contextlib.closing(sqlite3.connect(database)) as store:
+        for step, row in store.execute("SELECT step, metrics FROM metrics ORDER BY id").fetchall():
+            for name, value in json.loads(row).items():
+                found.setdefault(name, []).append((step, value))
+    return found
+
+
+@pytest.mark.slow
+def test_every_tracker_holds_what_the_metrics_file_holds(fmstune: Run, trackio_folder: Path) -> None:
+    run = fmstune(*QUICK, *EVALUATED, *all_of_them(), "output_dir=run")
+    assert run.code == 0, run.err
+    assert "note:" not in run.err
+    file, one, other = in_the_file(), aim_run(), mlflow_run()
+    assert {"loss", "learning_rate", "grad_norm", "tokens_per_second", "eval_loss"} <= file.keys()
+    assert len(file["loss"]) == 4 and len(file["eval_loss"]) == 2
+    aim = in_aim(one, "train") | in_aim(one, "eval")
+    assert "eval_loss" in in_aim(one, "eval") and "loss" in in_aim(one, "train")
+    stores = (aim, in_mlflow(other), in_wandb(), in_trackio(trackio_folder / f"{Path.cwd().name}.db"))
+    for name, points in file.items():
+        assert [store[name] for store in stores] == [points] * len(stores), name
+        assert in_tensorboard()[name] == [(step, pytest.approx(value, rel=1e-6)) for step, value in points], name
+
+    for seconds in ("load_seconds", "preparation_seconds"):
+        assert [store[seconds] for store in stores] == [[(0, run.summary[seconds])]] * len(stores)
+    job = yaml.safe_load(Path("run/job.yaml").read_text())
+    assert one["job"] == job
+    assert one["provenance"] == json.loads(Path("run/lock.json").read_text())
+    assert other.data.params["training.learning_rate"] == str(job["training"]["learning_rate"])
+    assert one.name == one.experiment == "fmstune"
+
+    assert one["summary", "status"] == "finished"
+    assert one["summary", "tuned", "eval_loss"] == run.summary["tuned"]["eval_loss"]
+    assert in_mlflow(other)["final.tuned.exact_match"] == [(4, run.summary["tuned"]["exact_match"])]
+    assert other.info.status == "FINISHED"
+    table = "loss on the answer"
+    assert table in run.out and table in other.data.tags["mlflow.note.content"]
+    assert [table in text.data for _, (text, *_) in one.get_text_sequence("final table", Context({})).data] == [True]
+    assert run.summary["tracking"]["aim"] == {"run": one.hash, "place": ".", "error": None}
+    assert f"  aim         run {one.hash} in ." in run.out
+
+
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_with_the_same_runs(fmstune: Run) -> None:
+    first = fmstune(*QUICK, *EVALUATED, *all_of_them(), "output_dir=run")
+    assert first.code == 0, first.err
+    interrupted_after(2)
+    again = fmstune(*QUICK, *EVALUATED, *all_of_them(), "output_dir=run")
+    assert again.code == 0, again.err
+    assert again.summary["steps_here"] == 2
+    for tracked in (first.summary["tracking"], json.loads(Path("run/tracking.json").read_text())):
+        assert {name: one["run"] for name, one in tracked.items()} == {
+            name: one["run"] for name, one in again.summary["tracking"].items()
+        }
+    one = aim_run()
+    assert one.hash == again.summary["tracking"]["aim"]["run"]
+    assert in_aim(one, "train")["loss"] == in_the_file()["loss"]
+    assert in_tensorboard()["loss"] == [(step, pytest.approx(value)) for step, value in in_the_file()["loss"]]
+    other = mlflow_run()
+    assert other.info.run_id == first.summary["tracking"]["mlflow"]["run"]
+    # MLflow takes nothing back: steps that were taken again are there twice
+    assert sorted(step for step, _ in in_mlflow(other)["loss"]) == [1, 2, 3, 3, 4, 4]
+    assert other.info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_tracker_that_cannot_begin_is_left_out_and_the_others_go_on(fmstune: Run) -> None:
+    Path("mlflow.db").write_text("no database\n" * 100)
+    run = fmstune(*QUICK, *EVALUATED, *all_of_them(), "output_dir=run")
+    assert run.code == 0, run.err
+    assert run.err.count("fmstune: note: tracking.mlflow is left out from here on, and metrics.jsonl goes on: ") == 1
+    assert "file is not a database" in run.summary["tracking"]["mlflow"]["error"]
+    assert run.summary["status"] == "finished"
+    assert in_aim(aim_run(), "train")["loss"] == in_the_file()["loss"]
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Making one takes MLflow seconds."""
+    place = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{place}").search_experiments()
+    return place
+
+
+@pytest.fixture
+def job(tmp_path: Path, empty_database: Path) -> Job:
+    """A job that tracks its run in MLflow, and the folder of that run."""
+    shutil.copy(empty_database, tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock.json").write_text('{"seed": 42}')
+    (tmp_path / "run" / "summary.json").write_text('{"status": "running", "steps": 2}')
+    made = freeze.freeze({**tree(), "name": "fmstune"}).job
+    return _with(made, Mlflow(tracking_uri=store()))
+
+
+def _with(job: Job, mlflow: Mlflow) -> Job:
+    return dataclasses.replace(job, tracking=Tracking(mlflow=mlflow))
+
+
+def error() -> str | None:
+    noted: dict[str, Any] = json.loads(Path("run/summary.json").read_text())["tracking"]["mlflow"]
+    return noted["error"]
+
+
+def test_a_tracker_that_fails_while_training_warns_once(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
+    with tracking.tracked(job, Path("run"), 0, writes=True) as trackers:
+        trackers.log({"loss": 1.0}, 1)
+        wait_for(lambda: _holds_a_metric("mlflow.db"), "the first metric")
+        with contextlib.closing(sqlite3.connect("mlflow.db")) as store:
+            store.execute("DROP TABLE metrics")
+        for step in (2, 3):
+            trackers.log({"loss": 0.5}, step)
+    assert "no such table: metrics" in (error() or "")
+    assert capfd.readouterr().err.count("tracking.mlflow is left out") == 1
+
+
+def _holds_a_metric(file: str) -> bool:
+    with contextlib.closing(sqlite3.connect(file)) as store:
+        try:
+            return bool(store.execute("SELECT * FROM metrics").fetchall())
+        except sqlite3.OperationalError:
+            return False  # the table is not made yet
+
+
+@pytest.fixture
+def silent_server() -> Iterator[int]:
+    """A server that takes every call and answers none; its port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_a_tracker_that_does_not_answer_does_not_hold_up_the_run(
+    job: Job, silent_server: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "LONGEST_WAIT", 0.5)
+    silent = _with(job, Mlflow(tracking_uri=f"http://127.0.0.1:{silent_server}"))
+    with tracking.tracked(silent, Path("run"), 0, writes=True) as trackers:
+        trackers.log({"loss": 1.0}, 1)
+    assert error() == "it has not answered for 0.5 seconds"
+    assert "tracking.mlflow is left out" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ended", "status"), [(KeyboardInterrupt(), "KILLED"), (RuntimeError("broken"), "FAILED"), (None, "FINISHED")]
+)
+def test_a_tracker_is_told_how_the_run_ended(job: Job, ended: BaseException | None, status: str) -> None:
+    with (
+        pytest.raises(type(ended)) if ended else contextlib.nullcontext(),
+        tracking.tracked(job, Path("run"), 0, writes=True),
+    ):
+        if ended:
+            raise ended
+    assert mlflow_run().info.status == status
+
+
+def test_a_run_that_was_deleted_in_the_tracker_is_begun_anew(job: Job) -> None:
+    with tracking.tracked(job, Path("run"), 0, writes=True):
+        pass
+    former = mlflow_run().info.run_id
+    MlflowClient(store()).delete_run(former)
+    with tracking.tracked(job, Path("run"), 0, writes=True):
+        pass
+    assert mlflow_run().info.run_id != former
+    assert error() is None
+
+
+def test_only_one_process_writes(job: Job) -> None:
+    with tracking.tracked(job, Path("run"), 0, writes=False) as trackers:
+        trackers.log({"loss": 1.0}, 1)
+    assert sorted(path.name for path in Path("run").iterdir()) == ["lock.json", "summary.json"]
+    assert MlflowClient(store()).search_experiments(filter_string="name = 'fmstune'") == []
