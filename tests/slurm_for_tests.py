@@ -14,7 +14,7 @@ from tests.test_cli import wait_for
 
 PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "sinfo")
 
-# Jobs of `low` give way to those of `high`: notice, 30 seconds of grace, and back into the queue.
+# Jobs of `low` give way to those of `high`: notice, two minutes of grace, and back into the queue.
 # cred_expire is how long a requeued job waits before it starts again; Slurm's own value is 120 seconds, and it takes
 # none much below 5.
 CONF = """
@@ -47,7 +47,7 @@ PreemptMode=REQUEUE
 KillWait=10
 ReturnToService=2
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory=1024 State=UNKNOWN
-PartitionName=low Nodes={host} Default=YES PriorityTier=1 GraceTime=30 MaxTime=1:00:00 State=UP
+PartitionName=low Nodes={host} Default=YES PriorityTier=1 GraceTime=120 MaxTime=1:00:00 State=UP
 PartitionName=high Nodes={host} PriorityTier=2 MaxTime=1:00:00 State=UP
 """
 

@@ -260,11 +260,11 @@ def test_a_preempted_job_is_requeued_and_goes_on_to_the_same_weights(
     wait_for(lambda: heeding(run) == 2, "both processes", 90)
     high = command(tmp_path, "sbatch", "--partition=high", "--ntasks=2", "--wrap=true", conf=cluster)
     assert high.returncode == 0, high.stderr
-    wait_for(lambda: summary(run)["error"] is not None or summary(run)["status"] == "finished", "the preemption", 60)
-    wait_for_status(run, "queued", 60)
+    wait_for(lambda: summary(run)["error"] is not None or summary(run)["status"] == "finished", "the preemption", 120)
+    wait_for_status(run, "queued")
     said = summary(run)["error"]["message"]
     assert said.startswith("preempted; a checkpoint was saved at step ")
-    wait_for_status(run, "running", 90)
+    wait_for_status(run, "running")
     wait_for_status(run, "finished")
     ended = summary(run)
     assert 0 < ended["steps_here"] < ended["steps"] == 8
