@@ -172,11 +172,11 @@ def test_in_half_precision_two_processes_agree_as_far_as_it_goes(runs: Path, nam
     """One process keeps the sums between blocks in float32, under autocast; shards are computed with in bfloat16."""
     two, one = runs / f"fsdp-{name}", runs / f"one-{name}"
     losses = logged(two, "loss")
-    assert losses == pytest.approx(logged(one, "loss"), rel=0.03)
+    assert losses == pytest.approx(logged(one, "loss"), rel=0.02)
     # no loss is itself rounded: float16 has three bits more than bfloat16
     assert all(float(torch.tensor(loss).half()) != loss for loss in losses)
     for which in ("base", "tuned"):
-        assert summary(two)[which]["eval_loss"] == pytest.approx(summary(one)[which]["eval_loss"], rel=0.03)
+        assert summary(two)[which]["eval_loss"] == pytest.approx(summary(one)[which]["eval_loss"], rel=0.02)
     assert summary(two)["tuned"]["eval_loss"] < summary(two)["base"]["eval_loss"]
     kept, expected = weights(two), weights(one)
     assert kept.keys() == expected.keys()

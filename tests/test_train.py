@@ -29,6 +29,7 @@ TINY = package_files.resolve("package:tiny_llama")
 
 
 MADE: dict[str, Result] = {}
+AS_MADE = ("training.learning_rate=1e-2", "training.warmup_steps=0", "seed=7")
 
 
 @pytest.fixture
@@ -38,8 +39,7 @@ def made(fmstune: Run, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
     def run(peft: str) -> Result:
         if peft not in MADE:
             place = tmp_path_factory.mktemp(peft) / "run"
-            words = ("training.learning_rate=1e-2", "training.warmup_steps=0", "seed=7", f"output_dir={place}")
-            MADE[peft] = fmstune(f"peft={peft}", *QUICK, *words)
+            MADE[peft] = fmstune(f"peft={peft}", *QUICK, *AS_MADE, f"output_dir={place}")
         return MADE[peft]
 
     return run
@@ -184,7 +184,7 @@ def test_rows_that_are_grouped_or_packed_come_in_the_same_order_after_a_resume(
 
 def test_a_checkpoint_with_nothing_left_or_of_another_method_is_refused(fmstune: Run, made: Run) -> None:
     place = made("lora").folder / "checkpoint-2"
-    resumed = (f"training.resume={place}", "output_dir=more")
+    resumed = (*AS_MADE, f"training.resume={place}", "output_dir=more")
     done = fmstune("peft=lora", *QUICK, *resumed)
     assert done.code == 2
     assert f"training.resume: {place} is at step 2, so training.max_steps=2 leaves nothing to train" in done.err
