@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.test_cli import wait_for
 
-PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "sinfo")
+PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "scancel", "squeue", "scontrol", "sinfo")
 
 # Jobs of `low` give way to those of `high`: notice, two minutes of grace, and back into the queue.
 # cred_expire is how long a requeued job waits before it starts again; Slurm's own value is 120 seconds, and it takes
@@ -71,6 +71,15 @@ def _free_ports() -> tuple[int, int]:
         return one.getsockname()[1], two.getsockname()[1]
 
 
+def _ask(conf: Path, *words: str) -> str:
+    env = {**os.environ, "SLURM_CONF": str(conf)}
+    return subprocess.run(words, env=env, capture_output=True, text=True).stdout.strip()
+
+
+def _is_idle(conf: Path) -> bool:
+    return _ask(conf, "sinfo", "--noheader", "--format=%T", "--partition=low") == "idle"
+
+
 @contextmanager
 def running(folder: Path) -> Iterator[Path]:
     """Slurm's configuration file, while its daemons run."""
@@ -100,14 +109,13 @@ def running(folder: Path) -> Iterator[Path]:
         wait_for((folder / "munge.socket").exists, "munged", 20)
         start("slurmctld", "-D", "-f", str(conf))
         start("slurmd", "-D", "-f", str(conf))
-        idle = ["sinfo", "--noheader", "--format=%T", "--partition=low"]
-        env = {**os.environ, "SLURM_CONF": str(conf)}
-        wait_for(
-            lambda: subprocess.run(idle, env=env, capture_output=True, text=True).stdout.strip() == "idle",
-            f"the node (see the logs in {folder})",
-            40,
-        )
-        yield conf
+        wait_for(lambda: _is_idle(conf), f"the node (see the logs in {folder})", 40)
+        try:
+            yield conf
+        finally:
+            # what runs a job outlives the daemons
+            _ask(conf, "scancel", "--user=root")
+            wait_for(lambda: _is_idle(conf), "the end of all jobs", 60)
     finally:
         # slurmd leaves its jobs alone when it ends
         cancel = ["scancel", "--full", "--signal=KILL", f"--user={os.getuid()}"]

@@ -268,6 +268,7 @@ def test_a_preempted_job_is_requeued_and_goes_on_to_the_same_weights(
     wait_for_status(run, "finished")
     ended = summary(run)
     assert 0 < ended["steps_here"] < ended["steps"] == 8
+    wait_for(lambda: "finished: " in log(run), "the report in the log", 30)
     assert said in log(run)
     assert (run / "model" / "model.safetensors").read_bytes() == undisturbed
 
