@@ -6,9 +6,11 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import socket
 import sqlite3
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from fmstune import freeze, tracking
 from fmstune.job import Job, Mlflow, Tracking
 from tests.conftest import Result
-from tests.test_cli import wait_for
+from tests.test_cli import SCRIPT, wait_for
 from tests.test_freeze import tree
 from tests.test_resume import QUICK, interrupted_after
 
@@ -300,3 +302,30 @@ def test_only_one_process_writes(job: Job) -> None:
         trackers.log({"loss": 1.0}, 1)
     assert sorted(path.name for path in Path("run").iterdir()) == ["lock.json", "summary.json"]
     assert MlflowClient(store()).search_experiments(filter_string="name = 'fmstune'") == []
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_run_ends_in_order_whether_its_aim_server_lives_or_dies(dies: bool) -> None:
+    """Aim's client waits without limit for a server that has died, and so would the process at its end."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    Path("served").mkdir()
+    words = [SCRIPT.with_name("aim"), "server", "--repo=served", "--host=127.0.0.1", f"--port={port}", "-y"]
+    server = subprocess.Popen(words, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, "the server")
+        steps = ("training.max_steps=40", "training.save_strategy=no", "evaluation=none", "launcher.threads=1")
+        address = f"tracking.aim.repo=aim://127.0.0.1:{port}"
+        run = subprocess.Popen([SCRIPT, *steps, "tracking=aim", address, "output_dir=run", "peft=lora"])
+        wait_for(lambda: Path("run/metrics.jsonl").exists(), "the first step")
+        if dies:
+            os.killpg(server.pid, signal.SIGKILL)
+        assert run.wait(timeout=120) == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+    noted = json.loads(Path("run/summary.json").read_text())["tracking"]["aim"]
+    assert (noted["error"] is not None) is dies
+    assert Repo(str(Path("served").resolve())).list_all_runs() == [noted["run"]]
+    assert len(in_the_file()["loss"]) == 40
