@@ -13,6 +13,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fmstune import parent, report, run_folder, trackers
+from fmstune.errors import Preempted
 from fmstune.job import Job
 from fmstune.trackers import Outcome, Subject, Tracker
 
@@ -143,7 +144,7 @@ def tracked(job: Job, folder: Path, step: int, *, writes: bool) -> Iterator[Trac
     try:
         yield every
     except BaseException as err:
-        every.close(run_folder.INTERRUPTED if isinstance(err, KeyboardInterrupt) else run_folder.FAILED)
+        every.close(run_folder.INTERRUPTED if isinstance(err, KeyboardInterrupt | Preempted) else run_folder.FAILED)
         raise
     every.close(run_folder.FINISHED)
 
