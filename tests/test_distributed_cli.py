@@ -166,7 +166,8 @@ def test_a_killed_rank_ends_the_others_and_is_named(fmstune: Run) -> None:
 
 
 def test_a_notice_reaches_every_rank_and_all_stop_after_the_same_step() -> None:
-    process, ranks = started()
+    process = started([SCRIPT, *LONG])
+    ranks = ranks_of(process.pid)
     process.send_signal(signal.SIGUSR1)
     out, err = process.communicate(timeout=90)
     assert process.returncode == 75, err

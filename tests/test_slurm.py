@@ -17,7 +17,7 @@ from fmstune import freeze, slurm
 from fmstune.errors import UserError
 from fmstune.job import Job
 from tests import slurm_for_tests
-from tests.conftest import Result
+from tests.conftest import FSDP_JOB, Result
 from tests.test_cli import SCRIPT, wait_for
 from tests.test_freeze import tree
 
@@ -175,15 +175,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 SMALL = ("launcher.device=cpu", "launcher.threads=1", "data.max_rows=64", "evaluation=none")
-TWO = (
-    *SMALL,
-    "launcher.num_processes=2",
-    "training.max_steps=8",
-    "training.save_strategy=no",
-    "training.logging_steps=1",
-    "training.per_device_train_batch_size=8",
-    "training.gradient_accumulation_steps=1",
-)
 
 
 def command(folder: Path, *words: str, conf: Path | None = None) -> "subprocess.CompletedProcess[str]":
@@ -192,15 +183,6 @@ def command(folder: Path, *words: str, conf: Path | None = None) -> "subprocess.
     own = shutil.which(words[0]) is None
     argv = [str(SCRIPT), *words] if own else [*words]
     return subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, timeout=200)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The weights that two processes of this machine come to, without Slurm."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    done = command(folder, "launcher=fsdp", *TWO, "output_dir=run")
-    assert done.returncode == 0, done.stderr
-    return (folder / "run" / "model" / "model.safetensors").read_bytes()
 
 
 def summary(run: Path) -> dict[str, Any]:
@@ -233,29 +215,16 @@ def test_each_point_of_a_sweep_is_a_slurm_job(cluster: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_job_of_two_tasks_comes_to_the_weights_of_two_processes(
-    cluster: Path, undisturbed: bytes, tmp_path: Path
+def test_a_preempted_job_of_two_tasks_is_requeued_and_comes_to_the_weights_of_two_processes(
+    cluster: Path, two_processes: Path, tmp_path: Path
 ) -> None:
-    done = command(tmp_path, "launcher=slurm", *TWO, "output_dir=a run", conf=cluster)
+    words = ("launcher=slurm", *FSDP_JOB[1:])
+    done = command(tmp_path, *words, conf=cluster)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("submitted: Slurm job ")
-    run = tmp_path / "a run"
-    twice = command(tmp_path, "launcher=slurm", *TWO, "output_dir=a run", conf=cluster)
+    twice = command(tmp_path, *words, conf=cluster)
     assert twice.returncode == 2
-    assert "output_dir: a run is the run of Slurm job " in twice.stderr
-    wait_for_status(run, "finished")
-    assert (run / "model" / "model.safetensors").read_bytes() == undisturbed
-    assert len(set(summary(run)["weight_bytes_by_rank"])) == 1
-    wait_for(lambda: "finished: " in log(run), "the report in the log", 20)
-    assert log(run).count("parameters  base") == 1
-
-
-@pytest.mark.slow
-def test_a_preempted_job_is_requeued_and_goes_on_to_the_same_weights(
-    cluster: Path, undisturbed: bytes, tmp_path: Path
-) -> None:
-    done = command(tmp_path, "launcher=slurm", *TWO, "output_dir=run", conf=cluster)
-    assert done.returncode == 0, done.stderr
+    assert "output_dir: run is the run of Slurm job " in twice.stderr
     run = tmp_path / "run"
     wait_for(lambda: heeding(run) == 2, "both processes", 90)
     high = command(tmp_path, "sbatch", "--partition=high", "--ntasks=2", "--wrap=true", conf=cluster)
@@ -267,10 +236,12 @@ def test_a_preempted_job_is_requeued_and_goes_on_to_the_same_weights(
     wait_for_status(run, "running")
     wait_for_status(run, "finished")
     ended = summary(run)
-    assert 0 < ended["steps_here"] < ended["steps"] == 8
+    assert 0 < ended["steps_here"] < ended["steps"] == 40
+    assert len(set(ended["weight_bytes_by_rank"])) == 1
     wait_for(lambda: "finished: " in log(run), "the report in the log", 30)
     assert said in log(run)
-    assert (run / "model" / "model.safetensors").read_bytes() == undisturbed
+    weights = Path("run", "model", "model.safetensors")
+    assert (tmp_path / weights).read_bytes() == (two_processes / weights).read_bytes()
 
 
 def heeding(run: Path) -> int:

@@ -23,6 +23,8 @@ from tests.conftest import Result
 
 CONF = Path(next(iter(fmstune.conf.__path__)))
 GROUPS = ("model", "peft", "data", "training", "launcher", "evaluation")
+BESIDE = ("tracking", "callbacks")
+"""Groups whose choices are not combined with the others': nothing depends on them."""
 CHOICES = {group: help.choices(group) for group in GROUPS}
 COMBINATIONS = [
     *zip(
@@ -60,7 +62,7 @@ def parts(group: str, name: str) -> list[tuple[str, dict[str, Any]]]:
 def expected(words: list[str]) -> dict[sources.Key, sources.Origin]:
     """Without Hydra: the files in the order of conf/job.yaml, and for each value the last that holds it."""
     job = {**read_yaml("job")}
-    chosen = {next(iter(e)): e[next(iter(e))] for e in job.pop("defaults")[1:] if next(iter(e)) in GROUPS}
+    chosen = {next(iter(e)): e[next(iter(e))] for e in job.pop("defaults")[1:] if next(iter(e)) in (*GROUPS, *BESIDE)}
     given = dict(word.split("=") for word in words)
     experiment = given.pop("experiment", None)
     if experiment:
@@ -69,7 +71,7 @@ def expected(words: list[str]) -> dict[sources.Key, sources.Origin]:
     chosen |= given
     del job["hydra"]
     files = [("job.yaml", job)]
-    for group in GROUPS:
+    for group in (*GROUPS, *BESIDE):
         files += parts(group, chosen[group])
         model, peft = chosen["model"], chosen["peft"]
         suited = (("training_for/peft", peft), ("training_for/model", model), ("training_for", f"{model}_{peft}"))
@@ -96,6 +98,11 @@ def test_every_field_of_every_combination_names_the_last_file_that_holds_it(
     assert len(combinations) >= 9
     for combination in combinations:
         check(composing, [f"{group}={choice}" for group, choice in zip(_groups(combination), combination, strict=True)])
+
+
+def test_so_do_the_groups_beside_them(composing: ConfigLoaderImpl) -> None:
+    for words in itertools.product(*([f"{group}={choice}" for choice in help.choices(group)] for group in BESIDE)):
+        check(composing, list(words))
 
 
 def _groups(combination: tuple[str, ...]) -> tuple[str, ...]:

@@ -333,7 +333,14 @@ def test_an_error_in_training_is_recorded_and_no_half_model_stays(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("peft", "at_least"), [("full", 0.9), ("lora", 0.8), ("prompt_tuning", 0.75)])
+@pytest.mark.parametrize(
+    ("peft", "at_least"),
+    [
+        ("full", 0.9),
+        pytest.param("lora", 0.8, marks=pytest.mark.soak),
+        pytest.param("prompt_tuning", 0.75, marks=pytest.mark.soak),
+    ],
+)
 def test_the_default_learns_its_task(fmstune: Run, peft: str, at_least: float) -> None:
     """Half of the held-out rows are complaints, so 0.5 is what guessing gives, and the base, whatever tunes it."""
     once = [] if peft == "full" else ["evaluation.base=false"]
