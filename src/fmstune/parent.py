@@ -80,9 +80,13 @@ def leave_at_once() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process undisturbed, with this exit code."""
+    """End this process undisturbed, with this exit code.
+
+    One of several does not wait for other libraries: gloo's threads can abort it while Python is taken down ("terminate
+    called without an active exception"), and a rank that fails is the failure of a run that is well.
+    """
     interrupt_no_more()
-    if _at_once.is_set():
+    if _at_once.is_set() or ranks.here().started:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
