@@ -47,8 +47,11 @@ def generate(
     )
     answers: dict[int, str] = {}
     lengths = [len(prompt) for prompt in prompts]
-    # stop strings are looked for in text
-    beside: dict[str, Any] = {"tokenizer": tokenizer} if stop_texts else {}
+    # each process goes on until the last one has ended, as all hold a part of the weights
+    beside: dict[str, Any] = {"synced_gpus": is_sharded(model)}
+    if stop_texts:
+        # they are looked for in text
+        beside["tokenizer"] = tokenizer
     with _without_own_generation_config(model):
         for batch in of_this_process(list(by_length(lengths, batch_size, equal=learns_a_prompt(model)))):
             encoded = tokenizer.pad(
@@ -56,8 +59,6 @@ def generate(
             ).to(model.device)
             texts = [Continued(tokenizer, prompts[i] if behind_prompt else ()) for i in batch]
             streamer = Streamer(texts[0], stop_texts, show) if show is not None else None
-            # each process goes on until the last one has ended, as all hold a part of the weights
-            beside["synced_gpus"] = is_sharded(model)
             output = model.generate(**encoded, generation_config=settings, streamer=streamer, **beside)
             new = output[:, encoded["input_ids"].shape[1] :].tolist()
             for i, text, ids in zip(batch, texts, new, strict=True):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fmstune import package_files, run_folder
-from fmstune.errors import UserError, did_you_mean
+from fmstune.errors import UserError
 from fmstune.request import SAMPLING, Generation, Merge
 
 
@@ -47,9 +47,9 @@ def _asked(request: Generation) -> Iterator[str]:
     elif len(named) > 1:
         yield f"{' and '.join(named)} exclude each other; give one of them"
     if request.text_file not in (None, "-"):
-        yield from _file("--text_file", str(request.text_file))
+        yield from package_files.absent("--text_file", str(request.text_file))
     if request.rows_file is not None:
-        yield from _file("--rows_file", request.rows_file)
+        yield from package_files.absent("--rows_file", request.rows_file)
 
 
 def _sampling(request: Generation) -> Iterator[str]:
@@ -132,20 +132,8 @@ def _place(flag: str, place: str) -> Iterator[str]:
         else:
             yield f"{flag}: {folder} has neither config.json nor adapter_config.json; give a run, a model or an adapter"
     elif place.startswith(("/", "./", "../", "~")) or place.count("/") > 1 or not place:
-        near = [one.name for one in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        yield f"{flag}: there is no folder {folder}{did_you_mean(folder.name, near)}"
+        yield f"{flag}: there is no folder {folder}{package_files.did_you_mean_beside(folder)}"
 
 
 def _holds_a_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
-
-
-def _file(flag: str, place: str) -> Iterator[str]:
-    try:
-        path = Path(package_files.resolve(place)).expanduser()
-    except UserError as err:
-        yield f"{flag}: {err}"
-        return
-    if not path.is_file():
-        near = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
-        yield f"{flag}: no file {path}{did_you_mean(path.name, near)}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fmstune import package_files
-from fmstune.errors import UserError, did_you_mean, raise_if_any
+from fmstune.errors import UserError, raise_if_any
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".arrow")
 """What a folder is searched for; a file that is named is read whatever its suffix, by its content."""
@@ -179,9 +179,8 @@ def _files_of(entry: Any, field: str, hub_files: Callable[[str, str], list[File]
         return [File(str(match), match) for match in matches]
     if _may_be_hub_id(entry):
         return hub_files(entry, field)
-    neighbours = [near.name for near in path.parent.iterdir()] if path.parent.is_dir() else []
     missing = "" if path.parent.is_dir() else f" (there is no folder {path.parent})"
-    raise UserError(f"{field}: no file {entry}{missing}{did_you_mean(path.name, neighbours)}")
+    raise UserError(f"{field}: no file {entry}{missing}{package_files.did_you_mean_beside(path)}")
 
 
 def _in_folder(folder: Path, field: str) -> list[File]:

@@ -142,7 +142,7 @@ def _model(model: Model, *, adapts: bool) -> Iterator[str]:
     if model.quantization is not None:
         yield from _quantization(model.quantization, adapts=adapts)
     if model.chat_template is not None:
-        yield from _file("model.chat_template", model.chat_template)
+        yield from package_files.absent("model.chat_template", model.chat_template)
     if model.architecture is not None and "model_type" not in model.architecture:
         yield "model.architecture needs model_type, such as llama"
     for name, value in model.special_tokens.items():
@@ -157,18 +157,6 @@ def _model(model: Model, *, adapts: bool) -> Iterator[str]:
         else:
             known = ", ".join(SPECIAL_TOKENS)
             yield f"model.special_tokens.{name}: unknown{did_you_mean(name, SPECIAL_TOKENS)}; the names are {known}"
-
-
-def _file(field: str, place: str) -> Iterator[str]:
-    """A file that must be there."""
-    try:
-        path = Path(package_files.resolve(place)).expanduser()
-    except UserError as err:
-        yield f"{field}: {err}"
-        return
-    if not path.is_file():
-        near = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
-        yield f"{field}: no file {path}{did_you_mean(path.name, near)}"
 
 
 def _quantization(quantization: Quantization, *, adapts: bool) -> Iterator[str]:
@@ -269,7 +257,7 @@ def _streaming(job: Job) -> Iterator[str]:
 def _format(data: Data) -> Iterator[str]:
     """Settings that the format does not read, or reads otherwise: the format's own values are those that count."""
     if data.format["_target_"] == "fmstune.formats.template":
-        yield from _file("data.format.template_file", str(data.format.get("template_file")))
+        yield from package_files.absent("data.format.template_file", str(data.format.get("template_file")))
     for name, value in (("text_field", data.text_field), ("response_template", data.response_template)):
         if name not in data.format and value is not None:
             yield f"data.{name} is not used by {data.format['_target_'].rpartition('.')[2]}; leave it out"

@@ -4,10 +4,12 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from fmstune.errors import UserError
 
 JOB = "job.yaml"
 LOCK_FILE = ".lock"
@@ -30,6 +32,22 @@ INTERRUPTING = frozenset({signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if ha
 """Signals by which somebody ends a run on purpose: Ctrl-C, a scheduler, a closed terminal."""
 NOTICES = frozenset(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 """Signals that ask a run to save a checkpoint and stop."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing into the folder; raises UserError when one does already."""
+    import filelock  # only who trains or submits needs it
+
+    lock = filelock.FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(f"{folder}: another process runs this job; wait for it, or choose another output_dir") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -121,16 +121,10 @@ def submit(job: Job, folder: Path, flags: Sequence[str] = ()) -> str:
 
     Raises UserError with sbatch's own words where it refuses; the folder is then as it was.
     """
-    # here, as only who submits needs it
-    import filelock
-
-    try:
-        # of two equal commands at once, the second finds the number that the first has left
-        with filelock.FileLock(folder / run_folder.LOCK_FILE, timeout=0):
-            raise_if_queued(folder)
-            return _submit(job, folder, flags)
-    except filelock.Timeout:
-        raise UserError(f"{folder}: another process runs this job; wait for it, or choose another output_dir") from None
+    # of two equal commands at once, the second finds the number that the first has left
+    with run_folder.locked(folder):
+        raise_if_queued(folder)
+        return _submit(job, folder, flags)
 
 
 def _submit(job: Job, folder: Path, flags: Sequence[str]) -> str:

@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
-import filelock
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PrinterCallback, set_seed
@@ -45,20 +44,6 @@ from fmstune.plan import Plan
 from fmstune.stopping import Stopping
 from fmstune.trainer import Trainer
 from fmstune.training_names import OWN
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing into the folder; raises UserError when one does already."""
-    lock = filelock.FileLock(folder / run_folder.LOCK_FILE)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise UserError(f"{folder}: another process runs this job; wait for it, or choose another output_dir") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, plan: Plan) -> None:
