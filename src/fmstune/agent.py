@@ -3,6 +3,7 @@
 `python -m fmstune.agent RUN/job.yaml [words of accelerate launch] -- [flags of the runner]`
 """
 
+import importlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from fmstune import parent, preemption, run_folder
+from fmstune import head_start, parent, preemption, run_folder
 from fmstune.launch import AGENT, PARENT
 
 _SECONDARY = (
@@ -44,7 +45,11 @@ class Failure(NamedTuple):
 
 def main(words: Sequence[str] | None = None) -> int:
     """Start the ranks and wait; the first failing rank's exit code, shown once."""
-    job_file, *options = sys.argv[1:] if words is None else words
+    words = sys.argv[1:] if words is None else words
+    if words[0] == head_start.WAIT:
+        _import_launcher()
+        words = head_start.wait(int(words[1]))
+    job_file, *options = words
     options, flags = options[: options.index("--")], options[options.index("--") + 1 :]
     parent.watch(lambda: None)
     for number in run_folder.NOTICES:
@@ -52,16 +57,13 @@ def main(words: Sequence[str] | None = None) -> int:
     folder = Path(job_file).parent
     # the ranks must not outlive this process, which their own sessions would let them
     os.environ |= {PARENT: str(os.getpid()), AGENT: "1"}
-    # torch's launcher has its own words on what is said below
-    former = os.environ.get("LOGLEVEL")
-    os.environ["LOGLEVEL"] = "CRITICAL"
+    _import_launcher()
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
 
-    os.environ.pop("LOGLEVEL") if former is None else os.environ.update(LOGLEVEL=former)
     arguments = [*options, "--module", "fmstune.runner", job_file, *flags]
     try:
         launch_command(launch_command_parser().parse_args(arguments))
@@ -77,6 +79,15 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"fmstune: error: {problem}; {hint}", file=sys.stderr)
         return 2
     return 0
+
+
+def _import_launcher() -> None:
+    """The seconds that this process takes; in silence, as torch's launcher has its own words on what is said here."""
+    former = os.environ.get("LOGLEVEL")
+    os.environ["LOGLEVEL"] = "CRITICAL"
+    for name in ("accelerate.commands.launch", "torch.distributed.run"):
+        importlib.import_module(name)
+    os.environ.pop("LOGLEVEL") if former is None else os.environ.update(LOGLEVEL=former)
 
 
 def _hand_on(number: int, _frame: FrameType | None) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from fmstune import launch_rules, package_files
+from fmstune import head_start, launch_rules, package_files
 from fmstune.job import Device, Job, Launcher, Strategy, is_sharded
 from fmstune.run_folder import INTERRUPTING, NOTICES
 
@@ -58,7 +58,7 @@ def agent_command(launcher: Launcher, job_file: Path) -> list[str]:
         ]
     # instead of the user's default file, which could say anything
     neutral = package_files.resolve("package:accelerate.yaml")
-    return [sys.executable, "-m", "fmstune.agent", str(job_file), f"--config_file={neutral}", *words]
+    return [sys.executable, "-m", head_start.AGENT, str(job_file), f"--config_file={neutral}", *words]
 
 
 def doctor_command(*, clear_cache: bool) -> list[str]:
@@ -96,7 +96,7 @@ def cores() -> int:
 
 def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
     """Run to the end, hand on Ctrl-C and SIGTERM, and give back the exit code (negative: the signal it died of)."""
-    process = subprocess.Popen(argv, env=env)
+    process = head_start.take(argv, env) or subprocess.Popen(argv, env=env)
     with _handing_on(process) as seen:
         code = process.wait()
     # killed because somebody insisted: an interruption, and no failure
