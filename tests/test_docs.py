@@ -261,7 +261,7 @@ def repository_files() -> list[Path]:
 def test_a_shipped_name_wins_over_the_same_name_in_a_users_folder(
     tmp_path: Path, fmstune: Callable[..., Result]
 ) -> None:
-    """As CONTRIBUTING.md and docs/job.md say."""
+    """As docs/extending.md and docs/job.md say."""
     for name in ("tiny_llama", "mine"):
         file = tmp_path / "my_conf" / "model" / f"{name}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
