@@ -19,6 +19,7 @@ import upstream_fields
 import yaml
 
 from fmstune import plan, precision
+from fmstune.command_line import SUMMARIES
 from fmstune.help import GROUPS
 from fmstune.job import FULL, LORA, LORAPLUS_LR_RATIO
 from fmstune.training_names import OWNED, TRANSLATED, Translation
@@ -66,11 +67,8 @@ def renewed(text: str) -> str:
 
 def top() -> str:
     """The fields of the job that belong to no group."""
-    return _field_table(row for row in _fields(_classes()["Job"], "", _classes()) if "." not in row[0] and _is_own(row))
-
-
-def _is_own(row: Sequence[str]) -> bool:
-    return row[0].strip("`") not in GROUPS
+    rows = _fields(_classes()["Job"], "", _classes())
+    return _field_table(row for row in rows if row[0].strip("`").partition(".")[0] not in GROUPS)
 
 
 def group_fields(group: str) -> str:
@@ -269,6 +267,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
+def verbs() -> str:
+    """The verbs, each with what `fmstune --help` says of it."""
+    return _table(("verb", "does"), [(f"`{verb.value}`", summary) for verb, summary in SUMMARIES.items()])
+
+
 def decisions() -> str:
     """The titles of the decisions, each with its page."""
     heads = [(path, path.read_text(encoding="utf-8").partition("\n")[0]) for path in sorted(DECISIONS.glob("0*.md"))]
@@ -297,6 +300,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"{group}_choices": functools.partial(group_choices, group) for group in GROUPS},
     **{f"{group}_fields": functools.partial(group_fields, group) for group in GROUPS if group != "experiment"},
     "fields": top,
+    "verbs": verbs,
     "decisions": decisions,
     "performance": performance,
     "groups": groups,
