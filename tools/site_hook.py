@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 START = ("README.md", "index.md")
@@ -35,7 +35,9 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
         seen.add(path)
         name = source_name(path, root)
         if files.get_file_from_path(name) is None:
-            files.append(File.generated(config, name, abs_src_path=str(path)))
+            # the navigation may name it all the same
+            aside = InclusionLevel.NOT_IN_NAV
+            files.append(File.generated(config, name, abs_src_path=str(path), inclusion=aside))
         if path.suffix == ".md":
             links(path.read_text(encoding="utf-8"), lambda link, page=path: waiting.append(target(link, page)) or link)
     return files
