@@ -75,7 +75,7 @@ def group_fields(group: str) -> str:
     """The fields of a group's dataclass, or of the classes of other libraries that it stands for."""
     if group == "training":
         own = ("`training.resume`", "text or null", "`null`", "Folder of a checkpoint to go on from, or `auto`.")
-        return _field_table(sorted([own, *upstream_fields.training()]))
+        return _field_table(_by_name([own, *upstream_fields.training()]))
     if group == "peft":
         return "\n\n".join(map(_of_peft, dict.fromkeys(_targets().values())))
     rows = list(_fields(_classes()[group.capitalize()], f"{group}.", _classes()))
@@ -92,7 +92,11 @@ def _of_peft(target: str) -> str:
     rows = list(upstream_fields.peft(target))
     if target == LORA:
         rows.append((f"`peft.{LORAPLUS_LR_RATIO}`", "number or null", "`null`", "LoRA+'s rate of B by that of A."))
-    return f"### `{target}`\n\nOf {choices}.\n\n{_field_table(sorted(rows))}"
+    return f"### `{target}`\n\nOf {choices}.\n\n{_field_table(_by_name(rows))}"
+
+
+def _by_name(rows: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    return sorted(rows, key=lambda row: row[0].strip("`"))
 
 
 def _targets() -> dict[str, str]:
@@ -107,7 +111,9 @@ def _classes() -> dict[str, ast.ClassDef]:
 
 
 def _field_table(rows: Iterable[Sequence[str]]) -> str:
-    return _table(("field", "type", "default", "meaning"), list(rows))
+    # the site lays them out anew on a phone
+    table = _table(("field", "type", "default", "meaning"), list(rows))
+    return f'<div class="fields" markdown>\n\n{table}\n\n</div>'
 
 
 def _fields(node: ast.ClassDef, prefix: str, classes: dict[str, ast.ClassDef]) -> Iterator[tuple[str, ...]]:
@@ -280,20 +286,20 @@ def decisions() -> str:
 
 def performance() -> str:
     """The figures of benchmarks/RESULTS.md that have a bar, under its titles; and what they were measured on."""
-    page = RESULTS.read_text(encoding="utf-8")
-    head, *sections = page.split("\n## ")
+    head, *sections = RESULTS.read_text(encoding="utf-8").split("\n## ")
     machine = [line for line in head.splitlines() if line.startswith("- ")]
-    rows = [(section.partition("\n")[0], *row) for section in sections for row in _with_a_bar(section)]
-    return "\n".join([_table(("benchmark", "what", "ratio", "bar", "met", "figures"), rows), "", *machine])
+    return "\n\n".join([*map(_with_a_bar, sections), "\n".join(machine)])
 
 
-def _with_a_bar(section: str) -> Iterator[tuple[str, ...]]:
-    """What a table of the benchmarks says where the figure has a bar: what, median, bar, whether met, note."""
+def _with_a_bar(section: str) -> str:
+    """One benchmark: what its table says where the figure has a bar."""
+    rows = []
     for line in section.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| ") and len(cells) == 7 and cells[4] not in ("", "bar", "---:"):
             what, median, _, _, bar, met, note = cells
-            yield what, median, bar, met, note
+            rows.append((what, median, f"{bar}{' (met)' if met == 'yes' else ', **not met**'}", note))
+    return f"### {section.partition(chr(10))[0]}\n\n{_table(('what', 'ratio', 'bar', 'figures'), rows)}"
 
 
 TABLES: dict[str, Callable[[], str]] = {
