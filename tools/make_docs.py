@@ -10,14 +10,15 @@ import ast
 import functools
 import html
 import inspect
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-import upstream_fields
 import yaml
 
+import upstream_fields
 from fmstune import plan, precision
 from fmstune.command_line import SUMMARIES
 from fmstune.help import GROUPS
@@ -164,18 +165,18 @@ def _default(value: ast.expr | None) -> str:
 
 def groups() -> str:
     """What each group sets, with its choices and its page."""
-    rows = []
-    about = dict(_about_groups())
-    for group in GROUPS:
-        choices = ", ".join(f"`{path.stem}`" for path in _files(group))
-        rows.append((f"[`{group}`](groups/{group}.md)", about.get(group, "Choices and values under one name."), choices))
+    about = {"experiment": "Choices and values under one name.", **dict(_about_groups())}
+    rows = [
+        (f"[`{group}`](groups/{group}.md)", about[group], ", ".join(f"`{path.stem}`" for path in _files(group)))
+        for group in GROUPS
+    ]
     return _table(("group", "what it says", "choices"), rows)
 
 
 def _about_groups() -> Iterator[tuple[str, str]]:
     """The fields of the job, groups included, with what stands under each."""
     body = _classes()["Job"].body
-    for statement, after in zip(body, body[1:], strict=False):
+    for statement, after in itertools.pairwise(body):
         if isinstance(statement, ast.AnnAssign):
             yield ast.unparse(statement.target), _doc(after)
 
