@@ -7,7 +7,7 @@ somewhere on GitHub and on the site, and no page is copied.
 
 import posixpath
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -39,7 +39,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
             aside = InclusionLevel.NOT_IN_NAV
             files.append(File.generated(config, name, abs_src_path=str(path), inclusion=aside))
         if path.suffix == ".md":
-            links(path.read_text(encoding="utf-8"), lambda link, page=path: waiting.append(target(link, page)) or link)
+            waiting += linked(path.read_text(encoding="utf-8"), path)
     return files
 
 
@@ -56,6 +56,12 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         return f"{moved}#{anchor}" if anchor else moved
 
     return links(markdown, there)
+
+
+def linked(markdown: str, page: Path) -> Iterator[Path]:
+    """What the links of a page mean, those of code left out; of other sites' something that is no file."""
+    for text in _FENCED.split(markdown)[::2]:
+        yield from (target(found[0], page) for found in _LINK.finditer(text))
 
 
 def links(markdown: str, change: Callable[[str], str]) -> str:
