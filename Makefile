@@ -1,11 +1,11 @@
-# demo: the default run; test, lint: what CI runs; bench: benchmarks/RESULTS.md, best on an idle machine; soak: kills
-# and resumes. Each makes the environment that it needs.
+# demo: the default run; test, lint: what CI runs; site: the documents as HTML, in site/; bench: benchmarks/RESULTS.md,
+# best on an idle machine; soak: kills and resumes. Each makes the environment that it needs.
 PYTHON ?= python3
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 PYTEST_ARGS ?= -n auto --dist worksteal
 
-.PHONY: demo test lint bench soak clean
+.PHONY: demo test lint site bench soak clean
 
 demo: .venv/.installed
 	.venv/bin/fmstune
@@ -19,8 +19,13 @@ lint: .venv-test/.installed
 	.venv-test/bin/mypy
 	.venv-test/bin/lint-imports
 
+# needs no network; the notice on Material's successor is not about this build
+site: .venv-test/.installed
+	NO_MKDOCS_2_WARNING=1 .venv-test/bin/python -m mkdocs build --strict
+
 bench: .venv-test/.installed
 	.venv-test/bin/python benchmarks/run_all.py $(BENCH_ARGS)
+	.venv-test/bin/python tools/make_docs.py
 
 # kills runs at random moments and goes on, 20 times a combination; takes machines away
 soak: .venv-test/.installed
@@ -36,8 +41,8 @@ soak: .venv-test/.installed
 .venv-test/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-test
 	.venv-test/bin/python -m pip install --quiet -c constraints.txt torch
-	.venv-test/bin/python -m pip install --quiet -c constraints.txt -e ".[dev,aim,mlflow,tensorboard,trackio,wandb]"
+	.venv-test/bin/python -m pip install --quiet -c constraints.txt -e ".[dev,docs,aim,mlflow,tensorboard,trackio,wandb]"
 	touch $@
 
 clean:
-	rm -rf .venv .venv-test build dist src/*.egg-info
+	rm -rf .venv .venv-test build dist site src/*.egg-info

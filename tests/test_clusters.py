@@ -110,7 +110,7 @@ def lines(name: str) -> list[list[str]]:
 
 def indented(path: Path) -> list[str]:
     """Blocks inside a numbered list."""
-    return re.findall(r"^   ```text\n(.*?)^   ```$", path.read_text(), re.DOTALL | re.MULTILINE)
+    return re.findall(r"^    ```text\n(.*?)^    ```$", path.read_text(), re.DOTALL | re.MULTILINE)
 
 
 def commands(text: str) -> Iterator[list[str]]:

@@ -30,7 +30,7 @@ PIP_LINES = (
     "pip install .",
     *(
         f"pip install '.[{extra}]'"
-        for extra in ("dev", "flash-attn", "quant", "aim", "tensorboard", "mlflow", "wandb", "trackio", "slurm")
+        for extra in ("dev", "docs", "flash-attn", "quant", "aim", "tensorboard", "mlflow", "wandb", "trackio", "slurm")
     ),
 )
 SHELL_LINES = ('eval "$(fmstune --shell-completion install=bash)"',)
@@ -261,7 +261,7 @@ def repository_files() -> list[Path]:
 def test_a_shipped_name_wins_over_the_same_name_in_a_users_folder(
     tmp_path: Path, fmstune: Callable[..., Result]
 ) -> None:
-    """As CONTRIBUTING.md and docs/job.md say."""
+    """As docs/extending.md and docs/job.md say."""
     for name in ("tiny_llama", "mine"):
         file = tmp_path / "my_conf" / "model" / f"{name}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)

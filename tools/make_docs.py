@@ -7,21 +7,29 @@ A table stands between `<!-- generated: NAME -->` and `<!-- end -->`, in README.
 
 import argparse
 import ast
+import functools
+import html
 import inspect
+import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import yaml
 
+import upstream_fields
 from fmstune import plan, precision
+from fmstune.command_line import SUMMARIES
 from fmstune.help import GROUPS
+from fmstune.job import FULL, LORA, LORAPLUS_LR_RATIO
 from fmstune.training_names import OWNED, TRANSLATED, Translation
 
 ROOT = Path(__file__).parents[1]
 JOB = ROOT / "src" / "fmstune" / "job.py"
 CONF = ROOT / "conf"
+DECISIONS = ROOT / "docs" / "decisions"
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TYPES = {
     "str": "text",
@@ -58,12 +66,55 @@ def renewed(text: str) -> str:
     return BLOCK.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n\n{found[3]}", text)
 
 
-def fields() -> str:
-    """The fields of the job's dataclasses, with what stands under each."""
+def top() -> str:
+    """The fields of the job that belong to no group."""
+    rows = _fields(_classes()["Job"], "", _classes())
+    return _field_table(row for row in rows if row[0].strip("`").partition(".")[0] not in GROUPS)
+
+
+def group_fields(group: str) -> str:
+    """The fields of a group's dataclass, or of the classes of other libraries that it stands for."""
+    if group == "training":
+        own = ("`training.resume`", "text or null", "`null`", "Folder of a checkpoint to go on from, or `auto`.")
+        return _field_table(_by_name([own, *upstream_fields.training()]))
+    if group == "peft":
+        return "\n\n".join(map(_of_peft, dict.fromkeys(_targets().values())))
+    rows = list(_fields(_classes()[group.capitalize()], f"{group}.", _classes()))
+    if group == "data":
+        rows += _fields(_classes()["Source"], "data.train.NAME.", _classes())
+    return _field_table(rows)
+
+
+def _of_peft(target: str) -> str:
+    """The fields of one configuration class, with the choices that take it."""
+    choices = ", ".join(f"`peft={choice}`" for choice, one in _targets().items() if one == target)
+    if target == FULL:
+        return f"{choices} takes no fields."
+    rows = list(upstream_fields.peft(target))
+    if target == LORA:
+        rows.append((f"`peft.{LORAPLUS_LR_RATIO}`", "number or null", "`null`", "LoRA+'s rate of B by that of A."))
+    return f"### `{target}`\n\nOf {choices}.\n\n{_field_table(_by_name(rows))}"
+
+
+def _by_name(rows: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    return sorted(rows, key=lambda row: row[0].strip("`"))
+
+
+def _targets() -> dict[str, str]:
+    """The class of each choice of the peft group."""
+    return {path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))["_target_"] for path in _files("peft")}
+
+
+@functools.cache
+def _classes() -> dict[str, ast.ClassDef]:
     tree = ast.parse(JOB.read_text(encoding="utf-8"))
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    rows = [row for row in _fields(classes["Job"], "", classes) if row[0] != ""]
-    return _table(("field", "type", "when left out", "meaning"), rows)
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _field_table(rows: Iterable[Sequence[str]]) -> str:
+    # the site lays them out anew on a phone
+    table = _table(("field", "type", "default", "meaning"), list(rows))
+    return f'<div class="fields" markdown>\n\n{table}\n\n</div>'
 
 
 def _fields(node: ast.ClassDef, prefix: str, classes: dict[str, ast.ClassDef]) -> Iterator[tuple[str, ...]]:
@@ -113,9 +164,33 @@ def _default(value: ast.expr | None) -> str:
 
 
 def groups() -> str:
-    """Every group's choices, each with the first line of its file."""
-    rows = [(f"`{group}={path.stem}`", _first_comment(path)) for group in GROUPS for path in _files(group)]
-    return _table(("choice", "when to take it"), rows)
+    """What each group sets, with its choices and its page."""
+    about = {"experiment": "Choices and values under one name.", **dict(_about_groups())}
+    rows = [
+        (f"[`{group}`](groups/{group}.md)", about[group], ", ".join(f"`{path.stem}`" for path in _files(group)))
+        for group in GROUPS
+    ]
+    return _table(("group", "what it says", "choices"), rows)
+
+
+def _about_groups() -> Iterator[tuple[str, str]]:
+    """The fields of the job, groups included, with what stands under each."""
+    body = _classes()["Job"].body
+    for statement, after in itertools.pairwise(body):
+        if isinstance(statement, ast.AnnAssign):
+            yield ast.unparse(statement.target), _doc(after)
+
+
+def group_choices(group: str) -> str:
+    """Every choice of a group: the first line of its file, and the file to unfold."""
+    return "\n\n".join(_unfolded(group, path) for path in _files(group))
+
+
+def _unfolded(group: str, path: Path) -> str:
+    # what follows on the first comment
+    values = path.read_text(encoding="utf-8").replace(f"# {_first_comment(path)}\n", "", 1)
+    about = f"<code>{group}={path.stem}</code>: {html.escape(_first_comment(path), quote=False)}"
+    return f"<details markdown>\n<summary>{about}</summary>\n\n```yaml\n{values}```\n\n</details>"
 
 
 def models() -> str:
@@ -199,8 +274,42 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
+def verbs() -> str:
+    """The verbs, each with what `fmstune --help` says of it."""
+    return _table(("verb", "does"), [(f"`{verb.value}`", summary) for verb, summary in SUMMARIES.items()])
+
+
+def decisions() -> str:
+    """The titles of the decisions, each with its page."""
+    heads = [(path, path.read_text(encoding="utf-8").partition("\n")[0]) for path in sorted(DECISIONS.glob("0*.md"))]
+    return "\n".join(f"- [{head.removeprefix('# ')}]({path.name})" for path, head in heads)
+
+
+def performance() -> str:
+    """The figures of benchmarks/RESULTS.md that have a bar, under its titles; and what they were measured on."""
+    head, *sections = RESULTS.read_text(encoding="utf-8").split("\n## ")
+    machine = [line for line in head.splitlines() if line.startswith("- ")]
+    return "\n\n".join([*map(_with_a_bar, sections), "\n".join(machine)])
+
+
+def _with_a_bar(section: str) -> str:
+    """One benchmark: what its table says where the figure has a bar."""
+    rows = []
+    for line in section.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| ") and len(cells) == 7 and cells[4] not in ("", "bar", "---:"):
+            what, median, _, _, bar, met, note = cells
+            rows.append((what, median, f"{bar}{' (met)' if met == 'yes' else ', **not met**'}", note))
+    return f"### {section.partition(chr(10))[0]}\n\n{_table(('what', 'ratio', 'bar', 'figures'), rows)}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    "fields": fields,
+    **{f"{group}_choices": functools.partial(group_choices, group) for group in GROUPS},
+    **{f"{group}_fields": functools.partial(group_fields, group) for group in GROUPS if group != "experiment"},
+    "fields": top,
+    "verbs": verbs,
+    "decisions": decisions,
+    "performance": performance,
     "groups": groups,
     "choices": choices,
     "models": models,
