@@ -121,13 +121,14 @@ def _merge(asked: Merge) -> int:
 def _from_fms(old_command: Sequence[str], *, run_it: bool) -> int:
     """Print what an old command is today, and what changed; with `run_it`, run it; the first failure's exit code."""
     found = from_fms.translate(old_command, os.environ, _text_of)
+    if run_it:
+        raise_if_any(f"${name} has no value; set it before the command" for one in found for name in one.unset)
     for place, translation in enumerate(found):
         # a blank line between two commands; with --run, stdout is theirs
         print("\n" * (place > 0) + from_fms.command(translation), file=sys.stderr if run_it else sys.stdout, flush=True)
         print(from_fms.explanation(translation), file=sys.stderr)
     if not run_it:
         return 0
-    raise_if_any(f"${name} has no value; set it before the command" for one in found for name in one.unset)
     code = 0
     for translation in found:
         os.environ.update(translation.environment)

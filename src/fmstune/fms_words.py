@@ -47,7 +47,8 @@ def read_flags(words: Sequence[str], flags: Mapping[str, Flag]) -> tuple[dict[st
         if equals:
             values = [value]
         elif kind is Kind.switch:
-            values = [rest.pop(0)] if rest and rest[0].lower() in (*TRUE, *FALSE) else []
+            # behind a launcher's switch may stand the script
+            values = [rest.pop(0)] if rest and not rest[0].startswith("-") and not rest[0].endswith(".py") else []
         elif kind in (None, Kind.words):
             values = []
             # the script after a launcher's flags is no value of theirs
@@ -61,7 +62,8 @@ def read_flags(words: Sequence[str], flags: Mapping[str, Flag]) -> tuple[dict[st
 
 def shown(name: str, values: Sequence[str]) -> str:
     """The flag as the note on it shows it."""
-    return " ".join([f"--{name}", *(re.sub(f"{UNSET}(\\w+){UNSET}", r"$\1", value) for value in values)])
+    text = re.sub(f"{UNSET}(\\w+){UNSET}", r"$\1", " ".join([f"--{name}", *values]))
+    return text.replace("\n", r"\n")
 
 
 def switch(name: str, values: Sequence[str]) -> bool:

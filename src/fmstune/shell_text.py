@@ -139,7 +139,8 @@ def _escaped(found: re.Match[str]) -> str:
 
 def _expanded(text: str, values: Mapping[str, str]) -> str:
     """The text with its variables' values; one without a value keeps its name, between UNSET."""
-    if "`" in text or re.search(r"\$[({]\W*[^}\w]", text) or re.search(r"\$\{\w+[^\w}]", text):
+    # $(…), `…` and what ${NAME…} can do beyond naming a variable
+    if "`" in text or re.search(r"\$\(|\$\{(?!\w+\})", text):
         raise UserError(f"{text.strip()[:60]}: a shell would have to run this; write what it comes to")
 
     def value(found: re.Match[str]) -> str:
