@@ -1280,6 +1280,11 @@ EARLY = [
         "--response_template is missing, …",
         "--training_data_path is missing, …",
     ),
+    case(
+        f"from-fms 'accelerate launch --config_file $NOPE/a.yaml {SCRIPT.removeprefix('python ')} --packing $NOPE'",
+        "--packing must be True or False, got '$NOPE'",
+        "--config_file $NOPE/a.yaml cannot be read, …",
+    ),
     case(f"from-fms '{SCRIPT} --learning_rate'", "--learning_rate takes one value, got none"),
     case(f"from-fms '{SCRIPT} $(date)'", "$(date): a shell would have to run this; write what it comes to"),
     case("from-fms job.json", "the job: broken JSON (…)", job_json='{"output_dir": '),
@@ -1332,7 +1337,7 @@ CASES = [
 
 
 def test_the_specification_keeps_its_size() -> None:
-    assert len(CASES) == 390
+    assert len(CASES) == 391
 
 
 @pytest.mark.parametrize("wrong", CASES, ids=[wrong.command[:70] for wrong in CASES])

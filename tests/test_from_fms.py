@@ -446,3 +446,19 @@ def test_without_run_only_the_command_is_on_stdout(fmstune: Callable[..., Result
 def test_a_pickled_job_is_not_opened() -> None:
     with pytest.raises(UserError, match="pickle"):
         from_fms.translate([base64.b64encode(pickle.dumps({"output_dir": "x" * 20})).decode()], {}, {}.get)
+
+
+def test_a_job_file_may_hold_a_mapping_and_null() -> None:
+    job = {
+        "model_name_or_path": "m",
+        "training_data_path": "a.json",
+        "dataset_text_field": "t",
+        "peft_method": None,
+        "response_template": "A:",
+        "fsdp": "full_shard auto_wrap",
+        "accelerate_launch_args": {"num_processes": 4},
+        "fsdp_config": {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"], "state_dict_type": "FULL_STATE_DICT"},
+    }
+    found = words(json.dumps(job))
+    assert {"peft=full", "launcher=fsdp1", "launcher.num_processes=4"} <= set(found)
+    assert "launcher.transformer_layer_cls_to_wrap=[LlamaDecoderLayer]" in found

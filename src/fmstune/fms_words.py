@@ -62,8 +62,12 @@ def read_flags(words: Sequence[str], flags: Mapping[str, Flag]) -> tuple[dict[st
 
 def shown(name: str, values: Sequence[str]) -> str:
     """The flag as the note on it shows it."""
-    text = re.sub(f"{UNSET}(\\w+){UNSET}", r"$\1", " ".join([f"--{name}", *values]))
-    return text.replace("\n", r"\n")
+    return readable(" ".join([f"--{name}", *values])).replace("\n", r"\n")
+
+
+def readable(text: str) -> str:
+    """The text with variables without a value under their names."""
+    return re.sub(f"{UNSET}(\\w+){UNSET}", r"$\1", text)
 
 
 def switch(name: str, values: Sequence[str]) -> bool:

@@ -5,6 +5,7 @@ A pure function of text; files that the text names are read by a function that i
 
 import base64
 import binascii
+import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from fmstune import fms_asking, fms_launch, fms_tuning, shell_text
 from fmstune.errors import UserError, raise_if_any
 from fmstune.fms_flags import HARNESS, INFERENCE, TUNING, of_tuning
 from fmstune.fms_launch import Given, Read, json_object
-from fmstune.fms_words import Note, Translated, read_flags
+from fmstune.fms_words import Note, Translated, read_flags, readable
 from fmstune.shell_text import UNSET, Command
 
 _TUNING = ("sft_trainer.py", "tuning.sft_trainer")
@@ -53,6 +54,14 @@ def translate(given: Sequence[str], environment: Mapping[str, str], read: Read) 
 
     `environment` has the variables that the text may use. Raises UserError where nothing is the early tool's.
     """
+    try:
+        # a name with a variable that has no value is no file's
+        return _translated(given, environment, lambda name: None if UNSET in name else read(name))
+    except UserError as err:
+        raise UserError(*map(readable, err.problems)) from err
+
+
+def _translated(given: Sequence[str], environment: Mapping[str, str], read: Read) -> list[Translation]:
     if not given:
         raise UserError("from-fms needs an old command in single quotes or after --, or a file; - is stdin")
     if len(given) > 1:
@@ -105,7 +114,8 @@ def _words_of(values: Mapping[str, Any]) -> Given:
     found: Given = {}
     for name, value in values.items():
         if value is not None:
-            found[name] = [str(one) for one in value] if isinstance(value, list) else [str(value)]
+            listed = value if isinstance(value, list) else [value]
+            found[name] = [json.dumps(one) if isinstance(one, dict) else str(one) for one in listed]
     return found
 
 
@@ -239,6 +249,6 @@ def explanation(translation: Translation) -> str:
 
 
 def _columns(note: Note) -> list[str]:
-    new = f"→ {note.new.replace(UNSET, '$', 1).replace(UNSET, '')}" if note.new else ""
+    new = f"→ {readable(note.new)}" if note.new else ""
     why = f"({note.why})" if note.why else ""
     return [f"{note.kind:<8}", f"{note.old:<44}", new, why]
