@@ -67,7 +67,9 @@ def shown(name: str, values: Sequence[str]) -> str:
 
 def readable(text: str) -> str:
     """The text with variables without a value under their names."""
-    return re.sub(f"{UNSET}(\\w+){UNSET}", r"$\1", text)
+    # as it stands, and within a repr
+    mark = rf"(?:{UNSET}|\\x00)"
+    return re.sub(rf"{mark}(\w+?){mark}", r"$\1", text)
 
 
 def switch(name: str, values: Sequence[str]) -> bool:
