@@ -1297,6 +1297,10 @@ EARLY = [
         f"from-fms 'accelerate launch --num_process 2 {SCRIPT.removeprefix('python ')}'",
         "--num_process is no flag of the early tool; did you mean '--num_processes'?",
     ),
+    case(
+        f"from-fms 'torchrun --nproc_per_node --nnodes 1 {SCRIPT.removeprefix('python ')}'",
+        "--nproc_per_node takes one value, got none",
+    ),
     case(f"from-fms '{SCRIPT} --fsdp no_shard'", "--fsdp no_shard is not taken; full_shard, shard_grad_op, …"),
     case(f"from-fms --run '{SCRIPT} --output_dir $OUT'", "$OUT has no value; set it before the command"),
     case("from-fms 'python scripts/run_inference.py --text x'", "--model is missing: the tuned model's folder"),
@@ -1337,7 +1341,7 @@ CASES = [
 
 
 def test_the_specification_keeps_its_size() -> None:
-    assert len(CASES) == 391
+    assert len(CASES) == 392
 
 
 @pytest.mark.parametrize("wrong", CASES, ids=[wrong.command[:70] for wrong in CASES])

@@ -19,7 +19,7 @@ from fmstune import accelerate_file, composition, fms_flags, freeze, from_fms, u
 from fmstune.command_line import force_plain_overrides, parse
 from fmstune.errors import UserError
 from fmstune.fms_flags import HARNESS, INFERENCE, LAUNCH, TORCHRUN, TUNING, Fate
-from fmstune.fms_words import typed
+from fmstune.fms_words import Became, typed
 from fmstune.from_fms import Translation
 from fmstune.job import Job
 from tests import early_commands
@@ -446,6 +446,14 @@ def test_without_run_only_the_command_is_on_stdout(fmstune: Callable[..., Result
 def test_a_pickled_job_is_not_opened() -> None:
     with pytest.raises(UserError, match="pickle"):
         from_fms.translate([base64.b64encode(pickle.dumps({"output_dir": "x" * 20})).decode()], {}, {}.get)
+
+
+def test_what_is_switched_off_needs_no_field() -> None:
+    text = BASIC.replace("python", "accelerate launch --num_processes 1 --dynamo_backend no", 1)
+    found = translated(f"{text} --use_ipex False --deepspeed None")
+    assert [note.old for note in found.notes if note.became is Became.dropped] == [
+        *("--use_ipex False", "--deepspeed None", "--dynamo_backend no", "--num_processes 1"),
+    ]
 
 
 def test_a_job_file_may_hold_a_mapping_and_null() -> None:

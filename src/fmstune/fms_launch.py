@@ -3,14 +3,27 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from fmstune import accelerate_file
 from fmstune.errors import UserError
 from fmstune.fms_flags import LAUNCH, TORCHRUN, Fate, unknown
-from fmstune.fms_words import Note, Translated, by_word, moved, read_flags, shown, single, switch, typed, typed_list
+from fmstune.fms_words import (
+    Became,
+    Note,
+    Translated,
+    by_word,
+    is_off,
+    moved,
+    read_flags,
+    shown,
+    single,
+    switch,
+    typed,
+    typed_list,
+)
 
 Read = Callable[[str], str | None]
 """The text of a file by its name; None where there is none."""
@@ -42,11 +55,12 @@ def of_torchrun(words: Sequence[str]) -> tuple[Given, list[str], list[str]]:
     ]
     names = {flag: target.field.partition(".")[2] for flag, target in TORCHRUN.items() if target.field}
     found = {names[name]: values for name, values in given.items() if name in names}
-    endpoint = given.get("rdzv_endpoint", [""])[0]
+    endpoint = _value(given, "rdzv_endpoint", "")
     if ":" in endpoint:
         host, _, port = endpoint.partition(":")
         found |= {"main_process_ip": [host], "main_process_port": [port]}
-    each, machines = given.get("nproc_per_node", ["1"])[0], given.get("nnodes", ["1"])[0].rpartition(":")[2]
+    # of 1:4 machines as many as there can be
+    each, machines = _value(given, "nproc_per_node", "1"), _value(given, "nnodes", "1").rpartition(":")[2]
     found["num_processes"] = [str(int(each) * int(machines)) if each.isdigit() and machines.isdigit() else each]
     if each in ("gpu", "auto"):
         del found["num_processes"]
@@ -54,12 +68,16 @@ def of_torchrun(words: Sequence[str]) -> tuple[Given, list[str], list[str]]:
     return found, rest, problems
 
 
+def _value(given: Given, name: str, default: str) -> str:
+    return single(name, given[name]) if name in given else default
+
+
 def translate(given: Given, old_names: str, read: Read, out: Translated) -> None:
     """Add the launcher to a translation; `old_names` says where the flags came from, for notes."""
     fsdp, flags = _sorted(given, out)
     file = _file(flags.pop("config_file", None), read, out)
     switches = {name: name in flags and switch(name, flags.pop(name)) for name in ("multi_gpu", "use_fsdp")}
-    version = flags.pop("fsdp_version", ["1"])[0]
+    version = single("fsdp_version", flags.pop("fsdp_version", ["1"]))
     processes = _processes(flags, file)
     strategy = _strategy(switches, fsdp, file, processes, version)
     if strategy == "local":
@@ -67,7 +85,7 @@ def translate(given: Given, old_names: str, read: Read, out: Translated) -> None
         return
     out.fields["launcher"] = strategy
     why = "FSDP1, as accelerate has it without a version; launcher=fsdp is FSDP2" if strategy == "fsdp1" else ""
-    out.notes.append(Note("renamed", old_names, f"launcher={strategy}", why))
+    out.notes.append(Note(Became.renamed, old_names, f"launcher={strategy}", why))
     if file is not None and file.path is not None:
         out.fields["launcher.config_file"] = typed(file.path)
     if file is not None and file.path is None and "num_processes" not in flags:
@@ -77,11 +95,13 @@ def translate(given: Given, old_names: str, read: Read, out: Translated) -> None
         _add(_fsdp_fields(fsdp, out), out)
 
 
-class _File:
-    """A configuration of accelerate: its launcher fields, and its path where it can be read."""
+class _File(NamedTuple):
+    """A configuration of accelerate."""
 
-    def __init__(self, path: str | None, values: Mapping[str, Any], precision: str) -> None:
-        self.path, self.values, self.precision = path, values, precision
+    path: str | None
+    """None where it is the early tool's own, and not here."""
+    values: Mapping[str, Any]
+    """Fields of the launcher."""
 
 
 def _sorted(given: Given, out: Translated) -> tuple[Given, Given]:
@@ -92,10 +112,10 @@ def _sorted(given: Given, out: Translated) -> tuple[Given, Given]:
         flag = LAUNCH.get(name)
         if flag is None:
             out.problems.append(unknown(name, LAUNCH))
-        elif flag.fate is Fate.refused and values != ["no"]:
+        elif flag.fate is Fate.refused and not is_off(values):
             out.problems.append(f"--{name}: {flag.why}")
         elif flag.fate is not Fate.moved:
-            out.notes.append(Note("dropped", shown(name, values), why=flag.why))
+            out.notes.append(Note(Became.dropped, shown(name, values), why=flag.why))
         elif name.startswith("fsdp_") and name != "fsdp_version":
             fsdp[name] = values
         else:
@@ -113,10 +133,10 @@ def _file(values: list[str] | None, read: Read, out: Translated) -> _File | None
         tree = yaml.safe_load(text)
         precision = str(tree.get("mixed_precision") or "no") if isinstance(tree, dict) else "no"
         _precision(precision, f"{path}: mixed_precision {precision}", out)
-        return _File(path, accelerate_file.values_of(tree, path), precision)
+        return _File(path, accelerate_file.values_of(tree, path))
     if PurePath(path).name == EARLY_FILE:
-        out.notes.append(Note("renamed", shown("config_file", [path]), "launcher=fsdp1", "it has the file's settings"))
-        return _File(None, {"strategy": "fsdp", "fsdp_version": 1, "num_processes": 1}, "no")
+        out.notes.append(Note(Became.renamed, shown("config_file", [path]), "launcher=fsdp1", "it has its settings"))
+        return _File(None, {"strategy": "fsdp", "fsdp_version": 1, "num_processes": 1})
     raise UserError(f"--config_file {path} cannot be read, and it says how the job is launched; give its path here")
 
 
@@ -145,11 +165,13 @@ def _strategy(
 def _alone(flags: Given, file: _File | None, switches: Mapping[str, bool], out: Translated) -> None:
     """One process: what sets it up for meeting others is left out."""
     if any(switches.values()) or file is not None:
-        out.notes.append(Note("changed", "one process", "launcher=local", "it shares its work with no other"))
+        out.notes.append(Note(Became.changed, "one process", "launcher=local", "it shares its work with no other"))
     out.fields["launcher"] = "local"
+    if file is not None and "device" in file.values:
+        out.fields["launcher.device"] = file.values["device"]
     for name in ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port"):
         if name in flags:
-            out.notes.append(Note("dropped", shown(name, flags.pop(name)), why="one process meets no other"))
+            out.notes.append(Note(Became.dropped, shown(name, flags.pop(name)), why="one process meets no other"))
     _same_names(flags, out)
 
 
@@ -173,7 +195,7 @@ def _precision(word: str, old: str, out: Translated) -> None:
     field, _, value = by_word("mixed_precision", LAUNCH["mixed_precision"], word).partition("=")
     if field:
         out.fields[f"training.{field}"] = value
-        out.notes.append(Note("renamed", old, f"training.{field}={value}"))
+        out.notes.append(Note(Became.renamed, old, f"training.{field}={value}"))
 
 
 def _fsdp_fields(given: Given, out: Translated) -> dict[str, Any]:
@@ -185,11 +207,11 @@ def _fsdp_fields(given: Given, out: Translated) -> dict[str, Any]:
             value = value.lower() == "true"
         if LAUNCH[name].field == "launcher.backward_prefetch" and value not in _PREFETCH:
             # as the early container's README has it
-            out.notes.append(Note("dropped", shown(name, values), why=f"it is none of {', '.join(_PREFETCH)}"))
+            out.notes.append(Note(Became.dropped, shown(name, values), why=f"it is none of {', '.join(_PREFETCH)}"))
         elif name == "fsdp_activation_checkpointing":
             if value is True:
                 out.fields["training.activation_checkpointing"] = "true"
-                out.notes.append(Note("renamed", shown(name, values), "training.activation_checkpointing=true"))
+                out.notes.append(Note(Became.renamed, shown(name, values), "training.activation_checkpointing=true"))
         else:
             tree[name] = value
             out.notes.append(Note(moved(name, LAUNCH[name].field), shown(name, values), LAUNCH[name].field))

@@ -10,7 +10,7 @@ from fmstune import fms_launch, help
 from fmstune.errors import UserError
 from fmstune.fms_flags import OF_METHOD, TUNING, Fate, Flag, Kind, of_tuning, unknown
 from fmstune.fms_launch import Given, Read
-from fmstune.fms_words import Note, Translated, by_word, moved, shown, single, switch, typed, typed_list
+from fmstune.fms_words import Became, Note, Translated, by_word, is_off, moved, shown, single, switch, typed, typed_list
 
 _SPECIAL = (
     "model_name_or_path",
@@ -58,7 +58,7 @@ def translate(given: Given, launch: Given | None, environment: Mapping[str, str]
         out.fields["evaluation"] = "none"
     out.notes.append(
         Note(
-            "changed",
+            Became.changed,
             "checkpoints in output_dir",
             "checkpoints and `model` in output_dir",
             "a pad token is taken from the vocabulary where it has one; the same command goes on after a kill",
@@ -83,7 +83,7 @@ def _method(given: Given, out: Translated) -> str:
         return "none"
     if "peft_method" in given:
         group = TUNING["peft_method"].values[method]
-        out.notes.append(Note("renamed", shown("peft_method", values), f"peft={group}"))
+        out.notes.append(Note(Became.renamed, shown("peft_method", values), f"peft={group}"))
     return method
 
 
@@ -96,17 +96,17 @@ def _model(given: Given, out: Translated) -> None:
     if choice is None:
         out.fields["model.path"] = typed(path)
     new = f"model={choice}" if choice else f"model=causal_lm model.path={typed(path)}"
-    kind = "renamed" if "model_name_or_path" in given else "set"
-    out.notes.append(Note(kind, shown("model_name_or_path", values), new))
+    became = Became.renamed if "model_name_or_path" in given else Became.set
+    out.notes.append(Note(became, shown("model_name_or_path", values), new))
     tokenizer = given.get("tokenizer_name_or_path")
     if tokenizer and tokenizer[0] == path:
         why = "the model's own is taken when model.tokenizer is left out"
-        out.notes.append(Note("dropped", shown("tokenizer_name_or_path", tokenizer), why=why))
+        out.notes.append(Note(Became.dropped, shown("tokenizer_name_or_path", tokenizer), why=why))
     elif tokenizer:
         out.fields["model.tokenizer"] = typed(tokenizer[0])
         why = TUNING["tokenizer_name_or_path"].why
         new = f"model.tokenizer={typed(tokenizer[0])}"
-        out.notes.append(Note("renamed", shown("tokenizer_name_or_path", tokenizer), new, why))
+        out.notes.append(Note(Became.renamed, shown("tokenizer_name_or_path", tokenizer), new, why))
 
 
 def shipped_model(path: str) -> str | None:
@@ -138,15 +138,15 @@ def _plain_flags(given: Given, method: str, out: Translated) -> None:
         flag = of_tuning(name)
         if flag is None:
             out.problems.append(unknown(name, TUNING))
-        elif flag.fate is Fate.refused:
+        elif flag.fate is Fate.refused and not is_off(values):
             out.problems.append(f"--{name}: {flag.why}")
-        elif flag.fate is Fate.dropped:
+        elif flag.fate is not Fate.moved:
             # a secret is not repeated
             old = f"--{name}" if "token" in name and "hub" in name else shown(name, values)
-            out.notes.append(Note("dropped", old, why=flag.why))
+            out.notes.append(Note(Became.dropped, old, why=flag.why))
         elif name in of_other_methods:
             why = f"peft={TUNING['peft_method'].values[method]} has no such field, and the early tool passed over it"
-            out.notes.append(Note("dropped", shown(name, values), why=why))
+            out.notes.append(Note(Became.dropped, shown(name, values), why=why))
         elif name not in _SPECIAL:
             _guarded(out, partial(_one, name, flag, values, out))
 
@@ -154,7 +154,7 @@ def _plain_flags(given: Given, method: str, out: Translated) -> None:
 def _one(name: str, flag: Flag, values: list[str], out: Translated) -> None:
     value = _typed(name, flag, values)
     if value == "":
-        out.notes.append(Note("dropped", shown(name, values), why=flag.why or "it is the default"))
+        out.notes.append(Note(Became.dropped, shown(name, values), why=flag.why or "it is the default"))
         return
     out.fields[flag.field] = value
     out.notes.append(Note(moved(name, flag.field), shown(name, values), f"{flag.field}={value}", flag.why))
@@ -192,7 +192,7 @@ def _early_defaults(given: Given, method: str, out: Translated) -> None:
         value = typed_list(flag.early) if isinstance(flag.early, tuple) else typed(flag.early, flag.kind)
         out.fields[flag.field] = value
         why = "leave it out for PEFT's own list for the architecture" if name == "target_modules" else ""
-        out.notes.append(Note("set", f"--{name} was left out", f"{flag.field}={value}", why))
+        out.notes.append(Note(Became.set, f"--{name} was left out", f"{flag.field}={value}", why))
 
 
 def _packing(given: Given, out: Translated) -> None:
@@ -201,12 +201,12 @@ def _packing(given: Given, out: Translated) -> None:
         return
     packs = switch("packing", values)
     out.fields["training.packing"] = str(packs).lower()
-    out.notes.append(Note("kept", shown("packing", values), f"training.packing={str(packs).lower()}"))
+    out.notes.append(Note(Became.kept, shown("packing", values), f"training.packing={str(packs).lower()}"))
     if packs:
         out.fields["data.response_template"] = "null"
         out.notes.append(
             Note(
-                "changed",
+                Became.changed,
                 "--packing True trained whole texts",
                 "data.response_template=null",
                 "leave it out to train the answers only; packed rows no longer see each other, and none is cut",
@@ -218,11 +218,11 @@ def _attention(given: Given, out: Translated) -> None:
     flag = TUNING["use_flash_attn"]
     values = given.get("use_flash_attn")
     if values is None:
-        out.notes.append(Note("changed", "--use_flash_attn was left out", "model.attention=auto", flag.why))
+        out.notes.append(Note(Became.changed, "--use_flash_attn was left out", "model.attention=auto", flag.why))
         return
     value = _typed("use_flash_attn", flag, values)
     out.fields["model.attention"] = value
-    out.notes.append(Note("renamed", shown("use_flash_attn", values), f"model.attention={value}"))
+    out.notes.append(Note(Became.renamed, shown("use_flash_attn", values), f"model.attention={value}"))
 
 
 def _tracking(given: Given, environment: Mapping[str, str], out: Translated) -> None:
@@ -231,12 +231,12 @@ def _tracking(given: Given, environment: Mapping[str, str], out: Translated) -> 
     for name in ("report_to", "tracker", "trackers"):
         words = [word for value in given.get(name, []) for word in value.lower().replace(",", " ").split()]
         if words == ["all"]:
-            out.notes.append(Note("dropped", shown(name, words), why="choose trackers by name: tracking=tensorboard"))
+            out.notes.append(Note(Became.dropped, shown(name, words), why="choose some, as tracking=tensorboard"))
             continue
         chosen += [by_word(name, TUNING[name], word) for word in words]
         if words:
             out.notes.append(
-                Note("renamed", shown(name, words), f"tracking={','.join(filter(None, chosen)) or 'file'}")
+                Note(Became.renamed, shown(name, words), f"tracking={','.join(filter(None, chosen)) or 'file'}")
             )
     repo = _aim_place(given, environment)
     experiment = (given.get("experiment") or [environment.get("AIMSTACK_EXPERIMENT", "")])[0]
@@ -248,7 +248,7 @@ def _tracking(given: Given, environment: Mapping[str, str], out: Translated) -> 
     for field, value in (("repo", repo), ("experiment", experiment)):
         if value:
             out.fields[f"tracking.aim.{field}"] = typed(value)
-            out.notes.append(Note("renamed", "Aim's settings", f"tracking.aim.{field}={typed(value)}"))
+            out.notes.append(Note(Became.renamed, "Aim's settings", f"tracking.aim.{field}={typed(value)}"))
 
 
 def _aim_place(given: Given, environment: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
 from fmstune.errors import UserError
 from fmstune.fms_flags import Flag, Kind
@@ -12,12 +13,22 @@ TRUE, FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
 """Words for switches, as transformers' HfArgumentParser takes them."""
 
 
+class Became(Enum):
+    """What became of a flag, in the order in which it is shown."""
+
+    kept = "kept"
+    renamed = "renamed"
+    set = "set"
+    """An early default that is written out."""
+    dropped = "dropped"
+    changed = "changed"
+
+
 @dataclass(frozen=True)
 class Note:
     """What became of one flag, or what a user has to know beside."""
 
-    kind: str
-    """kept, renamed, set (an early default), dropped or changed."""
+    became: Became
     old: str
     new: str = ""
     why: str = ""
@@ -80,6 +91,11 @@ def switch(name: str, values: Sequence[str]) -> bool:
     return word in TRUE
 
 
+def is_off(values: Sequence[str]) -> bool:
+    """Whether this says that something is not wanted."""
+    return [value.lower() for value in values] in ([word] for word in ("no", "false", "none"))
+
+
 def single(name: str, values: Sequence[str]) -> str:
     """The one word after a flag; raises UserError where there is none, or more."""
     if len(values) != 1:
@@ -120,6 +136,6 @@ def by_word(name: str, flag: Flag, word: str) -> str:
     return flag.values[word]
 
 
-def moved(name: str, field: str) -> str:
+def moved(name: str, field: str) -> Became:
     """Whether a flag has kept its name."""
-    return "kept" if field.lstrip("-").rpartition(".")[2] == name else "renamed"
+    return Became.kept if field.lstrip("-").rpartition(".")[2] == name else Became.renamed

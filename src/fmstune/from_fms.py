@@ -17,7 +17,7 @@ from fmstune import fms_asking, fms_launch, fms_tuning, shell_text
 from fmstune.errors import UserError, raise_if_any
 from fmstune.fms_flags import HARNESS, INFERENCE, TUNING, of_tuning
 from fmstune.fms_launch import Given, Read, json_object
-from fmstune.fms_words import Note, Translated, read_flags, readable
+from fmstune.fms_words import Became, Note, Translated, read_flags, readable
 from fmstune.shell_text import UNSET, Command
 
 _TUNING = ("sft_trainer.py", "tuning.sft_trainer")
@@ -29,7 +29,6 @@ _JOB_FILE, _JOB_TEXT = "SFT_TRAINER_CONFIG_JSON_PATH", "SFT_TRAINER_CONFIG_JSON_
 _LAUNCH_KEYS = ("accelerate_launch_args", "multiGPU")
 _ENVIRONMENT = re.compile(r"CUDA_VISIBLE_DEVICES|OMP_NUM_THREADS|TOKENIZERS_PARALLELISM|(HF|NCCL|WANDB|MLFLOW)_\w+")
 """Variables that mean to fmstune what they meant to the early tool, and stay before the command."""
-_KINDS = ("kept", "renamed", "set", "dropped", "changed")
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def _of_commands(commands: Sequence[Command], environment: Mapping[str, str], re
     if not found:
         hint = "give one that starts tuning/sft_trainer.py, scripts/run_inference.py or lm_eval, or a file that is here"
         raise UserError(f"no command of the early tool in {others[0]!r}; {hint}" if others else f"no command; {hint}")
-    passed = tuple(Note("dropped", other, why="it is no command of the early tool") for other in others)
+    passed = tuple(Note(Became.dropped, other, why="it is no command of the early tool") for other in others)
     return [Translation(found[0].words, found[0].environment, (*found[0].notes, *passed)), *found[1:]]
 
 
@@ -241,7 +240,7 @@ def _quoted(word: str) -> str:
 
 def explanation(translation: Translation) -> str:
     """What became of each flag, for people: first what stayed, last what changed."""
-    notes = sorted(translation.notes, key=lambda note: _KINDS.index(note.kind))
+    notes = [note for became in Became for note in translation.notes if note.became is became]
     lines = [" ".join(_columns(note)).rstrip() for note in notes]
     for name in translation.unset:
         lines.append(f"unset    ${name} has no value here; set it before the command runs")
@@ -251,4 +250,4 @@ def explanation(translation: Translation) -> str:
 def _columns(note: Note) -> list[str]:
     new = f"→ {readable(note.new)}" if note.new else ""
     why = f"({note.why})" if note.why else ""
-    return [f"{note.kind:<8}", f"{note.old:<44}", new, why]
+    return [f"{note.became.value:<8}", f"{note.old:<44}", new, why]
