@@ -13,14 +13,15 @@ import inspect
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
 import upstream_fields
-from fmstune import plan, precision
+from fmstune import fms_flags, plan, precision
 from fmstune.command_line import SUMMARIES
+from fmstune.fms_flags import Fate, Flag
 from fmstune.help import GROUPS
 from fmstune.job import FULL, LORA, LORAPLUS_LR_RATIO
 from fmstune.training_names import OWNED, TRANSLATED, Translation
@@ -243,6 +244,28 @@ def _values(translation: Translation) -> str:
     return "" if on is True else f" (true is `{on}`, false is `{off}`)"
 
 
+def early_flags(flags: Mapping[str, Flag]) -> str:
+    """What became of each flag: of those that moved, and of the others."""
+    moved = [
+        (f"`--{name}`", _today(flag), _early(flag), flag.why) for name, flag in flags.items() if flag.fate is Fate.moved
+    ]
+    others = [
+        (f"`--{name}`", flag.fate.value, "", flag.why) for name, flag in flags.items() if flag.fate is not Fate.moved
+    ]
+    return _table(("early flag", "today", "written out when left out", "what to know"), [*moved, *others])
+
+
+def _today(flag: Flag) -> str:
+    values = ", ".join(f"{old} is `{new}`" if new else f"{old} sets nothing" for old, new in flag.values.items())
+    return f"`{flag.field}`" + (f" ({values})" if values else "")
+
+
+def _early(flag: Flag) -> str:
+    if flag.early is None:
+        return ""
+    return "`" + ("[" + ", ".join(flag.early) + "]" if isinstance(flag.early, tuple) else flag.early) + "`"
+
+
 def precisions() -> str:
     """The table of the module's docstring."""
     text = inspect.getdoc(precision) or ""
@@ -317,6 +340,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "names": names,
     "precision": precisions,
     "memory": memory,
+    "early_tuning": lambda: early_flags(fms_flags.TUNING),
+    "early_launch": lambda: early_flags(fms_flags.LAUNCH),
+    "early_torchrun": lambda: early_flags(fms_flags.TORCHRUN),
+    "early_inference": lambda: early_flags(fms_flags.INFERENCE),
+    "early_harness": lambda: early_flags(fms_flags.HARNESS),
 }
 """Each generated part by the name in its marker."""
 

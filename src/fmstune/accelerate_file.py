@@ -54,6 +54,11 @@ def values(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
         reason = getattr(err, "strerror", None) or " ".join(str(err).split())
         raise UserError(f"launcher.config_file: {path} cannot be read ({reason}); give an accelerate YAML") from err
+    return values_of(tree, path)
+
+
+def values_of(tree: Any, path: Path | str) -> dict[str, Any]:
+    """The same of a file that was read; `path` names it."""
     if not isinstance(tree, dict):
         raise UserError(f"launcher.config_file: {path} is no mapping of settings; give an accelerate YAML")
     problems: list[str] = []
@@ -82,6 +87,14 @@ def _top(tree: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
         problems.append(f"mixed_precision {tree['mixed_precision']} is not taken; model.dtype sets the precision")
     if tree.get("use_cpu"):
         found["device"] = "cpu"
+    return found
+
+
+def fsdp_values(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the launcher group that settings of FSDP come to; raises UserError with all that does not go."""
+    problems: list[str] = []
+    found = _fsdp(tree, problems)
+    raise_if_any(problems)
     return found
 
 

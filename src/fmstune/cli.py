@@ -23,6 +23,7 @@ from fmstune import (
     completion,
     composition,
     freeze,
+    from_fms,
     help,
     launch,
     preemption,
@@ -91,6 +92,8 @@ def run(words: Sequence[str]) -> int:
         return _generate(line, line.generation)
     if line.merge is not None:
         return _merge(line.merge)
+    if line.verb is Verb.from_fms:
+        return _from_fms(line.old_command, run_it=line.run_it)
     if line.from_job is not None:
         return _repeat(line)
     return _composed(line)
@@ -113,6 +116,36 @@ def _merge(asked: Merge) -> int:
     asked = dataclasses.replace(asked, model=tuple(request_rules.model_place(model) for model in asked.model))
     raise_if_any(request_rules.merge(asked))
     return _hand_over(asked, Verb.merge, Device.cpu)
+
+
+def _from_fms(old_command: Sequence[str], *, run_it: bool) -> int:
+    """Print what an old command is today, and what changed; with `run_it`, run it; the first failure's exit code."""
+    found = from_fms.translate(old_command, os.environ, _text_of)
+    if run_it:
+        raise_if_any(f"${name} has no value; set it before the command" for one in found for name in one.unset)
+    for place, translation in enumerate(found):
+        # a blank line between two commands; with --run, stdout is theirs
+        print("\n" * (place > 0) + from_fms.command(translation), file=sys.stderr if run_it else sys.stdout, flush=True)
+        print(from_fms.explanation(translation), file=sys.stderr)
+    if not run_it:
+        return 0
+    code = 0
+    for translation in found:
+        os.environ.update(translation.environment)
+        code = code or run(translation.words)
+    return code
+
+
+def _text_of(name: str) -> str | None:
+    """The text of a file, of stdin for `-`; None where there is none."""
+    if name == "-":
+        return sys.stdin.read()
+    try:
+        return Path(name).expanduser().read_text(encoding="utf-8")
+    except UnicodeDecodeError as err:
+        raise UserError(f"{name} is no text ({err.reason}); give a script or a job file") from err
+    except OSError:
+        return None
 
 
 def _hand_over(asked: Generation | Merge, verb: Verb, device: Device) -> int:

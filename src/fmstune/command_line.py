@@ -22,6 +22,7 @@ class Verb(Enum):
     modules = "modules"
     generate = "generate"
     merge = "merge"
+    from_fms = "from-fms"
     doctor = "doctor"
 
 
@@ -32,6 +33,7 @@ SUMMARIES = {
     Verb.modules: "list what an adapter can target in the model",
     Verb.generate: "let a tuned model continue texts, or answer rows",
     Verb.merge: "put adapters into the weights of their base",
+    Verb.from_fms: "translate a command or job file of the early tool, fms-hf-tuning",
     Verb.doctor: "show versions, devices, extras and the cache",
 }
 
@@ -63,6 +65,10 @@ class CommandLine:
     """`generate --format`: a choice of the data group."""
     merge: Merge | None = None
     """What `merge` is to do."""
+    old_command: tuple[str, ...] = ()
+    """`from-fms`: the early tool's words, or its text or file as one word."""
+    run_it: bool = False
+    """`from-fms --run`: run the translation, too."""
     help: bool = False
     version: bool = False
 
@@ -76,6 +82,8 @@ def parse(words: Sequence[str]) -> CommandLine:
             hint = did_you_mean(rest[0], known)
             raise UserError(f"unknown verb {rest[0]!r}{hint}; the verbs are {', '.join(known)}")
         verb = Verb(rest.pop(0))
+    if verb is Verb.from_fms:
+        return _from_fms(rest)
     options, hydra = _flags(verb).parse_known_args(rest)
     given = vars(options)
     given["trusted"] = tuple(given["trusted"])
@@ -90,6 +98,26 @@ def parse(words: Sequence[str]) -> CommandLine:
     if verb is Verb.doctor and hydra:
         raise UserError(f"doctor takes no {hydra[0]!r}; its flags are --clear-cache, --help and --version")
     return CommandLine(verb=verb, hydra=tuple(hydra), **given)
+
+
+def _from_fms(words: Sequence[str]) -> CommandLine:
+    """The old command: all words after our own flags, whose `--` may stand between."""
+    own = {"--run", "--help", "-h", "--version"}
+    count = next((place for place, word in enumerate(words) if word not in own), len(words))
+    flags, old = words[:count], words[count:]
+    if old and old[0].startswith("--") and old[0] != "--":
+        raise UserError(f"from-fms has no flag {old[0]}{did_you_mean(old[0], own)}; the old command follows after --")
+    if len(old) == 2 and old[1] == "--run":
+        # behind the quoted command, where one would write it
+        flags, old = [*flags, "--run"], old[:1]
+    return CommandLine(
+        verb=Verb.from_fms,
+        hydra=(),
+        old_command=tuple(old[1:] if old[:1] == ["--"] else old),
+        run_it="--run" in flags,
+        help="--help" in flags or "-h" in flags,
+        version="--version" in flags,
+    )
 
 
 def _generate(given: dict[str, Any], words: Sequence[str]) -> CommandLine:

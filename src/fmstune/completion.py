@@ -19,6 +19,8 @@ def suggestions(line: str) -> list[str]:
     if words[1] in requests and last.startswith("-"):
         flags = [f"--{field.name}" for field in fields(requests[words[1]])]
         return [flag for flag in flags if flag.startswith(last)]
+    if words[1] == Verb.from_fms.value:
+        return ["--run"] if last.startswith("-") and "--run".startswith(last) else []
     if last.startswith("training.") and "=" not in last:
         names = [f"training.{name}=" for name in upstream.fields_of(upstream.SFT_CONFIG) if name not in OWNED]
         return [name for name in names if name.startswith(last)]

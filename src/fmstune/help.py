@@ -42,6 +42,11 @@ _FLAGS = {
         "--max_shard_size SIZE a file of weights at most (5GB)",
         "--export vllm_lora    write the adapter as vLLM reads it, and merge nothing",
     ],
+    Verb.from_fms: [
+        "'COMMAND'             one command or more, in single quotes; or its words after --",
+        "FILE                  a script, or a job file (JSON, or JSON in base64); - is stdin",
+        "--run                 run the translation, too",
+    ],
     Verb.doctor: ["--clear-cache         delete the tokenised data"],
 }
 
