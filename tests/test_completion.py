@@ -28,6 +28,7 @@ def test_hydra_gets_the_line_without_the_verb(line: str, for_hydra: str) -> None
     [
         ("fmstune ch", ["check"]),
         ("fmstune gen", ["generate"]),
+        ("fmstune rep", ["reproduce"]),
         ("fmstune generate --model lora --te", ["--text", "--text_file", "--temperature"]),
         ("fmstune merge --model lora --w", ["--weight"]),
         ("fmstune check training.adam_e", ["training.adam_epsilon="]),
