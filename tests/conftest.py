@@ -147,3 +147,40 @@ def two_processes(made_once: MadeOnce) -> Path:
         assert done.returncode == 0, (place / "ERR").read_text()
 
     return made_once("two_processes", train)
+
+
+RECORDED = (
+    "model=causal_lm",
+    "model.path=m",
+    "peft=lora",
+    "data=text",
+    "data.train=rows.jsonl",
+    "data.eval_fraction=0.25",
+    "training.max_steps=2",
+    "training.warmup_steps=0",
+    "training.save_strategy=no",
+    "evaluation.max_new_tokens=2",
+    "launcher.threads=1",
+    "output_dir=first",
+)
+
+
+@pytest.fixture
+def recorded_run(
+    fmstune: Callable[..., Result], made_once: MadeOnce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The folder `first` of a run, with its model `m` and its rows.jsonl beside it: trained once, a copy for each."""
+    from tests import small
+
+    def train(place: Path) -> None:
+        monkeypatch.chdir(place)
+        small.save(place / "m")
+        (place / "m" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+        rows = [json.dumps({"output": f"### Text: parcel {n}\n### Response: late"}) + "\n" for n in range(8)]
+        (place / "rows.jsonl").write_text("".join(rows))
+        run = fmstune(*RECORDED)
+        assert run.code == 0, run.err
+        monkeypatch.chdir(tmp_path)
+
+    shutil.copytree(made_once("recorded_run", train), tmp_path, dirs_exist_ok=True)
+    return Path("first")

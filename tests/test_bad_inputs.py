@@ -1312,6 +1312,49 @@ EARLY = [
     case("from-fms 'python accelerate_launch.py'", "the container's job is in SFT_TRAINER_CONFIG_JSON_PATH or …"),
 ]
 
+LOCK = '{"fmstune": "0.1.0", "packages": {}, "seed": 42, "data_hashes": {}}'
+REPRODUCE = [
+    case("reproduce", "reproduce takes the folder of one run, such as runs/first; got none"),
+    case("reproduce one two", "reproduce takes the folder of one run, such as runs/first; got one, two"),
+    case("reproduce run --strct", "reproduce has no flag --strct; did you mean '--strict'?"),
+    case("reproduce run", "reproduce: there is no folder run"),
+    case(
+        "reproduce sweep",
+        "reproduce: sweep has no job.yaml, so it is not the folder of a run; it holds those of 0-r=8",
+        **{"sweep__0-r=8__job_yaml": "name: x\n"},
+    ),
+    case(
+        "reproduce run",
+        "run/lock.json: no such file; it is written when a run begins to train. fmstune train --from run repeats …",
+        run__job_yaml="name: x\n",
+    ),
+    case(
+        "reproduce run",
+        "run/lock.json: cannot be read (Expecting …); fmstune train --from run repeats the run without it",
+        run__job_yaml="name: x\n",
+        run__lock_json='{"fmstune": ',
+    ),
+    case(
+        "reproduce run",
+        "run/lock.json: has no packages, seed, data_hashes, so it is no record of a run; …",
+        run__job_yaml="name: x\n",
+        run__lock_json='{"fmstune": "0.1.0"}',
+    ),
+    case(
+        "reproduce run",
+        *(f"{group} must be given" for group in ("model", "peft", "data", "training")),
+        run__job_yaml="name: x\n",
+        run__lock_json=LOCK,
+    ),
+    case(
+        "reproduce run peft=full",
+        "peft=full: with --from single fields can change, not groups or sweeps",
+        run__job_yaml="name: x\n",
+        run__lock_json=LOCK,
+    ),
+    case("check --strict", "--strict is a flag of fmstune reproduce"),
+]
+
 CASES = [
     *UNKNOWN_NAMES,
     *SEVERAL_AT_ONCE,
@@ -1337,6 +1380,7 @@ CASES = [
     *TRACKING,
     *CALLBACKS,
     *EARLY,
+    *REPRODUCE,
 ]
 
 

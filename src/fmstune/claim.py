@@ -92,6 +92,11 @@ def _make(folder: Path) -> tuple[Path, ...]:
     return missing
 
 
+def free_folder(name: str) -> Path:
+    """A default folder that nobody has now."""
+    return next(folder for number in range(1, 1000) if not (folder := _default_folder(name, number)).exists())
+
+
 def _default_folder(name: str, number: int) -> Path:
     now = datetime.now()
     suffix = f"-{number}" if number > 1 else ""

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from fmstune import (
     from_fms,
     help,
     launch,
+    locked,
+    package_files,
     preemption,
     preparation,
     report,
@@ -76,7 +79,7 @@ def run(words: Sequence[str]) -> int:
     """Do what one command line says; the exit code."""
     if "--shell-completion" in words or "-sc" in words:
         return _complete(words)
-    line = parse(words)
+    line = dataclasses.replace(parse(words), typed=tuple(words))
     if line.version:
         print(f"fmstune {__version__}")
         return 0
@@ -94,6 +97,8 @@ def run(words: Sequence[str]) -> int:
         return _merge(line.merge)
     if line.verb is Verb.from_fms:
         return _from_fms(line.old_command, run_it=line.run_it)
+    if line.run is not None:
+        return _reproduce(line, line.run)
     if line.from_job is not None:
         return _repeat(line)
     return _composed(line)
@@ -353,6 +358,56 @@ def _repeat(line: CommandLine) -> int:
     return _act(frozen.job, frozen.notes, line)
 
 
+def _reproduce(line: CommandLine, run: Path) -> int:
+    """`reproduce RUN`: what is not as it was, the same job in a folder of its own, and what came out against that."""
+    recorded = run.parent if run.name == run_folder.JOB else run
+    raise_if_any(_not_a_run(recorded))
+    locked.read(recorded)
+    changes = {"output_dir": None, **composition.changes(line.hydra)}
+    frozen = freeze.read(recorded / run_folder.JOB, trusted=line.trusted, changes=changes)
+    job = frozen.job
+    if job.output_dir is None:
+        job = dataclasses.replace(job, output_dir=str(claim.free_folder(job.name)))
+    flags = [f"--trust={package}" for package in line.trusted]
+    strict = ["--strict"] if line.strict else []
+    if code := _compare(job, recorded, [*flags, *strict]):
+        return code
+    if code := _act(job, frozen.notes, dataclasses.replace(line, verb=Verb.train)):
+        return code
+    folder = Path(str(job.output_dir))
+    states = {place: run_folder.read_summary(place).get("status") for place in (recorded, folder)}
+    for place, status in states.items():
+        if status != run_folder.FINISHED:
+            print(f"\nnothing to compare: the run in {place} is not finished ({status})")
+            return USER_ERROR if line.strict else 0
+    found = locked.results(recorded, folder)
+    print("\n".join(["", *locked.results_table(found)]))
+    if found.weights:
+        print("weights: bit for bit equal", flush=True)
+    else:
+        print(end="", flush=True)
+        _compare(job, recorded, [*flags, f"--again={folder}"])
+    return USER_ERROR if line.strict and not found.equal else 0
+
+
+def _not_a_run(folder: Path) -> Iterator[str]:
+    if not folder.is_dir():
+        yield f"reproduce: there is no folder {folder}{package_files.did_you_mean_beside(folder)}"
+    elif not (folder / run_folder.JOB).is_file():
+        points = sorted(path.parent.name for path in folder.glob(f"*/{run_folder.JOB}"))
+        hint = f"; it holds those of {', '.join(points[:5])}" if points else ""
+        yield f"reproduce: {folder} has no {run_folder.JOB}, so it is not the folder of a run{hint}"
+
+
+def _compare(job: Job, recorded: Path, flags: Sequence[str]) -> int:
+    """Let a runner compare with a recorded run: what is there before the run again, or the weights after it."""
+    with tempfile.TemporaryDirectory(prefix="fmstune-") as folder:
+        job_file = Path(folder) / "job.yaml"
+        freeze.write(job, job_file)
+        argv = launch.command(job_file, f"--verb={Verb.reproduce.value}", f"--recorded={recorded}", *flags)
+        return _exit_code(launch.start(argv, launch.environment(job, os.environ)))
+
+
 def _act(job: Job, notes: Sequence[str], line: CommandLine) -> int:
     """Check what the parent can, then hand the job to the runner."""
     raise_if_any(rules.problems(job))
@@ -360,7 +415,7 @@ def _act(job: Job, notes: Sequence[str], line: CommandLine) -> int:
         print(f"fmstune: note: {note}", file=sys.stderr)
     flags = [f"--trust={package}" for package in line.trusted]
     if line.verb is Verb.train:
-        return _train(job, flags)
+        return _train(job, [*flags, f"--command={shlex.join(['fmstune', *line.typed])}"])
     flags.append(f"--verb={line.verb.value}")
     if line.verb is Verb.show_data:
         files = {"--json": line.json, "--html": line.html}

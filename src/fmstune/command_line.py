@@ -17,6 +17,7 @@ class Verb(Enum):
     """What to do with the composed job."""
 
     train = "train"
+    reproduce = "reproduce"
     check = "check"
     show_data = "show-data"
     modules = "modules"
@@ -28,6 +29,7 @@ class Verb(Enum):
 
 SUMMARIES = {
     Verb.train: "compose, check, tune, compare with the base (the default)",
+    Verb.reproduce: "check what a run has recorded, run it again, and compare the results",
     Verb.check: "validate everything and print the plan; reads no weight",
     Verb.show_data: "show rows with trained and masked tokens apart",
     Verb.modules: "list what an adapter can target in the model",
@@ -69,6 +71,12 @@ class CommandLine:
     """`from-fms`: the early tool's words, or its text or file as one word."""
     run_it: bool = False
     """`from-fms --run`: run the translation, too."""
+    run: Path | None = None
+    """`reproduce RUN`: the folder of the run to repeat."""
+    strict: bool = False
+    """`reproduce --strict`: refuse where a recorded fact differs."""
+    typed: tuple[str, ...] = ()
+    """All words as they were typed, to be recorded."""
     help: bool = False
     version: bool = False
 
@@ -95,6 +103,8 @@ def parse(words: Sequence[str]) -> CommandLine:
         return _generate(given, hydra)
     if verb is Verb.merge:
         return _merge(given, hydra)
+    if verb is Verb.reproduce:
+        return _reproduce(given, hydra)
     if verb is Verb.doctor and hydra:
         raise UserError(f"doctor takes no {hydra[0]!r}; its flags are --clear-cache, --help and --version")
     return CommandLine(verb=verb, hydra=tuple(hydra), **given)
@@ -157,6 +167,22 @@ def _merge(given: dict[str, Any], words: Sequence[str]) -> CommandLine:
     return CommandLine(verb=Verb.merge, hydra=(), merge=Merge(**given), **own)
 
 
+def _reproduce(given: dict[str, Any], words: Sequence[str]) -> CommandLine:
+    """The run to repeat, and the fields to change."""
+    runs = [word for word in words if not word.startswith("-") and "=" not in word]
+    if given["help"] or given["version"]:
+        return CommandLine(verb=Verb.reproduce, hydra=(), **given)
+    raise_if_any(
+        f"reproduce has no flag {word.partition('=')[0]}{did_you_mean(word, ['--strict', '--trust'])}"
+        for word in words
+        if word.startswith("-")
+    )
+    if len(runs) != 1:
+        raise UserError(f"reproduce takes the folder of one run, such as runs/first; got {', '.join(runs) or 'none'}")
+    changes = tuple(word for word in words if "=" in word)
+    return CommandLine(verb=Verb.reproduce, hydra=changes, run=Path(runs[0]), **given)
+
+
 def _not_of_generate(words: Sequence[str], known: Sequence[str], data_format: str | None) -> Iterator[str]:
     for word in words:
         if word.startswith("-"):
@@ -170,6 +196,7 @@ def _not_of_generate(words: Sequence[str], known: Sequence[str], data_format: st
 
 FLAG_OF = {
     "--from": Verb.train,
+    "--strict": Verb.reproduce,
     "--sources": Verb.check,
     "--json": Verb.show_data,
     "--html": Verb.show_data,
@@ -197,6 +224,8 @@ def _flags(verb: Verb) -> argparse.ArgumentParser:
     if verb in (Verb.train, Verb.check):
         parser.add_argument("--sources", action="store_true")
         parser.add_argument("--from", dest="from_job", type=Path, metavar="JOB_YAML")
+    if verb is Verb.reproduce:
+        parser.add_argument("--strict", action="store_true")
     if verb is Verb.show_data:
         parser.add_argument("--json", type=Path, metavar="FILE")
         parser.add_argument("--html", type=Path, metavar="FILE")

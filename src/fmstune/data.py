@@ -47,6 +47,10 @@ class Prepared:
     """SHA-256 of the files (`rows.Contents.hash`) by the field that names them."""
     streamed: Mapping[str, Ledger] | None = None
     """What became of the rows of each source that were read so far in training; None where all were read before."""
+    rows_read: Mapping[str, int] = field(default_factory=dict)
+    """Rows that were read, by field; of those that are streamed, the first ones."""
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    """Name of the cache entry by field, a hash of all that its tokens depend on; streamed rows have none."""
     seconds: float = 0.0
     """What reading and tokenising them took; little where they were cached."""
 
@@ -135,26 +139,50 @@ def prepare(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int) -> Prep
     streamed = [recipe for recipe in recipes if data.streaming and recipe.place.trains]
     contents = _contents([recipe.place for recipe in recipes if recipe not in streamed])
     made: dict[str, list[Part]] = {TRAIN: [], HELD_OUT: []}
+    found_of: dict[str, list[Part]] = {}
     problems: list[str] = []
     for recipe in recipes:
-        name = _name(recipe.place)
+        name, field = _name(recipe.place), recipe.place.field
         try:
             if recipe in streamed:
-                made[TRAIN].append(streaming.sample(recipe, name))
-                continue
-            for split, part in entries.parts(recipe, name, seed, contents[recipe.place.field]).items():
+                parts = {TRAIN: streaming.sample(recipe, name)}
+            else:
+                parts = entries.parts(recipe, name, seed, contents[field])
+            found_of[field] = list(parts.values())
+            for split, part in parts.items():
                 made[split].append(part)
         except UserError as err:
             problems += err.problems
     raise_if_any(problems)
     hashes = {field: content.hash for field, content in contents.items()}
     if streamed:
-        hashes |= {recipe.place.field: streaming.listing(recipe) for recipe in streamed}
+        hashes |= {recipe.place.field: streaming.listing(recipe.place) for recipe in streamed}
         found = _streamed(data, streamed, made, hashes, seed)
     else:
         found = _mixed(data, made, hashes, seed)
     log.info(_summary(found))
-    return found
+    return dataclasses.replace(
+        found,
+        rows_read={field: sum(part.ledger.rows_read for part in parts) for field, parts in found_of.items()},
+        tokens={field: parts[0].key for field, parts in found_of.items() if parts[0].key},
+    )
+
+
+def identity(data: Data, tokenizer: "PreTrainedTokenizerBase | None", seed: int) -> dict[str, dict[str, str]]:
+    """What `prepare` would find, without making it: `data_hashes`, and the name of the `tokens`, by field.
+
+    Without a tokenizer, nothing can be said of the tokens.
+    """
+    found = formats(data, tokenizer)
+    streamed = [place for place, _ in found if data.streaming and place.trains]
+    contents = _contents([place for place, _ in found if place not in streamed])
+    hashes = {field: content.hash for field, content in contents.items()}
+    hashes |= {place.field: streaming.listing(place) for place in streamed}
+    keys: dict[str, str] = {}
+    if tokenizer is not None:
+        recipes = [Recipe(place, data, format, tokenizer) for place, format in found if place not in streamed]
+        keys = {recipe.place.field: entries.key(recipe, seed, contents[recipe.place.field]) for recipe in recipes}
+    return {"data_hashes": hashes, "tokens": keys}
 
 
 def formats(data: Data, tokenizer: "PreTrainedTokenizerBase | None") -> list[tuple[Place, Format]]:

@@ -81,6 +81,8 @@ class Part:
     ledger: Ledger
     cached: bool
     """Whether it had been made before."""
+    key: str = ""
+    """Name of the cache entry, a hash of all that the tokens depend on; "" where they are streamed."""
 
 
 def parts(recipe: Recipe, name: str, seed: int, contents: Contents) -> dict[str, Part]:
@@ -88,7 +90,7 @@ def parts(recipe: Recipe, name: str, seed: int, contents: Contents) -> dict[str,
 
     Raises one UserError with everything that is wrong with the rows.
     """
-    entry = cache.place() / "tokenized" / _key(recipe, seed, contents)
+    entry = cache.place() / "tokenized" / key(recipe, seed, contents)
     found = _open(entry, name, cached=True)
     if found is None:
         _make(entry, recipe, seed)
@@ -254,7 +256,7 @@ def _open(entry: Path, name: str, *, cached: bool) -> dict[str, Part] | None:
         facts = json.loads((entry / "facts.json").read_text(encoding="utf-8"))
         ledgers = {split: _ledger(values) for split, values in facts["ledgers"].items()}
         return {
-            split: Part(name, _map(entry / f"{split}.arrow", facts["bytes"][split]), ledger, cached)
+            split: Part(name, _map(entry / f"{split}.arrow", facts["bytes"][split]), ledger, cached, entry.name)
             for split, ledger in ledgers.items()
         }
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as err:
@@ -275,7 +277,7 @@ def _ledger(values: dict[str, Any]) -> Ledger:
     return Ledger(**values | {"lengths": {int(length): count for length, count in values["lengths"].items()}})
 
 
-def _key(recipe: Recipe, seed: int, contents: Contents) -> str:
+def key(recipe: Recipe, seed: int, contents: Contents) -> str:
     """The name of the entry: a hash of all that the tokens depend on."""
     data, source = recipe.data, recipe.place.source
     own = format_loading.source_files(source.format or {})

@@ -10,6 +10,10 @@ GROUPS = ("model", "peft", "data", "training", "launcher", "evaluation", "tracki
 
 _FLAGS = {
     Verb.train: ["--from RUN/job.yaml   repeat a run (fields can be overridden, groups not)"],
+    Verb.reproduce: [
+        "RUN                   the folder of the run; fields can be overridden, groups not",
+        "--strict              run only where nothing that can change the result differs; 2 where the result does",
+    ],
     Verb.check: [
         "--sources             show which file or override set each field",
         "--from RUN/job.yaml   check a frozen job",

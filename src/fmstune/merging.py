@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,19 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import align_special_tokens
 
-from fmstune import architecture, base_identity, models, plan, run_folder, shapes, tuned, vllm_adapter
+from fmstune import (
+    __version__,
+    architecture,
+    base_identity,
+    model_card,
+    models,
+    package_files,
+    plan,
+    run_folder,
+    shapes,
+    tuned,
+    vllm_adapter,
+)
 from fmstune.errors import UserError, raise_if_any
 from fmstune.job import Dtype, Model
 from fmstune.models import Tokenizer
@@ -94,6 +107,7 @@ def run(request: Merge) -> int:
         found = difference(expected, _logits(_written(aside, tokenizers[0], dtype), tokenizers[0]))
         raise_if_any(_too_different(found, dtype))
         run_folder.write_json(aside / RECORD, _record(request, places, weights, dtype, found))
+        (aside / model_card.FILE).write_text(_card(request, places[0], weights, dtype, found), encoding="utf-8")
         sizes = [file.stat().st_size for file in aside.glob("*.safetensors")]
     _report(request, places, dtype, found, parameters, sizes)
     return 0
@@ -261,6 +275,22 @@ def _record(
         **found._asdict(),
         "tolerance": TOLERANCE[dtype],
     }
+
+
+def _card(request: Merge, place: Place, weights: Sequence[float], dtype: str, found: Difference) -> str:
+    assert place.base is not None
+    merged = model_card.Merged(
+        base=place.base,
+        adapters=list(zip(request.model, weights, strict=True)),
+        dtype=dtype,
+        difference=(
+            f"Its logits differ from those of the adapters on their base by {found.share:.1e} of their size "
+            f"(root mean square); the likeliest token is the same at {found.same} of {found.positions} positions."
+        ),
+        versions={"fmstune": __version__, **{name: version(name) for name in ("peft", "torch", "transformers")}},
+    )
+    folder = Path(package_files.resolve(place.base)).expanduser()
+    return model_card.of_merge(merged, model_card.licence(folder))
 
 
 def _report(

@@ -7,7 +7,8 @@ from typing import Any
 from fmstune import run_folder
 from fmstune.plan import size
 
-_MEASURES = (("loss on the answer", "eval_loss", ".4f"), ("exact match", "exact_match", ".3f"))
+MEASURES = (("loss on the answer", "eval_loss", ".4f"), ("exact match", "exact_match", ".3f"))
+"""What a run compares: a label, the key of the summary, and how it is written."""
 
 
 def render(summary: Mapping[str, Any], folder: Path) -> str:
@@ -40,7 +41,7 @@ def comparison(base: Mapping[str, Any] | None, tuned: Mapping[str, Any], name: s
     rows = tuned["rows"]
     yield f"{f'{name}: {rows:,}':<22}{'base':>10}{'tuned':>10}{'change':>10}"
     yield "─" * 52
-    for label, key, form in _MEASURES:
+    for label, key, form in MEASURES:
         after = tuned.get(key)
         before = base.get(key) if base else None
         cells = [f"{value:{form}}" if value is not None else "-" for value in (before, after)]

@@ -11,6 +11,7 @@ from fmstune import agent, freeze, launch_rules, parent, preemption, ranks, requ
 from fmstune.command_line import Verb
 from fmstune.errors import Preempted, UserError, raise_if_any, render
 from fmstune.garbage import uncollected
+from fmstune.job import Job
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -49,6 +50,10 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--verb", choices=[v.value for v in Verb if v is not Verb.doctor], default=Verb.train.value)
     parser.add_argument("--prepare", action="store_true", help="stop when the rows are tokenised and cached")
     parser.add_argument("--trust", action="append", default=[], help="package whose format functions are allowed")
+    parser.add_argument("--command", help="what was typed, to be recorded")
+    parser.add_argument("--recorded", type=Path, help="reproduce: the folder of the run to compare with")
+    parser.add_argument("--again", type=Path, help="reproduce: the folder of the run again, to compare the weights")
+    parser.add_argument("--strict", action="store_true", help="reproduce: refuse where a recorded fact differs")
     parser.add_argument("--rows", type=int, default=3, help="show-data: rows to print")
     parser.add_argument("--json", type=Path, help="show-data: file for every training row")
     parser.add_argument("--html", type=Path, help="show-data: file for the view as a page")
@@ -82,7 +87,18 @@ def _act(options: argparse.Namespace) -> int:
         return verbs.check(job)
     if verb is Verb.show_data:
         return verbs.show_rows(job, options.rows, options.json, options.html)
-    return verbs.prepare(job) if options.prepare else verbs.run(job)
+    if verb is Verb.reproduce:
+        return _reproduce(job, options)
+    return verbs.prepare(job) if options.prepare else verbs.run(job, options.command)
+
+
+def _reproduce(job: Job, options: argparse.Namespace) -> int:
+    """Before the run again, what differs; after it, by how much the weights do."""
+    from fmstune import reproduce
+
+    if options.again is not None:
+        return reproduce.compare_weights(options.recorded, options.again)
+    return reproduce.check(job, options.recorded, strict=options.strict, trusted=options.trust)
 
 
 def _after(verb: Verb, file: Path) -> int:

@@ -13,6 +13,7 @@ from fmstune.errors import UserError, raise_if_any
 from fmstune.job import Data
 from fmstune.ledger import Ledger
 from fmstune.rows import Problems, Row
+from fmstune.splits import Place
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -86,10 +87,10 @@ def _read(recipe: Recipe) -> Iterator[Row]:
     return rows.read(source.path, recipe.place.field, source.max_rows, stream=True)
 
 
-def listing(recipe: Recipe) -> str:
+def listing(place: Place) -> str:
     """A hash of the names, sizes and times of the files, in place of their content, which is not read through."""
     digest = hashlib.sha256()
-    for path in rows.files(recipe.place.source.path, recipe.place.field):
+    for path in rows.files(place.source.path, place.field):
         facts = Path(path).stat()
         digest.update(f"{path.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
     return f"listing:{digest.hexdigest()}"

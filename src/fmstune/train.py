@@ -21,7 +21,9 @@ from fmstune import (
     base_identity,
     checkpoints,
     evaluate,
+    file_hashes,
     memory,
+    model_card,
     models,
     parent,
     plots,
@@ -41,13 +43,19 @@ from fmstune.job import LORAPLUS_LR_RATIO, Job, is_sharded
 from fmstune.ledger import Ledger
 from fmstune.models import Tokenizer
 from fmstune.plan import Plan
+from fmstune.provenance import Provenance
 from fmstune.stopping import Stopping
 from fmstune.trainer import Trainer
 from fmstune.training_names import OWN
 
 
-def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, plan: Plan) -> None:
-    """Train, evaluate, save; the folder's summary says how it ended, also when it did not go well."""
+def run(
+    job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, plan: Plan, command: str | None = None
+) -> None:
+    """Train, evaluate, save; the folder's summary says how it ended, also when it did not go well.
+
+    `command` is what was typed, to be recorded.
+    """
     assert job.output_dir is not None
     folder, main = Path(job.output_dir), ranks.here().is_main
     checkpoint = _checkpoint(job, folder)
@@ -58,7 +66,7 @@ def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, pl
         done = resume_rules.steps_done(checkpoint) if checkpoint is not None else 0
         former = run_folder.read_summary(folder) if checkpoint is not None and checkpoint.parent == folder else {}
         if main:
-            run_folder.write_json(folder / run_folder.PROVENANCE, _provenance(job, checked, prepared))
+            record = provenance.Record(job, folder, _provenance(job, checked, prepared, command))
             checkpoints.clear_aside(folder)
             run_folder.keep_metrics(folder, done)
         # before training: the base may be moved while it goes on
@@ -85,12 +93,23 @@ def run(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, pl
                 raise UserError(
                     f"{name} is {loss} after training; lower training.learning_rate, or set model.dtype=float32"
                 )
-        save(trainer.model, tokenizer, folder / run_folder.MODEL, base_model, writes=main)
+        both = {"base": base[0] if base else former.get("base"), "tuned": tuned}
+        scores = {key: one for key, one in both.items() if one is not None}
+        card = None
+        if main:
+            lock = provenance.as_json(record.whole())
+            card = model_card.of_run(job, lock, {**figures, **scores}, _licence(job))
+        save(trainer.model, tokenizer, folder / run_folder.MODEL, base_model, card=card, writes=main)
         if main:
             plots.plot_loss(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT)
-            both = {"base": base[0] if base else None, "tuned": tuned}
-            scores = {key: one for key, one in both.items() if one is not None}
-            run_folder.update_summary(folder, {**seconds, **figures, **scores})
+            weights = {"weights_sha256": file_hashes.weights(folder / run_folder.MODEL)}
+            run_folder.update_summary(folder, {**seconds, **figures, **scores, **weights})
+
+
+def _licence(job: Job) -> dict[str, str]:
+    """The licence that the base's own card names, where that card is here."""
+    folder = provenance.folders(job.model).get("model.path")
+    return {} if folder is None else model_card.licence(folder)
 
 
 def _stop(trainer: Trainer, folder: Path) -> NoReturn:
@@ -300,9 +319,10 @@ def save(
     folder: Path,
     base: base_identity.Base | None = None,
     *,
+    card: str | None = None,
     writes: bool = True,
 ) -> None:
-    """The model or adapter with its tokenizer, for plain transformers and PEFT; written aside, then renamed.
+    """The model or adapter with its tokenizer and card, for plain transformers and PEFT; written aside, then renamed.
 
     An adapter gets the identity of its base beside it. Every process must call it, as each holds a part of a sharded
     model; one `writes`.
@@ -313,18 +333,30 @@ def save(
         state = sharding.gathered(model, trained_only=isinstance(model, PeftModel) and not grown)
     with sharding.prompt_at_hand(model):
         if writes:
-            _write(model, tokenizer, folder, base, state)
+            with _aside(folder) as aside:
+                _write(model, tokenizer, aside, base, state)
+                if card is not None:
+                    (aside / model_card.FILE).write_text(card, encoding="utf-8")
+
+
+@contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
+    """A folder that gets its name when all is in it."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    yield aside
+    # of a run that was killed before it could say that it is finished
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
 
 
 def _write(
     model: PreTrainedModel | PeftModel,
     tokenizer: Tokenizer,
-    folder: Path,
+    aside: Path,
     base: base_identity.Base | None,
     state: dict[str, Any] | None,
 ) -> None:
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
     if isinstance(model, PeftModel):
         # PEFT would look the base up on the hub to find out whether the embedding grew; we know
         model.save_pretrained(aside, state_dict=state, save_embedding_layers=bool(tokenizer.added))
@@ -335,19 +367,16 @@ def _write(
     else:
         model.save_pretrained(aside, state_dict=state)
     tokenizer.tokenizer.save_pretrained(aside)
-    # of a run that was killed before it could say that it is finished
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
 
 
-def _provenance(job: Job, checked: Checked, prepared: Prepared) -> dict[str, Any]:
-    return provenance.as_json(
-        provenance.collect(
-            job,
-            device=checked.device,
-            data_hashes=dict(prepared.hashes),
-            model_config=checked.configuration.to_json_string(use_diff=False),
-        )
+def _provenance(job: Job, checked: Checked, prepared: Prepared, command: str | None) -> Provenance:
+    hashes = {"data_hashes": dict(prepared.hashes), "tokens": dict(prepared.tokens)}
+    return provenance.collect(
+        job,
+        device=checked.device,
+        model_config=checked.configuration.to_json_string(use_diff=False),
+        command=command,
+        data={**hashes, "data_rows": dict(prepared.rows_read)},
     )
 
 

@@ -125,8 +125,8 @@ def prepare(job: Job) -> int:
     return 0
 
 
-def run(job: Job) -> int:
-    """Check, prepare, train; in the run folder that the parent made."""
+def run(job: Job, command: str | None = None) -> int:
+    """Check, prepare, train; in the run folder that the parent made. `command` is what was typed."""
     if job.output_dir is None:
         raise UserError("output_dir must be given when the runner is started by hand")
     rank = ranks.here()
@@ -140,7 +140,7 @@ def run(job: Job) -> int:
         _print_plan(job, made, checked)
         _print_ledger(prepared)
         print(flush=True)
-        train.run(job, checked, tokenizer, prepared, made)
+        train.run(job, checked, tokenizer, prepared, made, command)
     return 0
 
 

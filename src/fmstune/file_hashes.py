@@ -1,0 +1,51 @@
+"""SHA-256 of files, remembered by path, size and time: weights are large, and seldom change between two runs."""
+
+import hashlib
+import json
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from fmstune import cache
+
+_SMALL = 1_000_000
+"""Bytes that are hashed sooner than looked up."""
+
+
+def sha256(path: Path) -> str:
+    """The digest of the file's bytes, as `sha256sum` prints it; raises OSError where it cannot be read."""
+    found = path.stat()
+    if _is_digest(path.resolve().name):
+        # a large file in the hub's cache is named by its digest (huggingface_hub: an LFS blob's etag)
+        return path.resolve().name
+    if found.st_size < _SMALL:
+        return _read(path)
+    facts = [str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ino]
+    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    # beside the tokens, to go when they go
+    known = cache.place() / "tokenized" / f".hash-{name}"
+    with suppress(OSError):
+        if _is_digest(digest := known.read_text(encoding="ascii")):
+            return digest
+    digest = _read(path)
+    with suppress(OSError):  # a cache that others filled, and nobody may write into
+        known.parent.mkdir(parents=True, exist_ok=True)
+        aside = known.with_name(f"{known.name}.{os.getpid()}")
+        aside.write_text(digest, encoding="ascii")
+        aside.replace(known)
+    return digest
+
+
+def weights(folder: Path) -> dict[str, str]:
+    """The digests of the weight files of a model or an adapter, by name."""
+    return {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def _is_digest(text: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
+
+
+def _read(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
