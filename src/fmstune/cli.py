@@ -8,9 +8,10 @@ import sys
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from hydra.conf import HydraConf
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -39,7 +40,7 @@ from fmstune import (
 from fmstune.command_line import CommandLine, Verb, choice_problems, force_plain_overrides, parse, swept_keys
 from fmstune.errors import UserError, raise_if_any, render
 from fmstune.job import Device, Job
-from fmstune.request import Generation, Merge
+from fmstune.request import Comparison, Generation, Merge, Report
 
 USER_ERROR = 2
 INTERNAL_ERROR = 1
@@ -91,6 +92,8 @@ def run(words: Sequence[str]) -> int:
         return _generate(line, line.generation)
     if line.merge is not None:
         return _merge(line.merge)
+    if (back := line.report or line.comparison) is not None:
+        return _hand_over(back, line.verb, Device.cpu)
     if line.from_job is not None:
         return _repeat(line)
     return _composed(line)
@@ -115,7 +118,7 @@ def _merge(asked: Merge) -> int:
     return _hand_over(asked, Verb.merge, Device.cpu)
 
 
-def _hand_over(asked: Generation | Merge, verb: Verb, device: Device) -> int:
+def _hand_over(asked: Generation | Merge | Report | Comparison, verb: Verb, device: Device) -> int:
     """Let a runner do what is asked; its exit code."""
     with tempfile.TemporaryDirectory(prefix="fmstune-") as folder:
         file = Path(folder) / "request.json"
@@ -210,7 +213,7 @@ class Points:
             if self._checks_only:
                 self.problems += [problem for problem in _problems_away(frozen.job) if problem not in self.problems]
                 return 0
-            return _act(frozen.job, frozen.notes, self._line)
+            return _act(frozen.job, frozen.notes, self._line, _typed(config, frozen.job, self._line))
         except UserError as err:
             problems: Sequence[str] = err.problems
         except OmegaConfBaseException as err:
@@ -288,10 +291,7 @@ def _frozen(config: DictConfig, line: CommandLine, swept: Collection[str]) -> fr
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         job = dataclasses.replace(job, output_dir=str(_sweep_folder(HydraConfig.get(), swept)))
     if line.sources:
-        origins = sources.of_composition(config)
-        if job.output_dir != frozen.job.output_dir:
-            origins["output_dir",] = sources.Origin("a folder for each point of the sweep")
-        _print_sources(job, origins)
+        _print_sources(job, _origins(config))
     return freeze.Frozen(job, frozen.notes)
 
 
@@ -315,19 +315,49 @@ def _repeat(line: CommandLine) -> int:
     changes = composition.changes(line.hydra)
     job_file = path / run_folder.JOB if path.is_dir() else path
     frozen = freeze.read(job_file, trusted=line.trusted, changes={"output_dir": None, **changes})
+    origins = sources.of_file(job_file, {"output_dir": None, **changes})
     if line.sources:
-        _print_sources(frozen.job, sources.of_file(job_file, {"output_dir": None, **changes}))
-    return _act(frozen.job, frozen.notes, line)
+        _print_sources(frozen.job, origins)
+    words = [f"--from={path}", *(f"--trust={package}" for package in line.trusted), *line.hydra]
+    return _act(frozen.job, frozen.notes, line, Typed(words, sources.recorded(freeze.as_tree(frozen.job), origins)))
 
 
-def _act(job: Job, notes: Sequence[str], line: CommandLine) -> int:
+class Typed(NamedTuple):
+    """What the run folder keeps of how the job came about: `sources.json`."""
+
+    words: list[str]
+    """Of the command; in a sweep those of one point."""
+    sources: dict[str, str]
+    """What set each field, those aside that have their defaults."""
+
+
+def _typed(config: DictConfig, job: Job, line: CommandLine) -> Typed | None:
+    """How a composed job that is to be trained came about; None where a job of another launcher's cannot tell."""
+    if line.verb is not Verb.train or not GlobalHydra.instance().is_initialized():
+        return None
+    given = [word.removeprefix("++") for word in composition.task_words()]
+    extra = composition.config_dir(line.hydra)
+    flags = [f"--config-dir={extra}"] if extra is not None else []
+    flags += [f"--trust={package}" for package in line.trusted]
+    return Typed([*flags, *given], sources.recorded(freeze.as_tree(job), _origins(config)))
+
+
+def _origins(config: DictConfig) -> sources.Origins:
+    """What set each value of the composed configuration; a point of a sweep has a folder of its own."""
+    origins = sources.of_composition(config)
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        origins["output_dir",] = sources.Origin("a folder for each point of the sweep")
+    return origins
+
+
+def _act(job: Job, notes: Sequence[str], line: CommandLine, typed: Typed | None) -> int:
     """Check what the parent can, then hand the job to the runner."""
     raise_if_any(rules.problems(job))
     for note in (*notes, *rules.notes(job)):
         print(f"fmstune: note: {note}", file=sys.stderr)
     flags = [f"--trust={package}" for package in line.trusted]
     if line.verb is Verb.train:
-        return _train(job, flags)
+        return _train(job, flags, typed)
     flags.append(f"--verb={line.verb.value}")
     if line.verb is Verb.show_data:
         files = {"--json": line.json, "--html": line.html}
@@ -346,7 +376,7 @@ def _act(job: Job, notes: Sequence[str], line: CommandLine) -> int:
 _PLANNED_HERE = "the plan is for a device of this machine; launcher.device=cuda plans for GPUs of the nodes"
 
 
-def _train(job: Job, flags: Sequence[str]) -> int:
+def _train(job: Job, flags: Sequence[str], typed: Typed | None) -> int:
     """Claim the run folder, freeze the job into it, run it, and show what came out."""
     if job.launcher.slurm is not None:
         slurm.raise_if_not_here()
@@ -359,6 +389,8 @@ def _train(job: Job, flags: Sequence[str]) -> int:
         print("fmstune: this run is finished already, and nothing is left to do", file=sys.stderr)
         print(report.render(run_folder.read_summary(folder), folder))
         return 0
+    if typed is not None and job.launcher.machine_rank == 0:
+        run_folder.write_json(folder / run_folder.SOURCES, typed._asdict())
     if job.launcher.slurm is not None:
         return _submit(claimed, flags)
     code = 0
