@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,15 @@ from typing import Any
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 """None where there is none."""
+
+_WITH_PIPES = """
+import fcntl, os, sys
+read, write = (fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3])
+os.dup2(read, 3)
+os.dup2(write, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""Puts the pipes where the browser looks for them."""
 
 
 class Browser:
@@ -93,12 +103,9 @@ def browser() -> Iterator[Browser]:
     come_read, come_write = os.pipe()
     flags = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --remote-debugging-pipe"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
-        # the shell puts the pipes where the browser looks for them
-        line = f'exec "$0" "$@" 3<&{to_read} 4>&{come_write}'
         words = [PROGRAM, *flags.split(), f"--user-data-dir={home}", "--host-resolver-rules=MAP * ~NOTFOUND"]
-        process = subprocess.Popen(
-            ["sh", "-c", line, *words], pass_fds=(to_read, come_write), stderr=subprocess.DEVNULL
-        )
+        argv = [sys.executable, "-I", "-S", "-c", _WITH_PIPES, str(to_read), str(come_write), *words]
+        process = subprocess.Popen(argv, pass_fds=(to_read, come_write), stderr=subprocess.DEVNULL)
         os.close(to_read)
         os.close(come_write)
         try:

@@ -23,6 +23,8 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MOST_POINTS = 12_000
 """Points of all lines of a chart together, so that a page stays small; longer lines are averaged."""
 MOST_OF_A_LINE = 600
+_SHORT_LABEL = 34
+"""Characters of a name in a legend of two columns."""
 _WIDE = 30.0
 """Largest by smallest value from which on an axis is logarithmic."""
 _LOOKS = {
@@ -185,7 +187,9 @@ def _dress(plot: Any, axes: Axes, *, several: bool) -> None:
     plot.set_ylabel(axes.y + (", log scale" if axes.log_y else ""))
     plot.grid(alpha=0.3, linewidth=0.6)
     if several:
-        plot.legend(frameon=False, handlelength=2.6)
+        # below, where it hides no line
+        columns = 2 if max(len(str(text)) for text in plot.get_legend_handles_labels()[1]) < _SHORT_LABEL else 1
+        plot.figure.legend(loc="outside lower left", ncols=columns, frameon=False, handlelength=2.6)
 
 
 def _svg(figure: Figure, title: str) -> str:

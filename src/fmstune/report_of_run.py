@@ -228,17 +228,20 @@ def _ledger(run: Run) -> Iterator[Block]:
 
 def _job(run: Run) -> Iterator[Block]:
     fields = list(flat(run.job))
-    given = [(name, value) for name, value in fields if run.origins.get(name)]
-    # what was typed first, then as the fields stand in the job
-    given.sort(key=lambda field: not run.origins[field[0]].startswith("command line"))
-    if run.origins:
-        yield Text("What the command line and the chosen files set; all other fields have their defaults.")
-        yield Table(("field", "value", "set by"), [_field(name, v, run.origins[name]) for name, v in given], True)
-        rest = [_field(name, value, "default") for name, value in fields if not run.origins.get(name)]
-        yield More(f"The {len(rest)} fields with their defaults", [Table(("field", "value", "set by"), rest)])
-    else:
+    if not run.origins:
         yield Text("Where the values come from was not recorded when this run began.")
-        yield Table(("field", "value"), [_field(name, value) for name, value in fields], True)
+        yield Table(("field", "value"), [_field(name, value) for name, value in fields], sortable=True)
+        return
+    head = ("field", "value", "set by")
+    parts: dict[str, list[list[Cell]]] = {"typed": [], "chosen": [], "default": []}
+    for name, value in fields:
+        source = run.origins.get(name, "default")
+        part = "typed" if source.startswith("command line") else "default" if source == "default" else "chosen"
+        parts[part].append(_field(name, value, source))
+    if parts["typed"]:
+        yield Table(head, parts["typed"], sortable=True)
+    yield More(f"{len(parts['chosen'])} fields that chosen files set", [Table(head, parts["chosen"], sortable=True)])
+    yield More(f"{len(parts['default'])} fields with their defaults", [Table(head, parts["default"], sortable=True)])
 
 
 def _field(name: str, value: Any, *source: str) -> list[Cell]:

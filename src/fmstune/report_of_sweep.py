@@ -49,7 +49,8 @@ def _result(groups: Sequence[Group], found: Sequence[Column], by: Metric) -> Ite
         yield Text("No run has finished with a result yet.", strong=True)
         return
     best = scored[0]
-    yield Text(f"Best: {best.label(found)}, with {_mean(best)}", strong=True)
+    figure = report_of_run.label(by.name).partition(" (")[0]
+    yield Text(f"Best: {best.label(found)}, with {figure} {_mean(best)}", strong=True)
     yield Text(f"Compared by {what}.")
     if len(scored) > 1:
         yield Text(settings.verdict(best, scored[1]))
@@ -130,9 +131,9 @@ def _by_setting(groups: Sequence[Group], found: Sequence[Column], by: Metric) ->
             continue
         log = settings.short(column.name) == "learning_rate" or charts.spans_decades(values)
         positive = all(charts.is_number(value) and value > 0 for value in values)
-        name = settings.short(column.name)
+        figure = report_of_run.label(by.name).partition(" (")[0]
         axes = Axes(
-            f"{report_of_run.label(by.name).partition(' (')[0]} by {name}",
+            f"{figure[0].upper()}{figure[1:]} by {settings.short(column.name).replace('_', ' ')}",
             column.name,
             report_of_run.label(by.name),
             log_x=log and positive,
@@ -195,7 +196,7 @@ def _lines(groups: Sequence[Group], found: Sequence[Column], name: str) -> Itera
             yield Line(group.label(found), smooth, place, marked=name != "loss")
 
 
-_SMOOTHED = 60
+_SMOOTHED = 30
 """Points of a train loss that others are laid over: single batches would hide them."""
 
 

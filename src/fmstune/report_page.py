@@ -27,7 +27,7 @@ th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; 
 th { font-weight: 600; white-space: nowrap; vertical-align: bottom; }
 td { overflow-wrap: anywhere; min-width: 4.5rem; }
 .number { text-align: right; white-space: nowrap; overflow-wrap: normal; }
-td.number { min-width: 0; }
+td.number { min-width: 0; } .sortable td:not(.number) { min-width: 8rem; }
 th button { all: unset; cursor: pointer; text-decoration: underline dotted; text-underline-offset: .2rem; }
 th button:focus-visible { outline: 2px solid #0072B2; }
 th button { position: relative; } th button::after { position: absolute; left: 100%; font-size: .7rem; }
@@ -38,7 +38,8 @@ pre { margin: .3rem 0 .6rem; padding: .6rem .8rem; background: var(--soft); bord
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
 .charts svg { width: 100%; max-width: 40rem; height: auto; }
 article { border: 1px solid var(--line); border-radius: .3rem; padding: .7rem .9rem; margin: .6rem 0; }
-article dt { color: var(--quiet); font-size: .85rem; } article dl { margin: 0; }
+article dt { color: var(--quiet); font-size: .85rem; padding-top: .1rem; }
+article dl { margin: 0; display: grid; grid-template-columns: 5rem 1fr; }
 article dd { margin: 0 0 .4rem; max-height: 14rem; overflow: auto; white-space: pre-wrap;
   overflow-wrap: anywhere; unicode-bidi: isolate; }
 summary { cursor: pointer; }
@@ -69,7 +70,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 def page(document: Document) -> str:
     """The whole page; all text that is not ours is escaped, and it may load nothing."""
     script = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script}'"
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script}'"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

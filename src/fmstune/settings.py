@@ -48,10 +48,8 @@ class Group:
 
     def label(self, columns: Sequence[Column]) -> str:
         """The settings in one line."""
-        return (
-            ", ".join(f"{short(c.name)}={shown(v)}" for c, v in zip(columns, self.values, strict=True))
-            or "the one setting"
-        )
+        pairs = zip(columns, self.values, strict=True)
+        return ", ".join(f"{short(column.name)}={shown(value)}" for column, value in pairs) or "the one setting"
 
 
 @dataclass(frozen=True)
