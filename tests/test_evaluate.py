@@ -199,7 +199,8 @@ def test_the_scores_of_several_sets_are_weighed_by_rows_and_tokens() -> None:
     assert both["eval_loss"] == pytest.approx(1.25)
     assert both["exact_match"] == pytest.approx(0.6)
     assert (both["rows"], both["rows_left_out"], both["answers_too_long"]) == (5, 2, 1)
-    assert both["sets"] == {"one": dataclasses.asdict(one), "two": dataclasses.asdict(two)}
+    sets = {"one": dataclasses.asdict(one), "two": dataclasses.asdict(two)}
+    assert both["sets"] == {name: {k: v for k, v in each.items() if k != "samples"} for name, each in sets.items()}
     assert evaluate.together({"": one}) == dataclasses.asdict(one)
 
 
