@@ -66,7 +66,7 @@ def test_more_can_be_better_and_runs_without_a_figure_are_last() -> None:
     [
         ((1.0, 1.1), (3.0, 3.1), "ahead of the second by 2, more than the seeds explain"),
         ((1.0, 2.0), (1.2, 2.2), "which may be noise"),
-        ((1.0,), (3.0,), "with one seed each: whether that is noise cannot be told"),
+        ((1.0,), (3.0,), "whether that is noise cannot be told without two seeds of each"),
     ],
 )
 def test_the_lead_is_compared_with_the_noise(best: tuple[float, ...], second: tuple[float, ...], says: str) -> None:

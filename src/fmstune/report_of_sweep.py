@@ -186,9 +186,10 @@ def _curves(groups: Sequence[Group], found: Sequence[Column]) -> Iterator[Block]
 
 
 def _lines(groups: Sequence[Group], found: Sequence[Column], name: str) -> Iterator[Line]:
-    """A curve for each setting: the mean over its seeds at the steps that all of them have."""
+    """A curve for each setting: the mean over its seeds at the steps that all have, of those that finished if any."""
     for place, group in enumerate(groups):
-        curves = [dict(points) for run in group.runs if (points := run.curve(name))]
+        finished = [run for run in group.runs if run.status == run_folder.FINISHED]
+        curves = [dict(points) for run in finished or group.runs if (points := run.curve(name))]
         steps = sorted(set.intersection(*map(set, curves))) if curves else []
         points = [(step, sum(curve[step] for curve in curves) / len(curves)) for step in steps]
         if points:

@@ -25,7 +25,7 @@ p { margin: .4rem 0; max-width: 48rem; } .quiet { color: var(--quiet); overflow-
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; white-space: nowrap; vertical-align: bottom; }
-td { overflow-wrap: anywhere; min-width: 4.5rem; }
+td { overflow-wrap: anywhere; min-width: 6.5rem; }
 .number { text-align: right; white-space: nowrap; overflow-wrap: normal; }
 td.number { min-width: 0; } .sortable td:not(.number) { min-width: 8rem; }
 th button { all: unset; cursor: pointer; text-decoration: underline dotted; text-underline-offset: .2rem; }

@@ -106,8 +106,8 @@ def verdict(best: Group, second: Group) -> str:
     ahead = abs(best.mean - second.mean)
     if best.spread is None or second.spread is None:
         return (
-            f"It is ahead of the second by {ahead:.4g}, with one seed each: whether that is noise cannot be told; "
-            "sweep over seeds too (seed=1,2,3)."
+            f"It is ahead of the second by {ahead:.4g}; whether that is noise cannot be told without two seeds of "
+            "each: sweep over seeds too (seed=1,2,3)."
         )
     error = math.hypot(best.spread / math.sqrt(len(best.scores)), second.spread / math.sqrt(len(second.scores)))
     told = "more than the seeds explain" if ahead > _SIGNIFICANT * error else "which may be noise"
