@@ -1355,6 +1355,64 @@ REPRODUCE = [
     case("check --strict", "--strict is a flag of fmstune reproduce"),
 ]
 
+JOB_FILE = "name: x\nseed: 1\n"
+
+REPORTS = [
+    case("report", "report takes one folder, of a run or of runs such as a sweep's; got 0"),
+    case("report a b", "report takes one folder, of a run or of runs such as a sweep's; got 2"),
+    case("report nosuch", "nosuch: no such folder; give a run folder, or a folder of runs"),
+    case("report .", ".: holds no run, as there is no job.yaml in it or one below"),
+    case(
+        "report runs",
+        "runs: holds no run, as there is no job.yaml in it or one below; runs are in runs/today",
+        runs__today__a__job_yaml=JOB_FILE,
+    ),
+    case("report run --metrik x", "report has no flag --metrik; did you mean '--metric'?"),
+    case("report run --direction up", "argument --direction: invalid choice: 'up' (…) (see fmstune --help)"),
+    case(
+        "report run --metric tuned.eval_los",
+        "--metric tuned.eval_los: no run has such a figure in its summary.json; did you mean 'tuned.eval_loss'?",
+        run__job_yaml=JOB_FILE,
+        run__summary_json='{"status": "finished", "tuned": {"eval_loss": 1.0}}',
+    ),
+    case(
+        "report run",
+        "run/summary.json: cannot be read (…); mend or remove it",
+        "run/metrics.jsonl:2: broken JSON (…); remove the line",
+        run__job_yaml=JOB_FILE,
+        run__summary_json="{",
+        run__metrics_jsonl='{"step": 1}\n{x\n{"step": 2}\n',
+    ),
+    case(
+        "report all",
+        "all/a/metrics.jsonl:1: holds no mapping of names to values; remove the line",
+        "all/b/job.yaml: cannot be read (…); mend or remove it",
+        all__a__job_yaml=JOB_FILE,
+        all__a__metrics_jsonl="[1]\n",
+        all__b__job_yaml="{x",
+    ),
+    case(
+        "report run",
+        "run/report.html: cannot be written (…); give it a folder that can be written",
+        run__job_yaml=JOB_FILE,
+        **{"run__report.html__file_txt": "a folder is in the way"},
+    ),
+    case("compare a", "compare takes two run folders; got 1"),
+    case("compare a b --htlm=x", "compare has no flag --htlm; did you mean '--html'?"),
+    case(
+        "compare a all",
+        "compare: a: no such folder; give a run folder",
+        "compare: all: is no run folder, as there is no job.yaml",
+        all__b__job_yaml=JOB_FILE,
+    ),
+    case(
+        "compare a b --html nosuch/page.html",
+        "nosuch/page.html: cannot be written (…); give it a folder that can be written",
+        a__job_yaml=JOB_FILE,
+        b__job_yaml=JOB_FILE,
+    ),
+]
+
 CASES = [
     *UNKNOWN_NAMES,
     *SEVERAL_AT_ONCE,
@@ -1381,11 +1439,12 @@ CASES = [
     *CALLBACKS,
     *EARLY,
     *REPRODUCE,
+    *REPORTS,
 ]
 
 
 def test_the_specification_keeps_its_size() -> None:
-    assert len(CASES) == 392
+    assert len(CASES) == 418
 
 
 @pytest.mark.parametrize("wrong", CASES, ids=[wrong.command[:70] for wrong in CASES])

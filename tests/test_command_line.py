@@ -7,7 +7,7 @@ import pytest
 from fmstune.command_line import CommandLine, Verb, force_plain_overrides, parse, swept_keys
 from fmstune.errors import UserError
 from fmstune.job import Dtype
-from fmstune.request import Export, Generation, Merge
+from fmstune.request import Comparison, Export, Generation, Merge, Report
 
 
 def test_without_a_verb_it_trains() -> None:
@@ -44,6 +44,12 @@ def test_merge_has_a_flag_for_each_field_of_its_request() -> None:
     assert parse(words).merge == Merge(model=("a", "b"), weight=(0.5, -1.0), out="m")
     line = parse(["merge", "--model", "a", "--out", "m", "--export", "vllm_lora", "--dtype", "float16", "--force"])
     assert line.merge == Merge(model=("a",), out="m", export=Export.vllm_lora, dtype=Dtype.float16, force=True)
+
+
+def test_report_and_compare_take_folders_and_flags() -> None:
+    line = parse(["report", "runs/sweep", "--metric", "tuned.exact_match", "--direction=maximize"])
+    assert line.report == Report(folder="runs/sweep", metric="tuned.exact_match", direction="maximize")
+    assert parse(["compare", "a", "--html", "c.html", "b"]).comparison == Comparison(a="a", b="b", html="c.html")
 
 
 def test_packages_are_trusted_one_flag_each() -> None:

@@ -199,10 +199,23 @@ def test_the_scores_of_several_sets_are_weighed_by_rows_and_tokens() -> None:
     assert both["eval_loss"] == pytest.approx(1.25)
     assert both["exact_match"] == pytest.approx(0.6)
     assert (both["rows"], both["rows_left_out"], both["answers_too_long"]) == (5, 2, 1)
-    assert both["sets"] == {"one": dataclasses.asdict(one), "two": dataclasses.asdict(two)}
+    sets = {"one": dataclasses.asdict(one), "two": dataclasses.asdict(two)}
+    assert both["sets"] == {name: {k: v for k, v in each.items() if k != "samples"} for name, each in sets.items()}
     assert evaluate.together({"": one}) == dataclasses.asdict(one)
 
 
 def test_what_ends_a_turn_ends_an_answer_too(tokenizer: PreTrainedTokenizerBase) -> None:
     end, special = tokenizer.eos_token_id, tokenizer.bos_token_id
     assert evaluate._stops([[5, end], [5, special], [5, 6]], tokenizer) == sorted({end, special})
+
+
+def test_the_first_rows_are_kept_with_what_was_asked_expected_and_answered(
+    tokenizer: PreTrainedTokenizerBase, held_out: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "SAMPLES", 2)
+    model = load()
+    add_fused_lm_head(model)
+    scores = evaluate.score(model, tokenizer, held_out, Evaluation(max_new_tokens=4))
+    assert [(one.prompt, one.expected.strip()) for one in scores.samples] == [(p, a.strip()) for p, a in ROWS[:2]]
+    assert all(one.answer for one in scores.samples)
+    assert "samples" not in evaluate.together({"a": scores})["sets"]["a"]

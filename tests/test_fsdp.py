@@ -237,6 +237,7 @@ def test_only_the_adapter_is_saved_of_a_sharded_model(runs: Path, method: str) -
 def test_the_main_process_alone_writes(runs: Path) -> None:
     names = {path.name for path in (runs / "fsdp-full").iterdir() if path.name != ".lock"}
     assert names == {"job.yaml", "lock.json", "metrics.jsonl", "loss.png", "summary.json", "model"} | {
+        "samples.json",
         "checkpoint-2",
         "checkpoint-4",
         "CODE.0",

@@ -50,7 +50,10 @@ def test_a_run_leaves_all_that_is_promised(made: Run, peft: str) -> None:
     run = made(peft)
     assert run.code == 0, run.err
     names = {path.name for path in run.folder.iterdir() if path.name != ".lock"}
-    assert names == {"job.yaml", "lock.json", "metrics.jsonl", "loss.png", "summary.json", "model", "checkpoint-2"}
+    assert names == {"job.yaml", "lock.json", "metrics.jsonl", "loss.png", "summary.json", "model", "checkpoint-2"} | {
+        "samples.json",
+        "sources.json",
+    }
     assert not list((run.folder / "model").rglob("training_args.bin"))
     assert not [p for p in (run.folder / "model").rglob("*") if p.suffix in (".bin", ".pt", ".pkl")]
     assert (run.folder / "loss.png").read_bytes().startswith(b"\x89PNG")

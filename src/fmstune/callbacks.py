@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from fmstune import plots
 
 
 class MetricsFile(TrainerCallback):
@@ -35,6 +38,62 @@ class MetricsFile(TrainerCallback):
 def _finite(value: Any) -> Any:
     """JSON has no NaN; a string keeps what was there."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class LossPlot(TrainerCallback):
+    """`loss.png` while the run goes on, by a process of its own: no step waits, and none of our memory is taken."""
+
+    FIRST_AFTER_SECONDS = 30.0
+    SHARE = 0.01
+    """Of the time at most; the process computes for a second or two beside the training."""
+
+    def __init__(self, metrics: Path, picture: Path) -> None:
+        self._metrics, self._picture = metrics, picture
+        self._drawing: subprocess.Popen[bytes] | None = None
+        self._begun = self._next = 0.0
+        self._failed = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._next = time.time() + self.FIRST_AFTER_SECONDS
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or self._failed:
+            return
+        if self._drawing is not None and self._drawing.poll() is not None:
+            self._ended(self._drawing.returncode)
+        if self._drawing is None and time.time() >= self._next:
+            self._begun = time.time()
+            argv = plots.command(self._metrics, self._picture)
+            self._drawing = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The picture of the whole run is drawn by the run itself; an older one must not come after it."""
+        if self._drawing is not None:
+            self._drawing.kill()
+            self._drawing.wait()
+            plots.aside(self._picture, self._drawing.pid).unlink(missing_ok=True)
+
+    def _ended(self, code: int) -> None:
+        """Wait until the drawing was a small part of the time; after a failure there is none any more."""
+        self._drawing = None
+        if code != 0 or not self._picture.is_file():
+            self._failed = True
+            print(f"fmstune: note: {self._picture.name} cannot be drawn while training", file=sys.stderr, flush=True)
+            return
+        # its own time: we may see its end much later
+        took = max(self._picture.stat().st_mtime - self._begun, 0.0)
+        self._next = self._begun + took / self.SHARE
 
 
 class Progress(TrainerCallback):

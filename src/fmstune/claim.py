@@ -107,7 +107,7 @@ def release(claimed: Claim) -> None:
     """Take back what `claim` made, where nothing else has come into it."""
     if claimed.resumed:
         return
-    for name in (run_folder.JOB, run_folder.LOCK_FILE):
+    for name in (run_folder.JOB, run_folder.SOURCES, run_folder.LOCK_FILE):
         (claimed.folder / name).unlink(missing_ok=True)
     for folder in claimed.made:
         with suppress(OSError):  # not empty, or gone: somebody else's now

@@ -9,9 +9,10 @@ import sys
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from hydra.conf import HydraConf
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -43,7 +44,7 @@ from fmstune import (
 from fmstune.command_line import CommandLine, Verb, choice_problems, force_plain_overrides, parse, swept_keys
 from fmstune.errors import UserError, raise_if_any, render
 from fmstune.job import Device, Job
-from fmstune.request import Generation, Merge
+from fmstune.request import Comparison, Generation, Merge, Report
 
 USER_ERROR = 2
 INTERNAL_ERROR = 1
@@ -99,6 +100,8 @@ def run(words: Sequence[str]) -> int:
         return _from_fms(line.old_command, run_it=line.run_it)
     if line.run is not None:
         return _reproduce(line, line.run)
+    if (back := line.report or line.comparison) is not None:
+        return _hand_over(back, line.verb, Device.cpu)
     if line.from_job is not None:
         return _repeat(line)
     return _composed(line)
@@ -153,7 +156,7 @@ def _text_of(name: str) -> str | None:
         return None
 
 
-def _hand_over(asked: Generation | Merge, verb: Verb, device: Device) -> int:
+def _hand_over(asked: Generation | Merge | Report | Comparison, verb: Verb, device: Device) -> int:
     """Let a runner do what is asked; its exit code."""
     with tempfile.TemporaryDirectory(prefix="fmstune-") as folder:
         file = Path(folder) / "request.json"
@@ -248,7 +251,7 @@ class Points:
             if self._checks_only:
                 self.problems += [problem for problem in _problems_away(frozen.job) if problem not in self.problems]
                 return 0
-            return _act(frozen.job, frozen.notes, self._line)
+            return _act(frozen.job, frozen.notes, self._line, _typed(config, frozen.job, self._line))
         except UserError as err:
             problems: Sequence[str] = err.problems
         except OmegaConfBaseException as err:
@@ -326,10 +329,7 @@ def _frozen(config: DictConfig, line: CommandLine, swept: Collection[str]) -> fr
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         job = dataclasses.replace(job, output_dir=str(_sweep_folder(HydraConfig.get(), swept)))
     if line.sources:
-        origins = sources.of_composition(config)
-        if job.output_dir != frozen.job.output_dir:
-            origins["output_dir",] = sources.Origin("a folder for each point of the sweep")
-        _print_sources(job, origins)
+        _print_sources(job, _origins(config))
     return freeze.Frozen(job, frozen.notes)
 
 
@@ -353,9 +353,11 @@ def _repeat(line: CommandLine) -> int:
     changes = composition.changes(line.hydra)
     job_file = path / run_folder.JOB if path.is_dir() else path
     frozen = freeze.read(job_file, trusted=line.trusted, changes={"output_dir": None, **changes})
+    origins = sources.of_file(job_file, {"output_dir": None, **changes})
     if line.sources:
-        _print_sources(frozen.job, sources.of_file(job_file, {"output_dir": None, **changes}))
-    return _act(frozen.job, frozen.notes, line)
+        _print_sources(frozen.job, origins)
+    words = [f"--from={path}", *(f"--trust={package}" for package in line.trusted), *line.hydra]
+    return _act(frozen.job, frozen.notes, line, Typed(words, sources.recorded(freeze.as_tree(frozen.job), origins)))
 
 
 def _reproduce(line: CommandLine, run: Path) -> int:
@@ -372,7 +374,10 @@ def _reproduce(line: CommandLine, run: Path) -> int:
     strict = ["--strict"] if line.strict else []
     if code := _compare(job, recorded, [*flags, *strict]):
         return code
-    if code := _act(job, frozen.notes, dataclasses.replace(line, verb=Verb.train)):
+    origins = sources.of_file(recorded / run_folder.JOB, changes)
+    words = [f"--from={recorded}", *flags, *line.hydra]
+    typed = Typed(words, sources.recorded(freeze.as_tree(job), origins))
+    if code := _act(job, frozen.notes, dataclasses.replace(line, verb=Verb.train), typed):
         return code
     folder = Path(str(job.output_dir))
     states = {place: run_folder.read_summary(place).get("status") for place in (recorded, folder)}
@@ -408,14 +413,43 @@ def _compare(job: Job, recorded: Path, flags: Sequence[str]) -> int:
         return _exit_code(launch.start(argv, launch.environment(job, os.environ)))
 
 
-def _act(job: Job, notes: Sequence[str], line: CommandLine) -> int:
+class Typed(NamedTuple):
+    """What the run folder keeps of how the job came about: `sources.json`."""
+
+    words: list[str]
+    """Of the command; in a sweep those of one point."""
+    sources: dict[str, str]
+    """What set each field, those aside that have their defaults."""
+
+
+def _typed(config: DictConfig, job: Job, line: CommandLine) -> Typed | None:
+    """How a composed job that is to be trained came about; None where a job of another launcher's cannot tell."""
+    if line.verb is not Verb.train or not GlobalHydra.instance().is_initialized():
+        return None
+    given = [word.removeprefix("++") for word in composition.task_words()]
+    extra = composition.config_dir(line.hydra)
+    flags = [f"--config-dir={extra}"] if extra is not None else []
+    flags += [f"--trust={package}" for package in line.trusted]
+    return Typed([*flags, *given], sources.recorded(freeze.as_tree(job), _origins(config)))
+
+
+def _origins(config: DictConfig) -> sources.Origins:
+    """What set each value of the composed configuration; a point of a sweep has a folder of its own."""
+    origins = sources.of_composition(config)
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        origins["output_dir",] = sources.Origin("a folder for each point of the sweep")
+    return origins
+
+
+def _act(job: Job, notes: Sequence[str], line: CommandLine, typed: Typed | None) -> int:
     """Check what the parent can, then hand the job to the runner."""
     raise_if_any(rules.problems(job))
     for note in (*notes, *rules.notes(job)):
         print(f"fmstune: note: {note}", file=sys.stderr)
     flags = [f"--trust={package}" for package in line.trusted]
     if line.verb is Verb.train:
-        return _train(job, [*flags, f"--command={shlex.join(['fmstune', *line.typed])}"])
+        words = typed.words if typed is not None else line.typed
+        return _train(job, [*flags, f"--command={shlex.join(['fmstune', *words])}"], typed)
     flags.append(f"--verb={line.verb.value}")
     if line.verb is Verb.show_data:
         files = {"--json": line.json, "--html": line.html}
@@ -434,7 +468,7 @@ def _act(job: Job, notes: Sequence[str], line: CommandLine) -> int:
 _PLANNED_HERE = "the plan is for a device of this machine; launcher.device=cuda plans for GPUs of the nodes"
 
 
-def _train(job: Job, flags: Sequence[str]) -> int:
+def _train(job: Job, flags: Sequence[str], typed: Typed | None) -> int:
     """Claim the run folder, freeze the job into it, run it, and show what came out."""
     if job.launcher.slurm is not None:
         slurm.raise_if_not_here()
@@ -447,6 +481,8 @@ def _train(job: Job, flags: Sequence[str]) -> int:
         print("fmstune: this run is finished already, and nothing is left to do", file=sys.stderr)
         print(report.render(run_folder.read_summary(folder), folder))
         return 0
+    if typed is not None and job.launcher.machine_rank == 0:
+        run_folder.write_json(folder / run_folder.SOURCES, typed._asdict())
     if job.launcher.slurm is not None:
         return _submit(claimed, flags)
     code = 0

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from fmstune.errors import UserError, did_you_mean, raise_if_any
 from fmstune.job import Attention, Device, Dtype
-from fmstune.request import Export, Generation, Merge
+from fmstune.request import Comparison, Export, Generation, Merge, Report
 
 
 class Verb(Enum):
@@ -24,6 +24,8 @@ class Verb(Enum):
     generate = "generate"
     merge = "merge"
     from_fms = "from-fms"
+    report = "report"
+    compare = "compare"
     doctor = "doctor"
 
 
@@ -36,6 +38,8 @@ SUMMARIES = {
     Verb.generate: "let a tuned model continue texts, or answer rows",
     Verb.merge: "put adapters into the weights of their base",
     Verb.from_fms: "translate a command or job file of the early tool, fms-hf-tuning",
+    Verb.report: "write a page, a text and a table about a run or a sweep",
+    Verb.compare: "show how two runs differ: settings, data, versions, results",
     Verb.doctor: "show versions, devices, extras and the cache",
 }
 
@@ -77,6 +81,10 @@ class CommandLine:
     """`reproduce --strict`: refuse where a recorded fact differs."""
     typed: tuple[str, ...] = ()
     """All words as they were typed, to be recorded."""
+    report: Report | None = None
+    """What `report` is to do."""
+    comparison: Comparison | None = None
+    """What `compare` is to do."""
     help: bool = False
     version: bool = False
 
@@ -105,6 +113,8 @@ def parse(words: Sequence[str]) -> CommandLine:
         return _merge(given, hydra)
     if verb is Verb.reproduce:
         return _reproduce(given, hydra)
+    if verb in (Verb.report, Verb.compare):
+        return _looked_back(verb, given, hydra)
     if verb is Verb.doctor and hydra:
         raise UserError(f"doctor takes no {hydra[0]!r}; its flags are --clear-cache, --help and --version")
     return CommandLine(verb=verb, hydra=tuple(hydra), **given)
@@ -183,6 +193,23 @@ def _reproduce(given: dict[str, Any], words: Sequence[str]) -> CommandLine:
     return CommandLine(verb=Verb.reproduce, hydra=changes, run=Path(runs[0]), **given)
 
 
+def _looked_back(verb: Verb, given: dict[str, Any], words: Sequence[str]) -> CommandLine:
+    """The request of `report` and `compare`: folders, and flags of theirs; raises UserError with every other word."""
+    own = {name: given.pop(name) for name in ("help", "version", "trusted")}
+    if own["help"] or own["version"]:
+        return CommandLine(verb=verb, hydra=(), **own)
+    known = [f"--{name}" for name in given]
+    flags = [word.partition("=")[0] for word in words if word.startswith("-")]
+    raise_if_any(f"{verb.value} has no flag {flag}{did_you_mean(flag, known)}" for flag in flags)
+    if verb is Verb.report:
+        if len(words) != 1:
+            raise UserError(f"report takes one folder, of a run or of runs such as a sweep's; got {len(words)}")
+        return CommandLine(verb=verb, hydra=(), report=Report(folder=words[0], **given), **own)
+    if len(words) != 2:
+        raise UserError(f"compare takes two run folders; got {len(words)}")
+    return CommandLine(verb=verb, hydra=(), comparison=Comparison(a=words[0], b=words[1], **given), **own)
+
+
 def _not_of_generate(words: Sequence[str], known: Sequence[str], data_format: str | None) -> Iterator[str]:
     for word in words:
         if word.startswith("-"):
@@ -234,6 +261,11 @@ def _flags(verb: Verb) -> argparse.ArgumentParser:
         _generate_flags(parser)
     if verb is Verb.merge:
         _merge_flags(parser)
+    if verb is Verb.report:
+        parser.add_argument("--metric")
+        parser.add_argument("--direction", choices=["minimize", "maximize"])
+    if verb is Verb.compare:
+        parser.add_argument("--html", metavar="FILE")
     if verb is Verb.doctor:
         parser.add_argument("--clear-cache", action="store_true")
     return parser

@@ -5,8 +5,11 @@ from dataclasses import fields
 
 from fmstune import upstream
 from fmstune.command_line import Verb, force_plain_overrides
-from fmstune.request import Generation, Merge
+from fmstune.request import Comparison, Generation, Merge, Report
 from fmstune.training_names import OWNED
+
+_PLACES = ("folder", "a", "b")
+"""Fields of a request that are given without a flag."""
 
 
 def suggestions(line: str) -> list[str]:
@@ -15,9 +18,14 @@ def suggestions(line: str) -> list[str]:
     last = "" if line.endswith(" ") else words[-1]
     if len(words) - (last != "") == 1:
         return [verb.value for verb in Verb if verb.value.startswith(last)]
-    requests: dict[str, type[Generation] | type[Merge]] = {Verb.generate.value: Generation, Verb.merge.value: Merge}
+    requests: dict[str, type[Generation] | type[Merge] | type[Report] | type[Comparison]] = {
+        Verb.generate.value: Generation,
+        Verb.merge.value: Merge,
+        Verb.report.value: Report,
+        Verb.compare.value: Comparison,
+    }
     if words[1] in requests and last.startswith("-"):
-        flags = [f"--{field.name}" for field in fields(requests[words[1]])]
+        flags = [f"--{field.name}" for field in fields(requests[words[1]]) if field.name not in _PLACES]
         return [flag for flag in flags if flag.startswith(last)]
     if words[1] == Verb.from_fms.value:
         return ["--run"] if last.startswith("-") and "--run".startswith(last) else []

@@ -12,6 +12,7 @@ from typing import Any
 import hydra
 import yaml
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -42,6 +43,13 @@ def compose(words: Sequence[str], task: Callable[[DictConfig], Any]) -> None:
 
     with uncollected():
         hydra.main(version_base="1.3", config_path="pkg://fmstune.conf", config_name="job")(fmstune)()
+
+
+def task_words() -> list[str]:
+    """The overrides of the job that is being composed, as they were given."""
+    words = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    assert isinstance(words, list)
+    return [str(word) for word in words]
 
 
 def _first(*values: Any) -> Any:

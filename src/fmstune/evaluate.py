@@ -15,6 +15,18 @@ from fmstune.answers import by_length, generate
 from fmstune.job import Evaluation
 from fmstune.sharding import gathered_from_all, of_this_process
 
+SAMPLES = 8
+"""Held-out rows whose answers are kept: the first ones, so that nobody picks those that look well."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A held-out row with what a model made of it."""
+
+    prompt: str
+    expected: str
+    answer: str
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -31,6 +43,8 @@ class Scores:
     """Answers of more than `max_new_tokens` tokens, which cannot match."""
     answer_tokens: int
     """Trained tokens of these rows, which `eval_loss` is the mean over."""
+    samples: tuple[Sample, ...] = ()
+    """The first rows; no part of the summary."""
 
 
 def score(
@@ -70,6 +84,7 @@ def score(
         rows_left_out=len(held_out) - count,
         answer_tokens=tokens,
         answers_too_long=sum(len(ids) - (ids[-1] in stops) > evaluation.max_new_tokens for ids in expected),
+        samples=tuple(map(Sample, tokenizer.batch_decode(prompts[:SAMPLES], skip_special_tokens=True), wanted, got)),
     )
 
 
@@ -91,8 +106,12 @@ def together(scores: Mapping[str, Scores]) -> dict[str, Any]:
         "answers_too_long": sum(one.answers_too_long for one in scores.values()),
         "answer_tokens": tokens,
     }
-    sets = {name: asdict(one) for name, one in scores.items() if name}
+    sets = {name: _figures(one) for name, one in scores.items() if name}
     return {**whole, "sets": sets} if sets else whole
+
+
+def _figures(scores: Scores) -> dict[str, Any]:
+    return {name: value for name, value in asdict(scores).items() if name != "samples"}
 
 
 def _loss(model: PreTrainedModel | PeftModel, rows: Dataset, pad_token_id: int, batch_size: int) -> tuple[float, int]:

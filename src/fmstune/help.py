@@ -51,6 +51,15 @@ _FLAGS = {
         "FILE                  a script, or a job file (JSON, or JSON in base64); - is stdin",
         "--run                 run the translation, too",
     ],
+    Verb.report: [
+        "RUN_OR_SWEEP          a run folder, or a folder of runs",
+        "--metric NAME         figure of summary.json to compare runs by, such as tuned.exact_match (tuned.eval_loss)",
+        "--direction DIRECTION minimize or maximize, where the name of the figure does not tell",
+    ],
+    Verb.compare: [
+        "A B                   two run folders",
+        "--html FILE           write the comparison as one page, with the curves",
+    ],
     Verb.doctor: ["--clear-cache         delete the tokenised data"],
 }
 

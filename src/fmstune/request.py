@@ -82,12 +82,34 @@ class Merge:
     """Bytes of a file of weights at most."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """`fmstune report`: which run, or folder of runs, is reported on; the fields are its flags but the first."""
+
+    folder: str
+    """A run folder, or a folder of runs such as a sweep's."""
+    metric: str | None = None
+    """Figure of `summary.json` that runs are compared by; null takes the loss on held-out rows, else the train loss."""
+    direction: str | None = None
+    """`minimize` or `maximize`; null tells by the figure's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """`fmstune compare`: which two runs."""
+
+    a: str
+    b: str
+    html: str | None = None
+    """Where to write the comparison as a page."""
+
+
 SAMPLING = ("temperature", "top_k", "top_p")
 """Fields that only drawing uses; the names are those of `transformers.GenerationConfig`."""
 
 
-def write(request: Generation | Merge, path: Path) -> None:
-    """Write the request so that `read_generation` or `read_merge` gives an equal one."""
+def write(request: Generation | Merge | Report | Comparison, path: Path) -> None:
+    """Write the request so that the reader of its kind gives an equal one."""
     values = {name: getattr(value, "value", value) for name, value in asdict(request).items()}
     path.write_text(json.dumps(values), encoding="utf-8")
 
@@ -98,6 +120,16 @@ def read_merge(path: Path) -> Merge:
     values |= {name: tuple(values[name]) for name in ("model", "weight")}
     export = None if values["export"] is None else Export(values["export"])
     return Merge(**{**values, "export": export, "dtype": Dtype(values["dtype"])})
+
+
+def read_report(path: Path) -> Report:
+    """The request that `write` wrote."""
+    return Report(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def read_comparison(path: Path) -> Comparison:
+    """The request that `write` wrote."""
+    return Comparison(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def read_generation(path: Path) -> Generation:

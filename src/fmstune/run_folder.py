@@ -17,6 +17,10 @@ LOCK_FILE = ".lock"
 PROVENANCE = "lock.json"
 METRICS = "metrics.jsonl"
 LOSS_PLOT = "loss.png"
+SOURCES = "sources.json"
+"""The words of the command, and what set each field of the job."""
+SAMPLES = "samples.json"
+"""The first held-out rows, with the answers of base and tuned model."""
 SUMMARY = "summary.json"
 MODEL = "model"
 
@@ -114,7 +118,7 @@ def mark_orphaned(folder: Path) -> None:
     if status == RUNNING:
         end(folder, INTERRUPTED, "interrupted", "the process that started this run has died")
     elif status is None:
-        for name in (JOB, LOCK_FILE):
+        for name in (JOB, SOURCES, LOCK_FILE):
             (folder / name).unlink(missing_ok=True)
         with suppress(OSError):  # somebody's files are in it
             folder.rmdir()

@@ -46,7 +46,9 @@ def _ended(kind: str, text: str, code: int) -> int:
 
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fmstune.runner", description=__doc__)
-    parser.add_argument("job", type=Path, help="the frozen job.yaml of a run folder; for generate and merge, a request")
+    parser.add_argument(
+        "job", type=Path, help="the frozen job.yaml of a run folder; for a verb after training, a request"
+    )
     parser.add_argument("--verb", choices=[v.value for v in Verb if v is not Verb.doctor], default=Verb.train.value)
     parser.add_argument("--prepare", action="store_true", help="stop when the rows are tokenised and cached")
     parser.add_argument("--trust", action="append", default=[], help="package whose format functions are allowed")
@@ -68,6 +70,8 @@ def _act(options: argparse.Namespace) -> int:
     verb = Verb(options.verb)
     if verb in (Verb.generate, Verb.merge):
         return _after(verb, options.job)
+    if verb in (Verb.report, Verb.compare):
+        return _look_back(verb, options.job)
     rank = ranks.here()
     job = freeze.read(options.job, trusted=options.trust).job
     raise_if_any(launch_rules.started_problems(job.launcher, rank))
@@ -112,6 +116,17 @@ def _after(verb: Verb, file: Path) -> int:
     if verb is Verb.merge:
         return merging.run(request.read_merge(file))
     return asking.run(request.read_generation(file))
+
+
+def _look_back(verb: Verb, file: Path) -> int:
+    """A verb about runs that are there, which needs no torch."""
+    parent.watch(lambda: None)
+    # what draws takes a second to import
+    from fmstune import reporting
+
+    if verb is Verb.report:
+        return reporting.report(request.read_report(file))
+    return reporting.compare(request.read_comparison(file))
 
 
 if __name__ == "__main__":

@@ -117,6 +117,12 @@ def render(tree: Mapping[str, Any], origins: Origins, package: str | None = None
     return "\n".join(f"{row[0]:<{name}}  {row[1]:<{value}}  {row[2]}" for row in rows)
 
 
+def recorded(tree: Mapping[str, Any], origins: Origins) -> dict[str, str]:
+    """What set each field of the job by its dotted name, those aside that have their defaults."""
+    found = {".".join(key): _described(key, value, origins) for key, value in leaves(tree)}
+    return {name: source for name, source in found.items() if not source.startswith(DEFAULT)}
+
+
 def _after(origins: Origins, merged: DictConfig, part: DictConfig, place: str) -> Origins:
     """The origins after `part` was merged: it set what it holds, unless that was `???` or took nothing away."""
     now = dict(leaves(_plain(merged)))

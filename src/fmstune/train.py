@@ -1,12 +1,13 @@
 """Model, data and arguments → SFTTrainer → the artifacts of a run."""
 
 import dataclasses
+import json
 import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,7 +36,7 @@ from fmstune import (
     sharding,
     tracking,
 )
-from fmstune.callbacks import MetricsFile, Progress
+from fmstune.callbacks import LossPlot, MetricsFile, Progress
 from fmstune.checks import Checked
 from fmstune.data import Prepared
 from fmstune.errors import Preempted, UserError, raise_if_any
@@ -178,7 +179,11 @@ def _build(
         train_dataset=prepared.train,
         eval_dataset=_while_training(job, prepared),
         processing_class=tokenizer.tokenizer,
-        callbacks=[MetricsFile(folder / run_folder.METRICS), Progress()],
+        callbacks=[
+            MetricsFile(folder / run_folder.METRICS),
+            Progress(),
+            LossPlot(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT),
+        ],
         loraplus_lr_ratio=job.peft.get(LORAPLUS_LR_RATIO),
     )
     trainer.remove_callback(PrinterCallback)
@@ -254,10 +259,26 @@ def _score(trainer: Trainer, job: Job, checked: Checked, prepared: Prepared, *, 
             for part in prepared.held_out
         }
     together = evaluate.together(scores)
+    if ranks.here().is_main:
+        _keep_samples(Path(trainer.args.output_dir), scores, "base" if base else "tuned")
     if base and ranks.here().is_main:
         # at once, so that a run that is gone on with need not do it again
         run_folder.update_summary(Path(trainer.args.output_dir), {"base": together})
     return together
+
+
+def _keep_samples(folder: Path, scores: Mapping[str, evaluate.Scores], answered: str) -> None:
+    """The first held-out rows with this model's answers, beside those that another has given before."""
+    path = folder / run_folder.SAMPLES
+    former = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    known = {(row["set"], row["row"]): row for row in former}
+    rows = [
+        {**known.get((name, number), {}), "set": name, "row": number, "prompt": sample.prompt}
+        | {"expected": sample.expected, answered: sample.answer}
+        for name, one in scores.items()
+        for number, sample in enumerate(one.samples, start=1)
+    ]
+    run_folder.write_json(path, {"rows": rows})
 
 
 def _figures(trainer: Trainer, checked: Checked, prepared: Prepared, metrics: dict[str, float]) -> dict[str, Any]:

@@ -1,0 +1,109 @@
+"""Two runs → what differs between them: settings, data, versions, curves and results."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fmstune import charts
+from fmstune.document import Block, Cell, Charts, Document, Section, Table, Text, number
+from fmstune.records import Run, flat
+from fmstune.settings import shown
+
+_DATA = ("data_hashes", "model_config_hash")
+_RESULTS = (
+    "base.eval_loss",
+    "base.exact_match",
+    "tuned.eval_loss",
+    "tuned.exact_match",
+    "train_loss",
+    "steps",
+    "tokens_trained_on",
+    "train_seconds",
+    "tokens_per_second",
+    "peak_memory_bytes",
+)
+_PARTS = 5
+"""Places at which two curves are laid side by side."""
+
+
+def document(a: Run, b: Run) -> Document:
+    """How two runs differ; what is the same is counted."""
+    sections = [
+        ("Settings", _fields(a.job, b.job, "field", "settings")),
+        ("Data and model", _fields(_locked(a, data=True), _locked(b, data=True), "sha256 of", "hashes")),
+        ("Code, versions and devices", _fields(_locked(a, data=False), _locked(b, data=False), "what", "facts")),
+        ("Results", _results(a, b)),
+        ("Curves", _curves(a, b)),
+    ]
+    kept = [Section(title, made) for title, blocks in sections if (made := list(blocks))]
+    return Document(f"A {a.folder.name} and B {b.folder.name}", "compared", f"A: {a.folder}, B: {b.folder}", kept)
+
+
+def _locked(run: Run, *, data: bool) -> dict[str, Any]:
+    return {key: value for key, value in run.lock.items() if (key in _DATA) is data}
+
+
+def _fields(a: Mapping[str, Any], b: Mapping[str, Any], what: str, plural: str) -> Iterator[Block]:
+    """What two mappings hold differently; where the runs write to is no difference."""
+    if not a or not b:
+        yield Text(f"{'Neither run has' if not a and not b else 'One of the runs lacks'} a record of its {plural}.")
+        return
+    first, second = dict(flat(a)), dict(flat(b))
+    names = [name for name in dict.fromkeys([*first, *second]) if name != "output_dir"]
+    rows = [
+        [Cell(name), _value(name, first), _value(name, second)]
+        for name in names
+        if first.get(name, ...) != second.get(name, ...)
+    ]
+    if rows:
+        yield Table((what, "A", "B"), rows)
+    yield Text(f"{len(names) - len(rows):,} of {len(names):,} {plural} are the same.")
+
+
+def _value(name: str, of: Mapping[str, Any]) -> Cell:
+    return Cell(shown(of[name]) if name in of else "(not there)")
+
+
+def _results(a: Run, b: Run) -> Iterator[Block]:
+    rows = [[Cell("status"), Cell(a.status), Cell(b.status), Cell("")]]
+    for name in _RESULTS:
+        x, y = a.figure(name), b.figure(name)
+        if x is not None or y is not None:
+            difference = number(y - x, "+.4g") if x is not None and y is not None else Cell("–")
+            rows.append([Cell(name), number(x), number(y), difference])
+    yield Table(("", "A", "B", "B − A"), rows)
+
+
+def _curves(a: Run, b: Run) -> Iterator[Block]:
+    both = []
+    for name in ("loss", "eval_loss"):
+        first, second = dict(a.curve(name)), dict(b.curve(name))
+        steps = sorted(first.keys() & second.keys())
+        if not steps:
+            continue
+        both.append(name)
+        yield Text(f"{name}: {_how(first, second, steps)}")
+        at = sorted({steps[round(part * (len(steps) - 1) / max(_PARTS - 1, 1))] for part in range(_PARTS)})
+        rows = [[number(s), number(first[s]), number(second[s]), number(second[s] - first[s], "+.4g")] for s in at]
+        yield Table(("step", "A", "B", "B − A"), rows)
+    if not both:
+        yield Text("The runs have no logged step in common.")
+        return
+    lines = [
+        line._replace(label=f"{name}: {line.label}", place=2 * (line.place % 4) + place)
+        for place, (name, run) in enumerate((("A", a), ("B", b)))
+        for line in charts.losses(run.metrics)
+    ]
+    yield Charts([charts.curves(lines, charts.LOSS)])
+
+
+def _how(a: Mapping[int, float], b: Mapping[int, float], steps: Sequence[int]) -> str:
+    """Where two curves part, and how far."""
+    apart = [step for step in steps if a[step] != b[step]]
+    if not apart:
+        return f"equal, number for number, at all {len(steps):,} steps that both have logged"
+    widest = max(apart, key=lambda step: abs(b[step] - a[step]))
+    mean = sum(b[step] - a[step] for step in steps) / len(steps)
+    return (
+        f"they differ from step {apart[0]:,} on, most at step {widest:,} ({b[widest] - a[widest]:+.4g}); "
+        f"B − A is {mean:+.4g} in the mean over {len(steps):,} steps"
+    )

@@ -1,0 +1,41 @@
+"""Two runs side by side: what is the same is counted, what differs is shown."""
+
+from pathlib import Path
+from typing import Any
+
+from fmstune import comparison, report_page
+from fmstune.records import Run
+
+
+def run(name: str, losses: list[float], **lock: Any) -> Run:
+    metrics = [{"step": step, "loss": loss} for step, loss in enumerate(losses, start=1)]
+    job = {"seed": 1, "output_dir": name, "training": {"learning_rate": 0.1}}
+    return Run(Path(name), job, {"status": "finished", "train_loss": losses[-1]}, metrics, lock, {}, [], [])
+
+
+def shown(a: Run, b: Run) -> str:
+    return report_page.terminal(comparison.document(a, b))
+
+
+def test_versions_commit_and_data_are_compared_each_in_its_place() -> None:
+    a = run("a", [1.0], git_commit="abc", packages={"torch": "2.8"}, data_hashes={"data.train": "1"})
+    b = run("b", [1.0], git_commit="def", packages={"torch": "2.9"}, data_hashes={"data.train": "2"})
+    text = shown(a, b)
+    data, code = text.index("Data and model\n"), text.index("Code, versions and devices\n")
+    assert "data_hashes.data.train  1  2" in text[data:code]
+    assert "git_commit      abc  def" in text[code:]
+    assert "packages.torch  2.8  2.9" in text[code:]
+    assert "2 of 2 settings are the same." in text
+
+
+def test_curves_say_where_they_part_and_how_far() -> None:
+    text = shown(run("a", [4.0, 3.0, 2.0]), run("b", [4.0, 3.5, 1.0, 0.5]))
+    assert "loss: they differ from step 2 on, most at step 3 (-1); B − A is -0.1667 in the mean over 3 steps" in text
+    assert "train_loss  2" in text
+
+
+def test_runs_without_records_or_steps_in_common_say_so() -> None:
+    text = shown(run("a", [1.0]), Run(Path("b"), {}, {}, [], {}, {}, [], []))
+    assert "One of the runs lacks a record of its settings." in text
+    assert "The runs have no logged step in common." in text
+    assert "Neither run has a record of its hashes." in text
