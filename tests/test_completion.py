@@ -30,7 +30,7 @@ def test_hydra_gets_the_line_without_the_verb(line: str, for_hydra: str) -> None
         ("fmstune gen", ["generate"]),
         ("fmstune from", ["from-fms"]),
         ("fmstune from-fms --", ["--run"]),
-        ("fmstune rep", ["reproduce"]),
+        ("fmstune repr", ["reproduce"]),
         ("fmstune generate --model lora --te", ["--text", "--text_file", "--temperature"]),
         ("fmstune merge --model lora --w", ["--weight"]),
         ("fmstune report runs/a --", ["--metric", "--direction"]),
