@@ -185,7 +185,7 @@ WORDS = [
     case(
         "chek",
         "unknown verb 'chek'; did you mean 'check'?; "
-        "the verbs are train, check, show-data, modules, generate, merge, doctor",
+        "the verbs are train, reproduce, check, show-data, modules, generate, merge, from-fms, report, compare, doctor",
     ),
     case("check train", "train: neither FIELD=VALUE nor GROUP=CHOICE, and a verb comes first (see fmstune --help)"),
     case("--dry-run", "unknown flag --dry-run (see fmstune --help)"),
