@@ -199,9 +199,9 @@ def test_the_scores_of_several_sets_are_weighed_by_rows_and_tokens() -> None:
     assert both["eval_loss"] == pytest.approx(1.25)
     assert both["exact_match"] == pytest.approx(0.6)
     assert (both["rows"], both["rows_left_out"], both["answers_too_long"]) == (5, 2, 1)
-    sets = {"one": dataclasses.asdict(one), "two": dataclasses.asdict(two)}
-    assert both["sets"] == {name: {k: v for k, v in each.items() if k != "samples"} for name, each in sets.items()}
-    assert evaluate.together({"": one}) == dataclasses.asdict(one)
+    figures = [{key: value for key, value in vars(each).items() if key != "samples"} for each in (one, two)]
+    assert both["sets"] == dict(zip(("one", "two"), figures, strict=True))
+    assert evaluate.together({"": one}) == figures[0]
 
 
 def test_what_ends_a_turn_ends_an_answer_too(tokenizer: PreTrainedTokenizerBase) -> None:

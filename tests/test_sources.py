@@ -295,9 +295,6 @@ def test_a_frozen_job_is_its_own_source_and_changes_are_the_command_line(
 
 
 def test_what_a_run_keeps_are_the_sources_that_are_no_defaults() -> None:
-    origins: sources.Origins = {
-        ("seed",): sources.Origin(sources.COMMAND_LINE, 3),
-        ("a",): sources.Origin("a.yaml", {}),
-    }
+    given = {("seed",): sources.Origin(sources.COMMAND_LINE, 3), ("a",): sources.Origin("a.yaml", {})}
     tree = {"seed": 3, "name": "x", "a": {"b": 1}}
-    assert sources.recorded(tree, origins) == {"seed": "command line", "a.b": "a.yaml"}
+    assert sources.recorded(tree, given) == {"seed": "command line", "a.b": "a.yaml"}

@@ -44,14 +44,14 @@ def _count(count: int, what: str) -> str:
 
 def _result(groups: Sequence[Group], found: Sequence[Column], by: Metric) -> Iterator[Block]:
     scored = [group for group in groups if group.mean is not None]
-    what = f"{report_of_run.label(by.name)} ({by.name}), {'less' if by.smaller else 'more'} is better"
     if not scored:
         yield Text("No run has finished with a result yet.", strong=True)
         return
     best = scored[0]
     figure = report_of_run.label(by.name).partition(" (")[0]
     yield Text(f"Best: {best.label(found)}, with {figure} {_mean(best)}", strong=True)
-    yield Text(f"Compared by {what}.")
+    better = "less" if by.smaller else "more"
+    yield Text(f"Compared by {by.name}: {report_of_run.label(by.name)}, {better} is better.")
     if len(scored) > 1:
         yield Text(settings.verdict(best, scored[1]))
     if not any(run.status == run_folder.FINISHED and run.figure("tuned.rows") for run in best.runs):
