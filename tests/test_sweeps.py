@@ -22,13 +22,6 @@ def test_another_launcher_without_a_sweep_is_refused() -> None:
         sweeps.here(["hydra/launcher=submitit_slurm"])
 
 
-def test_codes_come_back_in_the_points_order_and_leave_nothing() -> None:
-    for number, code in ((10, 3), (2, 0), (0, 1)):
-        sweeps.leave(Path(), number, code)
-    assert sweeps.collected(Path()) == [1, 0, 3]
-    assert list(Path().iterdir()) == []
-
-
 @pytest.mark.slow
 def test_a_point_is_a_process_of_submitits_and_its_code_comes_back() -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")

@@ -13,6 +13,8 @@ from fmstune.job import Job
 
 _RUNS = "runs"
 """Where runs without an output_dir go."""
+HYDRAS_NOTE = "multirun.yaml"
+"""What Hydra writes into the folder of each sweep."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +113,7 @@ def release(claimed: Claim) -> None:
 
 def release_sweep(folder: Path) -> None:
     """Take back Hydra's note on a sweep of which no point left anything, and the folders of the default name."""
-    note = folder / "multirun.yaml"
+    note = folder / HYDRAS_NOTE
     if note.is_file() and list(folder.iterdir()) == [note]:
         note.unlink()
         folders = (folder, folder.parent, folder.parent.parent) if folder.parts[0] == _RUNS else (folder,)

@@ -17,7 +17,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fmstune import freeze, help
+from fmstune import freeze, help, search
 from fmstune.command_line import FLAG_OF
 from fmstune.errors import UserError, did_you_mean, raise_if_any
 from fmstune.garbage import uncollected
@@ -31,6 +31,8 @@ def compose(words: Sequence[str], task: Callable[[DictConfig], Any]) -> None:
     OmegaConf.register_new_resolver("first", _first, replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["fmstune", *words]
+
+    search.register()
 
     collects = gc.isenabled()
 
@@ -154,6 +156,8 @@ def explained(err: BaseException) -> str:
         group, name = missing.groups()
         if group == "hydra/launcher" and name.startswith("submitit_"):
             return f"{group}={name} needs hydra-submitit-launcher: pip install 'fmstune[slurm]'"
+        if (group, name) == ("hydra/launcher", "joblib"):
+            return f"{group}={name} needs hydra-joblib-launcher: pip install 'fmstune[sweep]'"
         options = help.choices(group, config_dir(sys.argv[1:])) if group in help.GROUPS else []
         return f"{group}={name}: no such choice{did_you_mean(name, options)} ({', '.join(options)})"
     several = re.match(r"Ambiguous value for argument '(?:\+\+)?(.*)'", text)
