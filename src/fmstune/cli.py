@@ -108,8 +108,10 @@ def run(words: Sequence[str]) -> int:
 def _gone_on_with(line: CommandLine, sweep: Path) -> CommandLine:
     """The command that the sweep's folder has recorded, in that folder; words given beside it come after it."""
     folder = str(sweep).replace("\\", "\\\\").replace('"', '\\"')
-    command = (*points.command(sweep), *line.hydra)
-    return dataclasses.replace(line, hydra=(*command, f'hydra.sweep.dir="{folder}"'), command=command)
+    given = [word for word in line.hydra if word not in ("-m", "--multirun")]
+    command = points.command(sweep, given)
+    words = points.command(sweep, [*given, f'hydra.sweep.dir="{folder}"'])
+    return dataclasses.replace(line, hydra=tuple(words), command=tuple(command))
 
 
 def _generate(line: CommandLine, asked: Generation) -> int:
@@ -295,8 +297,7 @@ def _end(sweep: Path) -> list[points.Point]:
             print(f"fmstune: {skipped} of {len(ended)} points were finished already", file=sys.stderr)
         if failed:
             print(f"fmstune: {failed} of {len(ended)} points failed", file=sys.stderr)
-    points.release(sweep, (claim.HYDRAS_NOTE, search.STORAGE, run_folder.LOCK_FILE))
-    claim.release_sweep(sweep)
+    points.release(sweep, (search.STORAGE,))
     return ended
 
 
@@ -305,7 +306,7 @@ def _checked_points(commands: Iterable[Sequence[str]], tasks: Points) -> Points:
     for words in commands:
         composition.compose(words, tasks)
     for folder in tasks.sweeps:
-        claim.release_sweep(folder)
+        points.release(folder)
     raise_if_any(tasks.problems)
     return tasks
 

@@ -163,6 +163,8 @@ def explained(err: BaseException) -> str:
     several = re.match(r"Ambiguous value for argument '(?:\+\+)?(.*)'", text)
     if several:
         return f"{several[1]}: one run for each value needs -m; a list is written in brackets"
+    if "does not support sweep type : INTERVAL_SWEEP" in text:
+        return "an interval is searched with hydra/sweeper=optuna; without it, give single values with commas between"
     if isinstance(err, OverrideParseException):
         word = err.override.removeprefix("++")
         if "=" not in word:

@@ -26,7 +26,7 @@ from fmstune.run_folder import INTERRUPTING, NOTICES
 _EVERY_SECONDS = 0.02
 _INTERRUPTED = 130
 
-_LATE: tuple[str, ...] = ()
+_LATE = ("matplotlib.figure", "matplotlib.backends.backend_agg", "peft.utils.transformers_weight_conversion")
 """What the libraries import when they are first used."""
 
 _points: list[int] = []

@@ -17,6 +17,8 @@ FILE = "sweep.json"
 """What each point came to, in the sweep's folder."""
 COMMAND = "command.json"
 """The words of the sweep's command, for `--resume`."""
+HYDRAS_NOTE = "multirun.yaml"
+"""What Hydra writes into the folder of each sweep."""
 _LEFT = ".points"
 """Folder in the sweep's folder: what points have left that `sweep.json` does not hold yet."""
 _SHOWN = ("tuned.eval_loss", "tuned.exact_match", "train_loss", "train_seconds", "tokens_trained_on")
@@ -112,24 +114,30 @@ def record(sweep: Path, words: Sequence[str]) -> None:
     run_folder.write_json(sweep / COMMAND, list(words))
 
 
-def command(sweep: Path) -> list[str]:
-    """The words that `record` kept; raises UserError where there are none."""
+def command(sweep: Path, more: Sequence[str]) -> list[str]:
+    """The words that `record` kept, with more fields after its own; raises UserError where there are none."""
     try:
         words = json.loads((sweep / COMMAND).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"--resume: {sweep} is no sweep's folder (no {COMMAND}); give the folder of a sweep") from None
     except (OSError, ValueError) as err:
         raise UserError(f"--resume: {sweep / COMMAND} cannot be read ({err}); give the command itself again") from err
-    return [str(word) for word in words]
+    # beside the others: argparse wants what is no flag in one piece
+    last = max((number for number, word in enumerate(words) if "=" in word and not word.startswith("-")), default=-1)
+    return [*words[: last + 1], *more, *words[last + 1 :]]
 
 
-def release(sweep: Path, notes: Sequence[str]) -> None:
-    """Take back what is only about points, where none of them has left a folder."""
-    own = {FILE, COMMAND, *notes}
-    if sweep.is_dir() and {path.name for path in sweep.iterdir()} <= own:
-        for name in own:
-            with suppress(FileNotFoundError):
-                (sweep / name).unlink()
+def release(sweep: Path, notes: Sequence[str] = ()) -> None:
+    """Take back a sweep's folder of which no point has left anything, and the folders of the default name."""
+    own = {FILE, COMMAND, HYDRAS_NOTE, run_folder.LOCK_FILE, *notes}
+    if not sweep.is_dir() or not {path.name for path in sweep.iterdir()} <= own:
+        return
+    for name in own:
+        (sweep / name).unlink(missing_ok=True)
+    folders = (sweep, sweep.parent, sweep.parent.parent) if sweep.parts[0] == run_folder.RUNS else (sweep,)
+    for empty in folders:
+        with suppress(OSError):
+            empty.rmdir()
 
 
 def table(sweep: Path, points: Sequence[Point]) -> str:

@@ -70,15 +70,25 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Go on until as many trials have ended as there are to be; raises UserError where the study cannot be used."""
-        assert self.config is not None
-        folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
-        assert self.hydra_context is not None
+        assert self.config is not None and self.hydra_context is not None
         given = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(arguments)
         space = {_name(one): distribution(one) for one in given if one.is_sweep_override()}
-        with run_folder.locked(folder):
-            self._search(_study(self._fields, folder, space), given, space, folder)
+        if not space:
+            raise UserError("hydra/sweeper=optuna has nothing to search; give a field an interval or several values")
+        sampler = _sampler(self._fields.sampler)
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / points.HYDRAS_NOTE)
+        try:
+            with run_folder.locked(folder):
+                study = _study(self._fields, folder, space)
+                # with its seed alone, a search that is gone on with would begin with the points that it began with
+                seed = self._fields.seed
+                study.sampler = sampler(seed=None if seed is None else seed + len(study.get_trials(deepcopy=False)))
+                self._search(study, given, space, folder)
+        except UserError:
+            points.release(folder, (STORAGE,))
+            raise
 
     def _search(
         self,
@@ -163,9 +173,6 @@ def _study(
             f"hydra.sweeper.storage: {storage} holds a study {fields.study_name!r} that searches otherwise; repeat its "
             "command with --resume, or choose another output_dir or hydra.sweeper.study_name"
         )
-    # with the same seed, a search that is gone on with would begin with the points that it had begun with
-    seed = None if fields.seed is None else fields.seed + len(study.get_trials(deepcopy=False))
-    study.sampler = _sampler(fields.sampler)(seed=seed)
     return study
 
 
@@ -179,7 +186,14 @@ def _sampler(name: str) -> Any:
 
 
 def distribution(override: Override) -> "optuna.distributions.BaseDistribution":
-    """What Optuna draws one field from; a whole number where both ends of an interval are."""
+    """What Optuna draws one field from; a whole number where both ends are. Raises UserError where it cannot."""
+    try:
+        return _distribution(override)
+    except ValueError as err:
+        raise UserError(f"{override.input_line} cannot be searched ({err})") from err
+
+
+def _distribution(override: Override) -> "optuna.distributions.BaseDistribution":
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value = override.value()
