@@ -201,8 +201,8 @@ def _distribution(override: Override) -> "optuna.distributions.BaseDistribution"
         low, high = value.start, value.end
         assert low is not None and high is not None
         log = "log" in value.tags
-        # a whole number that Hydra has read, though the field is annotated as a float
-        if all(float(end).is_integer() and "." not in str(end) for end in (low, high)):
+        # of int(interval(…)); Hydra makes floats of the ends of a plain one
+        if isinstance(low, int) and isinstance(high, int):
             return IntDistribution(int(low), int(high), log=log)
         return FloatDistribution(low, high, log=log)
     if isinstance(value, RangeSweep) and not value.shuffle:
