@@ -26,7 +26,7 @@ SMALL = (
     "evaluation=none",
     "data.max_rows=16",
 )
-SWEEP = ("-m", *SMALL, "seed=1,2,3", "training.max_steps=40", "output_dir=sweep")
+SWEEP = ("-m", *SMALL, "seed=1,2,3", "training.max_steps=20", "output_dir=sweep")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="points are forked on Linux only")
 
@@ -76,11 +76,11 @@ def test_a_killed_point_ends_alone_and_a_killed_sweep_goes_on(fmstune: Callable[
     assert [point.status for point in points.read(Path("sweep"))] == ["finished"] * 3
     assert [point.skipped for point in points.read(Path("sweep"))] == [True, False, False]
     for name in ("1-seed=2", "2-seed=3"):
-        assert 0 < summary(name)["steps_here"] < summary(name)["steps"] == 40
+        assert 0 < summary(name)["steps_here"] < summary(name)["steps"] == 20
         assert summary(name)["data"]["from_cache"] is True
 
     # the same weights as of a run alone
-    alone = fmstune(*SMALL, "seed=1", "training.max_steps=40", "output_dir=alone")
+    alone = fmstune(*SMALL, "seed=1", "training.max_steps=20", "output_dir=alone")
     assert alone.code == 0, alone.err
     weights = "model/adapter_model.safetensors"
     assert Path("sweep/0-seed=1", weights).read_bytes() == Path("alone", weights).read_bytes()

@@ -49,13 +49,13 @@ class _Server:
 
     def run(self, words: Sequence[str]) -> int:
         """One point to its end; its exit code (negative: the signal it died of)."""
-        self.line.write(json.dumps(words) + "\n")
-        self.line.flush()
         try:
+            self.line.write(json.dumps(words) + "\n")
+            self.line.flush()
             self.point = json.loads(self.line.readline())
             code: int = json.loads(self.line.readline())
-        except json.JSONDecodeError:
-            # nothing came: the warm process is gone, and its point ends with it
+        except (json.JSONDecodeError, OSError):
+            # nothing comes any more: the warm process is gone, and its point ends with it
             return self.process.wait() or 1
         finally:
             self.point = None
