@@ -30,7 +30,18 @@ PIP_LINES = (
     "pip install .",
     *(
         f"pip install '.[{extra}]'"
-        for extra in ("dev", "flash-attn", "quant", "aim", "tensorboard", "mlflow", "wandb", "trackio", "slurm")
+        for extra in (
+            "dev",
+            "flash-attn",
+            "quant",
+            "aim",
+            "tensorboard",
+            "mlflow",
+            "wandb",
+            "trackio",
+            "slurm",
+            "sweep",
+        )
     ),
 )
 SHELL_LINES = ('eval "$(fmstune --shell-completion install=bash)"',)
@@ -125,7 +136,7 @@ def small(line: str) -> list[str]:
 
 
 def is_sweep(line: str) -> bool:
-    return bool({"-m", "--resume"} & {*shlex.split(line)})
+    return "-m" in shlex.split(line)
 
 
 def outputs(path: Path) -> Iterator[tuple[str, str]]:
