@@ -15,8 +15,11 @@ import preparation
 import results
 import startup
 import step
+import sweep
 
-BENCHMARKS = {module.__name__: module for module in (startup, first_step, launching, step, preparation, packed_rows)}
+BENCHMARKS = {
+    module.__name__: module for module in (startup, first_step, launching, step, preparation, packed_rows, sweep)
+}
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 

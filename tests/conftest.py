@@ -80,7 +80,7 @@ def fmstune(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
     tests/test_cli.py runs the same through the console script, with processes and signals.
     """
-    from fmstune import cli, launch
+    from fmstune import cli, forks, launch
 
     with_processes = launch.start
 
@@ -93,6 +93,7 @@ def fmstune(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         return runner.main(argv[3:])
 
     monkeypatch.setattr(launch, "start", start)
+    monkeypatch.setattr(forks, "start", start)
 
     def run(*words: str) -> Result:
         monkeypatch.setattr("sys.argv", ["fmstune", *words])

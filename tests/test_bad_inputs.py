@@ -37,7 +37,7 @@ def case(command: str, *says: str, **files: str | bytes) -> Case:
 
 
 UNKNOWN_NAMES = [
-    case("zzz=1", "zzz: unknown field; the job has name, seed, output_dir, model, peft, data, training, …"),
+    case("zzz=1", "zzz: unknown field; the job has name, seed, output_dir, objective, direction, model, …"),
     case("modle.path=x", "modle: unknown field; did you mean 'model'?"),
     case("data.trian=x", "data.trian: unknown field; did you mean 'train'?"),
     case("launcher.thread=2", "launcher.thread: unknown field; did you mean 'threads'?"),
@@ -291,6 +291,14 @@ RANGES = [
     ),
     case("name=a/b", "name becomes part of a folder's name: use letters, digits and . _ + -, got 'a/b'"),
     case("name=''", "name becomes part of a folder's name: use letters, digits and . _ + -, got ''"),
+    case("direction=up", "direction must be one of minimize, maximize; got 'up'"),
+    case(
+        "objective=tuned.exact_match evaluation=none",
+        "objective: tuned.exact_match is measured on held-out rows, and this job measures none; set …",
+    ),
+    case("objective=tuned.sets.a.exact_match", "objective: tuned.sets.a.exact_match is no number of summary.json…"),
+    case("--resume nowhere", "--resume: nowhere is no sweep's folder (no command.json); give the folder of a sweep"),
+    case("check --resume nowhere", "--resume is a flag of fmstune train"),
 ]
 
 DATA_FILES = [

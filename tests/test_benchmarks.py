@@ -147,7 +147,7 @@ def test_one_alone() -> None:
 @pytest.mark.slow
 def test_all_that_train_or_prepare() -> None:
     step, memory = "tiny_llama, full: step", "tiny_llama, full: memory"
-    assert quick("run_all.py", "first_step", "launching", "step", "preparation", "packed_rows") == {
+    assert quick("run_all.py", "first_step", "launching", "step", "preparation", "packed_rows", "sweep") == {
         "Time to the first step": ["nothing in the cache"],
         "Launching": ["to the first step, over bare torchrun"],
         "Step time and memory": [step, f"{step} of plain SFTTrainer", memory, f"{memory} of plain SFTTrainer"],
@@ -157,11 +157,12 @@ def test_all_that_train_or_prepare() -> None:
             *(f"memory, {suffix}: most rows over fewest" for suffix in ("jsonl", "parquet", "arrow")),
         ],
         "Positions that hold a token": ["tokens over positions, packed", "tokens over positions, padded"],
+        "Sweeps": ["a sweep, over the training of its points", "a sweep, over separate runs"],
     }
 
 
 def test_every_benchmark_is_tried_here_and_is_part_of_make_bench() -> None:
     scripts = {path.stem for path in BENCHMARKS.glob("*.py")} - {"pairs", "results", "run_all", "subjects"}
-    assert scripts == {"first_step", "launching", "packed_rows", "preparation", "startup", "step"}
+    assert scripts == {"first_step", "launching", "packed_rows", "preparation", "startup", "step", "sweep"}
     run_all = (BENCHMARKS / "run_all.py").read_text()
     assert all(f"import {script}\n" in run_all for script in scripts)

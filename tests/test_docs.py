@@ -30,7 +30,19 @@ PIP_LINES = (
     "pip install .",
     *(
         f"pip install '.[{extra}]'"
-        for extra in ("dev", "docs", "flash-attn", "quant", "aim", "tensorboard", "mlflow", "wandb", "trackio", "slurm")
+        for extra in (
+            "dev",
+            "docs",
+            "flash-attn",
+            "quant",
+            "aim",
+            "tensorboard",
+            "mlflow",
+            "wandb",
+            "trackio",
+            "slurm",
+            "sweep",
+        )
     ),
 )
 SHELL_LINES = ('eval "$(fmstune --shell-completion install=bash)"',)
@@ -180,9 +192,17 @@ def test_the_sweeps_of_the_documents_are_these_and_are_read_as_sweeps() -> None:
     assert sweeps == [
         "fmstune -m peft=lora,full training.learning_rate=1e-3,1e-2",
         "fmstune -m peft=lora,full training.learning_rate=1e-3,1e-2 output_dir=sweep",
+        "fmstune -m peft=lora training.learning_rate=1e-3,5e-3,1e-2 seed=1,2,3 output_dir=rates",
+        "fmstune -m --resume rates",
+        "fmstune -m hydra/sweeper=optuna hydra.sweeper.n_trials=8 peft=lora"
+        " 'training.learning_rate=tag(log,interval(1e-4,1e-1))' 'peft.r=choice(4,8,16)' output_dir=search",
+        "fmstune -m --resume search hydra.sweeper.n_trials=12",
+        "fmstune -m hydra/launcher=joblib hydra.launcher.n_jobs=2 peft=lora seed=1,2,3,4 output_dir=seeds",
     ]
     for line in sweeps:
-        assert command_line.swept_keys(shlex.split(line)) == {"peft", "training.learning_rate"}
+        swept = command_line.swept_keys(shlex.split(line))
+        assert swept <= {"peft", "peft.r", "seed", "training.learning_rate"}
+        assert swept or "--resume" in line
 
 
 def test_other_command_lines_are_targets_of_the_makefile_or_listed_here() -> None:

@@ -208,7 +208,10 @@ def test_each_point_of_a_sweep_is_a_slurm_job(cluster: Path, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr + done.stdout
     folders = [tmp_path / "sweep" / f"{number}-learning_rate={rate}" for number, rate in enumerate(("0.001", "0.0001"))]
     assert [summary(folder)["status"] for folder in folders] == ["finished", "finished"]
-    assert "finished: sweep/0-learning_rate=0.001\nfinished: sweep/1-learning_rate=0.0001\n" in done.stdout
+    assert re.findall(r"^\d .* finished  training.learning_rate=([\d.]+)", done.stdout, re.MULTILINE) == [
+        "0.001",
+        "0.0001",
+    ]
     assert "the points are jobs, which log into sweep/.submitit/*" in done.stderr
     jobs = command(tmp_path, "scontrol", "show", "job", "--oneliner", conf=cluster).stdout.splitlines()
     assert sum("ArrayTaskId=" in one and "Partition=low" in one and "JobState=COMPLETED" in one for one in jobs) == 2

@@ -1,13 +1,15 @@
-"""Sweeps whose points are jobs of Hydra's other launchers."""
+"""Sweeps whose points Hydra's other launchers run: checked here first, and what became of them comes back."""
 
+import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from fmstune import sweeps
+from fmstune import launch, points, sweeps
 from fmstune.errors import UserError
-from tests.test_cli import SCRIPT
+from tests.test_cli import QUICK, SCRIPT
 
 
 def test_points_of_another_launcher_are_checked_here_first() -> None:
@@ -20,13 +22,6 @@ def test_points_of_another_launcher_are_checked_here_first() -> None:
 def test_another_launcher_without_a_sweep_is_refused() -> None:
     with pytest.raises(UserError, match="hydra/launcher=submitit_slurm runs the points of a sweep; add -m"):
         sweeps.here(["hydra/launcher=submitit_slurm"])
-
-
-def test_codes_come_back_in_the_points_order_and_leave_nothing() -> None:
-    for number, code in ((10, 3), (2, 0), (0, 1)):
-        sweeps.leave(Path(), number, code)
-    assert sweeps.collected(Path()) == [1, 0, 3]
-    assert list(Path().iterdir()) == []
 
 
 @pytest.mark.slow
@@ -53,3 +48,22 @@ def test_a_wrong_point_is_named_before_any_is_submitted() -> None:
     assert "training.learning_rate must be above 0 and below 10, got -1" in done.stderr
     assert "training.learning_rate must be above 0 and below 10, got -2" in done.stderr
     assert not Path("sweep").exists()
+
+
+@pytest.mark.slow
+def test_a_search_runs_its_points_side_by_side_and_shares_the_cores_out() -> None:
+    pytest.importorskip("optuna")
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    words = ("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra/sweeper=optuna", "output_dir=sweep")
+    search = ("hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", "training.learning_rate=interval(1e-4,1e-3)")
+    done = subprocess.run(
+        [SCRIPT, *words, *search, *QUICK, "evaluation=none"], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    found = points.read(Path("sweep"))
+    assert [(point.number, point.status) for point in found] == [(0, "finished"), (1, "finished")]
+    assert "best: sweep/" in done.stdout
+    for point in found:
+        lock = json.loads(Path("sweep", point.folder, "lock.json").read_text())
+        assert lock["threads"] == max(launch.cores() // 2, 1)

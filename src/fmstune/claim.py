@@ -11,9 +11,6 @@ from fmstune import freeze, rules, run_folder
 from fmstune.errors import UserError, raise_if_any
 from fmstune.job import Job
 
-_RUNS = "runs"
-"""Where runs without an output_dir go."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
@@ -100,7 +97,7 @@ def free_folder(name: str) -> Path:
 def _default_folder(name: str, number: int) -> Path:
     now = datetime.now()
     suffix = f"-{number}" if number > 1 else ""
-    return Path(_RUNS) / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-{name}{suffix}"
+    return Path(run_folder.RUNS) / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-{name}{suffix}"
 
 
 def release(claimed: Claim) -> None:
@@ -112,14 +109,3 @@ def release(claimed: Claim) -> None:
     for folder in claimed.made:
         with suppress(OSError):  # not empty, or gone: somebody else's now
             folder.rmdir()
-
-
-def release_sweep(folder: Path) -> None:
-    """Take back Hydra's note on a sweep of which no point left anything, and the folders of the default name."""
-    note = folder / "multirun.yaml"
-    if note.is_file() and list(folder.iterdir()) == [note]:
-        note.unlink()
-        folders = (folder, folder.parent, folder.parent.parent) if folder.parts[0] == _RUNS else (folder,)
-        for empty in folders:
-            with suppress(OSError):
-                empty.rmdir()

@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -24,12 +24,15 @@ from fmstune import (
     claim,
     completion,
     composition,
+    forks,
     freeze,
     from_fms,
     help,
     launch,
     locked,
+    objective,
     package_files,
+    points,
     preemption,
     preparation,
     report,
@@ -37,6 +40,7 @@ from fmstune import (
     request_rules,
     rules,
     run_folder,
+    search,
     slurm,
     sources,
     sweeps,
@@ -49,6 +53,9 @@ from fmstune.request import Comparison, Generation, Merge, Report
 USER_ERROR = 2
 INTERNAL_ERROR = 1
 INTERRUPTED = 130
+
+Start = Callable[[Sequence[str], Mapping[str, str]], int]
+"""Runs a command line in an environment; its exit code."""
 
 
 def main() -> NoReturn:
@@ -104,7 +111,18 @@ def run(words: Sequence[str]) -> int:
         return _hand_over(back, line.verb, Device.cpu)
     if line.from_job is not None:
         return _repeat(line)
+    if line.resume is not None:
+        line = _gone_on_with(line, line.resume)
     return _composed(line)
+
+
+def _gone_on_with(line: CommandLine, sweep: Path) -> CommandLine:
+    """The command that the sweep's folder has recorded, in that folder; words given beside it come after it."""
+    folder = str(sweep).replace("\\", "\\\\").replace('"', '\\"')
+    given = [word for word in line.hydra if word not in ("-m", "--multirun")]
+    command = points.command(sweep, given)
+    words = points.command(sweep, [*given, f'hydra.sweep.dir="{folder}"'])
+    return dataclasses.replace(line, hydra=tuple(words), command=tuple(command))
 
 
 def _generate(line: CommandLine, asked: Generation) -> int:
@@ -198,21 +216,28 @@ def _composed(line: CommandLine) -> int:
     groups = composition.groups(extra)
     raise_if_any(choice_problems(words, groups))
     forced = force_plain_overrides(words, groups)
-    points = Points(line, swept_keys(words), printed)
-    local = sweeps.here(forced)
-    if local is None or printed:
-        codes = _in_turn(forced, points)
-    else:
-        _check_points(local, Points(line, swept_keys(words), None, checks_only=True))
-        codes = _away(forced, points)
-    failed = [code for code in codes if code]
-    if failed and len(codes) > 1:
-        print(f"fmstune: {len(failed)} of {len(codes)} points failed", file=sys.stderr)
-    return failed[0] if failed else 0
+    swept = swept_keys(words)
+    tasks = Points(line, swept, printed)
+    if printed:
+        return _worst(_in_turn(forced, tasks))
+    away = sweeps.here(forced) is not None
+    if sweeps.searches(forced):
+        forced += _checked_search(sweeps.plain(forced), swept, line)
+    elif away:
+        tasks.number = len(_checked_points([sweeps.plain(forced)], Points(line, swept, None, checks_only=True)).codes)
+    return _worst(_away(forced, tasks) if away else _in_turn(forced, tasks))
+
+
+def _worst(codes: Sequence[int]) -> int:
+    """The first failure's exit code."""
+    return next((code for code in codes if code), 0)
 
 
 class Points:
     """What is done with each composed configuration of a command; pickled where Hydra runs it elsewhere."""
+
+    number = 0
+    """How many there are, where Hydra runs them elsewhere."""
 
     def __init__(
         self,
@@ -224,73 +249,135 @@ class Points:
     ) -> None:
         self._line, self._swept, self._printed, self._checks_only = line, swept, printed, checks_only
         self.codes: list[int] = []
+        self.jobs: list[Job] = []
         self.sweeps: set[Path] = set()
         self.problems: list[str] = []
 
-    def __call__(self, config: DictConfig) -> int:
-        """One point's exit code; errors do not rise: Hydra would put words around them, and end the sweep."""
+    def __call__(self, config: DictConfig) -> points.Point | None:
+        """What became of a point of a sweep; errors do not rise: Hydra would put words around them, and end it."""
         settings = HydraConfig.get()
         if settings.mode is RunMode.MULTIRUN:
             self.sweeps.add(Path(settings.sweep.dir))
-        code = self._code(config)
+        if settings.mode is RunMode.MULTIRUN and self._line.verb is Verb.train and not self._checks_only:
+            return self._point(config, settings)
+        self.codes.append(self._code(config, None)[0])
+        return None
+
+    def _point(self, config: DictConfig, settings: HydraConf) -> points.Point:
+        """Run one point of a sweep and leave what became of it, also for a process elsewhere."""
+        sweep, number = Path(settings.sweep.dir), settings.job.num
+        folder, own = (
+            _sweep_folder(settings, self._swept),
+            [f"{key}={value}" for key, value in sweeps.own(settings, self._swept)],
+        )
+        points.record(sweep, self._line.command or self._line.hydra)
+        share = sweeps.threads(settings, self.number)
+        if share is not None:
+            os.environ.setdefault("OMP_NUM_THREADS", str(share))
+        done = run_folder.read_summary(folder).get("status") == run_folder.FINISHED
+        code, job = self._code(config, None if sweeps.is_submitit(settings) else forks.start)
+        if job is None:
+            point = points.refused(number, folder, own, code, self.problems)
+        else:
+            point = points.of(number, folder, own, code, job=job, skipped=done and code == 0)
         self.codes.append(code)
         if sweeps.is_away(settings):
             if code == preemption.CODE:
                 sweeps.requeue()
-            sweeps.leave(Path(settings.sweep.dir), settings.job.num, code)
-        elif code == INTERRUPTED:
+            points.leave(sweep, point)
+            return point
+        points.leave(sweep, point)
+        if code == INTERRUPTED:
             # Ctrl-C means all of a sweep
             raise KeyboardInterrupt
-        return code
+        return point
 
-    def _code(self, config: DictConfig) -> int:
+    def _code(self, config: DictConfig, start: Start | None) -> tuple[int, Job | None]:
+        """The exit code, and the job where it could be handed to a runner."""
+        self.problems = self.problems if self._checks_only else []
         try:
             if self._printed:
-                return _print(config, self._printed, self._line)
+                return _print(config, self._printed, self._line), None
             frozen = _frozen(config, self._line, self._swept)
             if self._checks_only:
+                self.jobs.append(frozen.job)
                 self.problems += [problem for problem in _problems_away(frozen.job) if problem not in self.problems]
-                return 0
-            return _act(frozen.job, frozen.notes, self._line, _typed(config, frozen.job, self._line))
+                return 0, None
+            typed = _typed(config, frozen.job, self._line)
+            return _act(frozen.job, frozen.notes, self._line, typed, start), frozen.job
         except UserError as err:
             problems: Sequence[str] = err.problems
         except OmegaConfBaseException as err:
             problems = [composition.explained(err)]
         except BrokenPipeError:
-            return _closed_pipe()
-        if self._checks_only:
-            self.problems += [problem for problem in problems if problem not in self.problems]
-        else:
+            return _closed_pipe(), None
+        self.problems += [problem for problem in problems if problem not in self.problems]
+        if not self._checks_only:
             print(render(problems), file=sys.stderr)
-        return USER_ERROR
+        return USER_ERROR, None
 
 
-def _in_turn(words: Sequence[str], points: Points) -> list[int]:
+def _in_turn(words: Sequence[str], tasks: Points) -> list[int]:
     """Run the points in this process, one after the other; their exit codes."""
-    composition.compose(words, points)
-    for folder in points.sweeps:
-        claim.release_sweep(folder)
-    return points.codes
+    try:
+        composition.compose(words, tasks)
+    finally:
+        forks.close()
+        for folder in tasks.sweeps:
+            _end(folder)
+    return tasks.codes
 
 
-def _check_points(words: Sequence[str], points: Points) -> None:
-    """Raises UserError with what is wrong with any of the points, before the first is submitted."""
-    _in_turn(words, points)
-    raise_if_any(points.problems)
+def _end(sweep: Path) -> list[points.Point]:
+    """Show what the points came to, those of a search's former commands too, and leave no folder that holds nothing."""
+    ended = points.gather(sweep)
+    if ended:
+        whole = points.read(sweep) if (sweep / search.STORAGE).exists() else ended
+        print(points.table(sweep, whole))
+        failed, skipped = sum(point.code != 0 for point in ended), sum(point.skipped for point in ended)
+        if skipped:
+            print(f"fmstune: {skipped} of {len(ended)} points were finished already", file=sys.stderr)
+        if failed:
+            print(f"fmstune: {failed} of {len(ended)} points failed", file=sys.stderr)
+    points.release(sweep, (search.STORAGE,))
+    return ended
+
+
+def _checked_points(commands: Iterable[Sequence[str]], tasks: Points) -> Points:
+    """Raises UserError with what is wrong with any of the points, before the first is started."""
+    for words in commands:
+        composition.compose(words, tasks)
+    for folder in tasks.sweeps:
+        points.release(folder)
+    raise_if_any(tasks.problems)
+    return tasks
+
+
+def _checked_search(words: Sequence[str], swept: frozenset[str], line: CommandLine) -> list[str]:
+    """Check points at the ends of what is searched; the words that tell the sweeper what is better."""
+    if line.verb is not Verb.train:
+        raise UserError(f"hydra/sweeper=optuna trains to search; leave it out with fmstune {line.verb.value}")
+    tasks = _checked_points(search.samples(words, swept), Points(line, swept, None, checks_only=True))
+    ways = {(objective.path(job), objective.direction(job)) for job in tasks.jobs}
+    if len(ways) > 1:
+        raise UserError("objective must be given: the points of this search would be compared by different numbers")
+    ((_, direction),) = ways
+    assert direction is not None
+    return [f"hydra.sweeper.direction={direction.value}"]
 
 
 def _problems_away(job: Job) -> Iterator[str]:
-    """What is wrong with a point that another launcher of Hydra's is to run."""
+    """What is wrong with a point, before the first of its sweep is started."""
     if job.launcher.slurm is not None:
         yield "launcher.slurm: hydra/launcher makes each point a job already; leave one of the two out"
     yield from rules.problems(job)
 
 
-def _away(words: Sequence[str], points: Points) -> list[int]:
-    """Let Hydra's launcher run the points as jobs, and wait for them; their exit codes."""
+def _away(words: Sequence[str], tasks: Points) -> list[int]:
+    """Let Hydra's launcher run the points elsewhere, and wait for them; their exit codes."""
     sweeps.Sweep.away.clear()
     try:
-        composition.compose(words, points)
+        composition.compose(words, tasks)
     except Exception as err:
         # as submitit is an extra, its errors cannot be named
         if type(err).__module__.partition(".")[0] != "submitit":
@@ -300,10 +387,7 @@ def _away(words: Sequence[str], points: Points) -> list[int]:
             "other jobs go on"
         ) from err
     (folder,) = sweeps.Sweep.away
-    codes = sweeps.collected(folder)
-    print("\n".join(sweeps.outcomes(folder)))
-    claim.release_sweep(folder)
-    return codes
+    return [point.code for point in _end(folder)]
 
 
 def _print(config: DictConfig, how: Mapping[str, Any], line: CommandLine) -> int:
@@ -340,8 +424,7 @@ def _print_sources(job: Job, origins: sources.Origins) -> None:
 
 def _sweep_folder(settings: HydraConf, swept: Collection[str]) -> Path:
     """The folder of one point: its number, and what sets it apart from the others."""
-    given = [word.lstrip("+").partition("=") for word in settings.overrides.task]
-    own = ",".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in given if key in swept)
+    own = ",".join(f"{key.rpartition('.')[2]}={sweeps.short(value)}" for key, value in sweeps.own(settings, swept))
     slug = re.sub(r"[^\w.=+-]+", "_", own)[:60]
     return Path(settings.sweep.dir) / "-".join(part for part in (str(settings.job.num), slug) if part)
 
@@ -399,8 +482,8 @@ def _not_a_run(folder: Path) -> Iterator[str]:
     if not folder.is_dir():
         yield f"reproduce: there is no folder {folder}{package_files.did_you_mean_beside(folder)}"
     elif not (folder / run_folder.JOB).is_file():
-        points = sorted(path.parent.name for path in folder.glob(f"*/{run_folder.JOB}"))
-        hint = f"; it holds those of {', '.join(points[:5])}" if points else ""
+        found = sorted(path.parent.name for path in folder.glob(f"*/{run_folder.JOB}"))
+        hint = f"; it holds those of {', '.join(found[:5])}" if found else ""
         yield f"reproduce: {folder} has no {run_folder.JOB}, so it is not the folder of a run{hint}"
 
 
@@ -447,15 +530,17 @@ def _origins(config: DictConfig) -> sources.Origins:
     return origins
 
 
-def _act(job: Job, notes: Sequence[str], line: CommandLine, typed: Typed | None) -> int:
-    """Check what the parent can, then hand the job to the runner."""
+def _act(
+    job: Job, notes: Sequence[str], line: CommandLine, typed: Typed | None, start: Start | None = None
+) -> int:
+    """Check what the parent can, then hand the job to the runner, which `start` starts."""
     raise_if_any(rules.problems(job))
     for note in (*notes, *rules.notes(job)):
         print(f"fmstune: note: {note}", file=sys.stderr)
     flags = [f"--trust={package}" for package in line.trusted]
     if line.verb is Verb.train:
         words = typed.words if typed is not None else line.typed
-        return _train(job, [*flags, f"--command={shlex.join(['fmstune', *words])}"], typed)
+        return _train(job, [*flags, f"--command={shlex.join(['fmstune', *words])}"], typed, start)
     flags.append(f"--verb={line.verb.value}")
     if line.verb is Verb.show_data:
         files = {"--json": line.json, "--html": line.html}
@@ -474,7 +559,7 @@ def _act(job: Job, notes: Sequence[str], line: CommandLine, typed: Typed | None)
 _PLANNED_HERE = "the plan is for a device of this machine; launcher.device=cuda plans for GPUs of the nodes"
 
 
-def _train(job: Job, flags: Sequence[str], typed: Typed | None) -> int:
+def _train(job: Job, flags: Sequence[str], typed: Typed | None, start: Start | None) -> int:
     """Claim the run folder, freeze the job into it, run it, and show what came out."""
     if job.launcher.slurm is not None:
         slurm.raise_if_not_here()
@@ -494,7 +579,7 @@ def _train(job: Job, flags: Sequence[str], typed: Typed | None) -> int:
     code = 0
     prepared = preparation.is_known(claimed.job)
     for argv in launch.commands(claimed.job, folder / run_folder.JOB, *flags, prepared=prepared):
-        code = code or launch.start(argv, launch.environment(claimed.job, os.environ))
+        code = code or (start or launch.start)(argv, launch.environment(claimed.job, os.environ))
     if not (folder / run_folder.SUMMARY).is_file():
         # nothing was trained: leave nothing behind
         claim.release(claimed)

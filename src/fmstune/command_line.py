@@ -55,6 +55,10 @@ class CommandLine:
     """Packages that `--trust` allows as `_target_` of a format."""
     from_job: Path | None = None
     """`train --from` and `check --from`: the frozen job to repeat."""
+    resume: Path | None = None
+    """`--resume`: the folder of the sweep to go on with."""
+    command: tuple[str, ...] = ()
+    """Words of that sweep's command, where they are not those of this line."""
     sources: bool = False
     """`check --sources` and `--cfg job --sources`: show where each field comes from."""
     json: Path | None = None
@@ -224,6 +228,7 @@ def _not_of_generate(words: Sequence[str], known: Sequence[str], data_format: st
 FLAG_OF = {
     "--from": Verb.train,
     "--strict": Verb.reproduce,
+    "--resume": Verb.train,
     "--sources": Verb.check,
     "--json": Verb.show_data,
     "--html": Verb.show_data,
@@ -253,6 +258,8 @@ def _flags(verb: Verb) -> argparse.ArgumentParser:
         parser.add_argument("--from", dest="from_job", type=Path, metavar="JOB_YAML")
     if verb is Verb.reproduce:
         parser.add_argument("--strict", action="store_true")
+    if verb is Verb.train:
+        parser.add_argument("--resume", type=Path, metavar="SWEEP_DIR")
     if verb is Verb.show_data:
         parser.add_argument("--json", type=Path, metavar="FILE")
         parser.add_argument("--html", type=Path, metavar="FILE")
@@ -329,6 +336,8 @@ def _forced(word: str, groups: Container[str]) -> str:
 
 
 def swept_keys(words: Sequence[str]) -> frozenset[str]:
-    """The keys that several values are given for: `a=1,2`, and Hydra's range, choice, interval and glob."""
-    several = re.compile(r"([\w./@+]+)=(?:[^\[{(\"']*,|(?:range|choice|interval|glob|shuffle|sort)\()")
+    """The keys that several values are given for: `a=1,2`, and Hydra's functions that give several."""
+    several = re.compile(
+        r"([\w./@+]+)=(?:[^\[{(\"']*,|(?:(?:tag|int|float)\(.*)?(?:range|choice|interval|glob|shuffle|sort)\()"
+    )
     return frozenset(match[1].lstrip("+") for word in words if (match := several.match(word)))

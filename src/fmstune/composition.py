@@ -18,7 +18,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fmstune import freeze, help
+from fmstune import freeze, help, search
 from fmstune.command_line import FLAG_OF
 from fmstune.errors import UserError, did_you_mean, raise_if_any
 from fmstune.garbage import uncollected
@@ -32,6 +32,8 @@ def compose(words: Sequence[str], task: Callable[[DictConfig], Any]) -> None:
     OmegaConf.register_new_resolver("first", _first, replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["fmstune", *words]
+
+    search.register()
 
     collects = gc.isenabled()
 
@@ -162,11 +164,15 @@ def explained(err: BaseException) -> str:
         group, name = missing.groups()
         if group == "hydra/launcher" and name.startswith("submitit_"):
             return f"{group}={name} needs hydra-submitit-launcher: pip install 'fmstune[slurm]'"
+        if (group, name) == ("hydra/launcher", "joblib"):
+            return f"{group}={name} needs hydra-joblib-launcher: pip install 'fmstune[sweep]'"
         options = help.choices(group, config_dir(sys.argv[1:])) if group in help.GROUPS else []
         return f"{group}={name}: no such choice{did_you_mean(name, options)} ({', '.join(options)})"
     several = re.match(r"Ambiguous value for argument '(?:\+\+)?(.*)'", text)
     if several:
         return f"{several[1]}: one run for each value needs -m; a list is written in brackets"
+    if "does not support sweep type : INTERVAL_SWEEP" in text:
+        return "an interval is searched with hydra/sweeper=optuna; without it, give single values with commas between"
     if isinstance(err, OverrideParseException):
         word = err.override.removeprefix("++")
         if "=" not in word:

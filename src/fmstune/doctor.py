@@ -18,6 +18,7 @@ EXTRAS = {
     "quant": ("bitsandbytes",),
     **{name: (name,) for name in ("aim", "tensorboard", "mlflow", "wandb", "trackio")},
     "slurm": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
+    "sweep": ("optuna", "hydra_plugins.hydra_joblib_launcher"),
 }
 """Each extra, and the modules whose import shows that it works."""
 

@@ -165,7 +165,9 @@ def _required(hint: Any) -> Any:
 
 
 def _as_enum(hint: Any, value: Any) -> Any:
-    return hint(value) if isinstance(hint, type) and issubclass(hint, Enum) else value
+    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kind = next((part for part in parts if isinstance(part, type) and issubclass(part, Enum)), None)
+    return kind(value) if kind is not None and value is not None else value
 
 
 def _field_of(name: str, hint: Any) -> Field:

@@ -9,7 +9,10 @@ GROUPS = ("model", "peft", "data", "training", "launcher", "evaluation", "tracki
 """Groups that a user chooses from; `training_for` is chosen by two of them."""
 
 _FLAGS = {
-    Verb.train: ["--from RUN/job.yaml   repeat a run (fields can be overridden, groups not)"],
+    Verb.train: [
+        "--from RUN/job.yaml   repeat a run (fields can be overridden, groups not)",
+        "--resume SWEEP_DIR    go on with a sweep: finished points are skipped",
+    ],
     Verb.reproduce: [
         "RUN                   the folder of the run; fields can be overridden, groups not",
         "--strict              run only where nothing that can change the result differs; 2 where the result does",

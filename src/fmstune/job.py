@@ -100,6 +100,13 @@ class Quantization:
     """Inputs beyond this are multiplied in 16 bits, with 8-bit weights."""
 
 
+class Direction(Enum):
+    """Which values of an objective are better."""
+
+    minimize = "minimize"
+    maximize = "maximize"
+
+
 class Strategy(Enum):
     """How several processes share the work."""
 
@@ -385,6 +392,10 @@ class Job:
     """Seed of everything random: adapter weights, dropout, data order, hold-out split."""
     output_dir: str | None = None
     """The run's folder; null is filled as `runs/<date>/<time>-<name>`. With `-m` the sweep's folder."""
+    objective: str | None = None
+    """Number that compares runs, by its path in `summary.json`; null takes `tuned.eval_loss`, else `train_loss`."""
+    direction: Direction | None = None
+    """Whether less or more of the objective is better; null goes by its name."""
     model: Model
     """What is tuned."""
     peft: dict[str, Any]

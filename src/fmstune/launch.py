@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from fmstune import head_start, launch_rules, package_files
 from fmstune.job import Device, Job, Launcher, Strategy, is_sharded
@@ -94,17 +95,25 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
+class Signalled(Protocol):
+    """A process that signals can be sent to."""
+
+    def send_signal(self, number: int, /) -> None: ...
+
+    def kill(self) -> None: ...
+
+
 def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
     """Run to the end, hand on Ctrl-C and SIGTERM, and give back the exit code (negative: the signal it died of)."""
     process = head_start.take(argv, env) or subprocess.Popen(argv, env=env)
-    with _handing_on(process) as seen:
+    with handing_on(process) as seen:
         code = process.wait()
     # killed because somebody insisted: an interruption, and no failure
     return -seen[0] if seen and code == -signal.SIGKILL else code
 
 
 @contextmanager
-def _handing_on(process: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
+def handing_on(process: Signalled) -> Iterator[list[int]]:
     """While waiting, signals to this process reach the runner, which ends in order; a second one kills it.
 
     Gives the signals that came. A notice to stop is handed on too, and does not count as insisting.

@@ -84,7 +84,8 @@ def _changes(job: Job, job_file: Path) -> Iterator[str]:
 
 
 _OWN_FOLDER = re.compile(
-    r"output_dir|(launcher|tracking)(\..*)?|training\.(resume|per_device_train_batch_size|gradient_accumulation_steps)"
+    r"output_dir|objective|direction|(launcher|tracking)(\..*)?"
+    r"|training\.(resume|per_device_train_batch_size|gradient_accumulation_steps)"
 )
 """What may differ when a run is gone on with in its folder; that rows a step stay the same is seen when it starts."""
 

@@ -10,6 +10,7 @@ from typing import Any
 from fmstune import (
     callback_rules,
     launch_rules,
+    objective,
     package_files,
     peft_rules,
     resume_rules,
@@ -75,6 +76,7 @@ def problems(job: Job) -> Iterator[str]:
     yield from _evaluation(job.evaluation)
     yield from tracking_rules.problems(job.tracking)
     yield from callback_rules.problems(job)
+    yield from objective.problems(job)
 
 
 def notes(job: Job) -> Iterator[str]:

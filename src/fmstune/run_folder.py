@@ -11,6 +11,8 @@ from typing import Any
 
 from fmstune.errors import UserError
 
+RUNS = "runs"
+"""Where runs without an output_dir go."""
 JOB = "job.yaml"
 LOCK_FILE = ".lock"
 """Held by the runner while it writes into the folder."""

@@ -1,14 +1,15 @@
-"""Sweeps whose points run elsewhere: jobs of submitit, that Hydra's other launchers start.
+"""Sweeps: what Hydra is told of them, and points that run elsewhere, as its other launchers start them.
 
-Such a point is called in another process, maybe on another machine. Its exit code comes back as a file in the sweep's
-folder, as Hydra drops what a point returns.
+Such a point is called in another process, maybe on another machine. What became of it comes back as a file in the
+sweep's folder (`fmstune.points`), as Hydra drops what a point returns.
 """
 
+import importlib.util
 import os
-import shutil
+import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,12 +17,10 @@ from hydra.conf import HydraConf
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from fmstune import run_folder
+from fmstune import launch, points
 from fmstune.errors import UserError
 
-_CODES = ".points"
-"""Folder in the sweep's folder: the exit code of each point, under its number."""
-_GROUP = "hydra/launcher"
+_LAUNCHER, _SWEEPER = "hydra/launcher", "hydra/sweeper"
 
 
 class Sweep(Callback):
@@ -32,19 +31,58 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Say where the points' words go, before Hydra waits for them."""
+        folder = Path(config.hydra.sweep.dir)
+        # of a command that was killed
+        points.gather(folder)
         if not is_away(config.hydra):
             return
-        folder = Path(config.hydra.sweep.dir)
         Sweep.away.append(folder)
-        shutil.rmtree(folder / _CODES, ignore_errors=True)
-        logs = str(config.hydra.launcher.get("submitit_folder", folder)).replace("%j", "*")
-        print(f"fmstune: sweep folder {folder}; the points are jobs, which log into {logs}", file=sys.stderr)
-        print("fmstune: Ctrl-C ends the waiting for them, and not the jobs", file=sys.stderr)
+        if is_submitit(config.hydra):
+            logs = str(config.hydra.launcher.get("submitit_folder", folder)).replace("%j", "*")
+            print(f"fmstune: sweep folder {folder}; the points are jobs, which log into {logs}", file=sys.stderr)
+            print("fmstune: Ctrl-C ends the waiting for them, and not the jobs", file=sys.stderr)
 
 
 def is_away(settings: HydraConf) -> bool:
     """Whether Hydra has the points run elsewhere than in this process."""
-    return bool(settings.runtime.choices[_GROUP] != "basic")
+    return bool(settings.runtime.choices[_LAUNCHER] != "basic")
+
+
+def is_submitit(settings: HydraConf) -> bool:
+    """Whether each point has a process of submitit's of its own."""
+    return str(settings.runtime.choices[_LAUNCHER]).startswith("submitit")
+
+
+def threads(settings: HydraConf, number: int) -> int | None:
+    """Threads for each of `number` points that run side by side on this machine; None where they do not."""
+    launcher = settings.runtime.choices[_LAUNCHER]
+    if launcher == "joblib":
+        jobs = int(settings.launcher.n_jobs)
+        # joblib counts back from the cores
+        return max(launch.cores() // (jobs if jobs > 0 else max(launch.cores() + 1 + jobs, 1)), 1)
+    return max(launch.cores() // max(number, 1), 1) if launcher == "submitit_local" else None
+
+
+def own(settings: HydraConf, swept: Collection[str]) -> list[tuple[str, str]]:
+    """The fields that set a point apart from the others, with their values."""
+    given = [word.lstrip("+").partition("=") for word in settings.overrides.task]
+    return [(key, value) for key, _, value in given if key in swept]
+
+
+def short(value: str) -> str:
+    """A number with many digits as a folder's name shows it."""
+    return f"{float(value):.4g}" if re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", value) else value
+
+
+def searches(words: Sequence[str]) -> bool:
+    """Whether Optuna chooses the points. Raises UserError where there is no sweep, or no Optuna."""
+    word = f"{_SWEEPER}=optuna"
+    if word not in words:
+        return False
+    _raise_if_no_sweep(word, words, "chooses the points of a sweep; add -m")
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError(f"{word} needs optuna: pip install 'fmstune[sweep]'")
+    return True
 
 
 def here(words: Sequence[str]) -> list[str] | None:
@@ -52,34 +90,22 @@ def here(words: Sequence[str]) -> list[str] | None:
 
     Raises UserError where there is no sweep.
     """
-    chosen = [word for word in words if word.startswith(f"{_GROUP}=") and word != f"{_GROUP}=basic"]
+    chosen = [word for word in words if word.startswith(f"{_LAUNCHER}=") and word != f"{_LAUNCHER}=basic"]
     if not chosen:
         return None
+    _raise_if_no_sweep(chosen[0], words, "runs the points of a sweep; add -m, or choose launcher=slurm for one job")
+    return plain(words)
+
+
+def plain(words: Sequence[str]) -> list[str]:
+    """The words without the choice of who runs the points and who chooses them."""
+    chosen = (f"{_LAUNCHER}=", f"{_SWEEPER}=", "hydra.launcher.", "hydra.sweeper.")
+    return [word for word in words if not word.lstrip("+~").startswith(chosen)]
+
+
+def _raise_if_no_sweep(chosen: str, words: Sequence[str], hint: str) -> None:
     if not {"-m", "--multirun"} & {*words}:
-        raise UserError(f"{chosen[0]} runs the points of a sweep; add -m, or choose launcher=slurm for one job")
-    return [word for word in words if not word.lstrip("+~").startswith((f"{_GROUP}=", "hydra.launcher."))]
-
-
-def leave(folder: Path, number: int, code: int) -> None:
-    """Leave a point's exit code for the parent."""
-    (folder / _CODES).mkdir(exist_ok=True)
-    (folder / _CODES / str(number)).write_text(str(code), encoding="utf-8")
-
-
-def collected(folder: Path) -> list[int]:
-    """The exit codes that the points have left, by their number; they are taken away."""
-    found = sorted((int(path.name), int(path.read_text(encoding="utf-8"))) for path in (folder / _CODES).glob("*"))
-    shutil.rmtree(folder / _CODES, ignore_errors=True)
-    return [code for _, code in found]
-
-
-def outcomes(folder: Path) -> Iterator[str]:
-    """One line a point: how it ended."""
-    points = [path.parent for path in folder.glob(f"*/{run_folder.SUMMARY}")]
-    for point in sorted(points, key=lambda path: (int(path.name.partition("-")[0]), path.name)):
-        summary = run_folder.read_summary(point)
-        error = (summary.get("error") or {}).get("message")
-        yield f"{summary.get('status')}: {point}" + (f"\n  {error}" if error else "")
+        raise UserError(f"{chosen} {hint}")
 
 
 def requeue() -> None:

@@ -1,0 +1,99 @@
+"""The warm process of a sweep: imports what a runner needs, once, then forks a runner for each point.
+
+`python -m fmstune.fork_server FD`, where FD is a socket: it gets the runner's words as one JSON line a point, and
+answers with two, the process id and the exit code. `fmstune.forks` is the other side.
+
+A fork is safe as nothing but imports has happened: one thread, no operation of torch, no use of CUDA.
+"""
+
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from types import FrameType
+from typing import IO
+
+from fmstune import parent, runner
+from fmstune.garbage import uncollected
+from fmstune.launch import PARENT
+from fmstune.run_folder import INTERRUPTING, NOTICES
+
+_EVERY_SECONDS = 0.02
+_INTERRUPTED = 130
+
+_LATE = ("matplotlib.figure", "matplotlib.backends.backend_agg", "peft.utils.transformers_weight_conversion")
+"""What the libraries import when they are first used."""
+
+_points: list[int] = []
+"""Process id of the point that runs."""
+
+
+def main() -> None:
+    """Import, then run points until the parent closes the line or is gone."""
+    above = int(os.environ[PARENT])
+    for number in (*INTERRUPTING, *NOTICES):
+        signal.signal(number, _hand_on)
+    with socket.socket(fileno=int(sys.argv[1])) as connection:
+        line = connection.makefile("rw", encoding="utf-8")
+    with uncollected():
+        importlib.import_module("fmstune.verbs")
+        for module in _LATE:
+            importlib.import_module(module)
+    # what a collection touches would be copied into each point
+    gc.freeze()
+    for words in line:
+        _run(json.loads(words), line, above)
+
+
+def _hand_on(number: int, _frame: FrameType | None) -> None:
+    """Signals are for the point that runs; where there is none yet, nothing is lost by ending."""
+    for point in _points:
+        with suppress(ProcessLookupError):
+            os.kill(point, number)
+    if not _points and number in INTERRUPTING:
+        os._exit(_INTERRUPTED)
+
+
+def _run(words: list[str], line: IO[str], above: int) -> None:
+    """One point in a process of its own, to its end."""
+    # none may come between the fork and the point's own handlers
+    waiting = signal.pthread_sigmask(signal.SIG_BLOCK, {*INTERRUPTING, *NOTICES})
+    point = os.fork()
+    if point == 0:
+        line.close()
+        os.environ[PARENT] = str(os.getppid())
+        for number in (*INTERRUPTING, *NOTICES):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
+        parent.leave(runner.main(words))
+    _points.append(point)
+    signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
+    _say(line, point)
+    code = _waited(point, above)
+    _say(line, code)
+
+
+def _waited(point: int, above: int) -> int:
+    """The point's exit code (negative: the signal it died of); ends with the parent, and its point with it."""
+    while True:
+        ended, status = os.waitpid(point, os.WNOHANG)
+        if ended:
+            _points.clear()
+            return os.waitstatus_to_exitcode(status)
+        if os.getppid() != above:
+            os._exit(1)
+        time.sleep(_EVERY_SECONDS)
+
+
+def _say(line: IO[str], number: int) -> None:
+    line.write(f"{number}\n")
+    line.flush()
+
+
+if __name__ == "__main__":
+    main()
