@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +234,12 @@ def test_training_takes_the_same_course_and_each_backend_loads_what_the_other_sa
     assert saved.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(saved[name], value, rtol=0, atol=1e-5)
-    _go_on_across(fmstune, words, method)
+    if (model, method) in CROSSED:
+        _go_on_across(fmstune, words, method)
+
+
+CROSSED = [("tiny_llama", "lora"), ("tiny_gpt_bigcode", "full")]
+"""Names and files are the same in all, so that two are enough."""
 
 
 def _go_on_across(fmstune: Command, words: tuple[str, ...], method: str) -> None:
@@ -252,6 +258,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(fmstune: Command) -> None:
     assert fmstune(*words, "output_dir=whole").code == 0
     resumed = fmstune(*words, "training.resume=whole/checkpoint-2", "output_dir=resumed")
     assert resumed.code == 0, resumed.err
+    assert json.loads(Path("whole/lock.json").read_text())["packages"]["ibm-fms"] == metadata.version("ibm-fms")
     one, other = (load_file(f"{run}/model/adapter_model.safetensors") for run in ("whole", "resumed"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
@@ -274,9 +281,8 @@ def test_an_adapter_on_the_blocks_of_ibm_fms_is_merged(fmstune: Command) -> None
 
 @pytest.mark.slow
 def test_sharded_training_takes_the_same_course(two_processes: Path, fmstune: Command) -> None:
-    sharded = fmstune(*FSDP_JOB, "model.backend=fms", "training.max_steps=6")
+    sharded = fmstune(*FSDP_JOB, "model.backend=fms", "training.save_strategy=no")
     assert sharded.code == 0, sharded.err
-    steps = losses(Path("run"))
-    assert steps == pytest.approx(losses(two_processes / "run")[: len(steps)], abs=1e-5)
+    assert losses(Path("run")) == pytest.approx(losses(two_processes / "run"), abs=1e-5)
     held = sharded.summary["weight_bytes_by_rank"]
     assert len(held) == 2 and max(held) < 0.6 * sum(held)

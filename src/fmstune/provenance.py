@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fmstune import __version__, launch
-from fmstune.job import Job
+from fmstune.job import Backend, Job
 
 PACKAGES = (
     "accelerate",
@@ -27,6 +27,7 @@ PACKAGES = (
     "transformers",
     "trl",
 )
+_OF_BACKEND = {Backend.transformers: (), Backend.fms: ("ibm-fms",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,7 @@ def collect(job: Job, *, device: str, data_hashes: dict[str, str], model_config:
         fmstune=__version__,
         python=platform.python_version(),
         platform=platform.platform(),
-        packages={name: metadata.version(name) for name in PACKAGES},
+        packages={name: metadata.version(name) for name in (*PACKAGES, *_OF_BACKEND[job.model.backend])},
         git_commit=_git_commit(),
         seed=job.seed,
         device=device,
