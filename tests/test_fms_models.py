@@ -136,7 +136,7 @@ def test_packed_documents_are_kept_apart_as_in_transformers(pair: list[PreTraine
 
 def test_activation_checkpointing_changes_no_gradient(pair: list[PreTrainedModel]) -> None:
     for model in pair:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     assert sum(getattr(module, "gradient_checkpointing", False) for module in pair[1].modules()) >= 2
     same_step(pair, batch())
 
