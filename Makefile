@@ -41,7 +41,8 @@ soak: .venv-test/.installed
 .venv-test/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-test
 	.venv-test/bin/python -m pip install --quiet -c constraints.txt torch
-	.venv-test/bin/python -m pip install --quiet -c constraints.txt -e ".[dev,docs,aim,mlflow,tensorboard,trackio,wandb]"
+	.venv-test/bin/python -m pip install --quiet -c constraints.txt \
+		-e ".[dev,docs,aim,eval,fms,mlflow,sweep,tensorboard,trackio,wandb]"
 	touch $@
 
 clean:

@@ -495,6 +495,32 @@ MODELS = [
         "model.architecture.hidden_size is 64, but package:tiny_llama has …; correct it",
     ),
 ]
+FMS = [
+    case("model.backend=fsm", "model.backend must be one of transformers, fms; got 'fsm'; did you mean 'fms'?"),
+    case(
+        "model.backend=fms model.attention=eager",
+        "model.attention=eager: ibm-fms computes with torch's SDPA; set auto, or set model.backend=transformers",
+    ),
+    case(
+        "check model.backend=fms peft=lora launcher.device=cuda 'model.quantization={load_in_4bit: true}'",
+        "model.quantization: bitsandbytes on the blocks of ibm-fms is not tried; set model.backend=transformers",
+    ),
+    case(
+        "model.backend=fms peft=lora peft.target_modules=[attn.in_proj.qkv_fused,dense]",
+        "peft.target_modules: 'attn.in_proj.qkv_fused' is ibm-fms' own name; …: q_proj, k_proj, v_proj in Llama, …",
+        "peft.target_modules: 'dense' is ibm-fms' own name; …: o_proj in Llama, attn.c_proj in GPTBigCode",
+    ),
+    Case(
+        "model=causal_lm model.path=m model.backend=fms",
+        ("model.backend=fms takes llama and gpt_bigcode, and this model is mistral; set model.backend=transformers",),
+        tiny_llama(model_type="mistral", architectures=["MistralForCausalLM"]),
+    ),
+    Case(
+        "model=causal_lm model.path=m model.backend=fms",
+        ("model.backend=fms: ibm-fms has no llama with hidden_act='gelu_new', only …; set model.backend=transformers",),
+        tiny_llama(hidden_act="gelu_new"),
+    ),
+]
 FOUR_BITS = "'model.quantization={load_in_4bit: true}'"
 ON_A_GPU = "check peft=lora launcher.device=cuda"
 QUANTIZATION = [
@@ -1433,6 +1459,7 @@ CASES = [
     *ROW_CONTENTS,
     *MODELS,
     *QUANTIZATION,
+    *FMS,
     *ADAPTERS,
     *FORMATS,
     *TOGETHER,

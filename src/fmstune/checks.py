@@ -19,6 +19,7 @@ from fmstune import (
     adapters,
     architecture,
     data,
+    fms_rules,
     launch_rules,
     models,
     plan,
@@ -30,7 +31,7 @@ from fmstune import (
 from fmstune.data import CHARACTERS_PER_TOKEN, Prepared
 from fmstune.entries import Part
 from fmstune.errors import UserError, did_you_mean, raise_if_any
-from fmstune.job import Dtype, Evaluation, Job, Launcher, Quantization, Sharding, is_sharded
+from fmstune.job import Attention, Backend, Dtype, Evaluation, Job, Launcher, Quantization, Sharding, is_sharded
 from fmstune.models import Tokenizer
 from fmstune.plan import Dimensions, Plan
 from fmstune.precision import Precision, Situation
@@ -76,6 +77,8 @@ def check(job: Job, *, device_at_hand: bool = True) -> Checked:
     try:
         peft_config = adapters.configuration(job.peft, job.model)
         configuration = architecture.configuration(job.model)
+        if job.model.backend is Backend.fms:
+            problems += fms_rules.architecture_problems(configuration)
         dimensions = shapes.dimensions(configuration, peft_config, job.model.quantization)
     except UserError as err:
         problems += err.problems
@@ -90,7 +93,9 @@ def check(job: Job, *, device_at_hand: bool = True) -> Checked:
         problems += quantization_problems(device, here=device_at_hand)
     resolved = precision.resolve(situation)
     try:
-        attention = models.find_attention(job.model.attention, device, resolved)
+        # ibm-fms has no other
+        asked = Attention.sdpa if job.model.backend is Backend.fms else job.model.attention
+        attention = models.find_attention(asked, device, resolved)
     except UserError as err:
         problems += err.problems
     raise_if_any(problems)

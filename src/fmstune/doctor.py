@@ -15,6 +15,7 @@ from fmstune.launch import cores
 CORE = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "hydra-core", "omegaconf", "safetensors")
 EXTRAS = {
     "flash-attn": ("flash_attn",),
+    "fms": ("fms.models",),
     "quant": ("bitsandbytes",),
     **{name: (name,) for name in ("aim", "tensorboard", "mlflow", "wandb", "trackio")},
     "slurm": ("submitit", "hydra_plugins.hydra_submitit_launcher"),

@@ -36,6 +36,13 @@ class Attention(Enum):
     flash_attention_2 = "flash_attention_2"
 
 
+class Backend(Enum):
+    """Whose blocks the model is made of: transformers' own, or those of ibm-fms (foundation-model-stack)."""
+
+    transformers = "transformers"
+    fms = "fms"
+
+
 class Device(Enum):
     """Where the run computes; `auto` takes the first accelerator that there is, else the CPU."""
 
@@ -143,6 +150,8 @@ class Model:
     """How the weights are held; the check shows what `auto` came to."""
     attention: Attention = Attention.auto
     """Attention kernel."""
+    backend: Backend = Backend.transformers
+    """Whose blocks it is made of: `fms` takes those of ibm-fms, for Llama and GPTBigCode; files stay the same."""
     architecture: dict[str, Any] | None = None
     """Values of the transformers configuration (with `model_type`), so that the model is checked offline."""
     layer_cls: str | None = None

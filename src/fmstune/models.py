@@ -19,9 +19,9 @@ from transformers import (
 )
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from fmstune import package_files
+from fmstune import architecture, fms_rules, package_files
 from fmstune.errors import UserError, raise_if_any
-from fmstune.job import Attention, Device, Dtype, Model, Quantization
+from fmstune.job import Attention, Backend, Device, Dtype, Model, Quantization
 from fmstune.precision import Precision
 
 log = logging.getLogger(__name__)
@@ -169,8 +169,9 @@ def load(
     Raises UserError when it cannot be had.
     """
     place = package_files.resolve(model.path)
+    kind = _fms_class(model) if model.backend is Backend.fms else AutoModelForCausalLM
     try:
-        loaded, found = AutoModelForCausalLM.from_pretrained(
+        loaded, found = kind.from_pretrained(
             place,
             revision=model.revision,
             dtype=getattr(torch, dtype),
@@ -187,6 +188,14 @@ def load(
     raise_if_any(_incomplete(place, found))
     add_tokens(loaded, tokenizer.tokenizer, tokenizer.added)
     return loaded
+
+
+def _fms_class(model: Model) -> type[PreTrainedModel]:
+    """The model's class with the blocks of ibm-fms; an extra, and so imported where it is asked for alone."""
+    raise_if_any(fms_rules.missing())
+    from fmstune import fms_models
+
+    return fms_models.model_class(architecture.configuration(model))
 
 
 def _incomplete(place: str, found: Mapping[str, Any]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from fmstune import __version__, file_hashes, launch, package_files, ranks, rows, run_folder
 from fmstune.errors import UserError
-from fmstune.job import Attention, Job, Model, sources
+from fmstune.job import Attention, Backend, Job, Model, sources
 
 PACKAGES = (
     "accelerate",
@@ -139,6 +139,7 @@ def extras(job: Job) -> Iterator[str]:
     wanted = {
         "bitsandbytes": job.model.quantization is not None,
         "flash-attn": job.model.attention is Attention.flash_attention_2,
+        "ibm-fms": job.model.backend is Backend.fms,
     }
     for name in ("aim", "mlflow-skinny", "tensorboard", "trackio", "wandb"):
         wanted[name] = getattr(job.tracking, name.partition("-")[0], None) is not None

@@ -9,6 +9,7 @@ from typing import Any
 
 from fmstune import (
     callback_rules,
+    fms_rules,
     launch_rules,
     objective,
     package_files,
@@ -65,6 +66,7 @@ def problems(job: Job) -> Iterator[str]:
     """All that the parent can find wrong before it starts anything."""
     yield from _top_level(job)
     yield from _model(job.model, adapts=tunes_an_adapter(job))
+    yield from fms_rules.problems(job)
     yield from peft_rules.problems(job)
     yield from _data(job.data)
     yield from _format(job.data)
