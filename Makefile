@@ -36,7 +36,7 @@ soak: .venv-test/.installed
 .venv-test/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-test
 	.venv-test/bin/python -m pip install --quiet -c constraints.txt torch
-	.venv-test/bin/python -m pip install --quiet -c constraints.txt -e ".[dev,aim,mlflow,tensorboard,trackio,wandb]"
+	.venv-test/bin/python -m pip install --quiet -c constraints.txt -e ".[dev,aim,eval,mlflow,tensorboard,trackio,wandb]"
 	touch $@
 
 clean:

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 from fmstune import upstream
 from fmstune.command_line import Verb, force_plain_overrides
-from fmstune.request import Generation, Merge
+from fmstune.request import Generation, Harness, Merge, Scoring
 from fmstune.training_names import OWNED
 
 
@@ -15,9 +15,14 @@ def suggestions(line: str) -> list[str]:
     last = "" if line.endswith(" ") else words[-1]
     if len(words) - (last != "") == 1:
         return [verb.value for verb in Verb if verb.value.startswith(last)]
-    requests: dict[str, type[Generation] | type[Merge]] = {Verb.generate.value: Generation, Verb.merge.value: Merge}
+    requests: dict[str, type[Generation] | type[Merge] | type[Scoring] | type[Harness]] = {
+        Verb.generate.value: Generation,
+        Verb.merge.value: Merge,
+        Verb.evaluate.value: Harness if "harness" in words[2:3] else Scoring,
+    }
     if words[1] in requests and last.startswith("-"):
-        flags = [f"--{field.name}" for field in fields(requests[words[1]])]
+        made = ("job", "trusted")
+        flags = [f"--{field.name}" for field in fields(requests[words[1]]) if field.name not in made]
         return [flag for flag in flags if flag.startswith(last)]
     if last.startswith("training.") and "=" not in last:
         names = [f"training.{name}=" for name in upstream.fields_of(upstream.SFT_CONFIG) if name not in OWNED]

@@ -1,6 +1,7 @@
 """One rank: `python -m fmstune.runner RUN/job.yaml`; reads the frozen job, never composes, never makes a folder."""
 
 import argparse
+import json
 import os
 import sys
 import traceback
@@ -45,7 +46,7 @@ def _ended(kind: str, text: str, code: int) -> int:
 
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fmstune.runner", description=__doc__)
-    parser.add_argument("job", type=Path, help="the frozen job.yaml of a run folder; for generate and merge, a request")
+    parser.add_argument("job", type=Path, help="the frozen job.yaml of a run folder; for generate, evaluate and merge, a request")
     parser.add_argument("--verb", choices=[v.value for v in Verb if v is not Verb.doctor], default=Verb.train.value)
     parser.add_argument("--prepare", action="store_true", help="stop when the rows are tokenised and cached")
     parser.add_argument("--trust", action="append", default=[], help="package whose format functions are allowed")
@@ -61,7 +62,7 @@ def _trains(options: argparse.Namespace) -> bool:
 
 def _act(options: argparse.Namespace) -> int:
     verb = Verb(options.verb)
-    if verb in (Verb.generate, Verb.merge):
+    if verb in (Verb.generate, Verb.merge, Verb.evaluate):
         return _after(verb, options.job)
     rank = ranks.here()
     job = freeze.read(options.job, trusted=options.trust).job
@@ -88,6 +89,8 @@ def _act(options: argparse.Namespace) -> int:
 def _after(verb: Verb, file: Path) -> int:
     """A verb after training, which has a request and no job."""
     parent.watch(lambda: None)
+    if verb is Verb.evaluate:
+        return _evaluate(file)
     # these alone: what trains takes seconds more to import
     with uncollected():
         from fmstune import asking, merging, quiet
@@ -96,6 +99,22 @@ def _after(verb: Verb, file: Path) -> int:
     if verb is Verb.merge:
         return merging.run(request.read_merge(file))
     return asking.run(request.read_generation(file))
+
+
+def _evaluate(file: Path) -> int:
+    harness = "tasks" in json.loads(file.read_text(encoding="utf-8"))
+    with uncollected():
+        from fmstune import quiet
+
+    quiet.quiet()
+    if harness:
+        from fmstune import harness as tasks
+
+        return tasks.run(request.read_harness(file))
+    with uncollected():
+        from fmstune import scoring
+
+    return scoring.run(request.read_scoring(file))
 
 
 if __name__ == "__main__":
