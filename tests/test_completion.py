@@ -30,6 +30,8 @@ def test_hydra_gets_the_line_without_the_verb(line: str, for_hydra: str) -> None
         ("fmstune gen", ["generate"]),
         ("fmstune generate --model lora --te", ["--text", "--text_file", "--temperature"]),
         ("fmstune merge --model lora --w", ["--weight"]),
+        ("fmstune evaluate --model run --me", ["--method"]),
+        ("fmstune evaluate harness --num", ["--num_fewshot"]),
         ("fmstune check training.adam_e", ["training.adam_epsilon="]),
         ("fmstune check peft=", []),
     ],

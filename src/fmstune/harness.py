@@ -21,7 +21,9 @@ from fmstune.tuned import Tuned
 
 def run(request: Harness) -> int:
     """Do the tasks, print the table, and write it with all figures; raises UserError."""
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    for name in ("lm_eval", "huggingface_hub"):
+        # the latter tells of each try to reach the hub; what came of it is said below
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     include = None if request.include_path is None else str(Path(request.include_path).expanduser())
     manager = TaskManager(include_path=include)
     raise_if_any(_unknown(request.tasks, manager))

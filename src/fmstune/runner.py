@@ -46,7 +46,9 @@ def _ended(kind: str, text: str, code: int) -> int:
 
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fmstune.runner", description=__doc__)
-    parser.add_argument("job", type=Path, help="the frozen job.yaml of a run folder; for generate, evaluate and merge, a request")
+    parser.add_argument(
+        "job", type=Path, help="the frozen job.yaml of a run folder; for generate, evaluate and merge, a request"
+    )
     parser.add_argument("--verb", choices=[v.value for v in Verb if v is not Verb.doctor], default=Verb.train.value)
     parser.add_argument("--prepare", action="store_true", help="stop when the rows are tokenised and cached")
     parser.add_argument("--trust", action="append", default=[], help="package whose format functions are allowed")

@@ -101,7 +101,9 @@ def _task(request: Scoring, rows: list[Asked], ledger: Ledger, model: Tuned) -> 
         "rows": len(known),
     }
     if not known:
-        raise UserError(f"no row is left to evaluate: {', '.join(f'{name} {value:,}' for name, value in counts.items())}")
+        raise UserError(
+            f"no row is left to evaluate: {', '.join(f'{name} {value:,}' for name, value in counts.items())}"
+        )
     return Task(known, tuple(allowed.values()), stops, counts)
 
 
@@ -260,7 +262,7 @@ def _class_rows(classes: dict[str, dict[str, measures.PerClass]]) -> list[tuple[
 
 
 def _notes(task: Task, unknown: dict[str, int]) -> Iterator[str]:
-    yield f"in brackets: 95 % of a bootstrap over the rows ({measures.RESAMPLES:,} samples); a change is of the same rows"
+    yield f"in brackets: 95 % of {measures.RESAMPLES:,} bootstrap samples of the rows; a change is of the same rows"
     words = {
         "rows_dropped": "rows were dropped when they were tokenised (data.over_length, data.untrainable)",
         "rows_truncated": "rows were cut to data.max_length",
