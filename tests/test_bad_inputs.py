@@ -1047,7 +1047,7 @@ TO_EVALUATE = [
     case("evaluate data=complaints", "--model must be given: a run folder, an adapter or model folder, or a hub id"),
     case("evaluate harness --model package:tiny_llama", "--tasks must be given: names of tasks, with commas"),
     case(
-        f"{EVALUATE} --metod rank peft=lora",
+        f"{EVALUATE} --metod=rank peft=lora",
         "evaluate has no flag --metod; did you mean '--method'?",
         "evaluate takes flags, data=CHOICE, data.FIELD=VALUE and seed=N; got 'peft=lora'",
     ),
@@ -1065,7 +1065,7 @@ TO_EVALUATE = [
         f"{EVALUATE} data=complaints data.eval=null",
         "no row is held out; set data.eval to the rows to evaluate on, or data.eval_fraction",
     ),
-    case(f"{EVALUATE} data=text data.eval=gone.jsonl", "data.eval: no file gone.jsonl", "…"),
+    case(f"{EVALUATE} data=text data.eval=gone.jsonl", "data.eval: no file gone.jsonl"),
     case(
         f"{EVALUATE} --no_base --label a --label A data=complaints",
         "--label: two labels are the same but for case and spaces; give each once",

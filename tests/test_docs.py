@@ -30,7 +30,7 @@ PIP_LINES = (
     "pip install .",
     *(
         f"pip install '.[{extra}]'"
-        for extra in ("dev", "flash-attn", "quant", "aim", "tensorboard", "mlflow", "wandb", "trackio", "slurm")
+        for extra in ("dev", "flash-attn", "quant", "aim", "eval", "tensorboard", "mlflow", "wandb", "trackio", "slurm")
     ),
 )
 SHELL_LINES = ('eval "$(fmstune --shell-completion install=bash)"',)

@@ -152,7 +152,9 @@ def _evaluated(line: CommandLine, folder: Path, harness: bool) -> Job | None:
     if not harness:
         if not has_held_out(job.data):
             raise UserError("no row is held out; set data.eval to the rows to evaluate on, or data.eval_fraction")
-        raise_if_any(problem for problem in rules.problems(job) if problem.startswith("data."))
+        # rows to train on are not read where others are held out
+        read = "data." if job.data.eval is None else ("data.eval", "data.format", "data.max", "data.text", "data.resp")
+        raise_if_any(problem for problem in rules.problems(job) if problem.startswith(read))
     return job
 
 
@@ -163,11 +165,10 @@ def _composed_job(line: CommandLine, words: Sequence[str]) -> Job:
 
     def keep(config: DictConfig) -> None:
         # raised here, an error would get Hydra's words around it
-        tree = composition.tree(config)
-        if tree["data"]["train"] == "???" and tree["data"]["eval"] is not None:
-            tree["data"]["train"] = tree["data"]["eval"]
+        if OmegaConf.is_missing(config.data, "train") and config.data.eval is not None:
+            OmegaConf.update(config, "data.train", "none")
         try:
-            found.append(freeze.freeze(tree, trusted=line.trusted).job)
+            found.append(freeze.freeze(composition.tree(config), trusted=line.trusted).job)
         except UserError as err:
             problems.extend(err.problems)
 
