@@ -185,7 +185,8 @@ WORDS = [
     case(
         "chek",
         "unknown verb 'chek'; did you mean 'check'?; "
-        "the verbs are train, reproduce, check, show-data, modules, generate, merge, from-fms, report, compare, doctor",
+        "the verbs are train, reproduce, check, show-data, modules, generate, evaluate, merge, from-fms, report, "
+        "compare, doctor",
     ),
     case("check train", "train: neither FIELD=VALUE nor GROUP=CHOICE, and a verb comes first (see fmstune --help)"),
     case("--dry-run", "unknown flag --dry-run (see fmstune --help)"),
@@ -1075,6 +1076,57 @@ ADAPTER = {
     "a/adapter_config.json": '{"peft_type": "LORA", "base_model_name_or_path": "./gone"}',
     "a/adapter_model.safetensors": "",
 }
+EVALUATE = "evaluate --model package:tiny_llama"
+
+TO_EVALUATE = [
+    case("evaluate data=complaints", "--model must be given: a run folder, an adapter or model folder, or a hub id"),
+    case("evaluate harness --model package:tiny_llama", "--tasks must be given: names of tasks, with commas"),
+    case(
+        f"{EVALUATE} --metod=rank peft=lora",
+        "evaluate has no flag --metod; did you mean '--method'?",
+        "evaluate takes flags, data=CHOICE, data.FIELD=VALUE and seed=N; got 'peft=lora'",
+    ),
+    case(f"{EVALUATE} --method guess", "argument --method: invalid choice: 'guess' (choose from …"),
+    case(
+        f"{EVALUATE} --out_file a.txt --batch_size 0 --max_rows 0 --seed -1 --label yes data=complaints",
+        "--out_file must end in .json, got a.txt; a table in Markdown is written beside it",
+        "--batch_size must be at least 1, got 0",
+        "--max_rows must be at least 1, got 0",
+        "--seed must be at least 0 and below 2**32, got -1",
+        "--label: give at least two labels that are not blank, or none for those that the rows have",
+    ),
+    case(EVALUATE, "--model: package:tiny_llama is no run, which has rows of its own; add data=CHOICE and …"),
+    case(
+        f"{EVALUATE} data=complaints data.eval=null",
+        "no row is held out; set data.eval to the rows to evaluate on, or data.eval_fraction",
+    ),
+    case(f"{EVALUATE} data=text data.eval=gone.jsonl", "data.eval: no file gone.jsonl"),
+    case(
+        f"{EVALUATE} --no_base --label a --label A data=complaints",
+        "--label: two labels are the same but for case and spaces; give each once",
+    ),
+    case(
+        f"{EVALUATE} --label yes --label no data=complaints",
+        "no row is left to evaluate: rows_read 120, …rows_with_unknown_label 120, rows 0",
+    ),
+    case(
+        "evaluate harness --model package:tiny_llama --tasks complants --include_path .",
+        "--tasks: the harness has no task 'complants'…",
+    ),
+    case(
+        "evaluate harness --model package:tiny_llama --tasks a,,b --include_path nosuch --limit 0 data=complaints",
+        "evaluate harness takes flags; got 'data=complaints'",
+    ),
+    case(
+        "evaluate harness --model package:tiny_llama --tasks a,,b --include_path nosuch --limit 0 --num_fewshot -1",
+        "--limit must be at least 1, got 0",
+        "--tasks: an empty name in 'a,,b'; give names with commas between them",
+        "--num_fewshot must be at least 0, got -1",
+        "--include_path: there is no folder nosuch; name the one that holds the tasks' YAML",
+    ),
+    case("evaluation.sample=4", "evaluation.sample is generated when training evaluates; set training.eval_strategy=…"),
+]
+
 LLAMA = "generate --model package:tiny_llama"
 GENERATE = [
     case("generate --text hi", "--model must be given: a run folder, an adapter or model folder, or a hub id"),
@@ -1451,6 +1503,7 @@ CASES = [
     *UNKNOWN_NAMES,
     *SEVERAL_AT_ONCE,
     *TYPES,
+    *TO_EVALUATE,
     *MISSING_VALUES,
     *WORDS,
     *OWNED,

@@ -36,6 +36,8 @@ def test_hydra_gets_the_line_without_the_verb(line: str, for_hydra: str) -> None
         ("fmstune report runs/a --", ["--metric", "--direction"]),
         ("fmstune comp", ["compare"]),
         ("fmstune compare a b --", ["--html"]),
+        ("fmstune evaluate --model run --me", ["--method"]),
+        ("fmstune evaluate harness --num", ["--num_fewshot"]),
         ("fmstune check training.adam_e", ["training.adam_epsilon="]),
         ("fmstune check peft=", []),
     ],

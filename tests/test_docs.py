@@ -36,6 +36,7 @@ PIP_LINES = (
             "flash-attn",
             "quant",
             "aim",
+            "eval",
             "tensorboard",
             "mlflow",
             "wandb",

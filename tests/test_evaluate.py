@@ -206,7 +206,7 @@ def test_the_scores_of_several_sets_are_weighed_by_rows_and_tokens() -> None:
 
 def test_what_ends_a_turn_ends_an_answer_too(tokenizer: PreTrainedTokenizerBase) -> None:
     end, special = tokenizer.eos_token_id, tokenizer.bos_token_id
-    assert evaluate._stops([[5, end], [5, special], [5, 6]], tokenizer) == sorted({end, special})
+    assert evaluate.stops([[5, end], [5, special], [5, 6]], tokenizer) == sorted({end, special})
 
 
 def test_the_first_rows_are_kept_with_what_was_asked_expected_and_answered(

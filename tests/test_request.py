@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fmstune import request
 from fmstune.job import Device, Dtype
-from fmstune.request import Export, Generation, Merge
+from fmstune.request import Export, Generation, Harness, Merge, Method, Scoring
 
 
 def test_a_request_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -26,3 +26,12 @@ def test_so_is_a_request_to_merge(tmp_path: Path) -> None:
     for one in (asked, Merge(model=("a",), out="m")):
         request.write(one, tmp_path / "request.json")
         assert request.read_merge(tmp_path / "request.json") == one
+
+
+def test_so_are_requests_to_evaluate(tmp_path: Path) -> None:
+    scoring = Scoring(model="a", method=Method.rank, label=("x", "y"), job={"data": {}}, trusted=("p",))
+    request.write(scoring, tmp_path / "request.json")
+    assert request.read_scoring(tmp_path / "request.json") == scoring
+    harness = Harness(model="a", tasks=("x", "y"), limit=3, device=Device.cpu)
+    request.write(harness, tmp_path / "harness.json")
+    assert request.read_harness(tmp_path / "harness.json") == harness

@@ -51,4 +51,6 @@ def _held_out(job: Job) -> list[str]:
     """The names of what is measured on held-out rows: of each set, where they have names."""
     names = sources(job.data, "train" if job.data.eval is None else "eval")
     prefixes = [f"eval_{name}_" if name else "eval_" for name in names]
-    return [f"{prefix}{measure}" for prefix in prefixes for measure in _HELD_OUT]
+    answered = ["eval_exact_match", *(f"eval_{name}_exact_match" for name in names if name)]
+    found = [f"{prefix}{measure}" for prefix in prefixes for measure in _HELD_OUT]
+    return [*found, *(answered if job.evaluation.sample else [])]

@@ -47,8 +47,8 @@ from fmstune import (
 )
 from fmstune.command_line import CommandLine, Verb, choice_problems, force_plain_overrides, parse, swept_keys
 from fmstune.errors import UserError, raise_if_any, render
-from fmstune.job import Device, Job
-from fmstune.request import Comparison, Generation, Merge, Report
+from fmstune.job import Device, Job, has_held_out
+from fmstune.request import Comparison, Generation, Harness, Merge, Report, Scoring
 
 USER_ERROR = 2
 INTERNAL_ERROR = 1
@@ -109,6 +109,8 @@ def run(words: Sequence[str]) -> int:
         return _reproduce(line, line.run)
     if (back := line.report or line.comparison) is not None:
         return _hand_over(back, line.verb, Device.cpu)
+    if line.evaluation is not None:
+        return _evaluate(line, line.evaluation)
     if line.from_job is not None:
         return _repeat(line)
     if line.resume is not None:
@@ -174,7 +176,67 @@ def _text_of(name: str) -> str | None:
         return None
 
 
-def _hand_over(asked: Generation | Merge | Report | Comparison, verb: Verb, device: Device) -> int:
+def _evaluate(line: CommandLine, asked: Scoring | Harness) -> int:
+    """Check what the parent can of `fmstune evaluate`, choose rows and base, then hand it to the runner."""
+    place = request_rules.model_place(asked.model)
+    problems = list(request_rules.evaluation(dataclasses.replace(asked, model=place)))
+    try:
+        job = _evaluated(line, Path(asked.model).expanduser(), isinstance(asked, Harness))
+    except UserError as err:
+        problems += err.problems
+    raise_if_any(problems)
+    if job is not None and not (Path(place) / "adapter_config.json").is_file() and not asked.no_base:
+        # a whole model does not say what it was tuned from, and its run does
+        base = asked.base_model_name_or_path or (job.model.path if place != asked.model else None)
+        asked = dataclasses.replace(asked, base_model_name_or_path=base)
+    asked = dataclasses.replace(asked, model=place)
+    if isinstance(asked, Scoring):
+        asked = dataclasses.replace(asked, job=freeze.as_tree(job) if job is not None else None)
+    return _hand_over(asked, Verb.evaluate, asked.device)
+
+
+def _evaluated(line: CommandLine, folder: Path, harness: bool) -> Job | None:
+    """The job whose rows are evaluated: that of the run, or the one that the words make; raises UserError."""
+    job: Job | None
+    run, words = folder / run_folder.JOB, line.hydra
+    chosen = any(word.startswith("data=") for word in words)
+    if run.is_file() and not chosen:
+        job = freeze.read(run, trusted=line.trusted, changes=composition.changes(words)).job
+    elif harness:
+        return None
+    elif not chosen:
+        raise UserError(f"--model: {folder} is no run, which has rows of its own; add data=CHOICE and data.eval=FILE")
+    else:
+        job = _composed_job(line, words)
+    if not harness:
+        if not has_held_out(job.data):
+            raise UserError("no row is held out; set data.eval to the rows to evaluate on, or data.eval_fraction")
+        # rows to train on are not read where others are held out
+        read = "data." if job.data.eval is None else ("data.eval", "data.format", "data.max", "data.text", "data.resp")
+        raise_if_any(problem for problem in rules.problems(job) if problem.startswith(read))
+    return job
+
+
+def _composed_job(line: CommandLine, words: Sequence[str]) -> Job:
+    """The job that these words compose; rows to train on need not be given."""
+    found: list[Job] = []
+    problems: list[str] = []
+
+    def keep(config: DictConfig) -> None:
+        # raised here, an error would get Hydra's words around it
+        if OmegaConf.is_missing(config.data, "train") and config.data.eval is not None:
+            OmegaConf.update(config, "data.train", "none")
+        try:
+            found.append(freeze.freeze(composition.tree(config), trusted=line.trusted).job)
+        except UserError as err:
+            problems.extend(err.problems)
+
+    composition.compose(force_plain_overrides(words, composition.groups(composition.config_dir(words))), keep)
+    raise_if_any(problems)
+    return found[0]
+
+
+def _hand_over(asked: Generation | Merge | Scoring | Harness | Report | Comparison, verb: Verb, device: Device) -> int:
     """Let a runner do what is asked; its exit code."""
     with tempfile.TemporaryDirectory(prefix="fmstune-") as folder:
         file = Path(folder) / "request.json"
@@ -530,9 +592,7 @@ def _origins(config: DictConfig) -> sources.Origins:
     return origins
 
 
-def _act(
-    job: Job, notes: Sequence[str], line: CommandLine, typed: Typed | None, start: Start | None = None
-) -> int:
+def _act(job: Job, notes: Sequence[str], line: CommandLine, typed: Typed | None, start: Start | None = None) -> int:
     """Check what the parent can, then hand the job to the runner, which `start` starts."""
     raise_if_any(rules.problems(job))
     for note in (*notes, *rules.notes(job)):

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from fmstune.errors import UserError, did_you_mean, raise_if_any
 from fmstune.job import Attention, Device, Dtype
-from fmstune.request import Comparison, Export, Generation, Merge, Report
+from fmstune.request import Comparison, Export, Generation, Harness, Merge, Method, Report, Scoring
 
 
 class Verb(Enum):
@@ -22,6 +22,7 @@ class Verb(Enum):
     show_data = "show-data"
     modules = "modules"
     generate = "generate"
+    evaluate = "evaluate"
     merge = "merge"
     from_fms = "from-fms"
     report = "report"
@@ -36,6 +37,7 @@ SUMMARIES = {
     Verb.show_data: "show rows with trained and masked tokens apart",
     Verb.modules: "list what an adapter can target in the model",
     Verb.generate: "let a tuned model continue texts, or answer rows",
+    Verb.evaluate: "compare a tuned model with its base on labelled rows, or on tasks of a harness",
     Verb.merge: "put adapters into the weights of their base",
     Verb.from_fms: "translate a command or job file of the early tool, fms-hf-tuning",
     Verb.report: "write a page, a text and a table about a run or a sweep",
@@ -89,6 +91,8 @@ class CommandLine:
     """What `report` is to do."""
     comparison: Comparison | None = None
     """What `compare` is to do."""
+    evaluation: Scoring | Harness | None = None
+    """What `evaluate` is to do; the rows of `Scoring` are chosen by the words for Hydra."""
     help: bool = False
     version: bool = False
 
@@ -104,7 +108,8 @@ def parse(words: Sequence[str]) -> CommandLine:
         verb = Verb(rest.pop(0))
     if verb is Verb.from_fms:
         return _from_fms(rest)
-    options, hydra = _flags(verb).parse_known_args(rest)
+    harness = verb is Verb.evaluate and rest[:1] == ["harness"]
+    options, hydra = _flags(verb, harness=harness).parse_known_args(rest[1:] if harness else rest)
     given = vars(options)
     given["trusted"] = tuple(given["trusted"])
     if given.get("rows", 0) < 0:
@@ -119,6 +124,8 @@ def parse(words: Sequence[str]) -> CommandLine:
         return _reproduce(given, hydra)
     if verb in (Verb.report, Verb.compare):
         return _looked_back(verb, given, hydra)
+    if verb is Verb.evaluate:
+        return _evaluate(given, hydra, Harness if harness else Scoring)
     if verb is Verb.doctor and hydra:
         raise UserError(f"doctor takes no {hydra[0]!r}; its flags are --clear-cache, --help and --version")
     return CommandLine(verb=verb, hydra=tuple(hydra), **given)
@@ -214,6 +221,37 @@ def _looked_back(verb: Verb, given: dict[str, Any], words: Sequence[str]) -> Com
     return CommandLine(verb=verb, hydra=(), comparison=Comparison(a=words[0], b=words[1], **given), **own)
 
 
+def _evaluate(given: dict[str, Any], words: Sequence[str], kind: type[Scoring] | type[Harness]) -> CommandLine:
+    """The request of `evaluate`; raises UserError with every word that is no flag of it."""
+    own = {name: given.pop(name) for name in ("help", "version", "trusted")}
+    if own["help"] or own["version"]:
+        return CommandLine(verb=Verb.evaluate, hydra=(), **own)
+    config_dir = given.pop("config_dir", None)
+    known = [*(f"--{name}" for name in given), "--config-dir", "--trust"]
+    raise_if_any(_not_of_evaluate(words, known, kind))
+    needed = {"model": "a run folder, an adapter or model folder, or a hub id", "tasks": "names of tasks, with commas"}
+    raise_if_any(f"--{name} must be given: {what}" for name, what in needed.items() if given.get(name, "-") is None)
+    enums = {"dtype": Dtype, "attention": Attention, "device": Device, "method": Method}
+    given |= {name: enum(given[name]) for name, enum in enums.items() if name in given}
+    if kind is Harness:
+        given["tasks"] = tuple(name.strip() for name in given["tasks"].split(","))
+    else:
+        given |= {"label": tuple(given["label"]), "trusted": own["trusted"]}
+    hydra = (*(() if config_dir is None else ("--config-dir", config_dir)), *words)
+    return CommandLine(verb=Verb.evaluate, hydra=hydra, evaluation=kind(**given), **own)
+
+
+def _not_of_evaluate(words: Sequence[str], known: Sequence[str], kind: type) -> Iterator[str]:
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        if word.startswith("-"):
+            yield f"evaluate has no flag {flag}{did_you_mean(flag, known)}"
+        elif kind is Harness:
+            yield f"evaluate harness takes flags; got {word!r}"
+        elif not equals or not (flag in ("data", "seed") or flag.startswith("data.")):
+            yield f"evaluate takes flags, data=CHOICE, data.FIELD=VALUE and seed=N; got {word!r}"
+
+
 def _not_of_generate(words: Sequence[str], known: Sequence[str], data_format: str | None) -> Iterator[str]:
     for word in words:
         if word.startswith("-"):
@@ -247,7 +285,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see fmstune --help)")
 
 
-def _flags(verb: Verb) -> argparse.ArgumentParser:
+def _flags(verb: Verb, *, harness: bool = False) -> argparse.ArgumentParser:
     """The flags of one verb; all others go through to Hydra, which refuses what it does not know."""
     parser = _Parser(prog="fmstune", add_help=False, allow_abbrev=False)
     parser.add_argument("--help", "-h", action="store_true")
@@ -273,6 +311,8 @@ def _flags(verb: Verb) -> argparse.ArgumentParser:
         parser.add_argument("--direction", choices=["minimize", "maximize"])
     if verb is Verb.compare:
         parser.add_argument("--html", metavar="FILE")
+    if verb is Verb.evaluate:
+        _evaluate_flags(parser, harness=harness)
     if verb is Verb.doctor:
         parser.add_argument("--clear-cache", action="store_true")
     return parser
@@ -296,6 +336,28 @@ def _generate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop", action="append", default=[])
     for name, kind in (("dtype", Dtype), ("attention", Attention), ("device", Device)):
         parser.add_argument(f"--{name}", choices=[one.value for one in kind], default=kind.auto.value)
+
+
+def _evaluate_flags(parser: argparse.ArgumentParser, *, harness: bool) -> None:
+    """One flag for each field of `Scoring` or `Harness`, under its name, with its default."""
+    for name in ("model", "base_model_name_or_path"):
+        parser.add_argument(f"--{name}")
+    for name in ("force", "no_base"):
+        parser.add_argument(f"--{name}", action="store_true")
+    for name, kind in (("dtype", Dtype), ("attention", Attention), ("device", Device)):
+        parser.add_argument(f"--{name}", choices=[one.value for one in kind], default=kind.auto.value)
+    default: Scoring | Harness = Harness(model="", tasks=()) if harness else Scoring(model="")
+    numbers = ("num_fewshot", "limit") if harness else ("max_rows", "max_new_tokens")
+    for name in ("batch_size", "seed", *numbers):
+        parser.add_argument(f"--{name}", type=int, default=getattr(default, name))
+    parser.add_argument("--out_file", default=default.out_file)
+    if harness:
+        parser.add_argument("--tasks")
+        parser.add_argument("--include_path")
+        return
+    parser.add_argument("--config-dir")
+    parser.add_argument("--method", choices=[one.value for one in Method], default=Scoring.method.value)
+    parser.add_argument("--label", action="append", default=[])
 
 
 def _merge_flags(parser: argparse.ArgumentParser) -> None:

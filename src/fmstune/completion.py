@@ -5,11 +5,11 @@ from dataclasses import fields
 
 from fmstune import upstream
 from fmstune.command_line import Verb, force_plain_overrides
-from fmstune.request import Comparison, Generation, Merge, Report
+from fmstune.request import Comparison, Generation, Harness, Merge, Report, Scoring
 from fmstune.training_names import OWNED
 
-_PLACES = ("folder", "a", "b")
-"""Fields of a request that are given without a flag."""
+_MADE = ("folder", "a", "b", "job", "trusted")
+"""Fields of a request that are no flags of its verb."""
 
 
 def suggestions(line: str) -> list[str]:
@@ -18,14 +18,16 @@ def suggestions(line: str) -> list[str]:
     last = "" if line.endswith(" ") else words[-1]
     if len(words) - (last != "") == 1:
         return [verb.value for verb in Verb if verb.value.startswith(last)]
-    requests: dict[str, type[Generation] | type[Merge] | type[Report] | type[Comparison]] = {
+    kinds = type[Generation] | type[Merge] | type[Scoring] | type[Harness] | type[Report] | type[Comparison]
+    requests: dict[str, kinds] = {
         Verb.generate.value: Generation,
         Verb.merge.value: Merge,
+        Verb.evaluate.value: Harness if "harness" in words[2:3] else Scoring,
         Verb.report.value: Report,
         Verb.compare.value: Comparison,
     }
     if words[1] in requests and last.startswith("-"):
-        flags = [f"--{field.name}" for field in fields(requests[words[1]]) if field.name not in _PLACES]
+        flags = [f"--{field.name}" for field in fields(requests[words[1]]) if field.name not in _MADE]
         return [flag for flag in flags if flag.startswith(last)]
     if words[1] == Verb.from_fms.value:
         return ["--run"] if last.startswith("-") and "--run".startswith(last) else []

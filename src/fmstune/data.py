@@ -185,6 +185,24 @@ def identity(data: Data, tokenizer: "PreTrainedTokenizerBase | None", seed: int)
     return {"data_hashes": hashes, "tokens": keys}
 
 
+def held_out(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int) -> tuple[Part, ...]:
+    """The held-out rows alone, as `prepare` has them; raises UserError with everything that is wrong with them."""
+    tokens.check(tokenizer)
+    wanted = [place for place in places(data) if place.trains == splits.draws(data)]
+    contents = _contents(wanted)
+    found: list[Part] = []
+    problems: list[str] = []
+    for place, format in formats(data, tokenizer):
+        if place in wanted:
+            try:
+                made = entries.parts(Recipe(place, data, format, tokenizer), _name(place), seed, contents[place.field])
+                found.append(made[HELD_OUT])
+            except UserError as err:
+                problems += err.problems
+    raise_if_any(problems)
+    return tuple(found)
+
+
 def formats(data: Data, tokenizer: "PreTrainedTokenizerBase | None") -> list[tuple[Place, Format]]:
     """Each source with its format; raises UserError with all that is wrong with the formats."""
     found: list[tuple[Place, Format]] = []

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -66,14 +66,14 @@ def score(
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     prompts = [ids or [begin] for ids in rows["prompt_ids"]]
     expected = list(rows["answer_ids"])
-    stops = _stops(expected, tokenizer)
+    ends = stops(expected, tokenizer)
     limit = min(evaluation.max_new_tokens, max(map(len, expected)))
     was_training = model.training
     model.eval()
     # no inference_mode: what FSDP gathers under it could not be trained afterwards
     with torch.no_grad(), _autocast(model.device.type, autocast):
         loss, tokens = _loss(model, rows, tokenizer.pad_token_id, evaluation.batch_size)
-        got = generate(model, tokenizer, prompts, batch_size=evaluation.batch_size, max_new_tokens=limit, stops=stops)
+        got = generate(model, tokenizer, prompts, batch_size=evaluation.batch_size, max_new_tokens=limit, stops=ends)
     model.train(was_training)
     # decoded alike, so that neither spaces at a boundary nor a straddling token tells them apart
     wanted = tokenizer.batch_decode(expected, skip_special_tokens=True)
@@ -83,12 +83,12 @@ def score(
         rows=count,
         rows_left_out=len(held_out) - count,
         answer_tokens=tokens,
-        answers_too_long=sum(len(ids) - (ids[-1] in stops) > evaluation.max_new_tokens for ids in expected),
+        answers_too_long=sum(len(ids) - (ids[-1] in ends) > evaluation.max_new_tokens for ids in expected),
         samples=tuple(map(Sample, tokenizer.batch_decode(prompts[:SAMPLES], skip_special_tokens=True), wanted, got)),
     )
 
 
-def _stops(answers: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def stops(answers: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What ends an answer: end-of-sequence, and the special tokens that a chat template ends a turn with."""
     special = set(tokenizer.all_special_ids)
     return sorted({tokenizer.eos_token_id, *(ids[-1] for ids in answers if ids[-1] in special)})
@@ -114,22 +114,40 @@ def _figures(scores: Scores) -> dict[str, Any]:
     return {name: value for name, value in asdict(scores).items() if name != "samples"}
 
 
-def _loss(model: PreTrainedModel | PeftModel, rows: Dataset, pad_token_id: int, batch_size: int) -> tuple[float, int]:
-    """Summed over all supervised tokens and divided once, so that batching does not change it; and their number."""
+class Likelihood(NamedTuple):
+    """How likely a model finds what is supervised in a row."""
+
+    log_likelihood: float
+    """Summed over the tokens, in nats."""
+    tokens: int
+
+
+def log_likelihoods(
+    model: PreTrainedModel | PeftModel, rows: Sequence[Mapping[str, Any]], pad_token_id: int, batch_size: int
+) -> list[Likelihood]:
+    """The log-likelihood of each row's `labels` under its `input_ids`, in batches of like length.
+
+    The model must have TRL's fused LM head. Several processes share the rows out, and each gets all.
+    """
     collate = DataCollatorForLanguageModeling(pad_token_id=pad_token_id)
-    sums: dict[tuple[int, ...], tuple[float, int]] = {}
-    for batch in of_this_process(list(by_length([len(ids) for ids in rows["input_ids"]], batch_size))):
+    found: dict[int, Likelihood] = {}
+    for batch in of_this_process(list(by_length([len(row["input_ids"]) for row in rows], batch_size))):
         examples = [{"input_ids": rows[i]["input_ids"], "labels": rows[i]["labels"]} for i in batch]
         inputs = {key: value.to(model.device) for key, value in collate(examples).items()}
-        loss = -model(**inputs, use_cache=False, fused_lm_head=True).log_probs.sum().item()
+        sums = model(**inputs, use_cache=False, fused_lm_head=True).log_probs.sum(dim=1).tolist()
         # the first position has no predecessor that could predict it
-        sums[tuple(batch)] = loss, int((inputs["labels"][:, 1:] != -100).sum())
-    for others in gathered_from_all(sums):
-        sums |= others
-    # in one order, so that the processes agree to the last bit
-    ordered = [sums[batch] for batch in sorted(sums)]
-    supervised = sum(tokens for _, tokens in ordered)
-    return sum(loss for loss, _ in ordered) / max(supervised, 1), supervised
+        counts = (inputs["labels"][:, 1:] != -100).sum(dim=1).tolist()
+        found |= {i: Likelihood(*pair) for i, pair in zip(batch, zip(sums, counts, strict=True), strict=True)}
+    for others in gathered_from_all(found):
+        found |= others
+    return [found[i] for i in range(len(rows))]
+
+
+def _loss(model: PreTrainedModel | PeftModel, rows: Dataset, pad_token_id: int, batch_size: int) -> tuple[float, int]:
+    """Summed over all supervised tokens and divided once, so that batching does not change it; and their number."""
+    found = log_likelihoods(model, rows.select_columns(["input_ids", "labels"]).to_list(), pad_token_id, batch_size)
+    supervised = sum(one.tokens for one in found)
+    return -sum(one.log_likelihood for one in found) / max(supervised, 1), supervised
 
 
 def _autocast(device: str, dtype: str | None) -> AbstractContextManager[object]:

@@ -41,6 +41,18 @@ _FLAGS = {
         "--do_sample, --temperature X, --top_k N, --top_p X, --repetition_penalty X, --seed N (42)",
         "--dtype, --attention, --device   as model.dtype, model.attention, launcher.device (auto)",
     ],
+    Verb.evaluate: [
+        "--model PLACE         a run folder, an adapter, a whole model or a hub id",
+        "data=CHOICE, data.FIELD=VALUE   which rows are held out; a run folder has its own",
+        "--method METHOD       generate (an answer, greedily) or rank (the likeliest of the labels)",
+        "--label TEXT          an answer that is allowed; may be given several times (all that the rows have)",
+        "--base_model_name_or_path PLACE   the model to compare with; --no_base compares with none, --force takes any",
+        "--max_rows N, --max_new_tokens N (64), --batch_size N (8), --seed N (42)",
+        "--out_file FILE       evaluation.json, with evaluation.md beside it",
+        "--dtype, --attention, --device   as model.dtype, model.attention, launcher.device (auto)",
+        "evaluate harness --model PLACE --tasks A,B   tasks of lm-evaluation-harness (extra eval), with",
+        "  --include_path DIR, --num_fewshot N, --limit N, --batch_size N, --out_file FILE (harness.json) and as above",
+    ],
     Verb.merge: [
         "--model PLACE         a run, an adapter or a hub id; may be given several times, each with a --weight X",
         "--base_model_name_or_path PLACE   the base, where it is not where it was; --force takes any",

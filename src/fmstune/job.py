@@ -298,6 +298,8 @@ class Evaluation:
     """Tokens to generate at most; fewer where no held-out answer is that long."""
     batch_size: int = 16
     """Rows that are generated together."""
+    sample: int = 0
+    """Generate answers to so many held-out rows at each `training.eval_strategy`, and log `eval_exact_match`."""
 
 
 class WandbMode(Enum):

@@ -104,12 +104,78 @@ class Comparison:
     """Where to write the comparison as a page."""
 
 
+class Method(Enum):
+    """How `fmstune evaluate` lets a model answer."""
+
+    generate = "generate"
+    rank = "rank"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """`fmstune evaluate`: which model answers which held-out rows, and how; the fields are its flags."""
+
+    model: str
+    """Run folder, adapter folder, model folder, hub id, or `package:NAME`."""
+    base_model_name_or_path: str | None = None
+    """The model to compare with; null takes the adapter's base, and of a whole model the one that its run tuned."""
+    force: bool = False
+    """Load an adapter also on a base that is not the one it was tuned on."""
+    no_base: bool = False
+    """Leave the base out."""
+    job: dict[str, Any] | None = None
+    """A frozen job, whose `data` says which rows are held out, in which format; made of the words beside the flags."""
+    trusted: tuple[str, ...] = ()
+    """Packages that the format may come from."""
+    method: Method = Method.generate
+    """`generate` continues the prompt greedily; `rank` takes the likeliest of the labels."""
+    label: tuple[str, ...] = ()
+    """Answers that are allowed; none given are those that the rows have."""
+    max_rows: int | None = None
+    """Evaluate at most this many rows."""
+    max_new_tokens: int = 64
+    """Tokens of an answer at most."""
+    batch_size: int = 8
+    """Sequences that go through the model together."""
+    seed: int = 42
+    """Seed of the bootstrap."""
+    out_file: str = "evaluation.json"
+    """Where the results go; a table in Markdown is written beside it."""
+    dtype: Dtype = Dtype.auto
+    attention: Attention = Attention.auto
+    device: Device = Device.auto
+
+
+@dataclass(frozen=True, kw_only=True)
+class Harness:
+    """`fmstune evaluate harness`: which model does which tasks of lm-evaluation-harness; the fields are its flags."""
+
+    model: str
+    base_model_name_or_path: str | None = None
+    force: bool = False
+    no_base: bool = False
+    tasks: tuple[str, ...]
+    """Names of tasks or groups of tasks."""
+    include_path: str | None = None
+    """Folder with YAML files of further tasks."""
+    num_fewshot: int | None = None
+    """Solved examples before each question; null takes the task's own number."""
+    limit: int | None = None
+    """Questions of each task at most; null takes all."""
+    batch_size: int = 8
+    seed: int = 42
+    out_file: str = "harness.json"
+    dtype: Dtype = Dtype.auto
+    attention: Attention = Attention.auto
+    device: Device = Device.auto
+
+
 SAMPLING = ("temperature", "top_k", "top_p")
 """Fields that only drawing uses; the names are those of `transformers.GenerationConfig`."""
 
 
-def write(request: Generation | Merge | Report | Comparison, path: Path) -> None:
-    """Write the request so that the reader of its kind gives an equal one."""
+def write(request: Generation | Merge | Scoring | Harness | Report | Comparison, path: Path) -> None:
+    """Write the request so that the function that reads its kind gives an equal one."""
     values = {name: getattr(value, "value", value) for name, value in asdict(request).items()}
     path.write_text(json.dumps(values), encoding="utf-8")
 
@@ -141,3 +207,21 @@ def read_generation(path: Path) -> Generation:
         "attention": Attention(values["attention"]),
     }
     return Generation(**{**values, "device": Device(values["device"])})
+
+
+def read_scoring(path: Path) -> Scoring:
+    """The request that `write` wrote."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values |= {name: tuple(values[name]) for name in ("label", "trusted")}
+    return Scoring(**{**values, "method": Method(values["method"]), **_kinds(values)})
+
+
+def read_harness(path: Path) -> Harness:
+    """The request that `write` wrote."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return Harness(**{**values, "tasks": tuple(values["tasks"]), **_kinds(values)})
+
+
+def _kinds(values: dict[str, Any]) -> dict[str, Enum]:
+    kinds: dict[str, type[Enum]] = {"dtype": Dtype, "attention": Attention, "device": Device}
+    return {name: kind(values[name]) for name, kind in kinds.items()}

@@ -1,5 +1,6 @@
 """A request after training → its problems, as far as they show without torch; all of them at once."""
 
+import importlib.util
 import math
 import re
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from fmstune import package_files, run_folder
 from fmstune.errors import UserError
-from fmstune.request import SAMPLING, Generation, Merge
+from fmstune.request import SAMPLING, Generation, Harness, Merge, Scoring
 
 
 def model_place(given: str) -> str:
@@ -106,6 +107,43 @@ def merge(request: Merge) -> Iterator[str]:
         yield f"--export {request.export.value} takes one adapter as it is; leave --weight and further --model out"
     if request.export is not None and (request.dtype, request.max_shard_size) != (Merge.dtype, Merge.max_shard_size):
         yield "--dtype and --max_shard_size are of a merged model; leave them out beside --export"
+
+
+def evaluation(request: Scoring | Harness) -> Iterator[str]:
+    """What is wrong with `fmstune evaluate`'s flags; `request.model` has gone through `model_place`."""
+    yield from _place("--model", request.model)
+    if request.base_model_name_or_path is not None:
+        yield from _place("--base_model_name_or_path", request.base_model_name_or_path)
+        if request.no_base:
+            yield "--no_base compares with no model, and --base_model_name_or_path names one; leave one of them out"
+    path = Path(request.out_file)
+    if path.suffix != ".json":
+        yield f"--out_file must end in .json, got {request.out_file}; a table in Markdown is written beside it"
+    elif path.is_dir() or not path.parent.is_dir():
+        yield f"--out_file: {path} is a folder, or there is no folder {path.parent}; choose another"
+    numbers = ("batch_size", "max_rows", "max_new_tokens", "limit")
+    for name in (name for name in numbers if getattr(request, name, None) is not None):
+        if getattr(request, name) < 1:
+            yield f"--{name} must be at least 1, got {getattr(request, name)}"
+    if not 0 <= request.seed < 2**32:
+        yield f"--seed must be at least 0 and below 2**32, got {request.seed}"
+    if isinstance(request, Harness):
+        yield from _harness(request)
+    elif len({" ".join(label.casefold().split()) for label in request.label}) < len(request.label):
+        yield "--label: two labels are the same but for case and spaces; give each once"
+    elif len(request.label) == 1 or not all(label.strip() for label in request.label):
+        yield "--label: give at least two labels that are not blank, or none for those that the rows have"
+
+
+def _harness(request: Harness) -> Iterator[str]:
+    if not all(request.tasks):
+        yield f"--tasks: an empty name in {','.join(request.tasks)!r}; give names with commas between them"
+    if request.num_fewshot is not None and request.num_fewshot < 0:
+        yield f"--num_fewshot must be at least 0, got {request.num_fewshot}"
+    if request.include_path is not None and not Path(request.include_path).expanduser().is_dir():
+        yield f"--include_path: there is no folder {request.include_path}; name the one that holds the tasks' YAML"
+    if importlib.util.find_spec("lm_eval") is None:
+        yield "evaluate harness needs lm-evaluation-harness; pip install 'fmstune[eval]'"
 
 
 def _folder_to_write(given: str) -> Iterator[str]:

@@ -46,9 +46,9 @@ _AT_LEAST_0 = (
     "neftune_noise_alpha",
     "dataloader_num_workers",
 )
-_METRICS = ("loss", "mean_token_accuracy", "entropy")
+_METRICS = ("loss", "mean_token_accuracy", "entropy", "exact_match")
 """What TRL measures on the held-out rows while it trains."""
-_ONE_WAY_METRICS = ("loss", "mean_token_accuracy")
+_ONE_WAY_METRICS = ("loss", "mean_token_accuracy", "exact_match")
 """Those of which transformers guesses rightly whether more is better."""
 _LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
 """transformers' `trainer_log_levels` (training_args.py)."""
@@ -328,6 +328,8 @@ def _evaluation_while_training(job: Job) -> Iterator[str]:
     saves = training.get("save_strategy", "steps")
     if evaluates != "no" and not has_held_out(job.data):
         yield f"training.eval_strategy={evaluates} needs held-out rows; set data.eval or data.eval_fraction"
+    if job.evaluation.sample > 0 and evaluates == "no":
+        yield "evaluation.sample is generated when training evaluates; set training.eval_strategy=epoch or steps"
     if training.get("eval_on_start") and evaluates == "no":
         yield "training.eval_on_start=true needs training.eval_strategy=epoch or steps; set it, or leave it out"
     if training.get("load_best_model_at_end"):
@@ -412,6 +414,7 @@ def _with_virtual_tokens(job: Job) -> Iterator[str]:
 def _evaluation(evaluation: Evaluation) -> Iterator[str]:
     yield from _at_least("evaluation.batch_size", evaluation.batch_size, 1)
     yield from _at_least("evaluation.max_new_tokens", evaluation.max_new_tokens, 1)
+    yield from _at_least("evaluation.sample", evaluation.sample, 0)
     if evaluation.max_rows is not None:
         yield from _at_least("evaluation.max_rows", evaluation.max_rows, 1)
 

@@ -1,6 +1,7 @@
 """One rank: `python -m fmstune.runner RUN/job.yaml`; reads the frozen job, never composes, never makes a folder."""
 
 import argparse
+import json
 import os
 import sys
 import traceback
@@ -68,7 +69,7 @@ def _trains(options: argparse.Namespace) -> bool:
 
 def _act(options: argparse.Namespace) -> int:
     verb = Verb(options.verb)
-    if verb in (Verb.generate, Verb.merge):
+    if verb in (Verb.generate, Verb.merge, Verb.evaluate):
         return _after(verb, options.job)
     if verb in (Verb.report, Verb.compare):
         return _look_back(verb, options.job)
@@ -108,6 +109,8 @@ def _reproduce(job: Job, options: argparse.Namespace) -> int:
 def _after(verb: Verb, file: Path) -> int:
     """A verb after training, which has a request and no job."""
     parent.watch(lambda: None)
+    if verb is Verb.evaluate:
+        return _evaluate(file)
     # these alone: what trains takes seconds more to import
     with uncollected():
         from fmstune import asking, merging, quiet
@@ -127,6 +130,22 @@ def _look_back(verb: Verb, file: Path) -> int:
     if verb is Verb.report:
         return reporting.report(request.read_report(file))
     return reporting.compare(request.read_comparison(file))
+
+
+def _evaluate(file: Path) -> int:
+    harness = "tasks" in json.loads(file.read_text(encoding="utf-8"))
+    with uncollected():
+        from fmstune import quiet
+
+    quiet.quiet()
+    if harness:
+        from fmstune import harness as tasks
+
+        return tasks.run(request.read_harness(file))
+    with uncollected():
+        from fmstune import scoring
+
+    return scoring.run(request.read_scoring(file))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import random
 import shutil
 import sys
 import time
@@ -187,6 +188,8 @@ def _build(
         loraplus_lr_ratio=job.peft.get(LORAPLUS_LR_RATIO),
     )
     trainer.remove_callback(PrinterCallback)
+    if job.evaluation.sample and prepared.held_out:
+        trainer.answer_sample = lambda: _sample(trainer, job, checked, prepared)
     return trainer, {"memory_before_model_bytes": before, "load_seconds": round(loaded, 3)}
 
 
@@ -240,6 +243,20 @@ def _while_training(job: Job, prepared: Prepared) -> Dataset | dict[str, Dataset
         return None
     sets = {part.name: part.rows.select_columns(["input_ids", "labels"]) for part in prepared.held_out}
     return sets.get("", sets)
+
+
+def _sample(trainer: Trainer, job: Job, checked: Checked, prepared: Prepared) -> dict[str, float]:
+    """How the model answers a sample of each set of held-out rows, always the same one, while it is trained."""
+    few = dataclasses.replace(job.evaluation, max_rows=job.evaluation.sample)
+    scores = {}
+    for part in prepared.held_out:
+        drawn = random.Random(job.seed).sample(range(len(part.rows)), min(len(part.rows), job.evaluation.sample))
+        rows = part.rows.select(sorted(drawn))
+        autocast = checked.precision.autocast
+        scores[part.name] = evaluate.score(trainer.model, trainer.processing_class, rows, few, autocast=autocast)
+    together = evaluate.together(scores)
+    named = {f"eval_{name}_exact_match": one.exact_match for name, one in scores.items() if name}
+    return {"eval_exact_match": float(together["exact_match"]), **named}
 
 
 def _score(trainer: Trainer, job: Job, checked: Checked, prepared: Prepared, *, base: bool) -> dict[str, Any] | None:

@@ -57,6 +57,8 @@ class Trainer(SFTTrainer):
             pad_to_multiple_of=self.args.pad_to_multiple_of,
             flat=packing.reads_ends(self.model),
         )
+        self.answer_sample: Callable[[], dict[str, float]] | None = None
+        """Measures of generated answers, logged at each evaluation beside the loss; None where none is asked for."""
         self.loraplus_lr_ratio = loraplus_lr_ratio
         """LoRA+: the rate of B by that of A, which is the learning rate; None trains both alike."""
         self.clock = StepClock()
@@ -313,6 +315,16 @@ class Trainer(SFTTrainer):
         weighed = torch.stack([loss.detach() * supervised, supervised.to(loss.dtype)])
         self._scored += weighed.cpu().double()
         return loss, logits, labels
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate, and let the model answer a sample of the rows, once for all sets of them."""
+        found: dict[str, float] = super().evaluate(*args, **kwargs)
+        # of several sets, Trainer calls this again for each, with a prefix
+        if self.answer_sample is not None and kwargs.get("metric_key_prefix", "eval") == "eval":
+            answered = self.answer_sample()
+            self.log(dict(answered))
+            found |= answered
+        return found
 
     def evaluation_loop(
         self, dataloader: Any, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any

@@ -18,6 +18,7 @@ from fmstune.errors import UserError
 from fmstune.job import Attention, Device, Dtype, Model
 from fmstune.models import Tokenizer
 from fmstune.precision import Situation, resolve
+from fmstune.sharding import learns_a_prompt
 
 
 class Place(NamedTuple):
@@ -28,6 +29,8 @@ class Place(NamedTuple):
     """None for a whole model."""
     revision: str | None = None
     """Of the base."""
+    compared: bool = False
+    """Whether it is the base of a comparison: a whole model that is asked in the tokens of the tuned one."""
 
 
 class Tuned(NamedTuple):
@@ -44,11 +47,7 @@ def locate(model: str, base: str | None, *, force: bool) -> Place:
     `base` takes the place of the base that the adapter names; nothing is written. Raises UserError.
     """
     place = package_files.resolve(model)
-    try:
-        config_file = find_adapter_config_file(place)
-    except (OSError, ValueError):
-        # neither cached nor reachable: loading says so in words about the model
-        config_file = None
+    config_file = _adapter_config_file(place)
     if config_file is None:
         if base is not None:
             raise UserError(f"--base_model_name_or_path: {model} is a whole model and has no base; leave it out")
@@ -60,6 +59,16 @@ def locate(model: str, base: str | None, *, force: bool) -> Place:
     chosen = Place(place, base or named, revision if base in (None, named) else None)
     _same_base(model, chosen, recorded, force=force)
     return chosen
+
+
+def _adapter_config_file(place: str) -> str | None:
+    """An adapter's configuration; None for a whole model."""
+    try:
+        found: str | None = find_adapter_config_file(place)
+        return found
+    except (OSError, ValueError):
+        # neither cached nor reachable: loading says so in words about the model
+        return None
 
 
 def _named(model: str, config_file: Path) -> tuple[str | None, str | None]:
@@ -94,6 +103,26 @@ def _same_base(model: str, place: Place, recorded: base_identity.Base | None, *,
         )
 
 
+def with_base(model: str, base: str | None, *, force: bool) -> tuple[Place, Place | None]:
+    """Where the model is, and where its base is to be used alone; None for a whole model whose `base` is not given.
+
+    Raises UserError.
+    """
+    adapts = _adapter_config_file(package_files.resolve(model)) is not None
+    place = locate(model, base if adapts else None, force=force)
+    beside = place.base if adapts else base
+    if beside is None:
+        return place, None
+    return place, Place(package_files.resolve(beside), None, place.revision, compared=True)
+
+
+def positions(model: Tuned) -> int | None:
+    """How many tokens the model takes, virtual ones not counted; None where its configuration does not say."""
+    found = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
+    virtual = model.model.active_peft_config.num_virtual_tokens if learns_a_prompt(model.model) else 0
+    return None if found is None else int(found) - virtual
+
+
 def load(place: Place, tokenizer: Tokenizer, *, dtype: Dtype, attention: Attention, device: Device) -> Tuned:
     """The model on its device, ready to be asked; raises UserError where it cannot be had."""
     with _of_flag("--device"):
@@ -104,15 +133,16 @@ def load(place: Place, tokenizer: Tokenizer, *, dtype: Dtype, attention: Attenti
     with _of_flag("--attention"):
         kernel = models.find_attention(attention, where, precision)
     model: PreTrainedModel | PeftModel = whole(place, tokenizer, dtype=precision.weights, attention=kernel)
-    if place.base is not None:
+    if place.base is not None or place.compared:
         grow(model, tokenizer)
+    if place.base is not None:
         model = adapted(model, place.model)
     return Tuned(model.to(where).eval(), tokenizer, place)
 
 
 def whole(place: Place, tokenizer: Tokenizer, *, dtype: str, attention: str) -> PreTrainedModel:
     """The whole model, or the base of the adapter, as it was saved."""
-    with _of_flag("--model" if place.base is None else "--base_model_name_or_path"):
+    with _of_flag("--model" if place.base is None and not place.compared else "--base_model_name_or_path"):
         path = Model(path=place.base or place.model, revision=place.revision)
         architecture.configuration(path)
         # not `added`: these come with the adapter, or are in the model already

@@ -1,0 +1,154 @@
+"""Answers beside the right ones → measures with intervals, each class apart, and the table of base against tuned."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+LABELLED = ("accuracy", "micro_f1", "macro_f1")
+NAMES = {
+    "eval_loss": "loss on the answer",
+    "exact_match": "exact match",
+    "accuracy": "accuracy",
+    "micro_f1": "micro F1",
+    "macro_f1": "macro F1",
+}
+"""The measures, in the order of the table."""
+RESAMPLES = 1000
+"""Samples of the bootstrap: the bounds of 95 % are known to about a hundredth of their distance."""
+
+
+class Answers(NamedTuple):
+    """What a model made of each row."""
+
+    wanted: Sequence[int]
+    """The number of the right label; no row has another."""
+    got: Sequence[int]
+    """The number of the label that was answered; -1 for an answer that is no label."""
+    exact: Sequence[bool]
+    """Whether the answer is the right one word for word."""
+    losses: Sequence[float]
+    """Negative log-likelihood of the right answer, its end included, in nats, summed over its tokens."""
+    tokens: Sequence[int]
+    """Tokens that each loss is a sum over."""
+
+
+class PerClass(NamedTuple):
+    """How one label is answered; a share of nothing is 0."""
+
+    precision: float
+    recall: float
+    f1: float
+    support: int
+    """Rows with this label."""
+
+
+def per_class(wanted: Sequence[int], got: Sequence[int], labels: Sequence[str]) -> dict[str, PerClass]:
+    """Precision, recall and F1 of each label."""
+    right, answered, support = _counts(np.asarray(wanted), np.asarray(got), len(labels))
+    shares = zip(_share(right, answered), _share(right, support), _share(2 * right, answered + support), strict=True)
+    return {
+        label: PerClass(float(precision), float(recall), float(f1), int(count))
+        for label, (precision, recall, f1), count in zip(labels, shares, support, strict=True)
+    }
+
+
+def measures(answers: Answers, labels: int) -> dict[str, float]:
+    """The measures by name; with no label there are none of labels.
+
+    Micro F1 counts an answer that is no label as missed only, so that it differs from accuracy where there are such.
+    Macro F1 is the mean over the labels that a row has or that were answered.
+    """
+    arrays = _arrays(answers)
+    return _measures(arrays, np.arange(len(answers.wanted)), labels)
+
+
+def compared(tuned: Answers, base: Answers | None, labels: int, seed: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Each model's measures and the change, each with the bounds of 95 % that a bootstrap over the rows gives.
+
+    The same rows are drawn for both models, so that the bounds of the change are those of the paired difference.
+    """
+    models = {"tuned": tuned, **({"base": base} if base is not None else {})}
+    arrays = {name: _arrays(one) for name, one in models.items()}
+    count, random = len(tuned.wanted), np.random.default_rng(seed)
+    whole = {name: _measures(one, np.arange(count), labels) for name, one in arrays.items()}
+    drawn: list[dict[str, dict[str, float]]] = []
+    for _ in range(RESAMPLES):
+        rows = random.integers(0, count, count)
+        drawn.append({name: _measures(one, rows, labels) for name, one in arrays.items()})
+    for sample in (whole, *drawn):
+        if base is not None:
+            sample["change"] = {key: value - sample["base"][key] for key, value in sample["tuned"].items()}
+    return {
+        name: {key: _interval(value, [sample[name][key] for sample in drawn]) for key, value in one.items()}
+        for name, one in whole.items()
+    }
+
+
+def _interval(value: float, drawn: Sequence[float]) -> dict[str, float]:
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def _arrays(answers: Answers) -> dict[str, Any]:
+    return {name: np.asarray(values) for name, values in answers._asdict().items()}
+
+
+def _measures(arrays: Mapping[str, Any], rows: Any, labels: int) -> dict[str, float]:
+    found = {
+        "eval_loss": float(arrays["losses"][rows].sum() / max(arrays["tokens"][rows].sum(), 1)),
+        "exact_match": float(arrays["exact"][rows].mean()),
+    }
+    if not labels:
+        return found
+    wanted, got = arrays["wanted"][rows], arrays["got"][rows]
+    right, answered, support = _counts(wanted, got, labels)
+    f1 = _share(2 * right, answered + support)
+    return found | {
+        "accuracy": float((wanted == got).mean()),
+        "micro_f1": float(2 * right.sum() / (answered.sum() + support.sum())),
+        "macro_f1": float(f1[(answered + support) > 0].mean()),
+    }
+
+
+def _counts(wanted: Any, got: Any, labels: int) -> tuple[Any, Any, Any]:
+    """How often each label was answered rightly, was answered, and was right."""
+    return (
+        np.bincount(wanted[wanted == got], minlength=labels),
+        np.bincount(got[got >= 0], minlength=labels),
+        np.bincount(wanted, minlength=labels),
+    )
+
+
+def _share(part: Any, whole: Any) -> Any:
+    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
+
+
+def cells(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """The rows of the table: measure, base, tuned, change, each with its bounds."""
+    for key, one in found["tuned"].items():
+        before = found.get("base", {}).get(key)
+        change = found.get("change", {}).get(key)
+        form = ".4f" if key == "eval_loss" else ".3f"
+        yield (NAMES[key], _bounded(before, form), _bounded(one, form), _bounded(change, f"+{form}"))
+
+
+def _bounded(one: Mapping[str, float] | None, form: str) -> str:
+    return "-" if one is None else f"{one['value']:{form}} [{one['low']:{form}}, {one['high']:{form}}]"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns for a terminal: the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
+    lines = [
+        "   ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(pairs))
+        for row in (heads, *rows)
+        for pairs in [list(zip(row, widths, strict=True))]
+    ]
+    return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same as a table of Markdown."""
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

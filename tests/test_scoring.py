@@ -1,0 +1,79 @@
+"""`fmstune evaluate` by hand: base against tuned on the held-out rows; and the real harness says the same."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Result
+
+Fmstune = Callable[..., Result]
+HELD_OUT = Path(__file__).parents[1] / "src/fmstune/assets/complaints/held_out.jsonl"
+TRAIN = ("training.max_steps=6", "training.learning_rate=1e-2", "training.save_strategy=no", "data.max_rows=64")
+ROWS = 24
+TASK = """
+task: own_complaints
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {rows}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "### Text: {{{{text}}}}\\n\\n### Label:"
+doc_to_choice: [complaint, no complaint]
+doc_to_target: label
+metric_list: [{{metric: acc}}]
+"""
+
+
+def read(name: str) -> Any:
+    return json.loads(Path(name).read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_ranking_and_the_harness_agree_on_an_adapter_and_its_base(fmstune: Fmstune, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    lines = HELD_OUT.read_text(encoding="utf-8").splitlines(keepends=True)[:ROWS]
+    (tmp_path / "held.jsonl").write_text("".join(lines), encoding="utf-8")
+    sampled = ("training.eval_strategy=epoch", "evaluation.sample=4", "evaluation.base=false", "data.eval=held.jsonl")
+    done = fmstune("peft=lora", *TRAIN, *sampled, "evaluation.max_rows=2", "output_dir=run")
+    assert done.code == 0, done.err
+    logs = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [log["eval_exact_match"] * 4 % 1 for log in logs if "eval_exact_match" in log] == [0.0, 0.0]
+
+    ranked = fmstune("evaluate", "--model", "run", "--method", "rank")
+    assert ranked.code == 0, ranked.err
+    own = read("evaluation.json")
+    assert own["rows"] == ROWS and own["labels"] == ["complaint", "no complaint"]
+    assert own["tuned"]["eval_loss"]["value"] < own["base"]["eval_loss"]["value"]
+    assert own["change"]["accuracy"]["value"] == pytest.approx(
+        own["tuned"]["accuracy"]["value"] - own["base"]["accuracy"]["value"]
+    )
+    assert sum(one["support"] for one in own["classes"]["base"].values()) == ROWS
+    assert Path("evaluation.md").read_text().startswith("| 24 rows, by rank | base | tuned | change |")
+
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "own.yaml").write_text(TASK.format(rows=tmp_path / "held.jsonl"), encoding="utf-8")
+    harness = ("evaluate", "harness", "--model", "run", "--tasks", "own_complaints", "--include_path", "tasks")
+    done = fmstune(*harness)
+    assert done.code == 0, done.err
+    theirs = read("harness.json")
+    for name in ("base", "tuned"):
+        assert theirs[name]["results"]["own_complaints"]["acc,none"] == own[name]["accuracy"]["value"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt_bigcode"])
+@pytest.mark.parametrize("method", ["full", "prompt_tuning"])
+def test_every_method_is_compared_with_its_base(method: str, name: str, fmstune: Fmstune) -> None:
+    changes = ("model.special_tokens={extra_special_tokens: ['<a>']}", "evaluation=none", "output_dir=run")
+    assert fmstune(f"peft={method}", f"model={name}", *TRAIN, *changes).code == 0
+    words = ("evaluate", "--model", "run", "--max_rows", "8", "--max_new_tokens", "4")
+    done = fmstune(*words)
+    assert done.code == 0, done.err
+    one = read("evaluation.json")
+    assert (one["rows"], one["rows_left_out"], one["rows_read"]) == (8, 112, 120)
+    assert one["tuned"]["eval_loss"]["value"] != one["base"]["eval_loss"]["value"]
+    assert one["answers_without_label"]["tuned"] == sum(
+        row["tuned"].casefold() not in ("complaint", "no complaint") for row in one["answers"]
+    )
