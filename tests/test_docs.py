@@ -37,6 +37,7 @@ PIP_LINES = (
             "quant",
             "aim",
             "eval",
+            "fms",
             "tensorboard",
             "mlflow",
             "wandb",

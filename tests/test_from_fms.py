@@ -143,6 +143,7 @@ def test_the_commands_for_inference_and_validation() -> None:
         *("evaluate", "harness", "--limit", "5", "--model", "tuned", "--dtype", "float32", "--tasks", "boolq"),
     ]
     assert parse(words(early_commands.ONE_TEXT)).generation is not None
+    assert parse(words(early_commands.HARNESS)).evaluation is not None
 
 
 @pytest.mark.parametrize("encoded", [False, True], ids=["plain", "base64"])

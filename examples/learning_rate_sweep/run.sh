@@ -2,3 +2,4 @@
 MODEL=tiny_llama
 
 fmstune -m model=$MODEL peft=lora data=complaints training.learning_rate=3e-4,3e-3,3e-2 output_dir=sweep "$@"
+fmstune report sweep
