@@ -147,9 +147,8 @@ def test_one_alone() -> None:
 @pytest.mark.slow
 def test_all_that_train_or_prepare() -> None:
     step, memory = "tiny_llama, full: step", "tiny_llama, full: memory"
-    assert quick("run_all.py", "first_step", "launching", "step", "preparation", "packed_rows", "sweep") == {
+    assert quick("run_all.py", "first_step", "step", "preparation", "packed_rows") == {
         "Time to the first step": ["nothing in the cache"],
-        "Launching": ["to the first step, over bare torchrun"],
         "Step time and memory": [step, f"{step} of plain SFTTrainer", memory, f"{memory} of plain SFTTrainer"],
         "Preparation": [
             "300 rows of JSON lines",
@@ -157,6 +156,13 @@ def test_all_that_train_or_prepare() -> None:
             *(f"memory, {suffix}: most rows over fewest" for suffix in ("jsonl", "parquet", "arrow")),
         ],
         "Positions that hold a token": ["tokens over positions, packed", "tokens over positions, padded"],
+    }
+
+
+@pytest.mark.soak
+def test_those_of_several_processes_or_runs() -> None:
+    assert quick("run_all.py", "launching", "sweep") == {
+        "Launching": ["to the first step, over bare torchrun"],
         "Sweeps": ["a sweep, over the training of its points", "a sweep, over separate runs"],
     }
 

@@ -279,7 +279,7 @@ def test_an_adapter_on_the_blocks_of_ibm_fms_is_merged(fmstune: Command) -> None
         torch.testing.assert_close(found.eval()(ids).logits, expected.eval()(ids).logits, rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_sharded_training_takes_the_same_course(two_processes: Path, fmstune: Command) -> None:
     sharded = fmstune(*FSDP_JOB, "model.backend=fms", "training.save_strategy=no")
     assert sharded.code == 0, sharded.err
