@@ -13,6 +13,12 @@ from transformers.generation.streamers import BaseStreamer
 from fmstune.sharding import gathered_from_all, is_sharded, learns_a_prompt, of_this_process
 
 
+def begin(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What an empty prompt is asked with: the begin of a text."""
+    found: int = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return found
+
+
 def generate(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,

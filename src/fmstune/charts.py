@@ -10,11 +10,13 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from fmstune.objective import is_number
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C7B00")
 """Okabe and Ito's, with a darker yellow that can be seen on white."""
@@ -115,11 +117,6 @@ def setting(series: Sequence[tuple[str, Sequence[Spot]]], axes: Axes) -> str:
         if not numbers:
             plot.set_xlim(-0.5, len(values) - 0.5)
         return _svg(figure, axes.title)
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a setting can stand on an axis of numbers."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def spans_decades(values: Sequence[Any]) -> bool:

@@ -26,10 +26,8 @@ from fmstune import (
     composition,
     forks,
     freeze,
-    from_fms,
     help,
     launch,
-    locked,
     objective,
     package_files,
     points,
@@ -148,6 +146,9 @@ def _merge(asked: Merge) -> int:
 
 def _from_fms(old_command: Sequence[str], *, run_it: bool) -> int:
     """Print what an old command is today, and what changed; with `run_it`, run it; the first failure's exit code."""
+    # here and not above: what one verb needs is not imported at the start of all
+    from fmstune import from_fms
+
     found = from_fms.translate(old_command, os.environ, _text_of)
     if run_it:
         raise_if_any(f"${name} has no value; set it before the command" for one in found for name in one.unset)
@@ -507,6 +508,9 @@ def _repeat(line: CommandLine) -> int:
 
 def _reproduce(line: CommandLine, run: Path) -> int:
     """`reproduce RUN`: what is not as it was, the same job in a folder of its own, and what came out against that."""
+    # here and not above, as one verb needs it
+    from fmstune import locked
+
     recorded = run.parent if run.name == run_folder.JOB else run
     raise_if_any(_not_a_run(recorded))
     locked.read(recorded)

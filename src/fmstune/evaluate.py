@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from fmstune.answers import by_length, generate
+from fmstune.answers import begin, by_length, generate
 from fmstune.job import Evaluation
 from fmstune.sharding import gathered_from_all, of_this_process
 
@@ -62,9 +62,8 @@ def score(
     """
     count = min(len(held_out), evaluation.max_rows or len(held_out))
     rows = held_out.select(range(count))
-    # a row that is trained from its first token on has nothing to ask with but the begin of a text
-    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    prompts = [ids or [begin] for ids in rows["prompt_ids"]]
+    # a row that is trained from its first token on has nothing to ask with
+    prompts = [ids or [begin(tokenizer)] for ids in rows["prompt_ids"]]
     expected = list(rows["answer_ids"])
     ends = stops(expected, tokenizer)
     limit = min(evaluation.max_new_tokens, max(map(len, expected)))

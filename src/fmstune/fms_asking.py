@@ -3,9 +3,9 @@
 import re
 
 from fmstune.errors import UserError
-from fmstune.fms_flags import HARNESS, INFERENCE, Fate, Kind, unknown
+from fmstune.fms_flags import HARNESS, INFERENCE, Kind
 from fmstune.fms_launch import Given
-from fmstune.fms_words import Became, Note, Translated, is_off, moved, shown, single, switch
+from fmstune.fms_words import Became, Note, Translated, moved, moves, shown, single, switch
 
 _MODELS = ("hf", "hf-causal", "hf-causal-experimental", "hf-auto", "huggingface")
 _MODEL_ARGS = {"pretrained": "--model", "peft": "--model", "dtype": "--dtype", "tokenizer": "", "use_accelerate": ""}
@@ -15,14 +15,10 @@ def generate(given: Given) -> Translated:
     """The words of `fmstune generate`; its flags have the early names."""
     out = Translated()
     for name, values in given.items():
-        flag = INFERENCE.get(name)
+        flag = moves(name, values, INFERENCE, out)
         if flag is None:
-            out.problems.append(unknown(name, INFERENCE))
-        elif flag.fate is Fate.refused and not is_off(values):
-            out.problems.append(f"--{name}: {flag.why}")
-        elif flag.fate is not Fate.moved:
-            out.notes.append(Note(Became.dropped, shown(name, values), why=flag.why))
-        elif flag.kind is Kind.switch:
+            continue
+        if flag.kind is Kind.switch:
             value = flag.values["true" if switch(name, values) else "false"]
             if value:
                 out.fields[flag.field] = value
@@ -53,14 +49,8 @@ def harness(given: Given) -> Translated:
     """The words of `fmstune evaluate harness`."""
     out = Translated()
     for name, values in given.items():
-        flag = HARNESS.get(name)
-        if flag is None:
-            out.problems.append(unknown(name, HARNESS))
-        elif flag.fate is Fate.refused and not is_off(values):
-            out.problems.append(f"--{name}: {flag.why}")
-        elif flag.fate is not Fate.moved:
-            out.notes.append(Note(Became.dropped, shown(name, values), why=flag.why))
-        elif name not in ("model", "model_args", "tasks"):
+        flag = moves(name, values, HARNESS, out)
+        if flag is not None and name not in ("model", "model_args", "tasks"):
             out.fields[flag.field] = single(name, values)
             out.notes.append(Note(Became.kept, shown(name, values), flag.field))
     model = given.get("model", ["hf"])

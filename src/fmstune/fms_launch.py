@@ -15,8 +15,8 @@ from fmstune.fms_words import (
     Note,
     Translated,
     by_word,
-    is_off,
     moved,
+    moves,
     read_flags,
     shown,
     single,
@@ -109,14 +109,9 @@ def _sorted(given: Given, out: Translated) -> tuple[Given, Given]:
     fsdp: Given = {}
     flags: Given = {}
     for name, values in given.items():
-        flag = LAUNCH.get(name)
-        if flag is None:
-            out.problems.append(unknown(name, LAUNCH))
-        elif flag.fate is Fate.refused and not is_off(values):
-            out.problems.append(f"--{name}: {flag.why}")
-        elif flag.fate is not Fate.moved:
-            out.notes.append(Note(Became.dropped, shown(name, values), why=flag.why))
-        elif name.startswith("fsdp_") and name != "fsdp_version":
+        if moves(name, values, LAUNCH, out) is None:
+            continue
+        if name.startswith("fsdp_") and name != "fsdp_version":
             fsdp[name] = values
         else:
             flags[name] = values

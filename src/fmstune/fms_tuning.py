@@ -8,9 +8,9 @@ import yaml
 
 from fmstune import fms_launch, help
 from fmstune.errors import UserError
-from fmstune.fms_flags import OF_METHOD, TUNING, Fate, Flag, Kind, of_tuning, unknown
+from fmstune.fms_flags import OF_METHOD, TUNING, Flag, Kind
 from fmstune.fms_launch import Given, Read
-from fmstune.fms_words import Became, Note, Translated, by_word, is_off, moved, shown, single, switch, typed, typed_list
+from fmstune.fms_words import Became, Note, Translated, by_word, moved, moves, shown, single, switch, typed, typed_list
 
 _SPECIAL = (
     "model_name_or_path",
@@ -135,16 +135,10 @@ def _plain_flags(given: Given, method: str, out: Translated) -> None:
     """Each flag that stands for itself."""
     of_other_methods = {name for other in OF_METHOD for name in OF_METHOD[other]} - set(OF_METHOD[method])
     for name, values in given.items():
-        flag = of_tuning(name)
+        flag = moves(name, values, TUNING, out)
         if flag is None:
-            out.problems.append(unknown(name, TUNING))
-        elif flag.fate is Fate.refused and not is_off(values):
-            out.problems.append(f"--{name}: {flag.why}")
-        elif flag.fate is not Fate.moved:
-            # a secret is not repeated
-            old = f"--{name}" if "token" in name and "hub" in name else shown(name, values)
-            out.notes.append(Note(Became.dropped, old, why=flag.why))
-        elif name in of_other_methods:
+            continue
+        if name in of_other_methods:
             why = f"peft={TUNING['peft_method'].values[method]} has no such field, and the early tool passed over it"
             out.notes.append(Note(Became.dropped, shown(name, values), why=why))
         elif name not in _SPECIAL:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from fmstune.errors import UserError
-from fmstune.fms_flags import Flag, Kind
+from fmstune.fms_flags import TUNING, Fate, Flag, Kind, of_tuning, unknown
 from fmstune.shell_text import UNSET
 
 TRUE, FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
@@ -69,6 +69,22 @@ def read_flags(words: Sequence[str], flags: Mapping[str, Flag]) -> tuple[dict[st
             values = [rest.pop(0)] if rest and not rest[0].startswith("--") else []
         found[name] = values
     return found, rest
+
+
+def moves(name: str, values: Sequence[str], flags: Mapping[str, Flag], out: Translated) -> Flag | None:
+    """The flag where it moves; else a problem, or a note on what is dropped, is added."""
+    flag = of_tuning(name) if flags is TUNING else flags.get(name)
+    if flag is None:
+        out.problems.append(unknown(name, flags))
+    elif flag.fate is Fate.refused and not is_off(values):
+        out.problems.append(f"--{name}: {flag.why}")
+    elif flag.fate is not Fate.moved:
+        # a secret is not repeated
+        old = f"--{name}" if "token" in name and "hub" in name else shown(name, values)
+        out.notes.append(Note(Became.dropped, old, why=flag.why))
+    else:
+        return flag
+    return None
 
 
 def shown(name: str, values: Sequence[str]) -> str:

@@ -31,10 +31,7 @@ def run(request: Harness) -> int:
     tokenizer = tuned.tokenizer_of(place)
     generates = _load(request, manager)
     found: dict[str, dict[str, Any]] = {}
-    for name, one in (("tuned", place), ("base", None if request.no_base else base)):
-        if one is None:
-            continue
-        model = tuned.load(one, tokenizer, dtype=request.dtype, attention=request.attention, device=request.device)
+    for name, model in tuned.in_turn(request, place, base, tokenizer):
         print(f"evaluating the {name} model on {', '.join(request.tasks)} …", file=sys.stderr, flush=True)
         found[name] = _results(request, manager, model, generates=generates)
         del model

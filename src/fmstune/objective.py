@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from fmstune.errors import did_you_mean
 from fmstune.job import Direction, Job, has_held_out, sources
@@ -19,32 +19,47 @@ _FIGURES = (
     "preparation_seconds",
 )
 _HIGHER = ("match", "accuracy", "f1", "per_second")
-_LOWER = ("loss", "seconds", "bytes")
+_LOWER = ("loss", "seconds", "bytes", "perplexity")
+USUAL = ("tuned.eval_loss", "train_loss")
+"""What runs are compared by where nothing else is asked: on held-out answers, else in training."""
 
 
 def path(job: Job) -> str:
     """The job's objective, or what suits it: the loss on held-out answers, else that of the training."""
-    return job.objective or ("tuned.eval_loss" if _is_evaluated(job) else "train_loss")
+    return job.objective or USUAL[0 if _is_evaluated(job) else 1]
 
 
 def direction(job: Job) -> Direction | None:
     """Whether less or more of it is better; None where that must be given."""
-    name = path(job).rpartition(".")[2]
-    if job.direction is not None:
-        return job.direction
+    return job.direction or direction_of(path(job))
+
+
+def direction_of(name: str) -> Direction | None:
+    """Whether less or more of a figure is better, by its name; None where that does not tell."""
+    last = name.rpartition(".")[2]
     # tokens_per_second is not one of seconds
-    if any(word in name for word in _HIGHER):
+    if any(word in last for word in _HIGHER):
         return Direction.maximize
-    return Direction.minimize if any(word in name for word in _LOWER) else None
+    return Direction.minimize if any(word in last for word in _LOWER) else None
 
 
-def value(summary: Mapping[str, Any], name: str) -> float | None:
-    """The number under this path; None where there is none, or one that cannot be compared."""
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a number that can be compared with others."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def figure(summary: Mapping[str, Any], name: str) -> float | None:
+    """The number under this dotted name, as it stands there; None where there is none."""
     found: Any = summary
     for part in name.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
-    number = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
-    return float(found) if number else None
+    return found if is_number(found) else None
+
+
+def value(summary: Mapping[str, Any], name: str) -> float | None:
+    """The same as a float, whole numbers too."""
+    found = figure(summary, name)
+    return None if found is None else float(found)
 
 
 def problems(job: Job) -> Iterator[str]:

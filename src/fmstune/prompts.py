@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from fmstune import chat_turns, format_loading, formats, rows
+from fmstune import answers, chat_turns, format_loading, formats, rows
 from fmstune.errors import UserError, raise_if_any
 from fmstune.rows import Row
 from fmstune.segments import Formatted, Plain, RowProblem, Segment, Templated, TokenRow
@@ -29,13 +29,9 @@ def of_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[P
     """The texts as they are, with the special tokens that the tokenizer puts before a text."""
     encoded = encode([Plain([Segment(text, trained=False)]) for text in texts], tokenizer, _UNCUT)
     # the last one is end-of-sequence, which is for whole rows
-    return [Prompt(text, row.input_ids[:-1] or [begin(tokenizer)]) for text, row in zip(texts, encoded, strict=True)]
-
-
-def begin(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What an empty prompt is asked with: the begin of a text."""
-    found: int = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return found
+    return [
+        Prompt(text, row.input_ids[:-1] or [answers.begin(tokenizer)]) for text, row in zip(texts, encoded, strict=True)
+    ]
 
 
 def of_rows(found: Sequence[Row], format: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
@@ -54,7 +50,7 @@ def of_rows(found: Sequence[Row], format: Mapping[str, Any], tokenizer: PreTrain
     raise_if_any(problems.messages())
     encoded = encode(formatted, tokenizer, _UNCUT)
     return [
-        Prompt(_text(made, row.prompt_ids, tokenizer), row.prompt_ids or [begin(tokenizer)])
+        Prompt(_text(made, row.prompt_ids, tokenizer), row.prompt_ids or [answers.begin(tokenizer)])
         for made, row in zip(formatted, encoded, strict=True)
     ]
 

@@ -1,19 +1,16 @@
 """Run folders → what they hold, read for a report; a folder of runs → all of them, or every problem with them."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import yaml
 
 from fmstune import run_folder
 from fmstune.errors import UserError, raise_if_any
-
-SMALLER_IS_BETTER = ("loss", "seconds", "bytes", "perplexity")
-"""Parts of names of figures that are better when they are smaller."""
+from fmstune.objective import figure, is_number
 
 
 @dataclass(frozen=True)
@@ -46,20 +43,12 @@ class Run:
 
     def figure(self, name: str) -> float | None:
         """A number of the summary by its dotted name, such as `tuned.eval_loss`; None where there is none."""
-        value: Any = self.summary
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        return value if is_number(value) else None
+        return figure(self.summary, name)
 
     def curve(self, name: str) -> list[tuple[int, float]]:
         """Step and value of one metric, without what is no number."""
         pairs = [(line.get("step"), line.get(name)) for line in self.metrics]
         return [(step, float(value)) for step, value in pairs if isinstance(step, int) and is_number(value)]
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is a number that can be compared with others."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_run(folder: Path) -> bool:
@@ -114,12 +103,6 @@ def flat(tree: Any, above: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{above}.{key}" if above else str(key))
     else:
         yield above, tree
-
-
-def smaller_is_better(name: str) -> bool:
-    """Which way is better, by the name of a figure."""
-    last = name.rpartition(".")[2]
-    return any(part in last for part in SMALLER_IS_BETTER)
 
 
 def _order(path: Path) -> tuple[int, str]:

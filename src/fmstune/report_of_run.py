@@ -7,8 +7,9 @@ from typing import Any
 from fmstune import charts, run_folder
 from fmstune.charts import Axes, Line
 from fmstune.document import Block, Cell, Charts, Command, Document, Example, More, Section, Table, Text, number, word
+from fmstune.objective import is_number
 from fmstune.plan import size
-from fmstune.records import Run, flat, is_number
+from fmstune.records import Run, flat
 
 _LABELS = {"eval_loss": "loss on the answer (nats a token)", "exact_match": "exact match (share of rows)"}
 _COUNTS = frozenset({"rows", "rows_left_out", "answers_too_long", "answer_tokens"})

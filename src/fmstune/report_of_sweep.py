@@ -7,6 +7,7 @@ from pathlib import Path
 from fmstune import charts, report_of_run, run_folder, settings
 from fmstune.charts import Axes, Line, Spot
 from fmstune.document import Block, Cell, Charts, Command, Document, More, Section, Table, Text, number
+from fmstune.objective import is_number
 from fmstune.records import Run, flat
 from fmstune.settings import Column, Group, Metric
 
@@ -103,7 +104,7 @@ def _all(groups: Sequence[Group]) -> list[Run]:
 
 
 def _setting(value: object) -> Cell:
-    kept = float(value) if charts.is_number(value) and isinstance(value, int | float) else None
+    kept = float(value) if is_number(value) else None
     return Cell(settings.shown(value), kept)
 
 
@@ -130,7 +131,7 @@ def _by_setting(groups: Sequence[Group], found: Sequence[Column], by: Metric) ->
         if len({str(value) for value in values}) < 2:
             continue
         log = settings.short(column.name) == "learning_rate" or charts.spans_decades(values)
-        positive = all(charts.is_number(value) and value > 0 for value in values)
+        positive = all(is_number(value) and value > 0 for value in values)
         figure = report_of_run.label(by.name).partition(" (")[0]
         axes = Axes(
             f"{figure[0].upper()}{figure[1:]} by {settings.short(column.name).replace('_', ' ')}",

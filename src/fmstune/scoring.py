@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import add_fused_lm_head
 
-from fmstune import answers, data, evaluate, freeze, measures, prompts, run_folder, trainer, tuned
+from fmstune import answers, data, evaluate, freeze, measures, run_folder, trainer, tuned
 from fmstune.errors import UserError
 from fmstune.ledger import Ledger
 from fmstune.measures import Answers
@@ -55,10 +55,7 @@ def run(request: Scoring) -> int:
     rows = [row for part in parts for row in _rows(part.rows, tokenizer.tokenizer)]
     found: dict[str, tuple[Answers, list[str]]] = {}
     task: Task | None = None
-    for name, one in (("tuned", place), ("base", None if request.no_base else base)):
-        if one is None:
-            continue
-        model = tuned.load(one, tokenizer, dtype=request.dtype, attention=request.attention, device=request.device)
+    for name, model in tuned.in_turn(request, place, base, tokenizer):
         task = task or _task(request, rows, ledger, model)
         print(f"evaluating the {name} model on {len(task.rows):,} rows …", file=sys.stderr, flush=True)
         found[name] = _answers(request, task, model)
@@ -71,8 +68,8 @@ def run(request: Scoring) -> int:
 def _rows(rows: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[Asked]:
     texts = tokenizer.batch_decode(list(rows["answer_ids"]), skip_special_tokens=True)
     for row, text in zip(rows, texts, strict=True):
-        # a row that is trained from its first token on has nothing to ask with but the begin of a text
-        asked = row["prompt_ids"] or [prompts.begin(tokenizer)]
+        # a row that is trained from its first token on has nothing to ask with
+        asked = row["prompt_ids"] or [answers.begin(tokenizer)]
         yield Asked(row["input_ids"], row["labels"], asked, row["answer_ids"], text.strip())
 
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fmstune.errors import UserError, did_you_mean
-from fmstune.records import Run, flat, smaller_is_better
+from fmstune.job import Direction
+from fmstune.objective import USUAL, direction_of
+from fmstune.records import Run, flat
+from fmstune.run_folder import FINISHED
 
 SEED = "seed"
 _NOT_SETTINGS = frozenset({"output_dir", "name", SEED})
 """Fields that name a run, or repeat it."""
-_METRICS = ("tuned.eval_loss", "train_loss")
-"""What runs are compared by where nothing else is asked: the first that some finished run has."""
 _SIGNIFICANT = 2.0
 """Standard errors from which on a difference is called more than noise."""
 
@@ -67,9 +68,10 @@ def metric(runs: Sequence[Run], name: str | None, direction: str | None) -> Metr
     if name is not None and known and name not in known:
         near = did_you_mean(name, known) or f"; there are {', '.join(key for key in known if 'tuned' in key)}"
         raise UserError(f"--metric {name}: no run has such a figure in its summary.json{near}")
-    finished = [run for run in runs if run.status == "finished"]
-    found = name or next((key for key in _METRICS if any(run.figure(key) is not None for run in finished)), _METRICS[0])
-    return Metric(found, smaller_is_better(found) if direction is None else direction == "minimize")
+    finished = [run for run in runs if run.status == FINISHED]
+    found = name or next((key for key in USUAL if any(run.figure(key) is not None for run in finished)), USUAL[0])
+    way = direction_of(found) if direction is None else Direction(direction)
+    return Metric(found, way is Direction.minimize)
 
 
 def columns(runs: Sequence[Run]) -> list[Column]:
@@ -96,7 +98,7 @@ def groups(runs: Sequence[Run], found: Sequence[Column], by: Metric) -> list[Gro
 
 def by_score(runs: Sequence[Run], by: Metric) -> list[Run]:
     """The runs, the best first; those without a figure last."""
-    return sorted(runs, key=lambda run: _rank(run.figure(by.name) if run.status == "finished" else None, by))
+    return sorted(runs, key=lambda run: _rank(run.figure(by.name) if run.status == FINISHED else None, by))
 
 
 def verdict(best: Group, second: Group) -> str:
@@ -134,7 +136,7 @@ def shown(value: Any) -> str:
 
 
 def _group(key: tuple[Any, ...], runs: Sequence[Run], by: Metric) -> Group:
-    scores = [run.figure(by.name) for run in runs if run.status == "finished"]
+    scores = [run.figure(by.name) for run in runs if run.status == FINISHED]
     return Group(key, tuple(by_score(runs, by)), tuple(score for score in scores if score is not None))
 
 

@@ -18,6 +18,7 @@ from fmstune.errors import UserError
 from fmstune.job import Attention, Device, Dtype, Model
 from fmstune.models import Tokenizer
 from fmstune.precision import Situation, resolve
+from fmstune.request import Harness, Scoring
 from fmstune.sharding import learns_a_prompt
 
 
@@ -138,6 +139,15 @@ def load(place: Place, tokenizer: Tokenizer, *, dtype: Dtype, attention: Attenti
     if place.base is not None:
         model = adapted(model, place.model)
     return Tuned(model.to(where).eval(), tokenizer, place)
+
+
+def in_turn(
+    asked: Scoring | Harness, place: Place, base: Place | None, tokenizer: Tokenizer
+) -> Iterator[tuple[str, Tuned]]:
+    """The tuned model, then its base unless that is left out; who lets go of the first has one in memory at a time."""
+    for name, one in (("tuned", place), ("base", None if asked.no_base else base)):
+        if one is not None:
+            yield name, load(one, tokenizer, dtype=asked.dtype, attention=asked.attention, device=asked.device)
 
 
 def whole(place: Place, tokenizer: Tokenizer, *, dtype: str, attention: str) -> PreTrainedModel:
