@@ -213,8 +213,13 @@ def test_each_point_of_a_sweep_is_a_slurm_job(cluster: Path, tmp_path: Path) -> 
         "0.0001",
     ]
     assert "the points are jobs, which log into sweep/.submitit/*" in done.stderr
-    jobs = command(tmp_path, "scontrol", "show", "job", "--oneliner", conf=cluster).stdout.splitlines()
-    assert sum("ArrayTaskId=" in one and "Partition=low" in one and "JobState=COMPLETED" in one for one in jobs) == 2
+
+    def completed() -> int:
+        jobs = command(tmp_path, "scontrol", "show", "job", "--oneliner", conf=cluster).stdout.splitlines()
+        return sum("ArrayTaskId=" in one and "Partition=low" in one and "JobState=COMPLETED" in one for one in jobs)
+
+    # a point's summary is written before Slurm has ended its job
+    wait_for(lambda: completed() == 2, "both jobs of the array", 60)
 
 
 @pytest.mark.slow
