@@ -18,7 +18,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fmstune import freeze, help, search
+from fmstune import composed_once, freeze, help, search
 from fmstune.command_line import FLAG_OF
 from fmstune.errors import UserError, did_you_mean, raise_if_any
 from fmstune.garbage import uncollected
@@ -33,6 +33,7 @@ def compose(words: Sequence[str], task: Callable[[DictConfig], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["fmstune", *words]
 
+    composed_once.register()
     search.register()
 
     collects = gc.isenabled()
