@@ -16,12 +16,14 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +95,22 @@ def holds(name: str, kills: int, steps: int, chance: random.Random) -> bool:
             print((place / "log").read_text()[-4000:])
             return False
         seconds = time.monotonic() - begun
-        moments = [chance.uniform(0.2, seconds) if number % 2 == 0 else None for number in range(kills)]
-        found = [killed(turns[n % len(turns)], moment, chance, place / "log") for n, moment in enumerate(moments)]
-        codes = finish(start(turns[kills % len(turns)], place / "log"))
         # bit for bit where nothing changes
-        same = ended_alike(place / "whole", place / "killed", 0.0 if len(turns) == 1 else 5e-6)
-        ok = codes == [0] * len(codes) and same
-        saving = sum(at == "saving" for at in found)
-        print(f"{name}: {kills} kills, {saving} of them while saving: {'the same' if ok else 'NOT the same'}")
+        alike = partial(ended_alike, place / "whole", place / "killed", 0.0 if len(turns) == 1 else 5e-6)
+        saving = 0
+        for number in range(kills):
+            moment = chance.uniform(0.2, seconds) if number % 2 == 0 else None
+            while not killed(turns[number % len(turns)], moment, chance, place / "log"):
+                # it came to its end before it could be killed: another one, from the start
+                if not alike():
+                    print(f"{name}: NOT the same after {number} kills")
+                    return False
+                shutil.rmtree(place / "killed")
+            saving += moment is None
+        codes = finish(start(turns[kills % len(turns)], place / "log"))
+        ok = codes == [0] * len(codes) and alike()
+        end = "the same" if ok else "NOT the same"
+        print(f"{name}: {kills} kills, {saving} of them while saving: {end}", flush=True)
         if not ok:
             print((place / "log").read_text()[-4000:])
         return ok
@@ -168,17 +178,18 @@ def finish(pids: Sequence[int]) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
-def killed(job: Job, moment: float | None, chance: random.Random, log: Path) -> str:
-    """Start a job and kill all its processes at once, after so many seconds or else while it saves; at which it was."""
+def killed(job: Job, moment: float | None, chance: random.Random, log: Path) -> bool:
+    """Start a job and kill all its processes at once, after so many seconds or else while it saves.
+
+    False where the job came to its end before that.
+    """
     pids = start(job, log, None if moment is not None else chance.randrange(1, 20))
     end = time.monotonic() + moment if moment is not None else math.inf
-    # where it is through before that, it is through
     while time.monotonic() < end and not any(map(has_ended, pids)):
         time.sleep(0.001)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    ended_itself = 0 in finish(pids)
-    return "saving" if moment is None and not ended_itself else "training"
+    return finish(pids)[0] != 0
 
 
 def dies_at(number: int, folder: Path) -> Callable[[str, tuple[Any, ...]], None]:
