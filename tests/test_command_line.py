@@ -27,29 +27,29 @@ def test_generate_has_a_flag_for_each_field_of_its_request() -> None:
     line = parse(
         ["generate", "--model", "run", "--text", "a", "--stop", "b", "--stop=c", "--top_k", "3", "--do_sample"]
     )
-    assert line.generation == Generation(model="run", text="a", stop=("b", "c"), top_k=3, do_sample=True)
+    assert line.request == Generation(model="run", text="a", stop=("b", "c"), top_k=3, do_sample=True)
     assert line.hydra == ()
 
 
 def test_the_fields_of_a_data_format_go_with_its_flag() -> None:
     line = parse(["generate", "--model", "m", "--format", "text", "data.text_field=q", "--trust", "mine"])
     assert (line.data_format, line.hydra, line.trusted) == ("text", ("data.text_field=q",), ("mine",))
-    assert line.generation == Generation(model="m")
+    assert line.request == Generation(model="m")
     line = parse(["generate", "--model", "m", "--format", "reviews", "--config-dir", "my_conf", "data.text_field=q"])
     assert line.hydra == ("--config-dir", "my_conf", "data.text_field=q")
 
 
 def test_merge_has_a_flag_for_each_field_of_its_request() -> None:
     words = ["merge", "--model", "a", "--weight", "0.5", "--model=b", "--weight", "-1", "--out", "m"]
-    assert parse(words).merge == Merge(model=("a", "b"), weight=(0.5, -1.0), out="m")
+    assert parse(words).request == Merge(model=("a", "b"), weight=(0.5, -1.0), out="m")
     line = parse(["merge", "--model", "a", "--out", "m", "--export", "vllm_lora", "--dtype", "float16", "--force"])
-    assert line.merge == Merge(model=("a",), out="m", export=Export.vllm_lora, dtype=Dtype.float16, force=True)
+    assert line.request == Merge(model=("a",), out="m", export=Export.vllm_lora, dtype=Dtype.float16, force=True)
 
 
 def test_report_and_compare_take_folders_and_flags() -> None:
     line = parse(["report", "runs/sweep", "--metric", "tuned.exact_match", "--direction=maximize"])
-    assert line.report == Report(folder="runs/sweep", metric="tuned.exact_match", direction="maximize")
-    assert parse(["compare", "a", "--html", "c.html", "b"]).comparison == Comparison(a="a", b="b", html="c.html")
+    assert line.request == Report(folder="runs/sweep", metric="tuned.exact_match", direction="maximize")
+    assert parse(["compare", "a", "--html", "c.html", "b"]).request == Comparison(a="a", b="b", html="c.html")
 
 
 def test_packages_are_trusted_one_flag_each() -> None:

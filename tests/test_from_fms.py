@@ -22,6 +22,8 @@ from fmstune.fms_flags import HARNESS, INFERENCE, LAUNCH, TORCHRUN, TUNING, Fate
 from fmstune.fms_words import Became, typed
 from fmstune.from_fms import Translation
 from fmstune.job import Job
+from fmstune.request import Generation
+from fmstune.request import Harness as HarnessRequest
 from tests import early_commands
 from tests.conftest import Result
 
@@ -142,8 +144,8 @@ def test_the_commands_for_inference_and_validation() -> None:
     ) == [
         *("evaluate", "harness", "--limit", "5", "--model", "tuned", "--dtype", "float32", "--tasks", "boolq"),
     ]
-    assert parse(words(early_commands.ONE_TEXT)).generation is not None
-    assert parse(words(early_commands.HARNESS)).evaluation is not None
+    assert isinstance(parse(words(early_commands.ONE_TEXT)).request, Generation)
+    assert isinstance(parse(words(early_commands.HARNESS)).request, HarnessRequest)
 
 
 @pytest.mark.parametrize("encoded", [False, True], ids=["plain", "base64"])
@@ -347,7 +349,7 @@ def test_every_field_of_the_table_is_one() -> None:
     moved = [flag.field for flags in (TUNING, LAUNCH, TORCHRUN) for flag in flags.values() if flag.fate is Fate.moved]
     assert len(moved) > 60
     assert sorted(set(moved) - schema()) == []
-    generate = {f"--{field.name}" for field in dataclasses.fields(parse(["generate", "--model", "x"]).generation)}
+    generate = {f"--{field.name}" for field in dataclasses.fields(parse(["generate", "--model", "x"]).request)}
     assert {flag.field for flag in INFERENCE.values() if flag.field} <= generate
 
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from fmstune.errors import UserError, did_you_mean, raise_if_any
 from fmstune.job import Attention, Device, Dtype
-from fmstune.request import Comparison, Export, Generation, Harness, Merge, Method, Report, Scoring
+from fmstune.request import Comparison, Export, Generation, Harness, Merge, Method, Report, Request, Scoring
 
 
 class Verb(Enum):
@@ -71,12 +71,10 @@ class CommandLine:
     """`show-data --rows`: how many rows to print."""
     clear_cache: bool = False
     """`doctor --clear-cache`: delete the tokenised data."""
-    generation: Generation | None = None
-    """What `generate` is to do; its format is chosen from the data group by `data_format`."""
+    request: Request | None = None
+    """What `generate`, `evaluate`, `merge`, `report` or `compare` is to do; the words for Hydra choose its rows."""
     data_format: str | None = None
     """`generate --format`: a choice of the data group."""
-    merge: Merge | None = None
-    """What `merge` is to do."""
     old_command: tuple[str, ...] = ()
     """`from-fms`: the early tool's words, or its text or file as one word."""
     run_it: bool = False
@@ -87,12 +85,6 @@ class CommandLine:
     """`reproduce --strict`: refuse where a recorded fact differs."""
     typed: tuple[str, ...] = ()
     """All words as they were typed, to be recorded."""
-    report: Report | None = None
-    """What `report` is to do."""
-    comparison: Comparison | None = None
-    """What `compare` is to do."""
-    evaluation: Scoring | Harness | None = None
-    """What `evaluate` is to do; the rows of `Scoring` are chosen by the words for Hydra."""
     help: bool = False
     version: bool = False
 
@@ -166,7 +158,7 @@ def _generate(given: dict[str, Any], words: Sequence[str]) -> CommandLine:
     kinds = {"dtype": Dtype, "attention": Attention, "device": Device}
     given |= {name: kind(given[name]) for name, kind in kinds.items()}
     hydra = (*(() if config_dir is None else ("--config-dir", config_dir)), *words)
-    return CommandLine(verb=Verb.generate, hydra=hydra, generation=Generation(**given), data_format=data_format, **own)
+    return CommandLine(verb=Verb.generate, hydra=hydra, request=Generation(**given), data_format=data_format, **own)
 
 
 def _merge(given: dict[str, Any], words: Sequence[str]) -> CommandLine:
@@ -185,7 +177,7 @@ def _merge(given: dict[str, Any], words: Sequence[str]) -> CommandLine:
     raise_if_any(f"--{name} must be given: {what}" for name, what in needed.items() if not given[name])
     given |= {name: tuple(given[name]) for name in ("model", "weight")}
     given |= {"dtype": Dtype(given["dtype"]), "export": Export(given["export"]) if given["export"] else None}
-    return CommandLine(verb=Verb.merge, hydra=(), merge=Merge(**given), **own)
+    return CommandLine(verb=Verb.merge, hydra=(), request=Merge(**given), **own)
 
 
 def _reproduce(given: dict[str, Any], words: Sequence[str]) -> CommandLine:
@@ -215,10 +207,10 @@ def _looked_back(verb: Verb, given: dict[str, Any], words: Sequence[str]) -> Com
     if verb is Verb.report:
         if len(words) != 1:
             raise UserError(f"report takes one folder, of a run or of runs such as a sweep's; got {len(words)}")
-        return CommandLine(verb=verb, hydra=(), report=Report(folder=words[0], **given), **own)
+        return CommandLine(verb=verb, hydra=(), request=Report(folder=words[0], **given), **own)
     if len(words) != 2:
         raise UserError(f"compare takes two run folders; got {len(words)}")
-    return CommandLine(verb=verb, hydra=(), comparison=Comparison(a=words[0], b=words[1], **given), **own)
+    return CommandLine(verb=verb, hydra=(), request=Comparison(a=words[0], b=words[1], **given), **own)
 
 
 def _evaluate(given: dict[str, Any], words: Sequence[str], kind: type[Scoring] | type[Harness]) -> CommandLine:
@@ -238,7 +230,7 @@ def _evaluate(given: dict[str, Any], words: Sequence[str], kind: type[Scoring] |
     else:
         given |= {"label": tuple(given["label"]), "trusted": own["trusted"]}
     hydra = (*(() if config_dir is None else ("--config-dir", config_dir)), *words)
-    return CommandLine(verb=Verb.evaluate, hydra=hydra, evaluation=kind(**given), **own)
+    return CommandLine(verb=Verb.evaluate, hydra=hydra, request=kind(**given), **own)
 
 
 def _not_of_evaluate(words: Sequence[str], known: Sequence[str], kind: type) -> Iterator[str]:

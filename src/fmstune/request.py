@@ -174,7 +174,11 @@ SAMPLING = ("temperature", "top_k", "top_p")
 """Fields that only drawing uses; the names are those of `transformers.GenerationConfig`."""
 
 
-def write(request: Generation | Merge | Scoring | Harness | Report | Comparison, path: Path) -> None:
+Request = Generation | Merge | Scoring | Harness | Report | Comparison
+"""What a verb asks of a runner where it composes no job."""
+
+
+def write(request: Request, path: Path) -> None:
     """Write the request so that the function that reads its kind gives an equal one."""
     values = {name: getattr(value, "value", value) for name, value in asdict(request).items()}
     path.write_text(json.dumps(values), encoding="utf-8")

@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fmstune import freeze
+from fmstune.job import Job
 from fmstune.training_names import TRANSLATED
 
 COMMAND_LINE = "command line"
@@ -201,3 +202,8 @@ def _plain(config: Any) -> dict[str, Any]:
     tree = OmegaConf.to_container(config, resolve=False)
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
+
+
+def show(job: Job, origins: Origins) -> None:
+    """Print them, before the problems that the rules find, and before what the runner prints."""
+    print(render(freeze.as_tree(job), origins), end="\n\n", flush=True)

@@ -1,0 +1,279 @@
+"""What a command composes: one job, or the points of a sweep, each checked and run; or `--cfg job` of them."""
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.conf import HydraConf
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fmstune import (
+    accelerate_file,
+    composition,
+    forks,
+    freeze,
+    objective,
+    points,
+    preemption,
+    rules,
+    run_folder,
+    search,
+    sources,
+    start_job,
+    sweeps,
+)
+from fmstune.command_line import CommandLine, Verb, choice_problems, force_plain_overrides, swept_keys
+from fmstune.errors import UserError, raise_if_any, render
+from fmstune.exit_codes import INTERRUPTED, USER_ERROR, closed_pipe
+from fmstune.job import Job
+from fmstune.start_job import Start, Typed
+
+
+def run(line: CommandLine) -> int:
+    """Let Hydra compose each point and run it; the first failure's exit code, after all points ran."""
+    words, printed = composition.without_cfg_job(line.hydra)
+    extra = composition.config_dir(words)
+    for note in composition.shadowed(extra):
+        print(f"fmstune: note: {note}", file=sys.stderr)
+    groups = composition.groups(extra)
+    raise_if_any(choice_problems(words, groups))
+    forced = force_plain_overrides(words, groups)
+    swept = swept_keys(words)
+    tasks = Points(line, swept, printed)
+    if printed:
+        return _worst(_in_turn(forced, tasks))
+    away = sweeps.here(forced) is not None
+    if sweeps.searches(forced):
+        forced += _checked_search(sweeps.plain(forced), swept, line)
+    elif away:
+        tasks.number = len(_checked_points([sweeps.plain(forced)], Points(line, swept, None, checks_only=True)).codes)
+    return _worst(_away(forced, tasks) if away else _in_turn(forced, tasks))
+
+
+def _worst(codes: Sequence[int]) -> int:
+    """The first failure's exit code."""
+    return next((code for code in codes if code), 0)
+
+
+class Points:
+    """What is done with each composed configuration of a command; pickled where Hydra runs it elsewhere."""
+
+    number = 0
+    """How many there are, where Hydra runs them elsewhere."""
+
+    def __init__(
+        self,
+        line: CommandLine,
+        swept: Collection[str],
+        printed: Mapping[str, Any] | None,
+        *,
+        checks_only: bool = False,
+    ) -> None:
+        self._line, self._swept, self._printed, self._checks_only = line, swept, printed, checks_only
+        self.codes: list[int] = []
+        self.jobs: list[Job] = []
+        self.sweeps: set[Path] = set()
+        self.problems: list[str] = []
+
+    def __call__(self, config: DictConfig) -> points.Point | None:
+        """What became of a point of a sweep; errors do not rise: Hydra would put words around them, and end it."""
+        settings = HydraConfig.get()
+        if settings.mode is RunMode.MULTIRUN:
+            self.sweeps.add(Path(settings.sweep.dir))
+        if settings.mode is RunMode.MULTIRUN and self._line.verb is Verb.train and not self._checks_only:
+            return self._point(config, settings)
+        self.codes.append(self._code(config, None)[0])
+        return None
+
+    def _point(self, config: DictConfig, settings: HydraConf) -> points.Point:
+        """Run one point of a sweep and leave what became of it, also for a process elsewhere."""
+        sweep, number = Path(settings.sweep.dir), settings.job.num
+        folder, own = (
+            _sweep_folder(settings, self._swept),
+            [f"{key}={value}" for key, value in sweeps.own(settings, self._swept)],
+        )
+        points.record(sweep, self._line.command or self._line.hydra)
+        share = sweeps.threads(settings, self.number)
+        if share is not None:
+            os.environ.setdefault("OMP_NUM_THREADS", str(share))
+        done = run_folder.read_summary(folder).get("status") == run_folder.FINISHED
+        code, job = self._code(config, None if sweeps.is_submitit(settings) else forks.start)
+        if job is None:
+            point = points.refused(number, folder, own, code, self.problems)
+        else:
+            point = points.of(number, folder, own, code, job=job, skipped=done and code == 0)
+        self.codes.append(code)
+        if sweeps.is_away(settings):
+            if code == preemption.CODE:
+                sweeps.requeue()
+            points.leave(sweep, point)
+            return point
+        points.leave(sweep, point)
+        if code == INTERRUPTED:
+            # Ctrl-C means all of a sweep
+            raise KeyboardInterrupt
+        return point
+
+    def _code(self, config: DictConfig, start: Start | None) -> tuple[int, Job | None]:
+        """The exit code, and the job where it could be handed to a runner."""
+        self.problems = self.problems if self._checks_only else []
+        try:
+            if self._printed:
+                return _print(config, self._printed, self._line), None
+            frozen = _frozen(config, self._line, self._swept)
+            if self._checks_only:
+                self.jobs.append(frozen.job)
+                self.problems += [problem for problem in _problems_away(frozen.job) if problem not in self.problems]
+                return 0, None
+            typed = _typed(config, frozen.job, self._line)
+            return start_job.act(frozen.job, frozen.notes, self._line, typed, start), frozen.job
+        except UserError as err:
+            problems: Sequence[str] = err.problems
+        except OmegaConfBaseException as err:
+            problems = [composition.explained(err)]
+        except BrokenPipeError:
+            return closed_pipe(), None
+        self.problems += [problem for problem in problems if problem not in self.problems]
+        if not self._checks_only:
+            print(render(problems), file=sys.stderr)
+        return USER_ERROR, None
+
+
+def _in_turn(words: Sequence[str], tasks: Points) -> list[int]:
+    """Run the points in this process, one after the other; their exit codes."""
+    try:
+        composition.compose(words, tasks)
+    finally:
+        forks.close()
+        for folder in tasks.sweeps:
+            _end(folder)
+    return tasks.codes
+
+
+def _end(sweep: Path) -> list[points.Point]:
+    """Show what the points came to, those of a search's former commands too, and leave no folder that holds nothing."""
+    ended = points.gather(sweep)
+    if ended:
+        whole = points.read(sweep) if (sweep / search.STORAGE).exists() else ended
+        print(points.table(sweep, whole))
+        failed, skipped = sum(point.code != 0 for point in ended), sum(point.skipped for point in ended)
+        if skipped:
+            print(f"fmstune: {skipped} of {len(ended)} points were finished already", file=sys.stderr)
+        if failed:
+            print(f"fmstune: {failed} of {len(ended)} points failed", file=sys.stderr)
+    points.release(sweep, (search.STORAGE,))
+    return ended
+
+
+def _checked_points(commands: Iterable[Sequence[str]], tasks: Points) -> Points:
+    """Raises UserError with what is wrong with any of the points, before the first is started."""
+    for words in commands:
+        composition.compose(words, tasks)
+    for folder in tasks.sweeps:
+        points.release(folder)
+    raise_if_any(tasks.problems)
+    return tasks
+
+
+def _checked_search(words: Sequence[str], swept: frozenset[str], line: CommandLine) -> list[str]:
+    """Check points at the ends of what is searched; the words that tell the sweeper what is better."""
+    if line.verb is not Verb.train:
+        raise UserError(f"hydra/sweeper=optuna trains to search; leave it out with fmstune {line.verb.value}")
+    tasks = _checked_points(search.samples(words, swept), Points(line, swept, None, checks_only=True))
+    ways = {(objective.path(job), objective.direction(job)) for job in tasks.jobs}
+    if len(ways) > 1:
+        raise UserError("objective must be given: the points of this search would be compared by different numbers")
+    ((_, direction),) = ways
+    assert direction is not None
+    return [f"hydra.sweeper.direction={direction.value}"]
+
+
+def _problems_away(job: Job) -> Iterator[str]:
+    """What is wrong with a point, before the first of its sweep is started."""
+    if job.launcher.slurm is not None:
+        yield "launcher.slurm: hydra/launcher makes each point a job already; leave one of the two out"
+    yield from rules.problems(job)
+
+
+def _away(words: Sequence[str], tasks: Points) -> list[int]:
+    """Let Hydra's launcher run the points elsewhere, and wait for them; their exit codes."""
+    sweeps.Sweep.away.clear()
+    try:
+        composition.compose(words, tasks)
+    except Exception as err:
+        # as submitit is an extra, its errors cannot be named
+        if type(err).__module__.partition(".")[0] != "submitit":
+            raise
+        raise UserError(
+            f"a point's job ended without a result: {str(err).strip().splitlines()[0]}; its log says why, and the "
+            "other jobs go on"
+        ) from err
+    (folder,) = sweeps.Sweep.away
+    return [point.code for point in _end(folder)]
+
+
+def _print(config: DictConfig, how: Mapping[str, Any], line: CommandLine) -> int:
+    """`--cfg job`: the composed job, or where its fields come from."""
+    if not line.sources:
+        return composition.print_config(config, how, line.trusted)
+    tree = composition.tree(config)
+    if not OmegaConf.missing_keys(config):
+        tree = freeze.as_tree(freeze.freeze(tree, trusted=line.trusted).job)
+    shown = sources.render(tree, sources.of_composition(config), how["package"])
+    raise_if_any([] if shown else [composition.no_such_part(how["package"], config)])
+    print(shown)
+    return 0
+
+
+def _frozen(config: DictConfig, line: CommandLine, swept: Collection[str]) -> freeze.Frozen:
+    """One composed configuration as a job, in the folder that is its own."""
+    tree = composition.tree(config)
+    words = frozenset(word.lstrip("+~").partition("=")[0] for word in line.hydra)
+    tree["launcher"] = accelerate_file.folded(tree["launcher"], words)
+    frozen = freeze.freeze(tree, trusted=line.trusted)
+    job = frozen.job
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        job = dataclasses.replace(job, output_dir=str(_sweep_folder(HydraConfig.get(), swept)))
+    if line.sources:
+        sources.show(job, _origins(config))
+    return freeze.Frozen(job, frozen.notes)
+
+
+def _sweep_folder(settings: HydraConf, swept: Collection[str]) -> Path:
+    """The folder of one point: its number, and what sets it apart from the others."""
+    own = ",".join(f"{key.rpartition('.')[2]}={sweeps.short(value)}" for key, value in sweeps.own(settings, swept))
+    slug = re.sub(r"[^\w.=+-]+", "_", own)[:60]
+    return Path(settings.sweep.dir) / "-".join(part for part in (str(settings.job.num), slug) if part)
+
+
+def _typed(config: DictConfig, job: Job, line: CommandLine) -> Typed | None:
+    """How a composed job that is to be trained came about; None where a job of another launcher's cannot tell."""
+    if line.verb is not Verb.train or not GlobalHydra.instance().is_initialized():
+        return None
+    given = [word.removeprefix("++") for word in composition.task_words()]
+    extra = composition.config_dir(line.hydra)
+    flags = [f"--config-dir={extra}"] if extra is not None else []
+    flags += [f"--trust={package}" for package in line.trusted]
+    try:
+        recorded = sources.recorded(freeze.as_tree(job), _origins(config))
+    except RuntimeError as err:
+        # a report can do without, and so the run goes on
+        print(f"fmstune: note: {run_folder.SOURCES} will not say what set each field: {err}", file=sys.stderr)
+        recorded = {}
+    return Typed([*flags, *given], recorded)
+
+
+def _origins(config: DictConfig) -> sources.Origins:
+    """What set each value of the composed configuration; a point of a sweep has a folder of its own."""
+    origins = sources.of_composition(config)
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        origins["output_dir",] = sources.Origin("a folder for each point of the sweep")
+    return origins

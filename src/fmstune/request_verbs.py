@@ -1,0 +1,142 @@
+"""Verbs that ask something of what was trained: checked here as far as can be, then handed to a runner."""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fmstune import composition, freeze, launch, request, request_rules, rules, run_folder
+from fmstune.command_line import CommandLine, Verb, force_plain_overrides
+from fmstune.errors import UserError, raise_if_any
+from fmstune.exit_codes import of_process
+from fmstune.job import Device, Job, has_held_out
+from fmstune.request import Comparison, Generation, Harness, Merge, Report, Request, Scoring
+
+
+def run(line: CommandLine, asked: Request) -> int:
+    """Do what is asked; the exit code."""
+    match asked:
+        case Generation():
+            return _generate(line, asked)
+        case Merge():
+            return _merge(asked)
+        case Scoring() | Harness():
+            return _evaluate(line, asked)
+        case Report() | Comparison():
+            return _hand_over(asked, line.verb, Device.cpu)
+
+
+def _generate(line: CommandLine, asked: Generation) -> int:
+    """Check what the parent can of `fmstune generate`, then hand it to the runner."""
+    asked = dataclasses.replace(asked, model=request_rules.model_place(asked.model))
+    problems = list(request_rules.generation(asked, line.data_format))
+    try:
+        format = _data_format(line)
+    except UserError as err:
+        problems += err.problems
+    raise_if_any(problems)
+    return _hand_over(dataclasses.replace(asked, format=format), Verb.generate, asked.device)
+
+
+def _merge(asked: Merge) -> int:
+    """Check what the parent can of `fmstune merge`, then hand it to the runner; it is done on the CPU."""
+    asked = dataclasses.replace(asked, model=tuple(request_rules.model_place(model) for model in asked.model))
+    raise_if_any(request_rules.merge(asked))
+    return _hand_over(asked, Verb.merge, Device.cpu)
+
+
+def _evaluate(line: CommandLine, asked: Scoring | Harness) -> int:
+    """Check what the parent can of `fmstune evaluate`, choose rows and base, then hand it to the runner."""
+    place = request_rules.model_place(asked.model)
+    problems = list(request_rules.evaluation(dataclasses.replace(asked, model=place)))
+    try:
+        job = _evaluated(line, Path(asked.model).expanduser(), isinstance(asked, Harness))
+    except UserError as err:
+        problems += err.problems
+    raise_if_any(problems)
+    if job is not None and not (Path(place) / "adapter_config.json").is_file() and not asked.no_base:
+        # a whole model does not say what it was tuned from, and its run does
+        base = asked.base_model_name_or_path or (job.model.path if place != asked.model else None)
+        asked = dataclasses.replace(asked, base_model_name_or_path=base)
+    asked = dataclasses.replace(asked, model=place)
+    if isinstance(asked, Scoring):
+        asked = dataclasses.replace(asked, job=freeze.as_tree(job) if job is not None else None)
+    return _hand_over(asked, Verb.evaluate, asked.device)
+
+
+def _evaluated(line: CommandLine, folder: Path, harness: bool) -> Job | None:
+    """The job whose rows are evaluated: that of the run, or the one that the words make; raises UserError."""
+    job: Job | None
+    run, words = folder / run_folder.JOB, line.hydra
+    chosen = any(word.startswith("data=") for word in words)
+    if run.is_file() and not chosen:
+        job = freeze.read(run, trusted=line.trusted, changes=composition.changes(words)).job
+    elif harness:
+        return None
+    elif not chosen:
+        raise UserError(f"--model: {folder} is no run, which has rows of its own; add data=CHOICE and data.eval=FILE")
+    else:
+        job = _composed_job(line, words)
+    if not harness:
+        if not has_held_out(job.data):
+            raise UserError("no row is held out; set data.eval to the rows to evaluate on, or data.eval_fraction")
+        # rows to train on are not read where others are held out
+        read = "data." if job.data.eval is None else ("data.eval", "data.format", "data.max", "data.text", "data.resp")
+        raise_if_any(problem for problem in rules.problems(job) if problem.startswith(read))
+    return job
+
+
+def _composed_job(line: CommandLine, words: Sequence[str]) -> Job:
+    """The job that these words compose; rows to train on need not be given."""
+    found: list[Job] = []
+    problems: list[str] = []
+
+    def keep(config: DictConfig) -> None:
+        # raised here, an error would get Hydra's words around it
+        if OmegaConf.is_missing(config.data, "train") and config.data.eval is not None:
+            OmegaConf.update(config, "data.train", "none")
+        try:
+            found.append(freeze.freeze(composition.tree(config), trusted=line.trusted).job)
+        except UserError as err:
+            problems.extend(err.problems)
+
+    composition.compose(force_plain_overrides(words, composition.groups(composition.config_dir(words))), keep)
+    raise_if_any(problems)
+    return found[0]
+
+
+def _hand_over(asked: Request, verb: Verb, device: Device) -> int:
+    """Let a runner do what is asked; its exit code."""
+    with tempfile.TemporaryDirectory(prefix="fmstune-") as folder:
+        file = Path(folder) / "request.json"
+        request.write(asked, file)
+        argv = launch.command(file, f"--verb={verb.value}")
+        return of_process(launch.start(argv, launch.environment_of(device, None, os.environ)))
+
+
+def _data_format(line: CommandLine) -> dict[str, Any] | None:
+    """The format that `--format` chooses from the data group, with the fields given beside it."""
+    if line.data_format is None:
+        return None
+    found: list[dict[str, Any]] = []
+    problems: list[str] = []
+
+    def keep(config: DictConfig) -> None:
+        # raised here, an error would get Hydra's words around it
+        try:
+            found.append(freeze.freeze(composition.tree(config), trusted=line.trusted).job.data.format)
+        except UserError as err:
+            problems.extend(err.problems)
+
+    # the rows of the group are not wanted, and its file may leave them open
+    words = [f"data={line.data_format}", "data.train=none", *line.hydra]
+    try:
+        composition.compose(force_plain_overrides(words, composition.groups(composition.config_dir(words))), keep)
+    except composition.ERRORS as err:
+        raise UserError(f"--format: {composition.explained(err)}") from err
+    raise_if_any(problems)
+    return found[0]
