@@ -503,7 +503,9 @@ def _repeat(line: CommandLine) -> int:
     if line.sources:
         _print_sources(frozen.job, origins)
     words = [f"--from={path}", *(f"--trust={package}" for package in line.trusted), *line.hydra]
-    return _act(frozen.job, frozen.notes, line, Typed(words, sources.recorded(freeze.as_tree(frozen.job), origins)))
+    return _act(
+        frozen.job, frozen.notes, line, Typed(words, lambda: sources.recorded(freeze.as_tree(frozen.job), origins))
+    )
 
 
 def _reproduce(line: CommandLine, run: Path) -> int:
@@ -525,7 +527,7 @@ def _reproduce(line: CommandLine, run: Path) -> int:
         return code
     origins = sources.of_file(recorded / run_folder.JOB, changes)
     words = [f"--from={recorded}", *flags, *line.hydra]
-    typed = Typed(words, sources.recorded(freeze.as_tree(job), origins))
+    typed = Typed(words, lambda: sources.recorded(freeze.as_tree(job), origins))
     if code := _act(job, frozen.notes, dataclasses.replace(line, verb=Verb.train), typed):
         return code
     folder = Path(str(job.output_dir))
@@ -567,8 +569,8 @@ class Typed(NamedTuple):
 
     words: list[str]
     """Of the command; in a sweep those of one point."""
-    sources: dict[str, str]
-    """What set each field, those aside that have their defaults."""
+    sources: Callable[[], dict[str, str]]
+    """Finds what set each field, those aside that have their defaults: as long as composing, so only for a folder."""
 
 
 def _typed(config: DictConfig, job: Job, line: CommandLine) -> Typed | None:
@@ -579,13 +581,16 @@ def _typed(config: DictConfig, job: Job, line: CommandLine) -> Typed | None:
     extra = composition.config_dir(line.hydra)
     flags = [f"--config-dir={extra}"] if extra is not None else []
     flags += [f"--trust={package}" for package in line.trusted]
+    return Typed([*flags, *given], lambda: _recorded(config, job))
+
+
+def _recorded(config: DictConfig, job: Job) -> dict[str, str]:
     try:
-        recorded = sources.recorded(freeze.as_tree(job), _origins(config))
+        return sources.recorded(freeze.as_tree(job), _origins(config))
     except RuntimeError as err:
         # a report can do without, and so the run goes on
         print(f"fmstune: note: {run_folder.SOURCES} will not say what set each field: {err}", file=sys.stderr)
-        recorded = {}
-    return Typed([*flags, *given], recorded)
+        return {}
 
 
 def _origins(config: DictConfig) -> sources.Origins:
@@ -637,7 +642,7 @@ def _train(job: Job, flags: Sequence[str], typed: Typed | None, start: Start | N
         print(report.render(run_folder.read_summary(folder), folder))
         return 0
     if typed is not None and job.launcher.machine_rank == 0:
-        run_folder.write_json(folder / run_folder.SOURCES, typed._asdict())
+        run_folder.write_json(folder / run_folder.SOURCES, {"words": typed.words, "sources": typed.sources()})
     if job.launcher.slurm is not None:
         return _submit(claimed, flags)
     code = 0
