@@ -8,9 +8,9 @@ import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from fmstune import composition
+from fmstune import composed_once, composition
 
 WORDS = ("peft=lora", "++training.learning_rate=1e-3", "++training.max_steps=3")
 
@@ -62,6 +62,36 @@ def test_a_plain_job_is_composed_once_and_as_hydra_composes_it(
     with hydra.initialize_config_module("fmstune.conf", version_base="1.3"):
         alone = composition.tree(hydra.compose("job", list(WORDS)))
     assert composed == [{**alone, "mode": RunMode.RUN}]
+
+
+def test_a_shipped_file_is_parsed_once_and_each_composition_has_its_own_copy(
+    composed: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    parsed: list[str] = []
+    load = OmegaConf.load
+
+    def counted(file: Any) -> Any:
+        parsed.append(str(file.name))
+        return load(file)
+
+    monkeypatch.setattr("sys.argv", ["fmstune"])
+    monkeypatch.setattr(OmegaConf, "load", counted)
+    monkeypatch.setattr(composed_once, "_files", {})
+    composition.compose(WORDS, lambda config: composed.append(composition.tree(config)))
+    assert "job.yaml" in {Path(name).name for name in parsed}
+    assert len(parsed) == len(set(parsed)) == len(composed_once._files)
+    composition.compose((*WORDS, "seed=7"), lambda config: composed.append(composition.tree(config)))
+    assert len(parsed) == len(set(parsed))
+    assert composed[1] == {**composed[0], "seed": 7} != composed[0]
+
+
+def test_a_users_file_is_read_anew(composed: list[dict[str, Any]], tmp_path: Path) -> None:
+    file = tmp_path / "conf" / "experiment" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    for seed in (1, 2):
+        file.write_text(f"# @package _global_\nseed: {seed}\n")
+        compose(("--config-dir", str(tmp_path / "conf"), "experiment=mine"), composed)
+    assert [one["seed"] for one in composed] == [1, 2]
 
 
 def test_each_point_of_a_sweep_is_composed_with_its_own_values(composed: list[dict[str, Any]], tmp_path: Path) -> None:

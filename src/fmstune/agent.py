@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from fmstune import head_start, parent, preemption, run_folder
+from fmstune import head_start, lean, parent, preemption, run_folder
 from fmstune.launch import AGENT, PARENT
 
 _SECONDARY = (
@@ -85,8 +85,9 @@ def _import_launcher() -> None:
     """The seconds that this process takes; in silence, as torch's launcher has its own words on what is said here."""
     former = os.environ.get("LOGLEVEL")
     os.environ["LOGLEVEL"] = "CRITICAL"
-    for name in ("accelerate.commands.launch", "torch.distributed.run"):
-        importlib.import_module(name)
+    with lean.imports():
+        for name in ("accelerate.commands.launch", "torch.distributed.run"):
+            importlib.import_module(name)
     os.environ.pop("LOGLEVEL") if former is None else os.environ.update(LOGLEVEL=former)
 
 

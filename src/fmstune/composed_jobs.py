@@ -262,13 +262,16 @@ def _typed(config: DictConfig, job: Job, line: CommandLine) -> Typed | None:
     extra = composition.config_dir(line.hydra)
     flags = [f"--config-dir={extra}"] if extra is not None else []
     flags += [f"--trust={package}" for package in line.trusted]
+    return Typed([*flags, *given], lambda: _recorded(config, job))
+
+
+def _recorded(config: DictConfig, job: Job) -> dict[str, str]:
     try:
-        recorded = sources.recorded(freeze.as_tree(job), _origins(config))
+        return sources.recorded(freeze.as_tree(job), _origins(config))
     except RuntimeError as err:
         # a report can do without, and so the run goes on
         print(f"fmstune: note: {run_folder.SOURCES} will not say what set each field: {err}", file=sys.stderr)
-        recorded = {}
-    return Typed([*flags, *given], recorded)
+        return {}
 
 
 def _origins(config: DictConfig) -> sources.Origins:

@@ -18,8 +18,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import IO
 
-from fmstune import parent, runner
-from fmstune.garbage import uncollected
+from fmstune import lean, parent, runner
 from fmstune.launch import PARENT
 from fmstune.run_folder import INTERRUPTING, NOTICES
 
@@ -40,7 +39,7 @@ def main() -> None:
         signal.signal(number, _hand_on)
     with socket.socket(fileno=int(sys.argv[1])) as connection:
         line = connection.makefile("rw", encoding="utf-8")
-    with uncollected():
+    with lean.imports():
         importlib.import_module("fmstune.verbs")
         for module in _LATE:
             importlib.import_module(module)

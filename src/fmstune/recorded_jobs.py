@@ -55,9 +55,8 @@ def _repeat(line: CommandLine) -> int:
     if line.sources:
         sources.show(frozen.job, origins)
     words = [f"--from={path}", *(f"--trust={package}" for package in line.trusted), *line.hydra]
-    return start_job.act(
-        frozen.job, frozen.notes, line, Typed(words, sources.recorded(freeze.as_tree(frozen.job), origins))
-    )
+    typed = Typed(words, lambda: sources.recorded(freeze.as_tree(frozen.job), origins))
+    return start_job.act(frozen.job, frozen.notes, line, typed)
 
 
 def _reproduce(line: CommandLine, run: Path) -> int:
@@ -76,7 +75,7 @@ def _reproduce(line: CommandLine, run: Path) -> int:
         return code
     origins = sources.of_file(recorded / run_folder.JOB, changes)
     words = [f"--from={recorded}", *flags, *line.hydra]
-    typed = Typed(words, sources.recorded(freeze.as_tree(job), origins))
+    typed = Typed(words, lambda: sources.recorded(freeze.as_tree(job), origins))
     if code := start_job.act(job, frozen.notes, dataclasses.replace(line, verb=Verb.train), typed):
         return code
     folder = Path(str(job.output_dir))

@@ -8,10 +8,9 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from fmstune import agent, freeze, launch_rules, parent, preemption, ranks, request, run_folder
+from fmstune import agent, freeze, launch_rules, lean, parent, preemption, ranks, request, run_folder
 from fmstune.command_line import Verb
 from fmstune.errors import Preempted, UserError, raise_if_any, render
-from fmstune.garbage import uncollected
 from fmstune.job import Job
 
 
@@ -82,7 +81,7 @@ def _act(options: argparse.Namespace) -> int:
         # one process speaks for all
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     # here and not above: it imports torch for seconds, in which a signal or the parent's death must be heeded already
-    with uncollected():
+    with lean.imports():
         from fmstune import quiet, verbs
 
     quiet.quiet()
@@ -112,7 +111,7 @@ def _after(verb: Verb, file: Path) -> int:
     if verb is Verb.evaluate:
         return _evaluate(file)
     # these alone: what trains takes seconds more to import
-    with uncollected():
+    with lean.imports():
         from fmstune import asking, merging, quiet
 
     quiet.quiet()
@@ -134,7 +133,7 @@ def _look_back(verb: Verb, file: Path) -> int:
 
 def _evaluate(file: Path) -> int:
     harness = "tasks" in json.loads(file.read_text(encoding="utf-8"))
-    with uncollected():
+    with lean.imports():
         from fmstune import quiet
 
     quiet.quiet()
@@ -142,7 +141,7 @@ def _evaluate(file: Path) -> int:
         from fmstune import harness as tasks
 
         return tasks.run(request.read_harness(file))
-    with uncollected():
+    with lean.imports():
         from fmstune import scoring
 
     return scoring.run(request.read_scoring(file))

@@ -23,8 +23,8 @@ class Typed(NamedTuple):
 
     words: list[str]
     """Of the command; in a sweep those of one point."""
-    sources: dict[str, str]
-    """What set each field, those aside that have their defaults."""
+    sources: Callable[[], dict[str, str]]
+    """Finds what set each field, those aside that have their defaults: as long as composing, so only for a folder."""
 
 
 def act(job: Job, notes: Sequence[str], line: CommandLine, typed: Typed | None, start: Start | None = None) -> int:
@@ -68,7 +68,7 @@ def _train(job: Job, flags: Sequence[str], typed: Typed | None, start: Start | N
         print(report.render(run_folder.read_summary(folder), folder))
         return 0
     if typed is not None and job.launcher.machine_rank == 0:
-        run_folder.write_json(folder / run_folder.SOURCES, typed._asdict())
+        run_folder.write_json(folder / run_folder.SOURCES, {"words": typed.words, "sources": typed.sources()})
     if job.launcher.slurm is not None:
         return _submit(claimed, flags)
     code = 0
