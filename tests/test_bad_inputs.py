@@ -832,6 +832,10 @@ TOGETHER = [
         "training.metric_for_best_model=entropy needs training.greater_is_better: true, or false for the least",
     ),
     case(
+        "training.metric_for_best_model=macro_f1 training.eval_strategy=epoch",
+        "training.metric_for_best_model=macro_f1 is measured on generated answers; set evaluation.sample",
+    ),
+    case(
         "training.eval_on_start=true training.eval_strategy=no",
         "training.eval_on_start=true needs training.eval_strategy=epoch or steps; …",
     ),

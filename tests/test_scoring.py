@@ -1,6 +1,7 @@
 """`fmstune evaluate` by hand: base against tuned on the held-out rows; and the real harness says the same."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ def test_ranking_and_the_harness_agree_on_an_adapter_and_its_base(fmstune: Fmstu
     done = fmstune("peft=lora", *TRAIN, *sampled, "evaluation.max_rows=2", "output_dir=run")
     assert done.code == 0, done.err
     logs = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    assert [log["eval_exact_match"] * 4 % 1 for log in logs if "eval_exact_match" in log] == [0.0, 0.0]
+    for measure in ("eval_exact_match", "eval_accuracy"):
+        assert [log[measure] * 4 % 1 for log in logs if measure in log] == [0.0, 0.0]
+    assert {"accuracy", "micro_f1", "macro_f1"} <= set(read("run/summary.json")["tuned"])
 
     ranked = fmstune("evaluate", "--model", "run", "--method", "rank")
     assert ranked.code == 0, ranked.err
@@ -60,6 +63,16 @@ def test_ranking_and_the_harness_agree_on_an_adapter_and_its_base(fmstune: Fmstu
     theirs = read("harness.json")
     for name in ("base", "tuned"):
         assert theirs[name]["results"]["own_complaints"]["acc,none"] == own[name]["accuracy"]["value"]
+
+
+def test_the_missing_harness_is_named_with_the_command_that_installs_it(
+    fmstune: Fmstune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Python finds no module that is None here
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    done = fmstune("evaluate", "harness", "--model", "package:tiny_llama", "--tasks", "boolq")
+    assert (done.code, done.out) == (2, "")
+    assert "evaluate harness needs lm-evaluation-harness; pip install 'fmstune[eval]'" in done.err
 
 
 @pytest.mark.slow
