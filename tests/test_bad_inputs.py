@@ -481,7 +481,11 @@ MODELS = [
     model_case("model.path: the tokenizer m cannot be loaded: …", tiny_llama() | {"m/tokenizer.json": "{x"}),
     case("model.tokenizer=./nowhere", "model.tokenizer: no folder nowhere, and './nowhere' is not a hub id …"),
     case("model.tokenizer=m", "model.tokenizer: m has no tokenizer_config.json; give the folder …", m__readme_txt="x"),
-    case("model.tokenizer=nowhere", "model.tokenizer: the tokenizer nowhere is not in the cache and the hub cannot …"),
+    case(
+        "model.tokenizer=nowhere",
+        "model.tokenizer: the tokenizer nowhere is not in the cache and the hub …; did you mean 'nowhere.json'?",
+        nowhere_json="{}",
+    ),
     case("model.architecture={hidden_size:128}", "model.architecture needs model_type, such as llama"),
     case(
         "model.architecture={model_type:lama}",
