@@ -840,6 +840,12 @@ TOGETHER = [
         "training.metric_for_best_model=macro_f1 is measured on generated answers; set evaluation.sample",
     ),
     case(
+        f"{ROWS} data.eval=held.jsonl objective=tuned.macro_f1",
+        "objective=tuned.macro_f1 needs held-out rows whose answers are labels, up to 50 different ones; most of …",
+        rows_jsonl=ROW,
+        held_jsonl=ROW.replace("question", "another"),
+    ),
+    case(
         "training.eval_on_start=true training.eval_strategy=no",
         "training.eval_on_start=true needs training.eval_strategy=epoch or steps; …",
     ),

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import random
-import re
 import shutil
 import sys
 import time
@@ -25,7 +24,6 @@ from fmstune import (
     checkpoints,
     evaluate,
     file_hashes,
-    measures,
     memory,
     model_card,
     models,
@@ -161,7 +159,6 @@ def _build(
     job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, folder: Path
 ) -> tuple[Trainer, dict[str, Any]]:
     """The trainer around the model, and what building it took."""
-    raise_if_any(_without_labels(job, prepared, tokenizer))
     # before the model: a new adapter's weights are random
     set_seed(job.seed)
     before = memory.now(checked.device)
@@ -246,29 +243,6 @@ def _while_training(job: Job, prepared: Prepared) -> Dataset | dict[str, Dataset
         return None
     sets = {part.name: part.rows.select_columns(["input_ids", "labels"]) for part in prepared.held_out}
     return sets.get("", sets)
-
-
-def _without_labels(job: Job, prepared: Prepared, tokenizer: Tokenizer) -> Iterator[str]:
-    """Settings that look at a measure of labels, where the held-out rows have none."""
-    early, limit = job.callbacks.early_stopping, job.callbacks.stop_when
-    asked: dict[str, str | None] = {
-        "training.metric_for_best_model": job.training.get("metric_for_best_model"),
-        "callbacks.early_stopping.metric": early.metric if early is not None else None,
-        "callbacks.stop_when.metric": limit.metric if limit is not None else None,
-        "objective": job.objective,
-    }
-    for field, metric in asked.items():
-        if metric is None or not metric.endswith(ANSWERED[1:]):
-            continue
-        # of one set, or of all
-        named = [
-            part for part in prepared.held_out if part.name and re.search(rf"[_.]{re.escape(part.name)}[_.]", metric)
-        ]
-        if not all(evaluate.labels_of(part.rows, tokenizer.tokenizer) for part in named or prepared.held_out):
-            yield (
-                f"{field}={metric} needs held-out rows whose answers are labels, up to {measures.LABELS_AT_MOST} "
-                "different ones; most of these have an answer of their own: take exact_match"
-            )
 
 
 def _sample(trainer: Trainer, job: Job, checked: Checked, prepared: Prepared) -> dict[str, float]:
