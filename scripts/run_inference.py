@@ -6,6 +6,9 @@ import sys
 
 from fmstune.cli import main
 
+FORMER = {"--use_flash_attn": ("--attention", "flash_attention_2")}
+"""Flags that have another name today."""
+
 if __name__ == "__main__":
-    sys.argv = ["fmstune", "generate", *sys.argv[1:]]
+    sys.argv = ["fmstune", "generate", *(today for word in sys.argv[1:] for today in FORMER.get(word, (word,)))]
     main()

@@ -194,6 +194,9 @@ def test_the_early_tools_script_takes_its_flags(tmp_path: Path) -> None:
     assert [one["input"] for one in results("r.json")] == TEXTS
     listed = subprocess.run([*script, "--help"], capture_output=True, text=True, timeout=60).stdout
     assert "--base_model_name_or_path" in listed
+    wrong = [*script, *flags, "--use_flash_attn", "--nosuch"]
+    refused = subprocess.run(wrong, capture_output=True, text=True, timeout=60).stderr
+    assert "generate has no flag --nosuch" in refused and "flash" not in refused
 
 
 def test_generating_does_not_wait_for_what_trains_to_be_imported(tmp_path: Path) -> None:

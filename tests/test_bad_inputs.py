@@ -481,7 +481,11 @@ MODELS = [
     model_case("model.path: the tokenizer m cannot be loaded: …", tiny_llama() | {"m/tokenizer.json": "{x"}),
     case("model.tokenizer=./nowhere", "model.tokenizer: no folder nowhere, and './nowhere' is not a hub id …"),
     case("model.tokenizer=m", "model.tokenizer: m has no tokenizer_config.json; give the folder …", m__readme_txt="x"),
-    case("model.tokenizer=nowhere", "model.tokenizer: the tokenizer nowhere is not in the cache and the hub cannot …"),
+    case(
+        "model.tokenizer=nowhere",
+        "model.tokenizer: the tokenizer nowhere is not in the cache and the hub …; did you mean 'nowhere.json'?",
+        nowhere_json="{}",
+    ),
     case("model.architecture={hidden_size:128}", "model.architecture needs model_type, such as llama"),
     case(
         "model.architecture={model_type:lama}",
@@ -830,6 +834,16 @@ TOGETHER = [
     case(
         "training.metric_for_best_model=entropy training.eval_strategy=epoch",
         "training.metric_for_best_model=entropy needs training.greater_is_better: true, or false for the least",
+    ),
+    case(
+        "training.metric_for_best_model=macro_f1 training.eval_strategy=epoch",
+        "training.metric_for_best_model=macro_f1 is measured on generated answers; set evaluation.sample",
+    ),
+    case(
+        f"{ROWS} data.eval=held.jsonl objective=tuned.macro_f1",
+        "objective=tuned.macro_f1 needs held-out rows whose answers are labels, up to 50 different ones; most of …",
+        rows_jsonl=ROW,
+        held_jsonl=ROW.replace("question", "another"),
     ),
     case(
         "training.eval_on_start=true training.eval_strategy=no",

@@ -199,9 +199,30 @@ def test_the_scores_of_several_sets_are_weighed_by_rows_and_tokens() -> None:
     assert both["eval_loss"] == pytest.approx(1.25)
     assert both["exact_match"] == pytest.approx(0.6)
     assert (both["rows"], both["rows_left_out"], both["answers_too_long"]) == (5, 2, 1)
-    figures = [{key: value for key, value in vars(each).items() if key != "samples"} for each in (one, two)]
-    assert both["sets"] == dict(zip(("one", "two"), figures, strict=True))
-    assert evaluate.together({"": one}) == figures[0]
+    assert both["sets"] == {"one": one.figures, "two": two.figures}
+    assert evaluate.together({"": one}) == one.figures
+
+
+def test_sets_of_labels_are_measured_by_these_apart_and_together() -> None:
+    plain = {"eval_loss": 1.0, "exact_match": 0.5, "rows_left_out": 0, "answers_too_long": 0, "answer_tokens": 4}
+    one = Scores(**plain, rows=2, labels=("a", "b"), expected=("a", "b"), answers=(" A", "c"))
+    two = Scores(**plain, rows=2, labels=("a", "c"), expected=("a", "c"), answers=("c", "c"))
+    both = evaluate.together({"one": one, "two": two})
+    assert (both["accuracy"], both["sets"]["one"]["accuracy"]) == (0.5, 0.5)
+    # c is a label of the other set, so that as an answer it is false here, and no label alone
+    assert (both["micro_f1"], both["sets"]["one"]["micro_f1"]) == (0.5, pytest.approx(2 / 3))
+    assert both["macro_f1"] == pytest.approx((2 / 3 + 0 + 1 / 2) / 3)
+    texts = Scores(**plain, rows=2, expected=("a", "b"), answers=("a", "b"))
+    together = evaluate.together({"one": one, "two": texts})
+    assert "accuracy" not in together and "accuracy" in together["sets"]["one"]
+
+
+def test_answers_are_labels_where_each_is_that_of_several_rows(tokenizer: PreTrainedTokenizerBase) -> None:
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (" yes", "no", " Yes", "yes")]
+    assert evaluate.labels_of(Dataset.from_dict({"answer_ids": ids * 2}), tokenizer) == ["no", "yes"]
+    assert evaluate.labels_of(Dataset.from_dict({"answer_ids": ids[1:3]}), tokenizer) == []
+    texts = [[number] for number in range(300, 420)]
+    assert evaluate.labels_of(Dataset.from_dict({"answer_ids": texts * 2}), tokenizer) == []
 
 
 def test_what_ends_a_turn_ends_an_answer_too(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fmstune.job import ANSWERED
 from tests import browser
 from tests.browser import Browser
 from tests.conftest import MadeOnce, Result
@@ -109,7 +110,7 @@ def a_run(sweep: Path) -> Path:
 def test_the_result_stands_first_with_base_tuned_and_change(a_run: Path) -> None:
     page, s = Page(a_run / "report.html"), summary(a_run)
     rows = page.table("held-out rows", "base", "tuned", "change")
-    for row, key in zip(rows, ("eval_loss", "exact_match", "rows"), strict=True):
+    for row, key in zip(rows, ("eval_loss", *ANSWERED, "rows"), strict=True):
         assert row["base"] == f"{s['base'][key]:.4g}"
         assert row["tuned"] == f"{s['tuned'][key]:.4g}"
     change = s["tuned"]["eval_loss"] - s["base"]["eval_loss"]

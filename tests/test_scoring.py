@@ -1,6 +1,7 @@
 """`fmstune evaluate` by hand: base against tuned on the held-out rows; and the real harness says the same."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,18 @@ doc_to_choice: [complaint, no complaint]
 doc_to_target: label
 metric_list: [{{metric: acc}}]
 """
+GENERATING = """
+task: own_answers
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {rows}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "### Text: {{{{text}}}}\\n\\n### Label:"
+doc_to_target: label
+generation_kwargs: {{until: ["###"], max_gen_toks: 4}}
+filter_list: [{{name: none, filter: [{{function: remove_whitespace}}, {{function: take_first}}]}}]
+metric_list: [{{metric: exact_match}}]
+"""
 
 
 def read(name: str) -> Any:
@@ -39,7 +52,9 @@ def test_ranking_and_the_harness_agree_on_an_adapter_and_its_base(fmstune: Fmstu
     done = fmstune("peft=lora", *TRAIN, *sampled, "evaluation.max_rows=2", "output_dir=run")
     assert done.code == 0, done.err
     logs = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    assert [log["eval_exact_match"] * 4 % 1 for log in logs if "eval_exact_match" in log] == [0.0, 0.0]
+    for measure in ("eval_exact_match", "eval_accuracy"):
+        assert [log[measure] * 4 % 1 for log in logs if measure in log] == [0.0, 0.0]
+    assert {"accuracy", "micro_f1", "macro_f1"} <= set(read("run/summary.json")["tuned"])
 
     ranked = fmstune("evaluate", "--model", "run", "--method", "rank")
     assert ranked.code == 0, ranked.err
@@ -62,10 +77,22 @@ def test_ranking_and_the_harness_agree_on_an_adapter_and_its_base(fmstune: Fmstu
         assert theirs[name]["results"]["own_complaints"]["acc,none"] == own[name]["accuracy"]["value"]
 
 
+def test_the_missing_harness_is_named_with_the_command_that_installs_it(
+    fmstune: Fmstune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Python finds no module that is None here
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    done = fmstune("evaluate", "harness", "--model", "package:tiny_llama", "--tasks", "boolq")
+    assert (done.code, done.out) == (2, "")
+    assert "evaluate harness needs lm-evaluation-harness; pip install 'fmstune[eval]'" in done.err
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt_bigcode"])
-@pytest.mark.parametrize("method", ["full", "prompt_tuning"])
-def test_every_method_is_compared_with_its_base(method: str, name: str, fmstune: Fmstune) -> None:
+@pytest.mark.parametrize(("method", "name"), [("full", "tiny_gpt_bigcode"), ("prompt_tuning", "tiny_llama")])
+def test_what_is_tuned_is_compared_with_its_base_and_answers_the_harness_alike(
+    method: str, name: str, fmstune: Fmstune, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval")
     changes = ("model.special_tokens={extra_special_tokens: ['<a>']}", "evaluation=none", "output_dir=run")
     assert fmstune(f"peft={method}", f"model={name}", *TRAIN, *changes).code == 0
     words = ("evaluate", "--model", "run", "--max_rows", "8", "--max_new_tokens", "4")
@@ -77,3 +104,12 @@ def test_every_method_is_compared_with_its_base(method: str, name: str, fmstune:
     assert one["answers_without_label"]["tuned"] == sum(
         row["tuned"].casefold() not in ("complaint", "no complaint") for row in one["answers"]
     )
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "own.yaml").write_text(GENERATING.format(rows=HELD_OUT), encoding="utf-8")
+    harness = ("evaluate", "harness", "--model", "run", "--tasks", "own_answers", "--include_path", "tasks")
+    done = fmstune(*harness, "--limit", "8")
+    assert done.code == 0, done.err
+    assert "git" not in done.err
+    for which in ("base", "tuned"):
+        found = read("harness.json")[which]["results"]["own_answers"]["exact_match,none"]
+        assert found == one[which]["exact_match"]["value"]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from fmstune.errors import did_you_mean
-from fmstune.job import EarlyStopping, Job, StopWhen, has_held_out, sources
+from fmstune.job import ANSWERED, EarlyStopping, Job, StopWhen, has_held_out, sources
 
 _TRAINED = ("loss", "mean_token_accuracy", "entropy", "grad_norm", "learning_rate")
 """Logged while training, and the same on every process."""
@@ -51,6 +51,6 @@ def _held_out(job: Job) -> list[str]:
     """The names of what is measured on held-out rows: of each set, where they have names."""
     names = sources(job.data, "train" if job.data.eval is None else "eval")
     prefixes = [f"eval_{name}_" if name else "eval_" for name in names]
-    answered = ["eval_exact_match", *(f"eval_{name}_exact_match" for name in names if name)]
     found = [f"{prefix}{measure}" for prefix in prefixes for measure in _HELD_OUT]
-    return [*found, *(answered if job.evaluation.sample else [])]
+    answered = [f"{prefix}{measure}" for prefix in ("eval_", *prefixes) for measure in ANSWERED]
+    return [*found, *(dict.fromkeys(answered) if job.evaluation.sample else [])]

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import importlib.util
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,10 @@ from fmstune import (
     adapters,
     architecture,
     data,
+    evaluate,
     fms_rules,
     launch_rules,
+    measures,
     models,
     plan,
     precision,
@@ -31,7 +34,18 @@ from fmstune import (
 from fmstune.data import CHARACTERS_PER_TOKEN, Prepared
 from fmstune.entries import Part
 from fmstune.errors import UserError, did_you_mean, raise_if_any
-from fmstune.job import Attention, Backend, Dtype, Evaluation, Job, Launcher, Quantization, Sharding, is_sharded
+from fmstune.job import (
+    ANSWERED,
+    Attention,
+    Backend,
+    Dtype,
+    Evaluation,
+    Job,
+    Launcher,
+    Quantization,
+    Sharding,
+    is_sharded,
+)
 from fmstune.models import Tokenizer
 from fmstune.plan import Dimensions, Plan
 from fmstune.precision import Precision, Situation
@@ -292,6 +306,29 @@ def tokenizer_at_hand(job: Job) -> Tokenizer | None:
         return models.load_tokenizer(job.model, local_files_only=True)
     except UserError:
         return None
+
+
+def label_problems(job: Job, prepared: Prepared, tokenizer: Tokenizer) -> Iterator[str]:
+    """Settings that look at a measure of labels, where the held-out rows have none."""
+    early, limit = job.callbacks.early_stopping, job.callbacks.stop_when
+    asked: dict[str, str | None] = {
+        "training.metric_for_best_model": job.training.get("metric_for_best_model"),
+        "callbacks.early_stopping.metric": early.metric if early is not None else None,
+        "callbacks.stop_when.metric": limit.metric if limit is not None else None,
+        "objective": job.objective,
+    }
+    for field, metric in asked.items():
+        if metric is None or not metric.endswith(ANSWERED[1:]):
+            continue
+        # of one set, or of all
+        named = [
+            part for part in prepared.held_out if part.name and re.search(rf"[_.]{re.escape(part.name)}[_.]", metric)
+        ]
+        if not all(evaluate.labels_of(part.rows, tokenizer.tokenizer) for part in named or prepared.held_out):
+            yield (
+                f"{field}={metric} needs held-out rows whose answers are labels, up to {measures.LABELS_AT_MOST} "
+                "different ones; most of these have an answer of their own: take exact_match"
+            )
 
 
 def rows_of(job: Job, prepared: Prepared) -> plan.Rows:

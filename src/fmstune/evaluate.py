@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from fmstune import measures
 from fmstune.answers import begin, by_length, generate
 from fmstune.job import Evaluation
 from fmstune.sharding import gathered_from_all, of_this_process
@@ -43,8 +44,21 @@ class Scores:
     """Answers of more than `max_new_tokens` tokens, which cannot match."""
     answer_tokens: int
     """Trained tokens of these rows, which `eval_loss` is the mean over."""
+    labels: tuple[str, ...] = ()
+    """The answers that the held-out rows have, where these are labels; no part of the summary, as what follows."""
+    expected: tuple[str, ...] = ()
+    """The answer of each row."""
+    answers: tuple[str, ...] = ()
+    """What was generated for each row."""
     samples: tuple[Sample, ...] = ()
-    """The first rows; no part of the summary."""
+    """The first rows."""
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What the summary holds; accuracy, micro and macro F1 too where the rows have labels."""
+        texts = ("labels", "expected", "answers", "samples")
+        plain = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in texts}
+        return plain | measures.of_labels(self.expected, self.answers, self.labels)
 
 
 def score(
@@ -53,9 +67,10 @@ def score(
     held_out: Dataset,
     evaluation: Evaluation,
     *,
+    labels: Sequence[str] = (),
     autocast: str | None = None,
 ) -> Scores:
-    """Score the model on held-out rows as `fmstune.data` prepares them.
+    """Score the model on held-out rows as `fmstune.data` prepares them, which have these `labels`, or none.
 
     The model must have TRL's fused LM head (`SFTTrainer` adds it): the loss never holds all logits at once.
     Several processes share the rows out, and each gets the scores of all of them.
@@ -83,8 +98,20 @@ def score(
         rows_left_out=len(held_out) - count,
         answer_tokens=tokens,
         answers_too_long=sum(len(ids) - (ids[-1] in ends) > evaluation.max_new_tokens for ids in expected),
+        labels=tuple(labels),
+        expected=tuple(wanted),
+        answers=tuple(got),
         samples=tuple(map(Sample, tokenizer.batch_decode(prompts[:SAMPLES], skip_special_tokens=True), wanted, got)),
     )
+
+
+def labels_of(held_out: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The labels of these rows: their answers, where there are few. None of texts, as most rows have their own."""
+    different = {tuple(ids) for ids in held_out["answer_ids"]}
+    if 2 * len(different) > len(held_out):
+        return []
+    found = measures.labels(tokenizer.batch_decode(sorted(different), skip_special_tokens=True))
+    return found if len(found) <= measures.LABELS_AT_MOST else []
 
 
 def stops(answers: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -105,12 +132,17 @@ def together(scores: Mapping[str, Scores]) -> dict[str, Any]:
         "answers_too_long": sum(one.answers_too_long for one in scores.values()),
         "answer_tokens": tokens,
     }
-    sets = {name: _figures(one) for name, one in scores.items() if name}
-    return {**whole, "sets": sets} if sets else whole
+    sets = {name: one.figures for name, one in scores.items() if name}
+    return {**whole, **_of_labels(list(scores.values())), **({"sets": sets} if sets else {})}
 
 
-def _figures(scores: Scores) -> dict[str, Any]:
-    return {name: value for name, value in asdict(scores).items() if name != "samples"}
+def _of_labels(scores: Sequence[Scores]) -> dict[str, float]:
+    """The measures of labels over all sets; none where one of them holds texts."""
+    if not all(one.labels for one in scores):
+        return {}
+    labels = measures.labels(label for one in scores for label in one.labels)
+    expected = [answer for one in scores for answer in one.expected]
+    return measures.of_labels(expected, [answer for one in scores for answer in one.answers], labels)
 
 
 class Likelihood(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.exceptions import DatasetsError
-from lm_eval import simple_evaluate
+from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
@@ -24,6 +24,8 @@ def run(request: Harness) -> int:
     for name in ("lm_eval", "huggingface_hub"):
         # the latter tells of each try to reach the hub; what came of it is said below
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # it asks git for the commit of the folder that we happen to be in, which complains where there is none
+    evaluator.get_git_commit_hash = lambda: None
     include = None if request.include_path is None else str(Path(request.include_path).expanduser())
     manager = TaskManager(include_path=include)
     raise_if_any(_unknown(request.tasks, manager))
@@ -77,7 +79,7 @@ def _results(request: Harness, manager: Any, model: Tuned, *, generates: bool) -
         trust_remote_code=False,
     )
     try:
-        found: dict[str, Any] = simple_evaluate(
+        found: dict[str, Any] = evaluator.simple_evaluate(
             model=lm,
             tasks=list(request.tasks),
             task_manager=manager,

@@ -18,6 +18,10 @@ LORAPLUS_LR_RATIO = "loraplus_lr_ratio"
 """The one key of a peft group that PEFT has no field for: LoRA+'s rate of B by that of A, PEFT's name for it."""
 
 
+ANSWERED = ("exact_match", "accuracy", "micro_f1", "macro_f1")
+"""Measures of generated answers; those after the first are there where the held-out rows have labels."""
+
+
 class Dtype(Enum):
     """How weights are held; `auto` is resolved in one place, `fmstune.precision`."""
 
@@ -299,7 +303,7 @@ class Evaluation:
     batch_size: int = 16
     """Rows that are generated together."""
     sample: int = 0
-    """Generate answers to so many held-out rows at each `training.eval_strategy`, and log `eval_exact_match`."""
+    """Generate answers to so many held-out rows at each `training.eval_strategy`; log exact match, accuracy, F1."""
 
 
 class WandbMode(Enum):

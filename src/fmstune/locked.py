@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from fmstune import run_folder
 from fmstune.errors import UserError
+from fmstune.job import ANSWERED
 
 _NOTES = re.compile(r"platform|cpu|model_config_hash|packages\.huggingface-hub|environment\..*")
 """Facts that do not change a result by themselves, and are only shown.
@@ -130,7 +131,7 @@ class Results(NamedTuple):
 
 
 _FIGURES = ("train_loss", "steps", "tokens_trained_on")
-_SCORES = ("eval_loss", "exact_match")
+_SCORES = ("eval_loss", *ANSWERED)
 
 
 def results(recorded: Path, again: Path) -> Results:

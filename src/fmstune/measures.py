@@ -1,11 +1,12 @@
 """Answers beside the right ones → measures with intervals, each class apart, and the table of base against tuned."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-LABELLED = ("accuracy", "micro_f1", "macro_f1")
+LABELS_AT_MOST = 50
+"""Different answers; rows with more hold texts, and no labels that could be counted."""
 NAMES = {
     "eval_loss": "loss on the answer",
     "exact_match": "exact match",
@@ -33,6 +34,25 @@ class Answers(NamedTuple):
     """Tokens that each loss is a sum over."""
 
 
+def key(answer: str) -> str:
+    """What two spellings of one label have in common: neither case nor spaces count."""
+    return " ".join(answer.casefold().split())
+
+
+def labels(answers: Iterable[str]) -> list[str]:
+    """The different answers in order, each in the first of its spellings."""
+    found: dict[str, str] = {}
+    for answer in answers:
+        found.setdefault(key(answer), answer.strip())
+    return sorted(found.values())
+
+
+def numbered(answers: Sequence[str], labels: Sequence[str]) -> list[int]:
+    """The number of the label that each answer is; -1 for none."""
+    numbers = {key(label): number for number, label in enumerate(labels)}
+    return [numbers.get(key(answer), -1) for answer in answers]
+
+
 class PerClass(NamedTuple):
     """How one label is answered; a share of nothing is 0."""
 
@@ -51,6 +71,13 @@ def per_class(wanted: Sequence[int], got: Sequence[int], labels: Sequence[str]) 
         label: PerClass(float(precision), float(recall), float(f1), int(count))
         for label, (precision, recall, f1), count in zip(labels, shares, support, strict=True)
     }
+
+
+def of_labels(wanted: Sequence[str], got: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+    """Accuracy, micro and macro F1 of these answers; nothing where there are no labels. Each wanted one is a label."""
+    if not labels:
+        return {}
+    return _of_labels(np.asarray(numbered(wanted, labels)), np.asarray(numbered(got, labels)), len(labels))
 
 
 def measures(answers: Answers, labels: int) -> dict[str, float]:
@@ -99,12 +126,13 @@ def _measures(arrays: Mapping[str, Any], rows: Any, labels: int) -> dict[str, fl
         "eval_loss": float(arrays["losses"][rows].sum() / max(arrays["tokens"][rows].sum(), 1)),
         "exact_match": float(arrays["exact"][rows].mean()),
     }
-    if not labels:
-        return found
-    wanted, got = arrays["wanted"][rows], arrays["got"][rows]
+    return found | _of_labels(arrays["wanted"][rows], arrays["got"][rows], labels) if labels else found
+
+
+def _of_labels(wanted: Any, got: Any, labels: int) -> dict[str, float]:
     right, answered, support = _counts(wanted, got, labels)
     f1 = _share(2 * right, answered + support)
-    return found | {
+    return {
         "accuracy": float((wanted == got).mean()),
         "micro_f1": float(2 * right.sum() / (answered.sum() + support.sum())),
         "macro_f1": float(f1[(answered + support) > 0].mean()),

@@ -236,5 +236,7 @@ def _cannot_load(what: str, field: str, place: str, err: BaseException) -> str:
     if "gated" in text.lower() or "401" in text or "403" in text:
         return f"{field}: the {what} {place} is gated; accept its licence on the hub and set HF_TOKEN, or give a folder"
     if "connect" in text.lower() or "offline" in text.lower() or "couldn't reach" in text.lower():
-        return f"{field}: the {what} {place} is not in the cache and the hub cannot be reached; give a folder"
+        # a folder's name with a typing error looks like a hub id
+        hint = package_files.did_you_mean_beside(Path(place))
+        return f"{field}: the {what} {place} is not in the cache and the hub cannot be reached; give a folder{hint}"
     return f"{field}: the {what} {place} cannot be loaded: {text[:300]}"

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
 from fmstune.errors import did_you_mean
-from fmstune.job import Direction, Job, has_held_out, sources
+from fmstune.job import ANSWERED, Direction, Job, has_held_out, sources
 
-_SCORES = ("eval_loss", "exact_match")
+_SCORES = ("eval_loss", *ANSWERED)
 """What `tuned` holds of held-out rows, and of each of their sets where they have names."""
 _FIGURES = (
     "train_loss",

@@ -11,7 +11,13 @@ from fmstune.objective import is_number
 from fmstune.plan import size
 from fmstune.records import Run, flat
 
-_LABELS = {"eval_loss": "loss on the answer (nats a token)", "exact_match": "exact match (share of rows)"}
+_LABELS = {
+    "eval_loss": "loss on the answer (nats a token)",
+    "exact_match": "exact match (share of rows)",
+    "accuracy": "accuracy (share of rows)",
+    "micro_f1": "micro F1",
+    "macro_f1": "macro F1",
+}
 _COUNTS = frozenset({"rows", "rows_left_out", "answers_too_long", "answer_tokens"})
 """Of the scores, what says how much was scored."""
 _LEDGER = (

@@ -21,6 +21,7 @@ from fmstune import (
 )
 from fmstune.errors import UserError, did_you_mean, shown
 from fmstune.job import (
+    ANSWERED,
     LORAPLUS_LR_RATIO,
     Attention,
     Data,
@@ -46,9 +47,9 @@ _AT_LEAST_0 = (
     "neftune_noise_alpha",
     "dataloader_num_workers",
 )
-_METRICS = ("loss", "mean_token_accuracy", "entropy", "exact_match")
-"""What TRL measures on the held-out rows while it trains."""
-_ONE_WAY_METRICS = ("loss", "mean_token_accuracy", "exact_match")
+_METRICS = ("loss", "mean_token_accuracy", "entropy", *ANSWERED)
+"""What is measured on the held-out rows while training."""
+_ONE_WAY_METRICS = ("loss", "mean_token_accuracy", *ANSWERED)
 """Those of which transformers guesses rightly whether more is better."""
 _LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
 """transformers' `trainer_log_levels` (training_args.py)."""
@@ -355,6 +356,8 @@ def _best_model(job: Job) -> Iterator[str]:
     elif metric.removeprefix("eval_") not in _METRICS:
         hint = did_you_mean(metric, _METRICS)
         yield f"training.metric_for_best_model must be one of {', '.join(_METRICS)}; got {metric!r}{hint}"
+    elif metric.removeprefix("eval_") in ANSWERED and not job.evaluation.sample:
+        yield f"training.metric_for_best_model={metric} is measured on generated answers; set evaluation.sample"
     elif metric.removeprefix("eval_") not in _ONE_WAY_METRICS and training.get("greater_is_better") is None:
         yield f"training.metric_for_best_model={metric} needs training.greater_is_better: true, or false for the least"
 

@@ -14,14 +14,11 @@ from trl.trainer.utils import add_fused_lm_head
 from fmstune import answers, data, evaluate, freeze, measures, run_folder, trainer, tuned
 from fmstune.errors import UserError
 from fmstune.ledger import Ledger
-from fmstune.measures import Answers
+from fmstune.measures import LABELS_AT_MOST, Answers, key
 from fmstune.request import Method, Scoring
 from fmstune.segments import Plain, Segment
 from fmstune.tokens import IGNORED, encode
 from fmstune.tuned import Tuned
-
-LABELS_AT_MOST = 50
-"""Different answers; rows with more hold texts, and no labels that could be counted."""
 
 
 class Asked(NamedTuple):
@@ -79,7 +76,7 @@ def _task(request: Scoring, rows: list[Asked], ledger: Ledger, model: Tuned) -> 
     stops = evaluate.stops([row.answer_ids for row in rows], tokenizer)
     taken = rows[: request.max_rows]
     fitting = [row for row in taken if _room(row, request, model) >= 0]
-    allowed = {key(label): label.strip() for label in request.label or _labels(fitting)}
+    allowed = {key(label): label.strip() for label in request.label or measures.labels(row.answer for row in fitting)}
     known = [row for row in fitting if key(row.answer) in allowed] if request.label else fitting
     if not request.label and len(allowed) > LABELS_AT_MOST:
         if request.method is Method.rank:
@@ -102,15 +99,6 @@ def _task(request: Scoring, rows: list[Asked], ledger: Ledger, model: Tuned) -> 
             f"no row is left to evaluate: {', '.join(f'{name} {value:,}' for name, value in counts.items())}"
         )
     return Task(known, tuple(allowed.values()), stops, counts)
-
-
-def _labels(rows: Sequence[Asked]) -> list[str]:
-    return sorted({key(row.answer): row.answer for row in reversed(rows)}.values())
-
-
-def key(answer: str) -> str:
-    """What two spellings of one label have in common: neither case nor spaces count."""
-    return " ".join(answer.casefold().split())
 
 
 def _room(row: Asked, request: Scoring, model: Tuned) -> int:
@@ -145,10 +133,9 @@ def _answers(request: Scoring, task: Task, model: Tuned) -> tuple[Answers, list[
                 max_new_tokens=request.max_new_tokens,
                 stops=task.stops,
             )
-    numbers = {key(label): number for number, label in enumerate(task.labels)}
     return Answers(
-        wanted=[numbers.get(key(row.answer), -1) for row in task.rows],
-        got=[numbers.get(key(text), -1) for text in texts],
+        wanted=measures.numbered([row.answer for row in task.rows], task.labels),
+        got=measures.numbered(texts, task.labels),
         exact=[text.strip() == row.answer for row, text in zip(task.rows, texts, strict=True)],
         losses=[-one.log_likelihood for one in scored],
         tokens=[one.tokens for one in scored],

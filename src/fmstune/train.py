@@ -41,7 +41,7 @@ from fmstune.callbacks import LossPlot, MetricsFile, Progress
 from fmstune.checks import Checked
 from fmstune.data import Prepared
 from fmstune.errors import Preempted, UserError, raise_if_any
-from fmstune.job import LORAPLUS_LR_RATIO, Job, is_sharded
+from fmstune.job import ANSWERED, LORAPLUS_LR_RATIO, Job, is_sharded
 from fmstune.ledger import Ledger
 from fmstune.models import Tokenizer
 from fmstune.plan import Plan
@@ -247,33 +247,34 @@ def _while_training(job: Job, prepared: Prepared) -> Dataset | dict[str, Dataset
 
 def _sample(trainer: Trainer, job: Job, checked: Checked, prepared: Prepared) -> dict[str, float]:
     """How the model answers a sample of each set of held-out rows, always the same one, while it is trained."""
+    tokenizer, autocast = trainer.processing_class, checked.precision.autocast
     few = dataclasses.replace(job.evaluation, max_rows=job.evaluation.sample)
     scores = {}
     for part in prepared.held_out:
         drawn = random.Random(job.seed).sample(range(len(part.rows)), min(len(part.rows), job.evaluation.sample))
         rows = part.rows.select(sorted(drawn))
-        autocast = checked.precision.autocast
-        scores[part.name] = evaluate.score(trainer.model, trainer.processing_class, rows, few, autocast=autocast)
-    together = evaluate.together(scores)
-    named = {f"eval_{name}_exact_match": one.exact_match for name, one in scores.items() if name}
-    return {"eval_exact_match": float(together["exact_match"]), **named}
+        # of all rows, as an answer may be a label that none of these few has
+        labels = evaluate.labels_of(part.rows, tokenizer)
+        scores[part.name] = evaluate.score(trainer.model, tokenizer, rows, few, labels=labels, autocast=autocast)
+    figures = {"eval": evaluate.together(scores)}
+    figures |= {f"eval_{name}": one.figures for name, one in scores.items() if name}
+    return {f"{prefix}_{key}": float(one[key]) for prefix, one in figures.items() for key in ANSWERED if key in one}
 
 
 def _score(trainer: Trainer, job: Job, checked: Checked, prepared: Prepared, *, base: bool) -> dict[str, Any] | None:
     """How the model does on the held-out rows, before training or after; None where there are none."""
     if not prepared.held_out or not job.evaluation.enabled:
         return None
-    model = trainer.model
+    model, tokenizer, autocast = trainer.model, trainer.processing_class, checked.precision.autocast
     # a new adapter may change the output before it is trained (a random prompt does)
     as_base = sharding.as_base(model) if base and isinstance(model, PeftModel) else nullcontext()
     if ranks.here().is_main:
         print(f"evaluating the {'base' if base else 'tuned'} model …", file=sys.stderr, flush=True)
     with as_base:
         scores = {
-            part.name: evaluate.score(
-                model, trainer.processing_class, part.rows, job.evaluation, autocast=checked.precision.autocast
-            )
+            part.name: evaluate.score(model, tokenizer, part.rows, job.evaluation, labels=labels, autocast=autocast)
             for part in prepared.held_out
+            for labels in [evaluate.labels_of(part.rows, tokenizer)]
         }
     together = evaluate.together(scores)
     if ranks.here().is_main:

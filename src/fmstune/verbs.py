@@ -61,6 +61,7 @@ def check(job: Job) -> int:
         else:
             prepared = data.prepare(job.data, tokenizer.tokenizer, job.seed)
             rows = checks.rows_of(job, prepared)
+            problems += checks.label_problems(job, prepared, tokenizer)
             checked = checks.with_tokenizer(checked, tokenizer) if checked is not None else None
     except UserError as err:
         problems += _others(err.problems, problems)
@@ -135,6 +136,7 @@ def run(job: Job, command: str | None = None) -> int:
         # whoever starts several processes without preparing has one of each machine tokenise
         with filelock.FileLock(cache.place() / ".preparing") if rank.started else nullcontext():
             tokenizer, prepared = _prepare(job)
+        raise_if_any(checks.label_problems(job, prepared, tokenizer))
         checked = checks.with_tokenizer(checked, tokenizer)
         made = checks.make_plan(job, checked, checks.rows_of(job, prepared), prepared)
         _print_plan(job, made, checked)
