@@ -72,6 +72,18 @@ def test_a_users_groups_stand_beside_the_shipped_ones(tmp_path: Path) -> None:
     assert "wide" in command("--help", "--config-dir", "my").stdout
 
 
+def test_flags_may_stand_anywhere_between_the_fields(tmp_path: Path) -> None:
+    (tmp_path / "my" / "peft").mkdir(parents=True)
+    (tmp_path / "my" / "peft" / "wide.yaml").write_text("_target_: peft.LoraConfig\nr: 64\n")
+    done = command("seed=3", "--config-dir", "my", "peft=wide", "-c", "job", "name=x", "--resolve", "peft.lora_alpha=5")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line for line in done.stdout.splitlines() if line.split(":")[0].strip() in ("r", "name", "lora_alpha")] == [
+        "name: x",
+        "  r: 64",
+        "  lora_alpha: 5",
+    ]
+
+
 def test_a_users_file_with_a_shipped_name_is_not_passed_over_in_silence(tmp_path: Path) -> None:
     (tmp_path / "my" / "peft").mkdir(parents=True)
     (tmp_path / "my" / "peft" / "lora.yaml").write_text("_target_: peft.LoraConfig\nr: 64\n")

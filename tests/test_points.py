@@ -57,9 +57,9 @@ def test_points_with_different_objectives_are_not_compared() -> None:
     assert points.winner([GOOD, other]) is None
 
 
-def test_a_command_is_gone_on_with_as_it_was_typed_and_more_words_stand_among_its_own() -> None:
+def test_a_command_is_gone_on_with_as_it_was_typed_and_more_words_come_after_its_own() -> None:
     points.record(Path("sweep"), ["-m", "seed=1,2", "--config-dir", "my"])
-    assert points.command(Path("sweep"), ["name=x"]) == ["-m", "seed=1,2", "name=x", "--config-dir", "my"]
+    assert points.command(Path("sweep"), ["name=x"]) == ["-m", "seed=1,2", "--config-dir", "my", "name=x"]
 
 
 def test_a_folder_without_a_sweep_is_not_gone_on_with() -> None:

@@ -31,7 +31,7 @@ def compose(words: Sequence[str], task: Callable[[DictConfig], Any]) -> None:
     """Hydra's own main, with our words; its errors rise instead of ending the process with 1."""
     OmegaConf.register_new_resolver("first", _first, replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = ["fmstune", *words]
+    sys.argv = ["fmstune", *_flags_first(words)]
 
     composed_once.register()
     search.register()
@@ -84,7 +84,7 @@ def changes(words: Sequence[str]) -> dict[str, Any]:
 def without_cfg_job(words: Sequence[str]) -> tuple[list[str], Mapping[str, Any] | None]:
     """Take `--cfg job` (with `-p`, `--resolve`) off: we check the composed job before we print it."""
     args, unknown = _hydra_flags(words)
-    raise_if_any(_unknown_flag(word) for word in unknown)
+    raise_if_any(_unknown_flag(word) for word in unknown if word.startswith("-"))
     if args.cfg and args.multirun:
         raise UserError("--cfg prints one job, and -m composes several; leave one of them out")
     if args.cfg != "job":
@@ -105,9 +105,18 @@ def _hydra_flags(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = get_args_parser()
     parser.exit_on_error = False
     try:
-        return parser.parse_known_args(list(words))
+        # flags may stand anywhere: `parse_known_args` takes the fields before the first of them alone
+        return parser.parse_known_intermixed_args(list(words))
     except argparse.ArgumentError as err:
         raise UserError(f"{err} (see fmstune --help)") from err
+
+
+def _flags_first(words: Sequence[str]) -> list[str]:
+    """The same words for Hydra, whose own reading wants the fields in one piece."""
+    given = vars(_hydra_flags(words)[0])
+    fields = given.pop("overrides")
+    flags = {name.replace("_", "-"): value for name, value in given.items() if value}
+    return [*(f"--{name}" if value is True else f"--{name}={value}" for name, value in flags.items()), *fields]
 
 
 def _unknown_flag(word: str) -> str:

@@ -122,9 +122,7 @@ def command(sweep: Path, more: Sequence[str]) -> list[str]:
         raise UserError(f"--resume: {sweep} is no sweep's folder (no {COMMAND}); give the folder of a sweep") from None
     except (OSError, ValueError) as err:
         raise UserError(f"--resume: {sweep / COMMAND} cannot be read ({err}); give the command itself again") from err
-    # beside the others: argparse wants what is no flag in one piece
-    last = max((number for number, word in enumerate(words) if "=" in word and not word.startswith("-")), default=-1)
-    return [*words[: last + 1], *more, *words[last + 1 :]]
+    return [*words, *more]
 
 
 def release(sweep: Path, notes: Sequence[str] = ()) -> None:
