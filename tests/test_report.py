@@ -4,6 +4,8 @@ from pathlib import Path
 
 from fmstune import report
 
+BASE = {"eval_loss": 0.9, "exact_match": 0.5, "rows": 120, "rows_left_out": 0, "answers_too_long": 0}
+TUNED = {"eval_loss": 0.1, "exact_match": 0.975, "rows": 120, "rows_left_out": 30, "answers_too_long": 2}
 SUMMARY = {
     "status": "finished",
     "error": None,
@@ -26,8 +28,8 @@ SUMMARY = {
         "adapter_parameters": 10_000,
         "trainable_parameters": 10_000,
     },
-    "base": {"eval_loss": 0.9, "exact_match": 0.5, "rows": 120, "rows_left_out": 0, "answers_too_long": 0},
-    "tuned": {"eval_loss": 0.1, "exact_match": 0.975, "rows": 120, "rows_left_out": 30, "answers_too_long": 2},
+    "base": BASE,
+    "tuned": TUNED,
 }
 
 
@@ -36,6 +38,12 @@ def test_base_and_tuned_stand_side_by_side_with_the_change() -> None:
     assert "held-out rows: 120          base     tuned    change" in text
     assert "loss on the answer        0.9000    0.1000   -0.8000" in text
     assert "exact match                0.500     0.975    +0.475" in text
+
+
+def test_macro_f1_stands_there_where_the_rows_have_labels() -> None:
+    assert "macro F1" not in report.render(SUMMARY, Path("run"))
+    labelled = {**SUMMARY, "base": {**BASE, "macro_f1": 0.333}, "tuned": {**TUNED, "macro_f1": 0.974}}
+    assert "macro F1                   0.333     0.974    +0.641" in report.render(labelled, Path("run"))
 
 
 def test_what_was_not_scored_is_counted() -> None:
@@ -49,8 +57,9 @@ def test_cost_is_given_with_the_plan_beside_what_was_measured() -> None:
     assert "trained 10,000 of 2,000,000 parameters (0.50%)" in text
     assert "150 steps in 12.3 s, 4,321 tokens/s, train loss 0.1234" in text
     assert "900 tokens in 1,000 positions (90.0%; the rest is padding)" in text
-    assert text.splitlines()[-7:-2] == [
+    assert text.splitlines()[-8:-2] == [
         "                              planned         actual",
+        "────────────────────────────────────────────────────",
         "memory                       90.0 MiB      100.0 MiB",
         "steps                             150            150",
         "parameters                  2,000,000      2,000,000",

@@ -60,7 +60,7 @@ def test_markdown_keeps_its_tables_and_fences(text: str) -> None:
 def test_columns_of_numbers_stand_right_and_are_aligned_for_a_terminal() -> None:
     table = Table(("name", "value"), [[Cell("a"), number(1234567)], [Cell("bc"), number(None)]])
     shown = report_page.terminal(Document("t", "s", "p", [Section("S", [table])]))
-    assert shown.splitlines()[-3:] == ["name      value", "a     1,234,567", "bc            –"]
+    assert shown.splitlines()[-4:] == ["name      value", "───────────────", "a     1,234,567", "bc            –"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from fmstune.objective import is_number
+from fmstune.objective import curve, is_number
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C7B00")
 """Okabe and Ito's, with a darker yellow that can be seen on white."""
@@ -80,10 +80,10 @@ LOSS = Axes("Loss by step", "optimizer step", "loss (nats a trained token)", fro
 def losses(metrics: Sequence[Mapping[str, Any]]) -> list[Line]:
     """The losses of training and of each held-out set."""
     names = {key for line in metrics for key in line if key.startswith("eval_") and key.endswith("loss")}
-    lines = [Line("train", _points(metrics, "loss"))]
+    lines = [Line("train", curve(metrics, "loss"))]
     for place, name in enumerate(sorted(names), start=1):
         of = name.removeprefix("eval_").removesuffix("loss").strip("_")
-        lines.append(Line(f"held out {of}".strip(), _points(metrics, name), place, marked=True))
+        lines.append(Line(f"held out {of}".strip(), curve(metrics, name), place, marked=True))
     return [line for line in lines if line.points]
 
 
@@ -129,12 +129,6 @@ def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[floa
     each = math.ceil(len(points) / max(most, 1))
     parts = [points[start : start + each] for start in range(0, len(points), max(each, 1))]
     return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
-
-
-def _points(metrics: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
-    """Step and value of one metric, without what is no number."""
-    pairs = ((line.get("step"), line.get(name)) for line in metrics)
-    return [(step, float(value)) for step, value in pairs if isinstance(step, int) and is_number(value)]
 
 
 def _curves(lines: Sequence[Line], axes: Axes, size: tuple[float, float] = (5.4, 3.5)) -> Figure:

@@ -5,15 +5,13 @@ from typing import Any
 
 from fmstune import charts
 from fmstune.document import Block, Cell, Charts, Document, Section, Table, Text, number
+from fmstune.objective import SCORES
 from fmstune.records import Run, flat
 from fmstune.settings import shown
 
 _DATA = ("data_hashes", "model_config_hash")
 _RESULTS = (
-    "base.eval_loss",
-    "base.exact_match",
-    "tuned.eval_loss",
-    "tuned.exact_match",
+    *(f"{model}.{name}" for model in ("base", "tuned") for name in SCORES),
     "train_loss",
     "steps",
     "tokens_trained_on",

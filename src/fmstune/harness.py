@@ -12,7 +12,7 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from fmstune import measures, run_folder, tuned
+from fmstune import measures, run_folder, text_table, tuned
 from fmstune.errors import UserError, did_you_mean, raise_if_any
 from fmstune.request import Harness
 from fmstune.sharding import learns_a_prompt
@@ -104,7 +104,7 @@ def _report(request: Harness, found: dict[str, dict[str, Any]], base: str | None
     heads = ("task", "measure", "base", "tuned", "change")
     rows = list(_rows(found["tuned"]["results"], found["base"]["results"] if "base" in found else {}))
     note = "± is one standard error, as the harness gives it"
-    print(measures.table(heads, rows))
+    print("\n".join(text_table.lines(heads, rows)))
     print(f"\n{note}")
     path = Path(request.out_file)
     asked = {name: getattr(request, name) for name in ("num_fewshot", "limit", "seed")}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fmstune import run_folder
+from fmstune import run_folder, text_table
 from fmstune.errors import UserError
 from fmstune.job import ANSWERED
 
@@ -101,12 +101,8 @@ def _facts(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 def table(found: Iterable[Difference]) -> Iterator[str]:
     """The differences as one table: those that count, then the notes."""
-    rows = [(one.fact, _short(one.recorded), _short(one.now), one.counts) for one in found]
-    widths = [max(len(str(row[column])) for row in (*rows, ("fact", "recorded", "now"))) for column in range(2)]
-    yield f"{'fact':<{widths[0]}}  {'recorded':<{widths[1]}}  now"
-    yield "─" * (widths[0] + widths[1] + 24)
-    for fact, one, other, counted in rows:
-        yield f"{fact:<{widths[0]}}  {one:<{widths[1]}}  {other}{'' if counted else '  (note)'}"
+    rows = [(one.fact, _short(one.recorded), f"{_short(one.now)}{'' if one.counts else '  (note)'}") for one in found]
+    yield from text_table.lines(("fact", "recorded", "now"), rows, left=(0, 1, 2))
 
 
 def _short(value: str) -> str:
@@ -163,12 +159,14 @@ def last_loss(folder: Path) -> float | None:
 
 def results_table(found: Results) -> Iterator[str]:
     """Both runs' figures beside each other."""
-    yield f"{'result':<20}{'recorded':>16}{'now':>16}{'difference':>14}"
-    yield "─" * 66
-    for name, one, other in found.rows:
-        cells = [_figure(value) for value in (one, other)]
-        change = "" if one is None or other is None else "none" if one == other else f"{other - one:+.2e}"
-        yield f"{name:<20}{cells[0]:>16}{cells[1]:>16}{change:>14}"
+    rows = [(name, _figure(one), _figure(other), _change(one, other)) for name, one, other in found.rows]
+    yield from text_table.lines(("result", "recorded", "now", "difference"), rows, least=(20, 14, 14, 12))
+
+
+def _change(one: float | None, other: float | None) -> str:
+    if one is None or other is None:
+        return ""
+    return "none" if one == other else f"{other - one:+.2e}"
 
 
 def _figure(value: float | None) -> str:

@@ -203,10 +203,8 @@ def _result(summary: Mapping[str, Any]) -> Iterator[str]:
 
 def _table(base: Mapping[str, Any] | None, tuned: Mapping[str, Any], name: str) -> Iterator[str]:
     yield from [f"{name}: {tuned['rows']:,}", "", "| | base | tuned |", "| --- | --- | --- |"]
-    for label, key, form in report.MEASURES:
-        values = [one.get(key) if one else None for one in (base, tuned)]
-        shown = ["-" if value is None else f"{value:{form}}" for value in values]
-        yield f"| {label} | {shown[0]} | {shown[1]} |"
+    for label, before, after, _ in report.measured(base, tuned):
+        yield f"| {label} | {before} | {after} |"
     for inner, one in tuned.get("sets", {}).items():
         yield ""
         yield from _table(base["sets"][inner] if base else None, one, inner)

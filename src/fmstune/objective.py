@@ -1,13 +1,13 @@
 """Which number of `summary.json` says that one run is better than another."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeGuard
 
 from fmstune.errors import did_you_mean
 from fmstune.job import ANSWERED, Direction, Job, has_held_out, sources
 
-_SCORES = ("eval_loss", *ANSWERED)
+SCORES = ("eval_loss", *ANSWERED)
 """What `tuned` holds of held-out rows, and of each of their sets where they have names."""
 _FIGURES = (
     "train_loss",
@@ -48,6 +48,12 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def curve(metrics: Iterable[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    """Step and value of one metric of `metrics.jsonl`, without what is no number."""
+    pairs = ((line.get("step"), line.get(name)) for line in metrics)
+    return [(step, float(value)) for step, value in pairs if isinstance(step, int) and is_number(value)]
+
+
 def figure(summary: Mapping[str, Any], name: str) -> float | None:
     """The number under this dotted name, as it stands there; None where there is none."""
     found: Any = summary
@@ -79,7 +85,7 @@ def problems(job: Job) -> Iterator[str]:
 
 def _scores(job: Job) -> list[str]:
     sets = [name for name in sources(job.data, "eval") if name]
-    return [f"tuned.{place}{score}" for place in ("", *(f"sets.{name}." for name in sets)) for score in _SCORES]
+    return [f"tuned.{place}{score}" for place in ("", *(f"sets.{name}." for name in sets)) for score in SCORES]
 
 
 def _is_evaluated(job: Job) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fmstune import objective, run_folder
+from fmstune import objective, run_folder, text_table
 from fmstune.errors import UserError
 from fmstune.job import Direction, Job
 
@@ -147,18 +147,11 @@ def _lines(sweep: Path, points: Sequence[Point]) -> Iterator[str]:
     best = winner(points)
     named = {point.objective: None for point in points if point.objective}
     heads = ("point", *named, "status", "overrides")
-    rows = [heads, *(_cells(point, list(named)) for point in points)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
-    yield ""
-    for number, row in enumerate(rows):
-        mark = "  best" if number and points[number - 1] is best else ""
-        cells = [
-            cell.rjust(width) if 0 < i <= len(named) else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip() + mark
-        if number == 0:
-            yield "─" * (sum(widths) + 2 * (len(widths) - 1))
+    words = (0, len(heads) - 2, len(heads) - 1)
+    first, rule, *lines = text_table.lines(heads, [_cells(point, list(named)) for point in points], left=words)
+    yield from ("", first, rule)
+    for line, point in zip(lines, points, strict=True):
+        yield f"{line}  best" if point is best else line
     for point in points:
         if point.error is not None:
             yield f"{point.status}: {sweep / point.folder}: {point.error}"

@@ -10,7 +10,7 @@ import yaml
 
 from fmstune import run_folder
 from fmstune.errors import UserError, raise_if_any
-from fmstune.objective import figure, is_number
+from fmstune.objective import curve, figure
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ class Run:
 
     def curve(self, name: str) -> list[tuple[int, float]]:
         """Step and value of one metric, without what is no number."""
-        pairs = [(line.get("step"), line.get(name)) for line in self.metrics]
-        return [(step, float(value)) for step, value in pairs if isinstance(step, int) and is_number(value)]
+        return curve(self.metrics, name)
 
 
 def is_run(folder: Path) -> bool:

@@ -4,11 +4,24 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fmstune import run_folder
+from fmstune import run_folder, text_table
 from fmstune.plan import size
 
-MEASURES = (("loss on the answer", "eval_loss", ".4f"), ("exact match", "exact_match", ".3f"))
-"""What a run compares: a label, the key of the summary, and how it is written."""
+_MEASURES = (
+    ("loss on the answer", "eval_loss", ".4f"),
+    ("exact match", "exact_match", ".3f"),
+    ("macro F1", "macro_f1", ".3f"),
+)
+
+
+def measured(base: Mapping[str, Any] | None, tuned: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """What a run compares, one line each: the measure, base, tuned, and the change; macro F1 where rows have labels."""
+    for label, key, form in _MEASURES:
+        if key not in tuned:
+            continue
+        before, after = (base or {}).get(key), tuned[key]
+        cells = [f"{value:{form}}" if value is not None else "-" for value in (before, after)]
+        yield label, cells[0], cells[1], f"{after - before:+{form}}" if before is not None and after is not None else ""
 
 
 def render(summary: Mapping[str, Any], folder: Path) -> str:
@@ -38,15 +51,8 @@ def _lines(summary: Mapping[str, Any], folder: Path) -> Iterator[str]:
 
 def comparison(base: Mapping[str, Any] | None, tuned: Mapping[str, Any], name: str = "held-out rows") -> Iterator[str]:
     """The table of base against tuned on the held-out rows, and on each of their sets where they have names."""
-    rows = tuned["rows"]
-    yield f"{f'{name}: {rows:,}':<22}{'base':>10}{'tuned':>10}{'change':>10}"
-    yield "─" * 52
-    for label, key, form in MEASURES:
-        after = tuned.get(key)
-        before = base.get(key) if base else None
-        cells = [f"{value:{form}}" if value is not None else "-" for value in (before, after)]
-        change = f"{after - before:+{form}}" if before is not None and after is not None else ""
-        yield f"{label:<22}{cells[0]:>10}{cells[1]:>10}{change:>10}"
+    heads = (f"{name}: {tuned['rows']:,}", "base", "tuned", "change")
+    yield from text_table.lines(heads, list(measured(base, tuned)), least=(22, 8, 8, 8))
     for name, one in tuned.get("sets", {}).items():
         yield ""
         yield from comparison(base["sets"][name] if base else None, one, name)
@@ -78,12 +84,11 @@ def _cost(summary: Mapping[str, Any]) -> Iterator[str]:
 def _plan_against_actual(plan: Mapping[str, Any], summary: Mapping[str, Any]) -> Iterator[str]:
     # the libraries take their share before the model is there, and no plan can say how much
     used = summary["peak_memory_bytes"] - summary["memory_before_model_bytes"]
-    yield ""
-    yield f"{'':<22}{'planned':>15}{'actual':>15}"
-    yield f"{'memory':<22}{size(plan['total']):>15}{size(used):>15}"
-    for label, planned, actual in (
+    counts = (
         ("steps", plan["total_steps"], summary["steps"]),
         ("parameters", plan["base_parameters"] + plan["adapter_parameters"], summary["total_parameters"]),
         ("trainable", plan["trainable_parameters"], summary["trainable_parameters"]),
-    ):
-        yield f"{label:<22}{planned:>15,}{actual:>15,}"
+    )
+    rows = [("memory", size(plan["total"]), size(used)), *((label, f"{a:,}", f"{b:,}") for label, a, b in counts)]
+    yield ""
+    yield from text_table.lines(("", "planned", "actual"), rows, least=(22, 13, 13))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from html import escape
 
+from fmstune import text_table
 from fmstune.document import Block, Cell, Charts, Command, Document, Example, More, Section, Table, Text
 
 _STYLE = """
@@ -196,16 +197,8 @@ def _as_text(block: Block) -> Iterator[str]:
         case Text(text) | Command(text):
             yield text
         case Table():
-            yield from _text_rows(block)
-
-
-def _text_rows(table: Table) -> Iterator[str]:
-    rows = [list(table.head), *([cell.text for cell in row] for row in table.rows)]
-    widths = [max(len(row[index]) for row in rows) for index in range(len(table.head))]
-    numbers = [_is_number(table, index) for index in range(len(table.head))]
-    for row in rows:
-        cells = zip(row, widths, numbers, strict=True)
-        yield "  ".join(f"{text:>{width}}" if right else f"{text:<{width}}" for text, width, right in cells).rstrip()
+            words = [index for index in range(len(block.head)) if not _is_number(block, index)]
+            yield from text_table.lines(block.head, [[cell.text for cell in row] for row in block.rows], left=words)
 
 
 def _line(text: str) -> str:

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import add_fused_lm_head
 
-from fmstune import answers, data, evaluate, freeze, measures, run_folder, trainer, tuned
+from fmstune import answers, data, evaluate, freeze, measures, run_folder, text_table, trainer, tuned
 from fmstune.errors import UserError
 from fmstune.ledger import Ledger
 from fmstune.measures import LABELS_AT_MOST, Answers, key
@@ -220,9 +220,9 @@ def _report(request: Scoring, task: Task, found: dict[str, tuple[Answers, list[s
     rows = list(measures.cells(compared))
     of_classes = _class_rows(classes)
     notes = list(_notes(task, unknown))
-    print(measures.table(heads, rows))
+    print("\n".join(text_table.lines(heads, rows)))
     if of_classes:
-        print("\n" + measures.table(_CLASS_HEADS, of_classes))
+        print("\n".join(["", *text_table.lines(_CLASS_HEADS, of_classes)]))
     print("\n".join(["", *notes]))
     path = Path(request.out_file)
     run_folder.write_json(path, report)

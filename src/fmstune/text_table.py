@@ -1,0 +1,26 @@
+"""A table as text for a terminal; all that fmstune prints look alike."""
+
+from collections.abc import Collection, Sequence
+
+
+def lines(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    left: Collection[int] = (0,),
+    least: Sequence[int] = (),
+) -> list[str]:
+    """Heads, a rule and the rows; the columns of `left` begin alike, others, such as numbers, end alike.
+
+    `least` is how many characters the first columns are wide at least, so that tables one below the other align.
+    """
+    wide = [*least, *[0] * len(heads)]
+    widths = [max(wide[i], *(len(row[i]) for row in (heads, *rows))) for i in range(len(heads))]
+    aligned = [
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (heads, *rows)
+    ]
+    return [aligned[0], "─" * (sum(widths) + 2 * (len(widths) - 1)), *aligned[1:]]
