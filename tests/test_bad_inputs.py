@@ -1341,21 +1341,33 @@ TRACKING = [
 
 CALLBACKS = [
     case(
-        "callbacks=[early_stopping,stop_when] callbacks.early_stopping.patience=0 "
-        "callbacks.early_stopping.threshold=-1",
+        "callbacks=early_stopping callbacks.early_stopping.patience=0 callbacks.early_stopping.threshold=-1 "
+        "callbacks.stop_when=[]",
         "callbacks.early_stopping.metric=eval_loss is measured by evaluating while training; set …",
         "callbacks.early_stopping.patience must be at least 1, got 0",
         "callbacks.early_stopping.threshold must be at least 0, got -1",
-        "callbacks.stop_when needs a limit; set callbacks.stop_when.below or callbacks.stop_when.above",
+        "callbacks.stop_when has no condition; write one, such as loss < 0.1, or set it to null",
     ),
     case(
-        "callbacks=stop_when callbacks.stop_when.metric=los callbacks.stop_when.below=1",
-        "callbacks.stop_when.metric must be one of loss, …, eval_entropy; got 'los'; did you mean 'loss'?",
+        "callbacks=early_stopping callbacks.early_stopping.metric=los training.eval_strategy=epoch",
+        "callbacks.early_stopping.metric=los is nothing that this job logs, which is loss, …; did you mean 'loss'?",
     ),
     case(
-        "callbacks=stop_when callbacks.stop_when.metric=eval_loss callbacks.stop_when.below=1 "
-        "'data.eval={a: package:complaints/held_out.jsonl}' training.eval_strategy=epoch",
-        "callbacks.stop_when.metric must be one of …, eval_a_loss, …; got 'eval_loss'; did you mean 'eval_a_loss'?",
+        '\'callbacks.stop_when=["los < 1 or eval_loss < 1", "loss", "loss <", "1 < 2", "loss.real > 1", '
+        '"__import__(loss) > 1", "mean(loss, 0) < 1"]\'',
+        "callbacks.stop_when='los < 1 or eval_loss < 1': los is nothing that this job logs, …; did you mean 'loss'?",
+        "callbacks.stop_when='los < 1 or eval_loss < 1': eval_loss is measured by evaluating while training; …",
+        "callbacks.stop_when='loss': loss is a number; compare it, as in loss < 0.5",
+        "callbacks.stop_when='loss <': it cannot be read (invalid syntax); a condition is made of metrics, numbers, …",
+        "callbacks.stop_when='1 < 2': it looks at no metric, and so would hold always or never",
+        "callbacks.stop_when='loss.real > 1': loss.real has no place in a condition; …",
+        "callbacks.stop_when='__import__(loss) > 1': __import__(loss) has no place in a condition; …",
+        "callbacks.stop_when='mean(loss, 0) < 1': mean(loss, 0): the function takes METRIC or METRIC, COUNT, …",
+    ),
+    case(
+        "'callbacks.stop_when=\"eval_loss < 1\"' 'data.eval={a: package:complaints/held_out.jsonl}' "
+        "training.eval_strategy=epoch",
+        "callbacks.stop_when='eval_loss < 1': eval_loss is nothing that …, eval_a_loss, …; did you mean 'eval_a_loss'?",
     ),
     case("callbacks=early_stoping", "callbacks=early_stoping: no such choice; did you mean 'early_stopping'? (…)"),
 ]
@@ -1552,7 +1564,7 @@ CASES = [
 
 
 def test_the_specification_keeps_its_size() -> None:
-    assert len(CASES) == 448
+    assert len(CASES) == 449
 
 
 @pytest.mark.parametrize("wrong", CASES, ids=[wrong.command[:70] for wrong in CASES])

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fmstune.job import Callbacks, EarlyStopping, StopWhen
-from fmstune.stopping import reached, stalled, why
+from fmstune import conditions
+from fmstune.job import EarlyStopping
+from fmstune.stopping import stalled, why
 from tests.conftest import Result
 from tests.test_resume import QUICK, interrupted_after
 
@@ -44,37 +45,23 @@ def test_what_is_better_by_too_little_is_no_better() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("rule", "values", "says"),
-    [
-        (StopWhen(below=0.5), [], None),
-        (StopWhen(below=0.5), [0.4, 0.5], None),
-        (StopWhen(below=0.5), [0.6, 0.4], "loss is 0.4, below 0.5"),
-        (StopWhen(metric="grad_norm", above=10), [11.0], "grad_norm is 11, above 10"),
-        (StopWhen(metric="grad_norm", above=10), [10.0], None),
-    ],
-)
-def test_a_limit_is_compared_with_the_last_value(rule: StopWhen, values: list[float], says: str | None) -> None:
-    assert reached(rule, values) == says
-
-
-def test_the_first_rule_that_holds_is_named() -> None:
-    history = [{"loss": 0.9}, {"eval_loss": 1.0}, {"loss": 0.4}, {"eval_loss": 1.5}]
-    both = Callbacks(early_stopping=EarlyStopping(patience=1), stop_when=StopWhen(below=0.5))
-    assert why(both, history) == "eval_loss has not fallen since it was 1, 1 values ago"
-    assert why(both, history[:3]) == "loss is 0.4, below 0.5"
-    assert why(both, history[:2]) is None
-    assert why(Callbacks(), history) is None
+def test_the_first_rule_that_holds_is_named_with_the_values_it_looked_at() -> None:
+    rules = [conditions.read("eval_loss > 2"), conditions.read("step >= 20 and loss < 0.5")]
+    logged = {"loss": [0.9, 0.4], "step": [10.0, 20.0], "eval_loss": [1.0, 1.5]}
+    assert why(EarlyStopping(patience=1), rules, logged) == "eval_loss has not fallen since it was 1, 1 values ago"
+    assert why(None, rules, logged) == "step >= 20 and loss < 0.5 (step is 20, loss is 0.4)"
+    assert why(None, rules, {**logged, "loss": [0.9, 0.5]}) is None
+    assert why(None, [], logged) is None
 
 
 @pytest.mark.slow
 def test_a_run_ends_where_its_rule_says_also_when_it_was_killed_just_there(fmstune: Run) -> None:
     words = (
         *QUICK,
-        "callbacks=[early_stopping,stop_when]",
+        "callbacks=early_stopping",
         "callbacks.early_stopping.patience=1",
         "callbacks.early_stopping.threshold=100",
-        "callbacks.stop_when.below=0.001",
+        'callbacks.stop_when=["loss < 0.001", "not risen(eval_mean_token_accuracy, 9)"]',
         "training.eval_strategy=steps",
         "training.eval_steps=1",
         "output_dir=run",

@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, Trainer, TrainingArguments, get_sched
 from fmstune import (
     adapters,
     architecture,
+    conditions,
     data,
     evaluate,
     fms_rules,
@@ -45,6 +46,7 @@ from fmstune.job import (
     Quantization,
     Sharding,
     is_sharded,
+    stop_rules,
 )
 from fmstune.models import Tokenizer
 from fmstune.plan import Dimensions, Plan
@@ -310,14 +312,14 @@ def tokenizer_at_hand(job: Job) -> Tokenizer | None:
 
 def label_problems(job: Job, prepared: Prepared, tokenizer: Tokenizer) -> Iterator[str]:
     """Settings that look at a measure of labels, where the held-out rows have none."""
-    early, limit = job.callbacks.early_stopping, job.callbacks.stop_when
-    asked: dict[str, str | None] = {
-        "training.metric_for_best_model": job.training.get("metric_for_best_model"),
-        "callbacks.early_stopping.metric": early.metric if early is not None else None,
-        "callbacks.stop_when.metric": limit.metric if limit is not None else None,
-        "objective": job.objective,
-    }
-    for field, metric in asked.items():
+    early = job.callbacks.early_stopping
+    asked = [
+        ("training.metric_for_best_model", job.training.get("metric_for_best_model")),
+        ("callbacks.early_stopping.metric", early.metric if early is not None else None),
+        *(("callbacks.stop_when", name) for rule in stop_rules(job.callbacks) for name in conditions.read(rule).names),
+        ("objective", job.objective),
+    ]
+    for field, metric in asked:
         if metric is None or not metric.endswith(ANSWERED[1:]):
             continue
         # of one set, or of all

@@ -202,7 +202,9 @@ TUNING: Mapping[str, Flag] = {
     "instruction_template": _refused("choose data=chat, which trains what the assistant says", Kind.text),
     "add_special_tokens": _refused("set model.special_tokens.extra_special_tokens", Kind.words),
     "data_config_path": _refused("name several sources in data.train, each with its format and weight", Kind.text),
-    "trainer_controller_config_file": _refused("choose callbacks=early_stopping or callbacks=stop_when", Kind.text),
+    "trainer_controller_config_file": _refused(
+        "choose callbacks=early_stopping, or write a condition in callbacks.stop_when", Kind.text
+    ),
     "auto_gptq": _refused(_QUANTISED, Kind.words),
     "bnb_qlora": _refused(_QUANTISED, Kind.words),
     "fused_lora": _refused("training.use_liger_kernel=true sets fused kernels", Kind.words),

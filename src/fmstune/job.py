@@ -382,21 +382,11 @@ class EarlyStopping:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StopWhen:
-    metric: str = "loss"
-    """What is compared, by its name in `metrics.jsonl`."""
-    below: float | None = None
-    """Stop when it is below this."""
-    above: float | None = None
-    """Stop when it is above this."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Callbacks:
     early_stopping: EarlyStopping | None = None
     """Stop when a metric does not get better any more; null does not."""
-    stop_when: StopWhen | None = None
-    """Stop when a metric has reached a limit; null does not."""
+    stop_when: str | list[str] | None = None
+    """Stop when this condition holds, or one of these: `loss < 0.1`; null does not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -432,6 +422,12 @@ class Job:
 def tunes_an_adapter(job: Job) -> bool:
     """Whether the base weights stay as they are."""
     return bool(job.peft["_target_"] != FULL)
+
+
+def stop_rules(callbacks: Callbacks) -> list[str]:
+    """The conditions that end the training early, as they were given."""
+    given = callbacks.stop_when
+    return [] if given is None else [given] if isinstance(given, str) else [str(one) for one in given]
 
 
 def sources(data: Data, field: str) -> dict[str, Source]:

@@ -1,19 +1,25 @@
-"""Ends a training before its last step. Rules look at what was logged, which a checkpoint holds, and count nothing."""
+"""Ends a training before its last step. Rules look at what was logged, which a checkpoint holds."""
 
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fmstune.job import Callbacks, EarlyStopping, StopWhen
+from fmstune import conditions
+from fmstune.conditions import Condition, Logged
+from fmstune.job import Callbacks, EarlyStopping, stop_rules
 
 
 class Stopping(TrainerCallback):
     """Stops where a rule of the job says so, on every process alike: all of them log the same values."""
 
     def __init__(self, callbacks: Callbacks) -> None:
-        self._callbacks = callbacks
+        self._early = callbacks.early_stopping
+        self._conditions = [conditions.read(text) for text in stop_rules(callbacks)]
+        self._logged: dict[str, list[float]] = defaultdict(list)
+        self._seen = 0
         self.reason: str | None = None
         """Why the training was stopped; None where it was not."""
 
@@ -30,25 +36,28 @@ class Stopping(TrainerCallback):
     def _look(self, state: TrainerState, control: TrainerControl) -> None:
         if self.reason is not None or state.global_step >= state.max_steps:
             return
-        self.reason = why(self._callbacks, state.log_history)
+        self._read(state.log_history)
+        self.reason = why(self._early, self._conditions, self._logged)
         if self.reason is not None:
             control.should_training_stop = True
             if state.is_world_process_zero:
                 print(f"stopped after step {state.global_step:,}: {self.reason}", file=sys.stderr, flush=True)
 
-
-def why(callbacks: Callbacks, history: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why to stop after these logs, oldest first; None where the training goes on."""
-    reasons: list[str | None] = []
-    if (early := callbacks.early_stopping) is not None:
-        reasons.append(stalled(early, _values(early.metric, history)))
-    if (limit := callbacks.stop_when) is not None:
-        reasons.append(reached(limit, _values(limit.metric, history)))
-    return next(filter(None, reasons), None)
+    def _read(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Take in what was logged since the last look: reading all of it anew would take longer with each step."""
+        for log in history[self._seen :]:
+            for name, value in log.items():
+                if isinstance(value, int | float):
+                    self._logged[name].append(float(value))
+        self._seen = len(history)
 
 
-def _values(metric: str, history: Sequence[Mapping[str, Any]]) -> list[float]:
-    return [float(log[metric]) for log in history if metric in log]
+def why(early: EarlyStopping | None, rules: Sequence[Condition], logged: Logged) -> str | None:
+    """Why to stop after these values; None where the training goes on."""
+    if early is not None and (reason := stalled(early, logged.get(early.metric, ()))) is not None:
+        return reason
+    holds = next((rule for rule in rules if rule.truth(logged)), None)
+    return None if holds is None else f"{holds.text} ({conditions.figures(holds, logged)})"
 
 
 def stalled(rule: EarlyStopping, values: Sequence[float]) -> str | None:
@@ -63,12 +72,3 @@ def stalled(rule: EarlyStopping, values: Sequence[float]) -> str | None:
     changed = "risen" if rule.greater_is_better else "fallen"
     by = f" by more than {rule.threshold:g}" if rule.threshold else ""
     return f"{rule.metric} has not {changed}{by} since it was {best:.6g}, {rule.patience} values ago"
-
-
-def reached(rule: StopWhen, values: Sequence[float]) -> str | None:
-    """Whether the last value is beyond the limit."""
-    if values and rule.below is not None and values[-1] < rule.below:
-        return f"{rule.metric} is {values[-1]:.6g}, below {rule.below:g}"
-    if values and rule.above is not None and values[-1] > rule.above:
-        return f"{rule.metric} is {values[-1]:.6g}, above {rule.above:g}"
-    return None
