@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ def run(line: CommandLine) -> int:
     raise_if_any(choice_problems(words, groups))
     forced = force_plain_overrides(words, groups)
     swept = swept_keys(words)
+    if wrong := list(composition.wrong_choices(words, extra)):
+        raise UserError(*(problem for _, problem in wrong), *_beside({word for word, _ in wrong}, forced, line, swept))
     tasks = Points(line, swept, printed)
     if printed:
         return _worst(_in_turn(forced, tasks))
@@ -56,6 +59,24 @@ def run(line: CommandLine) -> int:
     elif away:
         tasks.number = len(_checked_points([sweeps.plain(forced)], Points(line, swept, None, checks_only=True)).codes)
     return _worst(_away(forced, tasks) if away else _in_turn(forced, tasks))
+
+
+def _beside(wrong: Collection[str], words: Sequence[str], line: CommandLine, swept: Collection[str]) -> Iterator[str]:
+    """What else is wrong where some choices do not exist; what their groups hold cannot be judged."""
+    groups = {word.partition("=")[0] for word in wrong}
+    found: list[str] = []
+
+    def judge(config: DictConfig) -> None:
+        try:
+            freeze.freeze(composition.tree(config), trusted=line.trusted)
+        except UserError as err:
+            found.extend(err.problems)
+
+    # an experiment would choose for other groups, and a sweep has folders
+    if "experiment" not in groups and not swept and not {"-m", "--multirun"} & {*words}:
+        with suppress(*composition.ERRORS):
+            composition.compose([word for word in words if word not in wrong], judge)
+    yield from (problem for problem in found if re.split(r"\W", problem)[0] not in groups)
 
 
 def _worst(codes: Sequence[int]) -> int:

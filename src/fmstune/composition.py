@@ -159,6 +159,25 @@ def shadowed(extra: Path | None) -> Iterator[str]:
             yield f"{extra / group / name}.yaml is not used: {group}={name} is the shipped one; choose another name"
 
 
+def wrong_choices(words: Sequence[str], extra: Path | None) -> Iterator[tuple[str, str]]:
+    """The words that choose what a group does not have, each with what is wrong; Hydra would stop at the first."""
+    for word in words:
+        group, _, value = word.partition("=")
+        if group not in help.GROUPS or not re.fullmatch(r"\[?[\w./, -]+\]?", value):
+            continue
+        known = help.choices(group, extra)
+        for name in value.strip("[]").split(","):
+            # a name with a slash is a file of a folder within the group
+            if "/" not in name and name.strip().removesuffix(".yaml") not in known:
+                yield word, no_such_choice(group, name.strip(), extra)
+
+
+def no_such_choice(group: str, name: str, extra: Path | None) -> str:
+    """What is wrong with a choice, and what there is."""
+    options = help.choices(group, extra) if group in help.GROUPS else []
+    return f"{group}={name}: no such choice{did_you_mean(name, options)} ({', '.join(options)})"
+
+
 def config_dir(words: Sequence[str]) -> Path | None:
     """The user's own folder of groups, if one is named."""
     given = _hydra_flags(words)[0].config_dir
@@ -176,8 +195,7 @@ def explained(err: BaseException) -> str:
             return f"{group}={name} needs hydra-submitit-launcher: pip install 'fmstune[slurm]'"
         if (group, name) == ("hydra/launcher", "joblib"):
             return f"{group}={name} needs hydra-joblib-launcher: pip install 'fmstune[sweep]'"
-        options = help.choices(group, config_dir(sys.argv[1:])) if group in help.GROUPS else []
-        return f"{group}={name}: no such choice{did_you_mean(name, options)} ({', '.join(options)})"
+        return no_such_choice(group, name, config_dir(sys.argv[1:]))
     several = re.match(r"Ambiguous value for argument '(?:\+\+)?(.*)'", text)
     if several:
         return f"{several[1]}: one run for each value needs -m; a list is written in brackets"
