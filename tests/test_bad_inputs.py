@@ -248,7 +248,9 @@ WORDS = [
     case("'seed=${nope}'", "seed: Interpolation key 'nope' not found"),
     case("--config-dir conf data=min", "data=min: no such choice; did you mean 'mine'? …", conf__data__mine_yaml=""),
     case("--config-dir conf data=mine", "broken YAML: …conf/data/mine.yaml…", conf__data__mine_yaml="format: [\n"),
-    case("--config-dir nowhere", "Additional config directory '…nowhere' not found"),
+    case(
+        "--config-dir nowhere model=mine", "--config-dir: nowhere is no folder; give the folder that holds your groups"
+    ),
 ]
 
 OWNED = [

@@ -181,6 +181,8 @@ def no_such_choice(group: str, name: str, extra: Path | None) -> str:
 def config_dir(words: Sequence[str]) -> Path | None:
     """The user's own folder of groups, if one is named."""
     given = _hydra_flags(words)[0].config_dir
+    if given and not Path(given).is_dir():
+        raise UserError(f"--config-dir: {given} is no folder; give the folder that holds your groups")
     return Path(given) if given else None
 
 
