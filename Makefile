@@ -1,11 +1,12 @@
 # demo: the default run; test, lint: what CI runs; site: the documents as HTML, in site/; bench: benchmarks/RESULTS.md,
-# best on an idle machine; soak: kills and resumes. Each makes the environment that it needs.
+# best on an idle machine; soak: kills and resumes. Each makes the environment that it needs. programs: what some tests
+# drive besides (Debian, as root); without them these tests are skipped.
 PYTHON ?= python3
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-PYTEST_ARGS ?= -n auto --dist worksteal
+PYTEST_ARGS ?= -n auto --dist worksteal -rs
 
-.PHONY: demo test lint site bench soak clean
+.PHONY: demo test lint site bench soak programs clean
 
 demo: .venv/.installed
 	.venv/bin/fmstune
@@ -31,6 +32,10 @@ bench: .venv-test/.installed
 soak: .venv-test/.installed
 	.venv-test/bin/python -m pytest -m soak
 	.venv-test/bin/python tools/soak.py --kills 20
+
+programs:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends slurm-wlm munge iproute2 chromium
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
