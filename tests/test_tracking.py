@@ -275,6 +275,22 @@ def test_a_tracker_that_does_not_answer_does_not_hold_up_the_run(
     assert "tracking.mlflow is left out" in capfd.readouterr().err
 
 
+def test_a_password_in_the_address_of_a_tracker_is_not_shown(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """MLflow puts the whole address into its errors."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hunter2@127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with tracking.tracked(_with(job, Mlflow(tracking_uri=None)), Path("run"), 0, writes=True):
+        pass
+    assert f"http://…@127.0.0.1:{port}" in (error() or "")
+    shown = capfd.readouterr()
+    left = [path.read_text() for path in Path("run").iterdir()]
+    assert not [text for text in (shown.out, shown.err, *left) if "hunter2" in text]
+
+
 @pytest.mark.parametrize(
     ("ended", "status"), [(KeyboardInterrupt(), "KILLED"), (RuntimeError("broken"), "FAILED"), (None, "FINISHED")]
 )
