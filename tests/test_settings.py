@@ -83,3 +83,15 @@ def test_the_train_loss_counts_where_nothing_was_held_out_and_the_name_tells_the
     assert settings.metric([finished], None, None) == Metric("train_loss", smaller=True)
     assert settings.metric([finished], "steps", None) == Metric("steps", smaller=False)
     assert settings.metric([finished], "steps", "minimize") == Metric("steps", smaller=True)
+
+
+def test_the_objective_of_the_jobs_orders_them_where_no_other_figure_is_asked_for() -> None:
+    summary = {"status": "finished", "train_loss": 1.0, "steps": 3}
+    job = {"objective": "steps", "direction": "minimize"}
+    jobs = [job, {**job, "direction": "maximize"}, {"objective": "train_loss"}]
+    one, other, another = (Run(Path("run"), job, summary, [], {}, {}, [], []) for job in jobs)
+    assert settings.metric([one, one], None, None) == Metric("steps", smaller=True)
+    assert settings.metric([one], "steps", "maximize") == Metric("steps", smaller=False)
+    assert settings.metric([one], "train_loss", None) == Metric("train_loss", smaller=True)
+    assert settings.metric([one, other], None, None) == Metric("steps", smaller=False)
+    assert settings.metric([one, another], None, None) == Metric("train_loss", smaller=True)

@@ -8,7 +8,7 @@ from fmstune import charts, report_of_run, run_folder, settings
 from fmstune.charts import Axes, Line, Spot
 from fmstune.document import Block, Cell, Charts, Command, Document, More, Section, Table, Text, number
 from fmstune.objective import is_number
-from fmstune.records import Run, flat
+from fmstune.records import Refused, Run, flat
 from fmstune.settings import Column, Group, Metric
 
 _MOST_COLOURED = 8
@@ -19,24 +19,27 @@ _BESIDE = ("tuned.exact_match", "tuned.eval_loss", "train_loss")
 """Figures that the table shows beside the one that it is ordered by."""
 
 
-def document(folder: Path, runs: Sequence[Run], by: Metric) -> Document:
-    """The report of the runs in a folder, whatever they got to."""
+def document(folder: Path, runs: Sequence[Run], by: Metric, refused: Sequence[Refused] = ()) -> Document:
+    """The report of the runs in a folder, whatever they got to, and of the points that were refused."""
     found = settings.columns(runs)
     groups = settings.groups(runs, found, by)
-    status = f"{sum(run.status == run_folder.FINISHED for run in runs)} of {len(runs)} finished"
+    count = len(runs) + len(refused)
+    failed = sum(run.status == run_folder.FAILED for run in runs) + len(refused)
+    status = f"{sum(run.status == run_folder.FINISHED for run in runs)} of {count} finished"
+    status += f", {failed} failed" if failed else ""
     sections = [
         ("Result", _result(groups, found, by)),
         ("Settings", _table(groups, found, by)),
         ("Each setting", _by_setting(groups, found, by)),
         ("Curves", _curves(groups, found)),
         ("Runs", _runs(runs, found, by) if len(groups) < len(runs) else iter(())),
-        ("Not finished", _unfinished(runs)),
+        ("Not finished", _unfinished(runs, refused)),
         ("Cost", _cost(runs)),
         ("What all runs share", _shared(runs)),
     ]
     kept = [Section(title, made) for title, blocks in sections if (made := list(blocks))]
     names = {str(run.job.get("name", "run")) for run in runs}
-    return Document(f"{', '.join(sorted(names))}: report of {_count(len(runs), 'run')}", status, str(folder), kept)
+    return Document(f"{', '.join(sorted(names))}: report of {_count(count, 'run')}", status, str(folder), kept)
 
 
 def _count(count: int, what: str) -> str:
@@ -219,8 +222,8 @@ def _runs(runs: Sequence[Run], found: Sequence[Column], by: Metric) -> Iterator[
     yield Table(head, rows, sortable=True)
 
 
-def _unfinished(runs: Sequence[Run]) -> Iterator[Block]:
-    rows = []
+def _unfinished(runs: Sequence[Run], refused: Sequence[Refused]) -> Iterator[Block]:
+    rows = [[Cell(one.name), Cell(run_folder.FAILED), number(None), Cell(one.error)] for one in refused]
     for run in runs:
         if run.status != run_folder.FINISHED:
             seen = run.curve("loss")

@@ -63,15 +63,27 @@ class Metric:
 
 
 def metric(runs: Sequence[Run], name: str | None, direction: str | None) -> Metric:
-    """The figure to compare by; raises UserError where no run has the one that is asked for."""
+    """The figure to compare by: the one that is asked for, else the objective of the jobs, else a usual one.
+
+    Raises UserError where no run has the one that is asked for.
+    """
     known = sorted({key for run in runs for key, value in flat(run.summary) if run.figure(key) is not None})
     if name is not None and known and name not in known:
         near = did_you_mean(name, known) or f"; there are {', '.join(key for key in known if 'tuned' in key)}"
         raise UserError(f"--metric {name}: no run has such a figure in its summary.json{near}")
     finished = [run for run in runs if run.status == FINISHED]
-    found = name or next((key for key in USUAL if any(run.figure(key) is not None for run in finished)), USUAL[0])
-    way = direction_of(found) if direction is None else Direction(direction)
+    usual = next((key for key in USUAL if any(run.figure(key) is not None for run in finished)), USUAL[0])
+    own = _said_by_all(runs, "objective") or usual
+    found = name or own
+    given = direction or (_said_by_all(runs, "direction") if found == own else None)
+    way = direction_of(found) if given is None else Direction(given)
     return Metric(found, way is Direction.minimize)
+
+
+def _said_by_all(runs: Sequence[Run], field: str) -> str | None:
+    """A field that has one value in all jobs."""
+    values = {run.job.get(field) for run in runs}
+    return str(values.pop()) if len(values) == 1 and None not in values else None
 
 
 def columns(runs: Sequence[Run]) -> list[Column]:
