@@ -37,6 +37,12 @@ def test_words_that_tell_all_differences_name_the_settings() -> None:
     assert settings.columns(runs) == [Column("peft", ("full", "lora"))]
 
 
+def test_two_intervals_of_a_search_are_two_settings_though_every_run_has_values_of_its_own() -> None:
+    jobs = [{"a": 0.1, "b": 7}, {"a": 0.2, "b": 3}, {"a": 0.3, "b": 5}]
+    runs = [run(job, words=tuple(f"{name}={value}" for name, value in job.items())) for job in jobs]
+    assert settings.columns(runs) == [Column("a", (0.1, 0.2, 0.3)), Column("b", (7, 3, 5))]
+
+
 def test_words_that_miss_a_difference_are_not_relied_upon() -> None:
     """Such as a file of the user's that was changed between two runs."""
     jobs = [{"a": 1, "b": 1}, {"a": 2, "b": 1}, {"a": 2, "b": 2}]
@@ -66,6 +72,7 @@ def test_more_can_be_better_and_runs_without_a_figure_are_last() -> None:
     [
         ((1.0, 1.1), (3.0, 3.1), "ahead of the second by 2, more than the seeds explain"),
         ((1.0, 2.0), (1.2, 2.2), "which may be noise"),
+        ((1.0, 2.0), (2.0, 1.0), "The second is just as good."),
         ((1.0,), (3.0,), "whether that is noise cannot be told without two seeds of each"),
     ],
 )

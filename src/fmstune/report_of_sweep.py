@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fmstune import charts, report_of_run, run_folder, settings
-from fmstune.charts import Axes, Line, Spot
+from fmstune.charts import Axes, Line, Series, Spot
 from fmstune.document import Block, Cell, Charts, Command, Document, More, Section, Table, Text, number
 from fmstune.objective import is_number
 from fmstune.records import Refused, Run, flat
@@ -53,7 +53,8 @@ def _result(groups: Sequence[Group], found: Sequence[Column], by: Metric) -> Ite
         return
     best = scored[0]
     figure = report_of_run.label(by.name).partition(" (")[0]
-    yield Text(f"Best: {best.label(found)}, with {figure} {_mean(best)}", strong=True)
+    what = f"Best: {best.label(found)}, with {figure}" if found else f"{figure[0].upper()}{figure[1:]}"
+    yield Text(f"{what} {_mean(best)}", strong=True)
     better = "less" if by.smaller else "more"
     yield Text(f"Compared by {by.name}: {report_of_run.label(by.name)}, {better} is better.")
     if len(scored) > 1:
@@ -150,19 +151,24 @@ def _by_setting(groups: Sequence[Group], found: Sequence[Column], by: Metric) ->
         yield Charts(pictures)
 
 
-def _series(groups: Sequence[Group], found: Sequence[Column], index: int) -> list[tuple[str, list[Spot]]]:
+def _series(groups: Sequence[Group], found: Sequence[Column], index: int) -> list[Series]:
     """The groups by their other settings, where these are few; else the best of each value of this setting."""
     others = [(column, place) for place, column in enumerate(found) if place != index]
     series: dict[str, list[Spot]] = {}
     for group in groups:
         label = ", ".join(f"{settings.short(c.name)}={settings.shown(group.values[place])}" for c, place in others)
         series.setdefault(label, []).append(_spot(group, index))
-    if len(series) <= _MOST_SERIES:
-        return list(series.items())
-    best: dict[str, Spot] = {}
+    if len(series) <= _MOST_SERIES and any(len(spots) > 1 for spots in series.values()):
+        return [Series(label, spots) for label, spots in series.items()]
+    same: dict[str, list[Group]] = {}
     for group in groups:
-        best.setdefault(str(group.values[index]), _spot(group, index))
-    return [("best of each value", list(best.values()))]
+        same.setdefault(str(group.values[index]), []).append(group)
+    if len(same) == len(groups):
+        # of a search: neighbours differ in the other settings too
+        return [Series("each setting", [_spot(group, index) for group in groups], joined=False)]
+    scores = [tuple(score for group in each for score in group.scores) for each in same.values()]
+    best = [_spot(each[0], index)._replace(scores=of) for each, of in zip(same.values(), scores, strict=True)]
+    return [Series("best of each value; dots are all runs", best)]
 
 
 def _spot(group: Group, index: int) -> Spot:

@@ -89,10 +89,11 @@ def _said_by_all(runs: Sequence[Run], field: str) -> str | None:
 def columns(runs: Sequence[Run]) -> list[Column]:
     """What the runs differ in: by the words that were typed where these tell it all, else field by field.
 
-    Fields that change together are one column, under the first name: a choice of a group changes many.
+    Fields that change together are one column, under the first name: a choice of a group changes many. Words are not:
+    in a search, the values of two intervals differ in every run.
     """
     fields = _distinct([Column(name, values) for name, values in _differing(runs)])
-    typed = _distinct(_typed(runs))
+    typed = _typed(runs)
     if typed and _partition([column.values for column in typed]) == _partition([column.values for column in fields]):
         return typed
     return fields
@@ -118,6 +119,8 @@ def verdict(best: Group, second: Group) -> str:
     assert best.mean is not None
     assert second.mean is not None
     ahead = abs(best.mean - second.mean)
+    if ahead == 0:
+        return "The second is just as good."
     if best.spread is None or second.spread is None:
         return (
             f"It is ahead of the second by {ahead:.4g}; whether that is noise cannot be told without two seeds of "
