@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fmstune import charts, report_of_run, run_folder, settings
 from fmstune.charts import Axes, Line, Series, Spot
-from fmstune.document import Block, Cell, Charts, Command, Document, More, Section, Table, Text, number
+from fmstune.document import Block, Cell, Charts, Command, Document, More, Section, Table, Text, change, number
 from fmstune.objective import is_number
 from fmstune.records import Refused, Run, flat
 from fmstune.settings import Column, Group, Metric
@@ -94,7 +94,7 @@ def _table(groups: Sequence[Group], found: Sequence[Column], by: Metric) -> Iter
                 *(_setting(value) for value in group.values),
                 number(group.mean),
                 *([number(group.spread, ".2g"), _seeds(group)] if seeds else []),
-                number(group.mean - best if group.mean is not None and best is not None else None, "+.4g"),
+                change(group.mean - best if group.mean is not None and best is not None else None),
                 *(number(_average(group, name)) for name in beside),
                 number(_average(group, "train_seconds"), ",.1f"),
                 number(_average(group, "tokens_per_second"), ",.0f"),
