@@ -163,6 +163,7 @@ def test_every_tracker_holds_what_the_metrics_file_holds(fmstune: Run, trackio_f
     assert one["provenance"] == {**json.loads(Path("run/lock.json").read_text()), **later}
     assert other.data.params["training.learning_rate"] == str(job["training"]["learning_rate"])
     assert one.name == one.experiment == "fmstune"
+    assert {"__system__cpu", "__system__p_memory_percent"} <= {metric.name for metric in one.metrics()}
 
     assert one["summary", "status"] == "finished"
     assert one["summary", "tuned", "eval_loss"] == run.summary["tuned"]["eval_loss"]
