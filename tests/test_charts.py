@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from fmstune import charts
-from fmstune.charts import Axes, Line, Spot
+from fmstune.charts import Axes, Line, Series, Spot
 
 AXES = Axes("Loss by step", "optimizer step", "loss (nats)")
 
@@ -54,15 +54,31 @@ def test_lines_differ_in_colour_and_style() -> None:
 
 def test_a_learning_rate_stands_on_a_log_axis_with_the_values_that_were_tried() -> None:
     spots = [Spot(rate, loss, 0.1, (loss - 0.1, loss + 0.1)) for rate, loss in ((1e-5, 3.0), (1e-3, 1.0), (1e-4, 2.0))]
-    svg = charts.setting([("", spots)], Axes("Loss by rate", "rate", "loss", log_x=True))
+    svg = charts.setting([Series("", spots)], Axes("Loss by rate", "rate", "loss", log_x=True))
     ticks = [float(text) for text in re.findall(r">([\d.e-]+)</text>", svg) if float(text) < 0.01]
     assert ticks[:3] == [1e-5, 1e-3, 1e-4]
     assert "rate, log scale" in svg
 
 
 def test_choices_stand_beside_each_other_by_their_names() -> None:
-    svg = charts.setting([("", [Spot("lora", 1.0, 0.0, (1.0,)), Spot("full", 2.0, 0.0, (2.0,))])], AXES)
+    svg = charts.setting([Series("", [Spot("lora", 1.0, 0.0, (1.0,)), Spot("full", 2.0, 0.0, (2.0,))])], AXES)
     assert [name for name in re.findall(r">(\w+)</text>", svg) if name in ("lora", "full")] == ["full", "lora"]
+
+
+def test_values_that_stand_close_to_each_other_do_not_have_their_names_over_each_other() -> None:
+    spots = [Spot(rate, 1.0, 0.0, (1.0,)) for rate in (1.5e-4, 1.7e-4, 1.3e-3, 9e-2)]
+    svg = charts.setting([Series("", spots)], Axes("Loss by rate", "rate", "loss", log_x=True))
+    names = re.findall(r">([\d.e-]+)</text>", svg)
+    assert {"0.001", "0.01"} <= {*names} and "0.00015" not in names
+    narrow = [Spot(rate, 1.0, 0.0, (1.0,)) for rate in (1.5e-4, 1.6e-4, 6e-4)]
+    svg = charts.setting([Series("", narrow)], Axes("Loss by rate", "rate", "loss", log_x=True))
+    assert {"0.0002", "0.0005"} <= {*re.findall(r">([\d.e-]+)</text>", svg)}
+
+
+def test_steps_are_whole_numbers() -> None:
+    svg = charts.curves([Line("a", [(1, 2.0), (2, 1.0), (3, 1.0)])], AXES)
+    x, _ = svg.split('id="loss-by-step-matplotlib.axis_2"')
+    assert re.findall(r">([\d.]+)</text>", x) == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize(

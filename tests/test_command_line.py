@@ -98,5 +98,11 @@ def test_swept_keys_are_those_with_several_values() -> None:
         'name="a,b"',
         "seed=range(1,4)",
         "x=3",
+        "peft.target_modules=[q_proj],[q_proj,v_proj]",
+        "++data.response_template='a,b','it\\'s'",
+        "y={a:[1,2],b:(c,d)}",
+        "z=a\\,b",
+        "u=tag(log,interval(1,2))",
     ]
-    assert swept_keys(words) == {"training.learning_rate", "peft", "seed"}
+    lists = {"peft.target_modules", "data.response_template"}
+    assert swept_keys(words) == {"training.learning_rate", "peft", "seed", "u"} | lists

@@ -18,11 +18,15 @@ def shown(a: Run, b: Run) -> str:
 
 
 def test_versions_commit_and_data_are_compared_each_in_its_place() -> None:
-    a = run("a", [1.0], git_commit="abc", packages={"torch": "2.8"}, data_hashes={"data.train": "1"})
-    b = run("b", [1.0], git_commit="def", packages={"torch": "2.9"}, data_hashes={"data.train": "2"})
+    files = {"model.path": {"model.safetensors": "3"}}
+    a = run("a", [1.0], git_commit="abc", packages={"torch": "2.8"}, data_hashes={"data.train": "1"}, command="x")
+    b = run("b", [1.0], git_commit="def", packages={"torch": "2.9"}, data_hashes={"data.train": "2"}, model_files=files)
     text = shown(a, b)
     data, code = text.index("Data and model\n"), text.index("Code, versions and devices\n")
-    assert "data_hashes.data.train  1  2" in text[data:code]
+    assert "data_hashes.data.train " in text[data:code]
+    assert "model_files.model.path.model.safetensors  (not there)  3" in text[data:code]
+    # the settings say it already
+    assert "command" not in text
     assert "git_commit      abc  def" in text[code:]
     assert "packages.torch  2.8  2.9" in text[code:]
     assert "2 of 2 settings are the same." in text
@@ -38,4 +42,14 @@ def test_runs_without_records_or_steps_in_common_say_so() -> None:
     text = shown(run("a", [1.0]), Run(Path("b"), {}, {}, [], {}, {}, [], []))
     assert "One of the runs lacks a record of its settings." in text
     assert "The runs have no logged step in common." in text
-    assert "Neither run has a record of its hashes." in text
+    assert "Neither run has a record of its facts of data and model." in text
+
+
+def test_numbers_stand_under_each_other_and_large_differences_are_whole() -> None:
+    a, b = (run(name, [1.0]) for name in "ab")
+    for one, memory in ((a, 503_123_968), (b, 502_034_432)):
+        one.summary["peak_memory_bytes"] = memory
+    text = shown(a, b)
+    assert "A: finished, B: finished." in text
+    assert "train_loss                   1            1          +0" in text
+    assert "peak_memory_bytes  503,123,968  502,034,432  -1,089,536" in text

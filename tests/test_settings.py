@@ -37,6 +37,12 @@ def test_words_that_tell_all_differences_name_the_settings() -> None:
     assert settings.columns(runs) == [Column("peft", ("full", "lora"))]
 
 
+def test_two_intervals_of_a_search_are_two_settings_though_every_run_has_values_of_its_own() -> None:
+    jobs = [{"a": 0.1, "b": 7}, {"a": 0.2, "b": 3}, {"a": 0.3, "b": 5}]
+    runs = [run(job, words=tuple(f"{name}={value}" for name, value in job.items())) for job in jobs]
+    assert settings.columns(runs) == [Column("a", (0.1, 0.2, 0.3)), Column("b", (7, 3, 5))]
+
+
 def test_words_that_miss_a_difference_are_not_relied_upon() -> None:
     """Such as a file of the user's that was changed between two runs."""
     jobs = [{"a": 1, "b": 1}, {"a": 2, "b": 1}, {"a": 2, "b": 2}]
@@ -66,6 +72,7 @@ def test_more_can_be_better_and_runs_without_a_figure_are_last() -> None:
     [
         ((1.0, 1.1), (3.0, 3.1), "ahead of the second by 2, more than the seeds explain"),
         ((1.0, 2.0), (1.2, 2.2), "which may be noise"),
+        ((1.0, 2.0), (2.0, 1.0), "The second is just as good."),
         ((1.0,), (3.0,), "whether that is noise cannot be told without two seeds of each"),
     ],
 )
@@ -83,3 +90,15 @@ def test_the_train_loss_counts_where_nothing_was_held_out_and_the_name_tells_the
     assert settings.metric([finished], None, None) == Metric("train_loss", smaller=True)
     assert settings.metric([finished], "steps", None) == Metric("steps", smaller=False)
     assert settings.metric([finished], "steps", "minimize") == Metric("steps", smaller=True)
+
+
+def test_the_objective_of_the_jobs_orders_them_where_no_other_figure_is_asked_for() -> None:
+    summary = {"status": "finished", "train_loss": 1.0, "steps": 3}
+    job = {"objective": "steps", "direction": "minimize"}
+    jobs = [job, {**job, "direction": "maximize"}, {"objective": "train_loss"}]
+    one, other, another = (Run(Path("run"), job, summary, [], {}, {}, [], []) for job in jobs)
+    assert settings.metric([one, one], None, None) == Metric("steps", smaller=True)
+    assert settings.metric([one], "steps", "maximize") == Metric("steps", smaller=False)
+    assert settings.metric([one], "train_loss", None) == Metric("train_loss", smaller=True)
+    assert settings.metric([one, other], None, None) == Metric("steps", smaller=False)
+    assert settings.metric([one, another], None, None) == Metric("train_loss", smaller=True)

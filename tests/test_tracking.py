@@ -11,7 +11,9 @@ import socket
 import sqlite3
 import struct
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,8 @@ from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 
-from fmstune import freeze, tracking
-from fmstune.job import Job, Mlflow, Tracking
+from fmstune import freeze, trackers, tracking
+from fmstune.job import Aim, Job, Mlflow, Tracking
 from tests.conftest import Result
 from tests.test_cli import SCRIPT, wait_for
 from tests.test_freeze import tree
@@ -163,6 +165,7 @@ def test_every_tracker_holds_what_the_metrics_file_holds(fmstune: Run, trackio_f
     assert one["provenance"] == {**json.loads(Path("run/lock.json").read_text()), **later}
     assert other.data.params["training.learning_rate"] == str(job["training"]["learning_rate"])
     assert one.name == one.experiment == "fmstune"
+    assert {"__system__cpu", "__system__p_memory_percent"} <= {metric.name for metric in one.metrics()}
 
     assert one["summary", "status"] == "finished"
     assert one["summary", "tuned", "eval_loss"] == run.summary["tuned"]["eval_loss"]
@@ -275,6 +278,22 @@ def test_a_tracker_that_does_not_answer_does_not_hold_up_the_run(
     assert "tracking.mlflow is left out" in capfd.readouterr().err
 
 
+def test_a_password_in_the_address_of_a_tracker_is_not_shown(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """MLflow puts the whole address into its errors."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hunter2@127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with tracking.tracked(_with(job, Mlflow(tracking_uri=None)), Path("run"), 0, writes=True):
+        pass
+    assert f"http://…@127.0.0.1:{port}" in (error() or "")
+    shown = capfd.readouterr()
+    left = [path.read_text() for path in Path("run").iterdir()]
+    assert not [text for text in (shown.out, shown.err, *left) if "hunter2" in text]
+
+
 @pytest.mark.parametrize(
     ("ended", "status"), [(KeyboardInterrupt(), "KILLED"), (RuntimeError("broken"), "FAILED"), (None, "FINISHED")]
 )
@@ -286,6 +305,68 @@ def test_a_tracker_is_told_how_the_run_ended(job: Job, ended: BaseException | No
         if ended:
             raise ended
     assert mlflow_run().info.status == status
+
+
+def test_a_point_of_a_sweep_is_called_by_what_sets_it_apart(job: Job) -> None:
+    with tracking.tracked(job, Path("run"), 0, writes=True):
+        pass
+    assert mlflow_run().info.run_name == "fmstune"
+    MlflowClient(store()).delete_run(mlflow_run().info.run_id)
+    Path("command.json").write_text('["-m", "seed=1,2"]')
+    Path("run").rename("0-seed=1")
+    with tracking.tracked(job, Path("0-seed=1"), 0, writes=True):
+        pass
+    assert mlflow_run().info.run_name == "fmstune 0-seed=1"
+
+
+def test_a_repository_that_another_point_is_just_making_is_waited_for(job: Job) -> None:
+    aim, half_made = Aim(repo="shared", system_tracking_interval=None), Path("shared/.aim")
+    half_made.mkdir(parents=True)
+    tracker = trackers.AimTracker(aim, trackers.Subject(job, Path("run"), {}, 0))
+    with ThreadPoolExecutor() as pool:
+        with trackers.alone_at("shared"):
+            began = pool.submit(tracker.start, None)
+            assert not wait([began], timeout=3).done
+            half_made.rmdir()
+        run = began.result(timeout=60)
+    assert Repo("shared").list_all_runs() == [run]
+
+
+HOLDS = """
+import sys, aimrocks
+held = aimrocks.DB(sys.argv[1], aimrocks.Options())
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def holds_the_index(repo: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A process that has the index of an Aim repository open until it is told to end."""
+    argv = [sys.executable, "-c", HOLDS, str((repo / ".aim" / "meta" / "index").resolve())]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+
+
+@pytest.mark.parametrize("until_it_ends", [False, True])
+def test_an_index_that_another_process_holds_is_waited_for_and_no_error(
+    job: Job, until_it_ends: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As a point that ends at the same moment does, or `aim up`."""
+    monkeypatch.setattr(trackers.AimTracker, "LONGEST_WAIT_FOR_INDEX", 1.0 if until_it_ends else 60.0)
+    aim = Aim(repo="shared", system_tracking_interval=None)
+    tracker = trackers.AimTracker(aim, trackers.Subject(job, Path("run"), {}, 0))
+    run = tracker.start(None)
+    with holds_the_index(Path("shared")) as holder, ThreadPoolExecutor() as pool:
+        closed = pool.submit(tracker.close, trackers.Outcome("finished", {"steps": 1}, ""))
+        assert bool(wait([closed], timeout=4).done) is until_it_ends
+        holder.communicate()
+        closed.result(timeout=60)
+    noted = "another process holds the index of shared" in capfd.readouterr().err
+    assert noted is until_it_ends
+    assert [one.hash for one in Repo("shared").iter_runs()] == ([] if until_it_ends else [run])
 
 
 def test_a_run_that_was_deleted_in_the_tracker_is_begun_anew(job: Job) -> None:

@@ -9,12 +9,13 @@ import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fmstune.objective import curve, is_number
 
@@ -29,6 +30,8 @@ _SHORT_LABEL = 34
 """Characters of a name in a legend of two columns."""
 _WIDE = 30.0
 """Largest by smallest value from which on an axis is logarithmic."""
+_ROOM = 0.12
+"""Of an axis, for the name of a value."""
 _LOOKS = {
     # text stays text: small, and found by a search
     "svg.fonttype": "none",
@@ -74,6 +77,15 @@ class Spot(NamedTuple):
     scores: Sequence[float]
 
 
+class Series(NamedTuple):
+    """Spots of one colour in a chart of a setting."""
+
+    label: str
+    spots: Sequence[Spot]
+    joined: bool = True
+    """A line leads from each to the next."""
+
+
 LOSS = Axes("Loss by step", "optimizer step", "loss (nats a trained token)", from_zero=True)
 
 
@@ -99,21 +111,23 @@ def picture(lines: Sequence[Line], axes: Axes, path: Path) -> None:
         _curves(lines, axes, size=(7, 4)).savefig(path, format="png", dpi=120)
 
 
-def setting(series: Sequence[tuple[str, Sequence[Spot]]], axes: Axes) -> str:
+def setting(series: Sequence[Series], axes: Axes) -> str:
     """One setting against a figure as SVG: a line for each choice of the others, a bar for the spread over seeds."""
     with mpl.rc_context(_LOOKS):
         figure = Figure(figsize=(5.4, 3.5), layout="constrained")
         plot = figure.subplots()
-        values = list({_key(spot.value): spot.value for _, spots in series for spot in spots}.values())
+        values = list({_key(spot.value): spot.value for one in series for spot in one.spots}.values())
         numbers = all(is_number(value) for value in values)
         values = values if numbers else sorted(values, key=str)
         places = {_key(value): value if numbers else place for place, value in enumerate(values)}
-        for number, (label, spots) in enumerate(series):
-            _spots(plot, label, spots, number, places)
-        _dress(plot, axes, several=len(series) > 1)
-        if not numbers or len(values) <= 8:
+        for number, one in enumerate(series):
+            _spots(plot, one, number, places)
+        _dress(plot, axes, several=any(one.label for one in series))
+        if not numbers or are_apart(values, log=axes.log_x):
             plot.set_xticks(list(places.values()), [_short(value) for value in values])
             plot.xaxis.minorticks_off()
+        elif axes.log_x and not spans_decades(values):
+            plot.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         if not numbers:
             plot.set_xlim(-0.5, len(values) - 0.5)
         return _svg(figure, axes.title)
@@ -122,6 +136,13 @@ def setting(series: Sequence[tuple[str, Sequence[Spot]]], axes: Axes) -> str:
 def spans_decades(values: Sequence[Any]) -> bool:
     """Whether an axis of these is better logarithmic."""
     return bool(values) and all(is_number(v) and v > 0 for v in values) and max(values) / min(values) >= _WIDE
+
+
+def are_apart(values: Sequence[float], *, log: bool) -> bool:
+    """Whether there is room for a name under each of these on an axis."""
+    places = sorted(math.log10(value) if log else value for value in values)
+    gaps = [after - before for before, after in pairwise(places)]
+    return not gaps or min(gaps) >= _ROOM * (places[-1] - places[0])
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
@@ -140,6 +161,8 @@ def _curves(lines: Sequence[Line], axes: Axes, size: tuple[float, float] = (5.4,
         # one step is a point, and no line
         marker = _MARKERS[line.place % len(_MARKERS)] if line.marked or len(points) == 1 else ""
         plot.plot(*zip(*points, strict=True), label=line.label, marker=marker, **_style(line.place))
+    # steps are whole
+    plot.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     _dress(plot, axes, several=len({line.label for line in lines if line.label}) > 1)
     return figure
 
@@ -149,12 +172,13 @@ def _style(place: int) -> dict[str, Any]:
     return {"color": COLOURS[place % len(COLOURS)], "linestyle": style, "linewidth": 1.4, "markersize": 4.5}
 
 
-def _spots(plot: Any, label: str, spots: Sequence[Spot], number: int, places: dict[str, Any]) -> None:
-    ordered = sorted(spots, key=lambda spot: places[_key(spot.value)])
+def _spots(plot: Any, series: Series, number: int, places: dict[str, Any]) -> None:
+    ordered = sorted(series.spots, key=lambda spot: places[_key(spot.value)])
     xs = [places[_key(spot.value)] for spot in ordered]
     bars = [spot.spread for spot in ordered]
     marker = _MARKERS[number % len(_MARKERS)]
-    plot.errorbar(xs, [spot.mean for spot in ordered], bars, label=label, marker=marker, capsize=3, **_style(number))
+    looks = _style(number) if series.joined else {**_style(number), "linestyle": "none"}
+    plot.errorbar(xs, [spot.mean for spot in ordered], bars, label=series.label, marker=marker, capsize=3, **looks)
     each = [(x, score) for x, spot in zip(xs, ordered, strict=True) if len(spot.scores) > 1 for score in spot.scores]
     if each:
         plot.scatter(*zip(*each, strict=True), s=9, color=_style(number)["color"], alpha=0.5, linewidths=0)
@@ -212,5 +236,5 @@ def _key(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:.3g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 18 else text[:17] + "…"

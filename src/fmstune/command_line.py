@@ -391,7 +391,17 @@ def _forced(word: str, groups: Container[str]) -> str:
 
 def swept_keys(words: Sequence[str]) -> frozenset[str]:
     """The keys that several values are given for: `a=1,2`, and Hydra's functions that give several."""
-    several = re.compile(
-        r"([\w./@+]+)=(?:[^\[{(\"']*,|(?:(?:tag|int|float)\(.*)?(?:range|choice|interval|glob|shuffle|sort)\()"
-    )
-    return frozenset(match[1].lstrip("+") for word in words if (match := several.match(word)))
+    given = [match for word in words if (match := re.fullmatch(r"([\w./@+]+)=(.*)", word, flags=re.DOTALL))]
+    return frozenset(match[1].lstrip("+") for match in given if _are_several(match[2]))
+
+
+def _are_several(value: str) -> bool:
+    """Whether Hydra makes several values of this: a comma that stands in no list, mapping, call or quotes divides."""
+    if re.match(r"(?:(?:tag|int|float)\(.*)?(?:range|choice|interval|glob|shuffle|sort)\(", value):
+        return True
+    bare = re.sub(r"\\.", "", value, flags=re.DOTALL)
+    bare = re.sub(r"\"[^\"]*\"|'[^']*'", "", bare)
+    inner = re.compile(r"\[[^][(){}]*\]|\([^][(){}]*\)|\{[^][(){}]*\}")
+    while inner.search(bare):
+        bare = inner.sub("", bare)
+    return "," in bare

@@ -4,12 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fmstune import charts
-from fmstune.document import Block, Cell, Charts, Document, Section, Table, Text, number
+from fmstune.document import Block, Cell, Charts, Document, Section, Table, Text, change, number
 from fmstune.objective import SCORES
 from fmstune.records import Run, flat
 from fmstune.settings import shown
 
-_DATA = ("data_hashes", "model_config_hash")
+_DATA = ("data_hashes", "data_rows", "data_files", "tokens", "model_config_hash", "model_commits", "model_files")
+_TOLD_ELSEWHERE = ("command", "seed")
+"""Of `lock.json`, what the settings say already."""
 _RESULTS = (
     *(f"{model}.{name}" for model in ("base", "tuned") for name in SCORES),
     "train_loss",
@@ -27,7 +29,7 @@ def document(a: Run, b: Run) -> Document:
     """How two runs differ; what is the same is counted."""
     sections = [
         ("Settings", _fields(a.job, b.job, "field", "settings")),
-        ("Data and model", _fields(_locked(a, data=True), _locked(b, data=True), "sha256 of", "hashes")),
+        ("Data and model", _fields(_locked(a, data=True), _locked(b, data=True), "what", "facts of data and model")),
         ("Code, versions and devices", _fields(_locked(a, data=False), _locked(b, data=False), "what", "facts")),
         ("Results", _results(a, b)),
         ("Curves", _curves(a, b)),
@@ -37,7 +39,8 @@ def document(a: Run, b: Run) -> Document:
 
 
 def _locked(run: Run, *, data: bool) -> dict[str, Any]:
-    return {key: value for key, value in run.lock.items() if (key in _DATA) is data}
+    kept = {key: value for key, value in run.lock.items() if (key in _DATA) is data}
+    return {key: value for key, value in kept.items() if key not in _TOLD_ELSEWHERE}
 
 
 def _fields(a: Mapping[str, Any], b: Mapping[str, Any], what: str, plural: str) -> Iterator[Block]:
@@ -62,13 +65,15 @@ def _value(name: str, of: Mapping[str, Any]) -> Cell:
 
 
 def _results(a: Run, b: Run) -> Iterator[Block]:
-    rows = [[Cell("status"), Cell(a.status), Cell(b.status), Cell("")]]
+    yield Text(f"A: {a.status}, B: {b.status}.")
+    rows = []
     for name in _RESULTS:
         x, y = a.figure(name), b.figure(name)
         if x is not None or y is not None:
-            difference = number(y - x, "+.4g") if x is not None and y is not None else Cell("–")
-            rows.append([Cell(name), number(x), number(y), difference])
-    yield Table(("", "A", "B", "B − A"), rows)
+            difference = y - x if x is not None and y is not None else None
+            rows.append([Cell(name), number(x), number(y), change(difference)])
+    if rows:
+        yield Table(("", "A", "B", "B − A"), rows)
 
 
 def _curves(a: Run, b: Run) -> Iterator[Block]:
@@ -81,7 +86,7 @@ def _curves(a: Run, b: Run) -> Iterator[Block]:
         both.append(name)
         yield Text(f"{name}: {_how(first, second, steps)}")
         at = sorted({steps[round(part * (len(steps) - 1) / max(_PARTS - 1, 1))] for part in range(_PARTS)})
-        rows = [[number(s), number(first[s]), number(second[s]), number(second[s] - first[s], "+.4g")] for s in at]
+        rows = [[number(s), number(first[s]), number(second[s]), change(second[s] - first[s])] for s in at]
         yield Table(("step", "A", "B", "B − A"), rows)
     if not both:
         yield Text("The runs have no logged step in common.")

@@ -271,7 +271,7 @@ def _frozen(config: DictConfig, line: CommandLine, swept: Collection[str]) -> fr
 def _sweep_folder(settings: HydraConf, swept: Collection[str]) -> Path:
     """The folder of one point: its number, and what sets it apart from the others."""
     own = ",".join(f"{key.rpartition('.')[2]}={sweeps.short(value)}" for key, value in sweeps.own(settings, swept))
-    slug = re.sub(r"[^\w.=+-]+", "_", own)[:60]
+    slug = re.sub(r"[^\w.=+-]+", "_", re.sub(r"[][{}\"']", "", own))[:60]
     return Path(settings.sweep.dir) / "-".join(part for part in (str(settings.job.num), slug) if part)
 
 

@@ -88,6 +88,13 @@ def number(value: float | None, form: str = "") -> Cell:
     return Cell(f"{value:,.0f}" if whole or abs(value) >= 1000 else f"{value:.4g}", value)
 
 
+def change(value: float | None) -> Cell:
+    """A difference with its sign."""
+    if value is None or not math.isfinite(value):
+        return Cell("–")
+    return Cell(f"{value:+,.0f}" if abs(value) >= 1000 else f"{value:+.4g}", value)
+
+
 def word(text: object) -> Cell:
     """A text, or a value as it stands."""
     return Cell(str(text), float(text) if isinstance(text, int | float) and not isinstance(text, bool) else None)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from fmstune import __version__, file_hashes, launch, package_files, ranks, rows, run_folder
+from fmstune import __version__, file_hashes, launch, package_files, passwords, ranks, rows, run_folder
 from fmstune.errors import UserError
 from fmstune.job import Attention, Backend, Job, Model, sources
 
@@ -118,7 +118,7 @@ def collect(job: Job, *, device: str, model_config: str, command: str | None, da
         packages={name: version(name) for name in (*PACKAGES, *extras(job))},
         git_commit=commit,
         git_changes=changes,
-        command=None if command is None else without_passwords(command),
+        command=None if command is None else passwords.left_out(command),
         seed=job.seed,
         device=device,
         device_names=_device_names(device),
@@ -146,12 +146,6 @@ def extras(job: Job) -> Iterator[str]:
     for name, used in wanted.items():
         if used and any(distributions(name=name)):
             yield name
-
-
-def without_passwords(command: str) -> str:
-    """The command with `://user:password@` and tokens of the hub left out."""
-    hidden = re.sub(r"://[^\s/@:]*:[^\s/@]*@", "://…@", command)
-    return re.sub(r"\bhf_[A-Za-z0-9]{20,}", "hf_…", hidden)
 
 
 def as_json(provenance: Provenance) -> dict[str, Any]:

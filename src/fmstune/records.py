@@ -4,11 +4,11 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from fmstune import run_folder
+from fmstune import points, run_folder
 from fmstune.errors import UserError, raise_if_any
 from fmstune.objective import curve, figure
 
@@ -50,6 +50,16 @@ class Run:
         return curve(self.metrics, name)
 
 
+class Refused(NamedTuple):
+    """A point of a sweep that was wrong: it has left no folder."""
+
+    name: str
+    """Of the folder that it would have had."""
+    fields: dict[str, str]
+    """What set it apart from the others."""
+    error: str
+
+
 def is_run(folder: Path) -> bool:
     """Whether a run lives in the folder."""
     return (folder / run_folder.JOB).is_file()
@@ -80,6 +90,25 @@ def read_all(folder: Path) -> list[Run]:
             problems += err.problems
     raise_if_any(problems)
     return runs
+
+
+def refused(folder: Path) -> list[Refused]:
+    """The points of this sweep that have no run, as `sweep.json` has them; raises UserError where it is broken."""
+    try:
+        found = points.read(folder)
+    except (OSError, ValueError, TypeError) as err:
+        path = folder / points.FILE
+        raise UserError(f"{path}: cannot be read ({_first_line(err)}); mend or remove it") from err
+    return [
+        Refused(point.folder, dict(_pair(word) for word in point.overrides), point.error or "")
+        for point in found
+        if not is_run(folder / point.folder)
+    ]
+
+
+def _pair(word: str) -> tuple[str, str]:
+    field, _, value = word.partition("=")
+    return field, value
 
 
 def raise_if_no_run(folder: Path, flag: str = "") -> None:

@@ -6,7 +6,21 @@ from typing import Any
 
 from fmstune import charts, run_folder
 from fmstune.charts import Axes, Line
-from fmstune.document import Block, Cell, Charts, Command, Document, Example, More, Section, Table, Text, number, word
+from fmstune.document import (
+    Block,
+    Cell,
+    Charts,
+    Command,
+    Document,
+    Example,
+    More,
+    Section,
+    Table,
+    Text,
+    change,
+    number,
+    word,
+)
 from fmstune.objective import is_number
 from fmstune.plan import size
 from fmstune.records import Run, flat
@@ -122,8 +136,8 @@ def _score_rows(base: Mapping[str, Any], tuned: Mapping[str, Any], before: str) 
             continue
         b, t = base.get(key), tuned.get(key)
         if is_number(b) or is_number(t):
-            change = t - b if is_number(b) and is_number(t) else None
-            yield [Cell(before + label(key)), number(b), number(t), number(change, "+.4g")]
+            gained = t - b if is_number(b) and is_number(t) else None
+            yield [Cell(before + label(key)), number(b), number(t), change(gained)]
         elif _is_interval(b) or _is_interval(t):
             yield [Cell(before + label(key)), _interval(b), _interval(t), Cell("")]
     yield [Cell(f"{before}rows scored"), number(base.get("rows")), number(tuned.get("rows")), Cell("")]

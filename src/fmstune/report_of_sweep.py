@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fmstune import charts, report_of_run, run_folder, settings
-from fmstune.charts import Axes, Line, Spot
-from fmstune.document import Block, Cell, Charts, Command, Document, More, Section, Table, Text, number
+from fmstune.charts import Axes, Line, Series, Spot
+from fmstune.document import Block, Cell, Charts, Command, Document, More, Section, Table, Text, change, number
 from fmstune.objective import is_number
-from fmstune.records import Run, flat
+from fmstune.records import Refused, Run, flat
 from fmstune.settings import Column, Group, Metric
 
 _MOST_COLOURED = 8
@@ -19,24 +19,27 @@ _BESIDE = ("tuned.exact_match", "tuned.eval_loss", "train_loss")
 """Figures that the table shows beside the one that it is ordered by."""
 
 
-def document(folder: Path, runs: Sequence[Run], by: Metric) -> Document:
-    """The report of the runs in a folder, whatever they got to."""
+def document(folder: Path, runs: Sequence[Run], by: Metric, refused: Sequence[Refused] = ()) -> Document:
+    """The report of the runs in a folder, whatever they got to, and of the points that were refused."""
     found = settings.columns(runs)
     groups = settings.groups(runs, found, by)
-    status = f"{sum(run.status == run_folder.FINISHED for run in runs)} of {len(runs)} finished"
+    count = len(runs) + len(refused)
+    failed = sum(run.status == run_folder.FAILED for run in runs) + len(refused)
+    status = f"{sum(run.status == run_folder.FINISHED for run in runs)} of {count} finished"
+    status += f", {failed} failed" if failed else ""
     sections = [
         ("Result", _result(groups, found, by)),
         ("Settings", _table(groups, found, by)),
         ("Each setting", _by_setting(groups, found, by)),
         ("Curves", _curves(groups, found)),
         ("Runs", _runs(runs, found, by) if len(groups) < len(runs) else iter(())),
-        ("Not finished", _unfinished(runs)),
+        ("Not finished", _unfinished(runs, refused)),
         ("Cost", _cost(runs)),
         ("What all runs share", _shared(runs)),
     ]
     kept = [Section(title, made) for title, blocks in sections if (made := list(blocks))]
     names = {str(run.job.get("name", "run")) for run in runs}
-    return Document(f"{', '.join(sorted(names))}: report of {_count(len(runs), 'run')}", status, str(folder), kept)
+    return Document(f"{', '.join(sorted(names))}: report of {_count(count, 'run')}", status, str(folder), kept)
 
 
 def _count(count: int, what: str) -> str:
@@ -50,7 +53,8 @@ def _result(groups: Sequence[Group], found: Sequence[Column], by: Metric) -> Ite
         return
     best = scored[0]
     figure = report_of_run.label(by.name).partition(" (")[0]
-    yield Text(f"Best: {best.label(found)}, with {figure} {_mean(best)}", strong=True)
+    what = f"Best: {best.label(found)}, with {figure}" if found else f"{figure[0].upper()}{figure[1:]}"
+    yield Text(f"{what} {_mean(best)}", strong=True)
     better = "less" if by.smaller else "more"
     yield Text(f"Compared by {by.name}: {report_of_run.label(by.name)}, {better} is better.")
     if len(scored) > 1:
@@ -90,7 +94,7 @@ def _table(groups: Sequence[Group], found: Sequence[Column], by: Metric) -> Iter
                 *(_setting(value) for value in group.values),
                 number(group.mean),
                 *([number(group.spread, ".2g"), _seeds(group)] if seeds else []),
-                number(group.mean - best if group.mean is not None and best is not None else None, "+.4g"),
+                change(group.mean - best if group.mean is not None and best is not None else None),
                 *(number(_average(group, name)) for name in beside),
                 number(_average(group, "train_seconds"), ",.1f"),
                 number(_average(group, "tokens_per_second"), ",.0f"),
@@ -147,19 +151,24 @@ def _by_setting(groups: Sequence[Group], found: Sequence[Column], by: Metric) ->
         yield Charts(pictures)
 
 
-def _series(groups: Sequence[Group], found: Sequence[Column], index: int) -> list[tuple[str, list[Spot]]]:
+def _series(groups: Sequence[Group], found: Sequence[Column], index: int) -> list[Series]:
     """The groups by their other settings, where these are few; else the best of each value of this setting."""
     others = [(column, place) for place, column in enumerate(found) if place != index]
     series: dict[str, list[Spot]] = {}
     for group in groups:
         label = ", ".join(f"{settings.short(c.name)}={settings.shown(group.values[place])}" for c, place in others)
         series.setdefault(label, []).append(_spot(group, index))
-    if len(series) <= _MOST_SERIES:
-        return list(series.items())
-    best: dict[str, Spot] = {}
+    if len(series) <= _MOST_SERIES and any(len(spots) > 1 for spots in series.values()):
+        return [Series(label, spots) for label, spots in series.items()]
+    same: dict[str, list[Group]] = {}
     for group in groups:
-        best.setdefault(str(group.values[index]), _spot(group, index))
-    return [("best of each value", list(best.values()))]
+        same.setdefault(str(group.values[index]), []).append(group)
+    if len(same) == len(groups):
+        # of a search: neighbours differ in the other settings too
+        return [Series("each setting", [_spot(group, index) for group in groups], joined=False)]
+    scores = [tuple(score for group in each for score in group.scores) for each in same.values()]
+    best = [_spot(each[0], index)._replace(scores=of) for each, of in zip(same.values(), scores, strict=True)]
+    return [Series("best of each value; dots are all runs", best)]
 
 
 def _spot(group: Group, index: int) -> Spot:
@@ -219,8 +228,8 @@ def _runs(runs: Sequence[Run], found: Sequence[Column], by: Metric) -> Iterator[
     yield Table(head, rows, sortable=True)
 
 
-def _unfinished(runs: Sequence[Run]) -> Iterator[Block]:
-    rows = []
+def _unfinished(runs: Sequence[Run], refused: Sequence[Refused]) -> Iterator[Block]:
+    rows = [[Cell(one.name), Cell(run_folder.FAILED), number(None), Cell(one.error)] for one in refused]
     for run in runs:
         if run.status != run_folder.FINISHED:
             seen = run.curve("loss")

@@ -44,8 +44,13 @@ article dl { margin: 0; display: grid; grid-template-columns: 5rem 1fr; }
 article dd { margin: 0 0 .4rem; max-height: 14rem; overflow: auto; white-space: pre-wrap;
   overflow-wrap: anywhere; unicode-bidi: isolate; }
 summary { cursor: pointer; }
+@media (max-width: 40rem) { table { font-size: .85rem; } th, td { padding-right: .6rem; } .charts { margin: 0 -.8rem; }
+  td, .sortable td:not(.number) { min-width: 3.5rem; }
+  td:first-child:not(.number), .sortable td:first-child:not(.number) { min-width: 9rem; } }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; } .charts { grid-template-columns: 1fr 1fr; }
-  article, svg, tr { break-inside: avoid; } .wide { overflow: visible; } tr.best td { font-weight: 700; } }
+  article, svg, tr { break-inside: avoid; } .wide { overflow: visible; } tr.best td { font-weight: 700; }
+  table { font-size: 8pt; } th, td { padding-right: .5rem; } th { white-space: normal; overflow-wrap: normal; }
+  td, .sortable td:not(.number) { min-width: 0; } }
 """
 
 _SCRIPT = """
@@ -133,7 +138,8 @@ def _table(table: Table) -> str:
     heads = []
     for index, name in enumerate(table.head):
         number = _is_number(table, index)
-        inside = f'<button type="button">{escape(name)}</button>' if table.sortable else escape(name)
+        text = _breakable(name)
+        inside = f'<button type="button">{text}</button>' if table.sortable else text
         heads.append(f'<th scope="col"{_class("number" if number else "")}>{inside}</th>')
     rows = []
     for place, row in enumerate(table.rows):
@@ -156,7 +162,13 @@ def _is_number(table: Table, index: int) -> bool:
 
 def _cell(cell: Cell, *, number: bool) -> str:
     value = f' data-value="{cell.value!r}"' if cell.value is not None else ""
-    return f"<td{_class('number' if number else '')}{value}>{escape(cell.text)}</td>"
+    text = escape(cell.text) if number else _breakable(cell.text)
+    return f"<td{_class('number' if number else '')}{value}>{text}</td>"
+
+
+def _breakable(text: str) -> str:
+    """The text, in which a long name is broken between its words where it has to be."""
+    return re.sub(r"(?<=[_=/])(?=\w)|(?<=\.)(?=[A-Za-z])", "<wbr>", escape(text))
 
 
 def _class(name: str) -> str:

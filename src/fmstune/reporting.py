@@ -11,8 +11,9 @@ from typing import Any
 from fmstune import comparison, report_of_run, report_of_sweep, report_page, settings
 from fmstune.document import Document
 from fmstune.errors import UserError
-from fmstune.records import Run, flat, is_run, raise_if_no_run, read, read_all
+from fmstune.records import Refused, Run, flat, is_run, raise_if_no_run, read, read_all, refused
 from fmstune.request import Comparison, Report
+from fmstune.run_folder import FAILED
 from fmstune.settings import Column
 
 PAGE, MARKDOWN, CSV = "report.html", "report.md", "report.csv"
@@ -24,12 +25,13 @@ def report(asked: Report) -> int:
     raise_if_no_run(folder)
     one = is_run(folder)
     runs = [read(folder)] if one else read_all(folder)
+    not_run = [] if one else refused(folder)
     by = settings.metric(runs, asked.metric, asked.direction)
-    made = report_of_run.document(runs[0]) if one else report_of_sweep.document(folder, runs, by)
+    made = report_of_run.document(runs[0]) if one else report_of_sweep.document(folder, runs, by, not_run)
     files = {
         PAGE: report_page.page(made),
         MARKDOWN: report_page.markdown(made),
-        CSV: _csv(runs, [] if one else settings.columns(runs)),
+        CSV: _csv(runs, [] if one else settings.columns(runs), not_run),
     }
     _write({folder / name: text for name, text in files.items()})
     print(_first_words(made))
@@ -67,9 +69,10 @@ def _result(made: Document) -> str:
     return str(getattr(found.blocks[0], "text", "")) if found is not None else ""
 
 
-def _csv(runs: Sequence[Run], columns: Sequence[Column]) -> str:
+def _csv(runs: Sequence[Run], columns: Sequence[Column], not_run: Sequence[Refused]) -> str:
     """A line for each run: its settings that differ, and every number of its summary at full precision."""
     rows = [dict(_row(run, index, columns)) for index, run in enumerate(runs)]
+    rows += [dict(_row_of_refused(one, columns)) for one in not_run]
     names = list(dict.fromkeys(name for row in rows for name in row))
     file = io.StringIO()
     writer = csv.DictWriter(file, names, lineterminator="\n")
@@ -88,6 +91,14 @@ def _row(run: Run, index: int, columns: Sequence[Column]) -> Iterator[tuple[str,
     for name, _ in flat(run.summary):
         if (value := run.figure(name)) is not None and name != settings.SEED:
             yield name, value
+
+
+def _row_of_refused(one: Refused, columns: Sequence[Column]) -> Iterator[tuple[str, Any]]:
+    yield "run", one.name
+    yield "status", FAILED
+    yield "error", one.error
+    for name in (settings.SEED, *(column.name for column in columns)):
+        yield name, one.fields.get(name, "")
 
 
 def _write(files: dict[Path, str]) -> None:

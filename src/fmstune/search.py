@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,7 +20,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from fmstune import points, preemption, run_folder
+from fmstune import passwords, points, preemption, run_folder
 from fmstune.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -75,6 +76,13 @@ class OptunaSweeper(Sweeper):
         space = {_name(one): distribution(one) for one in given if one.is_sweep_override()}
         if not space:
             raise UserError("hydra/sweeper=optuna has nothing to search; give a field an interval or several values")
+        written = OmegaConf.to_container(self.config.hydra.sweeper, resolve=False)
+        assert isinstance(written, dict)
+        if urlsplit(str(written["storage"])).password is not None:
+            raise UserError(
+                "hydra.sweeper.storage holds a password, and the sweep's folder keeps the command; set an environment "
+                "variable, and 'hydra.sweeper.storage=${oc.env:NAME}'"
+            )
         sampler = _sampler(self._fields.sampler)
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -167,11 +175,12 @@ def _study(
             study.set_user_attr(_SPACE, searched)
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError) as err:
         said = points.one_line(str(err))
-        raise UserError(f"hydra.sweeper.storage: {storage} cannot be used as Optuna's storage ({said})") from err
+        text = f"hydra.sweeper.storage: {storage} cannot be used as Optuna's storage ({said})"
+        raise UserError(passwords.left_out(text)) from err
     if former not in (None, searched) or study.direction != way:
         raise UserError(
-            f"hydra.sweeper.storage: {storage} holds a study {fields.study_name!r} that searches otherwise; repeat its "
-            "command with --resume, or choose another output_dir or hydra.sweeper.study_name"
+            f"hydra.sweeper.storage: {passwords.left_out(storage)} holds a study {fields.study_name!r} that searches "
+            "otherwise; repeat its command with --resume, or choose another output_dir or hydra.sweeper.study_name"
         )
     return study
 

@@ -63,24 +63,37 @@ class Metric:
 
 
 def metric(runs: Sequence[Run], name: str | None, direction: str | None) -> Metric:
-    """The figure to compare by; raises UserError where no run has the one that is asked for."""
+    """The figure to compare by: the one that is asked for, else the objective of the jobs, else a usual one.
+
+    Raises UserError where no run has the one that is asked for.
+    """
     known = sorted({key for run in runs for key, value in flat(run.summary) if run.figure(key) is not None})
     if name is not None and known and name not in known:
         near = did_you_mean(name, known) or f"; there are {', '.join(key for key in known if 'tuned' in key)}"
         raise UserError(f"--metric {name}: no run has such a figure in its summary.json{near}")
     finished = [run for run in runs if run.status == FINISHED]
-    found = name or next((key for key in USUAL if any(run.figure(key) is not None for run in finished)), USUAL[0])
-    way = direction_of(found) if direction is None else Direction(direction)
+    usual = next((key for key in USUAL if any(run.figure(key) is not None for run in finished)), USUAL[0])
+    own = _said_by_all(runs, "objective") or usual
+    found = name or own
+    given = direction or (_said_by_all(runs, "direction") if found == own else None)
+    way = direction_of(found) if given is None else Direction(given)
     return Metric(found, way is Direction.minimize)
+
+
+def _said_by_all(runs: Sequence[Run], field: str) -> str | None:
+    """A field that has one value in all jobs."""
+    values = {run.job.get(field) for run in runs}
+    return str(values.pop()) if len(values) == 1 and None not in values else None
 
 
 def columns(runs: Sequence[Run]) -> list[Column]:
     """What the runs differ in: by the words that were typed where these tell it all, else field by field.
 
-    Fields that change together are one column, under the first name: a choice of a group changes many.
+    Fields that change together are one column, under the first name: a choice of a group changes many. Words are not:
+    in a search, the values of two intervals differ in every run.
     """
     fields = _distinct([Column(name, values) for name, values in _differing(runs)])
-    typed = _distinct(_typed(runs))
+    typed = _typed(runs)
     if typed and _partition([column.values for column in typed]) == _partition([column.values for column in fields]):
         return typed
     return fields
@@ -106,6 +119,8 @@ def verdict(best: Group, second: Group) -> str:
     assert best.mean is not None
     assert second.mean is not None
     ahead = abs(best.mean - second.mean)
+    if ahead == 0:
+        return "The second is just as good."
     if best.spread is None or second.spread is None:
         return (
             f"It is ahead of the second by {ahead:.4g}; whether that is noise cannot be told without two seeds of "

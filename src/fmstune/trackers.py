@@ -1,5 +1,6 @@
 """One class for each tracker: begin or go on with its run, log, close. Their packages are imported when they begin."""
 
+import hashlib
 import logging
 import os
 import sys
@@ -10,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from fmstune import freeze, run_folder
+import filelock
+
+from fmstune import cache, freeze, points, run_folder
 from fmstune.job import Aim, Job, Mlflow, Tensorboard, Tracking, Trackio, Wandb
 
 TABLE = "final table"
@@ -26,6 +29,12 @@ class Subject:
     """What `lock.json` holds."""
     step: int
     """Optimizer steps that were done before; above 0 where a checkpoint is gone on with."""
+
+    @property
+    def name(self) -> str:
+        """What its run is called: as the job; a point of a sweep with the name of its folder, which sets it apart."""
+        is_point = (self.folder.parent / points.COMMAND).is_file()
+        return f"{self.job.name} {self.folder.name}" if is_point else self.job.name
 
 
 class Outcome(NamedTuple):
@@ -62,6 +71,9 @@ class Tracker(Protocol):
 class AimTracker:
     """A run of Aim, on `aim.Run`: Aim's own callback guesses at names, and stores the environment's variables."""
 
+    LONGEST_WAIT_FOR_INDEX = 10.0
+    """Seconds, after which the run stays out of Aim's index for now."""
+
     def __init__(self, settings: Aim, subject: Subject) -> None:
         self.place = settings.repo if _is_remote(settings.repo) else str(Path(settings.repo).expanduser())
         self._settings, self._subject = settings, subject
@@ -71,10 +83,13 @@ class AimTracker:
         """As `Tracker` says."""
         import aim
 
-        if not _is_remote(self.place):
+        if _is_remote(self.place):
+            self._run = self._opened(aim, former)
+        else:
             Path(self.place).mkdir(parents=True, exist_ok=True)
-        self._run = self._opened(aim, former)
-        self._run.name = self._subject.job.name
+            with alone_at(self.place):
+                self._run = self._opened(aim, former)
+        self._run.name = self._subject.name
         self._run["job"] = freeze.as_tree(self._subject.job)
         self._run["provenance"] = dict(self._subject.provenance)
         return str(self._run.hash)
@@ -114,10 +129,29 @@ class AimTracker:
         repo, number = self._run.repo, self._run.hash
         self._run.close()
         if not repo.is_remote_repo:
-            from aim.sdk.index_manager import RepoIndexManager
+            self._index(repo, number)
 
-            # aim 3.29 looks for runs in its index only, which else `aim up` alone fills
-            RepoIndexManager.get_index_manager(repo).index(number)
+    def _index(self, repo: Any, number: str) -> None:
+        """Aim 3.29 looks for runs in its index only, which else `aim up` alone fills; one process writes there."""
+        from aim.sdk.index_manager import RepoIndexManager
+        from aimrocks.errors import RocksIOError
+
+        end = time.monotonic() + self.LONGEST_WAIT_FOR_INDEX
+        while True:
+            try:
+                RepoIndexManager.get_index_manager(repo).index(number)
+                return
+            except RocksIOError:
+                # such as a point of the same sweep that ends at this moment
+                if time.monotonic() > end:
+                    break
+                time.sleep(0.1)
+        print(
+            f"fmstune: note: tracking.aim: another process holds the index of {self.place}; where that is `aim up`, it "
+            f"puts run {number} there itself",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 class TensorboardTracker:
@@ -201,7 +235,7 @@ class MlflowTracker:
         name = self._settings.experiment_name or job.name
         found = self._client.get_experiment_by_name(name)
         experiment = found.experiment_id if found else self._client.create_experiment(name)
-        run = str(self._client.create_run(experiment, run_name=job.name).info.run_id)
+        run = str(self._client.create_run(experiment, run_name=self._subject.name).info.run_id)
         params = [Param(key, str(value)) for key, value in flat(freeze.as_tree(job))]
         for first in range(0, len(params), self.PARAMS_AT_ONCE):
             self._client.log_batch(run, params=params[first : first + self.PARAMS_AT_ONCE])
@@ -250,7 +284,7 @@ class WandbTracker:
             mode=self._settings.mode.value,
             id=former,
             resume="allow" if former else None,
-            name=job.name,
+            name=self._subject.name,
             dir=str(self._subject.folder),
             config={"job": freeze.as_tree(job), "provenance": dict(self._subject.provenance)},
             settings=wandb.Settings(console="off", silent=True),
@@ -280,7 +314,7 @@ class TrackioTracker:
         import trackio
 
         job = self._subject.job
-        name = former or f"{job.name}-{time.strftime('%Y-%m-%d-%H-%M-%S')}"
+        name = former or f"{self._subject.name}-{time.strftime('%Y-%m-%d-%H-%M-%S')}"
         # stdout is for what the user asked to see; the run waits meanwhile
         with redirect_stdout(sys.stderr):
             self._run = trackio.init(
@@ -333,6 +367,13 @@ def flat(tree: Any, above: str = "") -> Iterator[tuple[str, Any]]:
 def is_number(value: Any) -> bool:
     """Whether a tracker can draw it."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def alone_at(place: str) -> filelock.BaseFileLock:
+    """A lock that is held while a repository is made: Aim takes what another process has half made for an old one."""
+    folder = cache.place() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(folder / f"{hashlib.sha256(str(Path(place).resolve()).encode()).hexdigest()[:16]}.lock")
 
 
 def _is_remote(repo: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fmstune import parent, report, run_folder, trackers
+from fmstune import parent, passwords, report, run_folder, trackers
 from fmstune.errors import Preempted
 from fmstune.job import Job
 from fmstune.trackers import Outcome, Subject, Tracker
@@ -63,7 +63,8 @@ class Guarded:
                 self._leave_out(f"{type(err).__name__}: {err}")
 
     def _leave_out(self, why: str) -> None:
-        self.error = why
+        # a client may show the address that it was given, password and all
+        self.error = why = passwords.left_out(why)
         parent.leave_at_once()
         print(
             f"fmstune: note: tracking.{self.name} is left out from here on, and {run_folder.METRICS} goes on: {why}",
