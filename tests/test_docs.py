@@ -225,6 +225,15 @@ def test_the_extras_of_the_install_lines_exist() -> None:
     assert {found for line in PIP_LINES for found in re.findall(r"\[([\w-]+)\]", line)} == set(extras)
 
 
+def test_the_page_on_installing_has_every_extra() -> None:
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    table = (ROOT / "docs" / "install.md").read_text(encoding="utf-8").partition("| extra |")[2].partition("```")[0]
+    first_column = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    assert {name for cell in first_column for name in re.findall(r"`([\w-]+)`", cell)} == set(extras)
+
+
 def test_python_of_the_documents_compiles() -> None:
     codes = [(path, code) for path in DOCUMENTS for code in python_blocks(path)]
     assert len(codes) >= 5
