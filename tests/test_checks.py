@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from fmstune import quiet
+from fmstune import models, quiet
 from fmstune.errors import UserError
+from fmstune.job import Device
 
 
 @pytest.mark.parametrize(("given", "threads"), [("3", 3), ("4,2", 4), (" 2 ", 2)])
@@ -51,3 +52,14 @@ def test_what_can_be_done_is_not_refused(fmstune: Callable[..., Any], words: tup
     result = fmstune("check", *words)
     assert result.code == 0, result.err
     assert result.out.endswith("no problems found\n")
+
+
+def test_a_check_without_a_gpu_does_not_pass_what_needs_one(
+    fmstune: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "find_device", lambda asked: asked.value if asked is not Device.auto else "cpu")
+    refused = fmstune("check", "launcher=fsdp1", "launcher.num_processes=2")
+    assert (refused.code, refused.out) == (2, "")
+    assert "launcher=fsdp1 needs GPUs, and the device is cpu; choose launcher=fsdp, or plan for GPUs" in refused.err
+    assert fmstune("check", "launcher=fsdp1", "launcher.num_processes=2", "launcher.device=cuda").code == 0
+    assert fmstune("check", "launcher=slurm", "launcher.fsdp_version=1", "launcher.num_processes=2").code == 0
