@@ -112,8 +112,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     alpaca = [{"instruction": f"Add 1 to {n}.", "input": "", "output": str(n + 1)} for n in range(100)]
     (tmp_path / "alpaca.json").write_text(json.dumps(alpaca))
     (tmp_path / "tweets.csv").write_text("Tweet text,text_label\nlate again,complaint\nthanks,no complaint\n")
-    reviews = [{"review": f"Number {n} is fine.", "stars": n} for n in range(1, 5)]
-    (tmp_path / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reviews))
     shutil.copytree(ROOT / "src" / "fmstune" / "assets" / "tiny_llama", tmp_path / "my_model")
     # the runner of a real command imports a format from the folder that it starts in
     monkeypatch.syspath_prepend(str(tmp_path))
