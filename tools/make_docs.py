@@ -254,7 +254,8 @@ def early_flags(flags: Mapping[str, Flag]) -> str:
     others = [
         (f"`--{name}`", flag.fate.value, "", flag.why) for name, flag in flags.items() if flag.fate is not Fate.moved
     ]
-    return _table(("early flag", "today", "written out when left out", "what to know"), [*moved, *others])
+    table = _table(("early flag", "today", "written out when left out", "what to know"), [*moved, *others])
+    return f'<div class="flags" markdown>\n\n{table}\n\n</div>'
 
 
 def _today(flag: Flag) -> str:
