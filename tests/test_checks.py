@@ -1,12 +1,16 @@
 """What the runner checks of its surroundings; tests/test_bad_inputs.py has the messages about a job."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import http_backoff
 
-from fmstune import quiet
+from fmstune import models, quiet
 from fmstune.errors import UserError
+from fmstune.job import Device
 
 
 @pytest.mark.parametrize(("given", "threads"), [("3", 3), ("4,2", 4), (" 2 ", 2)])
@@ -51,3 +55,27 @@ def test_what_can_be_done_is_not_refused(fmstune: Callable[..., Any], words: tup
     result = fmstune("check", *words)
     assert result.code == 0, result.err
     assert result.out.endswith("no problems found\n")
+
+
+def test_a_check_without_a_gpu_does_not_pass_what_needs_one(
+    fmstune: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "find_device", lambda asked: asked.value if asked is not Device.auto else "cpu")
+    refused = fmstune("check", "launcher=fsdp1", "launcher.num_processes=2")
+    assert (refused.code, refused.out) == (2, "")
+    assert "launcher=fsdp1 needs GPUs, and the device is cpu; choose launcher=fsdp, or plan for GPUs" in refused.err
+    assert fmstune("check", "launcher=fsdp1", "launcher.num_processes=2", "launcher.device=cuda").code == 0
+    assert fmstune("check", "launcher=slurm", "launcher.fsdp_version=1", "launcher.num_processes=2").code == 0
+
+
+def test_the_hub_is_not_tried_again_where_no_connection_comes_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client would wait a second before the second try, and 23 in all; an answer that breaks off is tried again."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    quiet.fail_at_once_without_a_network()
+    began = time.monotonic()
+    with pytest.raises(Exception, match="refused") as raised:
+        http_backoff("HEAD", "http://127.0.0.1:9/none")
+    assert type(raised.value).__name__ == "ConnectError"
+    assert time.monotonic() - began < 1
+    kept = {kind.__name__ for kind in http_backoff.__kwdefaults__["retry_on_exceptions"]}
+    assert {"TimeoutException", "ReadError"} <= kept

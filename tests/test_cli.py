@@ -9,8 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fmstune import doctor, help
+from fmstune.command_line import Verb
 from tests.conftest import Result
 
+ROOT = Path(__file__).parents[1]
 SCRIPT = Path(sys.executable).with_name("fmstune")
 QUICK = (
     "training.max_steps=2",
@@ -37,8 +40,25 @@ def test_help_is_one_screen_with_verbs_groups_choices_and_examples() -> None:
     assert "training_for" not in done.stdout
 
 
-def test_help_of_a_verb_starts_with_its_flags() -> None:
-    assert "flags of show-data" in command("show-data", "--help").stdout
+def test_help_of_a_verb_is_about_that_verb() -> None:
+    shown = command("show-data", "--help").stdout
+    assert shown.startswith("usage: fmstune show-data [GROUP=CHOICE ...] [FIELD=VALUE ...]\n")
+    assert "--html FILE" in shown and "tiny_llama" in shown and "from-fms" not in shown
+    looked_back = command("report", "--help").stdout
+    assert looked_back.startswith("usage: fmstune report RUN_OR_SWEEP\n")
+    assert "--metric NAME" in looked_back and "tiny_llama" not in looked_back
+
+
+def test_every_verb_has_a_help_of_one_screen() -> None:
+    for verb in Verb:
+        lines = help.text(verb).splitlines()
+        assert lines[0].startswith(f"usage: fmstune {verb.value}"), verb
+        assert len(lines) <= 45 and max(map(len, lines)) <= 120, verb
+
+
+def test_train_that_is_named_has_a_help_of_its_own() -> None:
+    assert "--resume SWEEP_DIR" in command("train", "--help").stdout
+    assert "--resume SWEEP_DIR" not in command("--help").stdout
 
 
 def test_the_composed_job_is_printed_as_yaml(tmp_path: Path) -> None:
@@ -136,6 +156,13 @@ def test_the_doctor_names_versions_devices_extras_and_the_cache() -> None:
     assert done.returncode == 0
     for word in ("transformers", "cpu", "flash-attn", "aim", "cache"):
         assert word in done.stdout
+
+
+def test_the_doctor_looks_at_every_extra_but_those_of_contributors() -> None:
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {*doctor.EXTRAS, "dev", "docs"} == set(extras)
 
 
 def test_the_doctor_clears_the_cache(fmstune: Run, tmp_path: Path) -> None:

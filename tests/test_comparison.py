@@ -32,6 +32,15 @@ def test_versions_commit_and_data_are_compared_each_in_its_place() -> None:
     assert "2 of 2 settings are the same." in text
 
 
+def test_a_line_break_stays_in_its_line_and_is_the_same_however_it_was_written() -> None:
+    a, b = run("a", [1.0]), run("b", [1.0])
+    a.job["data"] = {"response_template": "\n### Label:", "text_field": "output"}
+    b.job["data"] = {"response_template": r"\n### Label:", "text_field": "a\tb"}
+    text = shown(a, b)
+    assert "response_template" not in text
+    assert "data.text_field  output  a\\tb\n" in text
+
+
 def test_curves_say_where_they_part_and_how_far() -> None:
     text = shown(run("a", [4.0, 3.0, 2.0]), run("b", [4.0, 3.5, 1.0, 0.5]))
     assert "loss: they differ from step 2 on, most at step 3 (-1); B − A is -0.1667 in the mean over 3 steps" in text

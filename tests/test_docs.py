@@ -112,8 +112,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     alpaca = [{"instruction": f"Add 1 to {n}.", "input": "", "output": str(n + 1)} for n in range(100)]
     (tmp_path / "alpaca.json").write_text(json.dumps(alpaca))
     (tmp_path / "tweets.csv").write_text("Tweet text,text_label\nlate again,complaint\nthanks,no complaint\n")
-    reviews = [{"review": f"Number {n} is fine.", "stars": n} for n in range(1, 5)]
-    (tmp_path / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reviews))
     shutil.copytree(ROOT / "src" / "fmstune" / "assets" / "tiny_llama", tmp_path / "my_model")
     # the runner of a real command imports a format from the folder that it starts in
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -223,6 +221,15 @@ def test_the_extras_of_the_install_lines_exist() -> None:
 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert {found for line in PIP_LINES for found in re.findall(r"\[([\w-]+)\]", line)} == set(extras)
+
+
+def test_the_page_on_installing_has_every_extra() -> None:
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    table = (ROOT / "docs" / "install.md").read_text(encoding="utf-8").partition("| extra |")[2].partition("```")[0]
+    first_column = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    assert {name for cell in first_column for name in re.findall(r"`([\w-]+)`", cell)} == set(extras)
 
 
 def test_python_of_the_documents_compiles() -> None:

@@ -136,7 +136,7 @@ def test_the_commands_for_inference_and_validation() -> None:
     ]
     assert words(early_commands.TEXT_FILE)[3:5] == ["--text_file", "source_texts.txt"]
     assert words(early_commands.HARNESS) == [
-        *("evaluate", "harness", "--model", "package:tiny_llama"),
+        *("evaluate", "harness", "--out_file", "out/results.json", "--model", "package:tiny_llama"),
         *("--tasks", "boolq,piqa,hellaswag,winogrande,arc_easy,arc_challenge,mmlu"),
     ]
     assert words(
@@ -282,6 +282,63 @@ def test_what_started_it_becomes_the_launcher(before: str, launcher: list[str]) 
 def test_a_mixed_precision_of_accelerate_is_one_of_the_training() -> None:
     found = words(BASIC.replace("python", "accelerate launch --num_processes 1 --mixed_precision bf16", 1))
     assert "training.bf16=true" in found
+
+
+def notes(text: str, **files: str) -> dict[str, tuple[str, str]]:
+    """What became of each flag, as it was typed."""
+    return {note.old: (note.became.value, note.new) for note in translated(text, VARIABLES, {**FILES, **files}).notes}
+
+
+def test_every_flag_of_a_launcher_has_a_note_under_the_name_that_was_typed() -> None:
+    before = "torchrun --standalone --nnodes=2 --nproc_per_node=8 --max_restarts 3 --rdzv_endpoint m0:30"
+    found = notes(BASIC.replace("python", before, 1) + ' --fsdp "shard_grad_op auto_wrap"')
+    assert found["--nproc_per_node 8"] == ("renamed", "launcher.num_processes=16")
+    assert found["--nnodes 2"] == ("renamed", "launcher.num_machines=2")
+    assert found["--rdzv_endpoint m0:30"] == ("renamed", "launcher.main_process_port=30")
+    assert found["--fsdp shard_grad_op auto_wrap"] == ("renamed", "launcher.sharding_strategy=shard_grad_op")
+    assert found["--standalone"] == found["--max_restarts 3"] == ("dropped", "")
+    assert not {old for old in found if old.startswith(("--num_p", "--num_m", "--fsdp_"))}
+    named = BASIC.replace("python", "accelerate launch --config_file ddp.yaml --num_processes 4", 1)
+    assert notes(named, **{"ddp.yaml": "distributed_type: MULTI_GPU\n"})["--config_file ddp.yaml"] == (
+        "kept",
+        "launcher.config_file=ddp.yaml",
+    )
+
+
+def test_where_a_tracker_was_said_is_noted_and_where_none_was() -> None:
+    said = {"AIMSTACK_DB": "runs/aim", "AIMSTACK_EXPERIMENT": "first"}
+    found = {note.old: note.new for note in translated(BASIC, said).notes}
+    assert found["AIMSTACK_DB=runs/aim"] == "tracking.aim.repo=runs/aim"
+    assert found["AIMSTACK_EXPERIMENT=first"] == "tracking.aim.experiment=first"
+    assert "--report_to was left out" not in found
+    assert notes(BASIC)["--report_to was left out"] == ("changed", "metrics.jsonl alone")
+    assert "--report_to was left out" not in notes(f"{BASIC} --report_to none")
+
+
+def test_what_the_harness_needs_is_missed_at_once() -> None:
+    with pytest.raises(UserError) as raised:
+        translated("lm_eval --model nosuch --tasks")
+    assert [problem.partition(";")[0].partition(":")[0] for problem in raised.value.problems] == [
+        "--model must be one of hf, hf-causal, hf-causal-experimental, hf-auto, huggingface",
+        "--model_args is missing",
+        "--tasks takes one value, got none",
+    ]
+
+
+def test_processes_of_each_machine_are_not_taken_for_those_of_all() -> None:
+    text = BASIC.replace("python", "torchrun --nnodes=2 --nproc_per_node=$N", 1)
+    with pytest.raises(UserError, match=r"--nproc_per_node \$N: launcher.num_processes counts those of all machines"):
+        translated(text)
+
+
+def test_flags_of_the_harness_that_are_written_otherwise_here() -> None:
+    base = "lm_eval --model hf --model_args pretrained=m --tasks boolq"
+    assert words(f"{base} --batch_size auto:4 --device cuda:0 --output_path out/") == [
+        *("evaluate", "harness", "--device", "cuda", "--out_file", "out/harness.json"),
+        *("--model", "m", "--tasks", "boolq"),
+    ]
+    with pytest.raises(UserError, match="set CUDA_VISIBLE_DEVICES=1 before the command"):
+        translated(f"{base} --device cuda:1")
 
 
 def test_modules_scripts_and_words_are_the_same() -> None:

@@ -59,6 +59,17 @@ def test_a_launcher_that_cannot_work_is_refused(launcher: dict[str, Any], start:
     assert problems[0].startswith(start)
 
 
+def test_what_needs_gpus_is_refused_where_auto_finds_none() -> None:
+    """Torch itself says so only when the ranks have started."""
+    early = job({**FSDP, "device": "auto", "fsdp_version": 1, "cpu_offload": True}).launcher
+    assert list(launch_rules.found_problems(early, "cuda")) == []
+    assert [problem.partition(";")[0] for problem in launch_rules.found_problems(early, "cpu")] == [
+        "launcher=fsdp1 needs GPUs, and the device is cpu",
+        "launcher.cpu_offload moves shards off a GPU, and the device is cpu",
+    ]
+    assert list(launch_rules.found_problems(job({**FSDP, "device": "auto"}).launcher, "cpu")) == []
+
+
 def test_several_machines_need_a_shared_folder_and_an_address() -> None:
     assert list(launch_rules.problems(job({**DDP, "num_machines": 2, "num_processes": 3}))) == [
         "launcher.num_processes=3 counts the processes of all machines, and cannot be shared out evenly among "

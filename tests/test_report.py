@@ -1,5 +1,6 @@
 """The table that a run ends with."""
 
+import shlex
 from pathlib import Path
 
 from fmstune import report
@@ -75,3 +76,11 @@ def test_without_a_base_the_tuned_stand_alone() -> None:
 def test_a_run_that_failed_says_why() -> None:
     failed = {"status": "failed", "error": {"kind": "internal", "message": "out of memory"}}
     assert report.render(failed, Path("run")) == "\nfailed: run\n  out of memory"
+
+
+def test_the_command_that_repeats_a_run_is_one_to_copy(tmp_path: Path) -> None:
+    """In quotes where the folder needs them, and with what was trusted: a job cannot allow itself anything."""
+    folder = tmp_path / "my run"
+    (folder / "model").mkdir(parents=True)
+    line = report.render(SUMMARY, folder, ["--trust=reviews"]).splitlines()[-1]
+    assert shlex.split(line) == ["again", "fmstune", "train", "--from", f"{folder}/job.yaml", "--trust=reviews"]

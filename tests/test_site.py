@@ -125,6 +125,20 @@ def test_the_search_finds_a_field_a_choice_and_a_message(site: Path) -> None:
     assert "index.html" in found("make demo")
 
 
+def test_the_search_shows_messages_before_what_only_mentions_them(site: Path) -> None:
+    entries = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
+    boosts = {entry["location"].partition("#")[0]: entry.get("boost", 1) for entry in entries}
+    assert boosts["troubleshooting.html"] > boosts["data.html"] > boosts["CHANGELOG.html"]
+    assert boosts["decisions/0015-slurm.html"] < 1
+
+
+def test_a_command_is_read_whole(site: Path) -> None:
+    """Its block has the class that docs/site.css wraps; an output has not."""
+    page = (site / "migration.html").read_text(encoding="utf-8")
+    assert '<div class="language-bash highlight">' in page and '<div class="language-text highlight">' in page
+    assert ".language-bash" in (site / "site.css").read_text(encoding="utf-8")
+
+
 def test_a_page_is_read_without_markup_that_was_not_understood(pages: dict[Path, Links]) -> None:
     """Lists and fences that only GitHub's reader takes would stand there as text."""
     for path in pages:

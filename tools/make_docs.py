@@ -7,6 +7,7 @@ A table stands between `<!-- generated: NAME -->` and `<!-- end -->`, in README.
 
 import argparse
 import ast
+import dataclasses
 import functools
 import html
 import inspect
@@ -17,10 +18,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
+from omegaconf import DictConfig
 
 import upstream_fields
-from fmstune import fms_flags, plan, precision
-from fmstune.command_line import SUMMARIES
+from fmstune import composition, fms_flags, freeze, plan, precision
+from fmstune.command_line import SUMMARIES, force_plain_overrides
 from fmstune.fms_flags import Fate, Flag
 from fmstune.help import GROUPS
 from fmstune.job import FULL, LORA, LORAPLUS_LR_RATIO
@@ -252,7 +254,8 @@ def early_flags(flags: Mapping[str, Flag]) -> str:
     others = [
         (f"`--{name}`", flag.fate.value, "", flag.why) for name, flag in flags.items() if flag.fate is not Fate.moved
     ]
-    return _table(("early flag", "today", "written out when left out", "what to know"), [*moved, *others])
+    table = _table(("early flag", "today", "written out when left out", "what to know"), [*moved, *others])
+    return f'<div class="flags" markdown>\n\n{table}\n\n</div>'
 
 
 def _today(flag: Flag) -> str:
@@ -326,6 +329,53 @@ def _with_a_bar(section: str) -> str:
     return f"### {section.partition(chr(10))[0]}\n\n{_table(('what', 'ratio', 'bar', 'figures'), rows)}"
 
 
+METHODS = {
+    "every weight": ("peft=full",),
+    "every weight, activation checkpointing": ("peft=full", "training.activation_checkpointing=true"),
+    "LoRA": ("peft=lora",),
+    "LoRA, activation checkpointing": ("peft=lora", "training.activation_checkpointing=true"),
+}
+QUANTISED = (*METHODS["LoRA, activation checkpointing"], "model.quantization={load_in_4bit: true}")
+DEVICES = (1, 2, 4, 8)
+ROW = 1024
+"""Tokens of every row that is planned for."""
+
+
+@functools.cache
+def fits() -> str:
+    """Memory of each GPU by model, method and number of GPUs, as `fmstune check` plans it."""
+    rows = []
+    for model in ("llama2_7b", "llama2_13b"):
+        for name, words in METHODS.items():
+            work = _work(f"model={model}", *words)
+            rows.append((f"`{model}`", name, *(_of_each(work, count) for count in DEVICES)))
+        alone = _of_each(_work(f"model={model}", *QUANTISED), 1)
+        rows.append((f"`{model}`", "the same on a base in 4 bits", alone, *("" for _ in DEVICES[1:])))
+    return _table(("model", "what is trained", "1 GPU", *(f"{count} GPUs" for count in DEVICES[1:])), rows)
+
+
+def _work(*words: str) -> plan.Work:
+    """What a plan is computed from, for batches of four rows that are all as long as `ROW`."""
+    # torch, which the other tables do without
+    from fmstune import checks
+
+    rest = ("launcher.device=cuda", "data=alpaca", "data.train=none", f"data.max_length={ROW}")
+    found = []
+
+    def keep(config: DictConfig) -> None:
+        found.append(freeze.freeze(composition.tree(config)).job)
+
+    composition.compose(force_plain_overrides([*words, *rest], composition.groups(None)), keep)
+    checked = checks.check(found[0], device_at_hand=False)
+    return checks.make_plan(found[0], checked, plan.Rows(rows=ROW, tokens=ROW * ROW, longest=ROW), None).work
+
+
+def _of_each(work: plan.Work, devices: int) -> str:
+    """GiB of one of these GPUs, under FSDP where there are several."""
+    sharing = plan.Sharing(devices, sharded_over=devices)
+    return f"{plan.memory(dataclasses.replace(work, sharing=sharing)).total / plan.GIB:,.0f} GiB"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **{f"{group}_choices": functools.partial(group_choices, group) for group in GROUPS},
     **{f"{group}_fields": functools.partial(group_fields, group) for group in GROUPS if group != "experiment"},
@@ -333,6 +383,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "verbs": verbs,
     "decisions": decisions,
     "performance": performance,
+    "fits": fits,
     "groups": groups,
     "choices": choices,
     "models": models,

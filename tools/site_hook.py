@@ -18,6 +18,8 @@ START = ("README.md", "index.md")
 """The one document that has another name on the site."""
 OUTSIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/RESULTS.md")
 """Further pages of the navigation; others are found by their links."""
+BOOST = {"troubleshooting.md": 3.0, "CHANGELOG.md": 0.1, "benchmarks/RESULTS.md": 0.2, "decisions/": 0.2}
+"""What the search shows sooner or later than its words alone would: who looks for a message wants the page of those."""
 _FENCED = re.compile(r"(^ *```.*?^ *```$)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
 
@@ -44,8 +46,11 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """The links of a page as MkDocs follows them: from the page's place on the site."""
+    """The links of a page as MkDocs follows them, from the page's place on the site; its rank in the search beside."""
     root, path = Path(config.config_file_path).parent, Path(str(page.file.abs_src_path))
+    for place, boost in BOOST.items():
+        if page.file.src_uri.startswith(place):
+            page.meta["search"] = {"boost": boost}
 
     def there(link: str) -> str:
         file, _, anchor = link.partition("#")

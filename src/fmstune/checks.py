@@ -107,6 +107,9 @@ def check(job: Job, *, device_at_hand: bool = True) -> Checked:
         )
     if job.model.quantization is not None:
         problems += quantization_problems(device, here=device_at_hand)
+    if device_at_hand or job.launcher.slurm is None:
+        # a Slurm job runs on nodes that have what this machine need not have
+        problems += launch_rules.found_problems(job.launcher, device)
     resolved = precision.resolve(situation)
     try:
         # ibm-fms has no other

@@ -42,7 +42,9 @@ def run(words: Sequence[str]) -> int:
         print(f"fmstune {__version__}")
         return 0
     if line.help:
-        print(help.text(line.verb if line.verb is not Verb.train else None, composition.config_dir(line.hydra)))
+        # train is meant where no verb is named; then the help is of all of them
+        named = None if line.verb is Verb.train and words[0] != Verb.train.value else line.verb
+        print(help.text(named, composition.config_dir(line.hydra)))
         return 0
     if line.verb is Verb.doctor:
         return launch.start(launch.doctor_command(clear_cache=line.clear_cache), os.environ)

@@ -53,11 +53,16 @@ def _fields(a: Mapping[str, Any], b: Mapping[str, Any], what: str, plural: str) 
     rows = [
         [Cell(name), _value(name, first), _value(name, second)]
         for name in names
-        if first.get(name, ...) != second.get(name, ...)
+        if not _same(first.get(name, ...), second.get(name, ...))
     ]
     if rows:
         yield Table((what, "A", "B"), rows)
     yield Text(f"{len(names) - len(rows):,} of {len(names):,} {plural} are the same.")
+
+
+def _same(x: Any, y: Any) -> bool:
+    """Whether two values mean the same: a line break does, whether YAML or a shell wrote it."""
+    return x == y or (isinstance(x, str) and isinstance(y, str) and shown(x) == shown(y))
 
 
 def _value(name: str, of: Mapping[str, Any]) -> Cell:

@@ -17,6 +17,7 @@ EXTRAS = {
     "flash-attn": ("flash_attn",),
     "fms": ("fms.models",),
     "quant": ("bitsandbytes",),
+    "eval": ("lm_eval.evaluator",),
     **{name: (name,) for name in ("aim", "tensorboard", "mlflow", "wandb", "trackio")},
     "slurm": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
     "sweep": ("optuna", "hydra_plugins.hydra_joblib_launcher"),

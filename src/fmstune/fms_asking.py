@@ -1,6 +1,7 @@
 """The early inference script, and lm-evaluation-harness → words of `fmstune generate` and of `evaluate harness`."""
 
 import re
+from collections.abc import Sequence
 
 from fmstune.errors import UserError
 from fmstune.fms_flags import HARNESS, INFERENCE, Kind
@@ -51,17 +52,40 @@ def harness(given: Given) -> Translated:
     for name, values in given.items():
         flag = moves(name, values, HARNESS, out)
         if flag is not None and name not in ("model", "model_args", "tasks"):
-            out.fields[flag.field] = single(name, values)
-            out.notes.append(Note(Became.kept, shown(name, values), flag.field))
+            _harness_flag(name, flag.field, values, out)
     model = given.get("model", ["hf"])
     if model[:1] and model[0] not in _MODELS:
         out.problems.append(f"--model must be one of {', '.join(_MODELS)}; got {model[0]!r}")
+    missing = {"model_args": "the model, as pretrained=DIR", "tasks": "names of tasks, with commas"}
+    for name, read in (("model_args", _model_args), ("tasks", _tasks)):
+        if name not in given:
+            out.problems.append(f"--{name} is missing: {missing[name]}")
+            continue
+        try:
+            read(single(name, given[name]), out)
+        except UserError as err:
+            out.problems += err.problems
+    return out
+
+
+def _harness_flag(name: str, field: str, values: Sequence[str], out: Translated) -> None:
+    """A flag of the harness whose value may be written in another way here."""
     try:
-        _model_args(single("model_args", given.get("model_args", [])), out)
-        _tasks(single("tasks", given.get("tasks", [])), out)
+        value = single(name, values)
     except UserError as err:
         out.problems += err.problems
-    return out
+        return
+    if name == "batch_size" and value.startswith("auto"):
+        out.notes.append(Note(Became.dropped, shown(name, values), why="8 when it is left out"))
+        return
+    if name == "device":
+        value, _, number = value.partition(":")
+        if number not in ("", "0"):
+            out.problems.append(f"--device {value}:{number}: set CUDA_VISIBLE_DEVICES={number} before the command")
+    if name == "output_path" and not value.endswith(".json"):
+        value = f"{value.rstrip('/')}/harness.json"
+    out.fields[field] = value
+    out.notes.append(Note(moved(name, field), shown(name, values), f"{field} {value}"))
 
 
 def _model_args(text: str, out: Translated) -> None:

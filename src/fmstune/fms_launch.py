@@ -1,7 +1,7 @@
 """How the early tool was started → fields of the launcher group."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import yaml
 
 from fmstune import accelerate_file
 from fmstune.errors import UserError
-from fmstune.fms_flags import LAUNCH, TORCHRUN, Fate, unknown
+from fmstune.fms_flags import LAUNCH, TORCHRUN
 from fmstune.fms_words import (
     Became,
     Note,
@@ -37,35 +37,56 @@ EARLY_FILE = "accelerate_fsdp_defaults.yaml"
 _PREFETCH = ("BACKWARD_PRE", "BACKWARD_POST", "NO_PREFETCH")
 
 
-def of_accelerate(words: Sequence[str]) -> tuple[Given, list[str]]:
-    """The flags of `accelerate launch`, and the script with its words; `-m MODULE` stays in front."""
+class Launched(NamedTuple):
+    """What started the early tool."""
+
+    flags: Given | None
+    """Those of `accelerate launch`, or as if; None where nothing did."""
+    rest: list[str]
+    """The script with its words."""
+    spelled: Mapping[str, str] = {}
+    """What was typed for a flag that has another name in `flags`."""
+    notes: tuple[Note, ...] = ()
+    """On flags that are left out."""
+    problems: tuple[str, ...] = ()
+
+
+def of_accelerate(words: Sequence[str]) -> Launched:
+    """The flags of `accelerate launch`; `-m MODULE` stays in front of the script's words."""
     given, rest = read_flags(words, LAUNCH)
     if "module" in given:
         # a switch of accelerate's, so the word after it is the module
         rest = ["-m", *given.pop("module"), *rest]
-    return given, rest
+    return Launched(given, rest)
 
 
-def of_torchrun(words: Sequence[str]) -> tuple[Given, list[str], list[str]]:
-    """The flags of torchrun as those of `accelerate launch`, the script with its words, and what is wrong."""
+def of_torchrun(words: Sequence[str]) -> Launched:
+    """The flags of torchrun as those of `accelerate launch`."""
     given, rest = read_flags(words, TORCHRUN)
-    problems = [unknown(name, TORCHRUN) for name in given if name not in TORCHRUN]
-    problems += [
-        f"--{name}: {TORCHRUN[name].why}" for name in given if name in TORCHRUN and TORCHRUN[name].fate is Fate.refused
-    ]
-    names = {flag: target.field.partition(".")[2] for flag, target in TORCHRUN.items() if target.field}
-    found = {names[name]: values for name, values in given.items() if name in names}
+    out = Translated()
+    known = {name: values for name, values in given.items() if moves(name, values, TORCHRUN, out) is not None}
+    names = {flag: TORCHRUN[flag].field.partition(".")[2] for flag in known}
+    flags = {names[name]: values for name, values in known.items()}
+    spelled = {names[name]: shown(name, values) for name, values in known.items()}
     endpoint = _value(given, "rdzv_endpoint", "")
     if ":" in endpoint:
         host, _, port = endpoint.partition(":")
-        found |= {"main_process_ip": [host], "main_process_port": [port]}
+        flags |= {"main_process_ip": [host], "main_process_port": [port]}
+        spelled["main_process_port"] = spelled["main_process_ip"]
     # of 1:4 machines as many as there can be
     each, machines = _value(given, "nproc_per_node", "1"), _value(given, "nnodes", "1").rpartition(":")[2]
-    found["num_processes"] = [str(int(each) * int(machines)) if each.isdigit() and machines.isdigit() else each]
+    spelled.setdefault("num_processes", "--nproc_per_node was left out")
     if each in ("gpu", "auto"):
-        del found["num_processes"]
-    found["multi_gpu"] = []
-    return found, rest, problems
+        flags.pop("num_processes", None)
+    elif each.isdigit() and machines.isdigit():
+        flags["num_processes"] = [str(int(each) * int(machines))]
+    elif machines == "1":
+        flags["num_processes"] = [each]
+    else:
+        said = spelled["num_processes"]
+        out.problems.append(f"{said}: launcher.num_processes counts those of all machines; give a number")
+    flags["multi_gpu"] = []
+    return Launched(flags, rest, spelled, tuple(out.notes), tuple(out.problems))
 
 
 def _value(given: Given, name: str, default: str) -> str:
@@ -87,12 +108,14 @@ def translate(given: Given, old_names: str, read: Read, out: Translated) -> None
     why = "FSDP1, as accelerate has it without a version; launcher=fsdp is FSDP2" if strategy == "fsdp1" else ""
     out.notes.append(Note(Became.renamed, old_names, f"launcher={strategy}", why))
     if file is not None and file.path is not None:
-        out.fields["launcher.config_file"] = typed(file.path)
+        field = "launcher.config_file"
+        out.fields[field] = typed(file.path)
+        out.notes.append(Note(Became.kept, shown("config_file", [file.path]), f"{field}={typed(file.path)}"))
     if file is not None and file.path is None and "num_processes" not in flags:
         out.fields["launcher.num_processes"] = "1"
     _same_names(flags, out)
     if strategy.startswith("fsdp"):
-        _add(_fsdp_fields(fsdp, out), out)
+        out.fields |= _fsdp_fields(fsdp, out)
 
 
 class _File(NamedTuple):
@@ -193,7 +216,7 @@ def _precision(word: str, old: str, out: Translated) -> None:
         out.notes.append(Note(Became.renamed, old, f"training.{field}={value}"))
 
 
-def _fsdp_fields(given: Given, out: Translated) -> dict[str, Any]:
+def _fsdp_fields(given: Given, out: Translated) -> dict[str, str]:
     """FSDP's flags as fields of today, by accelerate_file's reading."""
     tree: dict[str, Any] = {}
     for name, values in given.items():
@@ -209,19 +232,23 @@ def _fsdp_fields(given: Given, out: Translated) -> dict[str, Any]:
                 out.notes.append(Note(Became.renamed, shown(name, values), "training.activation_checkpointing=true"))
         else:
             tree[name] = value
-            out.notes.append(Note(moved(name, LAUNCH[name].field), shown(name, values), LAUNCH[name].field))
     found = accelerate_file.fsdp_values(tree)
     found.pop("fsdp_version", None)
-    return found
+    fields = dict(_fields_of(found))
+    for name in tree:
+        field = LAUNCH[name].field
+        new = f"{field}={fields[field]}" if field in fields else field
+        out.notes.append(Note(moved(name, field), shown(name, given[name]), new))
+    return fields
 
 
-def _add(found: Mapping[str, Any], out: Translated) -> None:
+def _fields_of(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Values of the launcher group as they are typed."""
     for name, value in found.items():
         if isinstance(value, list):
-            out.fields[f"launcher.{name}"] = typed_list(value)
+            yield f"launcher.{name}", typed_list(value)
         elif value is not None:
-            word = str(value).lower() if isinstance(value, bool) else str(value)
-            out.fields[f"launcher.{name}"] = word
+            yield f"launcher.{name}", str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def of_training(words: Sequence[str], config: str | None, read: Read) -> Given:

@@ -1,6 +1,7 @@
 """A command of the early tool's `tuning/sft_trainer.py` → words of `fmstune train` that mean the same."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from importlib import resources
 
@@ -30,9 +31,6 @@ _SPECIAL = (
     "fsdp_transformer_layer_cls_to_wrap",
 )
 """Flags that say more together than one by one."""
-
-AIM_VARIABLES = ("AIMSTACK_DB", "AIMSTACK_SERVER", "AIMSTACK_EXPERIMENT")
-"""The environment of the early tool's Aim."""
 
 
 def translate(given: Given, launch: Given | None, environment: Mapping[str, str], read: Read) -> Translated:
@@ -96,8 +94,10 @@ def _model(given: Given, out: Translated) -> None:
     if choice is None:
         out.fields["model.path"] = typed(path)
     new = f"model={choice}" if choice else f"model=causal_lm model.path={typed(path)}"
-    became = Became.renamed if "model_name_or_path" in given else Became.set
-    out.notes.append(Note(became, shown("model_name_or_path", values), new))
+    if "model_name_or_path" in given:
+        out.notes.append(Note(Became.renamed, shown("model_name_or_path", values), new))
+    else:
+        out.notes.append(Note(Became.set, "--model_name_or_path was left out", new))
     tokenizer = given.get("tokenizer_name_or_path")
     if tokenizer and tokenizer[0] == path:
         why = "the model's own is taken when model.tokenizer is left out"
@@ -232,27 +232,41 @@ def _tracking(given: Given, environment: Mapping[str, str], out: Translated) -> 
             out.notes.append(
                 Note(Became.renamed, shown(name, words), f"tracking={','.join(filter(None, chosen)) or 'file'}")
             )
-    repo = _aim_place(given, environment)
-    experiment = (given.get("experiment") or [environment.get("AIMSTACK_EXPERIMENT", "")])[0]
-    if repo or experiment:
+    aim = {"repo": _aim_place(given, environment), "experiment": _aim_experiment(given, environment)}
+    if any(value for value, _ in aim.values()):
         chosen.append("aim")
     names = list(dict.fromkeys(name for name in chosen if name))
     if names:
         out.fields["tracking"] = names[0] if len(names) == 1 else typed_list(names)
-    for field, value in (("repo", repo), ("experiment", experiment)):
+    elif not given.keys() & {"report_to", "tracker", "trackers"}:
+        why = "then all trackers that were installed; tracking=aim or another chooses one"
+        out.notes.append(Note(Became.changed, "--report_to was left out", "metrics.jsonl alone", why))
+    for field, (value, old) in aim.items():
         if value:
             out.fields[f"tracking.aim.{field}"] = typed(value)
-            out.notes.append(Note(Became.renamed, "Aim's settings", f"tracking.aim.{field}={typed(value)}"))
+            out.notes.append(Note(Became.renamed, old, f"tracking.aim.{field}={typed(value)}"))
 
 
-def _aim_place(given: Given, environment: Mapping[str, str]) -> str:
+def _aim_place(given: Given, environment: Mapping[str, str]) -> tuple[str, str]:
+    """Aim's repository or server, and where that was said."""
     host = (given.get("aim_remote_server_ip") or [""])[0]
     if host:
-        return f"aim://{host}:{(given.get('aim_remote_server_port') or ['53800'])[0]}"
+        port = (given.get("aim_remote_server_port") or ["53800"])[0]
+        return f"aim://{host}:{port}", shown("aim_remote_server_ip", [host])
     server = environment.get("AIMSTACK_SERVER", "")
     if server:
-        return server if "://" in server else f"aim://{server}"
-    return (given.get("aim_repo") or [environment.get("AIMSTACK_DB", "")])[0]
+        return server if "://" in server else f"aim://{server}", f"AIMSTACK_SERVER={server}"
+    if repo := given.get("aim_repo"):
+        return repo[0], shown("aim_repo", repo)
+    repo_variable = environment.get("AIMSTACK_DB", "")
+    return repo_variable, f"AIMSTACK_DB={repo_variable}"
+
+
+def _aim_experiment(given: Given, environment: Mapping[str, str]) -> tuple[str, str]:
+    if name := given.get("experiment"):
+        return name[0], shown("experiment", name)
+    variable = environment.get("AIMSTACK_EXPERIMENT", "")
+    return variable, f"AIMSTACK_EXPERIMENT={variable}"
 
 
 def _launcher(given: Given, launch: Given | None, read: Read, out: Translated) -> None:
@@ -264,5 +278,9 @@ def _launcher(given: Given, launch: Given | None, read: Read, out: Translated) -
     if "fsdp_transformer_layer_cls_to_wrap" in given:
         flags["fsdp_transformer_layer_cls_to_wrap"] = given["fsdp_transformer_layer_cls_to_wrap"]
     if launch is not None or flags:
-        names = "--fsdp" if "fsdp" in given else "the launcher's flags"
+        names = shown("fsdp", given["fsdp"]) if "fsdp" in given else "the launcher's flags"
         fms_launch.translate(flags, names, read, out)
+        if "fsdp" in given:
+            # what its words came to has no flag of its own
+            typed_words = ("--fsdp_sharding_strategy", "--fsdp_offload_params") if "fsdp_config" not in given else ()
+            out.notes = [replace(note, old=names) if note.old.startswith(typed_words) else note for note in out.notes]

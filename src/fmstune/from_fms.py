@@ -9,14 +9,14 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
 from fmstune import fms_asking, fms_launch, fms_tuning, shell_text
 from fmstune.errors import UserError, raise_if_any
 from fmstune.fms_flags import HARNESS, INFERENCE, TUNING, of_tuning
-from fmstune.fms_launch import Given, Read, json_object
+from fmstune.fms_launch import Given, Launched, Read, json_object
 from fmstune.fms_words import Became, Note, Translated, read_flags, readable
 from fmstune.shell_text import UNSET, Command
 
@@ -138,17 +138,16 @@ def _of_command(command: Command, environment: Mapping[str, str], read: Read) ->
     """The translation of one command; None where it is not the early tool's."""
     around = {**environment, **command.environment}
     kept = {name: value for name, value in command.environment.items() if _ENVIRONMENT.fullmatch(name)}
-    launch, words, problems = _launched(list(command.words))
-    raise_if_any(problems)
-    words = _without_python(words)
+    launched = _launched(list(command.words))
+    words = _without_python(launched.rest)
     if not words:
         return None
     program, rest = PurePath(words[0]).name, words[1:]
     if program in _CONTAINER:
         return _of_container(around, read)
     if program in _TUNING:
-        given = _flags(rest, TUNING)
-        return _finished([], fms_tuning.translate(given, launch, around, read), kept)
+        out = fms_tuning.translate(_flags(rest, TUNING), launched.flags, around, read)
+        return _finished([], _as_typed(out, launched), kept)
     if program in _INFERENCE:
         return _finished(["generate"], fms_asking.generate(_flags(rest, INFERENCE)), kept)
     if program in _HARNESS and any(word.startswith(("--tasks", "--model_args")) for word in rest):
@@ -156,18 +155,29 @@ def _of_command(command: Command, environment: Mapping[str, str], read: Read) ->
     return None
 
 
-def _launched(words: list[str]) -> tuple[Given | None, list[str], list[str]]:
-    """The launcher's flags, the words of what it launches, and what is wrong."""
+def _launched(words: list[str]) -> Launched:
+    """The launcher's flags, and the words of what it launches."""
     plain = _without_python(words)
     if words[:2] == ["accelerate", "launch"]:
-        given, rest = fms_launch.of_accelerate(words[2:])
-        return given, rest, []
+        return fms_launch.of_accelerate(words[2:])
     if plain and plain[0] in ("accelerate.commands.launch",):
-        given, rest = fms_launch.of_accelerate(plain[1:])
-        return given, rest, []
+        return fms_launch.of_accelerate(plain[1:])
     if plain and PurePath(plain[0]).name in _TORCHRUN:
         return fms_launch.of_torchrun(plain[1:])
-    return None, words, []
+    return Launched(None, words)
+
+
+def _as_typed(out: Translated, launched: Launched) -> Translated:
+    """The translation with what the launcher's own flags came to, under the names that were typed."""
+    names = {f"--{name}": old for name, old in launched.spelled.items()}
+    notes = [_renamed(note, names.get(note.old.partition(" ")[0])) for note in out.notes]
+    return Translated(out.fields, [*notes, *launched.notes], [*launched.problems, *out.problems])
+
+
+def _renamed(note: Note, old: str | None) -> Note:
+    if old is None:
+        return note
+    return replace(note, old=old, became=Became.renamed if note.became is Became.kept else note.became)
 
 
 def _without_python(words: list[str]) -> list[str]:

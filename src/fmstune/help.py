@@ -1,4 +1,7 @@
-"""The one-screen help: verbs, groups with their choices, examples; made from the YAML files themselves."""
+"""The help, one screen each: of fmstune (verbs, groups with their choices, examples), and of a verb.
+
+Groups and choices are read from the YAML files themselves.
+"""
 
 from importlib import resources
 from pathlib import Path
@@ -8,6 +11,25 @@ from fmstune.command_line import SUMMARIES, Verb
 GROUPS = ("model", "peft", "data", "training", "launcher", "evaluation", "tracking", "callbacks", "experiment")
 """Groups that a user chooses from; `training_for` is chosen by two of them."""
 
+_USAGE = {
+    Verb.train: "[GROUP=CHOICE ...] [FIELD=VALUE ...]",
+    Verb.reproduce: "RUN [FIELD=VALUE ...]",
+    Verb.check: "[GROUP=CHOICE ...] [FIELD=VALUE ...]",
+    Verb.show_data: "[GROUP=CHOICE ...] [FIELD=VALUE ...]",
+    Verb.modules: "[GROUP=CHOICE ...] [FIELD=VALUE ...]",
+    Verb.generate: "--model PLACE --text TEXT",
+    Verb.evaluate: "[harness] --model PLACE",
+    Verb.merge: "--model PLACE --out DIR",
+    Verb.from_fms: "[--run] 'COMMAND' | FILE | -",
+    Verb.report: "RUN_OR_SWEEP",
+    Verb.compare: "A B",
+    Verb.doctor: "",
+}
+"""What follows a verb, its further flags aside."""
+
+_COMPOSING = (Verb.train, Verb.check, Verb.show_data, Verb.modules)
+"""Verbs that take a job's groups and fields."""
+
 _FLAGS = {
     Verb.train: [
         "--from RUN/job.yaml   repeat a run (fields can be overridden, groups not)",
@@ -16,6 +38,7 @@ _FLAGS = {
     Verb.reproduce: [
         "RUN                   the folder of the run; fields can be overridden, groups not",
         "--strict              run only where nothing that can change the result differs; 2 where the result does",
+        "--trust PACKAGE       allow a format function from your own package",
     ],
     Verb.check: [
         "--sources             show which file or override set each field",
@@ -44,6 +67,7 @@ _FLAGS = {
     Verb.evaluate: [
         "--model PLACE         a run folder, an adapter, a whole model or a hub id",
         "data=CHOICE, data.FIELD=VALUE   which rows are held out; a run folder has its own",
+        "                      --config-dir and --trust as for training",
         "--method METHOD       generate (an answer, greedily) or rank (the likeliest of the labels)",
         "--label TEXT          an answer that is allowed; may be given several times (all that the rows have)",
         "--base_model_name_or_path PLACE   the model to compare with; --no_base compares with none, --force takes any",
@@ -89,26 +113,24 @@ def choices(group: str, extra: Path | None = None) -> list[str]:
 
 
 def text(verb: Verb | None = None, extra: Path | None = None) -> str:
-    """What `fmstune --help` prints; with a verb, its flags come first."""
+    """What `fmstune --help` prints, and with a verb `fmstune VERB --help`."""
+    lines = _of_verb(verb, extra) if verb is not None else _of_all(extra)
+    return "\n".join(lines)
+
+
+def _of_all(extra: Path | None) -> list[str]:
     width = max(len(group) for group in GROUPS)
-    lines = ["usage: fmstune [VERB] [GROUP=CHOICE ...] [FIELD=VALUE ...]", ""]
-    if verb in _FLAGS:
-        lines += [f"flags of {verb.value}", *(f"  {flag}" for flag in _FLAGS[verb]), ""]
-    lines += ["verbs"]
-    lines += [f"  {v.value:<{width}}  {summary}" for v, summary in SUMMARIES.items()]
-    lines += ["", "groups"]
-    lines += [f"  {group:<{width}}  {', '.join(choices(group, extra))}" for group in GROUPS]
-    lines += [
+    return [
+        "usage: fmstune [VERB] [GROUP=CHOICE ...] [FIELD=VALUE ...]",
         "",
-        "fields: every field of the job by its dotted name; training takes every field of trl.SFTConfig,",
-        "        peft every field of its PEFT configuration. fmstune --cfg job prints the composed job.",
+        "verbs",
+        *(f"  {verb.value:<{width}}  {summary}" for verb, summary in SUMMARIES.items()),
+        "",
+        *_groups(extra),
         "",
         "flags (fmstune VERB --help lists those of a verb)",
-        "  -m, --multirun      one run for each combination of comma-separated values",
-        "  --cfg job           print the composed job and stop; --sources: where each field comes from",
-        "  --config-dir DIR    your own groups beside these",
-        "  --trust PACKAGE     allow a format function from your own package",
-        "  --info, --hydra-help, --shell-completion install=bash    Hydra's own",
+        *_OF_A_JOB,
+        "  --info, --hydra-help, --shell-completion install=bash   Hydra's own",
         "",
         "examples",
         "  fmstune",
@@ -117,4 +139,33 @@ def text(verb: Verb | None = None, extra: Path | None = None) -> str:
         "  fmstune -m training.learning_rate=1e-5,1e-4 peft=lora,full",
         "  fmstune show-data data=text data.train=rows.jsonl 'data.response_template=\"\\n### Label:\"'",
     ]
-    return "\n".join(lines)
+
+
+_OF_A_JOB = (
+    "  -m, --multirun        one run for each combination of comma-separated values",
+    "  --cfg job             print the composed job and stop; --sources: where each field comes from",
+    "  --config-dir DIR      your own groups beside these",
+    "  --trust PACKAGE       allow a format function from your own package",
+)
+
+
+def _of_verb(verb: Verb, extra: Path | None) -> list[str]:
+    """How one verb is used; groups where it takes them."""
+    lines = [f"usage: fmstune {verb.value} {_USAGE[verb]}".rstrip(), "", SUMMARIES[verb]]
+    if verb in _FLAGS:
+        lines += ["", f"flags of {verb.value}", *(f"  {flag}" for flag in _FLAGS[verb])]
+    if verb in _COMPOSING:
+        # only training has several runs, and prints a job
+        lines += ["", "flags of a job", *_OF_A_JOB[0 if verb is Verb.train else 2 :], "", *_groups(extra)]
+    return [*lines, "", "fmstune --help lists all verbs"]
+
+
+def _groups(extra: Path | None) -> list[str]:
+    width = max(len(group) for group in GROUPS)
+    return [
+        "groups",
+        *(f"  {group:<{width}}  {', '.join(choices(group, extra))}" for group in GROUPS),
+        "",
+        "fields: every field of the job by its dotted name; training takes every field of trl.SFTConfig,",
+        "        peft every field of its PEFT configuration. fmstune --cfg job prints the composed job.",
+    ]

@@ -182,6 +182,17 @@ def _sharded(job: Job) -> Iterator[str]:
             yield f"training.optim={job.training['optim']} needs whole matrices, which FSDP shards; choose another"
 
 
+def found_problems(launcher: Launcher, device: str) -> Iterator[str]:
+    """What FSDP cannot do on the device that `launcher.device=auto` came to."""
+    if launcher.strategy is not Strategy.fsdp or launcher.device is not Device.auto or device == "cuda":
+        return
+    instead = "or plan for GPUs with fmstune check launcher.device=cuda"
+    if launcher.fsdp_version == 1:
+        yield f"launcher=fsdp1 needs GPUs, and the device is {device}; choose launcher=fsdp, {instead}"
+    if launcher.cpu_offload:
+        yield f"launcher.cpu_offload moves shards off a GPU, and the device is {device}; leave it out, {instead}"
+
+
 def started_problems(launcher: Launcher, rank: Rank) -> Iterator[str]:
     """Why this process cannot be one of the job's, whoever started it."""
     if launcher.strategy is Strategy.single and rank.processes > 1:

@@ -1,4 +1,4 @@
-"""What the libraries below may say in a runner, and how many threads they take."""
+"""What the libraries below may say in a runner, how many threads they take, and how long they wait for the hub."""
 
 import logging
 import os
@@ -7,9 +7,16 @@ import warnings
 import datasets
 import torch
 import transformers
+from huggingface_hub.utils._http import http_backoff
 
 from fmstune import ranks
 from fmstune.errors import UserError
+
+_SILENT = (
+    *("httpx", "huggingface_hub", "filelock", "fsspec", "matplotlib", "trl", "accelerate"),
+    *("aim", "alembic", "mlflow"),
+)
+"""Loggers that speak of errors only."""
 
 
 def quiet() -> None:
@@ -22,14 +29,31 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
     # one process speaks for all
     logging.basicConfig(format="%(message)s", level=logging.INFO if ranks.here().is_main else logging.WARNING)
-    for name in ("httpx", "filelock", "fsspec", "matplotlib", "trl", "accelerate", "aim", "alembic", "mlflow"):
+    for name in _SILENT:
         logging.getLogger(name).setLevel(logging.ERROR)
+    fail_at_once_without_a_network()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads:
         torch.set_num_threads(first_level(threads))
+
+
+def fail_at_once_without_a_network() -> None:
+    """Where no connection comes about, the hub's client fails at once; reads and answers that fail are tried again.
+
+    It tries five times more, for 23 seconds a file and with two lines each time (huggingface_hub 2.4,
+    utils/_http.py, `http_backoff`): a wrong name on a machine without a network took over a minute.
+    """
+    defaults = http_backoff.__kwdefaults__ or {}
+    kinds: list[type[Exception]] = []
+    for kind in defaults.get("retry_on_exceptions", ()):
+        # the error of a connection is one of those of the network
+        narrower = kind.__subclasses__()
+        others = [one for one in narrower if one.__name__ != "ConnectError"]
+        kinds += [kind] if len(others) == len(narrower) else others
+    defaults["retry_on_exceptions"] = tuple(kinds)
 
 
 def first_level(threads: str) -> int:

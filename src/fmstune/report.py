@@ -1,6 +1,7 @@
 """The summary of a run as text for a terminal; the only module of the parent that is about looks."""
 
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ def measured(base: Mapping[str, Any] | None, tuned: Mapping[str, Any]) -> Iterat
         yield label, cells[0], cells[1], f"{after - before:+{form}}" if before is not None and after is not None else ""
 
 
-def render(summary: Mapping[str, Any], folder: Path) -> str:
-    """What a run came to: status, base against tuned, cost, and where the files are."""
-    return "\n".join(_lines(summary, folder))
+def render(summary: Mapping[str, Any], folder: Path, trust: Sequence[str] = ()) -> str:
+    """What a run came to: status, base against tuned, cost, and where the files are; `trust` are flags to repeat it."""
+    return "\n".join(_lines(summary, folder, trust))
 
 
-def _lines(summary: Mapping[str, Any], folder: Path) -> Iterator[str]:
+def _lines(summary: Mapping[str, Any], folder: Path, trust: Sequence[str]) -> Iterator[str]:
     if summary.get("tuned"):
         yield ""
         yield from comparison(summary.get("base"), summary["tuned"])
@@ -42,7 +43,7 @@ def _lines(summary: Mapping[str, Any], folder: Path) -> Iterator[str]:
     yield f"{status}: {folder}" + (f"\n  {error}" if error and status != run_folder.FINISHED else "")
     if (folder / run_folder.MODEL).is_dir():
         yield f"  model   {folder / run_folder.MODEL}"
-        yield f"  again   fmstune train --from {folder / run_folder.JOB}"
+        yield f"  again   {shlex.join(['fmstune', 'train', '--from', str(folder / run_folder.JOB), *trust])}"
     for name, one in (summary.get("tracking") or {}).items():
         run = f"run {one['run']} in " if one["run"] != one["place"] else ""
         what = f"{run}{one['place']}" if one["error"] is None else f"left out: {one['error']}"

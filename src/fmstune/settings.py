@@ -138,7 +138,7 @@ def short(name: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A setting's value in one line."""
+    r"""A setting's value in one line, a line break as `\n`: as it is typed in a shell."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -146,7 +146,8 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, str):
-        return value.removeprefix("peft.").removesuffix("Config") if value.startswith("peft.") else value
+        line = value.replace("\n", r"\n").replace("\t", r"\t").replace("\r", r"\r")
+        return line.removeprefix("peft.").removesuffix("Config") if line.startswith("peft.") else line
     return str(value) if isinstance(value, int) else json.dumps(value, ensure_ascii=False)
 
 

@@ -62,10 +62,11 @@ def _train(job: Job, flags: Sequence[str], typed: Typed | None, start: Start | N
         slurm.raise_if_queued(Path(job.output_dir))
     claimed = claim.claim(job)
     folder = claimed.folder
+    trust = [flag for flag in flags if flag.startswith("--trust=")]
     print(f"fmstune: run folder {folder}", file=sys.stderr)
     if claim.is_finished(claimed):
         print("fmstune: this run is finished already, and nothing is left to do", file=sys.stderr)
-        print(report.render(run_folder.read_summary(folder), folder))
+        print(report.render(run_folder.read_summary(folder), folder, trust))
         return 0
     if typed is not None and job.launcher.machine_rank == 0:
         run_folder.write_json(folder / run_folder.SOURCES, {"words": typed.words, "sources": typed.sources()})
@@ -84,7 +85,7 @@ def _train(job: Job, flags: Sequence[str], typed: Typed | None, start: Start | N
     if job.launcher.machine_rank > 0:
         print(f"fmstune: machine {job.launcher.machine_rank} ended; machine 0 shows the run", file=sys.stderr)
         return of_process(code)
-    print(report.render(run_folder.read_summary(folder), folder))
+    print(report.render(run_folder.read_summary(folder), folder, trust))
     return of_process(code)
 
 
