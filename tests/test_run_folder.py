@@ -30,6 +30,14 @@ def test_updating_keeps_what_was_there(tmp_path: Path) -> None:
     assert run_folder.read_summary(tmp_path) == {"status": "finished", "name": "x"}
 
 
+@pytest.mark.parametrize(("status", "then"), [("queued", "running"), ("interrupted", "interrupted"), (None, None)])
+def test_a_run_that_its_process_has_begun_waits_no_more(tmp_path: Path, status: str | None, then: str | None) -> None:
+    if status is not None:
+        run_folder.update_summary(tmp_path, {"status": status})
+    run_folder.begin(tmp_path)
+    assert run_folder.read_summary(tmp_path).get("status") == then
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGKILL, "failed"), (signal.SIGTERM, "interrupted"), (signal.SIGSEGV, "failed")]
 )

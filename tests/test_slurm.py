@@ -71,7 +71,8 @@ def test_the_script_asks_for_what_the_job_says_and_starts_one_runner_a_task(monk
         "  srun --kill-on-bad-exit=1 --cpus-per-task=8 bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID "
         'WORLD_SIZE=$SLURM_NTASKS; trap "" TERM USR1 USR2; export FMSTUNE_AGENT=1 '
         'TORCHELASTIC_ERROR_FILE=$FMSTUNE_RANKS/$SLURM_PROCID.json; exec "$@"\' rank \\',
-        "  /env/bin/python -m fmstune.runner '/shared/my run/job.yaml' --trust=mine",
+        "  /env/bin/python -m fmstune.preemption /env/bin/python -m fmstune.runner '/shared/my run/job.yaml' "
+        "--trust=mine",
         "code=$?",
         "",
         "# says how it ended; 75 where a checkpoint waits to be gone on with",

@@ -117,8 +117,8 @@ class Points:
             points.leave(sweep, point)
             return point
         points.leave(sweep, point)
-        if code == INTERRUPTED:
-            # Ctrl-C means all of a sweep
+        if code in (INTERRUPTED, preemption.CODE):
+            # Ctrl-C means all of a sweep, and so does a notice that the machine is wanted back
             raise KeyboardInterrupt
         return point
 
@@ -148,9 +148,13 @@ class Points:
 
 
 def _in_turn(words: Sequence[str], tasks: Points) -> list[int]:
-    """Run the points in this process, one after the other; their exit codes."""
+    """Run the points in this process, one after the other; their exit codes, that of a notice alone where one came."""
     try:
         composition.compose(words, tasks)
+    except KeyboardInterrupt:
+        if tasks.codes[-1:] != [preemption.CODE]:
+            raise
+        return [preemption.CODE]
     finally:
         forks.close()
         for folder in tasks.sweeps:

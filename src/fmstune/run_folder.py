@@ -77,6 +77,12 @@ def update_summary(folder: Path, values: Mapping[str, Any]) -> None:
     write_json(folder / SUMMARY, {**read_summary(folder), **values})
 
 
+def begin(folder: Path) -> None:
+    """Record that a run which waited in a queue waits no more, as soon as one of its processes knows."""
+    if read_summary(folder).get("status") == QUEUED:
+        update_summary(folder, {"status": RUNNING, "error": None})
+
+
 def is_preempted(folder: Path) -> bool:
     """Whether the run has stopped after it had saved a checkpoint."""
     summary = read_summary(folder)

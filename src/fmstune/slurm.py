@@ -88,11 +88,12 @@ def _steps(launcher: Launcher, folder: Path, flags: Sequence[str]) -> Iterator[s
     ranks = shlex.quote(str(folder / RANKS))
     yield f"rm -rf {ranks} && mkdir {ranks} || exit 1"
     yield f"export FMSTUNE_RANKS={ranks}"
-    # a notice before the runner can take it must not kill it: where it is lost, Slurm requeues the job by itself
+    # a notice must neither kill the shell nor what it becomes, and waits until the runner can take it
     said = 'trap "" TERM USR1 USR2; export FMSTUNE_AGENT=1 TORCHELASTIC_ERROR_FILE=$FMSTUNE_RANKS/$SLURM_PROCID.json'
+    kept = f"{shlex.quote(sys.executable)} -m fmstune.preemption"
     if launcher.strategy is Strategy.single:
         yield f"{srun} bash -c '{said}; exec \"$@\"' rank \\"
-        yield f"  {runner} {words}".rstrip()
+        yield f"  {kept} {runner} {words}".rstrip()
         return
     yield 'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
     yield f"export MASTER_PORT={launcher.main_process_port or _PORTS}"
@@ -100,7 +101,7 @@ def _steps(launcher: Launcher, folder: Path, flags: Sequence[str]) -> Iterator[s
     yield f"{runner} --prepare {words}".rstrip() + " &&"
     numbers = "export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS"
     yield f"  {srun} bash -c '{numbers}; {said}; exec \"$@\"' rank \\"
-    yield f"  {runner} {words}".rstrip()
+    yield f"  {kept} {runner} {words}".rstrip()
 
 
 def _python(module: str, file: Path) -> str:
