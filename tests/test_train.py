@@ -325,14 +325,14 @@ def test_an_error_in_training_is_recorded_and_no_half_model_stays(
 ) -> None:
     from fmstune import train
 
-    def full_disk(*_args: object, **_kwargs: object) -> None:
-        raise OSError(28, "No space left on device")
+    def no_permission(*_args: object, **_kwargs: object) -> None:
+        raise OSError(13, "Permission denied")
 
-    monkeypatch.setattr(train.plots, "plot_loss", full_disk)
+    monkeypatch.setattr(train.plots, "plot_loss", no_permission)
     run = fmstune(*QUICK)
     assert run.code == 1
     assert run.summary["status"] == "failed"
-    assert run.summary["error"] == {"kind": "internal", "message": "OSError: [Errno 28] No space left on device"}
+    assert run.summary["error"] == {"kind": "internal", "message": "PermissionError: [Errno 13] Permission denied"}
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ def main(words: Sequence[str] | None = None) -> int:
             return preemption.CODE
         return 130 if err.sigval in run_folder.INTERRUPTING else 128 + int(err.sigval)
     except (RendezvousError, DistError, ConnectionError) as err:
-        said = ' '.join(str(err).split())[:300] or type(err).__name__
+        said = " ".join(str(err).split())[:300] or type(err).__name__
         problem = f"launcher: the other machines cannot be met ({said})"
         hint = "see that all of them are started, with the same main_process_ip and main_process_port"
         print(f"fmstune: error: {problem}; {hint}", file=sys.stderr)

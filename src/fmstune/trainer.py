@@ -1,8 +1,6 @@
 """TRL's SFTTrainer with its CPU loss made fast, its packing audited, everything counted, and LoRA+'s optimizer."""
 
-import errno
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +20,7 @@ from trl.trainer.utils import global_then_local_main_first
 
 from fmstune import audit, packing, preemption, sharding
 from fmstune.audit import Audit
-from fmstune.checkpoints import SAVING, About, clear_aside, newest, publish
+from fmstune.checkpoints import SAVING, About, clear_aside, disk_is_full, publish, what_is_whole
 from fmstune.errors import UserError, raise_if_any
 
 
@@ -350,20 +348,11 @@ def _is_quantised(model: Any) -> bool:
 
 
 def _not_saved(err: Exception, run: Path, step: int) -> Iterator[str]:
-    """A full disk, in whichever words a library says it; torch's writer does not name the reason at all."""
-    text = str(err)
-    full = shutil.disk_usage(run).free < _NO_SPACE
-    if getattr(err, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or full:
-        former = newest(run)
-        kept = f"{former.name} is whole; " if former is not None else ""
+    if disk_is_full(err, run):
         yield (
-            f"step {step}: the checkpoint cannot be saved, as the disk of {run} is full; {kept}free space, or set "
-            "training.save_total_limit, and start the same command again"
+            f"step {step}: the checkpoint cannot be saved, as the disk of {run} is full; {what_is_whole(run)}free "
+            "space, or set training.save_total_limit, and start the same command again"
         )
-
-
-_NO_SPACE = 2**20
-"""Bytes; with less, a failed write is put down to the disk."""
 
 
 class StepClock(TrainerCallback):
