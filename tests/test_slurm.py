@@ -61,6 +61,8 @@ def test_the_script_asks_for_what_the_job_says_and_starts_one_runner_a_task(monk
         "cd /home/me || exit 1",
         "ml cuda",
         "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((SLURM_CPUS_ON_NODE / 4))}",
+        "# scancel ends this shell too, which first says so in the run folder, and does not go back into the queue",
+        "requeue=--requeue; trap requeue= TERM",
         "",
         "rm -rf '/shared/my run/.ranks' && mkdir '/shared/my run/.ranks' || exit 1",
         "export FMSTUNE_RANKS='/shared/my run/.ranks'",
@@ -76,9 +78,9 @@ def test_the_script_asks_for_what_the_job_says_and_starts_one_runner_a_task(monk
         "code=$?",
         "",
         "# says how it ended; 75 where a checkpoint waits to be gone on with",
-        "/env/bin/python -m fmstune.slurm_end '/shared/my run/job.yaml' $code --requeue",
+        "/env/bin/python -m fmstune.slurm_end '/shared/my run/job.yaml' $code $requeue",
         "code=$?",
-        'if [ $code -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+        'if [ $code -eq 75 ] && [ "$requeue" ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
         "exit $code",
     ]
 

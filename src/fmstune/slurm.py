@@ -37,6 +37,8 @@ def script(job: Job, folder: Path, flags: Sequence[str] = (), *, place: Path | N
         f"cd {shlex.quote(str(place or Path.cwd()))} || exit 1",
         *job.launcher.slurm.setup,
         *_environment(job.launcher),
+        "# scancel ends this shell too, which first says so in the run folder, and does not go back into the queue",
+        "requeue=--requeue; trap requeue= TERM" if job.launcher.slurm.requeue else "trap : TERM",
         "",
         *_steps(job.launcher, folder, flags),
         "code=$?",
@@ -45,7 +47,8 @@ def script(job: Job, folder: Path, flags: Sequence[str] = (), *, place: Path | N
     ]
     end = f"{_python('fmstune.slurm_end', folder / run_folder.JOB)} $code"
     if job.launcher.slurm.requeue:
-        lines += [f"{end} --requeue", "code=$?", 'if [ $code -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi']
+        again = 'if [ $code -eq 75 ] && [ "$requeue" ]; then scontrol requeue "$SLURM_JOB_ID"; fi'
+        lines += [f"{end} $requeue", "code=$?", again]
     else:
         lines += [end, "code=$?"]
     return "\n".join([*lines, "exit $code", ""])

@@ -284,6 +284,13 @@ class Trainer(SFTTrainer):
                 return f"step {step} ({self._rows(ids)})"
         return f"step {self.state.global_step}"
 
+    @property
+    def _more_exact(self) -> str:
+        """What else helps against a loss that is no number, where it is not done already."""
+        half = self.args.bf16 or self.args.fp16 or self.model.dtype != torch.float32
+        clips = self.args.max_grad_norm and self.args.max_grad_norm > 0
+        return f"{'' if clips else ', set training.max_grad_norm=1'}{', or set model.dtype=float32' if half else ''}"
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add `tokens_per_second` since the last log, evaluation and saving not counted.
 
@@ -293,7 +300,7 @@ class Trainer(SFTTrainer):
             if not math.isfinite(logs.get(name, 0.0)):
                 raise UserError(
                     f"{self._where(name)}: {name} is {logs[name]}; lower training.learning_rate "
-                    f"(now {self.args.learning_rate:g}), or set model.dtype=float32"
+                    f"(now {self.args.learning_rate:g}){self._more_exact}"
                 )
         self._since_log.clear()
         seconds = self.clock.seconds - self._seconds_at_last_log
