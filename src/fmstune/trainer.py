@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -275,7 +275,7 @@ class Trainer(SFTTrainer):
             for number, row in enumerate(self.train_dataset["input_ids"])
             if any(given[: len(row)] == row for given in wanted)
         ]
-        return f"training rows {', '.join(map(str, found))}" if found else "rows unknown"
+        return f"training rows {numbers(found)}" if found else "rows unknown"
 
     def _where(self, name: str) -> str:
         """The step and the rows that a loss which is no number comes from."""
@@ -352,6 +352,23 @@ def _without_count(inputs: dict[str, Any]) -> tuple[dict[str, Any], int]:
 
 def _is_quantised(model: Any) -> bool:
     return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
+
+
+def numbers(rows: Sequence[int]) -> str:
+    """Row numbers in ascending order for a message: neighbours together, and of very many the first ones."""
+    spans: list[list[int]] = []
+    for row in rows:
+        if spans and row == spans[-1][-1] + 1:
+            spans[-1].append(row)
+        else:
+            spans.append([row])
+    shown, rest = spans[:_MOST_SPANS], sum(map(len, spans[_MOST_SPANS:]))
+    texts = [f"{span[0]} to {span[-1]}" if len(span) > 2 else ", ".join(map(str, span)) for span in shown]
+    return ", ".join(texts) + (f" and {rest:,} more" if rest else "")
+
+
+_MOST_SPANS = 64
+"""More would hide what the message says of them."""
 
 
 def _not_saved(err: Exception, run: Path, step: int) -> Iterator[str]:
