@@ -95,6 +95,14 @@ def test_a_full_model_loads_in_plain_transformers_and_differs_from_the_base(made
     assert all(changed)
 
 
+@pytest.mark.parametrize("peft", ["full", "lora"])
+def test_the_weights_can_be_read_by_whom_the_configuration_can_be(made: Run, peft: str) -> None:
+    folder = made(peft).folder
+    for place in (folder / "model", *folder.glob("checkpoint-*")):
+        files = [*place.glob("*config.json"), *place.glob("*.safetensors")]
+        assert len(files) >= 3 and len({path.stat().st_mode for path in files}) == 1
+
+
 @pytest.mark.parametrize("peft", ["lora", "prompt_tuning"])
 def test_an_adapter_loads_in_plain_peft_and_holds_nothing_of_the_base(made: Run, peft: str) -> None:
     run = made(peft)

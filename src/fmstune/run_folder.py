@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -61,6 +62,13 @@ def write_json(path: Path, value: Any) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     aside.replace(path)
+
+
+def readable_alike(model: Path) -> None:
+    """Let the weights in a folder be read by whom its other files can be: safetensors lets their owner alone."""
+    for text in sorted(model.glob("*.json"))[:1]:
+        for weights in model.glob("*.safetensors"):
+            weights.chmod(stat.S_IMODE(text.stat().st_mode))
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -407,6 +407,7 @@ def _aside(folder: Path) -> Iterator[Path]:
         # its room may be wanted to record what happened
         shutil.rmtree(aside, ignore_errors=True)
         raise
+    run_folder.readable_alike(aside)
     # of a run that was killed before it could say that it is finished
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
