@@ -1,5 +1,6 @@
 """A user's own accelerate YAML: its values, those that are refused, and the command line over it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import yaml
 
 from fmstune import accelerate_file
 from fmstune.errors import UserError
+from tests.conftest import Result
 
 EARLY = """
 compute_environment: LOCAL_MACHINE
@@ -114,7 +116,7 @@ def test_the_command_line_is_over_the_file_and_the_file_over_the_group() -> None
     path = str(written(yaml.safe_dump({"distributed_type": "FSDP", "num_processes": 8, "main_process_port": 1234})))
     group = {"strategy": "single", "num_processes": 2, "main_process_port": None, "config_file": path}
     words = frozenset({"launcher.config_file", "launcher.num_processes"})
-    assert accelerate_file.folded(group, words) == {
+    assert {**group, **accelerate_file.taken(group, words)} == {
         "strategy": "fsdp",
         "num_processes": 2,
         "main_process_port": 1234,
@@ -125,8 +127,24 @@ def test_the_command_line_is_over_the_file_and_the_file_over_the_group() -> None
 def test_a_file_for_another_launcher_than_the_one_chosen_is_refused() -> None:
     path = str(written("distributed_type: MULTI_GPU\n"))
     with pytest.raises(UserError, match="launcher.config_file: accelerate.yaml is for launcher=ddp; choose it"):
-        accelerate_file.folded({"strategy": "fsdp", "config_file": path}, frozenset({"launcher"}))
+        accelerate_file.taken({"strategy": "fsdp", "config_file": path}, frozenset({"launcher"}))
 
 
-def test_without_a_file_the_group_stays() -> None:
-    assert accelerate_file.folded({"device": "cpu"}, frozenset()) == {"device": "cpu"}
+def test_without_a_file_nothing_is_set() -> None:
+    assert accelerate_file.taken({"device": "cpu"}, frozenset()) == {}
+
+
+def test_a_job_that_is_printed_to_be_frozen_says_what_the_file_does(fmstune: Callable[..., Result]) -> None:
+    """`torchrun` and `accelerate launch` start that job, and a runner does not look at the file."""
+    path = written(yaml.safe_dump({"distributed_type": "MULTI_GPU", "num_processes": 8, "main_process_port": 1234}))
+    words = ("--cfg", "job", f"launcher.config_file={path}", "launcher.num_processes=2")
+    printed = yaml.safe_load(fmstune(*words, "--resolve").out)["launcher"]
+    shown = {"strategy": "ddp", "num_processes": 2, "main_process_port": 1234}
+    assert {name: printed[name] for name in shown} == shown
+    told = [line.split(maxsplit=2) for line in fmstune(*words, "--sources").out.splitlines()]
+    sources = {name.removeprefix("launcher."): source for name, _, source in told}
+    assert {name: sources[name] for name in shown} == {
+        "strategy": str(path),
+        "num_processes": "command line",
+        "main_process_port": str(path),
+    }

@@ -40,6 +40,18 @@ def test_when_nothing_fits_it_says_so():
     assert changes[-2].endswith("still too much")
 
 
+def test_one_device_that_nothing_fits_is_advised_more_of_them():
+    changes = advice.fits(plan.make(FULL_7B_GPU), 12 * 2**30)
+    assert changes[-2].startswith("all of these, and launcher=fsdp launcher.num_processes=2 (more devices): ")
+    assert changes[-2].endswith(" GiB, fits")
+
+
+def test_processes_on_the_cpu_are_not_advised_to_be_more_as_they_share_its_memory():
+    sharded = replace(FULL_7B_CPU, sharing=Sharing(2, 2))
+    changes = advice.fits(plan.make(sharded), plan.make(sharded).total - 1)
+    assert changes and not [line for line in changes if "num_processes" in line]
+
+
 def test_the_lora_of_the_advice_is_the_lora_that_peft_builds():
     config = AutoConfig.for_model(**SMALL_GQA)
     full = replace(FULL_7B_CPU, dimensions=shapes.dimensions(config, None))

@@ -58,7 +58,7 @@ def test_the_cause_is_recorded_over_what_followed_from_it(
 ) -> None:
     run_folder.update_summary(tmp_path, {"status": status, "error": {"kind": "internal", "message": "first"}})
     assert agent.show(shown, tmp_path) == 1
-    assert run_folder.read_summary(tmp_path)["error"]["message"].removeprefix("fmstune: error: ").startswith(kept)
+    assert run_folder.read_summary(tmp_path)["error"]["message"].startswith(kept)
     assert capsys.readouterr().err.count("\n") == 1
 
 

@@ -179,6 +179,29 @@ def test_a_notice_reaches_every_rank_and_all_stop_after_the_same_step() -> None:
     assert "Traceback" not in err
 
 
+def test_a_notice_before_there_are_ranks_waits_for_them_and_for_the_first_step() -> None:
+    job = (*LONG, "data.max_rows=16")
+    assert subprocess.run([SCRIPT, "show-data", *job], capture_output=True).returncode == 0
+    process = subprocess.Popen([SCRIPT, *job], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(Path("run/job.yaml").exists, "the run folder")
+    process.send_signal(signal.SIGUSR1)
+    out, err = process.communicate(timeout=150)
+    assert process.returncode == 75, err
+    assert "a checkpoint was saved at step 1," in out
+
+
+def test_a_notice_before_anything_is_trained_leaves_nothing() -> None:
+    process = subprocess.Popen(
+        [SCRIPT, *LONG, "data.max_rows=17"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(Path("run/job.yaml").exists, "the run folder")
+    process.send_signal(signal.SIGUSR1)
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 75, err
+    assert err.endswith("fmstune: stopped at a notice, before anything was trained; the same command starts again\n")
+    assert not Path("run").exists()
+
+
 def summary_step(out: str) -> int:
     """The step that the report names."""
     return int(out.partition("a checkpoint was saved at step ")[2].partition(",")[0])

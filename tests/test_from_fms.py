@@ -53,7 +53,7 @@ def job_of(translation: Translation) -> Job:
 
     def keep(config: Any) -> None:
         tree = composition.tree(config)
-        tree["launcher"] = accelerate_file.folded(tree["launcher"], frozenset())
+        tree["launcher"] |= accelerate_file.taken(tree["launcher"], frozenset())
         found.append(freeze.freeze(tree).job)
 
     composition.compose(force_plain_overrides(list(translation.words), composition.groups(None)), keep)

@@ -39,6 +39,7 @@ def test_sensible_launchers_have_no_problem() -> None:
             {**DDP, "machine_rank": 1},
             "launcher.machine_rank must be at least 0 and below launcher.num_machines=1, got 1",
         ),
+        ({**DDP, "device_gib": 0}, "launcher.device_gib must be above 0, got 0"),
         ({**DDP, "main_process_port": 70000}, "launcher.main_process_port must be at least 1 and below 65536"),
         ({**FSDP, "fsdp_version": 3}, "launcher.fsdp_version must be 1 or 2, got 3"),
         ({**FSDP, "forward_prefetch": True}, "launcher.forward_prefetch is FSDP1's; choose launcher=fsdp1"),

@@ -1,15 +1,18 @@
 """A run that is given notice saves a checkpoint and stops; the same command goes on to the same weights."""
 
 import json
+import os
 import signal
 import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from fmstune import preemption
+from fmstune import launch, preemption
 from fmstune.trainer import SaveAndStop
 from tests.conftest import Result
 from tests.test_cli import SCRIPT, wait_for
@@ -53,6 +56,53 @@ def test_a_notice_is_kept_until_the_next_run(number: signal.Signals, monkeypatch
     assert not preemption.given()
 
 
+@pytest.mark.parametrize(("saves", "code"), [(True, 0), (False, preemption.CODE)])
+def test_a_notice_waits_until_a_process_that_was_just_started_can_take_it(saves: bool, code: int) -> None:
+    """One that saves nothing ends at once then."""
+    child = (
+        "import sys, time; from fmstune import errors, parent, preemption; time.sleep(1)\n"
+        f"try: parent.interrupt_once(saves={saves})\n"
+        f"except errors.Preempted: sys.exit({preemption.CODE})\n"
+        "sys.exit(not preemption.given())"
+    )
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    assert launch.start([sys.executable, "-c", child], os.environ) == code
+
+
+def test_a_notice_between_two_processes_is_for_the_next_one() -> None:
+    child = "import sys; from fmstune import parent, preemption; parent.interrupt_once(saves=True); sys.exit(3)"
+    waits = "import time; from fmstune import parent, preemption; parent.interrupt_once(saves=True)\n"
+    waits += "while not preemption.given(): time.sleep(0.02)"
+    with preemption.kept_back():
+        assert launch.start([sys.executable, "-c", child], os.environ) == 3
+        # to this thread, as others of the tests' own process would take it
+        signal.raise_signal(signal.SIGUSR2)
+        assert launch.start([sys.executable, "-c", waits], os.environ) == 0
+
+
+def test_what_a_shell_starts_may_be_given_notice_at_once_too() -> None:
+    child = "import time; from fmstune import parent, preemption; parent.interrupt_once(saves=True)\n"
+    child += "while not preemption.given(): time.sleep(0.02)"
+    process = subprocess.Popen(
+        ["bash", "-c", 'trap "" TERM; echo; exec "$@"', "rank", *KEPT_BACK, sys.executable, "-c", child],
+        env={**os.environ, "SLURM_JOB_ID": "7"},
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stdout.readline()
+    wait_for(lambda: bool(blocked(process.pid) >> (signal.SIGTERM - 1) & 1), "notices kept back")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+
+
+KEPT_BACK = (sys.executable, "-m", "fmstune.preemption")
+
+
+def blocked(pid: int) -> int:
+    """The signals that wait (proc(5), SigBlk)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1], 16) for line in lines if line.startswith("SigBlk:"))
+
+
 def test_the_step_is_saved_once_also_where_training_stops_with_it(tmp_path: Path) -> None:
     args, state = TrainingArguments(str(tmp_path), use_cpu=True), TrainerState()
     control, asked = TrainerControl(), False
@@ -93,3 +143,21 @@ def test_a_run_that_gets_sigusr1_saves_and_stops_and_the_same_command_ends_it(fm
     assert undisturbed.code == 0
     weights = [Path(folder, "model", "model.safetensors").read_bytes() for folder in ("run", "other")]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_a_notice_to_a_sweep_ends_all_of_it_and_it_can_be_gone_on_with(fmstune: Callable[..., Result]) -> None:
+    process = subprocess.Popen(
+        [SCRIPT, "-m", "seed=1,2", *JOB, "output_dir=sweep"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    first = Path("sweep/0-seed=1")
+    wait_for(lambda: (first / "metrics.jsonl").exists() or process.poll() is not None, "the first step")
+    process.send_signal(signal.SIGUSR1)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == preemption.CODE, err
+    assert "interrupted  seed=1" in out and "seed=2" not in out
+    assert "Traceback" not in err
+    again = fmstune("-m", "--resume", "sweep")
+    assert again.code == 0, again.err
+    steps = [json.loads((path / "summary.json").read_text())["steps_here"] for path in (first, Path("sweep/1-seed=2"))]
+    assert 0 < steps[0] < steps[1] == 40

@@ -147,21 +147,32 @@ def small_disk(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_named_and_the_former_checkpoint_is_whole(small_disk: Path) -> None:
+@pytest.mark.parametrize(
+    ("filled", "steps", "said"),
+    [
+        (0, 4, "step 3: the checkpoint cannot be saved, as the disk of disk/run is full; checkpoint-2 is whole; "),
+        # two checkpoints find room, and the model does not
+        (3_200_000, 2, "the disk of disk/run is full; checkpoint-2 is whole; free space, and start the same command"),
+    ],
+)
+def test_a_full_disk_is_named_and_the_former_checkpoint_is_whole(
+    small_disk: Path, filled: int, steps: int, said: str
+) -> None:
     script = Path(sys.executable).with_name("fmstune")
-    words = " ".join([*(w for w in QUICK if w != "peft=lora"), "evaluation=none", "output_dir=disk/run"])
+    given = [*(word for word in QUICK if word != "peft=lora"), f"training.max_steps={steps}", "evaluation=none"]
     inside = (
-        f"mount -t tmpfs -o size=24m none {small_disk}; {script} {words}; code=$?; "
-        f"cat disk/run/checkpoint-2/{checkpoints.MARKER}; ls -a disk/run; exit $code"
+        f"mount -t tmpfs -o size=24m none {small_disk}; head -c {filled} /dev/zero > disk/filler; "
+        f"{script} {' '.join(given)} output_dir=disk/run; code=$?; "
+        f"cat disk/run/checkpoint-2/{checkpoints.MARKER} disk/run/summary.json; ls -A disk/run; exit $code"
     )
     done = subprocess.run(["unshare", "-m", "bash", "-c", inside], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
-    assert (
-        "step 3: the checkpoint cannot be saved, as the disk of disk/run is full; checkpoint-2 is whole" in done.stderr
-    )
+    assert said in done.stderr
     assert "Traceback" not in done.stderr
-    assert '"step": 2' in done.stdout
-    assert checkpoints.SAVING not in done.stdout.split()
+    assert '"step": 2' in done.stdout and '"status": "failed"' in done.stdout
+    left = done.stdout.rpartition("}\n")[2].split()
+    assert "checkpoint-2" in left
+    assert not [name for name in left if name.startswith((checkpoints.SAVING, ".model", "model"))]
 
 
 @pytest.mark.slow

@@ -24,10 +24,26 @@ def test_a_value_that_json_cannot_hold_leaves_the_old_file(tmp_path: Path) -> No
     assert run_folder.read_summary(tmp_path) == {"a": 1}
 
 
+def test_weights_are_for_whom_the_other_files_are(tmp_path: Path) -> None:
+    for name, mode in (("config.json", 0o640), ("model.safetensors", 0o600)):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+    run_folder.readable_alike(tmp_path)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+
+
 def test_updating_keeps_what_was_there(tmp_path: Path) -> None:
     run_folder.update_summary(tmp_path, {"status": "running", "name": "x"})
     run_folder.update_summary(tmp_path, {"status": "finished"})
     assert run_folder.read_summary(tmp_path) == {"status": "finished", "name": "x"}
+
+
+@pytest.mark.parametrize(("status", "then"), [("queued", "running"), ("interrupted", "interrupted"), (None, None)])
+def test_a_run_that_its_process_has_begun_waits_no_more(tmp_path: Path, status: str | None, then: str | None) -> None:
+    if status is not None:
+        run_folder.update_summary(tmp_path, {"status": status})
+    run_folder.begin(tmp_path)
+    assert run_folder.read_summary(tmp_path).get("status") == then
 
 
 @pytest.mark.parametrize(

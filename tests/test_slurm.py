@@ -61,6 +61,8 @@ def test_the_script_asks_for_what_the_job_says_and_starts_one_runner_a_task(monk
         "cd /home/me || exit 1",
         "ml cuda",
         "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((SLURM_CPUS_ON_NODE / 4))}",
+        "# scancel ends this shell too, which first says so in the run folder, and does not go back into the queue",
+        "requeue=--requeue; trap requeue= TERM",
         "",
         "rm -rf '/shared/my run/.ranks' && mkdir '/shared/my run/.ranks' || exit 1",
         "export FMSTUNE_RANKS='/shared/my run/.ranks'",
@@ -71,13 +73,14 @@ def test_the_script_asks_for_what_the_job_says_and_starts_one_runner_a_task(monk
         "  srun --kill-on-bad-exit=1 --cpus-per-task=8 bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID "
         'WORLD_SIZE=$SLURM_NTASKS; trap "" TERM USR1 USR2; export FMSTUNE_AGENT=1 '
         'TORCHELASTIC_ERROR_FILE=$FMSTUNE_RANKS/$SLURM_PROCID.json; exec "$@"\' rank \\',
-        "  /env/bin/python -m fmstune.runner '/shared/my run/job.yaml' --trust=mine",
+        "  /env/bin/python -m fmstune.preemption /env/bin/python -m fmstune.runner '/shared/my run/job.yaml' "
+        "--trust=mine",
         "code=$?",
         "",
         "# says how it ended; 75 where a checkpoint waits to be gone on with",
-        "/env/bin/python -m fmstune.slurm_end '/shared/my run/job.yaml' $code --requeue",
+        "/env/bin/python -m fmstune.slurm_end '/shared/my run/job.yaml' $code $requeue",
         "code=$?",
-        'if [ $code -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+        'if [ $code -eq 75 ] && [ "$requeue" ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
         "exit $code",
     ]
 

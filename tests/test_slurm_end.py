@@ -42,6 +42,13 @@ def test_an_end_that_nobody_recorded_is_recorded(code: int, kind: str) -> None:
     assert run_folder.read_summary(Path("run"))["error"] == {"kind": kind, "message": said}
 
 
+@pytest.mark.parametrize("code", [130, 143])
+def test_a_job_that_was_cancelled_before_it_trained_has_not_failed(code: int) -> None:
+    assert ended(code) == code
+    summary = run_folder.read_summary(Path("run"))
+    assert (summary["status"], summary["error"]["kind"]) == ("interrupted", "interrupted")
+
+
 @pytest.mark.parametrize(("flags", "status"), [(("--requeue",), "queued"), ((), "interrupted")])
 def test_a_preempted_job_goes_back_into_the_queue_once(flags: tuple[str, ...], status: str) -> None:
     run_folder.end(Path("run"), run_folder.INTERRUPTED, run_folder.PREEMPTED, SAVED)

@@ -95,6 +95,14 @@ def test_a_full_model_loads_in_plain_transformers_and_differs_from_the_base(made
     assert all(changed)
 
 
+@pytest.mark.parametrize("peft", ["full", "lora"])
+def test_the_weights_can_be_read_by_whom_the_configuration_can_be(made: Run, peft: str) -> None:
+    folder = made(peft).folder
+    for place in (folder / "model", *folder.glob("checkpoint-*")):
+        files = [*place.glob("*config.json"), *place.glob("*.safetensors")]
+        assert len(files) >= 3 and len({path.stat().st_mode for path in files}) == 1
+
+
 @pytest.mark.parametrize("peft", ["lora", "prompt_tuning"])
 def test_an_adapter_loads_in_plain_peft_and_holds_nothing_of_the_base(made: Run, peft: str) -> None:
     run = made(peft)
@@ -292,7 +300,7 @@ def test_a_run_that_breaks_says_so_and_leaves_no_model(fmstune: Run) -> None:
     run = fmstune(*QUICK, "training.learning_rate=9", "training.max_steps=20", "training.max_grad_norm=0")
     assert run.code == 2
     assert re.search(
-        r"error: step \d+ \(training rows (\d+, ){3}\d+\): loss is nan; lower training.learning_rate", run.err
+        r"error: step \d+ \(training rows \d+(( to |, )\d+){1,3}\): loss is nan; lower training.learning_rate", run.err
     )
     assert "Traceback" not in run.err
     assert run.summary["status"] == "failed"
@@ -315,7 +323,7 @@ def test_a_full_memory_names_the_step_the_rows_and_what_to_change(
     run = fmstune(*QUICK)
     assert run.code == 2
     assert re.search(
-        r"step 1: out of memory on a batch of 4 x \d+ tokens \(training rows (\d+, ){3}\d+\); set", run.err
+        r"step 1: out of memory on a batch of 4 x \d+ tokens \(training rows \d+(( to |, )\d+){1,3}\); set", run.err
     )
     assert run.summary["status"] == "failed"
 
@@ -325,14 +333,14 @@ def test_an_error_in_training_is_recorded_and_no_half_model_stays(
 ) -> None:
     from fmstune import train
 
-    def full_disk(*_args: object, **_kwargs: object) -> None:
-        raise OSError(28, "No space left on device")
+    def no_permission(*_args: object, **_kwargs: object) -> None:
+        raise OSError(13, "Permission denied")
 
-    monkeypatch.setattr(train.plots, "plot_loss", full_disk)
+    monkeypatch.setattr(train.plots, "plot_loss", no_permission)
     run = fmstune(*QUICK)
     assert run.code == 1
     assert run.summary["status"] == "failed"
-    assert run.summary["error"] == {"kind": "internal", "message": "OSError: [Errno 28] No space left on device"}
+    assert run.summary["error"] == {"kind": "internal", "message": "PermissionError: [Errno 13] Permission denied"}
 
 
 @pytest.mark.slow

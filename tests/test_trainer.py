@@ -1,5 +1,6 @@
 """The subclass changes how fast the loss is computed and what is counted, and not the loss."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 from fmstune import models
 from fmstune.errors import UserError
 from fmstune.job import Model
-from fmstune.trainer import Trainer
+from fmstune.trainer import Trainer, numbers
 
 TINY = Model(path="package:tiny_llama")
 IDS = [[1, 5, 6, 7, 8, 9, 2], [1, 15, 16, 2], [1, 25, 26, 27, 28, 2], [1, 3, 4, 2]]
@@ -184,11 +185,24 @@ def test_the_loss_of_an_evaluation_is_the_mean_over_tokens(tmp_path: Path) -> No
     assert whole != pytest.approx(sum(each) / 4, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        ([2, 3], "2, 3"),
+        ([0, 1, 2, 5, 7, 8, 9], "0 to 2, 5, 7 to 9"),
+        ([0, *range(2, 400)], "0, 2 to 399"),
+        (range(0, 400, 2), ", ".join(map(str, range(0, 128, 2))) + " and 136 more"),
+    ],
+)
+def test_the_rows_of_a_large_batch_do_not_hide_what_is_said_of_them(rows: Sequence[int], text: str) -> None:
+    assert numbers(rows) == text
+
+
 def test_a_loss_that_is_no_number_ends_the_run_with_what_to_change(tmp_path: Path) -> None:
     ours = trainer(tmp_path, logging_nan_inf_filter=False)
     with torch.no_grad():
         next(ours.model.parameters()).fill_(float("nan"))
     with pytest.raises(
-        UserError, match=r"step 1 \(training rows 2, 3\): loss is nan; lower training.learning_rate \(now 0.001\)"
+        UserError, match=r"step 1 \(training rows 2, 3\): loss is nan; lower training.learning_rate \(now 0.001\)$"
     ):
         ours.train()

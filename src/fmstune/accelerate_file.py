@@ -164,19 +164,18 @@ _FSDP: Mapping[str, Callable[[Any], dict[str, Any]]] = {
 }
 
 
-def folded(launcher: Mapping[str, Any], on_command_line: frozenset[str]) -> dict[str, Any]:
-    """The launcher group with the values of its `config_file`, where the command line does not say otherwise.
+def taken(launcher: Mapping[str, Any], on_command_line: frozenset[str]) -> dict[str, Any]:
+    """What the `config_file` of the launcher group says, where the command line does not say otherwise.
 
     `on_command_line` has the words' keys, such as `launcher` and `launcher.num_processes`.
     Raises UserError where the file is for another launcher than the one that was chosen.
     """
     path = launcher.get("config_file")
     if path is None:
-        return dict(launcher)
+        return {}
     found = values(Path(path).expanduser())
     strategy = found["strategy"]
     if "launcher" in on_command_line and launcher.get("strategy", "single") != strategy:
         choice = {"single": "local"}.get(strategy, strategy)
         raise UserError(f"launcher.config_file: {path} is for launcher={choice}; choose it, or another file")
-    kept = {name: value for name, value in found.items() if f"launcher.{name}" not in on_command_line}
-    return {**launcher, **kept}
+    return {name: value for name, value in found.items() if f"launcher.{name}" not in on_command_line}

@@ -16,6 +16,8 @@ def fits(plan: Plan, device_bytes: int) -> list[str]:
         together = _smallest(plan.work)
         advice.append(_advice("all of these, with a batch of 1", make(together).total, device_bytes))
         if make(together).total > device_bytes:
+            over = _first_devices(together, device_bytes)
+            advice += [_advice(text, make(work).total, device_bytes) for text, work in over]
             advice.append("take a smaller model or a larger device")
     return advice
 
@@ -55,11 +57,26 @@ def _sharing_changes(work: Work, device_bytes: int) -> Iterator[tuple[str, Work]
         return
     if not sharing.cpu_offload and work.machine.device == "cuda":
         yield "launcher.cpu_offload=true (slower)", replace(work, sharing=replace(sharing, cpu_offload=True))
-    processes = sharing.processes
+    if work.machine.device != "cuda":
+        # processes on the CPU share one memory
+        return
+    if (over := _sharded_until(work, device_bytes)) is not None:
+        yield f"launcher.num_processes={over.sharing.processes} (more devices)", over
+
+
+def _first_devices(work: Work, device_bytes: int) -> Iterator[tuple[str, Work]]:
+    """Several devices for a job that has one."""
+    alone = work.sharing.processes == 1 and work.machine.device == "cuda"
+    if alone and (over := _sharded_until(work, device_bytes)) is not None:
+        yield f"all of these, and launcher=fsdp launcher.num_processes={over.sharing.processes} (more devices)", over
+
+
+def _sharded_until(work: Work, device_bytes: int) -> Work | None:
+    """The same work sharded over as many devices as make it fit; None where none are enough."""
+    processes = work.sharing.processes
     while memory(over := with_processes(work, processes)).total > device_bytes and processes < _MOST_DEVICES:
         processes *= 2
-    if memory(over).total <= device_bytes:
-        yield f"launcher.num_processes={processes} (more devices)", over
+    return over if memory(over).total <= device_bytes else None
 
 
 def with_processes(work: Work, processes: int) -> Work:

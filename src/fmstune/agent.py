@@ -8,10 +8,11 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import psutil
@@ -28,6 +29,9 @@ _SECONDARY = (
     "Gloo",
 )
 """Words of an error that only tells of another process's end."""
+
+
+_EVERY_SECONDS = 0.25
 
 
 class Failure(NamedTuple):
@@ -51,9 +55,9 @@ def main(words: Sequence[str] | None = None) -> int:
         words = head_start.wait(int(words[1]))
     job_file, *options = words
     options, flags = options[: options.index("--")], options[options.index("--") + 1 :]
+    # before any thread: a thread that lets notices through would be ended by them
+    _hand_on_notices()
     parent.watch(lambda: None)
-    for number in run_folder.NOTICES:
-        signal.signal(number, _hand_on)
     folder = Path(job_file).parent
     # the ranks must not outlive this process, which their own sessions would let them
     os.environ |= {PARENT: str(os.getpid()), AGENT: "1"}
@@ -74,7 +78,8 @@ def main(words: Sequence[str] | None = None) -> int:
             return preemption.CODE
         return 130 if err.sigval in run_folder.INTERRUPTING else 128 + int(err.sigval)
     except (RendezvousError, DistError, ConnectionError) as err:
-        problem = f"launcher: the other machines cannot be met ({' '.join(str(err).split())[:300]})"
+        said = " ".join(str(err).split())[:300] or type(err).__name__
+        problem = f"launcher: the other machines cannot be met ({said})"
         hint = "see that all of them are started, with the same main_process_ip and main_process_port"
         print(f"fmstune: error: {problem}; {hint}", file=sys.stderr)
         return 2
@@ -91,11 +96,25 @@ def _import_launcher() -> None:
     os.environ.pop("LOGLEVEL") if former is None else os.environ.update(LOGLEVEL=former)
 
 
-def _hand_on(number: int, _frame: FrameType | None) -> None:
-    """A notice to stop is for the ranks; torch's launcher knows of signals that end only."""
-    for child in psutil.Process().children():
-        if "fmstune.runner" in child.cmdline():
-            child.send_signal(number)
+def _hand_on_notices() -> None:
+    """A notice to stop is for the ranks, also for those that start after it came.
+
+    Torch's launcher knows of signals that end only. The ranks are started with notices kept back, as they are here.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, run_folder.NOTICES)
+    told: set[int] = set()
+
+    def hand_on() -> None:
+        number = signal.sigwait(run_folder.NOTICES)
+        while True:
+            for child in psutil.Process().children():
+                with suppress(psutil.NoSuchProcess):
+                    if child.pid not in told and "fmstune.runner" in child.cmdline():
+                        child.send_signal(number)
+                        told.add(child.pid)
+            time.sleep(_EVERY_SECONDS)
+
+    threading.Thread(target=hand_on, name="notices", daemon=True).start()
 
 
 def _failure(rank: int, failed: Any) -> Failure:
@@ -143,7 +162,8 @@ def show(failure: Failure, folder: Path) -> int:
     known = (summary.get("error") or {}).get("message", "")
     # another machine may have recorded the cause already
     if summary and not (lost and summary.get("status") == run_folder.FAILED and not _is_secondary(known)):
-        run_folder.end(folder, run_folder.FAILED, failure.kind, failure.text.strip().splitlines()[-1])
+        last = failure.text.strip().splitlines()[-1]
+        run_folder.end(folder, run_folder.FAILED, failure.kind, last.removeprefix("fmstune: error: "))
     return 1 if number is not None else failure.code
 
 

@@ -1,11 +1,14 @@
 """Checkpoints that are complete or not there: written aside, marked, renamed; and which of them to go on from."""
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from fmstune import run_folder
 
 SAVING = ".saving"
 """Folder in the run folder where a checkpoint is written before it has its name."""
@@ -30,6 +33,7 @@ def publish(made: Path, place: Path, about: About) -> None:
     """Mark the checkpoint as complete and give it its name: a reader sees all of it, or nothing."""
     _name_best(made / _STATE, place.parent)
     (made / MARKER).write_text(json.dumps(asdict(about)) + "\n", encoding="utf-8")
+    run_folder.readable_alike(made)
     for path in (*made.rglob("*"), made):
         _to_disk(path)
     if place.exists():
@@ -91,3 +95,20 @@ def problems(checkpoint: Path, made: About, here: About) -> Iterator[str]:
 def clear_aside(run: Path) -> None:
     """Take away what a killed process was writing."""
     shutil.rmtree(run / SAVING, ignore_errors=True)
+
+
+_NO_SPACE = 2**20
+"""Bytes; with less, a failed write is put down to the disk."""
+
+
+def disk_is_full(err: BaseException, run: Path) -> bool:
+    """Whether a write failed for that, in whichever words a library says so; torch's writer does not at all."""
+    if getattr(err, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(err):
+        return True
+    return shutil.disk_usage(run).free < _NO_SPACE
+
+
+def what_is_whole(run: Path) -> str:
+    """The checkpoint that a run can go on from, as the beginning of a sentence; nothing where there is none."""
+    former = newest(run)
+    return f"{former.name} is whole; " if former is not None else ""

@@ -85,7 +85,8 @@ def check(job: Job, *, device_at_hand: bool = True) -> Checked:
         if device_at_hand:
             problems += err.problems
         else:
-            notes.append(f"no {device} device here: the plan is for one that computes in bfloat16")
+            how = "" if job.launcher.device_gib else "; launcher.device_gib=80 says what fits into one of 80 GiB"
+            notes.append(f"no {device} device here: the plan is for one that computes in bfloat16{how}")
     try:
         data.formats(job.data, None)
     except UserError as err:
@@ -425,8 +426,10 @@ def sharing_of(launcher: Launcher) -> plan.Sharing:
     )
 
 
-def device_bytes(device: str, processes: int = 1) -> int | None:
-    """Memory of the device; a process's share of the machine's on a CPU, None for a device that is only planned for."""
+def device_bytes(launcher: Launcher, device: str) -> int | None:
+    """Memory of a device; a process's share of the machine's on a CPU, None where the device is not here."""
+    if launcher.device_gib is not None:
+        return round(launcher.device_gib * plan.GIB)
     if device == "cuda":
         return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-    return int(psutil.virtual_memory().total) // processes
+    return int(psutil.virtual_memory().total) // max(launch_rules.local_processes(launcher), 1)

@@ -1,5 +1,6 @@
 """What a command composes: one job, or the points of a sweep, each checked and run; or `--cfg job` of them."""
 
+import copy
 import dataclasses
 import os
 import re
@@ -138,8 +139,8 @@ class Points:
             points.leave(sweep, point)
             return point
         points.leave(sweep, point)
-        if code == INTERRUPTED:
-            # Ctrl-C means all of a sweep
+        if code in (INTERRUPTED, preemption.CODE):
+            # Ctrl-C means all of a sweep, and so does a notice that the machine is wanted back
             raise KeyboardInterrupt
         return point
 
@@ -169,9 +170,13 @@ class Points:
 
 
 def _in_turn(words: Sequence[str], tasks: Points) -> list[int]:
-    """Run the points in this process, one after the other; their exit codes."""
+    """Run the points in this process, one after the other; their exit codes, that of a notice alone where one came."""
     try:
         composition.compose(words, tasks)
+    except KeyboardInterrupt:
+        if tasks.codes[-1:] != [preemption.CODE]:
+            raise
+        return [preemption.CODE]
     finally:
         forks.close()
         for folder in tasks.sweeps:
@@ -243,12 +248,15 @@ def _away(words: Sequence[str], tasks: Points) -> list[int]:
 
 def _print(config: DictConfig, how: Mapping[str, Any], line: CommandLine) -> int:
     """`--cfg job`: the composed job, or where its fields come from."""
+    filled = copy.deepcopy(config)
+    OmegaConf.set_struct(filled, False)
+    filled.launcher.update(_of_file(config, line))
     if not line.sources:
-        return composition.print_config(config, how, line.trusted)
-    tree = composition.tree(config)
-    if not OmegaConf.missing_keys(config):
+        return composition.print_config(filled, how, line.trusted)
+    tree = composition.tree(filled)
+    if not OmegaConf.missing_keys(filled):
         tree = freeze.as_tree(freeze.freeze(tree, trusted=line.trusted).job)
-    shown = sources.render(tree, sources.of_composition(config), how["package"])
+    shown = sources.render(tree, _origins(config, line), how["package"])
     raise_if_any([] if shown else [composition.no_such_part(how["package"], config)])
     print(shown)
     return 0
@@ -257,15 +265,20 @@ def _print(config: DictConfig, how: Mapping[str, Any], line: CommandLine) -> int
 def _frozen(config: DictConfig, line: CommandLine, swept: Collection[str]) -> freeze.Frozen:
     """One composed configuration as a job, in the folder that is its own."""
     tree = composition.tree(config)
-    words = frozenset(word.lstrip("+~").partition("=")[0] for word in line.hydra)
-    tree["launcher"] = accelerate_file.folded(tree["launcher"], words)
+    tree["launcher"] |= _of_file(config, line)
     frozen = freeze.freeze(tree, trusted=line.trusted)
     job = frozen.job
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         job = dataclasses.replace(job, output_dir=str(_sweep_folder(HydraConfig.get(), swept)))
     if line.sources:
-        sources.show(job, _origins(config))
+        sources.show(job, _origins(config, line))
     return freeze.Frozen(job, frozen.notes)
+
+
+def _of_file(config: DictConfig, line: CommandLine) -> dict[str, Any]:
+    """What the user's own accelerate YAML sets in the launcher group."""
+    words = frozenset(word.lstrip("+~").partition("=")[0] for word in line.hydra)
+    return accelerate_file.taken(composition.tree(config)["launcher"], words)
 
 
 def _sweep_folder(settings: HydraConf, swept: Collection[str]) -> Path:
@@ -283,21 +296,22 @@ def _typed(config: DictConfig, job: Job, line: CommandLine) -> Typed | None:
     extra = composition.config_dir(line.hydra)
     flags = [f"--config-dir={extra}"] if extra is not None else []
     flags += [f"--trust={package}" for package in line.trusted]
-    return Typed([*flags, *given], lambda: _recorded(config, job))
+    return Typed([*flags, *given], lambda: _recorded(config, job, line))
 
 
-def _recorded(config: DictConfig, job: Job) -> dict[str, str]:
+def _recorded(config: DictConfig, job: Job, line: CommandLine) -> dict[str, str]:
     try:
-        return sources.recorded(freeze.as_tree(job), _origins(config))
+        return sources.recorded(freeze.as_tree(job), _origins(config, line))
     except RuntimeError as err:
         # a report can do without, and so the run goes on
         print(f"fmstune: note: {run_folder.SOURCES} will not say what set each field: {err}", file=sys.stderr)
         return {}
 
 
-def _origins(config: DictConfig) -> sources.Origins:
+def _origins(config: DictConfig, line: CommandLine) -> sources.Origins:
     """What set each value of the composed configuration; a point of a sweep has a folder of its own."""
     origins = sources.of_composition(config)
+    origins |= {("launcher", name): sources.Origin(config.launcher.config_file) for name in _of_file(config, line)}
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         origins["output_dir",] = sources.Origin("a folder for each point of the sweep")
     return origins

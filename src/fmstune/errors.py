@@ -16,7 +16,7 @@ class UserError(Exception):
 
 
 class Preempted(Exception):
-    """The run was asked to stop, and has saved a checkpoint to go on from."""
+    """The run was asked to stop: it has saved a checkpoint to go on from, or had not begun."""
 
 
 def raise_if_any(problems: Iterable[str]) -> None:

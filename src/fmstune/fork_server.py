@@ -30,6 +30,8 @@ _LATE = ("matplotlib.figure", "matplotlib.backends.backend_agg", "peft.utils.tra
 
 _points: list[int] = []
 """Process id of the point that runs."""
+_early: list[int] = []
+"""Notices that came when no point was there to take them."""
 
 
 def main() -> None:
@@ -37,6 +39,8 @@ def main() -> None:
     above = int(os.environ[PARENT])
     for number in (*INTERRUPTING, *NOTICES):
         signal.signal(number, _hand_on)
+    # the parent starts with them kept back
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, NOTICES)
     with socket.socket(fileno=int(sys.argv[1])) as connection:
         line = connection.makefile("rw", encoding="utf-8")
     with lean.imports():
@@ -50,12 +54,14 @@ def main() -> None:
 
 
 def _hand_on(number: int, _frame: FrameType | None) -> None:
-    """Signals are for the point that runs; where there is none yet, nothing is lost by ending."""
+    """Signals are for the point that runs; where there is none yet, a notice waits, and nothing is lost by ending."""
     for point in _points:
         with suppress(ProcessLookupError):
             os.kill(point, number)
     if not _points and number in INTERRUPTING:
         os._exit(_INTERRUPTED)
+    if not _points:
+        _early.append(number)
 
 
 def _run(words: list[str], line: IO[str], above: int) -> None:
@@ -68,9 +74,11 @@ def _run(words: list[str], line: IO[str], above: int) -> None:
         os.environ[PARENT] = str(os.getppid())
         for number in (*INTERRUPTING, *NOTICES):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
+        signal.pthread_sigmask(signal.SIG_SETMASK, {*waiting, *NOTICES})
         parent.leave(runner.main(words))
     _points.append(point)
+    while _early:
+        os.kill(point, _early.pop())
     signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
     _say(line, point)
     code = _waited(point, above)

@@ -28,10 +28,13 @@ class _Waiting:
         reading, self.pipe = os.pipe()
         # Ctrl-C reaches all processes of a terminal, and this one has nothing to end yet
         former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # a notice that comes for it while it imports waits
+        waiting = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
         try:
             argv = [sys.executable, "-m", AGENT, WAIT, str(reading)]
             self.process = subprocess.Popen(argv, pass_fds=[reading])
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
             signal.signal(signal.SIGINT, former)
             os.close(reading)
 

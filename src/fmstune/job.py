@@ -252,6 +252,8 @@ class Slurm:
 class Launcher:
     device: Device = Device.auto
     """Device of the processes; `cpu` with `fsdp` is the rehearsal, really sharded over gloo."""
+    device_gib: float | None = None
+    """Memory of one device in GiB, to plan for one that is not here; null takes the device's own."""
     threads: int | None = None
     """CPU threads of a process; null takes OMP_NUM_THREADS, else this machine's cores, shared out."""
     strategy: Strategy = Strategy.single

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from fmstune import head_start, launch_rules, package_files
+from fmstune import head_start, launch_rules, package_files, preemption
 from fmstune.job import Device, Job, Launcher, Strategy, is_sharded
 from fmstune.run_folder import INTERRUPTING, NOTICES
 
@@ -105,7 +105,8 @@ class Signalled(Protocol):
 
 def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
     """Run to the end, hand on Ctrl-C and SIGTERM, and give back the exit code (negative: the signal it died of)."""
-    process = head_start.take(argv, env) or subprocess.Popen(argv, env=env)
+    with preemption.kept_back():
+        process = head_start.take(argv, env) or subprocess.Popen(argv, env=env)
     with handing_on(process) as seen:
         code = process.wait()
     # killed because somebody insisted: an interruption, and no failure
@@ -132,7 +133,8 @@ def handing_on(process: Signalled) -> Iterator[list[int]]:
 
     former = {number: signal.signal(number, hand_on) for number in (*INTERRUPTING, *NOTICES)}
     try:
-        yield seen
+        with preemption.let_through():
+            yield seen
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)

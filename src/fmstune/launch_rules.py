@@ -34,6 +34,8 @@ def problems(job: Job) -> Iterator[str]:
         value = getattr(launcher, name)
         if value is not None and value < 1:
             yield f"launcher.{name} must be at least 1, got {value}"
+    if launcher.device_gib is not None and not launcher.device_gib > 0:
+        yield f"launcher.device_gib must be above 0, got {launcher.device_gib:g}"
     if launcher.strategy is Strategy.single:
         yield from _single(launcher)
     else:

@@ -55,7 +55,7 @@ def interrupt_once(*, saves: bool = False) -> None:
     """The first Ctrl-C or SIGTERM ends the run in order; more of them do not disturb that.
 
     From a terminal the runner gets Ctrl-C twice: from the terminal and from its parent.
-    A run that `saves` checkpoints saves one where it gets notice to stop.
+    A run that `saves` checkpoints saves one where it gets notice to stop; what does not ends at once.
     """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -66,6 +66,8 @@ def interrupt_once(*, saves: bool = False) -> None:
         signal.signal(number, interrupt)
     if saves:
         preemption.heed()
+    else:
+        preemption.end_at_once()
 
 
 def interrupt_no_more() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -63,6 +64,13 @@ def write_json(path: Path, value: Any) -> None:
     aside.replace(path)
 
 
+def readable_alike(model: Path) -> None:
+    """Let the weights in a folder be read by whom its other files can be: safetensors lets their owner alone."""
+    for text in sorted(model.glob("*.json"))[:1]:
+        for weights in model.glob("*.safetensors"):
+            weights.chmod(stat.S_IMODE(text.stat().st_mode))
+
+
 def read_summary(folder: Path) -> dict[str, Any]:
     """The summary of a run, empty when there is none yet."""
     path = folder / SUMMARY
@@ -75,6 +83,12 @@ def read_summary(folder: Path) -> dict[str, Any]:
 def update_summary(folder: Path, values: Mapping[str, Any]) -> None:
     """Set these keys of the summary and keep the others."""
     write_json(folder / SUMMARY, {**read_summary(folder), **values})
+
+
+def begin(folder: Path) -> None:
+    """Record that a run which waited in a queue waits no more, as soon as one of its processes knows."""
+    if read_summary(folder).get("status") == QUEUED:
+        update_summary(folder, {"status": RUNNING, "error": None})
 
 
 def is_preempted(folder: Path) -> bool:

@@ -76,6 +76,8 @@ def _act(options: argparse.Namespace) -> int:
     job = freeze.read(options.job, trusted=options.trust).job
     raise_if_any(launch_rules.started_problems(job.launcher, rank))
     folder = Path(job.output_dir) if verb is Verb.train and job.output_dir and rank.is_main else None
+    if folder is not None:
+        run_folder.begin(folder)
     parent.watch(lambda: run_folder.mark_orphaned(folder) if folder else None)
     if not rank.is_main:
         # one process speaks for all

@@ -37,6 +37,8 @@ def script(job: Job, folder: Path, flags: Sequence[str] = (), *, place: Path | N
         f"cd {shlex.quote(str(place or Path.cwd()))} || exit 1",
         *job.launcher.slurm.setup,
         *_environment(job.launcher),
+        "# scancel ends this shell too, which first says so in the run folder, and does not go back into the queue",
+        "requeue=--requeue; trap requeue= TERM" if job.launcher.slurm.requeue else "trap : TERM",
         "",
         *_steps(job.launcher, folder, flags),
         "code=$?",
@@ -45,7 +47,8 @@ def script(job: Job, folder: Path, flags: Sequence[str] = (), *, place: Path | N
     ]
     end = f"{_python('fmstune.slurm_end', folder / run_folder.JOB)} $code"
     if job.launcher.slurm.requeue:
-        lines += [f"{end} --requeue", "code=$?", 'if [ $code -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi']
+        again = 'if [ $code -eq 75 ] && [ "$requeue" ]; then scontrol requeue "$SLURM_JOB_ID"; fi'
+        lines += [f"{end} $requeue", "code=$?", again]
     else:
         lines += [end, "code=$?"]
     return "\n".join([*lines, "exit $code", ""])
@@ -88,11 +91,12 @@ def _steps(launcher: Launcher, folder: Path, flags: Sequence[str]) -> Iterator[s
     ranks = shlex.quote(str(folder / RANKS))
     yield f"rm -rf {ranks} && mkdir {ranks} || exit 1"
     yield f"export FMSTUNE_RANKS={ranks}"
-    # a notice before the runner can take it must not kill it: where it is lost, Slurm requeues the job by itself
+    # a notice must neither kill the shell nor what it becomes, and waits until the runner can take it
     said = 'trap "" TERM USR1 USR2; export FMSTUNE_AGENT=1 TORCHELASTIC_ERROR_FILE=$FMSTUNE_RANKS/$SLURM_PROCID.json'
+    kept = f"{shlex.quote(sys.executable)} -m fmstune.preemption"
     if launcher.strategy is Strategy.single:
         yield f"{srun} bash -c '{said}; exec \"$@\"' rank \\"
-        yield f"  {runner} {words}".rstrip()
+        yield f"  {kept} {runner} {words}".rstrip()
         return
     yield 'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
     yield f"export MASTER_PORT={launcher.main_process_port or _PORTS}"
@@ -100,7 +104,7 @@ def _steps(launcher: Launcher, folder: Path, flags: Sequence[str]) -> Iterator[s
     yield f"{runner} --prepare {words}".rstrip() + " &&"
     numbers = "export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS"
     yield f"  {srun} bash -c '{numbers}; {said}; exec \"$@\"' rank \\"
-    yield f"  {runner} {words}".rstrip()
+    yield f"  {kept} {runner} {words}".rstrip()
 
 
 def _python(module: str, file: Path) -> str:

@@ -5,6 +5,7 @@ As the parent does for a run on its own machine: one error on top, the summary i
 
 import json
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ from fmstune.agent import Failure
 
 _CODES = {"user": 2, "interrupted": 130, run_folder.PREEMPTED: preemption.CODE}
 """Exit codes of a process by the kind of its end."""
+
+
+_CANCELLED = (_CODES["interrupted"], 128 + signal.SIGTERM)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -29,8 +33,11 @@ def main(words: Sequence[str] | None = None) -> int:
     elif failures:
         ended = agent.show(agent.first(failures), folder) or 1
     if ended and run_folder.read_summary(folder).get("status") in (run_folder.QUEUED, run_folder.RUNNING):
-        kind = "user" if ended == 2 else "internal"
-        run_folder.end(folder, run_folder.FAILED, kind, f"the Slurm job ended with code {code}; its log says why")
+        if ended in _CANCELLED:
+            run_folder.end(folder, run_folder.INTERRUPTED, "interrupted", "the Slurm job was ended before it trained")
+        else:
+            kind = "user" if ended == 2 else "internal"
+            run_folder.end(folder, run_folder.FAILED, kind, f"the Slurm job ended with code {code}; its log says why")
     print(report.render(run_folder.read_summary(folder), folder), flush=True)
     if ended == preemption.CODE and "--requeue" in flags:
         run_folder.update_summary(folder, {"status": run_folder.QUEUED})

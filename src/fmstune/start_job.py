@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fmstune import claim, freeze, launch, preparation, report, rules, run_folder, slurm
+from fmstune import claim, freeze, launch, preemption, preparation, report, rules, run_folder, slurm
 from fmstune.command_line import CommandLine, Verb
 from fmstune.errors import raise_if_any
 from fmstune.exit_codes import INTERNAL_ERROR, of_process
@@ -35,7 +35,10 @@ def act(job: Job, notes: Sequence[str], line: CommandLine, typed: Typed | None, 
     flags = [f"--trust={package}" for package in line.trusted]
     if line.verb is Verb.train:
         words = typed.words if typed is not None else line.typed
-        return _train(job, [*flags, f"--command={shlex.join(['fmstune', *words])}"], typed, start)
+        flags.append(f"--command={shlex.join(['fmstune', *words])}")
+        # a notice before the first process, or between two, is for the next one
+        with preemption.kept_back():
+            return _train(job, flags, typed, start)
     flags.append(f"--verb={line.verb.value}")
     if line.verb is Verb.show_data:
         files = {"--json": line.json, "--html": line.html}

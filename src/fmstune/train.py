@@ -9,12 +9,13 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from datasets import Dataset
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 from trl import SFTConfig
 
@@ -65,6 +66,7 @@ def run(
     with ExitStack() as until_the_end:
         if main:
             until_the_end.enter_context(_recorded(folder, start))
+            until_the_end.enter_context(_full_disk_named(folder))
         done = resume_rules.steps_done(checkpoint) if checkpoint is not None else 0
         former = run_folder.read_summary(folder) if checkpoint is not None and checkpoint.parent == folder else {}
         if main:
@@ -132,6 +134,20 @@ def _checkpoint(job: Job, folder: Path) -> Path | None:
 
 
 @contextmanager
+def _full_disk_named(folder: Path) -> Iterator[None]:
+    """Raises UserError where something of the run cannot be written for want of room."""
+    try:
+        yield
+    except (OSError, SafetensorError) as err:
+        if not checkpoints.disk_is_full(err, folder):
+            raise
+        raise UserError(
+            f"the disk of {folder} is full; {checkpoints.what_is_whole(folder)}free space, and start the same command "
+            "again"
+        ) from err
+
+
+@contextmanager
 def _recorded(folder: Path, start: dict[str, Any]) -> Iterator[None]:
     """The run's status in its summary: running, then finished, failed or interrupted."""
     run_folder.update_summary(folder, {"status": run_folder.RUNNING, "error": None, **start})
@@ -143,7 +159,9 @@ def _recorded(folder: Path, start: dict[str, Any]) -> Iterator[None]:
         run_folder.end(folder, run_folder.INTERRUPTED, "interrupted", "stopped by a signal before the end")
         raise
     except UserError as err:
-        run_folder.end(folder, run_folder.FAILED, "user", str(err))
+        # what is wrong is said, also where there is no room to record it
+        with suppress(OSError):
+            run_folder.end(folder, run_folder.FAILED, "user", str(err))
         raise
     except BaseException as err:
         if parent.is_gone():
@@ -383,7 +401,13 @@ def _aside(folder: Path) -> Iterator[Path]:
     """A folder that gets its name when all is in it."""
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
-    yield aside
+    try:
+        yield aside
+    except BaseException:
+        # its room may be wanted to record what happened
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    run_folder.readable_alike(aside)
     # of a run that was killed before it could say that it is finished
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)

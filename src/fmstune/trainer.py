@@ -1,11 +1,9 @@
 """TRL's SFTTrainer with its CPU loss made fast, its packing audited, everything counted, and LoRA+'s optimizer."""
 
-import errno
 import math
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from trl.trainer.utils import global_then_local_main_first
 
 from fmstune import audit, packing, preemption, sharding
 from fmstune.audit import Audit
-from fmstune.checkpoints import SAVING, About, clear_aside, newest, publish
+from fmstune.checkpoints import SAVING, About, clear_aside, disk_is_full, publish, what_is_whole
 from fmstune.errors import UserError, raise_if_any
 
 
@@ -277,7 +275,7 @@ class Trainer(SFTTrainer):
             for number, row in enumerate(self.train_dataset["input_ids"])
             if any(given[: len(row)] == row for given in wanted)
         ]
-        return f"training rows {', '.join(map(str, found))}" if found else "rows unknown"
+        return f"training rows {numbers(found)}" if found else "rows unknown"
 
     def _where(self, name: str) -> str:
         """The step and the rows that a loss which is no number comes from."""
@@ -285,6 +283,13 @@ class Trainer(SFTTrainer):
             if not torch.isfinite(loss):
                 return f"step {step} ({self._rows(ids)})"
         return f"step {self.state.global_step}"
+
+    @property
+    def _more_exact(self) -> str:
+        """What else helps against a loss that is no number, where it is not done already."""
+        half = self.args.bf16 or self.args.fp16 or self.model.dtype != torch.float32
+        clips = self.args.max_grad_norm and self.args.max_grad_norm > 0
+        return f"{'' if clips else ', set training.max_grad_norm=1'}{', or set model.dtype=float32' if half else ''}"
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add `tokens_per_second` since the last log, evaluation and saving not counted.
@@ -295,7 +300,7 @@ class Trainer(SFTTrainer):
             if not math.isfinite(logs.get(name, 0.0)):
                 raise UserError(
                     f"{self._where(name)}: {name} is {logs[name]}; lower training.learning_rate "
-                    f"(now {self.args.learning_rate:g}), or set model.dtype=float32"
+                    f"(now {self.args.learning_rate:g}){self._more_exact}"
                 )
         self._since_log.clear()
         seconds = self.clock.seconds - self._seconds_at_last_log
@@ -349,21 +354,29 @@ def _is_quantised(model: Any) -> bool:
     return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
 
 
+def numbers(rows: Sequence[int]) -> str:
+    """Row numbers in ascending order for a message: neighbours together, and of very many the first ones."""
+    spans: list[list[int]] = []
+    for row in rows:
+        if spans and row == spans[-1][-1] + 1:
+            spans[-1].append(row)
+        else:
+            spans.append([row])
+    shown, rest = spans[:_MOST_SPANS], sum(map(len, spans[_MOST_SPANS:]))
+    texts = [f"{span[0]} to {span[-1]}" if len(span) > 2 else ", ".join(map(str, span)) for span in shown]
+    return ", ".join(texts) + (f" and {rest:,} more" if rest else "")
+
+
+_MOST_SPANS = 64
+"""More would hide what the message says of them."""
+
+
 def _not_saved(err: Exception, run: Path, step: int) -> Iterator[str]:
-    """A full disk, in whichever words a library says it; torch's writer does not name the reason at all."""
-    text = str(err)
-    full = shutil.disk_usage(run).free < _NO_SPACE
-    if getattr(err, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or full:
-        former = newest(run)
-        kept = f"{former.name} is whole; " if former is not None else ""
+    if disk_is_full(err, run):
         yield (
-            f"step {step}: the checkpoint cannot be saved, as the disk of {run} is full; {kept}free space, or set "
-            "training.save_total_limit, and start the same command again"
+            f"step {step}: the checkpoint cannot be saved, as the disk of {run} is full; {what_is_whole(run)}free "
+            "space, or set training.save_total_limit, and start the same command again"
         )
-
-
-_NO_SPACE = 2**20
-"""Bytes; with less, a failed write is put down to the disk."""
 
 
 class StepClock(TrainerCallback):

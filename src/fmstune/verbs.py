@@ -17,7 +17,6 @@ from fmstune import (
     cache,
     checks,
     data,
-    launch_rules,
     models,
     plan,
     precision,
@@ -79,7 +78,7 @@ def _print_plan(job: Job, made: plan.Plan, checked: Checked) -> None:
     print(plan.render(made))
     for note in (*checked.notes, *precision.notes(checked.precision, checked.peft is not None)):
         print(f"note: {note}")
-    available = checks.device_bytes(checked.device, max(launch_rules.local_processes(job.launcher), 1))
+    available = checks.device_bytes(job.launcher, checked.device)
     if available is not None and made.total > available:
         print(f"note: the plan does not fit: {plan.size(made.total)} of {plan.size(available)}; what would help:")
         print("\n".join(f"  {change}" for change in advice.fits(made, available)))
