@@ -74,9 +74,10 @@ def test_an_adapter_follows_its_base_and_takes_no_other(fmstune: Fmstune, tmp_pa
         f"model.path={base}",
         "model.special_tokens={extra_special_tokens: ['<a>']}",
     )
-    assert fmstune(*words, *QUICK, "output_dir=run").code == 0
+    assert fmstune(*words, *QUICK, "training.save_strategy=epoch", "output_dir=run").code == 0
     saved = {path: path.read_bytes() for path in Path("run/model").iterdir()}
     ask = ("generate", "--model", "run", "--text", "thank you")
+    assert Path("run/checkpoint-2/base.json").read_bytes() == Path("run/model/base.json").read_bytes()
     assert fmstune(*ask).code == 0
     before = results()
 

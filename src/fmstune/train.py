@@ -75,6 +75,7 @@ def run(
         base_model = base_identity.at(job.model.path, job.model.revision) if checked.peft is not None else None
         tracked = until_the_end.enter_context(tracking.tracked(job, folder, done, writes=main))
         trainer, seconds = _build(job, checked, tokenizer, prepared, folder)
+        trainer.adapter_base = base_model
         trainer.add_callback(tracked)
         stopping = Stopping(job.callbacks)
         trainer.add_callback(stopping)
