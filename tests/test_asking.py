@@ -100,6 +100,16 @@ def test_an_adapter_follows_its_base_and_takes_no_other(fmstune: Fmstune, tmp_pa
 
 
 def test_a_model_without_a_pad_token_or_room_for_one_answers_in_batches(fmstune: Fmstune, tmp_path: Path) -> None:
+def test_a_place_in_the_home_folder_is_found_behind_an_equals_sign_too(
+    fmstune: Fmstune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    small.save(tmp_path / "base")
+    done = fmstune("generate", "--model=~/base", "--text", "hi", "--out_file=~/r.json")
+    assert done.code == 0, done.err
+    assert results("r.json")[0]["input"] == "hi"
+
+
     small.save(tmp_path / "base", architecture={**small.LLAMA, "vocab_size": 300})
     words = ("generate", "--model", "./base", "--text_file", texts_file(tmp_path))
     found = []

@@ -19,6 +19,7 @@ from fmstune.request import Comparison, Generation, Harness, Merge, Report, Requ
 
 def run(line: CommandLine, asked: Request) -> int:
     """Do what is asked; the exit code."""
+    asked = _from_home(asked)
     match asked:
         case Generation():
             return _generate(line, asked)
@@ -28,6 +29,22 @@ def run(line: CommandLine, asked: Request) -> int:
             return _evaluate(line, asked)
         case Report() | Comparison():
             return _hand_over(asked, line.verb, Device.cpu)
+
+
+def _from_home(asked: Request) -> Request:
+    """Places with `~` written out: a shell does so in `--model ~/run`, and not in `--model=~/run`."""
+    names = {field.name for field in dataclasses.fields(asked)} & _PLACES
+    given = {name: getattr(asked, name) for name in names}
+    return dataclasses.replace(asked, **{name: _expanded(place) for name, place in given.items()})
+
+
+_PLACES = frozenset({"model", "base_model_name_or_path", "text_file", "rows_file", "out_file", "out", "include_path"})
+"""Fields of requests that hold a file or a folder."""
+
+
+def _expanded(place: Any) -> Any:
+    """One place, several, or none."""
+    return tuple(map(os.path.expanduser, place)) if isinstance(place, tuple) else place and os.path.expanduser(place)
 
 
 def _generate(line: CommandLine, asked: Generation) -> int:
