@@ -1172,6 +1172,16 @@ GENERATE = [
         f"{LLAMA} --text hi --text_file promtps.txt --rows_file rows.jsonl",
         "--text and --text_file and --rows_file exclude each other; give one of them",
         "--text_file: no file promtps.txt; did you mean 'prompts.txt'?",
+    case(
+        f"{LLAMA} --text hi --out_file /proc/self/out.json",
+        "--out_file: the folder /proc/self is not yours to write into; choose another",
+    ),
+    case(
+        "generate --model modle --text hi",
+        "--model: no folder is named modle, and it is neither in the hub's cache nor can the hub be reached; give a "
+        "folder; did you mean 'model'?",
+        model__config_json="{}",
+    ),
         "--rows_file needs --format, which makes prompts of rows, such as --format alpaca",
         prompts_txt="hi\n",
         rows_jsonl=ROW,
@@ -1241,6 +1251,13 @@ GENERATE = [
         "generate --model run --text hi",
         "--model: run has neither config.json nor adapter_config.json; …",
         run__x_txt="",
+    case(
+        "generate --model run --text hi",
+        "--model: the run in run has no model (interrupted); wait for it, or take its checkpoint run/checkpoint-3",
+        run__job_yaml="",
+        run__summary_json='{"status": "interrupted"}',
+        **{"run__checkpoint-3__complete_json": '{"step": 3, "processes": 1, "rows_per_step": 4, "sharded": false}'},
+    ),
     ),
     Case(
         "generate --model a --text hi",
@@ -1259,6 +1276,14 @@ GENERATE = [
         "generate --model a --text hi",
         ("--model: a: adapter_config.json cannot be read as a configuration (…)",),
         {"a/adapter_config.json": "{"},
+    Case(
+        "generate --model a --text hi --base_model_name_or_path bsae",
+        (
+            "--base_model_name_or_path: bsae is no folder here and cannot be had from the hub; give the folder or hub "
+            "id of its base; did you mean 'base'?",
+        ),
+        {**ADAPTER, "base/config.json": "{}"},
+    ),
     ),
     case(f"{LLAMA} --text hi --device cuda", "--device=cuda is not available here (found cpu)"),
 ]

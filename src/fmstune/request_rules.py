@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from fmstune import package_files, run_folder
+from fmstune import checkpoints, package_files, run_folder
 from fmstune.errors import UserError
 from fmstune.request import SAMPLING, Generation, Harness, Merge, Scoring
 
@@ -166,7 +166,9 @@ def _place(flag: str, place: str) -> Iterator[str]:
             return
         if (folder / run_folder.JOB).is_file():
             status = run_folder.read_summary(folder).get("status", "not begun")
-            yield f"{flag}: the run in {folder} has no model ({status}); wait for it, or choose another"
+            newest = checkpoints.newest(folder)
+            hint = "choose another" if newest is None else f"take its checkpoint {newest}"
+            yield f"{flag}: the run in {folder} has no model ({status}); wait for it, or {hint}"
         else:
             yield f"{flag}: {folder} has neither config.json nor adapter_config.json; give a run, a model or an adapter"
     elif place.startswith(("/", "./", "../", "~")) or place.count("/") > 1 or not place:

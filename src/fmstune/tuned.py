@@ -52,13 +52,16 @@ def locate(model: str, base: str | None, *, force: bool) -> Place:
     if config_file is None:
         if base is not None:
             raise UserError(f"--base_model_name_or_path: {model} is a whole model and has no base; leave it out")
+        with _of_flag("--model"):
+            # said of the model, before its tokenizer is missed
+            architecture.configuration(Model(path=place))
         return Place(place, None)
     recorded = base_identity.read(Path(config_file).parent)
     named, revision = (recorded.id, recorded.revision) if recorded is not None else _named(model, Path(config_file))
     if base is None and not named:
         raise UserError(f"--model: {model} does not name its base; pass --base_model_name_or_path")
     chosen = Place(place, base or named, revision if base in (None, named) else None)
-    _same_base(model, chosen, recorded, force=force)
+    _same_base(model, chosen, recorded, given=base is not None, force=force)
     return chosen
 
 
@@ -81,7 +84,7 @@ def _named(model: str, config_file: Path) -> tuple[str | None, str | None]:
         raise UserError(f"--model: {model}: {config_file.name} cannot be read as a configuration ({err})") from err
 
 
-def _same_base(model: str, place: Place, recorded: base_identity.Base | None, *, force: bool) -> None:
+def _same_base(model: str, place: Place, recorded: base_identity.Base | None, *, given: bool, force: bool) -> None:
     """Refuse a base that is not there, or is another one than was tuned on."""
     assert place.base is not None
     try:
@@ -91,10 +94,16 @@ def _same_base(model: str, place: Place, recorded: base_identity.Base | None, *,
         found = base_identity.at(place.base, place.revision)
     except (OSError, ValueError, UserError) as err:
         what = recorded.id if recorded is not None and not recorded.local else "its base"
-        raise UserError(
-            f"--model: {model} was tuned on {place.base}, which is no folder here and cannot be had from the hub; "
-            f"pass --base_model_name_or_path with the folder or hub id of {what}"
-        ) from err
+        gone = "is no folder here and cannot be had from the hub"
+        if given:
+            hint = package_files.did_you_mean_beside(Path(place.base))
+            problem = f"--base_model_name_or_path: {place.base} {gone}; give the folder or hub id of {what}{hint}"
+        else:
+            problem = (
+                f"--model: {model} was tuned on {place.base}, which {gone}; pass --base_model_name_or_path with the "
+                f"folder or hub id of {what}"
+            )
+        raise UserError(problem) from err
     wrong = list(base_identity.differences(recorded, found)) if recorded is not None else []
     if wrong and not force:
         shown = [*wrong[:5], *([f"and {len(wrong) - 5} more"] if len(wrong) > 5 else [])]
@@ -218,4 +227,6 @@ def _renamed(err: UserError, flag: str) -> Iterator[str]:
     for problem in err.problems:
         for field in ("model.path", "model.tokenizer", "model.attention", "launcher.device"):
             problem = problem.replace(f"{field}=", f"{flag}=").replace(f"{field}:", f"{flag}:")
-        yield problem.replace("(set model.dtype)", "(set --dtype)")
+        yield problem.replace("(set model.dtype)", "(set --dtype)").replace(
+            ", or model.architecture to check without the hub", ""
+        )
