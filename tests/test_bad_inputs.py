@@ -1122,6 +1122,10 @@ TO_EVALUATE = [
     ),
     case(f"{EVALUATE} data=text data.eval=gone.jsonl", "data.eval: no file gone.jsonl"),
     case(
+        f"{EVALUATE} --out_file /proc/self/e.json data=complaints",
+        "--out_file: the folder /proc/self is not yours to write into; choose another",
+    ),
+    case(
         f"{EVALUATE} --no_base --label a --label A data=complaints",
         "--label: two labels are the same but for case and spaces; give each once",
     ),
@@ -1169,10 +1173,6 @@ GENERATE = [
     ),
     case(f"{LLAMA} --text hi --out_file nosuch/out.json", "--out_file: there is no folder nosuch; make it, or …"),
     case(
-        f"{LLAMA} --text hi --text_file promtps.txt --rows_file rows.jsonl",
-        "--text and --text_file and --rows_file exclude each other; give one of them",
-        "--text_file: no file promtps.txt; did you mean 'prompts.txt'?",
-    case(
         f"{LLAMA} --text hi --out_file /proc/self/out.json",
         "--out_file: the folder /proc/self is not yours to write into; choose another",
     ),
@@ -1182,6 +1182,10 @@ GENERATE = [
         "folder; did you mean 'model'?",
         model__config_json="{}",
     ),
+    case(
+        f"{LLAMA} --text hi --text_file promtps.txt --rows_file rows.jsonl",
+        "--text and --text_file and --rows_file exclude each other; give one of them",
+        "--text_file: no file promtps.txt; did you mean 'prompts.txt'?",
         "--rows_file needs --format, which makes prompts of rows, such as --format alpaca",
         prompts_txt="hi\n",
         rows_jsonl=ROW,
@@ -1249,15 +1253,15 @@ GENERATE = [
     ),
     case(
         "generate --model run --text hi",
-        "--model: run has neither config.json nor adapter_config.json; …",
-        run__x_txt="",
-    case(
-        "generate --model run --text hi",
         "--model: the run in run has no model (interrupted); wait for it, or take its checkpoint run/checkpoint-3",
         run__job_yaml="",
         run__summary_json='{"status": "interrupted"}',
         **{"run__checkpoint-3__complete_json": '{"step": 3, "processes": 1, "rows_per_step": 4, "sharded": false}'},
     ),
+    case(
+        "generate --model run --text hi",
+        "--model: run has neither config.json nor adapter_config.json; …",
+        run__x_txt="",
     ),
     Case(
         "generate --model a --text hi",
@@ -1273,10 +1277,6 @@ GENERATE = [
         ADAPTER,
     ),
     Case(
-        "generate --model a --text hi",
-        ("--model: a: adapter_config.json cannot be read as a configuration (…)",),
-        {"a/adapter_config.json": "{"},
-    Case(
         "generate --model a --text hi --base_model_name_or_path bsae",
         (
             "--base_model_name_or_path: bsae is no folder here and cannot be had from the hub; give the folder or hub "
@@ -1284,6 +1284,10 @@ GENERATE = [
         ),
         {**ADAPTER, "base/config.json": "{}"},
     ),
+    Case(
+        "generate --model a --text hi",
+        ("--model: a: adapter_config.json cannot be read as a configuration (…)",),
+        {"a/adapter_config.json": "{"},
     ),
     case(f"{LLAMA} --text hi --device cuda", "--device=cuda is not available here (found cpu)"),
 ]
@@ -1320,6 +1324,7 @@ MERGE = [
         "--dtype and --max_shard_size are of a merged model; leave them out beside --export",
         m__x_txt="",
     ),
+    case("merge --model package:tiny_llama --out /proc/self/m", "--out: the folder /proc/self is not yours to …"),
     case("merge --model package:tiny_llama --out nosuch/m", "--out: there is no folder nosuch; make it, or choose …"),
     case("merge --model package:tiny_llama --out m", "--model: … is a whole model, with nothing to merge"),
     Case(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fmstune import run_folder
+from fmstune.errors import UserError
 
 
 def test_json_is_replaced_as_a_whole_and_nothing_stays_beside_it(tmp_path: Path) -> None:
@@ -22,6 +23,17 @@ def test_a_value_that_json_cannot_hold_leaves_the_old_file(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="Out of range float"):
         run_folder.write_json(tmp_path / "summary.json", {"a": float("nan")})
     assert run_folder.read_summary(tmp_path) == {"a": 1}
+
+
+def test_a_file_that_cannot_be_written_is_named_by_its_flag_and_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "taken.json"
+    folder.mkdir()
+    with (
+        pytest.raises(UserError, match=r"--out_file: .*taken\.json cannot be written \(Is a directory\)"),
+        run_folder.written("--out_file", folder),
+    ):
+        run_folder.write_json(folder, {})
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_updating_keeps_what_was_there(tmp_path: Path) -> None:

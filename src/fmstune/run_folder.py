@@ -56,11 +56,27 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
     """Write aside, then rename: a reader sees the old file or the new one, never half of it."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    aside.replace(path)
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def written(flag: str, path: Path) -> Iterator[None]:
+    """Say which flag's file a disk or a folder refuses; raises UserError."""
+    try:
+        yield
+    except BrokenPipeError:
+        # of the terminal, not of the file
+        raise
+    except OSError as err:
+        raise UserError(f"{flag}: {path} cannot be written ({err.strerror}); choose another") from err
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -225,10 +225,11 @@ def _report(request: Scoring, task: Task, found: dict[str, tuple[Answers, list[s
         print("\n".join(["", *text_table.lines(_CLASS_HEADS, of_classes)]))
     print("\n".join(["", *notes]))
     path = Path(request.out_file)
-    run_folder.write_json(path, report)
     tables = [measures.markdown(heads, rows), *([measures.markdown(_CLASS_HEADS, of_classes)] if of_classes else [])]
     beside = path.with_suffix(".md")
-    beside.write_text("\n\n".join([*tables, "\n".join(f"- {note}" for note in notes)]) + "\n", encoding="utf-8")
+    with run_folder.written("--out_file", path):
+        run_folder.write_json(path, report)
+        beside.write_text("\n\n".join([*tables, "\n".join(f"- {note}" for note in notes)]) + "\n", encoding="utf-8")
     print(f"wrote {path} and {beside}")
 
 
