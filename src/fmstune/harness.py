@@ -29,7 +29,7 @@ def run(request: Harness) -> int:
     include = None if request.include_path is None else str(Path(request.include_path).expanduser())
     manager = TaskManager(include_path=include)
     raise_if_any(_unknown(request.tasks, manager))
-    place, base = tuned.with_base(request.model, request.base_model_name_or_path, force=request.force)
+    place, base = tuned.with_base(request)
     tokenizer = tuned.tokenizer_of(place)
     generates = _load(request, manager)
     found: dict[str, dict[str, Any]] = {}

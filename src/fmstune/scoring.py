@@ -45,7 +45,7 @@ class Task:
 def run(request: Scoring) -> int:
     """Evaluate, print the table, and write it with all figures; raises UserError."""
     job = freeze.freeze(request.job or {}, trusted=request.trusted).job
-    place, base = tuned.with_base(request.model, request.base_model_name_or_path, force=request.force)
+    place, base = tuned.with_base(request)
     tokenizer = tuned.tokenizer_of(place)
     parts = data.held_out(job.data, tokenizer.tokenizer, job.seed)
     ledger = Ledger.total([part.ledger for part in parts])

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from fmstune import architecture, base_identity, models, package_files
-from fmstune.errors import UserError
+from fmstune.errors import UserError, raise_if_any
 from fmstune.job import Attention, Device, Dtype, Model
 from fmstune.models import Tokenizer
 from fmstune.precision import Situation, resolve
@@ -113,17 +113,41 @@ def _same_base(model: str, place: Place, recorded: base_identity.Base | None, *,
         )
 
 
-def with_base(model: str, base: str | None, *, force: bool) -> tuple[Place, Place | None]:
-    """Where the model is, and where its base is to be used alone; None for a whole model whose `base` is not given.
+def with_base(asked: Scoring | Harness) -> tuple[Place, Place | None]:
+    """Where the model is, and where its base is to be used alone; None where that is not known, or left out.
 
-    Raises UserError.
+    Raises UserError, also where the base is not there: it is loaded when the tuned model has answered.
     """
-    adapts = _adapter_config_file(package_files.resolve(model)) is not None
-    place = locate(model, base if adapts else None, force=force)
-    beside = place.base if adapts else base
-    if beside is None:
+    base = asked.base_model_name_or_path
+    adapts = _adapter_config_file(package_files.resolve(asked.model)) is not None
+    place = locate(asked.model, base if adapts else None, force=asked.force)
+    if adapts:
+        beside, revision = place.base, place.revision
+    elif base is not None:
+        beside, revision = base, None
+    else:
+        beside, revision = asked.run_base, asked.run_base_revision
+    if asked.no_base or beside is None:
         return place, None
-    return place, Place(package_files.resolve(beside), None, place.revision, compared=True)
+    compared = Place(package_files.resolve(beside), None, revision, compared=True)
+    with _of_flag("--base_model_name_or_path"):
+        architecture.configuration(Model(path=compared.model, revision=revision))
+    if base is not None and not adapts and not asked.force:
+        raise_if_any(_other_vocabulary(base, tokenizer_of(compared), tokenizer_of(place)))
+    return place, compared
+
+
+def _other_vocabulary(base: str, own: Tokenizer, tuned: Tokenizer) -> Iterator[str]:
+    """Why a model cannot be asked in the tokens of another: they would be other words to it."""
+    known = tuned.tokenizer.get_vocab()
+    different = [(number, token) for token, number in own.tokenizer.get_vocab().items() if known.get(token) != number]
+    if different:
+        number, token = min(different)
+        yield (
+            f"--base_model_name_or_path: {base} has another vocabulary than --model, first at token {number} "
+            f"({token!r}), so its answers would mean nothing; give the model that was tuned, or --force to compare "
+            "all the same"
+        )
 
 
 def positions(model: Tuned) -> int | None:
@@ -153,8 +177,8 @@ def load(place: Place, tokenizer: Tokenizer, *, dtype: Dtype, attention: Attenti
 def in_turn(
     asked: Scoring | Harness, place: Place, base: Place | None, tokenizer: Tokenizer
 ) -> Iterator[tuple[str, Tuned]]:
-    """The tuned model, then its base unless that is left out; who lets go of the first has one in memory at a time."""
-    for name, one in (("tuned", place), ("base", None if asked.no_base else base)):
+    """The tuned model, then its base where there is one; who lets go of the first has one in memory at a time."""
+    for name, one in (("tuned", place), ("base", base)):
         if one is not None:
             yield name, load(one, tokenizer, dtype=asked.dtype, attention=asked.attention, device=asked.device)
 
