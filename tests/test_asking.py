@@ -77,6 +77,8 @@ def test_an_adapter_follows_its_base_and_takes_no_other(fmstune: Fmstune, tmp_pa
     )
     assert fmstune(*words, *QUICK, "training.save_strategy=epoch", "output_dir=run").code == 0
     saved = {path: path.read_bytes() for path in Path("run/model").iterdir()}
+    modes = {file.stat().st_mode for file in Path("run").glob("*/adapter_*")}
+    assert len(modes) == 1, "who may read the settings may read the weights"
     assert Path("run/checkpoint-2/base.json").read_bytes() == Path("run/model/base.json").read_bytes()
     ask = ("generate", "--model", "run", "--text", "thank you")
     assert fmstune(*ask).code == 0

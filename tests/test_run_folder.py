@@ -5,6 +5,8 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from fmstune import run_folder
 from fmstune.errors import UserError
@@ -34,6 +36,15 @@ def test_a_file_that_cannot_be_written_is_named_by_its_flag_and_leaves_nothing(t
     ):
         run_folder.write_json(folder, {})
     assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o750, 0o755])
+def test_weights_may_be_read_by_those_who_may_read_their_folder(tmp_path: Path, mode: int) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"weight": torch.zeros(1)}, file)
+    tmp_path.chmod(mode)
+    run_folder.share(tmp_path)
+    assert file.stat().st_mode & 0o777 == mode & 0o666
 
 
 def test_updating_keeps_what_was_there(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fmstune import run_folder
+
 SAVING = ".saving"
 """Folder in the run folder where a checkpoint is written before it has its name."""
 MARKER = "complete.json"
@@ -30,6 +32,7 @@ def publish(made: Path, place: Path, about: About) -> None:
     """Mark the checkpoint as complete and give it its name: a reader sees all of it, or nothing."""
     _name_best(made / _STATE, place.parent)
     (made / MARKER).write_text(json.dumps(asdict(about)) + "\n", encoding="utf-8")
+    run_folder.share(made)
     for path in (*made.rglob("*"), made):
         _to_disk(path)
     if place.exists():

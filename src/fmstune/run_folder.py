@@ -79,6 +79,13 @@ def written(flag: str, path: Path) -> Iterator[None]:
         raise UserError(f"{flag}: {path} cannot be written ({err.strerror}); choose another") from err
 
 
+def share(folder: Path) -> None:
+    """Let others read weights as they may read the folder: safetensors 0.8 keeps each file to its owner."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(mode)
+
+
 def read_summary(folder: Path) -> dict[str, Any]:
     """The summary of a run, empty when there is none yet."""
     path = folder / SUMMARY

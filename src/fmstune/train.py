@@ -385,6 +385,7 @@ def _aside(folder: Path) -> Iterator[Path]:
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     yield aside
+    run_folder.share(aside)
     # of a run that was killed before it could say that it is finished
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
