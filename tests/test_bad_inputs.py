@@ -1131,7 +1131,8 @@ TO_EVALUATE = [
     ),
     case(
         f"{EVALUATE} --label yes --label no data=complaints",
-        "no row is left to evaluate: rows_read 120, …rows_with_unknown_label 120, rows 0",
+        "no row of 120 is left to evaluate: 120 rows have an answer that is no --label, and were left out; the answers "
+        "that the rows have are 'complaint', 'no complaint'",
     ),
     case(
         "evaluate harness --model package:tiny_llama --tasks complants --include_path .",
