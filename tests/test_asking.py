@@ -41,7 +41,8 @@ def test_a_text_is_continued_and_written_as_the_early_tool_did(fmstune: Fmstune)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "src/fmstune/assets/tiny_llama")
     model = AutoModelForCausalLM.from_pretrained(ROOT / "src/fmstune/assets/tiny_llama", dtype=torch.float32)
     ids = model.generate(**tokenizer("Thanks for", return_tensors="pt"), max_new_tokens=8, do_sample=False)
-    assert results("r.json") == [{"input": "Thanks for", "output": tokenizer.decode(ids[0], skip_special_tokens=True)}]
+    expected = [{"input": "Thanks for", "output": tokenizer.decode(ids[0], skip_special_tokens=True)}]
+    assert Path("r.json").read_text() == json.dumps(expected, indent=4) + "\n"
 
 
 @pytest.mark.slow
@@ -74,8 +75,11 @@ def test_an_adapter_follows_its_base_and_takes_no_other(fmstune: Fmstune, tmp_pa
         f"model.path={base}",
         "model.special_tokens={extra_special_tokens: ['<a>']}",
     )
-    assert fmstune(*words, *QUICK, "output_dir=run").code == 0
+    assert fmstune(*words, *QUICK, "training.save_strategy=epoch", "output_dir=run").code == 0
     saved = {path: path.read_bytes() for path in Path("run/model").iterdir()}
+    modes = {file.stat().st_mode for file in Path("run").glob("*/adapter_*")}
+    assert len(modes) == 1, "who may read the settings may read the weights"
+    assert Path("run/checkpoint-2/base.json").read_bytes() == Path("run/model/base.json").read_bytes()
     ask = ("generate", "--model", "run", "--text", "thank you")
     assert fmstune(*ask).code == 0
     before = results()
@@ -96,6 +100,16 @@ def test_an_adapter_follows_its_base_and_takes_no_other(fmstune: Fmstune, tmp_pa
     assert "rms_norm_eps is 0.5 and not 1e-06" in refused.err
     assert fmstune(*ask, "--base_model_name_or_path", "other", "--force").code == 0
     assert {path: path.read_bytes() for path in Path("run/model").iterdir()} == saved
+
+
+def test_a_place_in_the_home_folder_is_found_behind_an_equals_sign_too(
+    fmstune: Fmstune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    small.save(tmp_path / "base")
+    done = fmstune("generate", "--model=~/base", "--text", "hi", "--out_file=~/r.json")
+    assert done.code == 0, done.err
+    assert results("r.json")[0]["input"] == "hi"
 
 
 def test_a_model_without_a_pad_token_or_room_for_one_answers_in_batches(fmstune: Fmstune, tmp_path: Path) -> None:

@@ -1134,12 +1134,17 @@ TO_EVALUATE = [
     ),
     case(f"{EVALUATE} data=text data.eval=gone.jsonl", "data.eval: no file gone.jsonl"),
     case(
+        f"{EVALUATE} --out_file /proc/self/e.json data=complaints",
+        "--out_file: the folder /proc/self is not yours to write into; choose another",
+    ),
+    case(
         f"{EVALUATE} --no_base --label a --label A data=complaints",
         "--label: two labels are the same but for case and spaces; give each once",
     ),
     case(
         f"{EVALUATE} --label yes --label no data=complaints",
-        "no row is left to evaluate: rows_read 120, …rows_with_unknown_label 120, rows 0",
+        "no row of 120 is left to evaluate: 120 rows have an answer that is no --label, and were left out; the answers "
+        "that the rows have are 'complaint', 'no complaint'",
     ),
     case(
         "evaluate harness --model package:tiny_llama --tasks complants --include_path .",
@@ -1180,6 +1185,16 @@ GENERATE = [
         "--seed must be at least 0 and below 2**32, got -1",
     ),
     case(f"{LLAMA} --text hi --out_file nosuch/out.json", "--out_file: there is no folder nosuch; make it, or …"),
+    case(
+        f"{LLAMA} --text hi --out_file /proc/self/out.json",
+        "--out_file: the folder /proc/self is not yours to write into; choose another",
+    ),
+    case(
+        "generate --model modle --text hi",
+        "--model: no folder is named modle, and it is neither in the hub's cache nor can the hub be reached; give a "
+        "folder; did you mean 'model'?",
+        model__config_json="{}",
+    ),
     case(
         f"{LLAMA} --text hi --text_file promtps.txt --rows_file rows.jsonl",
         "--text and --text_file and --rows_file exclude each other; give one of them",
@@ -1251,6 +1266,13 @@ GENERATE = [
     ),
     case(
         "generate --model run --text hi",
+        "--model: the run in run has no model (interrupted); wait for it, or take its checkpoint run/checkpoint-3",
+        run__job_yaml="",
+        run__summary_json='{"status": "interrupted"}',
+        **{"run__checkpoint-3__complete_json": '{"step": 3, "processes": 1, "rows_per_step": 4, "sharded": false}'},
+    ),
+    case(
+        "generate --model run --text hi",
         "--model: run has neither config.json nor adapter_config.json; …",
         run__x_txt="",
     ),
@@ -1266,6 +1288,14 @@ GENERATE = [
         "generate --model a --text hi --base_model_name_or_path ./gone --device cuda",
         ("--base_model_name_or_path: there is no folder gone",),
         ADAPTER,
+    ),
+    Case(
+        "generate --model a --text hi --base_model_name_or_path bsae",
+        (
+            "--base_model_name_or_path: bsae is no folder here and cannot be had from the hub; give the folder or hub "
+            "id of its base; did you mean 'base'?",
+        ),
+        {**ADAPTER, "base/config.json": "{}"},
     ),
     Case(
         "generate --model a --text hi",
@@ -1307,6 +1337,7 @@ MERGE = [
         "--dtype and --max_shard_size are of a merged model; leave them out beside --export",
         m__x_txt="",
     ),
+    case("merge --model package:tiny_llama --out /proc/self/m", "--out: the folder /proc/self is not yours to …"),
     case("merge --model package:tiny_llama --out nosuch/m", "--out: there is no folder nosuch; make it, or choose …"),
     case("merge --model package:tiny_llama --out m", "--model: … is a whole model, with nothing to merge"),
     Case(

@@ -36,6 +36,12 @@ def test_another_base_is_told_by_its_values(tmp_path: Path) -> None:
     ]
 
 
+def test_of_another_architecture_no_single_values_are_listed(tmp_path: Path) -> None:
+    one, two = small.save(tmp_path / "one"), small.save(tmp_path / "two", architecture=small.BIGCODE)
+    found = [base_identity.at(str(folder), None) for folder in (one, two)]
+    assert list(base_identity.differences(*found)) == ["it is a gpt_bigcode and not a llama"]
+
+
 def test_hub_ids_and_their_revisions_must_be_equal_and_folders_may_move() -> None:
     other = dataclasses.replace(HUB, id="owner/chat")
     assert list(base_identity.differences(HUB, other)) == ["it is owner/chat and not owner/name"]

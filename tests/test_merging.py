@@ -155,6 +155,7 @@ def test_weights_are_written_in_shards_and_in_the_dtype_that_is_asked_for(fmstun
     assert done.code == 0, done.err
     files = sorted(Path("m").glob("*.safetensors"))
     assert f"wrote m: {len(files)} files of weights, " in done.out
+    assert {file.stat().st_mode for file in files} == {Path("m/config.json").stat().st_mode}
     index = json.loads(Path("m/model.safetensors.index.json").read_text())
     assert {file.name for file in files} == set(index["weight_map"].values()) and len(files) > 2
     for file in files:

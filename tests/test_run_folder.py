@@ -5,8 +5,11 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from fmstune import run_folder
+from fmstune.errors import UserError
 
 
 def test_json_is_replaced_as_a_whole_and_nothing_stays_beside_it(tmp_path: Path) -> None:
@@ -24,12 +27,24 @@ def test_a_value_that_json_cannot_hold_leaves_the_old_file(tmp_path: Path) -> No
     assert run_folder.read_summary(tmp_path) == {"a": 1}
 
 
-def test_weights_are_for_whom_the_other_files_are(tmp_path: Path) -> None:
-    for name, mode in (("config.json", 0o640), ("model.safetensors", 0o600)):
-        (tmp_path / name).touch()
-        (tmp_path / name).chmod(mode)
-    run_folder.readable_alike(tmp_path)
-    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+def test_a_file_that_cannot_be_written_is_named_by_its_flag_and_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "taken.json"
+    folder.mkdir()
+    with (
+        pytest.raises(UserError, match=r"--out_file: .*taken\.json cannot be written \(Is a directory\)"),
+        run_folder.written("--out_file", folder),
+    ):
+        run_folder.write_json(folder, {})
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o750, 0o755])
+def test_weights_may_be_read_by_those_who_may_read_their_folder(tmp_path: Path, mode: int) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"weight": torch.zeros(1)}, file)
+    tmp_path.chmod(mode)
+    run_folder.share(tmp_path)
+    assert file.stat().st_mode & 0o777 == mode & 0o666
 
 
 def test_updating_keeps_what_was_there(tmp_path: Path) -> None:

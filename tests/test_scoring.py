@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests import small
 from tests.conftest import Result
 
 Fmstune = Callable[..., Result]
@@ -77,6 +78,16 @@ def test_ranking_and_the_harness_agree_on_an_adapter_and_its_base(fmstune: Fmstu
         assert theirs[name]["results"]["own_complaints"]["acc,none"] == own[name]["accuracy"]["value"]
 
 
+def test_a_model_of_another_vocabulary_is_no_base_unless_forced(fmstune: Fmstune, tmp_path: Path) -> None:
+    small.save(tmp_path / "base")
+    words = ("evaluate", "--model", "package:tiny_llama", "--base_model_name_or_path", "./base", "data=complaints")
+    refused = fmstune(*words, "--max_rows", "2")
+    assert refused.code == 2
+    assert "--base_model_name_or_path: ./base has another vocabulary than --model, first at token 0 (" in refused.err
+    assert fmstune(*words, "--max_rows", "2", "--max_new_tokens", "2", "--force").code == 0
+    assert read("evaluation.json")["base"]["eval_loss"]["value"] > 0
+
+
 def test_the_missing_harness_is_named_with_the_command_that_installs_it(
     fmstune: Fmstune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +115,12 @@ def test_what_is_tuned_is_compared_with_its_base_and_answers_the_harness_alike(
     assert one["answers_without_label"]["tuned"] == sum(
         row["tuned"].casefold() not in ("complaint", "no complaint") for row in one["answers"]
     )
+    # other rows, the same base: that of the run, and not the model of a composed job
+    done = fmstune(*words, "data=complaints")
+    assert done.code == 0, done.err
+    again = read("evaluation.json")
+    assert again["base_model"] == one["base_model"] and Path(one["base_model"]).name == name
+    assert again["base"] == one["base"]
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "own.yaml").write_text(GENERATING.format(rows=HELD_OUT), encoding="utf-8")
     harness = ("evaluate", "harness", "--model", "run", "--tasks", "own_answers", "--include_path", "tasks")

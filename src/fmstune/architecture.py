@@ -108,9 +108,10 @@ def _hub_problem(path: str, revision: str | None, error: OSError) -> str:
     if isinstance(cause, HFValidationError):
         return f"model.path: {path} is neither a folder nor a hub id (NAME or OWNER/NAME)"
     if isinstance(cause, LocalEntryNotFoundError | HfHubHTTPError | ConnectionError):
+        hint = package_files.did_you_mean_beside(Path(path))
         return (
             f"model.path: no folder is named {path}, and it is neither in the hub's cache nor can the hub be "
-            "reached; give a folder, or model.architecture to check without the hub"
+            f"reached; give a folder, or model.architecture to check without the hub{hint}"
         )
     return f"model.path: {path}: {_flat(error)}"
 

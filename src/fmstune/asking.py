@@ -35,15 +35,17 @@ def run(request: Generation) -> int:
     begun, written = time.perf_counter(), 0
     set_seed(request.seed)
     made = _answers(request, asked[done:], model)
-    if request.out_file.endswith(".jsonl"):
-        with Path(request.out_file).open("ab") as file:
+    out = Path(request.out_file)
+    if out.suffix == ".jsonl":
+        with run_folder.written("--out_file", out), out.open("ab") as file:
             for one in made:
                 written += file.write((json.dumps(one, ensure_ascii=False) + "\n").encode()) > 0
                 file.flush()
     else:
         results = list(made)
         written = len(results)
-        run_folder.write_json(Path(request.out_file), results)
+        with run_folder.written("--out_file", out):
+            run_folder.write_json(out, results, indent=4)
     seconds = time.perf_counter() - begun
     answered = "1 answer" if written == 1 else f"{written:,} answers"
     print(f"wrote {request.out_file}: {answered} in {seconds:.1f} s")

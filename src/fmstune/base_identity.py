@@ -92,6 +92,11 @@ def differences(recorded: Base, found: Base) -> Iterator[str]:
 
 
 def _values(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+    kinds = recorded.get("model_type"), found.get("model_type")
+    if kinds[0] != kinds[1]:
+        # next to no value of one architecture means anything in another
+        yield f"it is a {kinds[1]} and not a {kinds[0]}"
+        return
     for key in sorted({*recorded, *found}):
         if recorded.get(key) != found.get(key):
             yield f"{key} is {_short(found.get(key))} and not {_short(recorded.get(key))}"

@@ -33,7 +33,7 @@ def publish(made: Path, place: Path, about: About) -> None:
     """Mark the checkpoint as complete and give it its name: a reader sees all of it, or nothing."""
     _name_best(made / _STATE, place.parent)
     (made / MARKER).write_text(json.dumps(asdict(about)) + "\n", encoding="utf-8")
-    run_folder.readable_alike(made)
+    run_folder.share(made)
     for path in (*made.rglob("*"), made):
         _to_disk(path)
     if place.exists():

@@ -8,7 +8,7 @@ from fmstune.command_line import Verb, force_plain_overrides
 from fmstune.request import Comparison, Generation, Harness, Merge, Report, Scoring
 from fmstune.training_names import OWNED
 
-_MADE = ("folder", "a", "b", "job", "trusted")
+_MADE = ("folder", "a", "b", "job", "trusted", "run_base", "run_base_revision")
 """Fields of a request that are no flags of its verb."""
 
 

@@ -29,7 +29,7 @@ def run(request: Harness) -> int:
     include = None if request.include_path is None else str(Path(request.include_path).expanduser())
     manager = TaskManager(include_path=include)
     raise_if_any(_unknown(request.tasks, manager))
-    place, base = tuned.with_base(request.model, request.base_model_name_or_path, force=request.force)
+    place, base = tuned.with_base(request)
     tokenizer = tuned.tokenizer_of(place)
     generates = _load(request, manager)
     found: dict[str, dict[str, Any]] = {}
@@ -109,9 +109,10 @@ def _report(request: Harness, found: dict[str, dict[str, Any]], base: str | None
     path = Path(request.out_file)
     asked = {name: getattr(request, name) for name in ("num_fewshot", "limit", "seed")}
     tasks = list(request.tasks)
-    run_folder.write_json(path, {"model": request.model, "base_model": base, "tasks": tasks, **asked, **found})
     beside = path.with_suffix(".md")
-    beside.write_text(f"{measures.markdown(heads, rows)}\n\n{note}\n", encoding="utf-8")
+    with run_folder.written("--out_file", path):
+        run_folder.write_json(path, {"model": request.model, "base_model": base, "tasks": tasks, **asked, **found})
+        beside.write_text(f"{measures.markdown(heads, rows)}\n\n{note}\n", encoding="utf-8")
     print(f"wrote {path} and {beside}")
 
 

@@ -318,7 +318,7 @@ def _aside(out: Path) -> Iterator[Path]:
     try:
         aside.mkdir()
         yield aside
-        run_folder.readable_alike(aside)
+        run_folder.share(aside)
         aside.replace(out)
     except (OSError, SafetensorError) as err:
         reason = getattr(err, "strerror", None) or " ".join(str(err).split())[:300]

@@ -119,6 +119,9 @@ class Scoring:
     """Run folder, adapter folder, model folder, hub id, or `package:NAME`."""
     base_model_name_or_path: str | None = None
     """The model to compare with; null takes the adapter's base, and of a whole model the one that its run tuned."""
+    run_base: str | None = None
+    """What the run of a whole model tuned; not a flag, nor is its revision."""
+    run_base_revision: str | None = None
     force: bool = False
     """Load an adapter also on a base that is not the one it was tuned on."""
     no_base: bool = False
@@ -152,6 +155,8 @@ class Harness:
 
     model: str
     base_model_name_or_path: str | None = None
+    run_base: str | None = None
+    run_base_revision: str | None = None
     force: bool = False
     no_base: bool = False
     tasks: tuple[str, ...]

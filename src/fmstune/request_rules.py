@@ -2,11 +2,12 @@
 
 import importlib.util
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from fmstune import package_files, run_folder
+from fmstune import checkpoints, package_files, run_folder
 from fmstune.errors import UserError
 from fmstune.request import SAMPLING, Generation, Harness, Merge, Scoring
 
@@ -79,6 +80,8 @@ def out_file(given: str, *, lines_to_go_on: bool) -> Iterator[str]:
         yield f"--out_file: {path} is a folder; name a file"
     elif not path.parent.is_dir():
         yield f"--out_file: there is no folder {path.parent}; make it, or choose another"
+    else:
+        yield from _not_writable("--out_file", path.parent)
     if lines_to_go_on and path.suffix != ".jsonl":
         yield f"--resume needs an --out_file of JSON lines (.jsonl), got {given}"
     elif path.suffix == ".jsonl" and path.is_file() and not lines_to_go_on:
@@ -121,6 +124,8 @@ def evaluation(request: Scoring | Harness) -> Iterator[str]:
         yield f"--out_file must end in .json, got {request.out_file}; a table in Markdown is written beside it"
     elif path.is_dir() or not path.parent.is_dir():
         yield f"--out_file: {path} is a folder, or there is no folder {path.parent}; choose another"
+    else:
+        yield from _not_writable("--out_file", path.parent)
     numbers = ("batch_size", "max_rows", "max_new_tokens", "limit")
     for name in (name for name in numbers if getattr(request, name, None) is not None):
         if getattr(request, name) < 1:
@@ -152,6 +157,14 @@ def _folder_to_write(given: str) -> Iterator[str]:
         yield f"--out: {path} is there; choose another folder"
     elif not path.parent.is_dir():
         yield f"--out: there is no folder {path.parent}; make it, or choose another"
+    else:
+        yield from _not_writable("--out", path.parent)
+
+
+def _not_writable(flag: str, folder: Path) -> Iterator[str]:
+    """Said before the model answers, and not after."""
+    if not os.access(folder, os.W_OK):
+        yield f"{flag}: the folder {folder} is not yours to write into; choose another"
 
 
 def _place(flag: str, place: str) -> Iterator[str]:
@@ -166,7 +179,9 @@ def _place(flag: str, place: str) -> Iterator[str]:
             return
         if (folder / run_folder.JOB).is_file():
             status = run_folder.read_summary(folder).get("status", "not begun")
-            yield f"{flag}: the run in {folder} has no model ({status}); wait for it, or choose another"
+            newest = checkpoints.newest(folder)
+            hint = "choose another" if newest is None else f"take its checkpoint {newest}"
+            yield f"{flag}: the run in {folder} has no model ({status}); wait for it, or {hint}"
         else:
             yield f"{flag}: {folder} has neither config.json nor adapter_config.json; give a run, a model or an adapter"
     elif place.startswith(("/", "./", "../", "~")) or place.count("/") > 1 or not place:

@@ -19,6 +19,7 @@ from fmstune.request import Comparison, Generation, Harness, Merge, Report, Requ
 
 def run(line: CommandLine, asked: Request) -> int:
     """Do what is asked; the exit code."""
+    asked = _from_home(asked)
     match asked:
         case Generation():
             return _generate(line, asked)
@@ -28,6 +29,22 @@ def run(line: CommandLine, asked: Request) -> int:
             return _evaluate(line, asked)
         case Report() | Comparison():
             return _hand_over(asked, line.verb, Device.cpu)
+
+
+def _from_home(asked: Request) -> Request:
+    """Places with `~` written out: a shell does so in `--model ~/run`, and not in `--model=~/run`."""
+    names = {field.name for field in dataclasses.fields(asked)} & _PLACES
+    given = {name: getattr(asked, name) for name in names}
+    return dataclasses.replace(asked, **{name: _expanded(place) for name, place in given.items()})
+
+
+_PLACES = frozenset({"model", "base_model_name_or_path", "text_file", "rows_file", "out_file", "out", "include_path"})
+"""Fields of requests that hold a file or a folder."""
+
+
+def _expanded(place: Any) -> Any:
+    """One place, several, or none."""
+    return tuple(map(os.path.expanduser, place)) if isinstance(place, tuple) else place and os.path.expanduser(place)
 
 
 def _generate(line: CommandLine, asked: Generation) -> int:
@@ -53,40 +70,35 @@ def _evaluate(line: CommandLine, asked: Scoring | Harness) -> int:
     """Check what the parent can of `fmstune evaluate`, choose rows and base, then hand it to the runner."""
     place = request_rules.model_place(asked.model)
     problems = list(request_rules.evaluation(dataclasses.replace(asked, model=place)))
+    run, adapts = Path(asked.model) / run_folder.JOB, (Path(place) / "adapter_config.json").is_file()
     try:
-        job = _evaluated(line, Path(asked.model).expanduser(), isinstance(asked, Harness))
+        if isinstance(asked, Scoring):
+            asked = dataclasses.replace(asked, job=freeze.as_tree(_evaluated(line, run)))
+        if run.is_file() and not adapts and not asked.no_base and asked.base_model_name_or_path is None:
+            # a whole model does not say what it was tuned from, and its run does
+            base = freeze.read(run, trusted=line.trusted).job.model
+            asked = dataclasses.replace(asked, run_base=base.path, run_base_revision=base.revision)
     except UserError as err:
         problems += err.problems
-    raise_if_any(problems)
-    if job is not None and not (Path(place) / "adapter_config.json").is_file() and not asked.no_base:
-        # a whole model does not say what it was tuned from, and its run does
-        base = asked.base_model_name_or_path or (job.model.path if place != asked.model else None)
-        asked = dataclasses.replace(asked, base_model_name_or_path=base)
-    asked = dataclasses.replace(asked, model=place)
-    if isinstance(asked, Scoring):
-        asked = dataclasses.replace(asked, job=freeze.as_tree(job) if job is not None else None)
-    return _hand_over(asked, Verb.evaluate, asked.device)
+    raise_if_any(dict.fromkeys(problems))
+    return _hand_over(dataclasses.replace(asked, model=place), Verb.evaluate, asked.device)
 
 
-def _evaluated(line: CommandLine, folder: Path, harness: bool) -> Job | None:
+def _evaluated(line: CommandLine, run: Path) -> Job:
     """The job whose rows are evaluated: that of the run, or the one that the words make; raises UserError."""
-    job: Job | None
-    run, words = folder / run_folder.JOB, line.hydra
-    chosen = any(word.startswith("data=") for word in words)
-    if run.is_file() and not chosen:
-        job = freeze.read(run, trusted=line.trusted, changes=composition.changes(words)).job
-    elif harness:
-        return None
-    elif not chosen:
-        raise UserError(f"--model: {folder} is no run, which has rows of its own; add data=CHOICE and data.eval=FILE")
+    if any(word.startswith("data=") for word in line.hydra):
+        job = _composed_job(line, line.hydra)
+    elif run.is_file():
+        job = freeze.read(run, trusted=line.trusted, changes=composition.changes(line.hydra)).job
     else:
-        job = _composed_job(line, words)
-    if not harness:
-        if not has_held_out(job.data):
-            raise UserError("no row is held out; set data.eval to the rows to evaluate on, or data.eval_fraction")
-        # rows to train on are not read where others are held out
-        read = "data." if job.data.eval is None else ("data.eval", "data.format", "data.max", "data.text", "data.resp")
-        raise_if_any(problem for problem in rules.problems(job) if problem.startswith(read))
+        raise UserError(
+            f"--model: {run.parent} is no run, which has rows of its own; add data=CHOICE and data.eval=FILE"
+        )
+    if not has_held_out(job.data):
+        raise UserError("no row is held out; set data.eval to the rows to evaluate on, or data.eval_fraction")
+    # rows to train on are not read where others are held out
+    read = "data." if job.data.eval is None else ("data.eval", "data.format", "data.max", "data.text", "data.resp")
+    raise_if_any(problem for problem in rules.problems(job) if problem.startswith(read))
     return job
 
 

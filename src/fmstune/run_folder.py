@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,18 +56,34 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
     """Write aside, then rename: a reader sees the old file or the new one, never half of it."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    aside.replace(path)
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
-def readable_alike(model: Path) -> None:
-    """Let the weights in a folder be read by whom its other files can be: safetensors lets their owner alone."""
-    for text in sorted(model.glob("*.json"))[:1]:
-        for weights in model.glob("*.safetensors"):
-            weights.chmod(stat.S_IMODE(text.stat().st_mode))
+@contextmanager
+def written(flag: str, path: Path) -> Iterator[None]:
+    """Say which flag's file a disk or a folder refuses; raises UserError."""
+    try:
+        yield
+    except BrokenPipeError:
+        # of the terminal, not of the file
+        raise
+    except OSError as err:
+        raise UserError(f"{flag}: {path} cannot be written ({err.strerror}); choose another") from err
+
+
+def share(folder: Path) -> None:
+    """Let others read weights as they may read the folder: safetensors 0.8 keeps each file to its owner."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(mode)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

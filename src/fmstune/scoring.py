@@ -1,7 +1,7 @@
 """`fmstune evaluate` in the runner: held-out rows → how a tuned model and its base answer them, in one table."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +45,7 @@ class Task:
 def run(request: Scoring) -> int:
     """Evaluate, print the table, and write it with all figures; raises UserError."""
     job = freeze.freeze(request.job or {}, trusted=request.trusted).job
-    place, base = tuned.with_base(request.model, request.base_model_name_or_path, force=request.force)
+    place, base = tuned.with_base(request)
     tokenizer = tuned.tokenizer_of(place)
     parts = data.held_out(job.data, tokenizer.tokenizer, job.seed)
     ledger = Ledger.total([part.ledger for part in parts])
@@ -95,9 +95,10 @@ def _task(request: Scoring, rows: list[Asked], ledger: Ledger, model: Tuned) -> 
         "rows": len(known),
     }
     if not known:
-        raise UserError(
-            f"no row is left to evaluate: {', '.join(f'{name} {value:,}' for name, value in counts.items())}"
-        )
+        said = "; ".join(f"{count:,} {text}" for count, text in _left_out(counts)) or "there is none"
+        found = measures.labels(row.answer for row in fitting)[:LABELS_AT_MOST]
+        hint = f"; the answers that the rows have are {', '.join(map(repr, found))}" if found else ""
+        raise UserError(f"no row of {ledger.rows_read:,} is left to evaluate: {said}{hint}")
     return Task(known, tuple(allowed.values()), stops, counts)
 
 
@@ -225,11 +226,26 @@ def _report(request: Scoring, task: Task, found: dict[str, tuple[Answers, list[s
         print("\n".join(["", *text_table.lines(_CLASS_HEADS, of_classes)]))
     print("\n".join(["", *notes]))
     path = Path(request.out_file)
-    run_folder.write_json(path, report)
     tables = [measures.markdown(heads, rows), *([measures.markdown(_CLASS_HEADS, of_classes)] if of_classes else [])]
     beside = path.with_suffix(".md")
-    beside.write_text("\n\n".join([*tables, "\n".join(f"- {note}" for note in notes)]) + "\n", encoding="utf-8")
+    with run_folder.written("--out_file", path):
+        run_folder.write_json(path, report)
+        beside.write_text("\n\n".join([*tables, "\n".join(f"- {note}" for note in notes)]) + "\n", encoding="utf-8")
     print(f"wrote {path} and {beside}")
+
+
+_LEFT_OUT = {
+    "rows_dropped": "rows were dropped when they were tokenised (data.over_length, data.untrainable)",
+    "rows_truncated": "rows were cut to data.max_length",
+    "rows_left_out": "more rows were left out by --max_rows",
+    "rows_beyond_positions": "rows with their answer are longer than the model's positions, and were left out",
+    "rows_with_unknown_label": "rows have an answer that is no --label, and were left out",
+}
+
+
+def _left_out(counts: Mapping[str, int]) -> Iterator[tuple[int, str]]:
+    """How many rows something has happened to, and what."""
+    return ((counts[name], text) for name, text in _LEFT_OUT.items() if counts[name])
 
 
 _CLASS_HEADS = ("label", "model", "precision", "recall", "F1", "rows")
@@ -247,14 +263,7 @@ def _class_rows(classes: dict[str, dict[str, measures.PerClass]]) -> list[tuple[
 
 def _notes(task: Task, unknown: dict[str, int]) -> Iterator[str]:
     yield f"in brackets: 95 % of {measures.RESAMPLES:,} bootstrap samples of the rows; a change is of the same rows"
-    words = {
-        "rows_dropped": "rows were dropped when they were tokenised (data.over_length, data.untrainable)",
-        "rows_truncated": "rows were cut to data.max_length",
-        "rows_left_out": "more rows were left out by --max_rows",
-        "rows_beyond_positions": "rows with their answer are longer than the model's positions, and were left out",
-        "rows_with_unknown_label": "rows have an answer that is no --label, and were left out",
-    }
-    yield from (f"{task.counts[name]:,} {text}" for name, text in words.items() if task.counts[name])
+    yield from (f"{count:,} {text}" for count, text in _left_out(task.counts))
     if not task.labels:
         yield f"more than {LABELS_AT_MOST} different answers: no measures of labels"
     for name, count in unknown.items():

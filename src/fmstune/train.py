@@ -77,6 +77,7 @@ def run(
         base_model = base_identity.at(job.model.path, job.model.revision) if checked.peft is not None else None
         tracked = until_the_end.enter_context(tracking.tracked(job, folder, done, writes=main))
         trainer, seconds = _build(job, checked, tokenizer, prepared, folder)
+        trainer.adapter_base = base_model
         trainer.add_callback(tracked)
         stopping = Stopping(job.callbacks)
         trainer.add_callback(stopping)
@@ -407,7 +408,7 @@ def _aside(folder: Path) -> Iterator[Path]:
         # its room may be wanted to record what happened
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    run_folder.readable_alike(aside)
+    run_folder.share(aside)
     # of a run that was killed before it could say that it is finished
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)

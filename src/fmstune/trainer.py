@@ -18,7 +18,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import global_then_local_main_first
 
-from fmstune import audit, packing, preemption, sharding
+from fmstune import audit, base_identity, packing, preemption, sharding
 from fmstune.audit import Audit
 from fmstune.checkpoints import SAVING, About, clear_aside, disk_is_full, publish, what_is_whole
 from fmstune.errors import UserError, raise_if_any
@@ -57,6 +57,8 @@ class Trainer(SFTTrainer):
         )
         self.answer_sample: Callable[[], dict[str, float]] | None = None
         """Measures of generated answers, logged at each evaluation beside the loss; None where none is asked for."""
+        self.adapter_base: base_identity.Base | None = None
+        """Which base an adapter is tuned on, written into its checkpoints; None for full tuning."""
         self.loraplus_lr_ratio = loraplus_lr_ratio
         """LoRA+: the rate of B by that of A, which is the learning rate; None trains both alike."""
         self.clock = StepClock()
@@ -137,6 +139,8 @@ class Trainer(SFTTrainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                if self.adapter_base is not None:
+                    base_identity.write(self.adapter_base, run / SAVING / f"checkpoint-{step}")
                 publish(run / SAVING / f"checkpoint-{step}", run / f"checkpoint-{step}", self.about())
         except (OSError, RuntimeError, SafetensorError) as err:
             # looked at before the room is given back

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from fmstune import architecture, base_identity, models, package_files
-from fmstune.errors import UserError
+from fmstune.errors import UserError, raise_if_any
 from fmstune.job import Attention, Device, Dtype, Model
 from fmstune.models import Tokenizer
 from fmstune.precision import Situation, resolve
@@ -52,13 +52,16 @@ def locate(model: str, base: str | None, *, force: bool) -> Place:
     if config_file is None:
         if base is not None:
             raise UserError(f"--base_model_name_or_path: {model} is a whole model and has no base; leave it out")
+        with _of_flag("--model"):
+            # said of the model, before its tokenizer is missed
+            architecture.configuration(Model(path=place))
         return Place(place, None)
     recorded = base_identity.read(Path(config_file).parent)
     named, revision = (recorded.id, recorded.revision) if recorded is not None else _named(model, Path(config_file))
     if base is None and not named:
         raise UserError(f"--model: {model} does not name its base; pass --base_model_name_or_path")
     chosen = Place(place, base or named, revision if base in (None, named) else None)
-    _same_base(model, chosen, recorded, force=force)
+    _same_base(model, chosen, recorded, given=base is not None, force=force)
     return chosen
 
 
@@ -81,7 +84,7 @@ def _named(model: str, config_file: Path) -> tuple[str | None, str | None]:
         raise UserError(f"--model: {model}: {config_file.name} cannot be read as a configuration ({err})") from err
 
 
-def _same_base(model: str, place: Place, recorded: base_identity.Base | None, *, force: bool) -> None:
+def _same_base(model: str, place: Place, recorded: base_identity.Base | None, *, given: bool, force: bool) -> None:
     """Refuse a base that is not there, or is another one than was tuned on."""
     assert place.base is not None
     try:
@@ -91,10 +94,16 @@ def _same_base(model: str, place: Place, recorded: base_identity.Base | None, *,
         found = base_identity.at(place.base, place.revision)
     except (OSError, ValueError, UserError) as err:
         what = recorded.id if recorded is not None and not recorded.local else "its base"
-        raise UserError(
-            f"--model: {model} was tuned on {place.base}, which is no folder here and cannot be had from the hub; "
-            f"pass --base_model_name_or_path with the folder or hub id of {what}"
-        ) from err
+        gone = "is no folder here and cannot be had from the hub"
+        if given:
+            hint = package_files.did_you_mean_beside(Path(place.base))
+            problem = f"--base_model_name_or_path: {place.base} {gone}; give the folder or hub id of {what}{hint}"
+        else:
+            problem = (
+                f"--model: {model} was tuned on {place.base}, which {gone}; pass --base_model_name_or_path with the "
+                f"folder or hub id of {what}"
+            )
+        raise UserError(problem) from err
     wrong = list(base_identity.differences(recorded, found)) if recorded is not None else []
     if wrong and not force:
         shown = [*wrong[:5], *([f"and {len(wrong) - 5} more"] if len(wrong) > 5 else [])]
@@ -104,17 +113,41 @@ def _same_base(model: str, place: Place, recorded: base_identity.Base | None, *,
         )
 
 
-def with_base(model: str, base: str | None, *, force: bool) -> tuple[Place, Place | None]:
-    """Where the model is, and where its base is to be used alone; None for a whole model whose `base` is not given.
+def with_base(asked: Scoring | Harness) -> tuple[Place, Place | None]:
+    """Where the model is, and where its base is to be used alone; None where that is not known, or left out.
 
-    Raises UserError.
+    Raises UserError, also where the base is not there: it is loaded when the tuned model has answered.
     """
-    adapts = _adapter_config_file(package_files.resolve(model)) is not None
-    place = locate(model, base if adapts else None, force=force)
-    beside = place.base if adapts else base
-    if beside is None:
+    base = asked.base_model_name_or_path
+    adapts = _adapter_config_file(package_files.resolve(asked.model)) is not None
+    place = locate(asked.model, base if adapts else None, force=asked.force)
+    if adapts:
+        beside, revision = place.base, place.revision
+    elif base is not None:
+        beside, revision = base, None
+    else:
+        beside, revision = asked.run_base, asked.run_base_revision
+    if asked.no_base or beside is None:
         return place, None
-    return place, Place(package_files.resolve(beside), None, place.revision, compared=True)
+    compared = Place(package_files.resolve(beside), None, revision, compared=True)
+    with _of_flag("--base_model_name_or_path"):
+        architecture.configuration(Model(path=compared.model, revision=revision))
+    if base is not None and not adapts and not asked.force:
+        raise_if_any(_other_vocabulary(base, tokenizer_of(compared), tokenizer_of(place)))
+    return place, compared
+
+
+def _other_vocabulary(base: str, own: Tokenizer, tuned: Tokenizer) -> Iterator[str]:
+    """Why a model cannot be asked in the tokens of another: they would be other words to it."""
+    known = tuned.tokenizer.get_vocab()
+    different = [(number, token) for token, number in own.tokenizer.get_vocab().items() if known.get(token) != number]
+    if different:
+        number, token = min(different)
+        yield (
+            f"--base_model_name_or_path: {base} has another vocabulary than --model, first at token {number} "
+            f"({token!r}), so its answers would mean nothing; give the model that was tuned, or --force to compare "
+            "all the same"
+        )
 
 
 def positions(model: Tuned) -> int | None:
@@ -144,8 +177,8 @@ def load(place: Place, tokenizer: Tokenizer, *, dtype: Dtype, attention: Attenti
 def in_turn(
     asked: Scoring | Harness, place: Place, base: Place | None, tokenizer: Tokenizer
 ) -> Iterator[tuple[str, Tuned]]:
-    """The tuned model, then its base unless that is left out; who lets go of the first has one in memory at a time."""
-    for name, one in (("tuned", place), ("base", None if asked.no_base else base)):
+    """The tuned model, then its base where there is one; who lets go of the first has one in memory at a time."""
+    for name, one in (("tuned", place), ("base", base)):
         if one is not None:
             yield name, load(one, tokenizer, dtype=asked.dtype, attention=asked.attention, device=asked.device)
 
@@ -218,4 +251,6 @@ def _renamed(err: UserError, flag: str) -> Iterator[str]:
     for problem in err.problems:
         for field in ("model.path", "model.tokenizer", "model.attention", "launcher.device"):
             problem = problem.replace(f"{field}=", f"{flag}=").replace(f"{field}:", f"{flag}:")
-        yield problem.replace("(set model.dtype)", "(set --dtype)")
+        yield problem.replace("(set model.dtype)", "(set --dtype)").replace(
+            ", or model.architecture to check without the hub", ""
+        )

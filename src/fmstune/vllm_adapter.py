@@ -167,8 +167,8 @@ def token_problems(
         )
     if added and _last(embeddings.input) != "embed_tokens":
         yield (
-            f"--export vllm_lora: {model} added {len(added)} tokens, and vLLM reads such of models whose embedding is "
-            f"called embed_tokens, not {_last(embeddings.input)}; merge it instead"
+            f"--export vllm_lora: {model} added {_tokens(len(added))}, and vLLM reads such of models whose "
+            f"embedding is called embed_tokens, not {_last(embeddings.input)}; merge it instead"
         )
     if added and (gone := needed - saved.tables.keys()):
         what = " and no ".join(sorted(gone))
@@ -211,10 +211,14 @@ def _said(place: Place, config: PeftConfig, made: Exported, added: Sequence[int]
     lines = [f"wrote {shown}: LoRA of rank {config.r} for vLLM, {len(made.adapter):,} tensors", serve]
     if added:
         lines.append(
-            f"note: the rows of {len(added)} added tokens are in {NEW_EMBEDDINGS}, which vLLM reads until 0.11; "
-            "later versions add no tokens by an adapter, so merge for them (leave --export out)"
+            f"note: the embeddings of {_tokens(len(added), 'added ')} are in {NEW_EMBEDDINGS}, which vLLM reads until "
+            "0.11; later versions add no tokens by an adapter, so merge for them (leave --export out)"
         )
     return lines
+
+
+def _tokens(count: int, kind: str = "") -> str:
+    return f"{count} {kind}token{'' if count == 1 else 's'}"
 
 
 def _last(name: str) -> str:
