@@ -37,12 +37,12 @@ def test_a_text_is_continued_and_written_as_the_early_tool_did(fmstune: Fmstune)
     words = ("--model", "package:tiny_llama", "--text", "Thanks for", "--max_new_tokens", "8", "--out_file", "r.json")
     done = fmstune("generate", *words)
     assert done.code == 0, done.err
-    assert done.out.startswith("wrote r.json: 1 answer in ")
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "src/fmstune/assets/tiny_llama")
     model = AutoModelForCausalLM.from_pretrained(ROOT / "src/fmstune/assets/tiny_llama", dtype=torch.float32)
     ids = model.generate(**tokenizer("Thanks for", return_tensors="pt"), max_new_tokens=8, do_sample=False)
     expected = [{"input": "Thanks for", "output": tokenizer.decode(ids[0], skip_special_tokens=True)}]
     assert Path("r.json").read_text() == json.dumps(expected, indent=4) + "\n"
+    assert done.out.startswith(f"{expected[0]['output']}\nwrote r.json: 1 answer in ")
 
 
 @pytest.mark.slow

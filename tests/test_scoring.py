@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests import small
 from tests.conftest import Result
@@ -61,6 +62,7 @@ def test_ranking_and_the_harness_agree_on_an_adapter_and_its_base(fmstune: Fmstu
     assert ranked.code == 0, ranked.err
     own = read("evaluation.json")
     assert own["rows"] == ROWS and own["labels"] == ["complaint", "no complaint"]
+    assert own["data"] == yaml.safe_load(Path("run/job.yaml").read_text())["data"]
     assert own["tuned"]["eval_loss"]["value"] < own["base"]["eval_loss"]["value"]
     assert own["change"]["accuracy"]["value"] == pytest.approx(
         own["tuned"]["accuracy"]["value"] - own["base"]["accuracy"]["value"]

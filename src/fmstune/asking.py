@@ -35,6 +35,8 @@ def run(request: Generation) -> int:
     begun, written = time.perf_counter(), 0
     set_seed(request.seed)
     made = _answers(request, asked[done:], model)
+    if request.text is not None and not request.stream:
+        made = _shown(made)
     out = Path(request.out_file)
     if out.suffix == ".jsonl":
         with run_folder.written("--out_file", out), out.open("ab") as file:
@@ -156,6 +158,13 @@ def _answers(request: Generation, asked: Sequence[Prompt], model: Tuned) -> Iter
             print(f"{start + len(part):,} of {len(asked):,} prompts", file=sys.stderr, flush=True)
         for prompt, answer in zip(part, made, strict=True):
             yield {"input": prompt.text, "output": answer if request.only_new_text else prompt.text + answer}
+
+
+def _shown(made: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The same answers, on the terminal too: who types a text wants to see what comes of it."""
+    for one in made:
+        print(one["output"])
+        yield one
 
 
 def _show(text: str) -> None:

@@ -288,8 +288,14 @@ def _tokenizer_problems(checked: Checked, tokenizer: Tokenizer) -> Iterator[str]
 
 def _added_token_notes(checked: Checked, tokenizer: Tokenizer) -> Iterator[str]:
     if tokenizer.to_train and checked.peft is not None:
-        rows = "embeddings" if checked.dimensions.tied else "rows of the output layer"
-        yield f"{len(tokenizer.to_train)} added tokens: their {rows} keep the mean of the old ones under an adapter"
+        where = "" if checked.dimensions.tied else " of the output layer"
+        count, row = len(tokenizer.to_train), "embedding" if checked.dimensions.tied else "row"
+        said = (
+            f"1 added token: its {row}{where} keeps"
+            if count == 1
+            else (f"{count} added tokens: their {row}s{where} keep")
+        )
+        yield f"{said} the mean of the old ones under an adapter"
 
 
 def _situation(job: Job, device: str, *, adapter: bool) -> Situation:

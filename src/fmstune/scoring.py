@@ -203,6 +203,8 @@ def _report(request: Scoring, task: Task, found: dict[str, tuple[Answers, list[s
     report = {
         "model": request.model,
         "base_model": base,
+        # which rows these are
+        "data": (request.job or {}).get("data"),
         "method": request.method.value,
         "labels": list(task.labels),
         **task.counts,
