@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import math
-import os
 import random
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +14,7 @@ from typing import Any, NoReturn
 from datasets import Dataset
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, PrinterCallback, set_seed
+from transformers import PrinterCallback, set_seed
 from trl import SFTConfig
 
 from fmstune import (
@@ -24,6 +22,7 @@ from fmstune import (
     base_identity,
     checkpoints,
     evaluate,
+    figures,
     file_hashes,
     memory,
     model_card,
@@ -35,6 +34,7 @@ from fmstune import (
     rehearsal,
     resume_rules,
     run_folder,
+    saved_model,
     sharding,
     tracking,
 )
@@ -43,7 +43,6 @@ from fmstune.checks import Checked
 from fmstune.data import Prepared
 from fmstune.errors import Preempted, UserError, raise_if_any
 from fmstune.job import ANSWERED, LORAPLUS_LR_RATIO, Job, is_sharded
-from fmstune.ledger import Ledger
 from fmstune.models import Tokenizer
 from fmstune.plan import Plan
 from fmstune.provenance import Provenance
@@ -62,7 +61,7 @@ def run(
     assert job.output_dir is not None
     folder, main = Path(job.output_dir), ranks.here().is_main
     checkpoint = _checkpoint(job, folder)
-    start = {"name": job.name, "plan": _plan_values(plan), "preparation_seconds": prepared.seconds}
+    start = {"name": job.name, "plan": figures.of_plan(plan), "preparation_seconds": prepared.seconds}
     with ExitStack() as until_the_end:
         if main:
             until_the_end.enter_context(_recorded(folder, start))
@@ -91,24 +90,29 @@ def run(
         output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         if trainer.stops:
             _stop(trainer, folder)
-        figures = {**_figures(trainer, checked, prepared, output.metrics), "stopped": stopping.reason}
+        came_to = {**figures.of_training(trainer, checked, prepared, output.metrics), "stopped": stopping.reason}
         tuned = _score(trainer, job, checked, prepared, base=False)
-        for name, loss in (("train_loss", figures["train_loss"]), ("eval_loss", tuned["eval_loss"] if tuned else 0.0)):
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"{name} is {loss} after training; lower training.learning_rate, or set model.dtype=float32"
-                )
+        _raise_if_not_finite({"train_loss": came_to["train_loss"], "eval_loss": tuned["eval_loss"] if tuned else 0.0})
         both = {"base": base[0] if base else former.get("base"), "tuned": tuned}
         scores = {key: one for key, one in both.items() if one is not None}
         card = None
         if main:
             lock = provenance.as_json(record.whole())
-            card = model_card.of_run(job, lock, {**figures, **scores}, _licence(job))
-        save(trainer.model, tokenizer, folder / run_folder.MODEL, base_model, card=card, writes=main)
+            card = model_card.of_run(job, lock, {**came_to, **scores}, _licence(job))
+        saved_model.save(trainer.model, tokenizer, folder / run_folder.MODEL, base_model, card=card, writes=main)
         if main:
             plots.plot_loss(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT)
             weights = {"weights_sha256": file_hashes.weights(folder / run_folder.MODEL)}
-            run_folder.update_summary(folder, {**seconds, **figures, **scores, **weights})
+            run_folder.update_summary(folder, {**seconds, **came_to, **scores, **weights})
+
+
+def _raise_if_not_finite(losses: Mapping[str, float]) -> None:
+    """A model whose loss is no number is not worth saving; raises UserError."""
+    raise_if_any(
+        f"{name} is {loss} after training; lower training.learning_rate, or set model.dtype=float32"
+        for name, loss in losses.items()
+        if not math.isfinite(loss)
+    )
 
 
 def _licence(job: Job) -> dict[str, str]:
@@ -318,121 +322,6 @@ def _keep_samples(folder: Path, scores: Mapping[str, evaluate.Scores], answered:
     run_folder.write_json(path, {"rows": rows})
 
 
-def _figures(trainer: Trainer, checked: Checked, prepared: Prepared, metrics: dict[str, float]) -> dict[str, Any]:
-    """What training came to."""
-    dimensions = checked.dimensions
-    parameters = list(trainer.model.parameters())
-    seconds = trainer.clock.seconds
-    return {
-        "train_loss": metrics["train_loss"],
-        "steps": trainer.state.global_step,
-        # fewer than `steps` where a checkpoint was gone on with
-        "steps_here": trainer.clock.steps,
-        "epochs": trainer.state.epoch,
-        "train_seconds": round(metrics["train_runtime"], 3),
-        "step_seconds": round(seconds, 3),
-        "tokens_per_second": round(trainer.tokens / seconds, 1) if seconds else None,
-        "tokens_trained_on": trainer.tokens,
-        "tokens_padded": trainer.positions - trainer.tokens,
-        "positions": trainer.positions,
-        "padding_share": round(1 - trainer.tokens / trainer.positions, 6) if trainer.positions else None,
-        "packing": trainer.audit and dataclasses.asdict(trainer.audit),
-        "total_parameters": sum(p.numel() for p in parameters),
-        "base_parameters": dimensions.base_parameters,
-        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "peak_memory_bytes": memory.peak(checked.device),
-        "processes": trainer.args.world_size,
-        "weight_bytes_by_rank": sharding.held_by_rank(trainer.model),
-        "data": _data(prepared),
-    }
-
-
-def _data(prepared: Prepared) -> dict[str, Any]:
-    """What became of all rows: of each source where there are several, and of those that were streamed."""
-    train = {part.name: part.ledger for part in prepared.sources} if prepared.streamed is None else prepared.streamed
-    held_out = {part.name: part.ledger for part in prepared.held_out}
-    found: dict[str, Any] = {
-        "train": _ledger(Ledger.total(list(train.values()))),
-        "held_out": _ledger(Ledger.total(list(held_out.values()))) if held_out else None,
-        "from_cache": prepared.cached,
-        "streamed": prepared.streamed is not None,
-        "shared": [one._asdict() for one in prepared.shared],
-    }
-    for name, ledgers in (("sources", train), ("held_out_sets", held_out)):
-        if "" not in ledgers:
-            found[name] = {source: _ledger(ledger) for source, ledger in ledgers.items()}
-    if len(prepared.mixture) > 1:
-        found["mixture"] = [share._asdict() for share in prepared.mixture]
-    return found
-
-
-def _ledger(ledger: Ledger) -> dict[str, Any]:
-    counts = {key: value for key, value in dataclasses.asdict(ledger).items() if key != "lengths"}
-    return {**counts, "rows_dropped": ledger.rows_dropped}
-
-
-def save(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: Tokenizer,
-    folder: Path,
-    base: base_identity.Base | None = None,
-    *,
-    card: str | None = None,
-    writes: bool = True,
-) -> None:
-    """The model or adapter with its tokenizer and card, for plain transformers and PEFT; written aside, then renamed.
-
-    An adapter gets the identity of its base beside it. Every process must call it, as each holds a part of a sharded
-    model; one `writes`.
-    """
-    grown = bool(tokenizer.added)
-    state = None
-    if sharding.is_sharded(model):
-        state = sharding.gathered(model, trained_only=isinstance(model, PeftModel) and not grown)
-    with sharding.prompt_at_hand(model):
-        if writes:
-            with _aside(folder) as aside:
-                _write(model, tokenizer, aside, base, state)
-                if card is not None:
-                    (aside / model_card.FILE).write_text(card, encoding="utf-8")
-
-
-@contextmanager
-def _aside(folder: Path) -> Iterator[Path]:
-    """A folder that gets its name when all is in it."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        yield aside
-    except BaseException:
-        # its room may be wanted to record what happened
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    run_folder.share(aside)
-    # of a run that was killed before it could say that it is finished
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
-
-
-def _write(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: Tokenizer,
-    aside: Path,
-    base: base_identity.Base | None,
-    state: dict[str, Any] | None,
-) -> None:
-    if isinstance(model, PeftModel):
-        # PEFT would look the base up on the hub to find out whether the embedding grew; we know
-        model.save_pretrained(aside, state_dict=state, save_embedding_layers=bool(tokenizer.added))
-        # PEFT's card is a form to fill in, with this machine's path of the base
-        (aside / "README.md").unlink(missing_ok=True)
-        if base is not None:
-            base_identity.write(base, aside)
-    else:
-        model.save_pretrained(aside, state_dict=state)
-    tokenizer.tokenizer.save_pretrained(aside)
-
-
 def _provenance(job: Job, checked: Checked, prepared: Prepared, command: str | None) -> Provenance:
     hashes = {"data_hashes": dict(prepared.hashes), "tokens": dict(prepared.tokens)}
     return provenance.collect(
@@ -442,9 +331,3 @@ def _provenance(job: Job, checked: Checked, prepared: Prepared, command: str | N
         command=command,
         data={**hashes, "data_rows": dict(prepared.rows_read)},
     )
-
-
-def _plan_values(plan: Plan) -> dict[str, Any]:
-    values = dataclasses.asdict(plan)
-    values.pop("work")
-    return values
