@@ -1166,6 +1166,7 @@ TO_EVALUATE = [
 
 LLAMA = "generate --model package:tiny_llama"
 GENERATE = [
+    case("generate", "--model must be given: …", "nothing to ask: give --text, --text_file (…) or --rows_file"),
     case("generate --text hi", "--model must be given: a run folder, an adapter or model folder, or a hub id"),
     case(
         f"{LLAMA} --txet=hi peft=lora data.text_field=x",
@@ -1607,7 +1608,7 @@ CASES = [
 
 
 def test_the_specification_keeps_its_size() -> None:
-    assert len(CASES) == 452
+    assert len(CASES) == 453
 
 
 @pytest.mark.parametrize("wrong", CASES, ids=[wrong.command[:70] for wrong in CASES])

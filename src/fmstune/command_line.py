@@ -10,7 +10,19 @@ from typing import Any, NoReturn
 
 from fmstune.errors import UserError, did_you_mean, raise_if_any
 from fmstune.job import Attention, Device, Dtype
-from fmstune.request import Comparison, Export, Generation, Harness, Merge, Method, Report, Request, Scoring
+from fmstune.request import (
+    NOTHING_TO_ASK,
+    PROMPTS,
+    Comparison,
+    Export,
+    Generation,
+    Harness,
+    Merge,
+    Method,
+    Report,
+    Request,
+    Scoring,
+)
 
 
 class Verb(Enum):
@@ -153,7 +165,8 @@ def _generate(given: dict[str, Any], words: Sequence[str]) -> CommandLine:
     known = [f"--{name}" for name in (*given, "format", "config-dir", "trust")]
     raise_if_any(_not_of_generate(words, known, data_format))
     if given["model"] is None:
-        raise UserError("--model must be given: a run folder, an adapter or model folder, or a hub id")
+        nothing = [] if any(given[name] is not None for name in PROMPTS) else [NOTHING_TO_ASK]
+        raise UserError("--model must be given: a run folder, an adapter or model folder, or a hub id", *nothing)
     given["stop"] = tuple(given["stop"])
     kinds = {"dtype": Dtype, "attention": Attention, "device": Device}
     given |= {name: kind(given[name]) for name, kind in kinds.items()}

@@ -8,6 +8,11 @@ from typing import Any
 
 from fmstune.job import Attention, Device, Dtype
 
+NOTHING_TO_ASK = "nothing to ask: give --text, --text_file (one prompt a line; - reads standard input) or --rows_file"
+
+PROMPTS = ("text", "text_file", "rows_file")
+"""Fields of `Generation` of which one says what to ask."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:

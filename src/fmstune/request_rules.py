@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fmstune import checkpoints, package_files, run_folder
 from fmstune.errors import UserError
-from fmstune.request import SAMPLING, Generation, Harness, Merge, Scoring
+from fmstune.request import NOTHING_TO_ASK, PROMPTS, SAMPLING, Generation, Harness, Merge, Scoring
 
 
 def model_place(given: str) -> str:
@@ -42,10 +42,10 @@ def generation(request: Generation, data_format: str | None) -> Iterator[str]:
 
 def _asked(request: Generation) -> Iterator[str]:
     """Exactly one kind of prompts, and it is there."""
-    given = {name: getattr(request, name) for name in ("text", "text_file", "rows_file")}
+    given = {name: getattr(request, name) for name in PROMPTS}
     named = [f"--{name}" for name, value in given.items() if value is not None]
     if not named:
-        yield "nothing to ask: give --text, --text_file (one prompt a line; - reads standard input) or --rows_file"
+        yield NOTHING_TO_ASK
     elif len(named) > 1:
         yield f"{' and '.join(named)} exclude each other; give one of them"
     if request.text_file not in (None, "-"):
