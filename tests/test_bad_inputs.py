@@ -1470,7 +1470,7 @@ EARLY = [
         "from-fms 'python scripts/run_inference.py --model x'",
         "one of --text and --text_file must be given, got none",
     ),
-    case("from-fms 'lm_eval --tasks boolq'", "--model_args takes one value, got none"),
+    case("from-fms 'lm_eval --tasks boolq'", "--model_args is missing: the model, as pretrained=DIR"),
     case("from-fms 'python accelerate_launch.py'", "the container's job is in SFT_TRAINER_CONFIG_JSON_PATH or …"),
 ]
 
