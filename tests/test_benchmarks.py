@@ -145,11 +145,8 @@ def test_one_alone() -> None:
 
 
 @pytest.mark.slow
-def test_all_that_train_or_prepare() -> None:
-    step, memory = "tiny_llama, full: step", "tiny_llama, full: memory"
-    assert quick("run_all.py", "first_step", "step", "preparation", "packed_rows") == {
-        "Time to the first step": ["nothing in the cache"],
-        "Step time and memory": [step, f"{step} of plain SFTTrainer", memory, f"{memory} of plain SFTTrainer"],
+def test_those_that_prepare_rows() -> None:
+    assert quick("run_all.py", "preparation", "packed_rows") == {
         "Preparation": [
             "300 rows of JSON lines",
             "SFTTrainer, the same rows",
@@ -160,8 +157,11 @@ def test_all_that_train_or_prepare() -> None:
 
 
 @pytest.mark.soak
-def test_those_of_several_processes_or_runs() -> None:
-    assert quick("run_all.py", "launching", "sweep") == {
+def test_those_that_train() -> None:
+    step, memory = "tiny_llama, full: step", "tiny_llama, full: memory"
+    assert quick("run_all.py", "first_step", "step", "launching", "sweep") == {
+        "Time to the first step": ["nothing in the cache"],
+        "Step time and memory": [step, f"{step} of plain SFTTrainer", memory, f"{memory} of plain SFTTrainer"],
         "Launching": ["to the first step, over bare torchrun"],
         "Sweeps": ["a sweep, over the training of its points", "a sweep, over separate runs"],
     }
