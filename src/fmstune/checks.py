@@ -290,12 +290,8 @@ def _added_token_notes(checked: Checked, tokenizer: Tokenizer) -> Iterator[str]:
     if tokenizer.to_train and checked.peft is not None:
         where = "" if checked.dimensions.tied else " of the output layer"
         count, row = len(tokenizer.to_train), "embedding" if checked.dimensions.tied else "row"
-        said = (
-            f"1 added token: its {row}{where} keeps"
-            if count == 1
-            else (f"{count} added tokens: their {row}s{where} keep")
-        )
-        yield f"{said} the mean of the old ones under an adapter"
+        one, several = f"1 added token: its {row}{where} keeps", f"{count} added tokens: their {row}s{where} keep"
+        yield f"{one if count == 1 else several} the mean of the old ones under an adapter"
 
 
 def _situation(job: Job, device: str, *, adapter: bool) -> Situation:

@@ -248,9 +248,11 @@ def _away(words: Sequence[str], tasks: Points) -> list[int]:
 
 def _print(config: DictConfig, how: Mapping[str, Any], line: CommandLine) -> int:
     """`--cfg job`: the composed job, or where its fields come from."""
-    filled = copy.deepcopy(config)
-    OmegaConf.set_struct(filled, False)
-    filled.launcher.update(_of_file(config, line))
+    filled = config
+    if found := _of_file(config, line):
+        filled = copy.deepcopy(config)
+        OmegaConf.set_struct(filled, False)
+        filled.launcher.update(found)
     if not line.sources:
         return composition.print_config(filled, how, line.trusted)
     tree = composition.tree(filled)
@@ -277,6 +279,9 @@ def _frozen(config: DictConfig, line: CommandLine, swept: Collection[str]) -> fr
 
 def _of_file(config: DictConfig, line: CommandLine) -> dict[str, Any]:
     """What the user's own accelerate YAML sets in the launcher group."""
+    if OmegaConf.select(config, "launcher.config_file") is None:
+        # nearly always, and then nothing is resolved for it
+        return {}
     words = frozenset(word.lstrip("+~").partition("=")[0] for word in line.hydra)
     return accelerate_file.taken(composition.tree(config)["launcher"], words)
 
