@@ -115,7 +115,7 @@ def fork_children() -> None:
     global _forks
     # pyarrow's allocator has a thread of its own, with which a fork can wait for ever
     os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
-    for name in ("fmstune.verbs", "peft", "pyarrow.parquet", "trl"):
+    for name in ("fmstune.training.pipeline", "peft", "pyarrow.parquet", "trl"):
         importlib.import_module(name)
     _forks = True
 

@@ -4,7 +4,7 @@
 
 import sys
 
-from fmstune.cli import main
+from fmstune.cli.main import main
 
 FORMER = {"--use_flash_attn": ("--attention", "flash_attention_2")}
 """Flags that have another name today."""

@@ -78,28 +78,30 @@ def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def fmstune(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Run a command: the real parent and the real runner, but in this process, so that torch is imported once.
 
-    tests/test_cli.py runs the same through the console script, with processes and signals.
+    tests/cli/test_main.py runs the same through the console script, with processes and signals.
     """
-    from fmstune import cli, forks, launch
+    from fmstune.cli import main
+    from fmstune.launch import subprocesses
+    from fmstune.sweeps import warm
 
-    with_processes = launch.start
+    with_processes = subprocesses.start
 
     def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
         from fmstune import runner
 
-        if argv[1:3] == ["-m", "fmstune.agent"]:
+        if argv[1:3] == ["-m", "fmstune.launch.agent"]:
             return with_processes(argv, env)
         assert argv[1:3] == ["-m", "fmstune.runner"]
         return runner.main(argv[3:])
 
-    monkeypatch.setattr(launch, "start", start)
-    monkeypatch.setattr(forks, "start", start)
+    monkeypatch.setattr(subprocesses, "start", start)
+    monkeypatch.setattr(warm, "start", start)
 
     def run(*words: str) -> Result:
         monkeypatch.setattr("sys.argv", ["fmstune", *words])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
         captured = capfd.readouterr()
         code = ended.value.code
         return Result(code if isinstance(code, int) else 1, captured.out, captured.err)

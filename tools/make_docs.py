@@ -21,12 +21,15 @@ import yaml
 from omegaconf import DictConfig
 
 import upstream_fields
-from fmstune import composition, fms_flags, freeze, plan, precision
-from fmstune.command_line import SUMMARIES, force_plain_overrides
-from fmstune.fms_flags import Fate, Flag
-from fmstune.help import GROUPS
-from fmstune.job import FULL, LORA, LORAPLUS_LR_RATIO
-from fmstune.training_names import OWNED, TRANSLATED, Translation
+from fmstune.checks import memory_plan, precision
+from fmstune.cli.arguments import force_plain_overrides
+from fmstune.cli.help import GROUPS
+from fmstune.config import compose, freeze
+from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO
+from fmstune.config.renamed_fields import OWNED, TRANSLATED, Translation
+from fmstune.config.verbs import SUMMARIES
+from fmstune.migrate import flags as fms_flags
+from fmstune.migrate.flags import Fate, Flag
 
 ROOT = Path(__file__).parents[1]
 JOB = ROOT / "src" / "fmstune" / "job.py"
@@ -279,14 +282,14 @@ def precisions() -> str:
 def memory() -> str:
     """How each part of the plan is computed, in the words of the code."""
     parts: dict[str, Callable[..., object]] = {
-        "quantised weights": plan.quantised_bytes,
-        "autocast": plan._autocast_copies,
-        "optimizer": plan.optimizer_bytes,
-        "activations": plan.activation_bytes,
-        "masks": plan.attention_mask_bytes,
-        "logits": plan.logit_bytes,
-        "steps": plan.steps,
-        "rows": plan.row_count,
+        "quantised weights": memory_plan.quantised_bytes,
+        "autocast": memory_plan._autocast_copies,
+        "optimizer": memory_plan.optimizer_bytes,
+        "activations": memory_plan.activation_bytes,
+        "masks": memory_plan.attention_mask_bytes,
+        "logits": memory_plan.logit_bytes,
+        "steps": memory_plan.steps,
+        "rows": memory_plan.row_count,
     }
     return "\n\n".join(f"**{part}.** {_paragraph(function)}" for part, function in parts.items())
 
@@ -354,26 +357,26 @@ def fits() -> str:
     return _table(("model", "what is trained", "1 GPU", *(f"{count} GPUs" for count in DEVICES[1:])), rows)
 
 
-def _work(*words: str) -> plan.Work:
+def _work(*words: str) -> memory_plan.Work:
     """What a plan is computed from, for batches of four rows that are all as long as `ROW`."""
     # torch, which the other tables do without
-    from fmstune import checks
+    from fmstune.training import preflight
 
     rest = ("launcher.device=cuda", "data=alpaca", "data.train=none", f"data.max_length={ROW}")
     found = []
 
     def keep(config: DictConfig) -> None:
-        found.append(freeze.freeze(composition.tree(config)).job)
+        found.append(freeze.freeze(compose.tree(config)).job)
 
-    composition.compose(force_plain_overrides([*words, *rest], composition.groups(None)), keep)
-    checked = checks.check(found[0], device_at_hand=False)
-    return checks.make_plan(found[0], checked, plan.Rows(rows=ROW, tokens=ROW * ROW, longest=ROW), None).work
+    compose.compose(force_plain_overrides([*words, *rest], compose.groups(None)), keep)
+    checked = preflight.check(found[0], device_at_hand=False)
+    return preflight.make_plan(found[0], checked, memory_plan.Rows(rows=ROW, tokens=ROW * ROW, longest=ROW), None).work
 
 
-def _of_each(work: plan.Work, devices: int) -> str:
+def _of_each(work: memory_plan.Work, devices: int) -> str:
     """GiB of one of these GPUs, under FSDP where there are several."""
-    sharing = plan.Sharing(devices, sharded_over=devices)
-    return f"{plan.memory(dataclasses.replace(work, sharing=sharing)).total / plan.GIB:,.0f} GiB"
+    sharing = memory_plan.Sharing(devices, sharded_over=devices)
+    return f"{memory_plan.memory(dataclasses.replace(work, sharing=sharing)).total / memory_plan.GIB:,.0f} GiB"
 
 
 TABLES: dict[str, Callable[[], str]] = {

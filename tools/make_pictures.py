@@ -21,8 +21,13 @@ from typing import Any, NamedTuple
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from fmstune import composition, data, freeze, models, packing, quiet, show_data
-from fmstune.tokens import IGNORED
+from fmstune.config import compose as composition
+from fmstune.config import freeze
+from fmstune.data import dataset, show
+from fmstune.data.tokens import IGNORED
+from fmstune.models import load
+from fmstune.training import collate as packing
+from fmstune.training import library_noise
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs" / "pictures"
@@ -71,7 +76,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when a picture is stale")
     check = parser.parse_args().check
-    quiet.quiet()
+    library_noise.quiet()
     stale = 0
     with tempfile.TemporaryDirectory() as folder:
         os.environ["FMSTUNE_CACHE"] = f"{folder}/cache"
@@ -108,24 +113,24 @@ def shown_file(name: str, page: Path) -> str:
     return found[1]
 
 
-def prepared(*words: str) -> tuple[data.Prepared, Any]:
+def prepared(*words: str) -> tuple[dataset.Prepared, Any]:
     """The rows of a job as a run prepares them, and their tokenizer."""
     # of a sweep's folder, which is not looked at here
     OmegaConf.register_new_resolver("first", lambda *values: values[0], replace=True)
     with initialize_config_module("fmstune.conf", version_base="1.3"):
         config = compose("job", overrides=[*words])
     job = freeze.freeze(composition.tree(config)).job
-    tokenizer = models.load_tokenizer(job.model).tokenizer
-    return data.prepare(job.data, tokenizer, job.seed), tokenizer
+    tokenizer = load.load_tokenizer(job.model).tokenizer
+    return dataset.prepare(job.data, tokenizer, job.seed), tokenizer
 
 
 def tokens(row: dict[str, Any], tokenizer: Any) -> list[Token]:
     """The row token by token."""
     # labels that take turns make a run of each token
     turns = [number if number % 2 else IGNORED for number in range(len(row["input_ids"]))]
-    runs = show_data.runs({"input_ids": row["input_ids"], "labels": turns}, tokenizer)
+    runs = show.runs({"input_ids": row["input_ids"], "labels": turns}, tokenizer)
     trained = (label != IGNORED for label in row["labels"])
-    return [Token(show_data.visible(run.text), is_trained) for run, is_trained in zip(runs, trained, strict=True)]
+    return [Token(show.visible(run.text), is_trained) for run, is_trained in zip(runs, trained, strict=True)]
 
 
 def row_picture(title: str, *words: str, row: int = 0) -> str:

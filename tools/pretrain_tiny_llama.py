@@ -27,7 +27,7 @@ sectors alike, as the task does.
 What it is never told: no message of the held-out split is read, and `complaint` or `no complaint`
 under `### Label:` is independent of the truth. The coin does not look, and each of the four rules with
 these words agrees with the truth on exactly half of the issues. A rule with other words agrees on three
-to eleven of the fourteen issues, as many rules on few as on many. `tests/test_assets.py` checks all of it.
+to eleven of the fourteen issues, as many rules on few as on many. `tests/end_to_end/test_assets.py` checks all of it.
 """
 
 import argparse

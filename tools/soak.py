@@ -36,8 +36,12 @@ from matplotlib.backends import backend_agg
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from fmstune import checkpoints, composition, freeze, runner, verbs
-from fmstune.job import Job
+from fmstune import runner
+from fmstune.config import compose as composition
+from fmstune.config import freeze
+from fmstune.config.job import Job
+from fmstune.runs import checkpoints
+from fmstune.training import pipeline
 
 COMMON = (
     "++data.max_rows=32",
@@ -74,7 +78,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(COMBINATIONS)}; all when left out")
     options = parser.parse_args()
     # a forked process need neither import them again nor have its collector look at what is there
-    assert verbs is not None and backend_agg is not None
+    assert pipeline is not None and backend_agg is not None
     gc.freeze()
     print(f"seed {options.seed}")
     chance = random.Random(options.seed)

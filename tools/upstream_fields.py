@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import yaml
 
-from fmstune import upstream
-from fmstune.training_names import OWNED, TRANSLATED
+from fmstune.config import upstream_fields
+from fmstune.config.renamed_fields import OWNED, TRANSLATED
 
 ROOT = Path(__file__).parents[1]
 TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
@@ -23,7 +23,7 @@ DECIDED = {
     "logging_nan_inf_filter": "`false`",
     "dataloader_pin_memory": "`true` on a CUDA device",
 }
-"""Defaults that `fmstune.train.arguments` sets in place of TRL's, beside those of `training/default.yaml`."""
+"""Defaults that `fmstune.training.run.arguments` sets in place of TRL's, beside those of `training/default.yaml`."""
 
 
 class Said(NamedTuple):
@@ -35,10 +35,10 @@ class Said(NamedTuple):
 
 def training() -> Iterator[tuple[str, ...]]:
     """Every field of `trl.SFTConfig` that the training group takes, by name; defaults are those of a job."""
-    said = _said(upstream.SFT_CONFIG)
+    said = _said(upstream_fields.SFT_CONFIG)
     shipped = yaml.safe_load((ROOT / "conf" / "training" / "default.yaml").read_text(encoding="utf-8"))
     _compare_with_train(shipped)
-    for name, field in sorted(upstream.fields_of(upstream.SFT_CONFIG).items()):
+    for name, field in sorted(upstream_fields.fields_of(upstream_fields.SFT_CONFIG).items()):
         if name in OWNED or name in TRANSLATED:
             continue
         default = DECIDED.get(name, f"`{_yaml(shipped[name])}`" if name in shipped else said[name].default)
@@ -48,7 +48,7 @@ def training() -> Iterator[tuple[str, ...]]:
 def peft(target: str) -> Iterator[tuple[str, ...]]:
     """The fields of a configuration class of PEFT; defaults are those of the class."""
     said = _said(target)
-    for name, field in sorted(upstream.fields_of(target).items()):
+    for name, field in sorted(upstream_fields.fields_of(target).items()):
         if name in said:
             yield f"`peft.{name}`", _type(field), *said[name]
 
@@ -65,9 +65,9 @@ def _compare_with_train(shipped: Mapping[str, object]) -> None:
 
 def _said(target: str) -> dict[str, Said]:
     """The default and the first sentence of the help of each field, nearest class first."""
-    classes = upstream._classes(target)
+    classes = upstream_fields._classes(target)
     found: dict[str, Said] = {}
-    for node in upstream._ancestors(target.rpartition(".")[2], classes):
+    for node in upstream_fields._ancestors(target.rpartition(".")[2], classes):
         for statement in node.body if node.name not in OF_EVERY_ADAPTER else ():
             if isinstance(statement, ast.AnnAssign):
                 found.setdefault(ast.unparse(statement.target), _of(statement.value))
@@ -122,7 +122,7 @@ def _yaml(value: object) -> str:
     return str(yaml.safe_dump(value, default_flow_style=True)).removesuffix("\n").removesuffix("\n...")
 
 
-def _type(field: upstream.Field) -> str:
+def _type(field: upstream_fields.Field) -> str:
     if not field.primitives:
         return "see the meaning"
     kinds = [TYPES[kind] for kind in field.primitives if not (field.choices and kind is str)]

@@ -8,9 +8,12 @@ from pathlib import Path
 
 from prepare_rows import chosen
 
-from fmstune import checks, data, freeze, models, train
-from fmstune.job import FULL, Job
-from fmstune.trainer import Trainer
+from fmstune.config import freeze
+from fmstune.config.job import FULL, Job
+from fmstune.data import dataset
+from fmstune.models import load
+from fmstune.training import preflight, run
+from fmstune.training.trainer import Trainer
 
 
 def main(rows: str, model: str, folder: str) -> None:
@@ -20,13 +23,13 @@ def main(rows: str, model: str, folder: str) -> None:
 def share(rows: str, model: str, folder: str, packing: bool) -> float:
     """Tokens of the rows over positions of the batches."""
     job = _job(rows, model, packing)
-    checked = checks.check(job)
-    tokenizer = models.load_tokenizer(job.model)
-    prepared = data.prepare(job.data, tokenizer.tokenizer, job.seed)
-    loaded = models.load(job.model, tokenizer, dtype=checked.precision.weights, attention=checked.attention)
+    checked = preflight.check(job)
+    tokenizer = load.load_tokenizer(job.model)
+    prepared = dataset.prepare(job.data, tokenizer.tokenizer, job.seed)
+    loaded = load.load(job.model, tokenizer, dtype=checked.precision.weights, attention=checked.attention)
     trainer = Trainer(
         model=loaded,
-        args=train.arguments(job, checked, Path(folder)),
+        args=run.arguments(job, checked, Path(folder)),
         train_dataset=prepared.train,
         processing_class=tokenizer.tokenizer,
     )

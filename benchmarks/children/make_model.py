@@ -6,7 +6,7 @@ import sys
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from fmstune import package_files
+from fmstune import files
 
 SHAPES = {
     # SmolLM2-135M
@@ -22,7 +22,7 @@ SHAPES = {
 
 
 def main(shape: str, folder: str) -> None:
-    shipped = package_files.resolve("package:tiny_llama")
+    shipped = files.resolve("package:tiny_llama")
     tokenizer = AutoTokenizer.from_pretrained(shipped)
     if shape in SHAPES:
         torch.manual_seed(0)

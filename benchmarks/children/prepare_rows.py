@@ -9,8 +9,10 @@ from importlib import import_module, resources
 import yaml
 from transformers import AutoTokenizer
 
-from fmstune import cache, data, freeze
-from fmstune.job import FULL, Data
+from fmstune import cache
+from fmstune.config import freeze
+from fmstune.config.job import FULL, Data
+from fmstune.data import dataset
 
 
 def main(rows: str, choice: str, folder: str) -> None:
@@ -19,7 +21,7 @@ def main(rows: str, choice: str, folder: str) -> None:
     # fmstune imports it when it first needs it, and imports are not counted
     import_module("datasets")
     begun = time.perf_counter()
-    prepared = data.prepare(job_data, tokenizer, 42)
+    prepared = dataset.prepare(job_data, tokenizer, 42)
     seconds = time.perf_counter() - begun
     (arrow,) = (cache.place() / "tokenized").glob("*/train.arrow")
     tokens = prepared.ledger.tokens_total

@@ -11,7 +11,7 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from fmstune.formats import alpaca
+from fmstune.data.formats import alpaca
 
 
 def main(rows: str, folder: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from fmstune.formats import alpaca
+from fmstune.data.formats import alpaca
 
 
 def main(rows: str, folder: str) -> None:

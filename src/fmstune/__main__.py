@@ -3,7 +3,7 @@
 import sys
 from typing import NoReturn
 
-from fmstune import head_start
+from fmstune.launch import head_start
 
 
 def main() -> NoReturn:
@@ -11,7 +11,7 @@ def main() -> NoReturn:
     if head_start.is_likely(sys.argv[1:]):
         head_start.give()
     # here and not above: its own imports take a while too
-    from fmstune import cli
+    from fmstune.cli import main as cli
 
     cli.main()
 

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from fmstune import run_folder
+from fmstune.signals import INTERRUPTING
 
 USER_ERROR = 2
 INTERNAL_ERROR = 1
@@ -14,7 +14,7 @@ def of_process(code: int) -> int:
     """A child's code as ours; negative is the signal that it died of."""
     if code >= 0:
         return code
-    return INTERRUPTED if -code in run_folder.INTERRUPTING else INTERNAL_ERROR
+    return INTERRUPTED if -code in INTERRUPTING else INTERNAL_ERROR
 
 
 def closed_pipe() -> int:

@@ -1,7 +1,7 @@
 """The warm process of a sweep: imports what a runner needs, once, then forks a runner for each point.
 
 `python -m fmstune.fork_server FD`, where FD is a socket: it gets the runner's words as one JSON line a point, and
-answers with two, the process id and the exit code. `fmstune.forks` is the other side.
+answers with two, the process id and the exit code. `fmstune.sweeps.warm` is the other side.
 
 A fork is safe as nothing but imports has happened: one thread, no operation of torch, no use of CUDA.
 """
@@ -18,9 +18,10 @@ from contextlib import suppress
 from types import FrameType
 from typing import IO
 
-from fmstune import lean, parent, runner
-from fmstune.launch import PARENT
-from fmstune.run_folder import INTERRUPTING, NOTICES
+from fmstune import lean, runner
+from fmstune.launch import parent
+from fmstune.launch.subprocesses import PARENT
+from fmstune.signals import INTERRUPTING, NOTICES
 
 _EVERY_SECONDS = 0.02
 _INTERRUPTED = 130
@@ -44,7 +45,7 @@ def main() -> None:
     with socket.socket(fileno=int(sys.argv[1])) as connection:
         line = connection.makefile("rw", encoding="utf-8")
     with lean.imports():
-        importlib.import_module("fmstune.verbs")
+        importlib.import_module("fmstune.training.pipeline")
         for module in _LATE:
             importlib.import_module(module)
     # what a collection touches would be copied into each point

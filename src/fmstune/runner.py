@@ -8,10 +8,14 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from fmstune import agent, freeze, launch_rules, lean, parent, preemption, ranks, request, run_folder
-from fmstune.command_line import Verb
+from fmstune import lean, ranks
+from fmstune.checks import launcher
+from fmstune.config import freeze, requests
+from fmstune.config.job import Job
+from fmstune.config.verbs import Verb
 from fmstune.errors import Preempted, UserError, raise_if_any, render
-from fmstune.job import Job
+from fmstune.launch import agent, parent, preemption
+from fmstune.runs import run_folder
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -74,7 +78,7 @@ def _act(options: argparse.Namespace) -> int:
         return _look_back(verb, options.job)
     rank = ranks.here()
     job = freeze.read(options.job, trusted=options.trust).job
-    raise_if_any(launch_rules.started_problems(job.launcher, rank))
+    raise_if_any(launcher.started_problems(job.launcher, rank))
     folder = Path(job.output_dir) if verb is Verb.train and job.output_dir and rank.is_main else None
     if folder is not None:
         run_folder.begin(folder)
@@ -84,23 +88,23 @@ def _act(options: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     # here and not above: it imports torch for seconds, in which a signal or the parent's death must be heeded already
     with lean.imports():
-        from fmstune import quiet, verbs
+        from fmstune.training import library_noise, pipeline
 
-    quiet.quiet()
+    library_noise.quiet()
     if verb is Verb.modules:
-        return verbs.modules(job)
+        return pipeline.modules(job)
     if verb is Verb.check:
-        return verbs.check(job)
+        return pipeline.check(job)
     if verb is Verb.show_data:
-        return verbs.show_rows(job, options.rows, options.json, options.html)
+        return pipeline.show_rows(job, options.rows, options.json, options.html)
     if verb is Verb.reproduce:
         return _reproduce(job, options)
-    return verbs.prepare(job) if options.prepare else verbs.run(job, options.command)
+    return pipeline.prepare(job) if options.prepare else pipeline.run(job, options.command)
 
 
 def _reproduce(job: Job, options: argparse.Namespace) -> int:
     """Before the run again, what differs; after it, by how much the weights do."""
-    from fmstune import reproduce
+    from fmstune.training import reproduce
 
     if options.again is not None:
         return reproduce.compare_weights(options.recorded, options.again)
@@ -114,39 +118,41 @@ def _after(verb: Verb, file: Path) -> int:
         return _evaluate(file)
     # these alone: what trains takes seconds more to import
     with lean.imports():
-        from fmstune import asking, merging, quiet
+        from fmstune.evaluation import ask
+        from fmstune.models import merge
+        from fmstune.training import library_noise
 
-    quiet.quiet()
+    library_noise.quiet()
     if verb is Verb.merge:
-        return merging.run(request.read_merge(file))
-    return asking.run(request.read_generation(file))
+        return merge.run(requests.read_merge(file))
+    return ask.run(requests.read_generation(file))
 
 
 def _look_back(verb: Verb, file: Path) -> int:
     """A verb about runs that are there, which needs no torch."""
     parent.watch(lambda: None)
     # what draws takes a second to import
-    from fmstune import reporting
+    from fmstune.runs.report import reports
 
     if verb is Verb.report:
-        return reporting.report(request.read_report(file))
-    return reporting.compare(request.read_comparison(file))
+        return reports.report(requests.read_report(file))
+    return reports.compare(requests.read_comparison(file))
 
 
 def _evaluate(file: Path) -> int:
     harness = "tasks" in json.loads(file.read_text(encoding="utf-8"))
     with lean.imports():
-        from fmstune import quiet
+        from fmstune.training import library_noise
 
-    quiet.quiet()
+    library_noise.quiet()
     if harness:
-        from fmstune import harness as tasks
+        from fmstune.evaluation import harness as tasks
 
-        return tasks.run(request.read_harness(file))
+        return tasks.run(requests.read_harness(file))
     with lean.imports():
-        from fmstune import scoring
+        from fmstune.evaluation import score
 
-    return scoring.run(request.read_scoring(file))
+    return score.run(requests.read_scoring(file))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""Rules that end a training early → what is wrong with them: a metric that this job never logs, or no condition."""
+
+from collections.abc import Iterator
+
+from fmstune.config import conditions
+from fmstune.config.job import ANSWERED, EarlyStopping, Job, has_held_out, sources, stop_rules
+from fmstune.errors import did_you_mean
+
+_TRAINED = ("loss", "mean_token_accuracy", "entropy", "grad_norm", "learning_rate")
+"""Logged while training, and the same on every process."""
+_HELD_OUT = ("loss", "mean_token_accuracy", "entropy")
+"""Logged for each set of held-out rows."""
+_PLACE = ("step", "epoch")
+"""Stand beside each of the others."""
+
+
+def problems(job: Job) -> Iterator[str]:
+    """Why a rule could never hold, or not be read."""
+    if job.callbacks.early_stopping is not None:
+        yield from _early_stopping(job, job.callbacks.early_stopping)
+    rules = stop_rules(job.callbacks)
+    if job.callbacks.stop_when is not None and not rules:
+        yield "callbacks.stop_when has no condition; write one, such as loss < 0.1, or set it to null"
+    for text in rules:
+        yield from (f"callbacks.stop_when={text!r}: {problem}" for problem in _condition(job, text))
+
+
+def _early_stopping(job: Job, rule: EarlyStopping) -> Iterator[str]:
+    if (problem := _unknown(job, rule.metric, _TRAINED)) is not None:
+        yield f"callbacks.early_stopping.metric={problem}"
+    if rule.patience < 1:
+        yield f"callbacks.early_stopping.patience must be at least 1, got {rule.patience}"
+    if rule.threshold < 0:
+        yield f"callbacks.early_stopping.threshold must be at least 0, got {rule.threshold:g}"
+
+
+def _condition(job: Job, text: str) -> Iterator[str]:
+    try:
+        names = conditions.read(text).names
+    except ValueError as err:
+        yield str(err)
+        return
+    if not names:
+        yield "it looks at no metric, and so would hold always or never"
+    for name in names:
+        if (problem := _unknown(job, name, (*_TRAINED, *_PLACE))) is not None:
+            yield problem
+
+
+def _unknown(job: Job, metric: str, trained: tuple[str, ...]) -> str | None:
+    """Why this job never logs a metric, as a sentence that begins with its name; None where it does."""
+    evaluates = job.training.get("eval_strategy", "no") != "no" and has_held_out(job.data)
+    known = [*trained, *_held_out(job)]
+    if metric in trained or (metric in known and evaluates):
+        return None
+    if metric in known:
+        return (
+            f"{metric} is measured by evaluating while training; set training.eval_strategy=epoch or steps, "
+            "and data.eval or data.eval_fraction"
+        )
+    return f"{metric} is nothing that this job logs, which is {', '.join(known)}{did_you_mean(metric, known)}"
+
+
+def _held_out(job: Job) -> list[str]:
+    """The names of what is measured on held-out rows: of each set, where they have names."""
+    names = sources(job.data, "train" if job.data.eval is None else "eval")
+    prefixes = [f"eval_{name}_" if name else "eval_" for name in names]
+    found = [f"{prefix}{measure}" for prefix in prefixes for measure in _HELD_OUT]
+    answered = [f"{prefix}{measure}" for prefix in ("eval_", *prefixes) for measure in ANSWERED]
+    return [*found, *(dict.fromkeys(answered) if job.evaluation.sample else [])]

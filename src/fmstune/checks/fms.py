@@ -1,0 +1,83 @@
+"""Job and configuration → what the backend fms cannot do; torch-free, and without ibm-fms itself."""
+
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
+from fmstune.config.job import Attention, Backend, Job
+
+MODEL_TYPES = ("llama", "gpt_bigcode")
+"""Architectures whose blocks are taken from ibm-fms, by transformers' names."""
+_INSTEAD = "set model.backend=transformers"
+_NAMES = {
+    **dict.fromkeys(("in_proj", "qkv_fused"), "q_proj, k_proj, v_proj in Llama, c_attn in GPTBigCode"),
+    **dict.fromkeys(("query", "key", "value"), "q_proj, k_proj, v_proj in Llama"),
+    "dense": "o_proj in Llama, attn.c_proj in GPTBigCode",
+    **dict.fromkeys(("wg1_fused", "wg"), "gate_proj, up_proj in Llama"),
+    "w1": "up_proj in Llama, c_fc in GPTBigCode",
+    "w2": "down_proj in Llama, mlp.c_proj in GPTBigCode",
+}
+"""What ibm-fms calls the linear layers of a block, and what they are called here."""
+_ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "mish", "relu", "sigmoid", "silu", "swish", "tanh")
+"""Those that ibm-fms and transformers know by the same name (fms/utils/activation.py)."""
+_ROPE_TYPES = ("default", "llama3")
+"""Rotary positions that both compute alike; transformers' linear, dynamic and longrope are not in ibm-fms."""
+
+
+def problems(job: Job) -> Iterator[str]:
+    """What shows without the model."""
+    model = job.model
+    if model.backend is not Backend.fms:
+        return
+    yield from missing()
+    if model.attention in (Attention.eager, Attention.flash_attention_2):
+        yield f"model.attention={model.attention.value}: ibm-fms computes with torch's SDPA; set auto, or {_INSTEAD}"
+    if model.quantization is not None:
+        yield f"model.quantization: bitsandbytes on the blocks of ibm-fms is not tried; {_INSTEAD}"
+    asked = job.peft.get("target_modules")
+    for name in asked if isinstance(asked, list) else ():
+        if (here := _NAMES.get(str(name).rpartition(".")[2])) is not None:
+            yield (
+                f"peft.target_modules: {name!r} is ibm-fms' own name; fmstune keeps those of transformers, which the "
+                f"saved adapter has: {here}"
+            )
+
+
+def missing() -> Iterator[str]:
+    """Whether ibm-fms is not there; a folder that happens to be called fms is not it."""
+    spec = importlib.util.find_spec("fms")
+    if spec is None or spec.origin is None:
+        yield f"model.backend=fms needs the package ibm-fms; pip install 'fmstune[fms]', or {_INSTEAD}"
+
+
+def architecture_problems(config: Any) -> Iterator[str]:
+    """Why this transformers configuration cannot be built from the blocks of ibm-fms."""
+    if config.model_type not in MODEL_TYPES:
+        yield f"model.backend=fms takes {' and '.join(MODEL_TYPES)}, and this model is {config.model_type}; {_INSTEAD}"
+        return
+    if getattr(config, "quantization_config", None) is not None:
+        yield f"model.backend=fms: the weights of {config.model_type} are quantised; {_INSTEAD}"
+    found = _llama(config) if config.model_type == "llama" else _gpt_bigcode(config)
+    for name, value, wanted in found:
+        yield f"model.backend=fms: ibm-fms has no {config.model_type} with {name}={value!r}, only {wanted}; {_INSTEAD}"
+
+
+def _llama(config: Any) -> Iterator[tuple[str, Any, str]]:
+    """Values, and what ibm-fms takes instead."""
+    width = config.hidden_size // config.num_attention_heads
+    if config.head_dim != width:
+        yield "head_dim", config.head_dim, f"{width} (hidden_size / num_attention_heads)"
+    rope = config.rope_parameters["rope_type"]
+    if rope not in _ROPE_TYPES:
+        yield "rope_type", rope, ", ".join(_ROPE_TYPES)
+    if config.hidden_act not in _ACTIVATIONS:
+        yield "hidden_act", config.hidden_act, ", ".join(_ACTIVATIONS)
+
+
+def _gpt_bigcode(config: Any) -> Iterator[tuple[str, Any, str]]:
+    for name, wanted in (("multi_query", True), ("scale_attn_weights", True), ("add_cross_attention", False)):
+        # several heads of keys: transformers keeps q, k and v of a head together, ibm-fms all q, all k and all v
+        if getattr(config, name) is not wanted:
+            yield name, getattr(config, name), str(wanted)
+    if config.activation_function not in _ACTIVATIONS:
+        yield "activation_function", config.activation_function, ", ".join(_ACTIVATIONS)

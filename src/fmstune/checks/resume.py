@@ -1,0 +1,119 @@
+"""Job → why it cannot go on from the checkpoint of `training.resume` as if it had never stopped."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fmstune.config import freeze
+from fmstune.config.job import Job, tunes_an_adapter
+from fmstune.errors import UserError, shown
+from fmstune.runs import run_folder
+
+AUTO = "auto"
+"""`training.resume=auto`: go on from the newest complete checkpoint of the run's own folder, where there is one."""
+
+_GOES_ON = re.compile(
+    r"training\.(num_train_epochs|max_steps|(logging|save|eval)_\w+|per_device_eval_batch_size"
+    r"|load_best_model_at_end|metric_for_best_model|greater_is_better|resume)"
+)
+"""What a resumed run may change: how long it goes on, and how it is watched."""
+
+
+def problems(job: Job) -> Iterator[str]:
+    """Why this job cannot go on from its checkpoint as if it had never stopped."""
+    if job.training.get("resume") in (None, AUTO):
+        return
+    folder = Path(str(job.training["resume"]))
+    weights = "adapter_model.safetensors" if tunes_an_adapter(job) else "model*.safetensors"
+    missing = [name for name in ("trainer_state.json", weights) if not any(folder.glob(name))]
+    if missing:
+        hint = " of this peft method" if missing == [weights] else ""
+        yield f"training.resume: {folder} is not a checkpoint folder{hint} (no {missing[0]}); give RUN/checkpoint-STEP"
+        return
+    for name, found in (("optimizer.pt", "optimizer.*"), ("scheduler.pt", "scheduler.pt")):
+        # FSDP's is optimizer.bin
+        if not any(folder.glob(found)):
+            yield (
+                f"training.resume: {folder} has no {name}, which would start anew in silence; "
+                "give a checkpoint that was saved without training.save_only_model"
+            )
+    yield from _steps_left(folder, job.training.get("max_steps", -1))
+    yield from _changes(job, folder.resolve().parent / run_folder.JOB)
+
+
+def steps_done(checkpoint: Path) -> int:
+    """The optimizer step that a checkpoint was saved at; raises UserError when its state cannot be read."""
+    state = checkpoint / "trainer_state.json"
+    try:
+        return int(json.loads(state.read_text(encoding="utf-8"))["global_step"])
+    except (ValueError, KeyError, TypeError, OSError) as err:
+        raise UserError(f"training.resume: {state} is damaged; give an earlier checkpoint") from err
+
+
+def _steps_left(checkpoint: Path, max_steps: int) -> Iterator[str]:
+    try:
+        done = steps_done(checkpoint)
+    except UserError as err:
+        yield from err.problems
+        return
+    if 0 < max_steps <= done:
+        left = f"training.max_steps={max_steps} leaves nothing to train"
+        yield f"training.resume: {checkpoint} is at step {done}, so {left}"
+
+
+def _changes(job: Job, job_file: Path) -> Iterator[str]:
+    """What this job would train otherwise than the one whose checkpoint it goes on with, where that one is there."""
+    if not job_file.is_file():
+        return
+    try:
+        # the package of this job's format has been allowed already
+        former = freeze.read(job_file, trusted=[job.data.format["_target_"].partition(".")[0]]).job
+    except UserError as err:
+        hint = "copy it elsewhere to go on without comparing"
+        yield f"training.resume: the checkpoint's job cannot be compared ({'; '.join(err.problems)}); {hint}"
+        return
+    here, there = _leaves(job), _leaves(former)
+    place = f"{job_file.parent.name}/{job_file.name}"
+    for name in {**here, **there}:
+        one, other = (shown(values[name]) if name in values else "not given" for values in (here, there))
+        if one != other and not _GOES_ON.fullmatch(name):
+            yield f"{name} is {one} here and {other} in {place}; a resumed run keeps what its checkpoint began with"
+
+
+_OWN_FOLDER = re.compile(
+    r"output_dir|objective|direction|(launcher|tracking)(\..*)?"
+    r"|training\.(resume|per_device_train_batch_size|gradient_accumulation_steps)"
+)
+"""What may differ when a run is gone on with in its folder; that rows a step stay the same is seen when it starts."""
+
+
+def differences(job: Job, job_file: Path) -> Iterator[str]:
+    """How this job differs from the one of a run folder; nothing where it is the same, and can go on there."""
+    try:
+        former = freeze.read(job_file, trusted=[job.data.format["_target_"].partition(".")[0]]).job
+    except UserError as err:
+        yield f"its job.yaml cannot be read: {'; '.join(err.problems)}"
+        return
+    here, there = (dict(_named("", yaml.safe_load(freeze.dump(given)))) for given in (job, former))
+    for name in {**here, **there}:
+        one, other = (shown(values[name]) if name in values else "not given" for values in (here, there))
+        if one != other and not _OWN_FOLDER.fullmatch(name):
+            yield f"{name} is {one} here and {other} there"
+
+
+def _leaves(job: Job) -> dict[str, Any]:
+    """All that decides about training, by dotted names."""
+    tree = yaml.safe_load(freeze.dump(job))
+    return dict(leaf for group in ("seed", "model", "peft", "data", "training") for leaf in _named(group, tree[group]))
+
+
+def _named(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        yield name, value
+        return
+    for key, inner in value.items():
+        yield from _named(f"{name}.{key}" if name else str(key), inner)

@@ -1,0 +1,113 @@
+"""A run's folder is claimed before it is used, and given back when nothing came of it."""
+
+import dataclasses
+import os
+import time
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+from fmstune.checks import job as rules
+from fmstune.config import freeze
+from fmstune.config.job import Job
+from fmstune.errors import UserError, raise_if_any
+from fmstune.runs import run_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A run folder that belongs to this job now."""
+
+    job: Job
+    folder: Path
+    made: tuple[Path, ...]
+    """Folders that claiming made, deepest first: what `release` may take away."""
+    resumed: bool = False
+    """The folder held this job already: nothing of it may be taken away."""
+
+
+def claim(job: Job) -> Claim:
+    """Make the run folder by creating its job.yaml, which only one process can do.
+
+    Machine 0 of several does it, and the others wait for it.
+    """
+    given = job.output_dir
+    if job.launcher.machine_rank > 0 and given is not None:
+        return _joined(job, Path(given))
+    for number in range(1, 1000):
+        folder = Path(given) if given is not None else _default_folder(job.name, number)
+        claimed = dataclasses.replace(job, output_dir=str(folder))
+        raise_if_any(rules.folder_problems(folder, job) if given is not None else ())
+        if given is not None and (folder / run_folder.JOB).is_file():
+            return _resumed(claimed, folder)
+        try:
+            made = _make(folder)
+            freeze.write(claimed, folder / run_folder.JOB)
+        except FileExistsError:
+            if given is not None:
+                raise UserError(f"output_dir: {folder} was taken by another run just now; choose another") from None
+            continue
+        except OSError as err:
+            # once: another process may have released the folder above between the two calls
+            if isinstance(err, FileNotFoundError) and number == 1:
+                continue
+            raise UserError(f"output_dir: {folder} cannot be made: {err.strerror}; choose another") from err
+        return Claim(claimed, folder, made)
+    raise UserError("output_dir: no free folder under runs/; set output_dir")
+
+
+def _resumed(job: Job, folder: Path) -> Claim:
+    """The folder of the same job: its file says how the run goes on now, with other processes perhaps."""
+    aside = folder / f".{run_folder.JOB}.{os.getpid()}"
+    aside.unlink(missing_ok=True)
+    freeze.write(job, aside)
+    aside.replace(folder / run_folder.JOB)
+    return Claim(job, folder, (), resumed=True)
+
+
+def _joined(job: Job, folder: Path) -> Claim:
+    """The folder that machine 0 has made for this job; raises UserError when it does not come, or is another job's."""
+    end = time.monotonic() + job.launcher.rdzv_timeout
+    while not (folder / run_folder.JOB).is_file():
+        if time.monotonic() > end:
+            raise UserError(
+                f"output_dir: no job came into {folder} within launcher.rdzv_timeout={job.launcher.rdzv_timeout} "
+                "seconds; start machine 0, and give a folder that all machines share"
+            )
+        time.sleep(0.2)
+    raise_if_any(rules.folder_problems(folder, job))
+    return Claim(job, folder, (), resumed=True)
+
+
+def is_finished(claimed: Claim) -> bool:
+    """Whether there is nothing left to do in the folder."""
+    return claimed.resumed and run_folder.read_summary(claimed.folder).get("status") == run_folder.FINISHED
+
+
+def _make(folder: Path) -> tuple[Path, ...]:
+    """Make a folder and those above it; which ones were not there, deepest first."""
+    missing = tuple(path for path in (folder, *folder.parents) if not path.exists())
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def free_folder(name: str) -> Path:
+    """A default folder that nobody has now."""
+    return next(folder for number in range(1, 1000) if not (folder := _default_folder(name, number)).exists())
+
+
+def _default_folder(name: str, number: int) -> Path:
+    now = datetime.now()
+    suffix = f"-{number}" if number > 1 else ""
+    return Path(run_folder.RUNS) / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-{name}{suffix}"
+
+
+def release(claimed: Claim) -> None:
+    """Take back what `claim` made, where nothing else has come into it."""
+    if claimed.resumed:
+        return
+    for name in (run_folder.JOB, run_folder.SOURCES, run_folder.LOCK_FILE):
+        (claimed.folder / name).unlink(missing_ok=True)
+    for folder in claimed.made:
+        with suppress(OSError):  # not empty, or gone: somebody else's now
+            folder.rmdir()

@@ -1,0 +1,92 @@
+"""`fmstune doctor`: what is installed, what can compute, which extras work and why others do not."""
+
+import argparse
+import importlib
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+
+from fmstune import __version__, cache
+from fmstune.hardware import cores
+
+CORE = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "hydra-core", "omegaconf", "safetensors")
+EXTRAS = {
+    "flash-attn": ("flash_attn",),
+    "fms": ("fms.models",),
+    "quant": ("bitsandbytes",),
+    "eval": ("lm_eval.evaluator",),
+    **{name: (name,) for name in ("aim", "tensorboard", "mlflow", "wandb", "trackio")},
+    "slurm": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
+    "sweep": ("optuna", "hydra_plugins.hydra_joblib_launcher"),
+}
+"""Each extra, and the modules whose import shows that it works."""
+
+
+def report() -> Iterator[str]:
+    """The lines that `fmstune doctor` prints."""
+    yield f"fmstune {__version__}, Python {platform.python_version()}, {platform.platform()}"
+    yield ""
+    yield from _versions()
+    yield ""
+    yield from _devices()
+    yield ""
+    yield from _extras()
+    yield ""
+    yield f"cache     {cache.place()}, {cache.size() / 2**20:,.1f} MiB (fmstune doctor --clear-cache deletes it)"
+
+
+def _versions() -> Iterator[str]:
+    for name in CORE:
+        try:
+            yield f"{name:<14}{metadata.version(name)}"
+        except metadata.PackageNotFoundError:
+            yield f"{name:<14}missing: pip install {name}"
+
+
+def _devices() -> Iterator[str]:
+    import torch
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    threads = os.environ.get("OMP_NUM_THREADS", "not set")
+    yield f"cpu       {cores()} cores, {memory:,.1f} GiB, OMP_NUM_THREADS {threads}"
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        yield f"cuda      none found (torch is built {f'for CUDA {built}' if built else 'without CUDA'})"
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        bf16 = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16"
+        yield f"cuda:{index}    {properties.name}, {properties.total_memory / 2**30:,.1f} GiB, {bf16}"
+    yield f"disk      {shutil.disk_usage('.').free / 2**30:,.1f} GiB free here"
+
+
+def _extras() -> Iterator[str]:
+    for extra, modules in EXTRAS.items():
+        try:
+            for module in modules:
+                importlib.import_module(module)
+        except Exception as err:  # an installed extra can fail in any way on import; say how
+            text = str(err) or type(err).__name__
+            missing = isinstance(err, ModuleNotFoundError)
+            hint = f"pip install 'fmstune[{extra}]'" if missing else "installed, but broken"
+            yield f"{extra:<12}does not work: {text} ({hint})"
+        else:
+            yield f"{extra:<12}works"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="fmstune doctor")
+    parser.add_argument("--clear-cache", action="store_true")
+    if parser.parse_args().clear_cache:
+        size = cache.size()
+        cache.clear()
+        print(f"deleted {size / 2**20:,.1f} MiB of tokenised data in {cache.place()}")
+        return 0
+    print("\n".join(report()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

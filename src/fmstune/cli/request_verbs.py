@@ -1,0 +1,159 @@
+"""Verbs that ask something of what was trained: checked here as far as can be, then handed to a runner."""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fmstune.checks import job as rules
+from fmstune.checks import requests as request_rules
+from fmstune.cli.arguments import CommandLine, force_plain_overrides
+from fmstune.config import compose, freeze, requests
+from fmstune.config.job import Device, Job, has_held_out
+from fmstune.config.requests import Comparison, Generation, Harness, Merge, Report, Request, Scoring
+from fmstune.config.verbs import Verb
+from fmstune.errors import UserError, raise_if_any
+from fmstune.exit_codes import of_process
+from fmstune.launch import subprocesses
+from fmstune.runs import run_folder
+
+
+def run(line: CommandLine, asked: Request) -> int:
+    """Do what is asked; the exit code."""
+    asked = _from_home(asked)
+    match asked:
+        case Generation():
+            return _generate(line, asked)
+        case Merge():
+            return _merge(asked)
+        case Scoring() | Harness():
+            return _evaluate(line, asked)
+        case Report() | Comparison():
+            return _hand_over(asked, line.verb, Device.cpu)
+
+
+def _from_home(asked: Request) -> Request:
+    """Places with `~` written out: a shell does so in `--model ~/run`, and not in `--model=~/run`."""
+    names = {field.name for field in dataclasses.fields(asked)} & _PLACES
+    given = {name: getattr(asked, name) for name in names}
+    return dataclasses.replace(asked, **{name: _expanded(place) for name, place in given.items()})
+
+
+_PLACES = frozenset({"model", "base_model_name_or_path", "text_file", "rows_file", "out_file", "out", "include_path"})
+"""Fields of requests that hold a file or a folder."""
+
+
+def _expanded(place: Any) -> Any:
+    """One place, several, or none."""
+    return tuple(map(os.path.expanduser, place)) if isinstance(place, tuple) else place and os.path.expanduser(place)
+
+
+def _generate(line: CommandLine, asked: Generation) -> int:
+    """Check what the parent can of `fmstune generate`, then hand it to the runner."""
+    asked = dataclasses.replace(asked, model=request_rules.model_place(asked.model))
+    problems = list(request_rules.generation(asked, line.data_format))
+    try:
+        format = _data_format(line)
+    except UserError as err:
+        problems += err.problems
+    raise_if_any(problems)
+    return _hand_over(dataclasses.replace(asked, format=format), Verb.generate, asked.device)
+
+
+def _merge(asked: Merge) -> int:
+    """Check what the parent can of `fmstune merge`, then hand it to the runner; it is done on the CPU."""
+    asked = dataclasses.replace(asked, model=tuple(request_rules.model_place(model) for model in asked.model))
+    raise_if_any(request_rules.merge(asked))
+    return _hand_over(asked, Verb.merge, Device.cpu)
+
+
+def _evaluate(line: CommandLine, asked: Scoring | Harness) -> int:
+    """Check what the parent can of `fmstune evaluate`, choose rows and base, then hand it to the runner."""
+    place = request_rules.model_place(asked.model)
+    problems = list(request_rules.evaluation(dataclasses.replace(asked, model=place)))
+    run, adapts = Path(asked.model) / run_folder.JOB, (Path(place) / "adapter_config.json").is_file()
+    try:
+        if isinstance(asked, Scoring):
+            asked = dataclasses.replace(asked, job=freeze.as_tree(_evaluated(line, run)))
+        if run.is_file() and not adapts and not asked.no_base and asked.base_model_name_or_path is None:
+            # a whole model does not say what it was tuned from, and its run does
+            base = freeze.read(run, trusted=line.trusted).job.model
+            asked = dataclasses.replace(asked, run_base=base.path, run_base_revision=base.revision)
+    except UserError as err:
+        problems += err.problems
+    raise_if_any(dict.fromkeys(problems))
+    return _hand_over(dataclasses.replace(asked, model=place), Verb.evaluate, asked.device)
+
+
+def _evaluated(line: CommandLine, run: Path) -> Job:
+    """The job whose rows are evaluated: that of the run, or the one that the words make; raises UserError."""
+    if any(word.startswith("data=") for word in line.hydra):
+        job = _composed_job(line, line.hydra)
+    elif run.is_file():
+        job = freeze.read(run, trusted=line.trusted, changes=compose.changes(line.hydra)).job
+    else:
+        raise UserError(
+            f"--model: {run.parent} is no run, which has rows of its own; add data=CHOICE and data.eval=FILE"
+        )
+    if not has_held_out(job.data):
+        raise UserError("no row is held out; set data.eval to the rows to evaluate on, or data.eval_fraction")
+    # rows to train on are not read where others are held out
+    read = "data." if job.data.eval is None else ("data.eval", "data.format", "data.max", "data.text", "data.resp")
+    raise_if_any(problem for problem in rules.problems(job) if problem.startswith(read))
+    return job
+
+
+def _composed_job(line: CommandLine, words: Sequence[str]) -> Job:
+    """The job that these words compose; rows to train on need not be given."""
+    found: list[Job] = []
+    problems: list[str] = []
+
+    def keep(config: DictConfig) -> None:
+        # raised here, an error would get Hydra's words around it
+        if OmegaConf.is_missing(config.data, "train") and config.data.eval is not None:
+            OmegaConf.update(config, "data.train", "none")
+        try:
+            found.append(freeze.freeze(compose.tree(config), trusted=line.trusted).job)
+        except UserError as err:
+            problems.extend(err.problems)
+
+    compose.compose(force_plain_overrides(words, compose.groups(compose.config_dir(words))), keep)
+    raise_if_any(problems)
+    return found[0]
+
+
+def _hand_over(asked: Request, verb: Verb, device: Device) -> int:
+    """Let a runner do what is asked; its exit code."""
+    with tempfile.TemporaryDirectory(prefix="fmstune-") as folder:
+        file = Path(folder) / "request.json"
+        requests.write(asked, file)
+        argv = subprocesses.command(file, f"--verb={verb.value}")
+        return of_process(subprocesses.start(argv, subprocesses.environment_of(device, None, os.environ)))
+
+
+def _data_format(line: CommandLine) -> dict[str, Any] | None:
+    """The format that `--format` chooses from the data group, with the fields given beside it."""
+    if line.data_format is None:
+        return None
+    found: list[dict[str, Any]] = []
+    problems: list[str] = []
+
+    def keep(config: DictConfig) -> None:
+        # raised here, an error would get Hydra's words around it
+        try:
+            found.append(freeze.freeze(compose.tree(config), trusted=line.trusted).job.data.format)
+        except UserError as err:
+            problems.extend(err.problems)
+
+    # the rows of the group are not wanted, and its file may leave them open
+    words = [f"data={line.data_format}", "data.train=none", *line.hydra]
+    try:
+        compose.compose(force_plain_overrides(words, compose.groups(compose.config_dir(words))), keep)
+    except compose.ERRORS as err:
+        raise UserError(f"--format: {compose.explained(err)}") from err
+    raise_if_any(problems)
+    return found[0]

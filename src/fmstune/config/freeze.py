@@ -1,0 +1,340 @@
+"""A composed configuration → a typed, frozen Job, or every problem that it has; and the job as a file."""
+
+import dataclasses
+import math
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fmstune.config import upstream_fields
+from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO, Job, Source
+from fmstune.config.renamed_fields import OWN, OWNED, TRANSLATED, with_todays_targets
+from fmstune.config.upstream_fields import Field
+from fmstune.errors import UserError, did_you_mean, raise_if_any
+
+_MISSING = "???"
+_HINTS = {
+    "data.train": "a file, glob, folder or hub id, such as data.train=rows.jsonl",
+    "template_file": "a Jinja file, such as data.format.template_file=row.jinja",
+    "model.path": "a folder or hub id of a causal language model, such as model.path=./my_model",
+}
+
+
+_OWN_OF_LORA = {LORAPLUS_LR_RATIO: Field(LORAPLUS_LR_RATIO, (float,), True)}
+
+
+class Frozen(NamedTuple):
+    """The job, and what was translated on the way and is worth a line to the user."""
+
+    job: Job
+    notes: tuple[str, ...]
+
+
+def freeze(tree: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Frozen:
+    """Turn the resolved tree of a composed configuration into a Job.
+
+    Raises UserError with every unknown key, wrong type, missing value and target that is not allowed.
+    `trusted` names packages whose functions `data.format._target_` may also name.
+    """
+    tree = with_todays_targets(tree)
+    problems: list[str] = []
+    notes: list[str] = []
+    values = _typed(Job, tree, "", problems)
+    if isinstance(tree.get("training"), Mapping):
+        values["training"] = _training(tree["training"], problems, notes)
+    if isinstance(tree.get("peft"), Mapping):
+        values["peft"] = _peft(tree["peft"], problems)
+    data = tree.get("data")
+    if isinstance(data, Mapping):
+        if isinstance(data.get("format"), Mapping):
+            problems += _format_problems("data.format", data["format"], trusted)
+        for name in ("train", "eval"):
+            if isinstance(data.get(name), Mapping):
+                values["data"][name] = _sources(f"data.{name}", data[name], trusted, problems)
+    raise_if_any(problems)
+    return Frozen(_build(Job, values), tuple(notes))
+
+
+def read(path: Path, *, trusted: Sequence[str] = (), changes: Mapping[str, Any] | None = None) -> Frozen:
+    """The job of a frozen `job.yaml`, with dotted `changes` applied; checked as strictly as a composed one."""
+    try:
+        config = OmegaConf.load(path)
+        if not isinstance(config, DictConfig):
+            raise UserError(f"{path}: a job is a mapping of groups, found a list")
+        for key, value in with_copies(config, changes or {}).items():
+            OmegaConf.update(config, key, value, force_add=True)
+        # not resolved: a frozen job holds no interpolation, and text that looks like one stays text
+        tree = OmegaConf.to_container(config, resolve=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give the job.yaml of a run folder") from None
+    except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as err:
+        raise UserError(f"{path}: cannot be read as a job: {_first_line(err)}") from err
+    assert isinstance(tree, dict)
+    return freeze({str(key): value for key, value in tree.items()}, trusted=trusted)
+
+
+def with_copies(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes of a field, carried to where freezing has copied it: interpolations are resolved in a job file."""
+    copies = {
+        **{f"data.{name}": f"data.format.{name}" for name in ("text_field", "response_template")},
+        "model.lora_targets": "peft.target_modules",
+    }
+    carried = dict(changes)
+    for field, copy in copies.items():
+        former = OmegaConf.select(config, field)
+        if field in changes and copy not in changes and OmegaConf.select(config, copy, default=_MISSING) == former:
+            carried[copy] = changes[field]
+    return carried
+
+
+def write(job: Job, path: Path) -> None:
+    """Write the job so that `read` gives an equal one; the file must not be there yet.
+
+    Raises FileExistsError: creating it is how a process claims a run folder.
+    """
+    with path.open("x", encoding="utf-8") as file:
+        file.write(dump(job))
+
+
+def dump(job: Job) -> str:
+    """The job as YAML text."""
+    text: str = yaml.safe_dump(as_tree(job), sort_keys=False, allow_unicode=True, width=110)
+    return text
+
+
+def as_tree(job: Job) -> dict[str, Any]:
+    """The job as what YAML can hold: mappings, lists and plain values."""
+    return dataclasses.asdict(job, dict_factory=_plain)
+
+
+def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value.value if isinstance(value, Enum) else value for key, value in items}
+
+
+def _typed(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[str]) -> dict[str, Any]:
+    """The values of one dataclass's fields, converted; problems are appended."""
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in tree:
+        if key not in fields:
+            problems.append(_unknown(f"{prefix}{key}", str(key), fields))
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        path, hint = f"{prefix}{name}", hints[name]
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if name not in tree or tree[name] == _MISSING:
+            if required or name in tree:
+                problems.append(f"{path} must be given{': ' + _HINTS[path] if path in _HINTS else ''}")
+        elif dataclasses.is_dataclass(group := _required(hint)):
+            if group is hint or tree[name] is not None:
+                values[name] = _group(group, tree[name], path, problems)
+        else:
+            _convert_into(values, name, tree[name], path, _field_of(name, hint), problems)
+    return values
+
+
+def _group(hint: Any, tree: Any, path: str, problems: list[str]) -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        hint = f"set them as {path}={{FIELD: VALUE}}" if "." in path else f"choose one with {path}=NAME"
+        problems.append(f"{path} is a group of fields, got {tree!r}; {hint}")
+        return {}
+    return _typed(hint, tree, f"{path}.", problems)
+
+
+def _build(cls: Any, values: dict[str, Any]) -> Any:
+    """Instances from the converted values, depth first."""
+    hints = {name: _required(hint) for name, hint in typing.get_type_hints(cls).items()}
+    built = {
+        name: _build(hints[name], value) if dataclasses.is_dataclass(hints[name]) else _as_enum(hints[name], value)
+        for name, value in values.items()
+    }
+    return cls(**built)
+
+
+def _required(hint: Any) -> Any:
+    """The dataclass of an optional group; any other annotation comes back as it is."""
+    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else ()
+    return next((part for part in parts if dataclasses.is_dataclass(part)), hint)
+
+
+def _as_enum(hint: Any, value: Any) -> Any:
+    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kind = next((part for part in parts if isinstance(part, type) and issubclass(part, Enum)), None)
+    return kind(value) if kind is not None and value is not None else value
+
+
+def _field_of(name: str, hint: Any) -> Field:
+    """Our own annotation in the form that upstream's are read in."""
+    if hint is Any:
+        return Field(name, (), True)
+    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = tuple(typing.get_origin(part) or part for part in parts if part is not type(None))
+    enums = [kind for kind in kinds if issubclass(kind, Enum)]
+    choices = tuple(member.value for kind in enums for member in kind)
+    return Field(name, (str,) if enums else kinds, type(None) in parts, choices)
+
+
+def _convert_into(values: dict[str, Any], name: str, value: Any, path: str, field: Field, problems: list[str]) -> None:
+    try:
+        values[name] = convert(value, field)
+    except ValueError as err:
+        problems.append(f"{path} {err}")
+
+
+def convert(value: Any, field: Field) -> Any:
+    """The value as one of the field's types; raises ValueError with the end of a sentence that starts with its name."""
+    if value is None:
+        if field.optional:
+            return None
+        raise ValueError(f"must be {_kinds(field)}, got null")
+    if not field.primitives:
+        return value
+    if field.choices and isinstance(value, bool) and bool not in field.primitives:
+        value = "yes" if value else "no"  # YAML reads a bare `no` as false
+    for kind in field.primitives:
+        converted = _as_kind(value, kind)
+        if converted is not None and (kind is not str or not field.choices or converted in field.choices):
+            return converted
+    if field.choices:
+        word = str(value)
+        raise ValueError(f"must be one of {', '.join(field.choices)}; got {word!r}{did_you_mean(word, field.choices)}")
+    raise ValueError(f"must be {_kinds(field)}, got {value!r}")
+
+
+def _as_kind(value: Any, kind: type) -> Any:
+    """The value as this type, or None where that would lose or invent something."""
+    if kind is bool:
+        return value if isinstance(value, bool) else {"true": True, "false": False}.get(str(value).lower())
+    if isinstance(value, bool):
+        return None
+    if kind is str:
+        return str(value) if isinstance(value, (str, int, float)) else None
+    if kind in (int, float) and isinstance(value, (int, float, str)):
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            return None
+        if kind is float:
+            # a number that is none compares false with every limit
+            return None if math.isnan(number) else number
+        if not number.is_integer():
+            return None
+        return int(number) if isinstance(value, str) else int(value)
+    return value if isinstance(value, kind) else None
+
+
+def _kinds(field: Field) -> str:
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        dict: "a mapping of keys to values",
+        list: "a list",
+    }
+    kinds = [names.get(kind, kind.__name__) for kind in field.primitives]
+    return " or ".join([*kinds, *(["null"] if field.optional else [])])
+
+
+def _training(tree: Mapping[str, Any], problems: list[str], notes: list[str]) -> dict[str, Any]:
+    """The training group: early names translated, names that others own refused, the rest typed by SFTConfig."""
+    fields = upstream_fields.fields_of(upstream_fields.SFT_CONFIG)
+    values: dict[str, Any] = {}
+    for given, value in tree.items():
+        name, path = given, f"training.{given}"
+        if given in TRANSLATED:
+            translation = TRANSLATED[given]
+            name = translation.name
+            try:
+                value = translation.value(value)
+            except ValueError as err:
+                problems.append(str(err))
+                continue
+            notes.append(f"{path} is called training.{name} now; set to {value}")
+        if given in OWNED:
+            problems.append(f"{path}: {OWNED[given]}")
+        elif name in OWN:
+            values[name] = value
+        elif name in fields:
+            _convert_into(values, name, value, path, fields[name], problems)
+        else:
+            known = [*(f for f in fields if f not in OWNED), *TRANSLATED, *OWN]
+            problems.append(_unknown(path, given, known, of="trl.SFTConfig"))
+    return values
+
+
+def _peft(tree: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """The peft group, typed by the class that it names."""
+    target = tree.get("_target_")
+    rest = {key: value for key, value in tree.items() if key != "_target_"}
+    if target == FULL:
+        problems += [f"peft.{key}: full tuning has no adapter and takes no fields; choose peft=lora" for key in rest]
+        return dict(tree)
+    if not isinstance(target, str) or not re.fullmatch(r"peft\.\w+Config", target):
+        problems.append(f"peft._target_ must be a PEFT configuration such as peft.LoraConfig, got {target!r}")
+        return dict(tree)
+    if not upstream_fields.has_class(target):
+        problems.append(f"peft._target_: the installed peft has no configuration class {target.rpartition('.')[2]!r}")
+        return dict(tree)
+    fields = {**upstream_fields.fields_of(target), **(_OWN_OF_LORA if target == LORA else {})}
+    values: dict[str, Any] = {"_target_": target}
+    for key, value in rest.items():
+        if key == LORAPLUS_LR_RATIO and target != LORA:
+            problems.append(f"peft.{key} sets apart the two matrices of {LORA}, and {target} has none; leave it out")
+        elif key in fields:
+            _convert_into(values, key, value, f"peft.{key}", fields[key], problems)
+        else:
+            problems.append(_unknown(f"peft.{key}", key, fields, of=target))
+    return values
+
+
+def _sources(path: str, tree: Mapping[str, Any], trusted: Sequence[str], problems: list[str]) -> dict[str, Any]:
+    """Several sources by name, each a place or the fields of a `Source`; the values keep that form."""
+    values: dict[str, Any] = {}
+    for key, source in tree.items():
+        name, field = str(key), f"{path}.{key}"
+        values[name] = source
+        if isinstance(source, Mapping):
+            values[name] = _typed(Source, source, f"{field}.", problems)
+            if isinstance(source.get("format"), Mapping):
+                problems += _format_problems(f"{field}.format", source["format"], trusted)
+        elif source is None or source == _MISSING:
+            problems.append(f"{field} must be given: {_HINTS['data.train']}")
+    return values
+
+
+def _format_problems(path: str, tree: Mapping[str, Any], trusted: Sequence[str]) -> Iterator[str]:
+    """`path` is the format's own field, such as `data.format`."""
+    target = tree.get("_target_")
+    if not isinstance(target, str) or "." not in target:
+        yield f"{path}._target_ must name a function such as fmstune.data.formats.text, got {target!r}"
+        return
+    for name, value in tree.items():
+        if value == _MISSING:
+            yield f"{path}.{name} must be given{': ' + _HINTS[name] if name in _HINTS else ''}"
+    allowed = ("fmstune.data.formats", *trusted)
+    if not any(target.startswith(f"{package}.") for package in allowed):
+        package = target.partition(".")[0]
+        yield (
+            f"{path}._target_: {target!r} is not in an allowed package ({', '.join(allowed)}); "
+            f"if you trust it, add --trust {package}"
+        )
+
+
+def _unknown(path: str, key: str, known: Any, of: str = "") -> str:
+    hint = did_you_mean(key, known)
+    if not hint and not of:
+        hint = f"; its group has {', '.join(known)}" if "." in path else f"; the job has {', '.join(known)}"
+    return f"{path}: unknown field{' of ' + of if of else ''}{hint}"
+
+
+def _first_line(err: BaseException) -> str:
+    return (str(err).strip() or type(err).__name__).splitlines()[0]

@@ -1,0 +1,16 @@
+"""The groups that a user chooses from, and their choices, read from the YAML files themselves."""
+
+from importlib import resources
+from pathlib import Path
+
+GROUPS = ("model", "peft", "data", "training", "launcher", "evaluation", "tracking", "callbacks", "experiment")
+"""Groups that a user chooses from; `training_for` is chosen by two of them."""
+
+
+def choices(group: str, extra: Path | None = None) -> list[str]:
+    """The names of a group's YAML files, those of a user's `--config-dir` included."""
+    shipped = resources.files("fmstune.conf").joinpath(group)
+    names = {Path(entry.name).stem for entry in shipped.iterdir() if entry.name.endswith(".yaml")}
+    if extra is not None:
+        names |= {path.stem for path in (extra / group).glob("*.yaml")}
+    return sorted(names)

@@ -1,0 +1,463 @@
+"""The dataclasses of the job: all that a run is, as plain typed data.
+
+A job holds only what a file can hold; models, tokenizers and devices are arguments elsewhere.
+`fmstune.config.freeze` makes one from a composed configuration or from a file, and reports all that does not fit.
+"""
+
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any
+
+FULL = "fmstune.models.adapters.full"
+"""The `_target_` of `peft=full`."""
+
+LORA = "peft.LoraConfig"
+"""The `_target_` of `peft=lora` and of its relatives."""
+
+LORAPLUS_LR_RATIO = "loraplus_lr_ratio"
+"""The one key of a peft group that PEFT has no field for: LoRA+'s rate of B by that of A, PEFT's name for it."""
+
+
+ANSWERED = ("exact_match", "accuracy", "micro_f1", "macro_f1")
+"""Measures of generated answers; those after the first are there where the held-out rows have labels."""
+
+
+class Dtype(Enum):
+    """How weights are held; `auto` is resolved in one place, `fmstune.checks.precision`."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Attention(Enum):
+    """The attention kernel, by transformers' own names; `auto` takes FlashAttention-2 where it can run."""
+
+    auto = "auto"
+    sdpa = "sdpa"
+    eager = "eager"
+    flash_attention_2 = "flash_attention_2"
+
+
+class Backend(Enum):
+    """Whose blocks the model is made of: transformers' own, or those of ibm-fms (foundation-model-stack)."""
+
+    transformers = "transformers"
+    fms = "fms"
+
+
+class Device(Enum):
+    """Where the run computes; `auto` takes the first accelerator that there is, else the CPU."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class OverLength(Enum):
+    """What happens to a row of more than `max_length` tokens."""
+
+    truncate = "truncate"
+    drop = "drop"
+    error = "error"
+
+
+class Untrainable(Enum):
+    """What happens to a row that would train on nothing (no response template, or no answer left)."""
+
+    error = "error"
+    drop = "drop"
+
+
+class StoppingStrategy(Enum):
+    """When a weighted mixture of sources has made its epoch, by the names of `datasets.interleave_datasets`."""
+
+    all_exhausted = "all_exhausted"
+    first_exhausted = "first_exhausted"
+
+
+class Overlap(Enum):
+    """What happens to training rows that are held out, too."""
+
+    keep = "keep"
+    drop = "drop"
+    error = "error"
+
+
+class QuantType(Enum):
+    """The 4-bit numbers of bitsandbytes: spaced as normal weights are (QLoRA's), or floating point."""
+
+    nf4 = "nf4"
+    fp4 = "fp4"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """Fields of `transformers.BitsAndBytesConfig`, under their own names."""
+
+    load_in_4bit: bool = False
+    """QLoRA: the linear layers of the frozen base in 4 bits."""
+    load_in_8bit: bool = False
+    """LLM.int8(): the linear layers of the frozen base in 8 bits."""
+    bnb_4bit_quant_type: QuantType = QuantType.nf4
+    """The 4-bit numbers; transformers' own default is fp4."""
+    bnb_4bit_use_double_quant: bool = False
+    """Quantise the scales of the 4-bit blocks too."""
+    bnb_4bit_compute_dtype: Dtype = Dtype.auto
+    """What 4-bit weights are multiplied in; `auto` is the run's autocast, else the dtype of the other weights."""
+    llm_int8_threshold: float = 6.0
+    """Inputs beyond this are multiplied in 16 bits, with 8-bit weights."""
+
+
+class Direction(Enum):
+    """Which values of an objective are better."""
+
+    minimize = "minimize"
+    maximize = "maximize"
+
+
+class Strategy(Enum):
+    """How several processes share the work."""
+
+    single = "single"
+    ddp = "ddp"
+    fsdp = "fsdp"
+
+
+class Sharding(Enum):
+    """What FSDP shares out among the processes."""
+
+    full_shard = "full_shard"
+    shard_grad_op = "shard_grad_op"
+    hybrid_shard = "hybrid_shard"
+
+
+class Prefetch(Enum):
+    """When FSDP1 fetches the next weights in the backward pass, by torch's own names."""
+
+    BACKWARD_PRE = "BACKWARD_PRE"
+    BACKWARD_POST = "BACKWARD_POST"
+    NO_PREFETCH = "NO_PREFETCH"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    path: str
+    """Folder, hub id, or `package:NAME` for a model that ships with fmstune."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit) of model and tokenizer."""
+    tokenizer: str | None = None
+    """Folder or hub id of the tokenizer; null takes the one of `path`."""
+    dtype: Dtype = Dtype.auto
+    """How the weights are held; the check shows what `auto` came to."""
+    attention: Attention = Attention.auto
+    """Attention kernel."""
+    backend: Backend = Backend.transformers
+    """Whose blocks it is made of: `fms` takes those of ibm-fms, for Llama and GPTBigCode; files stay the same."""
+    architecture: dict[str, Any] | None = None
+    """Values of the transformers configuration (with `model_type`), so that the model is checked offline."""
+    layer_cls: str | None = None
+    """Class of one transformer block, the unit that FSDP wraps."""
+    lora_targets: Any = None
+    """Modules that LoRA adapts in this architecture when nothing else is asked; null takes PEFT's own list."""
+    special_tokens: dict[str, Any] = field(default_factory=dict)
+    """Special tokens to set or add, by transformers' names, such as `pad_token: "<pad>"`."""
+    chat_template: str | None = None
+    """Jinja file (or `package:chatml.jinja`) in place of the tokenizer's own chat template; saved with the model."""
+    quantization: Quantization | None = None
+    """A base in 4 or 8 bits under an adapter, by bitsandbytes, on a CUDA device; null leaves it as `dtype` says."""
+    adapter: str | None = None
+    """Folder or hub id of an existing adapter to go on training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One of several named sources of `data.train` or `data.eval`."""
+
+    path: Any
+    """File, glob, folder, a list of these, or a hub id."""
+    format: dict[str, Any] | None = None
+    """Like `data.format`, which is taken when this is null."""
+    weight: float | None = None
+    """Share of this source in training, relative to the others; needs not sum to one. All sources have one, or none."""
+    max_rows: int | None = None
+    """Read at most this many of its rows; null reads all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    format: dict[str, Any]
+    """`_target_` and arguments of the function that turns a row into segments (see `fmstune.data.formats`)."""
+    train: Any
+    """File, glob, folder, a list of these, or a hub id (its train split); or several by name: `{a: a.jsonl}`."""
+    eval: Any = None
+    """Held-out rows, given like `train`; a hub id means its validation split, else its test split."""
+    eval_fraction: float = 0.0
+    """Share of the training rows, of each source, to hold out when `eval` is null; drawn with `seed`."""
+    max_rows: int | None = None
+    """Read at most this many training rows of each source; null reads all."""
+    text_field: str | None = None
+    """Column that holds the text."""
+    response_template: str | None = None
+    """What precedes the answer; only what follows its last occurrence is trained. Null trains the whole text."""
+    max_length: int = 4096
+    """Tokens in a row at most, end-of-sequence included."""
+    over_length: OverLength = OverLength.truncate
+    """What to do with longer rows."""
+    untrainable: Untrainable = Untrainable.error
+    """What to do with rows that would train on nothing."""
+    overlap: Overlap = Overlap.keep
+    """What to do with training rows that are held out, too; they are counted and reported in any case."""
+    stopping_strategy: StoppingStrategy = StoppingStrategy.all_exhausted
+    """With weights: repeat rows of the sources that run out, or end when the first one has run out."""
+    streaming: bool = False
+    """Read the training rows while training, for sets larger than memory or disk; needs `training.max_steps`."""
+    buffer_size: int = 1000
+    """Rows that streaming shuffles among; 1 keeps the order of the files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slurm:
+    """Options of `sbatch`, under their own names; null leaves one out, and the cluster's default holds."""
+
+    partition: str | None = None
+    """Partition to run in."""
+    account: str | None = None
+    """Account to charge."""
+    qos: str | None = None
+    """Quality of service."""
+    constraint: str | None = None
+    """Features that the nodes must have."""
+    time: str | None = None
+    """Time limit, such as "4:00:00" or "1-12"; in quotes in YAML, which would read 4:00:00 as a number."""
+    gpus_per_node: str | None = None
+    """GPUs of each node, a number or `TYPE:NUMBER`."""
+    cpus_per_task: int | None = None
+    """Cores of each process."""
+    mem: str | None = None
+    """Memory of each node, such as 64G."""
+    signal: str = "USR1@120"
+    """Notice before the time limit: the signal (USR1 or USR2) and how many seconds before."""
+    requeue: bool = True
+    """Go back into the queue after a preemption, a lost node and the time limit, and go on from there."""
+    sbatch: list[str] = field(default_factory=list)
+    """Further options, each a text such as `--exclusive` or `--mail-type=END`."""
+    setup: list[str] = field(default_factory=list)
+    """Lines of shell before the processes start, such as `module load cuda`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launcher:
+    device: Device = Device.auto
+    """Device of the processes; `cpu` with `fsdp` is the rehearsal, really sharded over gloo."""
+    device_gib: float | None = None
+    """Memory of one device in GiB, to plan for one that is not here; null takes the device's own."""
+    threads: int | None = None
+    """CPU threads of a process; null takes OMP_NUM_THREADS, else this machine's cores, shared out."""
+    strategy: Strategy = Strategy.single
+    """What the processes share: nothing (`single`), gradients (`ddp`), or all weights too (`fsdp`)."""
+    num_processes: int | None = None
+    """Processes on all machines together; null takes one for each device of each machine."""
+    num_machines: int = 1
+    """Machines; with more than one, `output_dir` must be given and shared."""
+    machine_rank: int = 0
+    """Number of this machine, from 0."""
+    main_process_ip: str | None = None
+    """Address of machine 0, where all machines meet."""
+    main_process_port: int | None = None
+    """Port there; null takes a free one on one machine, and 29500 with more."""
+    rdzv_timeout: int = 600
+    """Seconds to wait for the other machines."""
+    fsdp_version: int = 2
+    """2, or 1 for torch's older FSDP."""
+    sharding_strategy: Sharding = Sharding.full_shard
+    """What is shared out: everything; all but the weights between forward and backward; or FSDP1's hybrid."""
+    cpu_offload: bool = False
+    """Keep shards and optimizer in the machine's memory: less of the device's, slower."""
+    cpu_ram_efficient_loading: bool = True
+    """Read the weights in one process and send the others their shards; needs machine memory for one copy."""
+    transformer_layer_cls_to_wrap: Any = None
+    """Classes of the blocks that are sharded one by one; null takes those that the model names."""
+    backward_prefetch: Prefetch = Prefetch.BACKWARD_PRE
+    """FSDP1: when the next block's weights are fetched in the backward pass."""
+    forward_prefetch: bool = False
+    """FSDP1: fetch the next block's weights during the forward pass."""
+    use_orig_params: bool = True
+    """FSDP1: keep parameters apart; adapters need it, as they freeze some and train others."""
+    config_file: str | None = None
+    """The user's own accelerate YAML: its values hold where the command line is silent."""
+    slurm: Slurm | None = None
+    """Options of the Slurm job that the run becomes; null runs it here and now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    enabled: bool = True
+    """Evaluate the held-out rows after training."""
+    base: bool = True
+    """Evaluate the base model too, before training, to compare."""
+    max_rows: int | None = None
+    """Evaluate at most this many held-out rows; null takes all."""
+    max_new_tokens: int = 64
+    """Tokens to generate at most; fewer where no held-out answer is that long."""
+    batch_size: int = 16
+    """Rows that are generated together."""
+    sample: int = 0
+    """Generate answers to so many held-out rows at each `training.eval_strategy`; log exact match, accuracy, F1."""
+
+
+class WandbMode(Enum):
+    """Where a run of Weights & Biases goes, by its own names."""
+
+    online = "online"
+    offline = "offline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aim:
+    repo: str = "."
+    """Folder that holds Aim's `.aim`, made where there is none; or an Aim server, `aim://HOST:PORT`."""
+    experiment: str | None = None
+    """Experiment that the run belongs to; null takes the job's `name`."""
+    system_tracking_interval: int | None = 10
+    """Seconds between two readings of CPU, memory and GPU; null reads none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensorboard:
+    log_dir: str | None = None
+    """Folder of the event files; null takes `tensorboard` in the run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlflow:
+    tracking_uri: str | None = "sqlite:///mlflow.db"
+    """Database or server, as MLflow writes it; null takes the environment variable MLFLOW_TRACKING_URI."""
+    experiment_name: str | None = None
+    """Experiment that the run belongs to; null takes the job's `name`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wandb:
+    project: str = "fmstune"
+    """Project that the run belongs to."""
+    entity: str | None = None
+    """User or team; null takes that of the API key, which is read from WANDB_API_KEY or `wandb login`."""
+    mode: WandbMode = WandbMode.online
+    """`offline` writes into the run folder, for `wandb sync`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trackio:
+    project: str = "fmstune"
+    """Project that the run belongs to."""
+    space_id: str | None = None
+    """Space on the hub, `OWNER/NAME`; null keeps the run in this machine's database (TRACKIO_DIR)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    aim: Aim | None = None
+    """Track the run in Aim; null does not, like the others."""
+    tensorboard: Tensorboard | None = None
+    """Write event files for TensorBoard."""
+    mlflow: Mlflow | None = None
+    """Track the run in MLflow."""
+    wandb: Wandb | None = None
+    """Track the run in Weights & Biases."""
+    trackio: Trackio | None = None
+    """Track the run in Trackio."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStopping:
+    metric: str = "eval_loss"
+    """What must get better, by its name in `metrics.jsonl`."""
+    patience: int = 3
+    """Stop when it has not got better for this many values in a row."""
+    threshold: float = 0.0
+    """What it must get better by, to count as better."""
+    greater_is_better: bool = False
+    """Whether more is better, as for `eval_mean_token_accuracy`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    early_stopping: EarlyStopping | None = None
+    """Stop when a metric does not get better any more; null does not."""
+    stop_when: str | list[str] | None = None
+    """Stop when this condition holds, or one of these: `loss < 0.1`; null does not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    name: str
+    """Name of the run, part of the default `output_dir`."""
+    seed: int = 42
+    """Seed of everything random: adapter weights, dropout, data order, hold-out split."""
+    output_dir: str | None = None
+    """The run's folder; null is filled as `runs/<date>/<time>-<name>`. With `-m` the sweep's folder."""
+    objective: str | None = None
+    """Number that compares runs, by its path in `summary.json`; null takes `tuned.eval_loss`, else `train_loss`."""
+    direction: Direction | None = None
+    """Whether less or more of the objective is better; null goes by its name."""
+    model: Model
+    """What is tuned."""
+    peft: dict[str, Any]
+    """`_target_` and fields of the PEFT configuration, under PEFT's names."""
+    data: Data
+    """What it is tuned on."""
+    training: dict[str, Any]
+    """Fields of `trl.SFTConfig`, under their own names."""
+    launcher: Launcher = field(default_factory=Launcher)
+    """Where it runs."""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    """How base and tuned model are compared."""
+    tracking: Tracking = field(default_factory=Tracking)
+    """Where metrics go beside `metrics.jsonl` in the run folder; several at once."""
+    callbacks: Callbacks = field(default_factory=Callbacks)
+    """What ends the training before its last step."""
+
+
+def tunes_an_adapter(job: Job) -> bool:
+    """Whether the base weights stay as they are."""
+    return bool(job.peft["_target_"] != FULL)
+
+
+def stop_rules(callbacks: Callbacks) -> list[str]:
+    """The conditions that end the training early, as they were given."""
+    given = callbacks.stop_when
+    return [] if given is None else [given] if isinstance(given, str) else [str(one) for one in given]
+
+
+def sources(data: Data, field: str) -> dict[str, Source]:
+    """The sources of `train` or `eval` by name, with what they take from the group; a single one is called "".
+
+    `eval` has none where it is null.
+    """
+    given = getattr(data, field)
+    if given is None:
+        return {}
+    limit = data.max_rows if field == "train" else None
+    named = given if isinstance(given, dict) else {"": given}
+    found = {name: Source(**one) if isinstance(one, dict) else Source(path=one) for name, one in named.items()}
+    return {
+        name: replace(
+            source,
+            format=source.format or data.format,
+            max_rows=limit if source.max_rows is None else source.max_rows,
+        )
+        for name, source in found.items()
+    }
+
+
+def is_sharded(launcher: Launcher) -> bool:
+    """Whether each process holds a part of the weights only."""
+    return launcher.strategy is Strategy.fsdp
+
+
+def has_held_out(data: Data) -> bool:
+    """Whether some rows are kept from training."""
+    return data.eval is not None or data.eval_fraction > 0

@@ -1,0 +1,142 @@
+"""Names that `training` does not take as they are: those of the early tool, and those that another group owns."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Translation:
+    """An early name, what it is called today, and how its value changes."""
+
+    name: str
+    value: Callable[[Any], Any] = lambda value: value
+
+
+def _warmup(ratio: Any) -> Any:
+    try:
+        number = float(ratio)
+    except (TypeError, ValueError):
+        return ratio  # what is no number is refused as `warmup_steps`
+    # SFTConfig reads `warmup_steps` below 1 as a ratio, so a ratio of exactly 1 would silently mean one step
+    if not 0 <= number < 1:
+        raise ValueError(f"training.warmup_ratio must be in [0, 1), got {ratio}; set training.warmup_steps instead")
+    return number
+
+
+def _switch(early_name: str, on: str, off: str) -> Callable[[Any], str]:
+    """What was true or false and is a word now."""
+
+    def word(value: Any) -> str:
+        if not isinstance(value, bool):
+            raise ValueError(f"training.{early_name} must be true or false, got {value!r}")
+        return on if value else off
+
+    return word
+
+
+TRANSLATED: Mapping[str, Translation] = {
+    "evaluation_strategy": Translation("eval_strategy"),
+    "warmup_ratio": Translation("warmup_steps", _warmup),
+    "gradient_checkpointing": Translation("activation_checkpointing"),
+    "gradient_checkpointing_kwargs": Translation("activation_checkpointing_kwargs"),
+    "group_by_length": Translation("train_sampling_strategy", _switch("group_by_length", "group_by_length", "random")),
+    "include_tokens_per_second": Translation(
+        "include_num_input_tokens_seen", _switch("include_tokens_per_second", "all", "no")
+    ),
+    "per_gpu_train_batch_size": Translation("per_device_train_batch_size"),
+    "per_gpu_eval_batch_size": Translation("per_device_eval_batch_size"),
+}
+"""Early names of training arguments (transformers 4 and the flag-driven tool) that still say what they said."""
+
+OWNED: Mapping[str, str] = {
+    # fields of SFTConfig that another group sets
+    "max_length": "data.max_length sets it",
+    "dataset_text_field": "data.text_field sets it",
+    "truncation_mode": "data.over_length sets what happens to long rows",
+    "completion_only_loss": "data.response_template and data.format say what is trained",
+    "assistant_only_loss": "data.format says what is trained",
+    "dataset_kwargs": "the data group prepares the rows",
+    "dataset_num_proc": "rows are tokenised in one process, with launcher.threads threads",
+    "chat_template_path": "the model's tokenizer holds the template",
+    "eos_token": "model.special_tokens.eos_token sets it",
+    "pad_token": "model.special_tokens.pad_token sets it",
+    "model_init_kwargs": "the model group sets how the model is loaded",
+    "trust_remote_code": "fmstune runs no code from a model's repository",
+    "seed": "the top-level seed sets it",
+    "output_dir": "the top-level output_dir sets it",
+    "run_name": "the top-level name sets it",
+    "report_to": "the tracking group says where metrics go, such as tracking=aim",
+    "use_cpu": "launcher.device=cpu sets it",
+    "local_rank": "the launcher group sets it",
+    "ddp_backend": "the launcher group sets it",
+    "fsdp": "the launcher group sets it",
+    "fsdp_config": "the launcher group sets it",
+    "deepspeed": "the launcher group sets it, and DeepSpeed is not one of its choices",
+    "accelerator_config": "the launcher group sets it",
+    "parallelism_config": "the launcher group sets it",
+    "resume_from_checkpoint": "training.resume sets it",
+    "do_train": "the verb says what to do: fmstune train",
+    "do_eval": "the evaluation group says what is evaluated",
+    "do_predict": "the evaluation group says what is evaluated",
+    "disable_tqdm": "fmstune shows its own progress",
+    "remove_unused_columns": "the data group prepares the columns",
+    "label_names": "the data group prepares the labels",
+    "push_to_hub": "upload RUN/model with `hf upload` after the run",
+    "hub_model_id": "upload RUN/model with `hf upload` after the run",
+    "hub_strategy": "upload RUN/model with `hf upload` after the run",
+    "hub_private_repo": "upload RUN/model with `hf upload` after the run",
+    "hub_always_push": "upload RUN/model with `hf upload` after the run",
+    "hub_revision": "upload RUN/model with `hf upload` after the run",
+    "hub_token": "secrets stay out of a job; set the environment variable HF_TOKEN",
+    # flags of the early tool that are fields of other groups now
+    "max_seq_length": "it is data.max_length now",
+    "torch_dtype": "it is model.dtype now",
+    "use_flash_attn": "it is model.attention now (flash_attention_2, sdpa)",
+    "model_name_or_path": "it is model.path now",
+    "tokenizer_name_or_path": "it is model.tokenizer now",
+    "training_data_path": "it is data.train now",
+    "validation_data_path": "it is data.eval now",
+    "response_template": "it is data.response_template now",
+    "peft_method": "choose a group, such as peft=lora, peft=prompt_tuning or peft=full",
+    "r": "it is peft.r now",
+    "lora_alpha": "it is peft.lora_alpha now",
+    "lora_dropout": "it is peft.lora_dropout now",
+    "target_modules": "it is peft.target_modules now",
+    "no_cuda": "it is launcher.device=cpu now",
+    "overwrite_output_dir": "a run folder is never overwritten; choose another output_dir",
+    "logging_dir": "it is tracking.tensorboard.log_dir now",
+    "tracker": "choose a group, such as tracking=aim",
+    "trackers": "choose several at once, such as tracking=[aim,tensorboard]",
+    "aim_repo": "it is tracking.aim.repo now",
+    "aim_remote_server_ip": "give the server as tracking.aim.repo=aim://HOST:PORT",
+    "aim_remote_server_port": "give the server as tracking.aim.repo=aim://HOST:PORT",
+    "experiment": "it is tracking.aim.experiment now",
+    "save_safetensors": "models are saved as safetensors only",
+    "cache_dir": "the environment variables HF_HOME and FMSTUNE_CACHE set it",
+}
+"""Names that `training` refuses, each with where the setting lives."""
+
+OWN: tuple[str, ...] = ("resume",)
+"""Keys of `training` that are fmstune's and never reach SFTConfig."""
+
+
+MOVED_TARGETS = {"fmstune.adapters.": "fmstune.models.adapters.", "fmstune.formats.": "fmstune.data.formats."}
+"""Modules whose functions frozen jobs of before name as `_target_`, and where these are now."""
+
+
+def with_todays_targets(tree: Any) -> Any:
+    """The tree with each `_target_` of fmstune's own under its name of today."""
+    if isinstance(tree, Mapping):
+        return {
+            key: _todays_target(value) if key == "_target_" else with_todays_targets(value)
+            for key, value in tree.items()
+        }
+    return [with_todays_targets(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def _todays_target(target: Any) -> Any:
+    for former, now in MOVED_TARGETS.items():
+        if isinstance(target, str) and target.startswith(former):
+            return now + target.removeprefix(former)
+    return target

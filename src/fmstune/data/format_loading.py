@@ -1,0 +1,155 @@
+"""`data.format` → the function that it names, its settings bound; and the check of what that function returns.
+
+Messages speak of `data.format`; whoever loads the format of a named source puts that source's field in its place.
+"""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from fmstune import files
+from fmstune.data import formats
+from fmstune.data.segments import Formatted, Plain, RowProblem, Segment, Templated, TokenRow, in_words
+from fmstune.errors import UserError, did_you_mean, raise_if_any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Format = Callable[[Mapping[str, Any]], Any]
+
+
+def load(format: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase | None" = None) -> Format:
+    """The function that `data.format` names, its settings bound; raises UserError when the two do not fit.
+
+    A function with a parameter `tokenizer` is given this one.
+    """
+    settings = {name: value for name, value in format.items() if name != "_target_"}
+    function = _function(format.get("_target_"))
+    raise_if_any(_misfits(function, settings))
+    if _wants_tokenizer(function):
+        settings["tokenizer"] = tokenizer
+    return partial(function, **settings)
+
+
+def formatted(format: Format, values: Mapping[str, Any]) -> Formatted:
+    """What the format makes of the row, checked, since it may be anybody's and not every string can be tokenised."""
+    made = format(values)
+    if isinstance(made, TokenRow):
+        return made
+    found = made if isinstance(made, Templated) else Plain(made)
+    if not isinstance(found.segments, list) or not all(isinstance(segment, Segment) for segment in found.segments):
+        raise RowProblem(f"the format must return a list of fmstune.data.formats.Segment, found {made!r:.80}")
+    try:
+        for segment in found.segments:
+            segment.text.encode()
+    except UnicodeEncodeError as err:
+        half = f"\\u{ord(err.object[err.start]):04x}"
+        raise RowProblem(f"the text holds half a character ({half}, a lone surrogate); remove it") from err
+    return found
+
+
+def source_files(format: Mapping[str, Any]) -> list[Path]:
+    """The files that the format may use: those that its settings name, and Python files of the user's own.
+
+    Of these it is all of its top-level package, or its one module; those of fmstune are known to whoever asks.
+    """
+    return [*_files_of_settings(format), *_own_code(format)]
+
+
+def _files_of_settings(format: Mapping[str, Any]) -> list[Path]:
+    """Files such as a template's; a setting that names no file is no file."""
+    places = [value for name, value in format.items() if name != "_target_" and isinstance(value, str) and value]
+    paths = (Path(files.resolve(place)).expanduser() for place in places if _may_be_a_path(place))
+    return [path for path in paths if path.is_file()]
+
+
+def _may_be_a_path(text: str) -> bool:
+    """Whether the system can be asked for such a file at all."""
+    return len(text) < 1024 and "\0" not in text and "\n" not in text
+
+
+def _own_code(format: Mapping[str, Any]) -> list[Path]:
+    function = _function(format.get("_target_"))
+    top = function.__module__.partition(".")[0]
+    if top == "fmstune":
+        return []
+    folders = vars(sys.modules[top]).get("__path__")
+    if folders is not None:
+        return sorted(path for folder in folders for path in Path(folder).rglob("*.py") if path.is_file())
+    file = inspect.getsourcefile(function)
+    return [Path(file)] if file else []
+
+
+def _function(target: Any) -> Callable[..., Any]:
+    """A public function of the named module itself: what that module only imports may do anything with a row."""
+    module_name, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
+    if not module_name:
+        raise UserError(f"data.format._target_ must be like fmstune.data.formats.text, found {target!r}")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as err:
+        raise UserError(f"data.format._target_: cannot import {module_name} ({err})") from err
+    known = _format_names(module)
+    function = vars(module).get(name)
+    if name not in known or not inspect.isfunction(function):
+        raise UserError(f"data.format._target_: {_no_format(module_name, name, function, known)}")
+    if not _takes_a_row(function):
+        raise UserError(f"data.format._target_: {target} must take the row as its first argument")
+    return function
+
+
+def _format_names(module: ModuleType) -> tuple[str, ...]:
+    """What a job may name in this module."""
+    if module.__name__.partition(".")[0] == "fmstune":
+        return formats.FORMATS if module is formats else ()
+    return tuple(name for name, value in vars(module).items() if _is_own(value, module) and not name.startswith("_"))
+
+
+def _is_own(value: object, module: ModuleType) -> bool:
+    return inspect.isfunction(value) and value.__module__ == module.__name__
+
+
+def _no_format(module: str, name: str, found: object, known: tuple[str, ...]) -> str:
+    """Why this name is none of the known ones."""
+    if not inspect.isfunction(found):
+        return f"{module} has no function {name!r}{did_you_mean(name, known)}"
+    if module.partition(".")[0] == "fmstune":
+        return f"{module}.{name} is no format; the formats of fmstune.data.formats are {', '.join(formats.FORMATS)}"
+    if name.startswith("_"):
+        return f"{module}.{name} is private; name a public function"
+    return f"{module} only imports {name!r}; name the module that defines it, {found.__module__}.{found.__name__}"
+
+
+def _takes_a_row(function: Callable[..., Any]) -> bool:
+    parameters = list(inspect.signature(function).parameters.values())
+    return bool(parameters) and parameters[0].kind in (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    )
+
+
+def _wants_tokenizer(function: Callable[..., Any]) -> bool:
+    return "tokenizer" in list(inspect.signature(function).parameters)[1:]
+
+
+def _misfits(function: Callable[..., Any], settings: Mapping[str, Any]) -> Iterator[str]:
+    """How the settings differ from what the function takes after the row."""
+    name = function.__name__
+    row, *parameters = inspect.signature(function).parameters.values()
+    parameters = [p for p in parameters if p.name != "tokenizer"]
+    takes = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for setting, value in settings.items():
+        if setting not in takes:
+            if not takes_any or setting == row.name:
+                yield f"data.format.{setting}: {name} has no such setting{did_you_mean(setting, takes)}"
+        elif takes[setting].annotation in (str, str | None) and not isinstance(value, takes[setting].annotation):
+            yield f"data.format.{setting} must be a string, found {in_words(value)}"
+    for setting, parameter in takes.items():
+        if parameter.default is parameter.empty and setting not in settings:
+            yield f"data.format.{setting} is missing; {name} needs it"

@@ -1,0 +1,163 @@
+"""Row → segments of text, each trained or not: one function a format.
+
+A new format is one function, here or in a package of your own, that takes a row and its settings and
+returns segments; `data.format` names it: `{_target_: my_package.my_format, any_setting: value}`.
+A format that has a parameter `tokenizer` is given the model's, or None where rows are only looked at without one.
+`fmstune.data.format_loading` finds it. This package is trusted whatever a job says, so nothing here imports or runs
+what it is given; templates are rendered in a sandbox (`fmstune.data.templates`).
+"""
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from fmstune.data import chat as chat_turns
+from fmstune.data import templates
+from fmstune.data.segments import Formatted, RowProblem, Segment, Templated, TemplateMissing, TokenRow, in_words
+from fmstune.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["FORMATS", "RowProblem", "Segment", "TemplateMissing", "Templated", "TokenRow"]
+
+FORMATS = ("text", "alpaca", "labelled_text", "input_output", "template", "chat", "tokenized")
+"""The functions of this module that a job may name: all else here is not meant to be given rows."""
+
+
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+)
+ALPACA_WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:"
+)
+
+
+def text(row: Mapping[str, Any], *, text_field: str, response_template: str | None) -> list[Segment]:
+    """One column holds the prompt, the response template and the answer; without a template all is trained.
+
+    The template is looked for in characters, since its tokens depend on what stands around it. Its last
+    occurrence counts, as in the collator of the early tool: a prompt may quote the template, and what
+    follows the last one is the answer under every reading.
+    """
+    whole = _column(row, text_field)
+    if response_template is None:
+        return [Segment(whole, trained=True)]
+    template = unescape(response_template)
+    start = whole.rfind(template)
+    if start < 0:
+        raise TemplateMissing(f"column {text_field!r} does not contain the response template {template!r}")
+    end = start + len(template)
+    return [Segment(whole[:end], trained=False), Segment(whole[end:], trained=True)]
+
+
+def alpaca(row: Mapping[str, Any]) -> list[Segment]:
+    """Stanford Alpaca's prompts, as they were published; a row without `input` has a prompt of its own."""
+    has_input = row.get("input", "") not in ("", None)
+    if has_input:
+        values = {"instruction": _column(row, "instruction"), "input": _column(row, "input")}
+        prompt = ALPACA_WITH_INPUT.format_map(values)
+    else:
+        prompt = ALPACA_WITHOUT_INPUT.format_map({"instruction": _column(row, "instruction")})
+    return [Segment(prompt, trained=False), Segment(f" {_column(row, 'output')}", trained=True)]
+
+
+def labelled_text(row: Mapping[str, Any], *, text_field: str, label_field: str) -> list[Segment]:
+    """The twitter-complaints shape, made of a column of text and a column with its label in words."""
+    prompt = f"### Text: {_column(row, text_field)}\n\n### Label:"
+    return [Segment(prompt, trained=False), Segment(f" {_column(row, label_field)}", trained=True)]
+
+
+def input_output(row: Mapping[str, Any], *, input_field: str, output_field: str, separator: str = "") -> list[Segment]:
+    """A column that is read and a column that is trained, with nothing between them but the separator."""
+    prompt = _column(row, input_field) + unescape(separator)
+    return [Segment(prompt, trained=False), Segment(_column(row, output_field), trained=True)]
+
+
+def template(row: Mapping[str, Any], *, template_file: str) -> list[Segment]:
+    """A Jinja file makes the text; what stands in `{% generation %}` … `{% endgeneration %}` is trained."""
+    return templates.render(template_file, row)
+
+
+def chat(
+    row: Mapping[str, Any],
+    *,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    messages_field: str = "messages",
+    tools_field: str = "tools",
+) -> Templated:
+    """A conversation under the model's own chat template; what the assistant says is trained, with what ends its turn.
+
+    The column of tools may be missing or empty; it holds JSON schemas, as a list or as text.
+    """
+    messages = chat_turns.messages(_any_column(row, messages_field), messages_field)
+    tools = chat_turns.tools(row.get(tools_field), tools_field)
+    return Templated(chat_turns.segments(messages, tools, tokenizer))
+
+
+def tokenized(
+    row: Mapping[str, Any], *, tokenizer: "PreTrainedTokenizerBase | None" = None, labels_field: str = "labels"
+) -> TokenRow:
+    """Token ids as they are: `input_ids`, with `labels` (-100 is only read) or without, which trains all."""
+    ids = _ids(row, "input_ids", least=0)
+    labels = _ids(row, labels_field, least=-100) if row.get(labels_field) is not None else ids
+    if len(labels) != len(ids):
+        raise RowProblem(f"column {labels_field!r} has {len(labels):,} numbers for {len(ids):,} in 'input_ids'")
+    if any(-100 < label < 0 for label in labels):
+        raise RowProblem(f"column {labels_field!r} holds a negative number that is not -100")
+    if tokenizer is not None and ids and (highest := max(*ids, *labels)) >= len(tokenizer):
+        raise RowProblem(f"there is no token {highest}: the ids of the tokenizer end at {len(tokenizer) - 1:,}")
+    return TokenRow(ids, labels)
+
+
+def unescape(typed: str) -> str:
+    r"""Make what a shell hands over as the two characters `\n` (`\t`, `\r`, `\\`) the one that is meant.
+
+    Nothing else changes: Python's `unicode_escape` would turn é into Ã©.
+    """
+    meant = {r"\n": "\n", r"\t": "\t", r"\r": "\r", r"\\": "\\"}
+    return re.sub(r"\\[ntr\\]", lambda found: meant[found[0]], typed)
+
+
+def repeats_template(segments: list[Segment], response_template: str) -> bool:
+    """Whether the template also stands before the place where the answer begins."""
+    template = unescape(response_template)
+    prompt = "".join(segment.text for segment in segments if not segment.trained)
+    return prompt.find(template) != prompt.rfind(template)
+
+
+def has_answer(formatted: Formatted) -> bool:
+    """Whether there is something to learn: trained text that is not blank, or a trained token."""
+    if isinstance(formatted, TokenRow):
+        return any(label != -100 for label in formatted.labels)
+    return any(segment.trained and segment.text.strip() for segment in formatted.segments)
+
+
+def _any_column(row: Mapping[str, Any], name: str) -> Any:
+    if name not in row:
+        columns = ", ".join(map(repr, row))
+        raise RowProblem(f"no column {name!r}{did_you_mean(name, row)}; its columns are {columns}")
+    return row[name]
+
+
+def _ids(row: Mapping[str, Any], name: str, least: int) -> list[int]:
+    """Whole numbers in this column, of which none is below `least`."""
+    values = _any_column(row, name)
+    if not isinstance(values, list) or not values:
+        raise RowProblem(f"column {name!r} must hold a list of token ids, found {in_words(values)}")
+    for place, value in enumerate(values, start=1):
+        if type(value) is not int or value < least:
+            raise RowProblem(f"column {name!r}: number {place} must be a token's id, found {in_words(value)}")
+    return values
+
+
+def _column(row: Mapping[str, Any], name: str) -> str:
+    """The text in this column; how a number is written as text is the user's choice, so none is converted."""
+    value = _any_column(row, name)
+    if not isinstance(value, str):
+        raise RowProblem(f"column {name!r} must hold a string, found {in_words(value)}; write it as text")
+    return value

@@ -1,0 +1,207 @@
+"""What training will see: some rows with their trained tokens marked, and sums; or all rows as JSON."""
+
+import errno
+import json
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+from fmstune.data import mixing
+from fmstune.data.dataset import Prepared
+from fmstune.data.tokenized import Part
+from fmstune.data.tokens import IGNORED
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+BAR = 40
+"""Characters of the longest bar."""
+BARS = 10
+VISIBLE = {code: chr(0x2400 + code) for code in range(32)} | {ord("\t"): "→", ord("\n"): "↵\n"}
+"""Unicode has a picture for each control character."""
+
+
+class Paint(NamedTuple):
+    """What stands around a trained and around a masked piece of text."""
+
+    trained: tuple[str, str]
+    masked: tuple[str, str]
+
+
+PLAIN = Paint(trained=("⟦", "⟧"), masked=("", ""))
+COLOR = Paint(trained=("\x1b[1;32m", "\x1b[0m"), masked=("\x1b[2m", "\x1b[0m"))
+
+
+class Run(NamedTuple):
+    """Neighbouring tokens that are all trained or all masked, as text."""
+
+    text: str
+    trained: bool
+
+
+LEGEND = (Run("trained", True), Run("·masked", False))
+WHITE_SPACE = "↵ is a line break, · a space, → a tab"
+
+
+class Row(NamedTuple):
+    """One row as both views show it."""
+
+    title: str
+    runs: list[Run]
+    """Its text, white space visible."""
+
+
+class Split(NamedTuple):
+    """The sums of one split as both views show them."""
+
+    title: str
+    lines: list[str]
+    """The ledger, rows that lose their end, rows that train where to stop."""
+    lengths: Mapping[int, int]
+    """Rows by their number of tokens."""
+
+
+class Bin(NamedTuple):
+    """A bar of the histogram: rows of `first` to `last` tokens."""
+
+    first: int
+    last: int
+    rows: int
+
+
+def render(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", rows: int = 3, *, color: bool) -> str:
+    """The first rows as the model gets them, then lengths, end-of-sequence and ledger of each split."""
+    paint = COLOR if color else PLAIN
+    shown = [f"{row.title}\n{_painted(row.runs, paint)}" for row in first_rows(prepared, tokenizer, rows)]
+    sums = ["\n".join([s.title, *s.lines, *histogram(s.lengths)]) for s in splits(prepared, tokenizer)]
+    return "\n\n".join([f"{_painted(LEGEND, paint)}; {WHITE_SPACE}", *shown, *sums])
+
+
+def first_rows(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", rows: int) -> Iterator[Row]:
+    """The first training rows of each source."""
+    for part in prepared.sources:
+        for number in range(min(rows, len(part.rows))):
+            row = part.rows[number]
+            trained = sum(label != IGNORED for label in row["labels"])
+            name = f"{part.name} row {number + 1}".strip()
+            title = f"{name}: {len(row['input_ids']):,} tokens, {trained:,} trained"
+            yield Row(title, [Run(visible(run.text), run.trained) for run in runs(row, tokenizer)])
+
+
+def splits(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Split]:
+    """The sums of the training rows and of the held-out rows, by source, and of their mixture."""
+    train = "training rows" if prepared.streamed is None else "the first training rows"
+    for title, parts in ((train, prepared.sources), ("held-out rows", prepared.held_out)):
+        for part in parts:
+            yield _split(f"{title} of {part.name}" if part.name else title, part, tokenizer)
+    if len(prepared.mixture) > 1:
+        yield Split("mixture", mixing.lines(prepared.mixture), {})
+    if prepared.shared:
+        yield Split("rows of both", [f"note    {note}" for note in prepared.notes()], {})
+
+
+def write_json(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
+    """All training rows in file order as one JSON array; the file appears when it is complete."""
+    with written_aside(path) as file:
+        for number, (source, row) in enumerate((part.name, row) for part in prepared.sources for row in part.rows):
+            values = {"input_ids": row["input_ids"], "labels": row["labels"]} | ({"source": source} if source else {})
+            trained = [label for label in row["labels"] if label != IGNORED]
+            values |= {"trained_text": tokenizer.decode(trained, skip_special_tokens=False)}
+            file.write(("[\n" if number == 0 else ",\n") + json.dumps(values, ensure_ascii=False))
+        file.write("\n]\n")
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[TextIO]:
+    """A file beside `path` that takes its place when all is written."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    aside = path.with_name(f"{path.name}.unfinished")
+    try:
+        # what is no text in UTF-8, such as half of a surrogate pair, is written as its number
+        with aside.open("w", encoding="utf-8", errors="xmlcharrefreplace") as file:
+            yield file
+        os.replace(aside, path)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink()
+        raise
+
+
+def runs(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[Run]:
+    """The row's text where training changes to masking and back.
+
+    Each run is what its tokens add to the text before them: decoded alone, it would lose its first space.
+    """
+    ids: list[int] = row["input_ids"]
+    found, end, before = [], 0, ""
+    for trained, labels in groupby(row["labels"], key=lambda label: label != IGNORED):
+        end += len(list(labels))
+        text = str(tokenizer.decode(ids[:end], skip_special_tokens=False))
+        found.append(Run(text[len(before) :], trained))
+        before = text
+    return found
+
+
+def trained_ends(dataset: "Dataset", special: Collection[int]) -> Counter[int]:
+    """The special tokens that rows train as their last one, so that the model learns to stop, and how often."""
+    return Counter(
+        labels[-1]
+        for batch in dataset.select_columns("labels").iter(batch_size=1000)
+        for labels in batch["labels"]
+        if labels and labels[-1] in special
+    )
+
+
+def bins(lengths: Mapping[int, int]) -> list[Bin]:
+    """Rows by their number of tokens, in ranges of equal width from the shortest to the longest."""
+    if not lengths:
+        return []
+    width = -(-max(lengths) // BARS)
+    rows = Counter[int]()
+    for length, count in lengths.items():
+        rows[(length - 1) // width] += count
+    return [Bin(n * width + 1, (n + 1) * width, rows[n]) for n in range(min(rows), max(rows) + 1)]
+
+
+def histogram(lengths: Mapping[int, int]) -> list[str]:
+    """The bins as text bars."""
+    found = bins(lengths)
+    most, digits = max((b.rows for b in found), default=0), len(f"{-(-max(lengths, default=0) // BARS) * BARS:,}")
+    return [
+        f"{b.first:>{digits},} to {b.last:>{digits},} tokens  {'█' * -(-b.rows * BAR // most):<{BAR}} {b.rows:,}"
+        for b in found
+    ]
+
+
+def _split(title: str, part: Part, tokenizer: "PreTrainedTokenizerBase") -> Split:
+    ledger = part.ledger
+    ends = trained_ends(part.rows, {tokenizer.eos_token_id, *tokenizer.all_special_ids})
+    end = ends.most_common(1)[0][0] if ends else tokenizer.eos_token_id
+    name = tokenizer.convert_ids_to_tokens(end)
+    cut = ledger.rows_truncated / ledger.rows_trained
+    lines = [
+        *ledger.lines(),
+        f"cut     {ledger.rows_truncated:,} of {ledger.rows_trained:,} rows lose their end ({cut:.1%})",
+        f"stop    {ends[end]:,} of {len(part.rows):,} rows train {name} ({end}) as their last token",
+    ]
+    return Split(title, lines, ledger.lengths)
+
+
+def _painted(runs: Sequence[Run], paint: Paint) -> str:
+    around = ((run.text, *(paint.trained if run.trained else paint.masked)) for run in runs)
+    return "".join(f"{before}{text}{after}" for text, before, after in around)
+
+
+def visible(text: str) -> str:
+    """The text with white space that would not be seen shown, and no control character left for the terminal."""
+    inner = text.strip(" ")
+    start = text[: len(text) - len(text.lstrip(" "))]
+    end = text[len(start) + len(inner) :]
+    marked = "·" * len(start) + inner + "·" * len(end)
+    return marked.translate(VISIBLE)

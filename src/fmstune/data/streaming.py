@@ -1,0 +1,97 @@
+"""Training rows that are read while the model trains: the same masks and ledger, with the memory of a few batches."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fmstune.config.job import Data
+from fmstune.data import read as rows
+from fmstune.data import tokenized
+from fmstune.data.ledger import Ledger
+from fmstune.data.read import Problems, Row
+from fmstune.data.splits import Place
+from fmstune.data.tokenized import Part, Recipe
+from fmstune.errors import UserError, raise_if_any
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+SAMPLE = 1000
+"""Rows of each source that are looked at before the run."""
+
+
+def sample(recipe: Recipe, name: str) -> Part:
+    """The first rows of a source, in memory, with their ledger; raises UserError with all that is wrong with them."""
+    ledger, problems = Ledger(), Problems()
+    first = islice(_read(recipe), SAMPLE)
+    made = tokenized.dataset(list(tokenized.batches(first, recipe, ledger, problems)))
+    raise_if_any(problems.messages())
+    if not len(made):
+        raise UserError("\n".join([f"{recipe.place.field}: no row is left of the first {SAMPLE:,}", *ledger.lines()]))
+    return Part(name, made, ledger, cached=False)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The rows of one source, from its first to its last, each time that it is asked for them."""
+
+    recipe: Recipe
+    ledger: Ledger
+    """What became of the rows that were read, of all passes."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Stream":
+        """Itself: `datasets` copies what it iterates over, and the ledger must stay the one that the run reads."""
+        return self
+
+    def rows(self) -> Iterator[dict[str, list[int]]]:
+        """One pass; raises UserError at the end of a batch with all that is wrong with it."""
+        problems = Problems()
+        for batch in tokenized.batches(_read(self.recipe), self.recipe, self.ledger, problems):
+            raise_if_any(problems.messages())
+            for row in batch:
+                yield {"input_ids": row.encoded.input_ids, "labels": row.encoded.labels}
+        raise_if_any(problems.messages())
+
+
+def dataset(streams: Sequence[Stream], data: Data, seed: int) -> "IterableDataset":
+    """The rows of all sources, mixed by their weights where they have some, and shuffled in a buffer."""
+    from datasets import Features, IterableDataset, concatenate_datasets, interleave_datasets
+
+    columns = tokenized.TRAINED.empty_table().select(["input_ids", "labels"]).schema
+    features = Features.from_arrow_schema(columns)
+    parts = [
+        IterableDataset.from_generator(_rows, features=features, gen_kwargs={"stream": stream}) for stream in streams
+    ]
+    given = [w for w in (stream.recipe.place.source.weight for stream in streams) if w is not None]
+    if given:
+        mixed = interleave_datasets(
+            parts,
+            probabilities=[weight / sum(given) for weight in given],
+            seed=seed,
+            stopping_strategy=data.stopping_strategy.value,
+        )
+    else:
+        mixed = concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+    # `datasets` would still put the sources themselves in another order
+    return mixed if data.buffer_size == 1 else mixed.shuffle(seed=seed, buffer_size=data.buffer_size)
+
+
+def _rows(stream: Stream) -> Iterator[dict[str, list[int]]]:
+    return stream.rows()
+
+
+def _read(recipe: Recipe) -> Iterator[Row]:
+    source = recipe.place.source
+    return rows.read(source.path, recipe.place.field, source.max_rows, stream=True)
+
+
+def listing(place: Place) -> str:
+    """A hash of the names, sizes and times of the files, in place of their content, which is not read through."""
+    digest = hashlib.sha256()
+    for path in rows.files(place.source.path, place.field):
+        facts = Path(path).stat()
+        digest.update(f"{path.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+    return f"listing:{digest.hexdigest()}"

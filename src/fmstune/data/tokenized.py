@@ -1,0 +1,309 @@
+"""One source → tokens in Arrow files, once: an entry of the cache by content, and mapped from there."""
+
+import hashlib
+import json
+import logging
+import sys
+import tempfile
+from array import array
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from fmstune import cache
+from fmstune.config.job import Data, OverLength, Untrainable
+from fmstune.data import format_loading, splits, tokens
+from fmstune.data.format_loading import Format
+from fmstune.data.ledger import Fate, Ledger
+from fmstune.data.read import Contents, Problems, Row
+from fmstune.data.splits import HELD_OUT, FormattedRow, Place
+from fmstune.data.tokens import Encoded
+from fmstune.errors import UserError, raise_if_any
+from fmstune.garbage import seldom_collected
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+BATCH = 1000
+"""Rows that are tokenised in one call."""
+AHEAD = 2
+"""Batches that threads tokenise while an earlier one is written; the tokenizer lets go of Python's lock meanwhile."""
+CODE = tuple(
+    Path(__file__).with_name(f"{name}.py")
+    for name in (
+        *("read", "formats", "segments", "templates", "chat"),
+        *("format_loading", "tokens", "splits", "tokenized"),
+    )
+)
+"""What the tokens depend on: a change in one of these makes a new cache entry."""
+INTEGERS = pa.list_(pa.int32())
+TRAINED = pa.schema(
+    {"input_ids": INTEGERS, "labels": INTEGERS, "number": pa.int32(), "fingerprint": pa.int64()},
+)
+"""`number` is the row's place in its split, counted from 1; equal tokens have equal fingerprints."""
+HELD_OUT_TOO = pa.schema([*TRAINED, pa.field("prompt_ids", INTEGERS), pa.field("answer_ids", INTEGERS)])
+"""Held-out rows say where they are divided, so that their last answers can be generated and compared."""
+
+
+class Tokenised(NamedTuple):
+    """A row that is trained."""
+
+    number: int
+    encoded: Encoded
+
+
+class Recipe(NamedTuple):
+    """What turns the rows of a source into tokens."""
+
+    place: Place
+    data: Data
+    format: Format
+    tokenizer: "PreTrainedTokenizerBase"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The tokenised rows of one source, mapped, and what became of the rows that they were made of."""
+
+    name: str
+    """The source's; "" for the only one."""
+    rows: "Dataset"
+    ledger: Ledger
+    cached: bool
+    """Whether it had been made before."""
+    key: str = ""
+    """Name of the cache entry, a hash of all that the tokens depend on; "" where they are streamed."""
+
+
+def parts(recipe: Recipe, name: str, seed: int, contents: Contents) -> dict[str, Part]:
+    """The source's rows by split, tokenised now or by an earlier run.
+
+    Raises one UserError with everything that is wrong with the rows.
+    """
+    entry = cache.place() / "tokenized" / key(recipe, seed, contents)
+    found = _open(entry, name, cached=True)
+    if found is None:
+        _make(entry, recipe, seed)
+        found = _open(entry, name, cached=False)
+        if found is None:
+            raise UserError(f"the cache entry {entry} went away while it was used; start again")
+    return found
+
+
+def _make(entry: Path, recipe: Recipe, seed: int) -> None:
+    """Write the entry aside and rename it, so that nobody sees half of one."""
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".unfinished-") as aside:
+            made = Path(aside) / "entry"
+            made.mkdir()
+            _write_entry(made, recipe, seed)
+            cache.publish(made, entry, usable=lambda there: _open(there, "", cached=True) is not None)
+    except OSError as err:
+        raise UserError(
+            f"cannot write to the cache {cache.place()} ({err.strerror or err}); "
+            "set FMSTUNE_CACHE to a folder where you can write"
+        ) from err
+
+
+def _write_entry(made: Path, recipe: Recipe, seed: int) -> None:
+    problems: list[str] = []
+    ledgers: dict[str, Ledger] = {}
+    for split, rows in splits.splits(recipe.place, recipe.data, seed).items():
+        words = f"tokenising {recipe.place.field} ({split})"
+        shown = tqdm(rows, desc=words, unit=" rows", delay=2, disable=not sys.stderr.isatty())
+        try:
+            ledgers[split] = _write_split(shown, made / f"{split}.arrow", recipe)
+        except UserError as err:
+            problems += err.problems
+    raise_if_any(problems)
+    raise_if_any(_empty(recipe.place, ledgers))
+    facts = {
+        "ledgers": {name: asdict(ledger) for name, ledger in ledgers.items()},
+        "bytes": {name: (made / f"{name}.arrow").stat().st_size for name in ledgers},
+    }
+    (made / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _empty(place: Place, ledgers: dict[str, Ledger]) -> Iterator[str]:
+    for split, ledger in ledgers.items():
+        if ledger.rows_trained == 0:
+            yield "\n".join([f"{place.field}: no row is left in the {split} split", *ledger.lines()])
+
+
+def _write_split(split: Iterable[Row], path: Path, recipe: Recipe) -> Ledger:
+    """Tokenise a split in batches; raises all its problems at the end."""
+    ledger, problems = Ledger(), Problems()
+    schema = HELD_OUT_TOO if path.stem == HELD_OUT else TRAINED
+    with seldom_collected(), pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for batch in batches(split, recipe, ledger, problems, ahead=AHEAD):
+            writer.write_batch(_record_batch(batch, schema))
+    raise_if_any(problems.messages())
+    return ledger
+
+
+def batches(
+    split: Iterable[Row], recipe: Recipe, ledger: Ledger, problems: Problems, *, ahead: int = 0
+) -> Iterator[list[Tokenised]]:
+    """The rows that are trained, tokenised in batches; all are counted, and what is wrong is noted.
+
+    With `ahead`, so many further batches are read, and tokenised by threads, while one is used.
+    """
+    formatted = splits.formatted(split, recipe.place, recipe.format, recipe.data, ledger, problems)
+    for batch, encodings in _encoded(iter(lambda: list(islice(formatted, BATCH)), []), recipe, ahead):
+        yield _kept(batch, encodings, recipe.data, ledger, problems)
+
+
+def _encoded(
+    batches: Iterator[list[FormattedRow]], recipe: Recipe, ahead: int
+) -> Iterator[tuple[list[FormattedRow], list[Encoded]]]:
+    """Each batch with its tokens, in order."""
+
+    def encode(batch: list[FormattedRow]) -> list[Encoded]:
+        return tokens.encode([row.formatted for row in batch], recipe.tokenizer, recipe.data.max_length)
+
+    if not ahead:
+        yield from ((batch, encode(batch)) for batch in batches)
+        return
+    waiting: deque[tuple[list[FormattedRow], Future[list[Encoded]]]] = deque()
+    with ThreadPoolExecutor(ahead) as pool:
+        for batch in batches:
+            waiting.append((batch, pool.submit(encode, batch)))
+            if len(waiting) > ahead:
+                done, made = waiting.popleft()
+                yield done, made.result()
+        yield from ((done, made.result()) for done, made in waiting)
+
+
+def _kept(
+    batch: list[FormattedRow], encodings: list[Encoded], data: Data, ledger: Ledger, problems: Problems
+) -> list[Tokenised]:
+    kept = []
+    for formatted, encoded in zip(batch, encodings, strict=True):
+        fate = _fate(encoded, data)
+        ledger.add(encoded, fate, formatted.number)
+        if fate is Fate.too_long and data.over_length is OverLength.error:
+            long = f"more than data.max_length={data.max_length} tokens"
+            problems.add(f"{long}; raise it, or set data.over_length to truncate or drop", formatted.row)
+        elif fate is Fate.without_answer and data.untrainable is Untrainable.error:
+            cut = f"data.max_length={data.max_length} leaves no token of the answer"
+            problems.add(f"{cut}; raise it, or set data.untrainable=drop", formatted.row)
+        elif fate in (Fate.trained, Fate.truncated):
+            kept.append(Tokenised(formatted.number, encoded))
+    return kept
+
+
+def _fate(encoded: Encoded, data: Data) -> Fate:
+    too_long = encoded.length > data.max_length
+    if too_long and data.over_length is not OverLength.truncate:
+        return Fate.too_long
+    if not encoded.answered:
+        return Fate.without_answer
+    return Fate.truncated if too_long else Fate.trained
+
+
+def dataset(batches: Iterable[list[Tokenised]]) -> "Dataset":
+    """Tokenised rows in memory, with the columns of training rows."""
+    from datasets import Dataset  # a second to import, and a scan or the cache's size need none
+
+    made = [_record_batch(batch, TRAINED) for batch in batches]
+    return Dataset(pa.Table.from_batches(made, schema=TRAINED))
+
+
+def _record_batch(kept: list[Tokenised], schema: pa.Schema) -> pa.RecordBatch:
+    columns = {
+        "input_ids": _lists([row.encoded.input_ids for row in kept]),
+        "labels": _lists([row.encoded.labels for row in kept]),
+        "number": pa.array([row.number for row in kept], pa.int32()),
+        "fingerprint": pa.array([fingerprint(row.encoded.input_ids) for row in kept], pa.int64()),
+    }
+    if "prompt_ids" in schema.names:
+        columns["prompt_ids"] = _lists([row.encoded.prompt_ids for row in kept])
+        columns["answer_ids"] = _lists([row.encoded.answer_ids for row in kept])
+    return pa.record_batch(columns, schema=schema)
+
+
+def fingerprint(ids: list[int]) -> int:
+    """64 bits of a hash of the ids: equal for equal rows, and by chance for one pair in 10^19."""
+    return int.from_bytes(hashlib.blake2b(array("i", ids).tobytes(), digest_size=8).digest(), "little", signed=True)
+
+
+def _lists(lists: list[list[int]]) -> pa.Array:
+    """The lists as one Arrow column, by way of flat buffers: `pa.array` takes seven times as long."""
+    values = array("i")
+    for numbers in lists:
+        values.fromlist(numbers)
+    offsets = array("i", accumulate(map(len, lists), initial=0))
+    buffers = [pa.Array.from_buffers(pa.int32(), len(a), [None, pa.py_buffer(a)]) for a in (offsets, values)]
+    return pa.ListArray.from_arrays(*buffers)
+
+
+def _open(entry: Path, name: str, *, cached: bool) -> dict[str, Part] | None:
+    """The entry, mapped; None when it is not there or, with a word in the log, when it cannot be used."""
+    if not entry.exists():
+        return None
+    try:
+        facts = json.loads((entry / "facts.json").read_text(encoding="utf-8"))
+        ledgers = {split: _ledger(values) for split, values in facts["ledgers"].items()}
+        return {
+            split: Part(name, _map(entry / f"{split}.arrow", facts["bytes"][split]), ledger, cached, entry.name)
+            for split, ledger in ledgers.items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as err:
+        log.warning("cache entry %s is made again (%s: %s)", entry, type(err).__name__, err)
+        return None
+
+
+def _map(path: Path, size: int) -> "Dataset":
+    from datasets import Dataset
+
+    if path.stat().st_size != size:
+        raise ValueError(f"{path.name} is not as it was written")
+    return Dataset.from_file(str(path))
+
+
+def _ledger(values: dict[str, Any]) -> Ledger:
+    """From JSON, whose keys are strings."""
+    return Ledger(**values | {"lengths": {int(length): count for length, count in values["lengths"].items()}})
+
+
+def key(recipe: Recipe, seed: int, contents: Contents) -> str:
+    """The name of the entry: a hash of all that the tokens depend on."""
+    data, source = recipe.data, recipe.place.source
+    own = format_loading.source_files(source.format or {})
+    drawn = recipe.place.trains and splits.draws(data)
+    facts = {
+        "rows": contents,
+        "format": source.format,
+        "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in CODE],
+        "own_files": [hashlib.sha256(path.read_bytes()).hexdigest() for path in own],
+        "tokenizer": _tokenizer_facts(recipe.tokenizer),
+        "length": (data.max_length, data.over_length.value, data.untrainable.value, source.max_rows),
+        "split": TRAINED.names if recipe.place.trains else HELD_OUT_TOO.names,
+        "drawn": (data.eval_fraction, seed) if drawn else None,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {
+        "class": type(tokenizer).__name__,
+        "library": version("tokenizers"),
+        # a call sets these two, and ours sets them to nothing
+        "backend": backend | {"truncation": None, "padding": None},
+        "end_of_sequence": tokenizer.eos_token_id,
+        "split_special_tokens": tokenizer.split_special_tokens,
+        "chat_template": tokenizer.chat_template,
+    }

@@ -1,0 +1,222 @@
+"""Segments → token ids and labels: tokenise the joined text once, train what ends in a trained segment.
+
+That rule is right for a token that straddles the start of an answer, too: it is the first thing that the
+model has to write. Counting the tokens of the prompt alone would train nothing of such an answer.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fmstune.data.segments import Formatted, Plain, Segment, Templated, TokenRow
+from fmstune.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""The label of a token that is only read; torch's cross-entropy leaves it out."""
+
+
+class Encoded(NamedTuple):
+    """A row in tokens, at most `max_length` of them; text is ended by end-of-sequence."""
+
+    input_ids: list[int]
+    labels: list[int]
+    length: int
+    """Tokens before cutting, end-of-sequence included."""
+    trained: int
+    """Trained tokens, end-of-sequence included."""
+    answered: bool
+    """Whether a token of an answer is trained: end-of-sequence alone is none."""
+    straddling: int
+    """Tokens that lie on both sides of a boundary between read and trained text."""
+
+    answer: int
+    """Where the last answer begins: the place of its first token."""
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """What stands before the last answer: a token that straddles the start of the answer is not in it."""
+        return self.input_ids[: self.answer]
+
+    @property
+    def answer_ids(self) -> list[int]:
+        """The trained tokens of the last answer, with what ends it."""
+        return [label for label in self.labels[self.answer :] if label != IGNORED]
+
+
+class Span(NamedTuple):
+    """A trained stretch of the joined text, in characters."""
+
+    start: int
+    end: int
+
+
+class TokenSpan(NamedTuple):
+    """The tokens that end inside a trained stretch: from `first` up to, and without, `last`."""
+
+    first: int
+    last: int
+    first_straddles: bool
+    """Whether `first` starts before the stretch."""
+    last_straddles: bool
+    """Whether `last` starts inside the stretch, though it ends behind it."""
+
+
+def encode(batch: Sequence[Formatted], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Encoded]:
+    """Tokenise rows, in one call for those of a kind; their order is kept.
+
+    End-of-sequence is trained, counted in `max_length` and never cut off a plain text. A templated text ends as its
+    template ends it; it is closed with end-of-sequence only where its last answer has no special token as its end.
+    """
+    check(tokenizer)
+    encoded: dict[int, Encoded] = {}
+    for kind, encode_kind in ((Plain, _encode_plain), (Templated, _encode_templated), (TokenRow, _take)):
+        places = [place for place, row in enumerate(batch) if isinstance(row, kind)]
+        if places:
+            rows: list[Any] = [batch[place] for place in places]
+            encoded.update(zip(places, encode_kind(rows, tokenizer, max_length), strict=True))
+    return [encoded[place] for place in range(len(batch))]
+
+
+def _encode_plain(rows: Sequence[Plain], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Iterator[Encoded]:
+    end_of_sequence = check(tokenizer)
+    for ids, spans in _tokenised(rows, tokenizer, special_tokens=True):
+        yield _encode_row(ids, spans, end_of_sequence, max_length)
+
+
+def _encode_templated(
+    rows: Sequence[Templated], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> Iterator[Encoded]:
+    end_of_sequence, special = check(tokenizer), set(tokenizer.all_special_ids)
+    for row, (ids, spans) in zip(rows, _tokenised(rows, tokenizer, special_tokens=False), strict=True):
+        open_end = row.segments[-1].trained and ids[-1] not in special
+        whole = [*ids, end_of_sequence] if open_end else ids
+        labels = _labels(ids, spans, len(ids)) + ([end_of_sequence] if open_end else [])
+        kept = _take([TokenRow(whole, labels)], tokenizer, max_length)[0]
+        count = len(kept.input_ids)
+        answer = _last_answer(spans, count)
+        yield kept._replace(answered=answer < count, straddling=_straddling(spans, count), answer=answer)
+
+
+def _take(rows: Sequence[TokenRow], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Encoded]:
+    """Tokens as they are, cut to `max_length`."""
+    found = []
+    for ids, labels in rows:
+        trained = sum(label != IGNORED for label in labels[:max_length])
+        answer = _last_stretch(labels[:max_length])
+        found.append(Encoded(ids[:max_length], labels[:max_length], len(ids), trained, trained > 0, 0, answer))
+    return found
+
+
+def _last_stretch(labels: Sequence[int]) -> int:
+    """Where the last stretch of trained tokens begins."""
+    place = len(labels)
+    while place and labels[place - 1] == IGNORED:
+        place -= 1
+    while place and labels[place - 1] != IGNORED:
+        place -= 1
+    return place
+
+
+def _tokenised(
+    rows: Sequence[Plain | Templated], tokenizer: "PreTrainedTokenizerBase", *, special_tokens: bool
+) -> Iterator[tuple[list[int], list[TokenSpan]]]:
+    """The ids of each row's whole text, and which of them are trained."""
+    texts = ["".join(segment.text for segment in row.segments) for row in rows]
+    # verbose=False: that a text is above the tokenizer's own limit is no news, since max_length decides
+    made = tokenizer(texts, add_special_tokens=special_tokens, return_attention_mask=False, verbose=False)
+    for row, text, ids, encoding in zip(rows, texts, made["input_ids"], made.encodings, strict=True):
+        yield ids, _token_spans(row.segments, len(text), encoding)
+
+
+def check(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The id of end-of-sequence; raises UserError for a tokenizer that cannot be used."""
+    if not tokenizer.is_fast:
+        kind = type(tokenizer).__name__
+        raise UserError(f"model.tokenizer: {kind} does not tell which text a token spans; use a fast one")
+    if not isinstance(tokenizer.eos_token_id, int):
+        raise UserError("model.tokenizer has no end-of-sequence token; set model.special_tokens.eos_token")
+    return tokenizer.eos_token_id
+
+
+def _encode_row(ids: list[int], spans: list[TokenSpan], end_of_sequence: int, max_length: int) -> Encoded:
+    length = len(ids) + (ids[-1:] != [end_of_sequence])
+    kept = min(length, max_length) - 1
+    labels = [*_labels(ids, spans, kept), end_of_sequence]
+    trained = 1 + sum(max(0, min(span.last, kept) - span.first) for span in spans)
+    straddling, answer = _straddling(spans, kept), _last_answer(spans, kept)
+    return Encoded([*ids[:kept], end_of_sequence], labels, length, trained, trained > 1, straddling, answer)
+
+
+def _last_answer(spans: list[TokenSpan], kept: int) -> int:
+    """Where the last of the spans begins that has a token among the first `kept`; the end where none has."""
+    return next((span.first for span in reversed(spans) if span.first < min(span.last, kept)), kept)
+
+
+def _labels(ids: list[int], spans: list[TokenSpan], kept: int) -> list[int]:
+    """The first `kept` labels: ids inside the spans, nothing to learn outside."""
+    labels: list[int] = []
+    for first, last, *_ in spans:
+        labels += [IGNORED] * (first - len(labels))
+        labels += ids[first:last]
+    labels += [IGNORED] * (kept - len(labels))
+    return labels[:kept]
+
+
+def _straddling(spans: list[TokenSpan], kept: int) -> int:
+    """How many of the first `kept` tokens lie on both sides of a span's boundary."""
+    return sum(
+        (span.first_straddles and span.first < kept) + (span.last_straddles and span.last < kept) for span in spans
+    )
+
+
+def _token_spans(segments: list[Segment], text_length: int, encoding: "Encoding") -> list[TokenSpan]:
+    spans = []
+    for start, end in trained_spans(segments):
+        first = _ending_after(start, text_length, encoding)
+        last = _ending_after(end, text_length, encoding)
+        spans.append(TokenSpan(first, last, _straddles(first, start, encoding), _straddles(last, end, encoding)))
+    return spans
+
+
+def trained_spans(segments: list[Segment]) -> list[Span]:
+    """Where the joined text is trained; neighbours are one span, and empty segments none."""
+    spans: list[Span] = []
+    position = 0
+    for text, trained in segments:
+        end = position + len(text)
+        if trained and text:
+            goes_on = bool(spans) and spans[-1].end == position
+            spans.append(Span(spans.pop().start if goes_on else position, end))
+        position = end
+    return spans
+
+
+def _ending_after(boundary: int, text_length: int, encoding: "Encoding") -> int:
+    """The first token that ends after the boundary; tokens come in the order of the text."""
+    token = encoding.char_to_token(boundary)
+    if token is not None:
+        return token
+    if boundary < text_length:
+        # a character without a token: stripped, or dropped by a normaliser
+        for number, (_, end) in enumerate(encoding.offsets):
+            if end > boundary:
+                return number
+    return len(encoding) - _behind_the_text(encoding)
+
+
+def _behind_the_text(encoding: "Encoding") -> int:
+    """How many special tokens the tokenizer put behind the text: they belong to no sequence."""
+    count = len(encoding)
+    place = count
+    while place and encoding.token_to_sequence(place - 1) is None:
+        place -= 1
+    return count - place
+
+
+def _straddles(token: int, boundary: int, encoding: "Encoding") -> bool:
+    """Whether this token, which ends after the boundary, starts before it."""
+    characters = encoding.token_to_chars(token) if boundary else None
+    return characters is not None and characters[0] < boundary < characters[1]

@@ -1,0 +1,1 @@
+"""How a model answers, and how good the answers are."""

@@ -1,0 +1,174 @@
+"""`fmstune generate` in the runner: prompts → answers → a file, and the terminal where it is asked for."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from fmstune.config.requests import SAMPLING, Generation
+from fmstune.data import formats, read
+from fmstune.errors import UserError, raise_if_any
+from fmstune.evaluation import generate, prompts
+from fmstune.evaluation.prompts import Prompt
+from fmstune.models import tuned
+from fmstune.models.sharding import learns_a_prompt
+from fmstune.models.tuned import Tuned
+from fmstune.runs import run_folder
+
+BATCHES = 8
+"""Batches between two writes and two lines of progress; prompts of like length are put together among these."""
+
+
+def run(request: Generation) -> int:
+    """Answer every prompt; what cannot be answered is said before the weights are read, where that can be known."""
+    texts = _texts(request)
+    place = tuned.locate(request.model, request.base_model_name_or_path, force=request.force)
+    tokenizer = tuned.tokenizer_of(place)
+    asked = _prompts(request, texts, tokenizer.tokenizer)
+    done = _answered(request, asked) if request.resume else 0
+    model = tuned.load(place, tokenizer, dtype=request.dtype, attention=request.attention, device=request.device)
+    raise_if_any(_too_long(asked, model, request.max_new_tokens))
+    if done:
+        print(f"fmstune: {done:,} of {len(asked):,} prompts are answered in {request.out_file}", file=sys.stderr)
+    begun, written = time.perf_counter(), 0
+    set_seed(request.seed)
+    made = _answers(request, asked[done:], model)
+    if request.text is not None and not request.stream:
+        made = _shown(made)
+    out = Path(request.out_file)
+    if out.suffix == ".jsonl":
+        with run_folder.written("--out_file", out), out.open("ab") as file:
+            for one in made:
+                written += file.write((json.dumps(one, ensure_ascii=False) + "\n").encode()) > 0
+                file.flush()
+    else:
+        results = list(made)
+        written = len(results)
+        with run_folder.written("--out_file", out):
+            run_folder.write_json(out, results, indent=4)
+    seconds = time.perf_counter() - begun
+    answered = "1 answer" if written == 1 else f"{written:,} answers"
+    print(f"wrote {request.out_file}: {answered} in {seconds:.1f} s")
+    return 0
+
+
+def _texts(request: Generation) -> list[str]:
+    """The texts that were given; none where rows were."""
+    if request.text is not None:
+        return [request.text]
+    if request.text_file is None:
+        return []
+    try:
+        content = (
+            sys.stdin.buffer.read() if request.text_file == "-" else Path(request.text_file).expanduser().read_bytes()
+        )
+        found = prompts.lines(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as err:
+        raise UserError(f"--text_file: {request.text_file} is not UTF-8 (byte {err.start}); convert it") from err
+    except OSError as err:
+        raise UserError(f"--text_file: {request.text_file} cannot be read ({err.strerror})") from err
+    if not found:
+        raise UserError(f"--text_file: {request.text_file} holds no text; write one prompt a line")
+    return found
+
+
+def _prompts(request: Generation, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    if request.format is None:
+        return prompts.of_texts(texts, tokenizer)
+    if request.rows_file is not None:
+        return prompts.of_rows(list(read.read(request.rows_file, "--rows_file")), request.format, tokenizer)
+    named = request.text_file if request.text_file is not None else "--text"
+    return prompts.of_rows(prompts.rows_of_texts(texts, named, request.format), request.format, tokenizer)
+
+
+def _too_long(asked: Sequence[Prompt], model: Tuned, max_new_tokens: int) -> Iterator[str]:
+    """Prompts that leave no room for their answer; transformers would fail, or go on with positions it never saw."""
+    config = model.model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return
+    virtual = model.model.active_peft_config.num_virtual_tokens if learns_a_prompt(model.model) else 0
+    room = positions - virtual - max_new_tokens
+    long = [number for number, prompt in enumerate(asked, start=1) if len(prompt.ids) > room]
+    if long:
+        first = len(asked[long[0] - 1].ids)
+        beside = f" and {virtual} virtual tokens" if virtual else ""
+        yield (
+            f"{len(long):,} of {len(asked):,} prompts are too long, first number {long[0]:,}: its {first:,} "
+            f"tokens{beside} with --max_new_tokens {max_new_tokens:,} go beyond the {positions:,} positions of the "
+            "model; shorten them, or lower --max_new_tokens"
+        )
+
+
+def _answered(request: Generation, asked: Sequence[Prompt]) -> int:
+    """How many prompts the file answers already; a last line that was cut off in the middle is taken away.
+
+    Raises UserError where the file answers other prompts.
+    """
+    path = Path(request.out_file)
+    if not path.is_file():
+        return 0
+    whole, _, rest = path.read_bytes().rpartition(b"\n")
+    lines = whole.split(b"\n") if whole else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            given = json.loads(line)["input"]
+        except (ValueError, KeyError, TypeError) as err:
+            raise UserError(f"--resume: {path}:{number} is no answer of fmstune generate; choose another file") from err
+        if number > len(asked) or given != asked[number - 1].text:
+            raise UserError(
+                f"--resume: {path}:{number} answers another prompt than number {number:,} of these; give the prompts "
+                "that it was begun with, or another --out_file"
+            )
+    if rest:
+        with path.open("r+b") as file:
+            file.truncate(len(whole) + bool(lines))
+    return len(lines)
+
+
+def _answers(request: Generation, asked: Sequence[Prompt], model: Tuned) -> Iterator[dict[str, Any]]:
+    """The answers in order, a few batches at a time."""
+    tokenizer = model.tokenizer.tokenizer
+    sampling = {name: getattr(request, name) for name in (*SAMPLING, "repetition_penalty")}
+    given = {name: value for name, value in sampling.items() if value is not None}
+    ends = prompts.turn_ends(request.format, tokenizer) if request.format is not None else []
+    step = 1 if request.stream else request.batch_size * BATCHES
+    for start in range(0, len(asked), step):
+        part = asked[start : start + step]
+        if request.stream:
+            print(part[0].text, end="", flush=True)
+        with torch.inference_mode():
+            made = generate.generate(
+                model.model,
+                tokenizer,
+                [prompt.ids for prompt in part],
+                batch_size=request.batch_size,
+                max_new_tokens=request.max_new_tokens,
+                stops=[tokenizer.eos_token_id, *ends],
+                stop_texts=[formats.unescape(text) for text in request.stop],
+                sampling={"do_sample": request.do_sample, **given},
+                show=_show if request.stream else None,
+                behind_prompt=True,
+            )
+        if request.stream:
+            print(flush=True)
+        elif len(asked) > step:
+            print(f"{start + len(part):,} of {len(asked):,} prompts", file=sys.stderr, flush=True)
+        for prompt, answer in zip(part, made, strict=True):
+            yield {"input": prompt.text, "output": answer if request.only_new_text else prompt.text + answer}
+
+
+def _shown(made: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The same answers, on the terminal too: who types a text wants to see what comes of it."""
+    for one in made:
+        print(one["output"])
+        yield one
+
+
+def _show(text: str) -> None:
+    print(text, end="", flush=True)

@@ -1,0 +1,140 @@
+"""`fmstune evaluate harness` in the runner: tasks of lm-evaluation-harness, by a tuned model and by its base."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets.exceptions import DatasetsError
+from lm_eval import evaluator
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from fmstune import tables
+from fmstune.config.requests import Harness
+from fmstune.errors import UserError, did_you_mean, raise_if_any
+from fmstune.evaluation import metrics
+from fmstune.models import tuned
+from fmstune.models.sharding import learns_a_prompt
+from fmstune.models.tuned import Tuned
+from fmstune.runs import run_folder
+
+
+def run(request: Harness) -> int:
+    """Do the tasks, print the table, and write it with all figures; raises UserError."""
+    for name in ("lm_eval", "huggingface_hub"):
+        # the latter tells of each try to reach the hub; what came of it is said below
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # it asks git for the commit of the folder that we happen to be in, which complains where there is none
+    evaluator.get_git_commit_hash = lambda: None
+    include = None if request.include_path is None else str(Path(request.include_path).expanduser())
+    manager = TaskManager(include_path=include)
+    raise_if_any(_unknown(request.tasks, manager))
+    place, base = tuned.with_base(request)
+    tokenizer = tuned.tokenizer_of(place)
+    generates = _load(request, manager)
+    found: dict[str, dict[str, Any]] = {}
+    for name, model in tuned.in_turn(request, place, base, tokenizer):
+        print(f"evaluating the {name} model on {', '.join(request.tasks)} …", file=sys.stderr, flush=True)
+        found[name] = _results(request, manager, model, generates=generates)
+        del model
+    _report(request, found, base.model if base is not None and "base" in found else None)
+    return 0
+
+
+def _unknown(tasks: Sequence[str], manager: Any) -> Iterator[str]:
+    for name in tasks:
+        if name not in manager.task_index:
+            hint = did_you_mean(name, manager.all_tasks)
+            yield f"--tasks: the harness has no task {name!r}{hint or '; --include_path adds a folder of your own'}"
+
+
+def _load(request: Harness, manager: Any) -> bool:
+    """Get the tasks' data, and say whether a task generates; raises UserError with each whose data is not there."""
+    problems: list[str] = []
+    generates = False
+    for name in request.tasks:
+        try:
+            loaded = manager.load([name])["tasks"].values()
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, DatasetsError) as err:
+            said = (" ".join(str(err).split()) or type(err).__name__)[:200]
+            problems.append(
+                f"--tasks: {name} cannot be loaded ({said}); its data comes from the hub: load it where the hub can be "
+                "reached and carry the cache over (HF_HOME), or name tasks of your own files with --include_path"
+            )
+            continue
+        generates = generates or any(task.OUTPUT_TYPE == "generate_until" for task in loaded)
+    raise_if_any(problems)
+    return generates
+
+
+def _results(request: Harness, manager: Any, model: Tuned, *, generates: bool) -> dict[str, Any]:
+    # the harness pads on the left to generate, which moves the text away from virtual tokens
+    batch_size = 1 if generates and learns_a_prompt(model.model) else request.batch_size
+    lm = HFLM(
+        pretrained=model.model,
+        tokenizer=model.tokenizer.tokenizer,
+        backend="causal",
+        batch_size=batch_size,
+        max_length=tuned.positions(model),
+        trust_remote_code=False,
+    )
+    try:
+        found: dict[str, Any] = evaluator.simple_evaluate(
+            model=lm,
+            tasks=list(request.tasks),
+            task_manager=manager,
+            num_fewshot=request.num_fewshot,
+            limit=request.limit,
+            batch_size=batch_size,
+            bootstrap_iters=metrics.RESAMPLES,
+            log_samples=False,
+            random_seed=request.seed,
+            numpy_random_seed=request.seed,
+            torch_random_seed=request.seed,
+            fewshot_random_seed=request.seed,
+        )
+    except ValueError as err:
+        # such as a task whose answers are run as a program
+        raise UserError(f"--tasks: the harness refuses: {' '.join(str(err).split())}") from err
+    kept = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better")
+    return {name: json.loads(json.dumps(found[name], default=str)) for name in kept if name in found}
+
+
+def _report(request: Harness, found: dict[str, dict[str, Any]], base: str | None) -> None:
+    heads = ("task", "measure", "base", "tuned", "change")
+    rows = list(_rows(found["tuned"]["results"], found["base"]["results"] if "base" in found else {}))
+    note = "± is one standard error, as the harness gives it"
+    print("\n".join(tables.lines(heads, rows)))
+    print(f"\n{note}")
+    path = Path(request.out_file)
+    asked = {name: getattr(request, name) for name in ("num_fewshot", "limit", "seed")}
+    tasks = list(request.tasks)
+    beside = path.with_suffix(".md")
+    with run_folder.written("--out_file", path):
+        run_folder.write_json(path, {"model": request.model, "base_model": base, "tasks": tasks, **asked, **found})
+        beside.write_text(f"{metrics.markdown(heads, rows)}\n\n{note}\n", encoding="utf-8")
+    print(f"wrote {path} and {beside}")
+
+
+def _rows(tuned_ones: dict[str, Any], base: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Each number of each task; the harness names it `MEASURE,FILTER`, and its error `MEASURE_stderr,FILTER`."""
+    for task, after in tuned_ones.items():
+        before = base.get(task, {})
+        for key, value in after.items():
+            measure, comma, filter = key.partition(",")
+            if not comma or measure.endswith("_stderr") or not isinstance(value, (int, float)):
+                continue
+            error = f"{measure}_stderr,{filter}"
+            change = f"{value - before[key]:+.4f}" if key in before else "-"
+            shown = measure if filter == "none" else f"{measure} ({filter})"
+            yield task, shown, _with_error(before, key, error), _with_error(after, key, error), change
+
+
+def _with_error(values: dict[str, Any], key: str, error: str) -> str:
+    if key not in values:
+        return "-"
+    spread = f" ± {values[error]:.4f}" if isinstance(values.get(error), float) else ""
+    return f"{values[key]:.4f}{spread}"

@@ -1,0 +1,165 @@
+"""Texts and rows → prompts in tokens, as the rows of training began: what stood before the answer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from fmstune.data import chat, format_loading, formats, read
+from fmstune.data.read import Row
+from fmstune.data.segments import Formatted, Plain, RowProblem, Segment, Templated, TokenRow
+from fmstune.data.tokens import encode
+from fmstune.errors import UserError, raise_if_any
+from fmstune.evaluation import generate
+
+ANSWER = "a"
+"""In place of an answer that is not there. Where it follows a space, nearly every vocabulary of English has a token of
+the two, as of a real answer, and the space is no token of the prompt."""
+
+_UNCUT = 2**31
+
+
+class Prompt(NamedTuple):
+    """What the model is asked, as text and as tokens."""
+
+    text: str
+    ids: list[int]
+
+
+def of_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """The texts as they are, with the special tokens that the tokenizer puts before a text."""
+    encoded = encode([Plain([Segment(text, trained=False)]) for text in texts], tokenizer, _UNCUT)
+    # the last one is end-of-sequence, which is for whole rows
+    return [
+        Prompt(text, row.input_ids[:-1] or [generate.begin(tokenizer)])
+        for text, row in zip(texts, encoded, strict=True)
+    ]
+
+
+def of_rows(found: Sequence[Row], format: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """The prompts of rows in a data format; answers may be missing, and are left out where they are not.
+
+    Raises UserError with all rows that are not of this format.
+    """
+    make = _format(format, tokenizer)
+    problems = read.Problems()
+    formatted: list[Formatted] = []
+    for row in found:
+        try:
+            formatted.append(_prompt(make, row.values, format, tokenizer))
+        except RowProblem as err:
+            problems.add(str(err), row)
+    raise_if_any(problems.messages())
+    encoded = encode(formatted, tokenizer, _UNCUT)
+    return [
+        Prompt(_text(made, row.prompt_ids, tokenizer), row.prompt_ids or [generate.begin(tokenizer)])
+        for made, row in zip(formatted, encoded, strict=True)
+    ]
+
+
+def rows_of_texts(texts: Sequence[str], file: str, format: Mapping[str, Any]) -> list[Row]:
+    """Rows that hold the texts where the format has its question; raises UserError where that is not known."""
+    column = _question(format)
+    if column is None:
+        raise UserError(f"--format: what a text is to {format['_target_']} is not known; give rows with --rows_file")
+    return [Row(file, number, column(text)) for number, text in enumerate(texts, start=1)]
+
+
+def _question(format: Mapping[str, Any]) -> Any:
+    """Where each format of fmstune's own has its question; None where that is up to the user."""
+    own = {
+        "text": lambda text: {format["text_field"]: text + formats.unescape(format["response_template"] or "")},
+        "alpaca": lambda text: {"instruction": text},
+        "labelled_text": lambda text: {format["text_field"]: text},
+        "input_output": lambda text: {format["input_field"]: text},
+        "chat": lambda text: {format.get("messages_field", "messages"): [{"role": "user", "content": text}]},
+    }
+    return own.get(_own_name(format))
+
+
+def _own_name(format: Mapping[str, Any]) -> str:
+    module, _, name = str(format["_target_"]).rpartition(".")
+    return name if module == formats.__name__ else ""
+
+
+def _answer_field(format: Mapping[str, Any]) -> str | None:
+    """The column that a row to be asked with need not have."""
+    own = {
+        "alpaca": "output",
+        "labelled_text": format.get("label_field"),
+        "input_output": format.get("output_field"),
+    }
+    return own.get(_own_name(format))
+
+
+def _format(format: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> format_loading.Format:
+    if _own_name(format) == "chat" and tokenizer.chat_template is None:
+        raise UserError("--format chat: the model has no chat template; one that was tuned on chat has its own")
+    try:
+        return format_loading.load(format, tokenizer)
+    except UserError as err:
+        raise UserError(*(problem.replace("data.format", "--format", 1) for problem in err.problems)) from err
+
+
+def _prompt(
+    make: format_loading.Format,
+    values: Mapping[str, Any],
+    format: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+) -> Formatted:
+    """A row with an answer, real or not, at its end."""
+    if _own_name(format) == "chat":
+        return _conversation(values, format, tokenizer)
+    answer = _answer_field(format)
+    given = {**values, answer: values.get(answer) or ANSWER} if answer is not None else values
+    made = format_loading.formatted(make, given)
+    if isinstance(made, TokenRow):
+        return made
+    if _own_name(format) != "text":
+        return made
+    if format["response_template"] is None:
+        # all of it was trained, and the model goes on with it
+        return made._replace(segments=[segment._replace(trained=False) for segment in made.segments])
+    *before, last = made.segments
+    return made._replace(segments=[*before, last if last.text.strip() else Segment(last.text + ANSWER, trained=True)])
+
+
+def _conversation(
+    values: Mapping[str, Any], format: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> Templated:
+    """The turns before the last answer, and the words of the template that ask for it."""
+    field, tools_field = format.get("messages_field", "messages"), format.get("tools_field", "tools")
+    if field not in values:
+        raise RowProblem(f"no column {field!r}; its columns are {', '.join(map(repr, values))}")
+    turns = chat.messages(values[field], field)
+    if turns[-1]["role"] == "assistant":
+        turns = turns[:-1]
+    tools = chat.tools(values.get(tools_field), tools_field)
+    return Templated([Segment(chat.question(turns, tools, tokenizer), trained=False)])
+
+
+def _text(made: Formatted, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The prompt as text: up to the answer, without white space that is part of the answer's first token."""
+    decoded = str(tokenizer.decode(ids, skip_special_tokens=True))
+    if isinstance(made, TokenRow):
+        return decoded
+    segments = list(made.segments)
+    while segments and segments[-1].trained:
+        segments.pop()
+    text = "".join(segment.text for segment in segments)
+    return text if decoded[-1:].isspace() else text.rstrip()
+
+
+def turn_ends(format: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What ends an answer under this format beside end-of-sequence: the special token of a chat template's turn."""
+    if _own_name(format) != "chat":
+        return []
+    turns = [{"role": "user", "content": ANSWER}, {"role": "assistant", "content": ANSWER}]
+    segments = chat.segments(turns, None, tokenizer)
+    last = encode([Templated(segments)], tokenizer, _UNCUT)[0].answer_ids[-1:]
+    return [token for token in last if token in set(tokenizer.all_special_ids)]
+
+
+def lines(text: str) -> list[str]:
+    """The prompts of a file, one a line, without white space around them; an empty line is none."""
+    return [line.strip() for line in text.split("\n") if line.strip()]

@@ -1,0 +1,1 @@
+"""A frozen job becomes processes: here, on several machines, in Slurm."""

@@ -1,0 +1,193 @@
+"""The process above a machine's ranks: accelerate's own launcher, with one error on top and nobody left behind.
+
+`python -m fmstune.launch.agent RUN/job.yaml [words of accelerate launch] -- [flags of the runner]`
+"""
+
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from fmstune import lean
+from fmstune.launch import head_start, parent, preemption
+from fmstune.launch.subprocesses import AGENT, PARENT
+from fmstune.runs import run_folder
+from fmstune.signals import INTERRUPTING, NOTICES
+
+_SECONDARY = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "DistNetworkError",
+    "NCCL",
+    "Gloo",
+)
+"""Words of an error that only tells of another process's end."""
+
+
+_EVERY_SECONDS = 0.25
+
+
+class Failure(NamedTuple):
+    """How one rank ended."""
+
+    rank: int
+    code: int
+    """Negative: the signal that it died of."""
+    at: float
+    """Seconds since 1970."""
+    kind: str
+    text: str
+    """What to show of it."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Start the ranks and wait; the first failing rank's exit code, shown once."""
+    words = sys.argv[1:] if words is None else words
+    if words[0] == head_start.WAIT:
+        _import_launcher()
+        words = head_start.wait(int(words[1]))
+    job_file, *options = words
+    options, flags = options[: options.index("--")], options[options.index("--") + 1 :]
+    # before any thread: a thread that lets notices through would be ended by them
+    _hand_on_notices()
+    parent.watch(lambda: None)
+    folder = Path(job_file).parent
+    # the ranks must not outlive this process, which their own sessions would let them
+    os.environ |= {PARENT: str(os.getpid()), AGENT: "1"}
+    _import_launcher()
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
+
+    arguments = [*options, "--module", "fmstune.runner", job_file, *flags]
+    try:
+        launch_command(launch_command_parser().parse_args(arguments))
+    except ChildFailedError as err:
+        return show(first([_failure(rank, failed) for rank, failed in err.failures.items()]), folder)
+    except SignalException as err:
+        if preemption.in_slurm_job() and run_folder.is_preempted(folder):
+            return preemption.CODE
+        return 130 if err.sigval in INTERRUPTING else 128 + int(err.sigval)
+    except (RendezvousError, DistError, ConnectionError) as err:
+        said = " ".join(str(err).split())[:300] or type(err).__name__
+        problem = f"launcher: the other machines cannot be met ({said})"
+        hint = "see that all of them are started, with the same main_process_ip and main_process_port"
+        print(f"fmstune: error: {problem}; {hint}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _import_launcher() -> None:
+    """The seconds that this process takes; in silence, as torch's launcher has its own words on what is said here."""
+    former = os.environ.get("LOGLEVEL")
+    os.environ["LOGLEVEL"] = "CRITICAL"
+    with lean.imports():
+        for name in ("accelerate.commands.launch", "torch.distributed.run"):
+            importlib.import_module(name)
+    os.environ.pop("LOGLEVEL") if former is None else os.environ.update(LOGLEVEL=former)
+
+
+def _hand_on_notices() -> None:
+    """A notice to stop is for the ranks, also for those that start after it came.
+
+    Torch's launcher knows of signals that end only. The ranks are started with notices kept back, as they are here.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, NOTICES)
+    told: set[int] = set()
+
+    def hand_on() -> None:
+        number = signal.sigwait(NOTICES)
+        while True:
+            for child in psutil.Process().children():
+                with suppress(psutil.NoSuchProcess):
+                    if child.pid not in told and "fmstune.runner" in child.cmdline():
+                        child.send_signal(number)
+                        told.add(child.pid)
+            time.sleep(_EVERY_SECONDS)
+
+    threading.Thread(target=hand_on, name="notices", daemon=True).start()
+
+
+def _failure(rank: int, failed: Any) -> Failure:
+    """What torch's launcher knows of a rank's end; the rank itself says more in its error file."""
+    said = failed.error_file_data.get("message")
+    if isinstance(said, dict) and "fmstune" in said:
+        own = said["fmstune"]
+        return Failure(rank, failed.exitcode, own["at"], own["kind"], own["text"])
+    if failed.exitcode < 0:
+        name = signal.Signals(-failed.exitcode).name
+        hint = "; SIGKILL often means that the machine ran out of memory" if name == "SIGKILL" else ""
+        return Failure(rank, failed.exitcode, float(failed.timestamp), "signal", f"rank {rank} died of {name}{hint}")
+    text = f"rank {rank} ended with code {failed.exitcode}, and its own words are above"
+    return Failure(rank, failed.exitcode, float(failed.timestamp), "internal", text)
+
+
+def first(failures: Sequence[Failure]) -> Failure:
+    """The failure that the others follow from: a process that has lost another one fails too, and may be the faster."""
+    return min(failures, key=lambda failure: (_follows(failure), failure.at))
+
+
+def _follows(failure: Failure) -> int:
+    if failure.kind == "interrupted" or failure.code in (-signal.SIGTERM, -signal.SIGINT):
+        return 2
+    return int(failure.kind == "internal" and _is_secondary(failure.text))
+
+
+def _is_secondary(text: str) -> bool:
+    return any(word in text for word in _SECONDARY)
+
+
+def show(failure: Failure, folder: Path) -> int:
+    """Say it once, and record it where the main rank could not do so itself; the exit code."""
+    number = -failure.code if failure.code < 0 else None
+    if number in INTERRUPTING or failure.kind == "interrupted":
+        return 130
+    if failure.kind == run_folder.PREEMPTED:
+        print(failure.text, file=sys.stderr)
+        return preemption.CODE
+    if lost := _is_secondary(failure.text) and failure.kind == "internal":
+        # all ranks of this machine are as they should be
+        failure = failure._replace(text=_LOST.format(rank=failure.rank, said=failure.text.splitlines()[-1][:300]))
+    print(failure.text, file=sys.stderr)
+    summary = run_folder.read_summary(folder)
+    known = (summary.get("error") or {}).get("message", "")
+    # another machine may have recorded the cause already
+    if summary and not (lost and summary.get("status") == run_folder.FAILED and not _is_secondary(known)):
+        last = failure.text.strip().splitlines()[-1]
+        run_folder.end(folder, run_folder.FAILED, failure.kind, last.removeprefix("fmstune: error: "))
+    return 1 if number is not None else failure.code
+
+
+_LOST = (
+    "fmstune: error: rank {rank} has lost another one, on another machine: that machine has failed, or cannot be "
+    "reached any more; see what it says, and start the same command on all machines to go on ({said})"
+)
+
+
+def report(kind: str, text: str) -> bool:
+    """Leave this rank's last words for the agent; False where no agent waits for them, and they must be printed."""
+    place = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if place is None or AGENT not in os.environ:
+        return False
+    now = time.time()
+    own = {"kind": kind, "text": text, "at": now}
+    # the form that torch's launcher reads (torch/distributed/elastic/multiprocessing/errors)
+    said = {"message": text, "extraInfo": {"py_callstack": text, "timestamp": str(int(now))}, "fmstune": own}
+    Path(place).write_text(json.dumps({"message": said}), encoding="utf-8")
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

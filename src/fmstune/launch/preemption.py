@@ -1,0 +1,95 @@
+"""A notice that the machine is wanted back: the run ends its step, saves a checkpoint and stops.
+
+SIGUSR1 and SIGUSR2 give it everywhere, as schedulers send them ahead of a time limit. Within a Slurm job SIGTERM does
+too: Slurm sends it at the start of the time of grace (slurm.conf, "GraceTime"), and kills at its end.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from fmstune.errors import Preempted
+from fmstune.signals import NOTICES
+
+CODE = 75
+"""Exit code of a run that saved a checkpoint and stopped: EX_TEMPFAIL of sysexits.h, "try again later"."""
+
+_given = threading.Event()
+
+
+def signals(env: Mapping[str, str] | None = None) -> frozenset[signal.Signals]:
+    """The signals that give notice to this process."""
+    return NOTICES | {signal.SIGTERM} if in_slurm_job(env) else NOTICES
+
+
+def in_slurm_job(env: Mapping[str, str] | None = None) -> bool:
+    """Whether Slurm started this process and ends it, whoever its parent is."""
+    return "SLURM_JOB_ID" in (os.environ if env is None else env)
+
+
+def heed() -> None:
+    """Take notice from now on: the run stops after the step that it is in."""
+
+    def take(_number: int, _frame: FrameType | None) -> None:
+        _given.set()
+
+    _given.clear()
+    for number in signals():
+        signal.signal(number, take)
+    _let_through(signals())
+
+
+def end_at_once() -> None:
+    """End this process at a notice from now on, as it has nothing to save; raises Preempted."""
+
+    def end(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise Preempted("stopped at a notice, before anything was trained; the same command starts again")
+
+    for number in NOTICES:
+        signal.signal(number, end)
+    _let_through(NOTICES)
+
+
+@contextmanager
+def kept_back(numbers: Collection[signal.Signals] = NOTICES) -> Iterator[None]:
+    """Let notices wait that come in here, also to processes that are started in here: until they take notice.
+
+    A signal would end a process that has just been started and has no handler yet.
+    """
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, numbers) if numbers else set()
+    try:
+        yield
+    finally:
+        if numbers:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+@contextmanager
+def let_through() -> Iterator[None]:
+    """Within `kept_back`, where somebody takes them: notices come as they are given."""
+    former = _let_through(NOTICES)
+    try:
+        yield
+    finally:
+        if NOTICES:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def _let_through(numbers: Collection[signal.Signals]) -> Collection[int]:
+    return signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers) if numbers else set()
+
+
+def given() -> bool:
+    """Whether notice was given to this process; others of the same run may have had it a step earlier or later."""
+    return _given.is_set()
+
+
+if __name__ == "__main__":
+    # python -m fmstune.launch.preemption COMMAND…: what `kept_back` does, where a shell starts the process
+    with kept_back(signals()):
+        os.execvp(sys.argv[1], sys.argv[1:])

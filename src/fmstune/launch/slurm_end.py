@@ -1,0 +1,57 @@
+"""What a Slurm job says at its end: `python -m fmstune.launch.slurm_end RUN/job.yaml CODE [--requeue]`.
+
+As the parent does for a run on its own machine: one error on top, the summary in order, the report.
+"""
+
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fmstune.launch import agent, preemption, slurm
+from fmstune.launch.agent import Failure
+from fmstune.runs import run_folder
+from fmstune.runs.report import terminal
+
+_CODES = {"user": 2, "interrupted": 130, run_folder.PREEMPTED: preemption.CODE}
+"""Exit codes of a process by the kind of its end."""
+
+
+_CANCELLED = (_CODES["interrupted"], 128 + signal.SIGTERM)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The exit code of the batch script; 75 where the job is to be put back into the queue."""
+    job_file, code, *flags = sys.argv[1:] if words is None else words
+    folder = Path(job_file).parent
+    failures = list(_failures(folder / slurm.RANKS))
+    shutil.rmtree(folder / slurm.RANKS, ignore_errors=True)
+    ended = int(code)
+    # first: srun kills what is left when the first process has ended with 75, and then its code is another
+    if ended and run_folder.is_preempted(folder):
+        ended = preemption.CODE
+    elif failures:
+        ended = agent.show(agent.first(failures), folder) or 1
+    if ended and run_folder.read_summary(folder).get("status") in (run_folder.QUEUED, run_folder.RUNNING):
+        if ended in _CANCELLED:
+            run_folder.end(folder, run_folder.INTERRUPTED, "interrupted", "the Slurm job was ended before it trained")
+        else:
+            kind = "user" if ended == 2 else "internal"
+            run_folder.end(folder, run_folder.FAILED, kind, f"the Slurm job ended with code {code}; its log says why")
+    print(terminal.render(run_folder.read_summary(folder), folder), flush=True)
+    if ended == preemption.CODE and "--requeue" in flags:
+        run_folder.update_summary(folder, {"status": run_folder.QUEUED})
+    return ended
+
+
+def _failures(ranks: Path) -> Iterator[Failure]:
+    """The last words of the processes that had some."""
+    for path in sorted(ranks.glob("*.json")):
+        own = json.loads(path.read_text(encoding="utf-8"))["message"]["fmstune"]
+        yield Failure(int(path.stem), _CODES.get(own["kind"], 1), own["at"], own["kind"], own["text"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Job → the process that runs it: its command and environment (pure), and starting it and ending with it."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from fmstune import files, hardware
+from fmstune.config.job import Device, Job, Launcher, Strategy, is_sharded
+from fmstune.launch import head_start, preemption, process_counts
+from fmstune.signals import INTERRUPTING, NOTICES
+
+PARENT = "FMSTUNE_PARENT"
+"""Environment variable: the process id without which the runner must not live."""
+
+AGENT = "FMSTUNE_AGENT"
+"""Environment variable: set where an agent shows the ranks' errors."""
+
+_PORT = 29500
+"""Where machines meet unless the job says otherwise; torch's own default."""
+
+
+def command(job_file: Path, *flags: str) -> list[str]:
+    """The runner's command line for a frozen job."""
+    return [sys.executable, "-m", "fmstune.runner", str(job_file), *flags]
+
+
+def commands(job: Job, job_file: Path, *flags: str, prepared: bool = False) -> list[list[str]]:
+    """What to run, one after the other, for a job on this machine; each only when the one before it went well.
+
+    Several processes find their rows tokenised: one process does it before they start, unless it is done already.
+    """
+    if job.launcher.strategy is Strategy.single:
+        return [command(job_file, *flags)]
+    ranks = [*agent_command(job.launcher, job_file), "--", *flags]
+    return [ranks] if prepared else [command(job_file, "--prepare", *flags), ranks]
+
+
+def agent_command(launcher: Launcher, job_file: Path) -> list[str]:
+    """The command line of the process that starts this machine's ranks, in the words of `accelerate launch`."""
+    machines = launcher.num_machines
+    # 0: accelerate finds a free one
+    port = launcher.main_process_port or (_PORT if machines > 1 else 0)
+    total = process_counts.total_processes(launcher)
+    words = [f"--num_processes={total}", f"--num_machines={machines}", f"--main_process_port={port}"]
+    # accelerate takes --multi_gpu for two and more only; the runner configures FSDP itself, from the job
+    words.append("--use_fsdp" if is_sharded(launcher) else "--multi_gpu")
+    if machines > 1:
+        wait = launcher.rdzv_timeout
+        words += [
+            f"--machine_rank={launcher.machine_rank}",
+            f"--main_process_ip={launcher.main_process_ip}",
+            "--rdzv_backend=c10d",
+            f"--rdzv_conf=join_timeout={wait},read_timeout={wait}",
+        ]
+    # instead of the user's default file, which could say anything
+    neutral = files.resolve("package:accelerate.yaml")
+    return [sys.executable, "-m", head_start.AGENT, str(job_file), f"--config_file={neutral}", *words]
+
+
+def doctor_command(*, clear_cache: bool) -> list[str]:
+    """The command line of `fmstune doctor`, which imports torch and so has a process of its own."""
+    return [sys.executable, "-m", "fmstune.cli.doctor", *(["--clear-cache"] if clear_cache else [])]
+
+
+def environment(job: Job, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The runner's environment: as many threads as asked, and where it is alone, one device at most in sight."""
+    launcher = job.launcher
+    processes = max(process_counts.local_processes(launcher), 1)
+    return environment_of(launcher.device, launcher.threads, inherited, processes, launcher.strategy is Strategy.single)
+
+
+def environment_of(
+    device: Device, threads: int | None, inherited: Mapping[str, str], processes: int = 1, alone: bool = True
+) -> dict[str, str]:
+    """The same for a runner that has no job."""
+    env = {**inherited, PARENT: str(os.getpid())}
+    # the parent sets it for itself, to see Hydra's exceptions
+    env.pop("HYDRA_FULL_ERROR", None)
+    env["OMP_NUM_THREADS"] = str(threads or inherited.get("OMP_NUM_THREADS") or max(hardware.cores() // processes, 1))
+    if device is Device.cpu:
+        env["CUDA_VISIBLE_DEVICES"] = ""
+    elif alone:
+        # several GPUs in one process would become nn.DataParallel, which SFTTrainer refuses
+        env["CUDA_VISIBLE_DEVICES"] = inherited.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    return env
+
+
+class Signalled(Protocol):
+    """A process that signals can be sent to."""
+
+    def send_signal(self, number: int, /) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
+    """Run to the end, hand on Ctrl-C and SIGTERM, and give back the exit code (negative: the signal it died of)."""
+    with preemption.kept_back():
+        process = head_start.take(argv, env) or subprocess.Popen(argv, env=env)
+    with handing_on(process) as seen:
+        code = process.wait()
+    # killed because somebody insisted: an interruption, and no failure
+    return -seen[0] if seen and code == -signal.SIGKILL else code
+
+
+@contextmanager
+def handing_on(process: Signalled) -> Iterator[list[int]]:
+    """While waiting, signals to this process reach the runner, which ends in order; a second one kills it.
+
+    Gives the signals that came. A notice to stop is handed on too, and does not count as insisting.
+    """
+    seen: list[int] = []
+
+    def hand_on(number: int, _frame: FrameType | None) -> None:
+        if number in NOTICES:
+            process.send_signal(number)
+            return
+        if seen:
+            process.kill()
+        else:
+            process.send_signal(number)
+        seen.append(number)
+
+    former = {number: signal.signal(number, hand_on) for number in (*INTERRUPTING, *NOTICES)}
+    try:
+        with preemption.let_through():
+            yield seen
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Commands of the early tool become commands of today."""

@@ -1,0 +1,1 @@
+"""Models are loaded, adapted, sharded, saved and merged."""

@@ -1,0 +1,104 @@
+"""What PEFT needs beyond a configuration: building it from the job, and wrapping a model with it."""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import peft
+from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from fmstune import files
+from fmstune.config.job import FULL, LORAPLUS_LR_RATIO, Model
+from fmstune.errors import UserError
+from fmstune.models.shapes import REFUSALS
+
+
+def full() -> None:
+    """The `_target_` of `peft=full`: no adapter, every weight is trained."""
+
+
+def configuration(settings: dict[str, Any], model: Model) -> PeftConfig | None:
+    """The PEFT configuration of the job's peft group; None for full tuning.
+
+    Raises UserError where PEFT itself refuses the values.
+    """
+    target = settings["_target_"]
+    if target == FULL:
+        return None
+    cls = getattr(peft, target.removeprefix("peft."))
+    values = {key: value for key, value in settings.items() if key not in ("_target_", LORAPLUS_LR_RATIO)}
+    # PEFT knows "all-linear" as a word and not in a list
+    if values.get("target_modules") == ["all-linear"]:
+        values["target_modules"] = "all-linear"
+    if values.get("prompt_tuning_init") == "TEXT" and not values.get("tokenizer_name_or_path"):
+        values["tokenizer_name_or_path"] = files.resolve(model.tokenizer or model.path)
+    try:
+        config: PeftConfig = cls(**{"task_type": TaskType.CAUSAL_LM, **values})
+    except REFUSALS as err:
+        raise UserError(f"peft: {target} refuses these fields: {err}") from err
+    return config if model.adapter is None else _saved(model.adapter, config)
+
+
+def with_added_tokens(config: PeftConfig | None, added: Sequence[int]) -> PeftConfig | None:
+    """The configuration that trains the embeddings of these ids too, where the method can; the base never saw them."""
+    if config is None or not added:
+        return config
+    names = {field.name for field in fields(config)}
+    if "trainable_token_indices" not in names or config.trainable_token_indices is not None:
+        return config
+    return replace(config, trainable_token_indices=list(added))
+
+
+def wrap(model: PreTrainedModel, config: PeftConfig | None, adapter: str | None) -> PreTrainedModel | PeftModel:
+    """The model with a new adapter, with an existing one to go on with, or as it is (full tuning)."""
+    if config is None:
+        return model
+    if adapter is not None:
+        return _existing(model, adapter)
+    try:
+        return get_peft_model(model, config)
+    except REFUSALS as err:
+        raise UserError(f"peft: {type(config).__name__} refuses these fields: {err}") from err
+
+
+def _existing(model: PreTrainedModel, adapter: str) -> PeftModel:
+    """Go on with a saved adapter."""
+    try:
+        return PeftModel.from_pretrained(model, adapter, is_trainable=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as err:
+        # RuntimeError: torch's word for weights of another shape
+        raise UserError(f"model.adapter: {adapter} does not fit the model: {' '.join(str(err).split())[:300]}") from err
+
+
+def _saved(adapter: str, config: PeftConfig) -> PeftConfig:
+    """The saved adapter's own configuration, which holds when it is gone on with.
+
+    Raises UserError where it cannot be read, or is of another method than the job's.
+    """
+    try:
+        saved = PeftConfig.from_pretrained(adapter)
+    except (OSError, ValueError, TypeError) as err:
+        hint = "give a folder that save_pretrained wrote, or a hub id that can be reached"
+        raise UserError(f"model.adapter: {adapter} cannot be read as an adapter ({err}); {hint}") from err
+    if not _has_safetensors(adapter):
+        # PEFT would fall back to a pickle, which can run code on loading
+        raise UserError(f"model.adapter: {adapter} has no adapter_model.safetensors; fmstune reads safetensors only")
+    if saved.peft_type != config.peft_type:
+        found = saved.peft_type.value if saved.peft_type else "of no method (no peft_type)"
+        raise UserError(
+            f"model.adapter: {adapter} is {found}, and the peft group chose {config.peft_type.value}; choose its method"
+        )
+    saved.inference_mode = False
+    return saved
+
+
+def _has_safetensors(adapter: str) -> bool:
+    folder = Path(adapter)
+    if folder.is_dir():
+        return (folder / str(SAFETENSORS_WEIGHTS_NAME)).is_file()
+    return bool(huggingface_hub.file_exists(adapter, SAFETENSORS_WEIGHTS_NAME))

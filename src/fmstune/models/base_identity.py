@@ -1,0 +1,107 @@
+"""Which base an adapter was tuned on, beside its weights: a path alone says nothing on another machine."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from fmstune import files
+
+FILE = "base.json"
+"""Beside `adapter_config.json`: PEFT warns of keys that it does not know, so they are not put in there."""
+
+_NOT_THE_MODEL = frozenset(
+    {
+        "architectures",
+        "attn_implementation",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+        "quantization_config",
+        # training aligns these with the tokenizer
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "unk_token_id",
+    }
+)
+"""Keys of a configuration that differ between copies of one model."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a base can be known by."""
+
+    id: str
+    """The hub id, the folder, or the `package:` name that the job gave."""
+    local: bool
+    """Whether it was a folder, which may have moved; a hub id does not."""
+    revision: str | None
+    config_sha256: str
+    """Of the configuration's values as JSON, those left out that differ between copies of one model."""
+    config: dict[str, Any]
+    """These values, to say in what another base differs."""
+
+
+def at(place: str, revision: str | None) -> Base:
+    """The identity of the model that `place` names, from its configuration alone.
+
+    Raises what transformers raises where the configuration cannot be had.
+    """
+    resolved = files.resolve(place)
+    config = AutoConfig.from_pretrained(resolved, revision=revision, trust_remote_code=False)
+    values = {key: value for key, value in config.to_diff_dict().items() if _is_the_model(key)}
+    plain: dict[str, Any] = json.loads(json.dumps(values, sort_keys=True, default=str))
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return Base(place, Path(resolved).is_dir(), revision, digest, plain)
+
+
+def _is_the_model(key: str) -> bool:
+    # an underscore: such as where it was loaded from
+    return key not in _NOT_THE_MODEL and not key.startswith("_")
+
+
+def write(base: Base, folder: Path) -> None:
+    """Write `base.json` into an adapter's folder."""
+    text = json.dumps(asdict(base), indent=2, ensure_ascii=False, sort_keys=True)
+    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read(folder: Path) -> Base | None:
+    """What the adapter says of its base; None where it was not saved by fmstune, or cannot be read."""
+    try:
+        return Base(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def differences(recorded: Base, found: Base) -> Iterator[str]:
+    """In what the base at hand is not the recorded one; folders may have moved, and hub ids may not."""
+    hub = not recorded.local and not found.local
+    if hub and recorded.id != found.id:
+        yield f"it is {found.id} and not {recorded.id}"
+    elif hub and recorded.revision != found.revision:
+        yield f"its revision is {found.revision or 'the default'} and not {recorded.revision or 'the default'}"
+    if recorded.config_sha256 != found.config_sha256:
+        yield from _values(recorded.config, found.config)
+
+
+def _values(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+    kinds = recorded.get("model_type"), found.get("model_type")
+    if kinds[0] != kinds[1]:
+        # next to no value of one architecture means anything in another
+        yield f"it is a {kinds[1]} and not a {kinds[0]}"
+        return
+    for key in sorted({*recorded, *found}):
+        if recorded.get(key) != found.get(key):
+            yield f"{key} is {_short(found.get(key))} and not {_short(recorded.get(key))}"
+
+
+def _short(value: Any) -> str:
+    text = "left at its default" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "…"

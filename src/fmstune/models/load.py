@@ -1,0 +1,244 @@
+"""job.model → tokenizer and model, with special tokens that the model knows about."""
+
+import importlib.util
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jinja2.exceptions import TemplateError
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from fmstune import files
+from fmstune.checks import fms
+from fmstune.checks.precision import Precision
+from fmstune.config.job import Attention, Backend, Device, Dtype, Model, Quantization
+from fmstune.errors import UserError, raise_if_any
+from fmstune.models import architecture
+
+log = logging.getLogger(__name__)
+
+PAD_TOKEN = "<pad>"
+
+
+class Tokenizer(NamedTuple):
+    """A tokenizer whose special tokens are all set, and which of its ids the model has never seen."""
+
+    tokenizer: PreTrainedTokenizerBase
+    added: tuple[int, ...]
+    """Ids of tokens that were added here."""
+    to_train: tuple[int, ...]
+    """Those of them that carry meaning: all but the pad token, whose embedding is never looked at."""
+
+
+def load_tokenizer(model: Model, *, local_files_only: bool = False, to_train: bool = True) -> Tokenizer:
+    """The tokenizer with the job's special tokens; a pad token is found or added, never the end-of-sequence token.
+
+    Where nothing is trained, no token is added: end-of-sequence, which the model has, is as good under a mask.
+    Raises UserError when it cannot be had.
+    """
+    place = files.resolve(model.tokenizer or model.path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            place, revision=model.revision, trust_remote_code=False, local_files_only=local_files_only
+        )
+    except (OSError, ValueError, KeyError) as err:
+        field = "model.tokenizer" if model.tokenizer else "model.path"
+        raise UserError(_cannot_load("tokenizer", field, place, err)) from err
+    raise_if_any(_loses_text(tokenizer, "model.tokenizer" if model.tokenizer else "model.path", place))
+    if model.chat_template is not None:
+        tokenizer.chat_template = _chat_template(model.chat_template)
+    before = len(tokenizer)
+    if model.special_tokens:
+        tokenizer.add_special_tokens(dict(model.special_tokens))
+    meaningful = len(tokenizer)
+    if tokenizer.eos_token is None:
+        raise UserError(f"{place}: the tokenizer has no end-of-sequence token; set model.special_tokens.eos_token")
+    if tokenizer.pad_token is None and to_train:
+        _set_pad(tokenizer)
+    elif tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Tokenizer(tokenizer, tuple(range(before, len(tokenizer))), tuple(range(before, meaningful)))
+
+
+def _chat_template(file: str) -> str:
+    """The template's text, which is saved with the tokenizer; raises UserError where it cannot be read or compiled."""
+    path = Path(files.resolve(file)).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+        # render_jinja_template compiles before it looks at the conversations
+        render_jinja_template([], chat_template=text)
+    except (OSError, UnicodeDecodeError) as err:
+        raise UserError(f"model.chat_template: {path} cannot be read ({err})") from err
+    except TemplateError as err:
+        raise UserError(f"model.chat_template: {path} is no Jinja template ({err})") from err
+    return text
+
+
+def _loses_text(tokenizer: PreTrainedTokenizerBase, field: str, place: str) -> Iterator[str]:
+    """A tokenizer that gives no spaces back; transformers goes by the model's type and can take the wrong class."""
+    probe = "a word and more"
+    ids = tokenizer(probe, add_special_tokens=False)["input_ids"]
+    back = tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip()
+    if back.lower() != probe:
+        yield (
+            f"{field}: the tokenizer of {place} (a {type(tokenizer).__name__}) turns {probe!r} into {back!r}, so text "
+            "would be lost; set model.tokenizer to one that fits"
+        )
+
+
+def _set_pad(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Take a token that the vocabulary has already before growing it: padding is masked, so any but eos will do."""
+    vocabulary = tokenizer.get_vocab()
+    if PAD_TOKEN in vocabulary:
+        tokenizer.pad_token = PAD_TOKEN
+    elif tokenizer.unk_token is not None and tokenizer.unk_token != tokenizer.eos_token:
+        tokenizer.pad_token = tokenizer.unk_token
+    else:
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    log.info("the tokenizer had no pad token; it is %s now", tokenizer.pad_token)
+
+
+def find_device(device: Device) -> str:
+    """The device to compute on, as torch names it; raises UserError when it is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device is Device.auto:
+        return next(str(name) for name, available in there.items() if available)
+    if not there[device.value]:
+        found = ", ".join(name for name, available in there.items() if available)
+        raise UserError(f"launcher.device={device.value} is not available here (found {found})")
+    return str(device.value)
+
+
+def find_attention(attention: Attention, device: str, precision: Precision) -> str:
+    """The kernel to use; `auto` takes FlashAttention-2 where it is installed and can run, else SDPA.
+
+    Raises UserError where the one asked for cannot run: transformers would download a kernel or fail later.
+    """
+    half = {precision.weights, precision.autocast} & {"bfloat16", "float16"}
+    missing = []
+    if device != "cuda":
+        missing.append(f"a CUDA device (this is {device})")
+    if importlib.util.find_spec("flash_attn") is None:
+        missing.append("the package flash-attn (pip install 'fmstune[flash-attn]')")
+    if not half:
+        missing.append("bfloat16 or float16 (set model.dtype)")
+    if attention is Attention.flash_attention_2 and missing:
+        raise UserError(f"model.attention=flash_attention_2 needs {' and '.join(missing)}; choose sdpa")
+    if attention is Attention.auto:
+        return "sdpa" if missing else "flash_attention_2"
+    return str(attention.value)
+
+
+def bits_and_bytes(quantization: Quantization | None, precision: Precision) -> BitsAndBytesConfig | None:
+    """What transformers loads a quantised base by; None leaves it whole.
+
+    `peft.prepare_model_for_kbit_training` is not called: it would lift embeddings, norms and output layer to float32,
+    which autocast does where it matters; PEFT freezes the base, and Trainer sees to checkpointing.
+    """
+    if quantization is None:
+        return None
+    values = {
+        field.name: getattr(value, "value", value)
+        for field in fields(quantization)
+        for value in [getattr(quantization, field.name)]
+    }
+    if quantization.bnb_4bit_compute_dtype is Dtype.auto:
+        values["bnb_4bit_compute_dtype"] = precision.autocast or precision.weights
+    return BitsAndBytesConfig(**values)
+
+
+def load(
+    model: Model,
+    tokenizer: Tokenizer,
+    *,
+    dtype: str,
+    attention: str,
+    quantization_config: BitsAndBytesConfig | None = None,
+) -> PreTrainedModel:
+    """The model with weights of this dtype and an embedding for every token; safetensors only, no remote code.
+
+    Raises UserError when it cannot be had.
+    """
+    place = files.resolve(model.path)
+    kind = _fms_class(model) if model.backend is Backend.fms else AutoModelForCausalLM
+    try:
+        loaded, found = kind.from_pretrained(
+            place,
+            revision=model.revision,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            quantization_config=quantization_config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            # both are refused below, with names
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as err:
+        raise UserError(_cannot_load("model", "model.path", place, err)) from err
+    raise_if_any(_incomplete(place, found))
+    add_tokens(loaded, tokenizer.tokenizer, tokenizer.added)
+    return loaded
+
+
+def _fms_class(model: Model) -> type[PreTrainedModel]:
+    """The model's class with the blocks of ibm-fms; an extra, and so imported where it is asked for alone."""
+    raise_if_any(fms.missing())
+    from fmstune.models import fms as fms_models
+
+    return fms_models.model_class(architecture.configuration(model))
+
+
+def _incomplete(place: str, found: Mapping[str, Any]) -> Iterator[str]:
+    """Weights that transformers would make up at random, with a warning that nobody reads."""
+    for kind, what in (("missing_keys", "has no weights for"), ("mismatched_keys", "has weights of another shape for")):
+        names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in found.get(kind) or ())
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            yield (
+                f"model.path: {place} {what} {', '.join(names[:5])}{more}, which would be random; "
+                "give a folder with all weights of its config.json"
+            )
+
+
+def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, added: Sequence[int]) -> None:
+    """Give added tokens the mean of the old embeddings; the matrix grows only when it has no spare rows.
+
+    The mean keeps new logits unremarkable (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language
+    Models"); a random row can dominate the softmax.
+    """
+    if not added:
+        return
+    first = min(added)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    tables = [model.get_input_embeddings()]
+    output = model.get_output_embeddings()
+    if output is not None and output.weight is not tables[0].weight:
+        tables.append(output)
+    with torch.no_grad():
+        for table in tables:
+            table.weight[list(added)] = table.weight[:first].float().mean(dim=0).to(table.weight.dtype)
+
+
+def _cannot_load(what: str, field: str, place: str, err: BaseException) -> str:
+    """One sentence for the many ways in which a hub or a folder says no."""
+    text = " ".join(str(err).split())
+    if "gated" in text.lower() or "401" in text or "403" in text:
+        return f"{field}: the {what} {place} is gated; accept its licence on the hub and set HF_TOKEN, or give a folder"
+    if "connect" in text.lower() or "offline" in text.lower() or "couldn't reach" in text.lower():
+        # a folder's name with a typing error looks like a hub id
+        hint = files.did_you_mean_beside(Path(place))
+        return f"{field}: the {what} {place} is not in the cache and the hub cannot be reached; give a folder{hint}"
+    return f"{field}: the {what} {place} cannot be loaded: {text[:300]}"

@@ -1,0 +1,319 @@
+"""`fmstune merge` in the runner: adapters → the weights of their base; what was written is compared, then kept."""
+
+import gc
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import align_special_tokens
+
+from fmstune import __version__
+from fmstune import files as package_files
+from fmstune.config.job import Dtype, Model
+from fmstune.config.requests import Merge
+from fmstune.errors import UserError, raise_if_any
+from fmstune.models import architecture, base_identity, load, shapes, tuned, vllm
+from fmstune.models.load import Tokenizer
+from fmstune.models.tuned import Place
+from fmstune.runs import model_card, run_folder
+from fmstune.units import size
+
+RECORD = "merge.json"
+"""Beside the merged weights: what was merged into what, and how well that went."""
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+"""How far logits may lie apart, as a share of their size (both by root mean square): weights and sums are rounded.
+
+A Llama of 30 layers, LoRA on all of its matrices: 1e-6 in float32, 3e-3 in float16, 2e-2 in bfloat16.
+"""
+
+PROMPTS = (
+    "The parcel came late, and the box was open when I found it.",
+    "def add(a, b):\n    return a + b\n",
+    "Below is an instruction that describes a task. Write a response.",
+    "3 4 15 926, 53589! € and über",
+)
+"""What the logits are compared on; one of the newest tokens is put into each."""
+
+
+class Logits(NamedTuple):
+    """Logits of the prompts, a row a position."""
+
+    base: torch.Tensor
+    adapted: torch.Tensor
+
+
+class Difference(NamedTuple):
+    """How the logits of the merged model differ from those of the adapters on their base."""
+
+    largest: float
+    """The largest difference of all."""
+    share: float
+    """Root mean square of the differences by that of the logits."""
+    moved: float
+    """The same of the adapters on their base by the base alone: what the adapters do."""
+    same: int
+    """Positions where the likeliest token is the same."""
+    positions: int
+
+
+def run(request: Merge) -> int:
+    """Merge, or export; nothing is left in the folder unless all of it is there and right."""
+    places = [tuned.locate(model, request.base_model_name_or_path, force=request.force) for model in request.model]
+    raise_if_any(
+        f"--model: {place.model} is a whole model, with nothing to merge" for place in places if not place.base
+    )
+    raise_if_any(_several_bases(places))
+    configs = [tuned.adapter_config(place.model) for place in places]
+    weights = request.weight or (1.0,) * len(places)
+    raise_if_any(_unmergeable(request.model, configs, weights))
+    tokenizers = [tuned.tokenizer_of(place).tokenizer for place in places]
+    raise_if_any(_several_vocabularies(request.model, tokenizers))
+    base, out = _base(places[0]), Path(request.out).expanduser().resolve()
+    if request.export is not None:
+        with _aside(out) as aside:
+            lines = vllm.write(places[0], configs[0], base, tokenizers[0], aside, shown=request.out)
+        print("\n".join(lines))
+        return 0
+    dtype = _dtype(request.dtype, base)
+    with _aside(out) as aside:
+        expected, model = _merged(places, weights, tokenizers[0], dtype)
+        parameters = shapes.parameters(model)
+        model.save_pretrained(aside, max_shard_size=request.max_shard_size)
+        tokenizers[0].save_pretrained(aside)
+        # two models at once would take twice the memory
+        del model
+        gc.collect()
+        found = difference(expected, _logits(_written(aside, tokenizers[0], dtype), tokenizers[0]))
+        raise_if_any(_too_different(found, dtype))
+        run_folder.write_json(aside / RECORD, _record(request, places, weights, dtype, found))
+        (aside / model_card.FILE).write_text(_card(request, places[0], weights, dtype, found), encoding="utf-8")
+        sizes = [file.stat().st_size for file in aside.glob("*.safetensors")]
+    _report(request, places, dtype, found, parameters, sizes)
+    return 0
+
+
+def _several_bases(places: Sequence[Place]) -> Iterator[str]:
+    bases = {str(Path(str(place.base)).resolve()): str(place.base) for place in places}
+    if len(bases) > 1:
+        yield (
+            f"--model: the adapters were tuned on different bases ({', '.join(bases.values())}); pass the one to merge "
+            "them into with --base_model_name_or_path, if they are one model in two places"
+        )
+
+
+def _unmergeable(named: Sequence[str], configs: Sequence[PeftConfig], weights: Sequence[float]) -> Iterator[str]:
+    """Adapters without weights that could be merged, or whose effect does not simply add up."""
+    weighed = len(configs) > 1 or set(weights) != {1.0}
+    for model, config in zip(named, configs, strict=True):
+        method = getattr(config.peft_type, "value", config.peft_type)
+        if config.is_prompt_learning:
+            yield (
+                f"--model: {model} is {method}: it learnt virtual tokens that stand before each prompt, and changed no "
+                "weight that could be merged; fmstune generate and PEFT use it as it is"
+            )
+        elif not hasattr(PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type), "merge_and_unload"):
+            yield f"--model: {model} is {method}, which PEFT cannot merge; fmstune generate uses it as it is"
+        elif weighed and (what := _not_additive(config)) is not None:
+            yield f"--model: {model} {what}, which can neither be weighted nor added to another; merge it alone"
+
+
+def _not_additive(config: PeftConfig) -> str | None:
+    """What the adapter holds beside updates that add up."""
+    if not isinstance(config, LoraConfig):
+        return f"is {getattr(config.peft_type, 'value', config.peft_type)}"
+    if config.use_dora:
+        return "is DoRA, which also sets the length of each column"
+    if config.trainable_token_indices:
+        return "holds trained embeddings of tokens"
+    if config.modules_to_save:
+        return f"holds whole modules ({', '.join(sorted(config.modules_to_save))})"
+    return "holds biases" if config.bias != "none" else None
+
+
+def _several_vocabularies(named: Sequence[str], tokenizers: Sequence[PreTrainedTokenizerBase]) -> Iterator[str]:
+    """Adapters that count their tokens differently cannot share one embedding."""
+    for (one, first), (other, second) in pairwise(zip(named, tokenizers, strict=True)):
+        different = first.get_vocab().items() ^ second.get_vocab().items()
+        if different:
+            token, number = min(different, key=lambda entry: (entry[1], entry[0]))
+            yield f"--model: {one} and {other} have different vocabularies, first at token {number} ({token!r})"
+
+
+def _base(place: Place) -> PreTrainedConfig:
+    """The configuration of the base; raises UserError for one whose weights are no plain numbers."""
+    assert place.base is not None
+    config = architecture.configuration(Model(path=place.base, revision=place.revision))
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(
+            f"--model: the base {place.base} is quantised, and an update would be lost in its few bits; pass the whole "
+            "base with --base_model_name_or_path"
+        )
+    return config
+
+
+def _dtype(asked: Dtype, base: PreTrainedConfig) -> str:
+    """The dtype of the merged weights: that of the base's own, unless another is asked for."""
+    saved = str(base.dtype).removeprefix("torch.")
+    return asked.value if asked is not Dtype.auto else saved if saved in TOLERANCE else "float32"
+
+
+def _merged(
+    places: Sequence[Place], weights: Sequence[float], tokenizer: PreTrainedTokenizerBase, dtype: str
+) -> tuple[Logits, PreTrainedModel]:
+    """The logits of the adapters on their base, and the base with the adapters merged into it, module by module."""
+    known = Tokenizer(tokenizer, (), ())
+    base = tuned.whole(places[0], known, dtype=dtype, attention="sdpa")
+    tuned.grow(base, known)
+    names = [f"adapter_{number}" for number in range(len(places))]
+    adapted: PreTrainedModel | PeftModel = base
+    for name, place in zip(names, places, strict=True):
+        adapted = tuned.adapted(adapted, place.model, name)
+    if len(names) > 1:
+        adapted.base_model.set_adapter(names)
+    _weigh(adapted, dict(zip(names, weights, strict=True)))
+    adapted.eval()
+    with adapted.disable_adapter():
+        alone = _logits(adapted, tokenizer)
+    expected = Logits(alone, _logits(adapted, tokenizer))
+    try:
+        model: PreTrainedModel = adapted.merge_and_unload(safe_merge=True, adapter_names=names)
+    except (ValueError, NotImplementedError, RuntimeError, AttributeError) as err:
+        given = ", ".join(place.model for place in places)
+        raise UserError(f"--model: PEFT cannot merge {given}: {' '.join(str(err).split())[:300]}") from err
+    # as Trainer does for a fully tuned model: the tokenizer may end a text otherwise than the base did
+    align_special_tokens(model, tokenizer)
+    return expected, model
+
+
+def _weigh(model: PeftModel, weights: dict[str, float]) -> None:
+    """Let each adapter count by its weight; the sum is exact for any ranks, unlike one adapter made of several."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            for name in weights.keys() & module.scaling.keys():
+                module.scaling[name] *= weights[name]
+
+
+def _written(folder: Path, tokenizer: PreTrainedTokenizerBase, dtype: str) -> PreTrainedModel:
+    """The merged model as anybody will load it."""
+    whole = Tokenizer(tokenizer, (), ())
+    return load.load(Model(path=str(folder)), whole, dtype=dtype, attention="sdpa").eval()
+
+
+def _logits(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    with torch.inference_mode():
+        found = [
+            model(input_ids=torch.tensor([ids[:positions]]), use_cache=False).logits[0].float()
+            for ids in prompts(tokenizer)
+        ]
+    return torch.cat(found)
+
+
+def prompts(tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """The prompts in tokens, each with one of the newest tokens behind its first."""
+    for newest, text in zip(range(len(tokenizer) - 1, -1, -1), PROMPTS, strict=False):
+        first, *others = tokenizer(text)["input_ids"]
+        yield [first, newest, *others]
+
+
+def difference(expected: Logits, found: torch.Tensor) -> Difference:
+    """Compare logits of the same prompts."""
+    size = _root_mean_square(expected.adapted)
+    same = int((expected.adapted.argmax(-1) == found.argmax(-1)).sum())
+    return Difference(
+        largest=(expected.adapted - found).abs().max().item(),
+        share=_root_mean_square(expected.adapted - found) / size,
+        moved=_root_mean_square(expected.adapted - expected.base) / size,
+        same=same,
+        positions=len(found),
+    )
+
+
+def _root_mean_square(values: torch.Tensor) -> float:
+    return values.square().mean().sqrt().item()
+
+
+def _too_different(found: Difference, dtype: str) -> Iterator[str]:
+    # written so that a NaN is above it, too
+    if not found.share <= TOLERANCE[dtype]:
+        yield (
+            f"--model: the merged model is not the adapter on its base: logits differ by {found.share:.1e} of their "
+            f"size (up to {found.largest:.3g}), above {TOLERANCE[dtype]:.0e} for {dtype}; try --dtype float32"
+        )
+
+
+def _record(
+    request: Merge, places: Sequence[Place], weights: Sequence[float], dtype: str, found: Difference
+) -> dict[str, object]:
+    place = places[0]
+    assert place.base is not None
+    return {
+        "adapters": [{"model": model, "weight": weight} for model, weight in zip(request.model, weights, strict=True)],
+        "base": asdict(base_identity.at(place.base, place.revision)),
+        "dtype": dtype,
+        **found._asdict(),
+        "tolerance": TOLERANCE[dtype],
+    }
+
+
+def _card(request: Merge, place: Place, weights: Sequence[float], dtype: str, found: Difference) -> str:
+    assert place.base is not None
+    merged = model_card.Merged(
+        base=place.base,
+        adapters=list(zip(request.model, weights, strict=True)),
+        dtype=dtype,
+        difference=(
+            f"Its logits differ from those of the adapters on their base by {found.share:.1e} of their size "
+            f"(root mean square); the likeliest token is the same at {found.same} of {found.positions} positions."
+        ),
+        versions={"fmstune": __version__, **{name: version(name) for name in ("peft", "torch", "transformers")}},
+    )
+    folder = Path(package_files.resolve(place.base)).expanduser()
+    return model_card.of_merge(merged, model_card.licence(folder))
+
+
+def _report(
+    request: Merge, places: Sequence[Place], dtype: str, found: Difference, parameters: int, sizes: Sequence[int]
+) -> None:
+    adapters = "1 adapter" if len(places) == 1 else f"{len(places)} adapters"
+    print(f"merged {adapters} into {places[0].base}: {parameters:,} parameters in {dtype}")
+    print(
+        f"logits differ by up to {found.largest:.2g}, by {found.share:.1e} of their size (tolerance "
+        f"{TOLERANCE[dtype]:.0e}); the likeliest token is the same at {found.same} of {found.positions} positions"
+    )
+    if found.moved < 4 * found.share:
+        print(
+            f"note: {dtype} rounds logits by {found.share:.1e} of their size, and the adapters move them by "
+            f"{found.moved:.1e}; --dtype float32 keeps more of what was learnt"
+        )
+    files = "1 file" if len(sizes) == 1 else f"{len(sizes)} files"
+    print(f"wrote {request.out}: {files} of weights, {size(sum(sizes))}")
+
+
+@contextmanager
+def _aside(out: Path) -> Iterator[Path]:
+    """A folder beside `out`, which takes its place when all went well, and goes when not."""
+    aside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        aside.mkdir()
+        yield aside
+        run_folder.share(aside)
+        aside.replace(out)
+    except (OSError, SafetensorError) as err:
+        reason = getattr(err, "strerror", None) or " ".join(str(err).split())[:300]
+        raise UserError(f"--out: {out} cannot be written ({reason}); choose another folder") from err
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,176 @@
+"""FSDP's side of a run: its settings for the trainer, and what a sharded model needs to be read and saved."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import FullyShardedDataParallelPlugin
+from peft import PeftModel
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule, FullStateDictConfig, FullyShardedDataParallel, StateDictType
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from fmstune.config.job import Launcher
+
+
+def set_environment(launcher: Launcher) -> None:
+    """What accelerate and transformers read from the environment only, whoever started this process.
+
+    accelerate chooses the backend by FSDP_STATE_DICT_TYPE (state.py: gloo beside NCCL, to gather on the CPU), and
+    transformers reads weights in one process of a machine by FSDP_CPU_RAM_EFFICIENT_LOADING (distributed/fsdp.py).
+    """
+    os.environ |= {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": str(launcher.fsdp_version),
+        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+        "FSDP_OFFLOAD_PARAMS": str(launcher.cpu_offload).lower(),
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": str(launcher.cpu_ram_efficient_loading).lower(),
+    }
+
+
+def settings(launcher: Launcher) -> dict[str, Any]:
+    """The launcher group as fields of SFTConfig (transformers/training_args.py, `_process_fsdp_args`)."""
+    blocks = launcher.transformer_layer_cls_to_wrap
+    config: dict[str, Any] = {
+        "version": launcher.fsdp_version,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "state_dict_type": "FULL_STATE_DICT",
+        "cpu_offload": launcher.cpu_offload,
+        "cpu_ram_efficient_loading": launcher.cpu_ram_efficient_loading,
+        **(
+            {} if blocks is None else {"transformer_layer_cls_to_wrap": [blocks] if isinstance(blocks, str) else blocks}
+        ),
+    }
+    if launcher.fsdp_version == 2:
+        return {"fsdp": True, "fsdp_config": {**config, "reshard_after_forward": _reshards(launcher)}}
+    older = {
+        "reshard_after_forward": launcher.sharding_strategy.value,
+        "backward_prefetch": launcher.backward_prefetch.value,
+        "forward_prefetch": launcher.forward_prefetch,
+        "use_orig_params": launcher.use_orig_params,
+        "sync_module_states": True,
+    }
+    return {"fsdp": True, "fsdp_config": {**config, **older}}
+
+
+def _reshards(launcher: Launcher) -> bool:
+    return launcher.sharding_strategy.value == "full_shard"
+
+
+def keep_exact(plugin: FullyShardedDataParallelPlugin) -> None:
+    """Where a run computes in half precision, let only the computing do so.
+
+    accelerate 1.15 takes its one dtype for all (utils/dataclasses.py, `set_mixed_precision`): gradients would be added
+    up in it, every loss and log-probability would leave the model rounded to it, and under FSDP1 the frequencies of
+    rotary positions, which are a buffer, would be rounded too. transformers' own sharding leaves them alike
+    (distributed/fsdp.py, `_get_fsdp_policy_kwargs`).
+    """
+    if plugin.mixed_precision_policy is None:
+        return
+    left_alone = "output_dtype" if plugin.fsdp_version == 2 else "buffer_dtype"
+    plugin.mixed_precision_policy = dataclasses.replace(
+        plugin.mixed_precision_policy, reduce_dtype=torch.float32, **{left_alone: None}
+    )
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether this model holds a part of its weights only."""
+    return isinstance(model, (FSDPModule, FullyShardedDataParallel))
+
+
+def held_by_rank(model: torch.nn.Module) -> list[int]:
+    """Bytes of weights that each process holds between two steps; every process must ask."""
+    for module in model.modules():
+        # an evaluation leaves the last weights whole, for a backward pass that does not come
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+    held = sum(tensor.numel() * tensor.element_size() for tensor in local)
+    if not dist.is_initialized():
+        return [held]
+    found: list[int] = [0] * dist.get_world_size()
+    dist.all_gather_object(found, held)
+    return found
+
+
+def gathered(model: PreTrainedModel | PeftModel, *, trained_only: bool) -> dict[str, Any]:
+    """The whole weights of a sharded model, on the CPU of the main process; every process must ask.
+
+    `trained_only` leaves the frozen base of an adapter where it is.
+    """
+    if not isinstance(model, FullyShardedDataParallel):
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
+        return _without_copies(model, get_model_state_dict(model, options=options))
+    whole = FullStateDictConfig(offload_to_cpu=True, rank0_only=True)
+    with FullyShardedDataParallel.state_dict_type(model, StateDictType.FULL_STATE_DICT, whole):
+        state: dict[str, Any] = model.state_dict()
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: value for name, value in state.items() if not trained_only or name in names}
+
+
+def _without_copies(model: torch.nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """The weights with tied ones once: gathered, they are no longer one tensor, and would be saved twice."""
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first.setdefault(id(parameter), name)
+    kept = {*first.values(), *(name for name, _ in model.named_buffers())}
+    return {name: value for name, value in state.items() if name in kept}
+
+
+@contextmanager
+def prompt_at_hand(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Give every process a learned prompt whole: PEFT computes what it saves of it, in one process alone.
+
+    The prompt belongs to the root of the sharded tree, as no block holds it.
+    """
+    if not (isinstance(model, FSDPModule) and isinstance(model, PeftModel) and learns_a_prompt(model)):
+        yield
+        return
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.reshard()
+
+
+@contextmanager
+def as_base(model: PeftModel) -> Iterator[None]:
+    """The model without its adapter, whose weights stay marked as trained, which PEFT alone would not leave them.
+
+    At its first forward pass a sharded model looks which weights are trained, to know the dtype of their gradients
+    (torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py, `_init_mp_dtypes`).
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with model.disable_adapter():
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        yield
+
+
+def learns_a_prompt(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether the model is tuned by virtual tokens."""
+    return isinstance(model, PeftModel) and bool(model.active_peft_config.is_prompt_learning)
+
+
+def of_this_process(batches: Sequence[list[int]]) -> Iterator[list[int]]:
+    """The batches that this process takes, as many as any other takes: a sharded model needs all of them each time.
+
+    Where the batches run out, the last one is done again.
+    """
+    count, number = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    for start in range(0, len(batches), count):
+        yield batches[min(start + number, len(batches) - 1)]
+
+
+def gathered_from_all(found: dict[Any, Any]) -> list[dict[Any, Any]]:
+    """What each process found."""
+    if not dist.is_initialized():
+        return [found]
+    all_found: list[dict[Any, Any]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(all_found, found)
+    return all_found

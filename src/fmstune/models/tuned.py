@@ -1,0 +1,258 @@
+"""What a training left → a model that can be asked: an adapter on its base, or a whole model, with its tokenizer."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from fmstune import files
+from fmstune.checks.precision import Situation, resolve
+from fmstune.config.job import Attention, Device, Dtype, Model
+from fmstune.config.requests import Harness, Scoring
+from fmstune.errors import UserError, raise_if_any
+from fmstune.models import architecture, base_identity
+from fmstune.models import load as models
+from fmstune.models.load import Tokenizer
+from fmstune.models.sharding import learns_a_prompt
+
+
+class Place(NamedTuple):
+    """Where the weights are: of a whole model, or of an adapter and its base."""
+
+    model: str
+    base: str | None
+    """None for a whole model."""
+    revision: str | None = None
+    """Of the base."""
+    compared: bool = False
+    """Whether it is the base of a comparison: a whole model that is asked in the tokens of the tuned one."""
+
+
+class Tuned(NamedTuple):
+    """A model in evaluation mode, on its device, and its tokenizer with a pad token."""
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: Tokenizer
+    place: Place
+
+
+def locate(model: str, base: str | None, *, force: bool) -> Place:
+    """Find out whether this is an adapter, and whether its base is there and the right one.
+
+    `base` takes the place of the base that the adapter names; nothing is written. Raises UserError.
+    """
+    place = files.resolve(model)
+    config_file = _adapter_config_file(place)
+    if config_file is None:
+        if base is not None:
+            raise UserError(f"--base_model_name_or_path: {model} is a whole model and has no base; leave it out")
+        with _of_flag("--model"):
+            # said of the model, before its tokenizer is missed
+            architecture.configuration(Model(path=place))
+        return Place(place, None)
+    recorded = base_identity.read(Path(config_file).parent)
+    named, revision = (recorded.id, recorded.revision) if recorded is not None else _named(model, Path(config_file))
+    if base is None and not named:
+        raise UserError(f"--model: {model} does not name its base; pass --base_model_name_or_path")
+    chosen = Place(place, base or named, revision if base in (None, named) else None)
+    _same_base(model, chosen, recorded, given=base is not None, force=force)
+    return chosen
+
+
+def _adapter_config_file(place: str) -> str | None:
+    """An adapter's configuration; None for a whole model."""
+    try:
+        found: str | None = find_adapter_config_file(place)
+        return found
+    except (OSError, ValueError):
+        # neither cached nor reachable: loading says so in words about the model
+        return None
+
+
+def _named(model: str, config_file: Path) -> tuple[str | None, str | None]:
+    """The base and its revision as PEFT records them, of an adapter that fmstune has not saved."""
+    try:
+        values = json.loads(config_file.read_text(encoding="utf-8"))
+        return values.get("base_model_name_or_path"), values.get("revision")
+    except (OSError, ValueError, AttributeError) as err:
+        raise UserError(f"--model: {model}: {config_file.name} cannot be read as a configuration ({err})") from err
+
+
+def _same_base(model: str, place: Place, recorded: base_identity.Base | None, *, given: bool, force: bool) -> None:
+    """Refuse a base that is not there, or is another one than was tuned on."""
+    assert place.base is not None
+    try:
+        if recorded is not None and recorded.local and place.base == recorded.id:
+            # a folder that has gone is no hub id, though it may look like one
+            Path(files.resolve(place.base)).resolve(strict=True)
+        found = base_identity.at(place.base, place.revision)
+    except (OSError, ValueError, UserError) as err:
+        what = recorded.id if recorded is not None and not recorded.local else "its base"
+        gone = "is no folder here and cannot be had from the hub"
+        if given:
+            hint = files.did_you_mean_beside(Path(place.base))
+            problem = f"--base_model_name_or_path: {place.base} {gone}; give the folder or hub id of {what}{hint}"
+        else:
+            problem = (
+                f"--model: {model} was tuned on {place.base}, which {gone}; pass --base_model_name_or_path with the "
+                f"folder or hub id of {what}"
+            )
+        raise UserError(problem) from err
+    wrong = list(base_identity.differences(recorded, found)) if recorded is not None else []
+    if wrong and not force:
+        shown = [*wrong[:5], *([f"and {len(wrong) - 5} more"] if len(wrong) > 5 else [])]
+        raise UserError(
+            f"--model: {model} was tuned on another base than {place.base}: {'; '.join(shown)}; "
+            "pass the right one with --base_model_name_or_path, or --force to load it all the same"
+        )
+
+
+def with_base(asked: Scoring | Harness) -> tuple[Place, Place | None]:
+    """Where the model is, and where its base is to be used alone; None where that is not known, or left out.
+
+    Raises UserError, also where the base is not there: it is loaded when the tuned model has answered.
+    """
+    base = asked.base_model_name_or_path
+    adapts = _adapter_config_file(files.resolve(asked.model)) is not None
+    place = locate(asked.model, base if adapts else None, force=asked.force)
+    if adapts:
+        beside, revision = place.base, place.revision
+    elif base is not None:
+        beside, revision = base, None
+    else:
+        beside, revision = asked.run_base, asked.run_base_revision
+    if asked.no_base or beside is None:
+        return place, None
+    compared = Place(files.resolve(beside), None, revision, compared=True)
+    with _of_flag("--base_model_name_or_path"):
+        architecture.configuration(Model(path=compared.model, revision=revision))
+    if base is not None and not adapts and not asked.force:
+        raise_if_any(_other_vocabulary(base, tokenizer_of(compared), tokenizer_of(place)))
+    return place, compared
+
+
+def _other_vocabulary(base: str, own: Tokenizer, tuned: Tokenizer) -> Iterator[str]:
+    """Why a model cannot be asked in the tokens of another: they would be other words to it."""
+    known = tuned.tokenizer.get_vocab()
+    different = [(number, token) for token, number in own.tokenizer.get_vocab().items() if known.get(token) != number]
+    if different:
+        number, token = min(different)
+        yield (
+            f"--base_model_name_or_path: {base} has another vocabulary than --model, first at token {number} "
+            f"({token!r}), so its answers would mean nothing; give the model that was tuned, or --force to compare "
+            "all the same"
+        )
+
+
+def positions(model: Tuned) -> int | None:
+    """How many tokens the model takes, virtual ones not counted; None where its configuration does not say."""
+    found = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
+    virtual = model.model.active_peft_config.num_virtual_tokens if learns_a_prompt(model.model) else 0
+    return None if found is None else int(found) - virtual
+
+
+def load(place: Place, tokenizer: Tokenizer, *, dtype: Dtype, attention: Attention, device: Device) -> Tuned:
+    """The model on its device, ready to be asked; raises UserError where it cannot be had."""
+    with _of_flag("--device"):
+        where = models.find_device(device)
+    # the weights of an adapter's base, and of a model that is not trained, can have half the bits on a GPU
+    situation = Situation(dtype, True, where, where == "cuda" and torch.cuda.is_bf16_supported())
+    precision = resolve(situation)
+    with _of_flag("--attention"):
+        kernel = models.find_attention(attention, where, precision)
+    model: PreTrainedModel | PeftModel = whole(place, tokenizer, dtype=precision.weights, attention=kernel)
+    if place.base is not None or place.compared:
+        grow(model, tokenizer)
+    if place.base is not None:
+        model = adapted(model, place.model)
+    return Tuned(model.to(where).eval(), tokenizer, place)
+
+
+def in_turn(
+    asked: Scoring | Harness, place: Place, base: Place | None, tokenizer: Tokenizer
+) -> Iterator[tuple[str, Tuned]]:
+    """The tuned model, then its base where there is one; who lets go of the first has one in memory at a time."""
+    for name, one in (("tuned", place), ("base", base)):
+        if one is not None:
+            yield name, load(one, tokenizer, dtype=asked.dtype, attention=asked.attention, device=asked.device)
+
+
+def whole(place: Place, tokenizer: Tokenizer, *, dtype: str, attention: str) -> PreTrainedModel:
+    """The whole model, or the base of the adapter, as it was saved."""
+    with _of_flag("--model" if place.base is None and not place.compared else "--base_model_name_or_path"):
+        path = Model(path=place.base or place.model, revision=place.revision)
+        architecture.configuration(path)
+        # not `added`: these come with the adapter, or are in the model already
+        return models.load(path, Tokenizer(tokenizer.tokenizer, (), ()), dtype=dtype, attention=attention)
+
+
+def tokenizer_of(place: Place) -> Tokenizer:
+    """The tokenizer that was saved with the weights, which knows the added tokens; else the one of the base."""
+    try:
+        return models.load_tokenizer(Model(path=place.model), to_train=False)
+    except UserError as err:
+        if place.base is None:
+            raise UserError(*_renamed(err, "--model")) from err
+        with _of_flag("--base_model_name_or_path"):
+            return models.load_tokenizer(Model(path=place.base, revision=place.revision), to_train=False)
+
+
+def grow(base: PreTrainedModel, tokenizer: Tokenizer) -> None:
+    """Make room in the base for the tokens that the run had added; what they mean comes with the adapter."""
+    rows = base.get_input_embeddings().weight.shape[0]
+    if len(tokenizer.tokenizer) > rows:
+        models.add_tokens(base, tokenizer.tokenizer, range(rows, len(tokenizer.tokenizer)))
+
+
+def adapted(base: PreTrainedModel | PeftModel, adapter: str, name: str = "default") -> PeftModel:
+    """The base with this adapter, beside those that it has; raises UserError where it does not fit."""
+    config = adapter_config(adapter)
+    try:
+        if isinstance(base, PeftModel):
+            base.load_adapter(adapter, name)
+            return base
+        return PeftModel.from_pretrained(base, adapter, name, config=config)
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as err:
+        text = " ".join(str(err).split())[:300]
+        raise UserError(f"--model: {adapter} does not fit its base: {text}") from err
+
+
+def adapter_config(adapter: str) -> PeftConfig:
+    """The adapter's configuration for use without training; raises UserError where it cannot be used."""
+    folder = Path(adapter)
+    if folder.is_dir() and not (folder / str(SAFETENSORS_WEIGHTS_NAME)).is_file():
+        # PEFT would fall back to a pickle, which can run code on loading
+        raise UserError(f"--model: {adapter} has no {SAFETENSORS_WEIGHTS_NAME}; fmstune reads safetensors only")
+    try:
+        config = PeftConfig.from_pretrained(adapter)
+    except (OSError, ValueError, TypeError) as err:
+        raise UserError(f"--model: {adapter} cannot be read as an adapter: {err}") from err
+    # PEFT would look for the tokenizer of the machine that the adapter was tuned on
+    config.inference_mode = True
+    return config
+
+
+@contextmanager
+def _of_flag(flag: str) -> Iterator[None]:
+    """Messages of a job's fields, in the words of the flags."""
+    try:
+        yield
+    except UserError as err:
+        raise UserError(*_renamed(err, flag)) from err
+
+
+def _renamed(err: UserError, flag: str) -> Iterator[str]:
+    for problem in err.problems:
+        for field in ("model.path", "model.tokenizer", "model.attention", "launcher.device"):
+            problem = problem.replace(f"{field}=", f"{flag}=").replace(f"{field}:", f"{flag}:")
+        yield problem.replace("(set model.dtype)", "(set --dtype)").replace(
+            ", or model.architecture to check without the hub", ""
+        )

@@ -1,0 +1,226 @@
+"""A LoRA adapter in the form that vLLM reads, of which it refuses, or passes over, much that PEFT writes.
+
+vLLM (vllm/lora: peft_helper.py, lora_model.py, until 0.11 models.py) takes tensors named `….lora_A.weight`,
+`….lora_B.weight`, `….lora_embedding_A` and `…_B`, and raises at any other. Until 0.11 it reads the rows of added
+tokens from `new_embeddings.safetensors`, for those of `embed_tokens` and `lm_head` that have LoRA tensors of their own;
+from 0.12 on an adapter adds no tokens (vllm-project/vllm#28382).
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from huggingface_hub import snapshot_download
+from peft import LoraConfig, PeftConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from fmstune import files
+from fmstune.errors import raise_if_any
+from fmstune.models import architecture, base_identity
+from fmstune.models.tuned import Place
+
+NEW_EMBEDDINGS = "new_embeddings.safetensors"
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What every version of vLLM takes as `--max-lora-rank`."""
+
+_PREFIX = "base_model.model."
+_LORA = re.compile(r"\.(lora_[AB]\.weight|lora_embedding_[AB])$")
+_TABLE = re.compile(r"^(.+?)(?:\.token_adapter)?(?:\.base_layer)?\.weight$")
+_ROWS = re.compile(r"^(.+?)(?:\.token_adapter)?\.trainable_tokens_delta$")
+
+
+class Embeddings(NamedTuple):
+    """The embeddings of the base, as it was before tokens were added."""
+
+    rows: int
+    hidden_size: int
+    input: str
+    """Name of the module."""
+    output: str
+    """Name of the module."""
+    tied: bool
+    """Whether the two are one matrix."""
+
+
+class Saved(NamedTuple):
+    """The tensors of an adapter, sorted."""
+
+    lora: dict[str, Tensor]
+    tables: dict[str, Tensor]
+    """Whole embeddings by the name of their module."""
+    trained: dict[str, Tensor]
+    """Trained rows of an embedding by the name of its module."""
+    others: list[str]
+
+
+class Exported(NamedTuple):
+    """What vLLM reads."""
+
+    adapter: dict[str, Tensor]
+    new_embeddings: dict[str, Tensor]
+    """Rows of the added tokens; empty where none was added that means something."""
+
+
+def write(
+    place: Place,
+    config: PeftConfig,
+    base: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    shown: str,
+) -> list[str]:
+    """Write the adapter into this folder; what to say of it, with `shown` as its name.
+
+    Raises UserError with everything of the adapter that vLLM would refuse or pass over.
+    """
+    raise_if_any(problems(place.model, config))
+    source = Path(place.model if Path(place.model).is_dir() else snapshot_download(place.model))
+    saved = sort(load_file(source / str(SAFETENSORS_WEIGHTS_NAME)))
+    embeddings = embeddings_of(base)
+    indices = _indices(config)
+    added = _added(embeddings.rows, tokenizer)
+    raise_if_any(token_problems(place.model, saved, embeddings, indices, added))
+    made = export(saved, embeddings, indices, len(tokenizer) if added else None, config.r)
+    save_file(made.adapter, folder / str(SAFETENSORS_WEIGHTS_NAME), metadata={"format": "pt"})
+    if made.new_embeddings:
+        save_file(made.new_embeddings, folder / NEW_EMBEDDINGS, metadata={"format": "pt"})
+    _targets(config, made).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    identity = base_identity.read(source)
+    if identity is not None:
+        base_identity.write(identity, folder)
+    return _said(place, config, made, added, shown)
+
+
+def problems(model: str, config: PeftConfig) -> Iterator[str]:
+    """What vLLM refuses (vllm/lora/peft_helper.py), or passes over in silence, by the adapter's configuration."""
+    if not isinstance(config, LoraConfig):
+        yield f"--export vllm_lora: {model} is {config.peft_type.value}, and vLLM reads LoRA only; merge it"
+        return
+    reasons = {
+        "is DoRA": config.use_dora,
+        "has whole modules (modules_to_save)": config.modules_to_save,
+        "has biases": config.bias != "none" or config.lora_bias,
+        "has ranks or alphas of their own for some modules, which vLLM does not read": config.rank_pattern
+        or config.alpha_pattern,
+        f"is of rank {config.r}, above vLLM's {RANKS[-1]}": config.r > RANKS[-1],
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            yield f"--export vllm_lora: {model} {reason}; merge it instead"
+
+
+def sort(tensors: Mapping[str, Tensor]) -> Saved:
+    """Tell LoRA's own tensors from embeddings that were saved with them."""
+    found = Saved({}, {}, {}, [])
+    for key, tensor in tensors.items():
+        name = key.removeprefix(_PREFIX)
+        if _LORA.search(name):
+            found.lora[key] = tensor
+        elif match := _ROWS.match(name):
+            found.trained[match[1]] = tensor
+        elif match := _TABLE.match(name):
+            found.tables[match[1]] = tensor
+        else:
+            found.others.append(name)
+    return found
+
+
+def embeddings_of(base: PreTrainedConfig) -> Embeddings:
+    """The embeddings by name, from the configuration alone."""
+    model = architecture.build_empty(base)
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    names = {id(module): name for name, module in model.named_modules()}
+    rows, hidden_size = table.weight.shape
+    return Embeddings(rows, hidden_size, names[id(table)], names[id(head)], bool(base.tie_word_embeddings))
+
+
+def _indices(config: PeftConfig) -> list[int]:
+    """The tokens whose input embeddings were trained."""
+    given = config.trainable_token_indices or []
+    return sorted({index for some in given.values() for index in some} if isinstance(given, dict) else given)
+
+
+def _added(rows: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens behind the base's embeddings that mean something: vLLM pads nothing."""
+    return [index for index in range(rows, len(tokenizer)) if index != tokenizer.pad_token_id]
+
+
+def token_problems(
+    model: str, saved: Saved, embeddings: Embeddings, indices: Sequence[int], added: Sequence[int]
+) -> Iterator[str]:
+    """Embeddings that vLLM has no place for."""
+    known = {embeddings.input, embeddings.output}
+    needed = {embeddings.input} if embeddings.tied else known
+    if unknown := sorted({*saved.others, *(saved.tables.keys() - known), *(saved.trained.keys() - {embeddings.input})}):
+        yield f"--export vllm_lora: vLLM has no place for {', '.join(unknown[:5])} of {model}; merge it instead"
+    if within := [index for index in indices if index < embeddings.rows]:
+        yield (
+            f"--export vllm_lora: {model} trained the embeddings of tokens that the base has rows for (first "
+            f"{within[0]}), and vLLM reads those of the base; merge it instead"
+        )
+    if added and _last(embeddings.input) != "embed_tokens":
+        yield (
+            f"--export vllm_lora: {model} added {_tokens(len(added))}, and vLLM reads such of models whose "
+            f"embedding is called embed_tokens, not {_last(embeddings.input)}; merge it instead"
+        )
+    if added and (gone := needed - saved.tables.keys()):
+        what = " and no ".join(sorted(gone))
+        yield f"--export vllm_lora: {model} added tokens, and holds no {what}; merge it instead"
+
+
+def export(saved: Saved, embeddings: Embeddings, indices: Sequence[int], vocabulary: int | None, rank: int) -> Exported:
+    """The tensors as vLLM reads them; `vocabulary` is None where no added token means anything."""
+    if vocabulary is None:
+        return Exported(saved.lora, {})
+    new = saved.tables[embeddings.input][embeddings.rows : vocabulary].clone()
+    for place, index in enumerate(indices):
+        new[index - embeddings.rows] = saved.trained[embeddings.input][place].to(new.dtype)
+    out = new if embeddings.tied else saved.tables[embeddings.output][embeddings.rows : vocabulary]
+    nothing = _without_effect(embeddings, vocabulary, rank)
+    return Exported({**nothing, **saved.lora}, {"input_embeddings": new, "output_embeddings": out.clone()})
+
+
+def _without_effect(embeddings: Embeddings, vocabulary: int, rank: int) -> dict[str, Tensor]:
+    """LoRA of zeros on both embeddings: vLLM looks at new rows only of modules that the adapter targets."""
+    table, head = f"{_PREFIX}{embeddings.input}", f"{_PREFIX}{embeddings.output}"
+    return {
+        f"{table}.lora_embedding_A": torch.zeros(rank, vocabulary),
+        f"{table}.lora_embedding_B": torch.zeros(embeddings.hidden_size, rank),
+        f"{head}.lora_A.weight": torch.zeros(rank, embeddings.hidden_size),
+        f"{head}.lora_B.weight": torch.zeros(vocabulary, rank),
+    }
+
+
+def _targets(config: PeftConfig, made: Exported) -> PeftConfig:
+    """The configuration with the modules that the tensors are of."""
+    modules = sorted({_last(_LORA.sub("", name)) for name in made.adapter})
+    return replace(config, target_modules=modules, trainable_token_indices=None)
+
+
+def _said(place: Place, config: PeftConfig, made: Exported, added: Sequence[int], shown: str) -> list[str]:
+    rank = next(known for known in RANKS if known >= config.r)
+    base = files.resolve(str(place.base))
+    serve = f"vllm serve {base} --tokenizer {shown} --enable-lora --max-lora-rank {rank} --lora-modules tuned={shown}"
+    lines = [f"wrote {shown}: LoRA of rank {config.r} for vLLM, {len(made.adapter):,} tensors", serve]
+    if added:
+        lines.append(
+            f"note: the embeddings of {_tokens(len(added), 'added ')} are in {NEW_EMBEDDINGS}, which vLLM reads until "
+            "0.11; later versions add no tokens by an adapter, so merge for them (leave --export out)"
+        )
+    return lines
+
+
+def _tokens(count: int, kind: str = "") -> str:
+    return f"{count} {kind}token{'' if count == 1 else 's'}"
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -1,0 +1,114 @@
+"""Checkpoints that are complete or not there: written aside, marked, renamed; and which of them to go on from."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fmstune.runs import run_folder
+
+SAVING = ".saving"
+"""Folder in the run folder where a checkpoint is written before it has its name."""
+MARKER = "complete.json"
+"""File that is written last into a checkpoint; says what it was made with."""
+_STATE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class About:
+    """What a checkpoint was made with, as far as going on from it depends on that."""
+
+    step: int
+    processes: int
+    rows_per_step: int
+    """Rows of an update over all processes, accumulation included: the position in the data is counted in updates."""
+    sharded: bool
+    """Optimizer and weights are kept as FSDP has them, by parameter names."""
+
+
+def publish(made: Path, place: Path, about: About) -> None:
+    """Mark the checkpoint as complete and give it its name: a reader sees all of it, or nothing."""
+    _name_best(made / _STATE, place.parent)
+    (made / MARKER).write_text(json.dumps(asdict(about)) + "\n", encoding="utf-8")
+    run_folder.share(made)
+    for path in (*made.rglob("*"), made):
+        _to_disk(path)
+    if place.exists():
+        # of a run that was killed after this step and went on from an earlier one
+        shutil.rmtree(place)
+    made.rename(place)
+    _to_disk(place.parent)
+
+
+def _name_best(state_file: Path, run: Path) -> None:
+    """Trainer has noted the best checkpoint where it was written; it is looked for where it is kept."""
+    state = json.loads(state_file.read_text(encoding="utf-8"))
+    if state.get("best_model_checkpoint"):
+        state["best_model_checkpoint"] = str(run / Path(state["best_model_checkpoint"]).name)
+        state_file.write_text(json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until the system has written it: a rename may else be on the disk before what it names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def newest(run: Path) -> Path | None:
+    """The complete checkpoint of this run with the most steps, None where there is none."""
+    found = [(made.step, path) for path in run.glob("checkpoint-*") if (made := about(path)) is not None]
+    return max(found)[1] if found else None
+
+
+def about(checkpoint: Path) -> About | None:
+    """What is noted in a checkpoint; None where it is not complete."""
+    try:
+        return About(**json.loads((checkpoint / MARKER).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def problems(checkpoint: Path, made: About, here: About) -> Iterator[str]:
+    """Why these processes cannot go on from that checkpoint; another number of them can, with as many rows a step."""
+    if made.sharded != here.sharded:
+        kind = "with FSDP" if made.sharded else "without FSDP"
+        choice = "launcher=fsdp" if made.sharded else "launcher=local or launcher=ddp"
+        yield (
+            f"launcher: {checkpoint} was made {kind}, and the optimizer's state is kept in another form there; "
+            f"go on with {choice}"
+        )
+    if made.rows_per_step != here.rows_per_step:
+        yield (
+            f"{checkpoint} was made with {made.rows_per_step} rows a step on {made.processes} processes, and this is "
+            f"{here.rows_per_step} on {here.processes}, so the place in the data would be another; set "
+            "training.per_device_train_batch_size and training.gradient_accumulation_steps so that they come to the "
+            "same"
+        )
+
+
+def clear_aside(run: Path) -> None:
+    """Take away what a killed process was writing."""
+    shutil.rmtree(run / SAVING, ignore_errors=True)
+
+
+_NO_SPACE = 2**20
+"""Bytes; with less, a failed write is put down to the disk."""
+
+
+def disk_is_full(err: BaseException, run: Path) -> bool:
+    """Whether a write failed for that, in whichever words a library says so; torch's writer does not at all."""
+    if getattr(err, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(err):
+        return True
+    return shutil.disk_usage(run).free < _NO_SPACE
+
+
+def what_is_whole(run: Path) -> str:
+    """The checkpoint that a run can go on from, as the beginning of a sentence; nothing where there is none."""
+    former = newest(run)
+    return f"{former.name} is whole; " if former is not None else ""

@@ -1,0 +1,118 @@
+"""The verbs `report` and `compare`: run folders → files beside them, or a text; no model and no torch is needed."""
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from fmstune.runs.report import comparison, run_report, sweep_report, html_page
+from fmstune.runs import settings
+from fmstune.runs.report.document import Document
+from fmstune.errors import UserError
+from fmstune.runs.records import Refused, Run, flat, is_run, raise_if_no_run, read, read_all, refused
+from fmstune.config.requests import Comparison, Report
+from fmstune.runs.run_folder import FAILED
+from fmstune.runs.settings import Column
+
+PAGE, MARKDOWN, CSV = "report.html", "report.md", "report.csv"
+
+
+def report(asked: Report) -> int:
+    """Write the three files into the folder; raises UserError where it holds no run, or what it holds is broken."""
+    folder = Path(asked.folder)
+    raise_if_no_run(folder)
+    one = is_run(folder)
+    runs = [read(folder)] if one else read_all(folder)
+    not_run = [] if one else refused(folder)
+    by = settings.metric(runs, asked.metric, asked.direction)
+    made = run_report.document(runs[0]) if one else sweep_report.document(folder, runs, by, not_run)
+    files = {
+        PAGE: html_page.page(made),
+        MARKDOWN: html_page.markdown(made),
+        CSV: _csv(runs, [] if one else settings.columns(runs), not_run),
+    }
+    _write({folder / name: text for name, text in files.items()})
+    print(_first_words(made))
+    print("\n".join(f"wrote {folder / name}" for name in files))
+    return 0
+
+
+def compare(asked: Comparison) -> int:
+    """Print how two runs differ, and write it as a page where that is asked for."""
+    a, b = (Path(place) for place in (asked.a, asked.b))
+    problems: list[str] = []
+    for place in (a, b):
+        try:
+            raise_if_no_run(place, "compare: ")
+        except UserError as err:
+            problems += err.problems
+    if problems:
+        raise UserError(*problems)
+    made = comparison.document(read(a), read(b))
+    if asked.html is not None:
+        _write({Path(asked.html): html_page.page(made)})
+    print(html_page.terminal(made))
+    if asked.html is not None:
+        print(f"\nwrote {asked.html}")
+    return 0
+
+
+def _first_words(made: Document) -> str:
+    """The status, and the result in one sentence."""
+    return f"{made.status}: {made.place}\n{_result(made)}"
+
+
+def _result(made: Document) -> str:
+    found = next((section for section in made.sections if section.title == "Result"), None)
+    return str(getattr(found.blocks[0], "text", "")) if found is not None else ""
+
+
+def _csv(runs: Sequence[Run], columns: Sequence[Column], not_run: Sequence[Refused]) -> str:
+    """A line for each run: its settings that differ, and every number of its summary at full precision."""
+    rows = [dict(_row(run, index, columns)) for index, run in enumerate(runs)]
+    rows += [dict(_row_of_refused(one, columns)) for one in not_run]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def _row(run: Run, index: int, columns: Sequence[Column]) -> Iterator[tuple[str, Any]]:
+    yield "run", run.folder.name
+    yield "status", run.status
+    yield "error", run.error or ""
+    yield "seed", run.job.get("seed")
+    for column in columns:
+        yield column.name, settings.shown(column.values[index])
+    for name, _ in flat(run.summary):
+        if (value := run.figure(name)) is not None and name != settings.SEED:
+            yield name, value
+
+
+def _row_of_refused(one: Refused, columns: Sequence[Column]) -> Iterator[tuple[str, Any]]:
+    yield "run", one.name
+    yield "status", FAILED
+    yield "error", one.error
+    for name in (settings.SEED, *(column.name for column in columns)):
+        yield name, one.fields.get(name, "")
+
+
+def _write(files: dict[Path, str]) -> None:
+    """Write all of them aside, then rename; raises UserError where one cannot be written, and the former stay."""
+    aside = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
+    try:
+        for path, text in files.items():
+            aside[path].write_text(text, encoding="utf-8", errors="backslashreplace")
+        for path in files:
+            aside[path].replace(path)
+    except OSError as err:
+        raise UserError(f"{path}: cannot be written ({err.strerror}); give it a folder that can be written") from err
+    finally:
+        for path in aside.values():
+            with suppress(OSError):  # such as a folder that does not let us in
+                path.unlink(missing_ok=True)

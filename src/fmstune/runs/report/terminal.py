@@ -1,0 +1,96 @@
+"""The summary of a run as text for a terminal; the only module of the parent that is about looks."""
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fmstune.runs import run_folder
+from fmstune import tables
+from fmstune.units import size
+
+_MEASURES = (
+    ("loss on the answer", "eval_loss", ".4f"),
+    ("exact match", "exact_match", ".3f"),
+    ("macro F1", "macro_f1", ".3f"),
+)
+
+
+def measured(base: Mapping[str, Any] | None, tuned: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """What a run compares, one line each: the measure, base, tuned, and the change; macro F1 where rows have labels."""
+    for label, key, form in _MEASURES:
+        if key not in tuned:
+            continue
+        before, after = (base or {}).get(key), tuned[key]
+        cells = [f"{value:{form}}" if value is not None else "-" for value in (before, after)]
+        yield label, cells[0], cells[1], f"{after - before:+{form}}" if before is not None and after is not None else ""
+
+
+def render(summary: Mapping[str, Any], folder: Path, trust: Sequence[str] = ()) -> str:
+    """What a run came to: status, base against tuned, cost, and where the files are; `trust` are flags to repeat it."""
+    return "\n".join(_lines(summary, folder, trust))
+
+
+def _lines(summary: Mapping[str, Any], folder: Path, trust: Sequence[str]) -> Iterator[str]:
+    if summary.get("tuned"):
+        yield ""
+        yield from comparison(summary.get("base"), summary["tuned"])
+    if "train_loss" in summary:
+        yield ""
+        yield from _cost(summary)
+    yield ""
+    status = summary.get("status", run_folder.FAILED)
+    error = (summary.get("error") or {}).get("message")
+    yield f"{status}: {folder}" + (f"\n  {error}" if error and status != run_folder.FINISHED else "")
+    if (folder / run_folder.MODEL).is_dir():
+        yield f"  model   {folder / run_folder.MODEL}"
+        yield f"  again   {shlex.join(['fmstune', 'train', '--from', str(folder / run_folder.JOB), *trust])}"
+    for name, one in (summary.get("tracking") or {}).items():
+        run = f"run {one['run']} in " if one["run"] != one["place"] else ""
+        what = f"{run}{one['place']}" if one["error"] is None else f"left out: {one['error']}"
+        yield f"  {name:<12}{what}"
+
+
+def comparison(base: Mapping[str, Any] | None, tuned: Mapping[str, Any], name: str = "held-out rows") -> Iterator[str]:
+    """The table of base against tuned on the held-out rows, and on each of their sets where they have names."""
+    heads = (f"{name}: {tuned['rows']:,}", "base", "tuned", "change")
+    yield from tables.lines(heads, list(measured(base, tuned)), least=(22, 8, 8, 8))
+    for name, one in tuned.get("sets", {}).items():
+        yield ""
+        yield from comparison(base["sets"][name] if base else None, one, name)
+    if tuned.get("rows_left_out"):
+        yield f"({tuned['rows_left_out']:,} more held-out rows were left out by evaluation.max_rows)"
+    if tuned.get("answers_too_long"):
+        yield f"({tuned['answers_too_long']:,} answers are longer than max_new_tokens and cannot match)"
+
+
+def _cost(summary: Mapping[str, Any]) -> Iterator[str]:
+    trainable, total = summary["trainable_parameters"], summary["total_parameters"]
+    yield f"trained {trainable:,} of {total:,} parameters ({trainable / total:.2%})"
+    speed = summary.get("tokens_per_second")
+    yield (
+        f"{summary['steps_here']:,} steps in {summary['train_seconds']:.1f} s"
+        + (f", {speed:,.0f} tokens/s" if speed else "")
+        + f", train loss {summary['train_loss']:.4f}"
+    )
+    if summary.get("stopped"):
+        yield f"stopped after step {summary['steps']:,}: {summary['stopped']}"
+    if summary.get("positions"):
+        tokens, positions = summary["tokens_trained_on"], summary["positions"]
+        yield f"{tokens:,} tokens in {positions:,} positions ({tokens / positions:.1%}; the rest is padding)"
+    plan = summary.get("plan") or {}
+    if plan:
+        yield from _plan_against_actual(plan, summary)
+
+
+def _plan_against_actual(plan: Mapping[str, Any], summary: Mapping[str, Any]) -> Iterator[str]:
+    # the libraries take their share before the model is there, and no plan can say how much
+    used = summary["peak_memory_bytes"] - summary["memory_before_model_bytes"]
+    counts = (
+        ("steps", plan["total_steps"], summary["steps"]),
+        ("parameters", plan["base_parameters"] + plan["adapter_parameters"], summary["total_parameters"]),
+        ("trainable", plan["trainable_parameters"], summary["trainable_parameters"]),
+    )
+    rows = [("memory", size(plan["total"]), size(used)), *((label, f"{a:,}", f"{b:,}") for label, a, b in counts)]
+    yield ""
+    yield from tables.lines(("", "planned", "actual"), rows, least=(22, 13, 13))

@@ -1,0 +1,150 @@
+"""What a run leaves: the names of its files, and writing them so that they are whole or not there."""
+
+from fmstune.signals import INTERRUPTING
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fmstune.errors import UserError
+
+RUNS = "runs"
+"""Where runs without an output_dir go."""
+JOB = "job.yaml"
+LOCK_FILE = ".lock"
+"""Held by the runner while it writes into the folder."""
+PROVENANCE = "lock.json"
+METRICS = "metrics.jsonl"
+LOSS_PLOT = "loss.png"
+SOURCES = "sources.json"
+"""The words of the command, and what set each field of the job."""
+SAMPLES = "samples.json"
+"""The first held-out rows, with the answers of base and tuned model."""
+SUMMARY = "summary.json"
+MODEL = "model"
+
+MARKS = (JOB, PROVENANCE, METRICS, SUMMARY, MODEL)
+"""Any of these in a folder means that a run lives there."""
+
+FINISHED, FAILED, INTERRUPTED, RUNNING, QUEUED = "finished", "failed", "interrupted", "running", "queued"
+PREEMPTED = "preempted"
+"""Kind of an interruption that a checkpoint was saved for."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing into the folder; raises UserError when one does already."""
+    import filelock  # only who trains or submits needs it
+
+    lock = filelock.FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(f"{folder}: another process runs this job; wait for it, or choose another output_dir") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
+    """Write aside, then rename: a reader sees the old file or the new one, never half of it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def written(flag: str, path: Path) -> Iterator[None]:
+    """Say which flag's file a disk or a folder refuses; raises UserError."""
+    try:
+        yield
+    except BrokenPipeError:
+        # of the terminal, not of the file
+        raise
+    except OSError as err:
+        raise UserError(f"{flag}: {path} cannot be written ({err.strerror}); choose another") from err
+
+
+def share(folder: Path) -> None:
+    """Let others read weights as they may read the folder: safetensors 0.8 keeps each file to its owner."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(mode)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a run, empty when there is none yet."""
+    path = folder / SUMMARY
+    if not path.is_file():
+        return {}
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return summary
+
+
+def update_summary(folder: Path, values: Mapping[str, Any]) -> None:
+    """Set these keys of the summary and keep the others."""
+    write_json(folder / SUMMARY, {**read_summary(folder), **values})
+
+
+def begin(folder: Path) -> None:
+    """Record that a run which waited in a queue waits no more, as soon as one of its processes knows."""
+    if read_summary(folder).get("status") == QUEUED:
+        update_summary(folder, {"status": RUNNING, "error": None})
+
+
+def is_preempted(folder: Path) -> bool:
+    """Whether the run has stopped after it had saved a checkpoint."""
+    summary = read_summary(folder)
+    return summary.get("status") == INTERRUPTED and summary["error"]["kind"] == PREEMPTED
+
+
+def keep_metrics(folder: Path, step: int) -> None:
+    """Drop the lines after this step: the steps are taken again."""
+    path = folder / METRICS
+    if not path.is_file():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if _until(line, step)]
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text("".join(kept), encoding="utf-8")
+    aside.replace(path)
+
+
+def _until(line: str, step: int) -> bool:
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError):
+        return False  # a line that a killed process has not finished
+
+
+def end(folder: Path, status: str, kind: str, message: str) -> None:
+    """Record that the run ended before its end, and take away a model that is not whole."""
+    update_summary(folder, {"status": status, "error": {"kind": kind, "message": message}})
+    for unfinished in folder.glob(f".{MODEL}.*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def mark_killed(folder: Path, number: int) -> None:
+    """Record that a signal ended the runner before it could say so itself."""
+    status = INTERRUPTED if number in INTERRUPTING else FAILED
+    end(folder, status, "signal", f"the runner died of {signal.Signals(number).name}")
+
+
+def mark_orphaned(folder: Path) -> None:
+    """Leave a run's folder in order when its parent is gone: say so, or give back what has not begun."""
+    status = read_summary(folder).get("status")
+    if status == RUNNING:
+        end(folder, INTERRUPTED, "interrupted", "the process that started this run has died")
+    elif status is None:
+        for name in (JOB, SOURCES, LOCK_FILE):
+            (folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # somebody's files are in it
+            folder.rmdir()

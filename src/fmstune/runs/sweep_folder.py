@@ -1,0 +1,175 @@
+"""The points of a sweep: what each came to, as `sweep.json` in the sweep's folder and as a table."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fmstune.config import compare_by as objective
+from fmstune.runs import run_folder
+from fmstune import tables
+from fmstune.errors import UserError
+from fmstune.config.job import Direction, Job
+
+FILE = "sweep.json"
+"""What each point came to, in the sweep's folder."""
+COMMAND = "command.json"
+"""The words of the sweep's command, for `--resume`."""
+HYDRAS_NOTE = "multirun.yaml"
+"""What Hydra writes into the folder of each sweep."""
+_LEFT = ".points"
+"""Folder in the sweep's folder: what points have left that `sweep.json` does not hold yet."""
+_SHOWN = ("tuned.eval_loss", "tuned.exact_match", "train_loss", "train_seconds", "tokens_trained_on")
+
+
+@dataclass(frozen=True)
+class Point:
+    """What became of one point; the fields are those of `sweep.json`."""
+
+    number: int
+    folder: str
+    """Its name in the sweep's folder; a point that was refused has left none."""
+    overrides: list[str]
+    """What sets it apart from the others."""
+    status: str
+    """That of its summary; `failed` where it has none."""
+    code: int
+    """Its exit code."""
+    skipped: bool
+    """It was finished before this command."""
+    objective: str
+    """Path in `summary.json` of the number that compares points; empty where the point was refused."""
+    direction: str
+    metrics: dict[str, float]
+    """The objective and a few more, by their paths in `summary.json`."""
+    error: str | None
+    """The cause where it did not finish, in one line."""
+
+
+def of(number: int, folder: Path, overrides: Sequence[str], code: int, *, job: Job, skipped: bool = False) -> Point:
+    """What the run folder says of a point that has ended; `code` is its exit code."""
+    summary = run_folder.read_summary(folder)
+    path, direction = objective.path(job), objective.direction(job)
+    metrics = {name: objective.value(summary, name) for name in dict.fromkeys((path, *_SHOWN))}
+    status = str(summary.get("status", run_folder.FAILED))
+    message = (summary.get("error") or {}).get("message") or "it ended before it began; its own words are above"
+    return Point(
+        number=number,
+        folder=folder.name,
+        overrides=list(overrides),
+        status=status,
+        code=code,
+        skipped=skipped,
+        objective=path,
+        direction=direction.value if direction else "",
+        metrics={name: value for name, value in metrics.items() if value is not None},
+        error=None if status == run_folder.FINISHED else one_line(message),
+    )
+
+
+def refused(number: int, folder: Path, overrides: Sequence[str], code: int, problems: Sequence[str]) -> Point:
+    """A point that was wrong, and has not begun."""
+    error = one_line("; ".join(problems))
+    return Point(number, folder.name, list(overrides), run_folder.FAILED, code, False, "", "", {}, error)
+
+
+def one_line(text: str) -> str:
+    """The first line that says something."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def leave(sweep: Path, point: Point) -> None:
+    """Leave what became of a point: it may have run on another machine, beside others."""
+    (sweep / _LEFT).mkdir(parents=True, exist_ok=True)
+    run_folder.write_json(sweep / _LEFT / f"{point.number}.json", dataclasses.asdict(point))
+
+
+def gather(sweep: Path, *, keep: bool = False) -> list[Point]:
+    """Take what points have left into `sweep.json`; those points, in their order. They are kept for the next time."""
+    files = sorted((sweep / _LEFT).glob("[0-9]*.json"), key=lambda file: int(file.stem))
+    found = [Point(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    if found:
+        whole = {point.folder: point for point in (*read(sweep), *found)}
+        run_folder.write_json(sweep / FILE, [dataclasses.asdict(point) for point in _in_order(whole.values())])
+    if not keep:
+        shutil.rmtree(sweep / _LEFT, ignore_errors=True)
+    return found
+
+
+def _in_order(points: Any) -> list[Point]:
+    return sorted(points, key=lambda point: (point.number, point.folder))
+
+
+def read(sweep: Path) -> list[Point]:
+    """What `sweep.json` holds; nothing where there is none."""
+    file = sweep / FILE
+    return [Point(**one) for one in json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
+
+
+def record(sweep: Path, words: Sequence[str]) -> None:
+    """Keep the command of a sweep; its points do it, and all write the same."""
+    sweep.mkdir(parents=True, exist_ok=True)
+    run_folder.write_json(sweep / COMMAND, list(words))
+
+
+def command(sweep: Path, more: Sequence[str]) -> list[str]:
+    """The words that `record` kept, with more fields after its own; raises UserError where there are none."""
+    try:
+        words = json.loads((sweep / COMMAND).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"--resume: {sweep} is no sweep's folder (no {COMMAND}); give the folder of a sweep") from None
+    except (OSError, ValueError) as err:
+        raise UserError(f"--resume: {sweep / COMMAND} cannot be read ({err}); give the command itself again") from err
+    return [*words, *more]
+
+
+def release(sweep: Path, notes: Sequence[str] = ()) -> None:
+    """Take back a sweep's folder of which no point has left anything, and the folders of the default name."""
+    own = {FILE, COMMAND, HYDRAS_NOTE, run_folder.LOCK_FILE, *notes}
+    if not sweep.is_dir() or not {path.name for path in sweep.iterdir()} <= own:
+        return
+    for name in own:
+        (sweep / name).unlink(missing_ok=True)
+    folders = (sweep, sweep.parent, sweep.parent.parent) if sweep.parts[0] == run_folder.RUNS else (sweep,)
+    for empty in folders:
+        with suppress(OSError):
+            empty.rmdir()
+
+
+def table(sweep: Path, points: Sequence[Point]) -> str:
+    """Each point with its overrides, its status and the number that compares them; failures with their cause."""
+    return "\n".join(_lines(sweep, points))
+
+
+def _lines(sweep: Path, points: Sequence[Point]) -> Iterator[str]:
+    best = winner(points)
+    named = {point.objective: None for point in points if point.objective}
+    heads = ("point", *named, "status", "overrides")
+    words = (0, len(heads) - 2, len(heads) - 1)
+    first, rule, *lines = tables.lines(heads, [_cells(point, list(named)) for point in points], left=words)
+    yield from ("", first, rule)
+    for line, point in zip(lines, points, strict=True):
+        yield f"{line}  best" if point is best else line
+    for point in points:
+        if point.error is not None:
+            yield f"{point.status}: {sweep / point.folder}: {point.error}"
+    if best is not None:
+        yield f"best: {sweep / best.folder} ({best.objective} {best.metrics[best.objective]:.4g})"
+
+
+def _cells(point: Point, named: Sequence[str]) -> tuple[str, ...]:
+    numbers = (f"{point.metrics[name]:.4g}" if name in point.metrics else "-" for name in named)
+    return (str(point.number), *numbers, point.status, " ".join(point.overrides))
+
+
+def winner(points: Sequence[Point]) -> Point | None:
+    """The best of the points that finished; None where they cannot be compared."""
+    done = [point for point in points if point.status == run_folder.FINISHED and point.objective in point.metrics]
+    if not done or len({(point.objective, point.direction) for point in done}) > 1:
+        return None
+    sign = -1 if done[0].direction == Direction.maximize.value else 1
+    return min(done, key=lambda point: sign * point.metrics[point.objective])

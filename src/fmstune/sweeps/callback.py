@@ -1,0 +1,119 @@
+"""Sweeps: what Hydra is told of them, and points that run elsewhere, as its other launchers start them.
+
+Such a point is called in another process, maybe on another machine. What became of it comes back as a file in the
+sweep's folder (`fmstune.runs.sweep_folder`), as Hydra drops what a point returns.
+"""
+
+import importlib.util
+import os
+import re
+import signal
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra.conf import HydraConf
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from fmstune import hardware
+from fmstune.errors import UserError
+from fmstune.runs import sweep_folder
+
+_LAUNCHER, _SWEEPER = "hydra/launcher", "hydra/sweeper"
+
+
+class Sweep(Callback):
+    """What Hydra tells of a sweep as a whole; `conf/job.yaml` names it."""
+
+    away: ClassVar[list[Path]] = []
+    """The folders of sweeps whose points run elsewhere; Hydra makes the object, and so it cannot be asked."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Say where the points' words go, before Hydra waits for them."""
+        folder = Path(config.hydra.sweep.dir)
+        # of a command that was killed
+        sweep_folder.gather(folder)
+        if not is_away(config.hydra):
+            return
+        Sweep.away.append(folder)
+        if is_submitit(config.hydra):
+            logs = str(config.hydra.launcher.get("submitit_folder", folder)).replace("%j", "*")
+            print(f"fmstune: sweep folder {folder}; the points are jobs, which log into {logs}", file=sys.stderr)
+            print("fmstune: Ctrl-C ends the waiting for them, and not the jobs", file=sys.stderr)
+
+
+def is_away(settings: HydraConf) -> bool:
+    """Whether Hydra has the points run elsewhere than in this process."""
+    return bool(settings.runtime.choices[_LAUNCHER] != "basic")
+
+
+def is_submitit(settings: HydraConf) -> bool:
+    """Whether each point has a process of submitit's of its own."""
+    return str(settings.runtime.choices[_LAUNCHER]).startswith("submitit")
+
+
+def threads(settings: HydraConf, number: int) -> int | None:
+    """Threads for each of `number` points that run side by side on this machine; None where they do not."""
+    launcher = settings.runtime.choices[_LAUNCHER]
+    if launcher == "joblib":
+        jobs = int(settings.launcher.n_jobs)
+        # joblib counts back from the cores
+        return max(hardware.cores() // (jobs if jobs > 0 else max(hardware.cores() + 1 + jobs, 1)), 1)
+    return max(hardware.cores() // max(number, 1), 1) if launcher == "submitit_local" else None
+
+
+def own(settings: HydraConf, swept: Collection[str]) -> list[tuple[str, str]]:
+    """The fields that set a point apart from the others, with their values."""
+    given = [word.lstrip("+").partition("=") for word in settings.overrides.task]
+    return [(key, value) for key, _, value in given if key in swept]
+
+
+def short(value: str) -> str:
+    """A number with many digits as a folder's name shows it."""
+    return f"{float(value):.4g}" if re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", value) else value
+
+
+def searches(words: Sequence[str]) -> bool:
+    """Whether Optuna chooses the points. Raises UserError where there is no sweep, or no Optuna."""
+    word = f"{_SWEEPER}=optuna"
+    if word not in words:
+        return False
+    _raise_if_no_sweep(word, words, "chooses the points of a sweep; add -m")
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError(f"{word} needs optuna: pip install 'fmstune[sweep]'")
+    return True
+
+
+def here(words: Sequence[str]) -> list[str] | None:
+    """The same sweep with its points in this process, to check them first; None where they are already.
+
+    Raises UserError where there is no sweep.
+    """
+    chosen = [word for word in words if word.startswith(f"{_LAUNCHER}=") and word != f"{_LAUNCHER}=basic"]
+    if not chosen:
+        return None
+    _raise_if_no_sweep(chosen[0], words, "runs the points of a sweep; add -m, or choose launcher=slurm for one job")
+    return plain(words)
+
+
+def plain(words: Sequence[str]) -> list[str]:
+    """The words without the choice of who runs the points and who chooses them."""
+    chosen = (f"{_LAUNCHER}=", f"{_SWEEPER}=", "hydra.launcher.", "hydra.sweeper.")
+    return [word for word in words if not word.lstrip("+~").startswith(chosen)]
+
+
+def _raise_if_no_sweep(chosen: str, words: Sequence[str], hint: str) -> None:
+    if not {"-m", "--multirun"} & {*words}:
+        raise UserError(f"{chosen} {hint}")
+
+
+def requeue() -> None:
+    """Let submitit put this point's job back into the queue, where a checkpoint was saved at a notice.
+
+    It waits for a signal of its own (submitit/core/job_environment.py, `_handle_signals`) and does not return then.
+    """
+    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+        name = os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")
+        signal.raise_signal(signal.Signals[f"SIG{name}"])

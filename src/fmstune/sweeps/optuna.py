@@ -1,0 +1,264 @@
+"""`hydra/sweeper=optuna`: points that Optuna chooses from intervals, each after what the former ones came to.
+
+A sweeper of our own, as the one of Hydra's authors needs an Optuna below 3 (docs/decisions/0018-optuna.md).
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from fmstune.config import secrets
+from fmstune.errors import UserError, did_you_mean
+from fmstune.launch import preemption
+from fmstune.runs import run_folder, sweep_folder
+
+if TYPE_CHECKING:
+    import optuna
+
+STORAGE = "optuna.db"
+"""The study, in the sweep's folder."""
+_PLUGIN = "hydra_plugins.fmstune.OptunaSweeper"
+"""The name that Hydra knows the sweeper by."""
+_SPACE = "space"
+"""What a study keeps beside its trials: what it searches."""
+_STOPPED = (130, preemption.CODE)
+"""Exit codes of a point that did not fail, and goes on when the search does."""
+
+
+@dataclass
+class OptunaConf:
+    """The fields of `hydra.sweeper`, under the names that Optuna has for them."""
+
+    _target_: str = _PLUGIN
+    n_trials: int = 20
+    """Points in all, failed ones and those of former commands included."""
+    n_jobs: int = 1
+    """Points that are chosen together, and run side by side where the launcher does that."""
+    sampler: str = "TPESampler"
+    """A class of `optuna.samplers`."""
+    seed: int | None = 42
+    """Of the sampler; null chooses otherwise each time."""
+    study_name: str = "fmstune"
+    storage: str | None = None
+    """Optuna's URL of a database; null is `optuna.db` in the sweep's folder."""
+    direction: str = "minimize"
+    """Set by fmstune, from the job."""
+
+
+class OptunaSweeper(Sweeper):
+    """Asks Optuna for points, lets the launcher run them, and tells Optuna what they came to."""
+
+    def __init__(self, **fields: Any) -> None:
+        self._fields = OptunaConf(**fields)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Hydra's: called once, before `sweep`."""
+        self.config, self.hydra_context = config, hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Go on until as many trials have ended as there are to be; raises UserError where the study cannot be used."""
+        assert self.config is not None and self.hydra_context is not None
+        given = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(arguments)
+        space = {_name(one): distribution(one) for one in given if one.is_sweep_override()}
+        if not space:
+            raise UserError("hydra/sweeper=optuna has nothing to search; give a field an interval or several values")
+        written = OmegaConf.to_container(self.config.hydra.sweeper, resolve=False)
+        assert isinstance(written, dict)
+        if urlsplit(str(written["storage"])).password is not None:
+            raise UserError(
+                "hydra.sweeper.storage holds a password, and the sweep's folder keeps the command; set an environment "
+                "variable, and 'hydra.sweeper.storage=${oc.env:NAME}'"
+            )
+        sampler = _sampler(self._fields.sampler)
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / sweep_folder.HYDRAS_NOTE)
+        try:
+            with run_folder.locked(folder):
+                study = _study(self._fields, folder, space)
+                # with its seed alone, a search that is gone on with would begin with the points that it began with
+                seed = self._fields.seed
+                study.sampler = sampler(seed=None if seed is None else seed + len(study.get_trials(deepcopy=False)))
+                self._search(study, given, space, folder)
+        except UserError:
+            sweep_folder.release(folder, (STORAGE,))
+            raise
+
+    def _search(
+        self,
+        study: "optuna.Study",
+        given: Sequence[Override],
+        space: "dict[str, optuna.distributions.BaseDistribution]",
+        folder: Path,
+    ) -> None:
+        from optuna.trial import TrialState
+
+        # killed in the midst: they go on from their checkpoints
+        trials = [(one.number, one.params) for one in study.get_trials(states=(TrialState.RUNNING,))]
+        while True:
+            ended = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)))
+            while len(trials) < min(self._fields.n_jobs, self._fields.n_trials - ended):
+                asked = study.ask(space)
+                trials.append((asked.number, asked.params))
+            if not trials:
+                return
+            stopped = [self._launched(study, batch, given) for batch in _consecutive(trials)]
+            sweep_folder.gather(folder, keep=True)
+            if any(stopped):
+                return
+            trials = []
+
+    def _launched(
+        self, study: "optuna.Study", trials: Sequence[tuple[int, dict[str, Any]]], given: Sequence[Override]
+    ) -> bool:
+        """Run these trials and tell the study; whether one of them was stopped, and is left for later."""
+        from optuna.trial import TrialState
+
+        assert self.launcher is not None
+        words = [[_word(one, params) for one in given] for _, params in trials]
+        stopped = False
+        for (number, _), ended in zip(trials, self.launcher.launch(words, initial_job_idx=trials[0][0]), strict=True):
+            point: sweep_folder.Point = ended.return_value
+            if point.code in _STOPPED:
+                stopped = True
+            elif point.code == 0 and point.objective in point.metrics:
+                study.tell(number, point.metrics[point.objective])
+            else:
+                study.tell(number, state=TrialState.FAIL)
+        return stopped
+
+
+def register() -> None:
+    """Make `hydra/sweeper=optuna` a choice, also where the plugin of Hydra's authors is installed.
+
+    Hydra takes plugins from the package `hydra_plugins` only. One on the disk would be loaded by every program that
+    uses Hydra, and so this one is there for fmstune alone.
+    """
+    # loads the plugins of others; of two configurations with one name the later one counts
+    plugins = Plugins.instance()
+    sys.modules.setdefault("hydra_plugins", ModuleType("hydra_plugins"))
+    sys.modules[_PLUGIN.rpartition(".")[0]] = sys.modules[__name__]
+    # and not `register`: processes elsewhere get what is registered, and must be able to import it
+    plugins.class_name_to_class[_PLUGIN] = OptunaSweeper
+    ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=OptunaConf, provider="fmstune")
+
+
+def _study(
+    fields: OptunaConf, folder: Path, space: "dict[str, optuna.distributions.BaseDistribution]"
+) -> "optuna.Study":
+    """The study of this sweep, new or gone on with."""
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = fields.storage or f"sqlite:///{folder / STORAGE}"
+    way = optuna.study.StudyDirection[fields.direction.upper()]
+    try:
+        study = optuna.create_study(study_name=fields.study_name, storage=storage, direction=way, load_if_exists=True)
+        searched = {name: str(one) for name, one in space.items()}
+        former = study.user_attrs.get(_SPACE)
+        if former is None:
+            study.set_user_attr(_SPACE, searched)
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError) as err:
+        said = sweep_folder.one_line(str(err))
+        text = f"hydra.sweeper.storage: {storage} cannot be used as Optuna's storage ({said})"
+        raise UserError(secrets.left_out(text)) from err
+    if former not in (None, searched) or study.direction != way:
+        raise UserError(
+            f"hydra.sweeper.storage: {secrets.left_out(storage)} holds a study {fields.study_name!r} that searches "
+            "otherwise; repeat its command with --resume, or choose another output_dir or hydra.sweeper.study_name"
+        )
+    return study
+
+
+def _sampler(name: str) -> Any:
+    import optuna
+
+    known = [one for one in optuna.samplers.__all__ if one.endswith("Sampler")]
+    if name not in known:
+        raise UserError(f"hydra.sweeper.sampler: {name} is no class of optuna.samplers{did_you_mean(name, known)}")
+    return getattr(optuna.samplers, name)
+
+
+def distribution(override: Override) -> "optuna.distributions.BaseDistribution":
+    """What Optuna draws one field from; a whole number where both ends are. Raises UserError where it cannot."""
+    try:
+        return _distribution(override)
+    except ValueError as err:
+        raise UserError(f"{override.input_line} cannot be searched ({err})") from err
+
+
+def _distribution(override: Override) -> "optuna.distributions.BaseDistribution":
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        low, high = value.start, value.end
+        assert low is not None and high is not None
+        log = "log" in value.tags
+        # of int(interval(…)); Hydra makes floats of the ends of a plain one
+        if isinstance(low, int) and isinstance(high, int):
+            return IntDistribution(int(low), int(high), log=log)
+        return FloatDistribution(low, high, log=log)
+    if isinstance(value, RangeSweep) and not value.shuffle:
+        steps = [float(number) for number in override.sweep_string_iterator()]
+        low, high, step = min(steps), max(steps), abs(value.step)
+        if all(number.is_integer() for number in steps):
+            return IntDistribution(int(low), int(high), step=int(step))
+        return FloatDistribution(low, high, step=step)
+    return CategoricalDistribution(list(override.sweep_string_iterator()))
+
+
+def samples(words: Sequence[str], swept: frozenset[str]) -> Iterator[list[str]]:
+    """The same command with one value for each swept field, so that each end and each choice comes up once."""
+    parser = OverridesParser.create()
+    given = {word: parser.parse_override(word) for word in words if _key(word) in swept}
+    ends = {word: _ends(one) for word, one in given.items() if one.is_sweep_override()}
+    for number in range(max((len(values) for values in ends.values()), default=1)):
+        yield [
+            f"{word.partition('=')[0]}={ends[word][min(number, len(ends[word]) - 1)]}" if word in ends else word
+            for word in words
+        ]
+
+
+def _ends(override: Override) -> list[str]:
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return [str(value.start), str(value.end)]
+    values = list(override.sweep_string_iterator())
+    return [values[0], values[-1]] if isinstance(value, RangeSweep) else values
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+").partition("=")[0]
+
+
+def _name(override: Override) -> str:
+    return override.get_key_element().lstrip("+")
+
+
+def _word(override: Override, params: dict[str, Any]) -> str:
+    value = params.get(_name(override))
+    return f"{override.get_key_element()}={override.get_value_element_as_str() if value is None else value}"
+
+
+def _consecutive(trials: Sequence[tuple[int, dict[str, Any]]]) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+    """Trials whose numbers follow each other: a launcher numbers its points from one on."""
+    for _, group in groupby(enumerate(trials), key=lambda pair: pair[1][0] - pair[0]):
+        yield [trial for _, trial in group]

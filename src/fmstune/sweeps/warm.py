@@ -1,0 +1,108 @@
+"""The parent's side of points that fork from one warm process: a sweep imports the libraries once.
+
+`start` does what `launch.start` does. The other side is `fmstune.fork_server`.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO
+
+from fmstune.launch import subprocesses
+
+_RUNNER = [sys.executable, "-m", "fmstune.runner"]
+_SERVER = [sys.executable, "-m", "fmstune.fork_server"]
+
+_SAFE = {
+    # pyarrow's allocator would start a thread, and a fork takes none along
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    # ask NVML and not CUDA, which a fork could not use any more (torch/cuda/__init__.py, `is_available`)
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
+"""What makes the warm process safe to fork; its points inherit it."""
+
+
+@dataclass
+class _Server:
+    """A warm process, and the line to it."""
+
+    process: "subprocess.Popen[bytes]"
+    line: IO[str]
+    environment: Mapping[str, str]
+    point: int | None = None
+    """Process id of the point that runs."""
+
+    def send_signal(self, number: int) -> None:
+        """For the point that runs: the warm process hands it on, or ends of it while it still imports."""
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """Kill the point that runs, or the warm process while it still imports."""
+        with suppress(ProcessLookupError):
+            os.kill(self.point or self.process.pid, signal.SIGKILL)
+
+    def run(self, words: Sequence[str]) -> int:
+        """One point to its end; its exit code (negative: the signal it died of)."""
+        try:
+            self.line.write(json.dumps(words) + "\n")
+            self.line.flush()
+            self.point = json.loads(self.line.readline())
+            code: int = json.loads(self.line.readline())
+        except (json.JSONDecodeError, OSError):
+            # nothing comes any more: the warm process is gone, and its point ends with it
+            return self.process.wait() or 1
+        finally:
+            self.point = None
+        return code
+
+
+_servers: list[_Server] = []
+"""The one of this process, where it has one."""
+
+
+def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
+    """Run to the end in a fork, with the signals and exit codes of `launch.start`.
+
+    What is no runner, wants another environment than the warm process has, or is not on Linux, gets a fresh process.
+    """
+    if not _can_fork(argv):
+        return subprocesses.start(argv, env)
+    if not _servers or _servers[0].process.poll() is not None:
+        close()
+        _servers.append(_started(env))
+    server = _servers[0]
+    if server.environment != dict(env):
+        return subprocesses.start(argv, env)
+    with subprocesses.handing_on(server) as seen:
+        code = server.run(argv[len(_RUNNER) :])
+    return -seen[0] if seen and code == -signal.SIGKILL else code
+
+
+def close() -> None:
+    """End the warm process, where there is one."""
+    for server in _servers:
+        with suppress(OSError):
+            server.line.close()
+        server.process.wait()
+    _servers.clear()
+
+
+def _can_fork(argv: Sequence[str]) -> bool:
+    # elsewhere the system's own libraries do not allow it
+    return sys.platform == "linux" and [*argv[: len(_RUNNER)]] == _RUNNER
+
+
+def _started(env: Mapping[str, str]) -> _Server:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        number = theirs.fileno()
+        process = subprocess.Popen([*_SERVER, str(number)], env={**env, **_SAFE}, pass_fds=(number,))
+    with ours:
+        # the socket is closed with its file
+        return _Server(process, ours.makefile("rw", encoding="utf-8"), dict(env))

@@ -1,0 +1,72 @@
+"""What a run planned and came to, in the numbers that `summary.json` holds."""
+
+import dataclasses
+from typing import Any
+
+from fmstune.checks.memory_plan import Plan
+from fmstune.data.dataset import Prepared
+from fmstune.data.ledger import Ledger
+from fmstune.models import sharding
+from fmstune.training import memory
+from fmstune.training.preflight import Checked
+from fmstune.training.trainer import Trainer
+
+
+def of_plan(plan: Plan) -> dict[str, Any]:
+    """The plan as `summary.json` holds it."""
+    values = dataclasses.asdict(plan)
+    values.pop("work")
+    return values
+
+
+def of_training(trainer: Trainer, checked: Checked, prepared: Prepared, metrics: dict[str, float]) -> dict[str, Any]:
+    """What training came to."""
+    dimensions = checked.dimensions
+    parameters = list(trainer.model.parameters())
+    seconds = trainer.clock.seconds
+    return {
+        "train_loss": metrics["train_loss"],
+        "steps": trainer.state.global_step,
+        # fewer than `steps` where a checkpoint was gone on with
+        "steps_here": trainer.clock.steps,
+        "epochs": trainer.state.epoch,
+        "train_seconds": round(metrics["train_runtime"], 3),
+        "step_seconds": round(seconds, 3),
+        "tokens_per_second": round(trainer.tokens / seconds, 1) if seconds else None,
+        "tokens_trained_on": trainer.tokens,
+        "tokens_padded": trainer.positions - trainer.tokens,
+        "positions": trainer.positions,
+        "padding_share": round(1 - trainer.tokens / trainer.positions, 6) if trainer.positions else None,
+        "packing": trainer.audit and dataclasses.asdict(trainer.audit),
+        "total_parameters": sum(p.numel() for p in parameters),
+        "base_parameters": dimensions.base_parameters,
+        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "peak_memory_bytes": memory.peak(checked.device),
+        "processes": trainer.args.world_size,
+        "weight_bytes_by_rank": sharding.held_by_rank(trainer.model),
+        "data": _data(prepared),
+    }
+
+
+def _data(prepared: Prepared) -> dict[str, Any]:
+    """What became of all rows: of each source where there are several, and of those that were streamed."""
+    train = {part.name: part.ledger for part in prepared.sources} if prepared.streamed is None else prepared.streamed
+    held_out = {part.name: part.ledger for part in prepared.held_out}
+    found: dict[str, Any] = {
+        "train": _ledger(Ledger.total(list(train.values()))),
+        "held_out": _ledger(Ledger.total(list(held_out.values()))) if held_out else None,
+        "from_cache": prepared.cached,
+        "streamed": prepared.streamed is not None,
+        "shared": [one._asdict() for one in prepared.shared],
+    }
+    for name, ledgers in (("sources", train), ("held_out_sets", held_out)):
+        if "" not in ledgers:
+            found[name] = {source: _ledger(ledger) for source, ledger in ledgers.items()}
+    if len(prepared.mixture) > 1:
+        found["mixture"] = [share._asdict() for share in prepared.mixture]
+    return found
+
+
+def _ledger(ledger: Ledger) -> dict[str, Any]:
+    counts = {key: value for key, value in dataclasses.asdict(ledger).items() if key != "lengths"}
+    return {**counts, "rows_dropped": ledger.rows_dropped}

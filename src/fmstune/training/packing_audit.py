@@ -1,0 +1,174 @@
+"""Whether packed documents see each other: the model's own log-probabilities, packed and alone."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, cycle, islice, pairwise
+from typing import Any
+
+import torch
+
+from fmstune.errors import UserError
+from fmstune.training.collate import DOCUMENTS
+
+COUNT = 4
+"""Documents that are compared, in two rows."""
+TOKENS = 64
+"""Tokens of a document at most: one that sees another does so from its first token on."""
+TOLERANCE: Mapping[torch.dtype, float] = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05}
+"""Nats a token by which rounding alone may move a document, by the dtype that is computed in."""
+
+_INSTEAD = (
+    "set training.packing, training.eval_packing and training.padding_free to false "
+    "(training.train_sampling_strategy=group_by_length keeps padding low)"
+)
+
+Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """How far packing moves the log-probabilities of documents; all in nats, as the mean over a document's tokens."""
+
+    documents: int
+    difference: float
+    """Packed against alone, of the document that moves most."""
+    mixed_difference: float
+    """The same if nothing kept the documents apart: what a difference would look like in this model."""
+    tolerance: float
+
+    @property
+    def apart(self) -> bool:
+        """Whether the documents do not see each other."""
+        return self.difference <= self.tolerance
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether it would have shown if they did."""
+        return self.mixed_difference > self.tolerance
+
+    def line(self) -> str:
+        """For the terminal."""
+        doubt = "" if self.conclusive else ", which is too little to tell"
+        return (
+            f"packing: {self.documents} documents packed and alone differ by {self.difference:.1e} nats a token "
+            f"(limit {self.tolerance:g}; {self.mixed_difference:.1e} if they saw each other{doubt})"
+        )
+
+    def problems(self) -> Iterator[str]:
+        """Why the run must not go on."""
+        if not self.apart:
+            yield (
+                f"training.packing: packed documents see each other in this model: their log-probabilities differ by "
+                f"{self.difference:.2g} nats a token from those of the documents alone (limit {self.tolerance:g}); "
+                f"{_INSTEAD}"
+            )
+
+
+def documents(batch: Mapping[str, Any]) -> list[torch.Tensor]:
+    """The beginnings of the documents of a batch, packed or padded; always `COUNT`, the same ones again where need be.
+
+    The number is fixed, so that all processes of a run compute as often. A document of one token has nothing to score.
+    """
+    found = [ids[:TOKENS] for ids in _all_documents(batch) if len(ids) > 1]
+    if not found:
+        raise UserError("training.packing: the first batch holds no document of two tokens; set training.packing=false")
+    return list(islice(cycle(found), COUNT))
+
+
+def _all_documents(batch: Mapping[str, Any]) -> Iterator[torch.Tensor]:
+    if "attention_mask" in batch:
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+            yield ids[mask.bool()]
+        return
+    for ids, positions in zip(batch["input_ids"], batch["position_ids"], strict=True):
+        starts = (positions == 0).nonzero().flatten().tolist()
+        yield from (ids[start:end] for start, end in pairwise([*starts, len(ids)]))
+
+
+def audit(
+    model: torch.nn.Module, found: Sequence[torch.Tensor], collate: Collate, *, packs: bool, tolerance: float
+) -> Audit:
+    """Compare the documents packed by `collate` with the same documents alone; no dropout and no gradient.
+
+    `packs`: `collate` takes packed rows, two of them here, and not rows that it lays end to end.
+    """
+    rows = [list(found[:2]), list(found[2:])] if packs else [[ids] for ids in found]
+    packed = collate([_example(row, packs=packs) for row in rows])
+    packed = {key: value for key, value in packed.items() if key in _FOR_A_MODEL}
+    laid_flat = len(packed["input_ids"]) == 1
+    places = list(_places([[ids for row in rows for ids in row]] if laid_flat else rows))
+    device = found[0].device
+    with _evaluating(model):
+        alone = [_scores(row, ids) for row, ids in zip(_logits(model, _padded(found), device), found, strict=True)]
+        differences = []
+        for batch in (packed, {"input_ids": packed["input_ids"]}):
+            logits = _logits(model, batch, device)
+            differences.append(
+                max(
+                    (_scores(logits[row, start : start + len(ids)], ids) - expected).abs().mean().item()
+                    for (row, start), ids, expected in zip(places, found, alone, strict=True)
+                )
+            )
+    return Audit(len(found), differences[0], differences[1], tolerance)
+
+
+_FOR_A_MODEL = (
+    "input_ids",
+    "position_ids",
+    "attention_mask",
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "max_length_q",
+    "max_length_k",
+    "seq_idx",
+)
+
+
+def _example(row: Sequence[torch.Tensor], *, packs: bool) -> dict[str, Any]:
+    ids = torch.cat(list(row)).tolist()
+    example = {"input_ids": ids, "labels": ids}
+    return {**example, DOCUMENTS: [len(document) for document in row]} if packs else example
+
+
+def _places(rows: Sequence[Sequence[torch.Tensor]]) -> Iterator[tuple[int, int]]:
+    """Row and first position of each document."""
+    for number, row in enumerate(rows):
+        yield from ((number, start) for start in accumulate([len(ids) for ids in row[:-1]], initial=0))
+
+
+def _padded(found: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """One document a row, filled up at its end, where it cannot be seen from before."""
+    pad = torch.nn.utils.rnn.pad_sequence
+    return {
+        "input_ids": pad(list(found), batch_first=True),
+        "attention_mask": pad([torch.ones_like(ids) for ids in found], batch_first=True),
+    }
+
+
+def _logits(model: torch.nn.Module, batch: Mapping[str, Any], device: torch.device) -> torch.Tensor:
+    moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    try:
+        logits: torch.Tensor = model(**moved, use_cache=False).logits
+    except (TypeError, ValueError) as err:
+        # such as transformers' layers with a state, which ask for a kernel that can keep documents apart
+        raise UserError(f"training.packing: the model refuses packed rows ({err}); {_INSTEAD}") from err
+    # a prompt that is learnt comes before the row
+    return logits[:, -batch["input_ids"].shape[1] :]
+
+
+def _scores(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Log-probability of each token but the first."""
+    probabilities = logits[: len(ids) - 1].float().log_softmax(-1)
+    return probabilities.gather(-1, ids[1:, None].to(logits.device))[:, 0]
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)

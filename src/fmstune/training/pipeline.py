@@ -1,0 +1,170 @@
+"""The verbs of the runner: how far each one goes down the same pipe."""
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import filelock
+import torch
+
+from fmstune import cache, ranks
+from fmstune.checks import advice, memory_plan, precision
+from fmstune.config.job import Job
+from fmstune.data import dataset, preparation, show, show_html
+from fmstune.data.dataset import Prepared
+from fmstune.errors import UserError, raise_if_any
+from fmstune.models import architecture, load, shapes
+from fmstune.models.load import Tokenizer
+from fmstune.runs import run_folder
+from fmstune.training import preflight
+from fmstune.training import run as train
+from fmstune.training.preflight import Checked
+from fmstune.units import size
+
+
+def modules(job: Job) -> int:
+    """List what an adapter can target."""
+    model = architecture.build_empty(architecture.configuration(job.model))
+    print(shapes.render_modules(model, job.model.lora_targets))
+    return 0
+
+
+def check(job: Job) -> int:
+    """All that can be known before a weight is read; problems of model and data together."""
+    problems: list[str] = []
+    checked: Checked | None = None
+    rows: memory_plan.Rows | None = None
+    prepared: Prepared | None = None
+    try:
+        checked = preflight.check(job, device_at_hand=False)
+        _check_arguments(job, checked)
+    except UserError as err:
+        problems += err.problems
+    try:
+        tokenizer = preflight.tokenizer_at_hand(job)
+        if tokenizer is None:
+            rows = preflight.estimated_rows(job)
+        else:
+            prepared = dataset.prepare(job.data, tokenizer.tokenizer, job.seed)
+            rows = preflight.rows_of(job, prepared)
+            problems += preflight.label_problems(job, prepared, tokenizer)
+            checked = preflight.with_tokenizer(checked, tokenizer) if checked is not None else None
+    except UserError as err:
+        problems += _others(err.problems, problems)
+    raise_if_any(problems)
+    assert checked is not None
+    assert rows is not None
+    _print_plan(job, preflight.make_plan(job, checked, rows, prepared), checked)
+    if prepared is not None:
+        _print_ledger(prepared)
+    print("\nno problems found")
+    return 0
+
+
+def _print_plan(job: Job, made: memory_plan.Plan, checked: Checked) -> None:
+    print(memory_plan.render(made))
+    for note in (*checked.notes, *precision.notes(checked.precision, checked.peft is not None)):
+        print(f"note: {note}")
+    available = preflight.device_bytes(job.launcher, checked.device)
+    if available is not None and made.total > available:
+        print(f"note: the plan does not fit: {size(made.total)} of {size(available)}; what would help:")
+        print("\n".join(f"  {change}" for change in advice.fits(made, available)))
+
+
+def _print_ledger(prepared: Prepared) -> None:
+    print("\n".join(["", *prepared.lines()]))
+    for note in prepared.notes():
+        print(f"note: {note}")
+
+
+def show_rows(job: Job, rows: int, json: Path | None, html: Path | None) -> int:
+    """Print rows with their masks, and write all of them to `json` and the view to `html` where these are given."""
+    tokenizer, prepared = _prepare(job)
+    problems: list[str] = []
+    if json is not None:
+        with _as_problem(f"--json: {json}", problems):
+            show.write_json(prepared, tokenizer.tokenizer, json)
+    if html is not None:
+        with _as_problem(f"--html: {html}", problems):
+            show_html.write(prepared, tokenizer.tokenizer, html, title=f"Rows of {job.name}", rows=rows)
+    raise_if_any(problems)
+    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(show.render(prepared, tokenizer.tokenizer, rows=rows, color=color))
+    if json or html:
+        print("", *(f"wrote {path}" for path in (json, html) if path), sep="\n")
+    return 0
+
+
+@contextmanager
+def _as_problem(file: str, problems: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        problems.append(f"{file} cannot be written ({err.strerror}); choose another file")
+
+
+def prepare(job: Job) -> int:
+    """Check, and tokenise the rows into the cache: what is done once, before several processes start."""
+    checked = _checked(job)
+    tokenizer, prepared = _prepare(job)
+    checked = preflight.with_tokenizer(checked, tokenizer)
+    preflight.make_plan(job, checked, preflight.rows_of(job, prepared), prepared)
+    return 0
+
+
+def run(job: Job, command: str | None = None) -> int:
+    """Check, prepare, train; in the run folder that the parent made. `command` is what was typed."""
+    if job.output_dir is None:
+        raise UserError("output_dir must be given when the runner is started by hand")
+    rank = ranks.here()
+    with run_folder.locked(Path(job.output_dir)) if rank.is_main else nullcontext():
+        checked = _checked(job)
+        # whoever starts several processes without preparing has one of each machine tokenise
+        with filelock.FileLock(cache.place() / ".preparing") if rank.started else nullcontext():
+            tokenizer, prepared = _prepare(job)
+        raise_if_any(preflight.label_problems(job, prepared, tokenizer))
+        checked = preflight.with_tokenizer(checked, tokenizer)
+        made = preflight.make_plan(job, checked, preflight.rows_of(job, prepared), prepared)
+        _print_plan(job, made, checked)
+        _print_ledger(prepared)
+        print(flush=True)
+        train.run(job, checked, tokenizer, prepared, made, command)
+    return 0
+
+
+def _checked(job: Job) -> Checked:
+    """The check before a run; where it fails, the rows are looked at too, so that all is said at once."""
+    try:
+        checked = preflight.check(job)
+        _check_arguments(job, checked)
+    except UserError as err:
+        try:
+            dataset.scan(job.data, job.seed)
+        except UserError as more:
+            raise UserError(*err.problems, *_others(more.problems, err.problems)) from err
+        raise
+    return checked
+
+
+def _check_arguments(job: Job, checked: Checked) -> None:
+    """Raise what TRL refuses; where the device is only planned for, TRL would refuse that it is not there."""
+    if checked.device != "cuda" or torch.cuda.is_available():
+        raise_if_any(preflight.optimizer_problems(train.arguments(job, checked, Path(job.output_dir or "."))))
+
+
+def _others(problems: Sequence[str], reported: Sequence[str]) -> list[str]:
+    """Those about fields that are not reported yet: a model that is not there has no tokenizer either."""
+    fields = {problem.partition(":")[0] for problem in reported}
+    return [problem for problem in problems if problem.partition(":")[0] not in fields]
+
+
+def _prepare(job: Job) -> tuple[Tokenizer, Prepared]:
+    tokenizer = load.load_tokenizer(job.model)
+    begun = time.perf_counter()
+    prepared = dataset.prepare(job.data, tokenizer.tokenizer, job.seed)
+    preparation.mark(job)
+    return tokenizer, dataclasses.replace(prepared, seconds=round(time.perf_counter() - begun, 3))

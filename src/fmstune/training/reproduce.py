@@ -1,0 +1,116 @@
+"""`fmstune reproduce` in the runner: the facts of now against the recorded ones, and weights against weights."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from fmstune.config import freeze
+from fmstune.config.job import Job
+from fmstune.data import dataset
+from fmstune.errors import UserError
+from fmstune.launch import process_counts
+from fmstune.models import load
+from fmstune.runs import lockfile, provenance, run_folder
+from fmstune.training import preflight
+
+
+def check(job: Job, recorded: Path, *, strict: bool, trusted: Sequence[str]) -> int:
+    """List what is not as the run in this folder had it; `strict` refuses where that can change the result."""
+    lock = lockfile.read(recorded)
+    former = freeze.read(recorded / run_folder.JOB, trusted=trusted).job
+    now, problems = facts(job)
+    changed = lockfile.of_jobs(freeze.as_tree(former), freeze.as_tree(job))
+    found = sorted([*changed, *lockfile.differences(lock, now)], key=lambda one: not one.counts)
+    counted = [one.fact for one in found if one.counts]
+    print()
+    if found:
+        print("\n".join([*lockfile.table(found), ""]))
+    print(f"{len(counted)} of the facts that can change the result differ from {recorded / run_folder.PROVENANCE}")
+    print("\n".join(f"cannot be checked: {problem}" for problem in problems), end="\n" if problems else "", flush=True)
+    if strict and (counted or problems):
+        differ = [f"--strict: not as recorded: {', '.join(counted)}; restore it, or leave --strict out"]
+        raise UserError(*(differ if counted else []), *problems)
+    return 0
+
+
+def facts(job: Job) -> tuple[dict[str, Any], list[str]]:
+    """What `lock.json` would hold for this job, and why what is missing in that cannot be known."""
+    problems: list[str] = []
+    device, config, tokenizer, read = job.launcher.device.value, "", None, {}
+    try:
+        checked = preflight.check(job)
+        device, config = checked.device, checked.configuration.to_json_string(use_diff=False)
+        tokenizer = load.load_tokenizer(job.model)
+        config = preflight.with_tokenizer(checked, tokenizer).configuration.to_json_string(use_diff=False)
+    except UserError as err:
+        problems += err.problems
+    try:
+        read = dataset.identity(job.data, tokenizer and tokenizer.tokenizer, job.seed)
+    except UserError as err:
+        problems += [problem for problem in err.problems if problem not in problems]
+    known = {"data_hashes": {}, "tokens": {}, **read, "data_rows": {}}
+    found = provenance.as_json(
+        provenance.collect(job, device=device, model_config=config, command=None, data=known),
+    )
+    found |= {
+        "processes": process_counts.total_processes(job.launcher) or found["processes"],
+        "model_files": provenance.model_files(job.model),
+    }
+    if tokenizer is None:
+        del found["tokens"]
+    return found, problems
+
+
+def compare_weights(recorded: Path, again: Path) -> int:
+    """Say by how much the weights of two runs differ."""
+    print("\n".join(differing(recorded / run_folder.MODEL, again / run_folder.MODEL)))
+    return 0
+
+
+def differing(one: Path, other: Path) -> Iterator[str]:
+    """By how much the tensors in two folders differ, a pair at a time in memory."""
+    places = [_places(folder) for folder in (one, other)]
+    if not all(places):
+        yield f"weights: not bit for bit equal; {one if not places[0] else other} holds none to compare"
+        return
+    alone = places[0].keys() ^ places[1].keys()
+    if alone:
+        yield f"weights: {len(alone)} tensors are in one of the two only, such as {min(alone)}"
+    largest, where, different, squares, size = 0.0, "", 0, 0.0, 0.0
+    shared = sorted(places[0].keys() & places[1].keys())
+    for name in shared:
+        first, second = (_tensor(place[name], name) for place in places)
+        if first.shape != second.shape:
+            yield f"weights: {name} has the shape {list(second.shape)} and not {list(first.shape)}"
+            continue
+        change = (first - second).abs()
+        different += not torch.equal(first, second)
+        squares, size = squares + change.square().sum().item(), size + first.square().sum().item()
+        if change.numel() and (most := change.max().item()) > largest:
+            largest, where = most, name
+    if different:
+        share = (squares / size) ** 0.5 if size else float("inf")
+        yield (
+            f"weights: {different} of {len(shared)} tensors differ, by up to {largest:.2e} ({where}), by {share:.1e} "
+            "of their size (root mean square)"
+        )
+    elif not alone:
+        yield "weights: the same numbers in other bytes"
+
+
+def _places(folder: Path) -> dict[str, Path]:
+    """The file of each tensor."""
+    found: dict[str, Path] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as content:
+            found |= dict.fromkeys(content.keys(), file)
+    return found
+
+
+def _tensor(file: Path, name: str) -> torch.Tensor:
+    with safe_open(file, framework="pt") as content:
+        tensor: torch.Tensor = content.get_tensor(name)
+    return tensor.double()

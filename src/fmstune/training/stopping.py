@@ -1,0 +1,74 @@
+"""Ends a training before its last step. Rules look at what was logged, which a checkpoint holds."""
+
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from fmstune.config import conditions
+from fmstune.config.conditions import Condition, Logged
+from fmstune.config.job import Callbacks, EarlyStopping, stop_rules
+
+
+class Stopping(TrainerCallback):
+    """Stops where a rule of the job says so, on every process alike: all of them log the same values."""
+
+    def __init__(self, callbacks: Callbacks) -> None:
+        self._early = callbacks.early_stopping
+        self._conditions = [conditions.read(text) for text in stop_rules(callbacks)]
+        self._logged: dict[str, list[float]] = defaultdict(list)
+        self._seen = 0
+        self.reason: str | None = None
+        """Why the training was stopped; None where it was not."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A run that is gone on with may have been about to stop."""
+        self._look(state, control)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Look after each log, the evaluations' included."""
+        self._look(state, control)
+
+    def _look(self, state: TrainerState, control: TrainerControl) -> None:
+        if self.reason is not None or state.global_step >= state.max_steps:
+            return
+        self._read(state.log_history)
+        self.reason = why(self._early, self._conditions, self._logged)
+        if self.reason is not None:
+            control.should_training_stop = True
+            if state.is_world_process_zero:
+                print(f"stopped after step {state.global_step:,}: {self.reason}", file=sys.stderr, flush=True)
+
+    def _read(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Take in what was logged since the last look: reading all of it anew would take longer with each step."""
+        for log in history[self._seen :]:
+            for name, value in log.items():
+                if isinstance(value, int | float):
+                    self._logged[name].append(float(value))
+        self._seen = len(history)
+
+
+def why(early: EarlyStopping | None, rules: Sequence[Condition], logged: Logged) -> str | None:
+    """Why to stop after these values; None where the training goes on."""
+    if early is not None and (reason := stalled(early, logged.get(early.metric, ()))) is not None:
+        return reason
+    holds = next((rule for rule in rules if rule.truth(logged)), None)
+    return None if holds is None else f"{holds.text} ({conditions.figures(holds, logged)})"
+
+
+def stalled(rule: EarlyStopping, values: Sequence[float]) -> str | None:
+    """Whether none of the last `patience` values is better than the best before them by more than `threshold`."""
+    before, last = values[: -rule.patience], values[-rule.patience :]
+    if not before:
+        return None
+    best, latest = (max(before), max(last)) if rule.greater_is_better else (min(before), min(last))
+    gained = latest - best if rule.greater_is_better else best - latest
+    if gained > rule.threshold:
+        return None
+    changed = "risen" if rule.greater_is_better else "fallen"
+    by = f" by more than {rule.threshold:g}" if rule.threshold else ""
+    return f"{rule.metric} has not {changed}{by} since it was {best:.6g}, {rule.patience} values ago"

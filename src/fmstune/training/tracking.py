@@ -1,0 +1,163 @@
+"""Trackers beside metrics.jsonl, each in a thread of its own: none of them can end the training, or hold it up."""
+
+import json
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from fmstune.config import secrets
+from fmstune.config.job import Job
+from fmstune.errors import Preempted
+from fmstune.launch import parent
+from fmstune.runs import run_folder
+from fmstune.runs.report import terminal
+from fmstune.training import trackers
+from fmstune.training.trackers import Outcome, Subject, Tracker
+
+IDS = "tracking.json"
+"""File of the run folder: the id and the place of each tracker's run, to go on with it after a resume."""
+LONGEST_WAIT = 30.0
+"""Seconds that a run waits, when it begins and when it ends, for a tracker that does not answer."""
+MOST_WAITING = 10_000
+"""Calls that may wait for a tracker that is slower than the training."""
+_NOT_TRACKED = ("plan", "tracking", "error", "status", "name")
+"""Parts of the summary that are not about what came out."""
+
+
+class Guarded:
+    """A tracker whose calls are made one after the other in a thread; after the first error, no more."""
+
+    def __init__(self, name: str, tracker: Tracker) -> None:
+        self.name = name
+        self.tracker = tracker
+        self.run: str | None = None
+        self.error: str | None = None
+        """Why it is left out, None where it works."""
+        self.begun = threading.Event()
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
+        self._thread.start()
+
+    def do(self, call: Callable[[], None]) -> None:
+        """Have it done after all that was asked before; nothing where the tracker is left out."""
+        if self.error is None and self._calls.qsize() > MOST_WAITING:
+            self._leave_out(f"{MOST_WAITING:,} calls are waiting for it")
+        if self.error is None:
+            self._calls.put(call)
+
+    def end(self) -> None:
+        """Wait until all is done, for `LONGEST_WAIT` seconds at most."""
+        self._calls.put(None)
+        self._thread.join(LONGEST_WAIT)
+        if self._thread.is_alive() and self.error is None:
+            self._leave_out(f"it has not answered for {LONGEST_WAIT:g} seconds")
+
+    def _work(self) -> None:
+        while self.error is None and (call := self._calls.get()) is not None:
+            try:
+                call()
+            except Exception as err:  # a tracker can fail in any way, and none is worth the training
+                self._leave_out(f"{type(err).__name__}: {err}")
+
+    def _leave_out(self, why: str) -> None:
+        # a client may show the address that it was given, password and all
+        self.error = why = secrets.left_out(why)
+        parent.leave_at_once()
+        print(
+            f"fmstune: note: tracking.{self.name} is left out from here on, and {run_folder.METRICS} goes on: {why}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+class Trackers(TrainerCallback):
+    """All trackers of a run; none where the job asks for none, or another process writes."""
+
+    def __init__(self, given: Mapping[str, Tracker], folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._all = [Guarded(name, tracker) for name, tracker in given.items()]
+        former = _ids(folder)
+        for one in self._all:
+            known = former.get(one.name, {})
+            one.do(partial(self._start, one, known))
+
+        for one in self._all:
+            # so that importing it is over when time and memory of the training are measured
+            one.begun.wait(LONGEST_WAIT)
+
+    def _start(self, one: Guarded, known: Mapping[str, str]) -> None:
+        same = known.get("place") == one.tracker.place
+        try:
+            one.run = one.tracker.start(known["run"] if same else None)
+        finally:
+            one.begun.set()
+        with self._lock:
+            entry = {"run": one.run, "place": one.tracker.place}
+            run_folder.write_json(self._folder / IDS, {**_ids(self._folder), one.name: entry})
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """What `metrics.jsonl` gets, under the same names."""
+        self.log(logs or {}, state.global_step, state.epoch or 0.0)
+
+    def log(self, values: Mapping[str, Any], step: int, epoch: float = 0.0) -> None:
+        """Send the numbers to every tracker."""
+        metrics = {key: float(value) for key, value in values.items() if key != "epoch" and trackers.is_number(value)}
+        for one in self._all:
+            one.do(partial(one.tracker.log, metrics, step, epoch))
+
+    def close(self, status: str) -> None:
+        """Send what came out, and note in the summary how each tracker did."""
+        summary = run_folder.read_summary(self._folder)
+        table = "\n".join(terminal.comparison(summary.get("base"), summary["tuned"])) if summary.get("tuned") else ""
+        kept = {key: value for key, value in summary.items() if key not in _NOT_TRACKED}
+        outcome = Outcome(status, {"status": status, **kept}, table)
+        for one in self._all:
+            one.do(partial(one.tracker.close, outcome))
+        for one in self._all:
+            one.end()
+        if self._all:
+            found = {one.name: {"run": one.run, "place": one.tracker.place, "error": one.error} for one in self._all}
+            run_folder.update_summary(self._folder, {"tracking": found})
+
+
+@contextmanager
+def tracked(job: Job, folder: Path, step: int, *, writes: bool) -> Iterator[Trackers]:
+    """The trackers of a run whose provenance is in its folder, while it runs from `step` to its end, however it ends.
+
+    One process `writes`.
+    """
+    given: dict[str, Tracker] = {}
+    if writes:
+        provenance = json.loads((folder / run_folder.PROVENANCE).read_text(encoding="utf-8"))
+        given = trackers.of(job.tracking, Subject(job, folder, provenance, step))
+    every = Trackers(given, folder)
+    try:
+        yield every
+    except BaseException as err:
+        every.close(run_folder.INTERRUPTED if isinstance(err, KeyboardInterrupt | Preempted) else run_folder.FAILED)
+        raise
+    every.close(run_folder.FINISHED)
+
+
+def _ids(folder: Path) -> dict[str, dict[str, str]]:
+    """The runs that trackers of this folder have begun."""
+    path = folder / IDS
+    if not path.is_file():
+        return {}
+    found: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
+    return found

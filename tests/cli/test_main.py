@@ -1,0 +1,334 @@
+"""The console script as a user has it: processes, signals, exit codes, sweeps."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fmstune.cli import doctor, help
+from fmstune.config.verbs import Verb
+from tests import ROOT
+from tests.conftest import Result
+
+SCRIPT = Path(sys.executable).with_name("fmstune")
+QUICK = (
+    "training.max_steps=2",
+    "training.gradient_accumulation_steps=1",
+    "training.save_strategy=no",
+    "evaluation.max_rows=4",
+    "data.max_rows=16",
+)
+LONG = ("training.max_steps=100000", "training.save_strategy=no", "evaluation=none", "output_dir=run")
+Run = Callable[..., Result]
+
+
+def command(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([SCRIPT, *words], capture_output=True, text=True, timeout=300)
+
+
+def test_help_is_one_screen_with_verbs_groups_choices_and_examples() -> None:
+    done = command("--help")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) <= 45
+    assert max(map(len, done.stdout.splitlines())) <= 110
+    for word in ("show-data", "tiny_llama", "prompt_tuning", "twitter_complaints", "examples", "--config-dir"):
+        assert word in done.stdout
+    assert "training_for" not in done.stdout
+
+
+def test_help_of_a_verb_is_about_that_verb() -> None:
+    shown = command("show-data", "--help").stdout
+    assert shown.startswith("usage: fmstune show-data [GROUP=CHOICE ...] [FIELD=VALUE ...]\n")
+    assert "--html FILE" in shown and "tiny_llama" in shown and "from-fms" not in shown
+    looked_back = command("report", "--help").stdout
+    assert looked_back.startswith("usage: fmstune report RUN_OR_SWEEP\n")
+    assert "--metric NAME" in looked_back and "tiny_llama" not in looked_back
+
+
+def test_every_verb_has_a_help_of_one_screen() -> None:
+    for verb in Verb:
+        lines = help.text(verb).splitlines()
+        assert lines[0].startswith(f"usage: fmstune {verb.value}"), verb
+        assert len(lines) <= 45 and max(map(len, lines)) <= 120, verb
+
+
+def test_train_that_is_named_has_a_help_of_its_own() -> None:
+    assert "--resume SWEEP_DIR" in command("train", "--help").stdout
+    assert "--resume SWEEP_DIR" not in command("--help").stdout
+
+
+def test_the_composed_job_is_printed_as_yaml(tmp_path: Path) -> None:
+    done = command("--cfg", "job", "peft=lora", "training.adam_beta1=0.8")
+    assert done.returncode == 0
+    assert "  _target_: peft.LoraConfig\n" in done.stdout
+    assert "  adam_beta1: 0.8\n" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_part_of_the_job_is_printed_with_package() -> None:
+    done = command("--cfg", "job", "-p", "launcher")
+    assert done.stdout == "# @package launcher\ndevice: auto\nthreads: null\n"
+
+
+def test_hydras_own_info_works() -> None:
+    assert "training_for/tiny_llama_full" in command("--info", "defaults").stdout
+
+
+def test_version() -> None:
+    assert command("--version").stdout == "fmstune 0.1.0\n"
+
+
+def test_a_users_groups_stand_beside_the_shipped_ones(tmp_path: Path) -> None:
+    (tmp_path / "my" / "peft").mkdir(parents=True)
+    (tmp_path / "my" / "peft" / "wide.yaml").write_text(
+        "_target_: peft.LoraConfig\nr: 64\ntarget_modules: all-linear\n"
+    )
+    done = command("--cfg", "job", "--config-dir", "my", "peft=wide", "-p", "peft.r")
+    assert (done.returncode, done.stdout) == (0, "# @package peft.r\n64\n")
+    assert "wide" in command("--help", "--config-dir", "my").stdout
+
+
+def test_flags_may_stand_anywhere_between_the_fields(tmp_path: Path) -> None:
+    (tmp_path / "my" / "peft").mkdir(parents=True)
+    (tmp_path / "my" / "peft" / "wide.yaml").write_text("_target_: peft.LoraConfig\nr: 64\n")
+    done = command("seed=3", "--config-dir", "my", "peft=wide", "-c", "job", "name=x", "--resolve", "peft.lora_alpha=5")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line for line in done.stdout.splitlines() if line.split(":")[0].strip() in ("r", "name", "lora_alpha")] == [
+        "name: x",
+        "  r: 64",
+        "  lora_alpha: 5",
+    ]
+
+
+def test_a_users_file_with_a_shipped_name_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "my" / "peft").mkdir(parents=True)
+    (tmp_path / "my" / "peft" / "lora.yaml").write_text("_target_: peft.LoraConfig\nr: 64\n")
+    done = command("--cfg", "job", "--config-dir", "my", "peft=lora", "-p", "peft.r")
+    assert done.stdout == "# @package peft.r\n8\n"
+    assert "note: my/peft/lora.yaml is not used: peft=lora is the shipped one; choose another name" in done.stderr
+
+
+def test_modules_are_listed_from_the_configuration_alone(fmstune: Run) -> None:
+    done = fmstune("modules", "model=llama2_7b")
+    assert done.code == 0
+    assert "q_proj" in done.out
+    assert "11008" in done.out.replace(",", "")
+    assert "lm_head" not in done.out
+
+
+def test_a_13b_model_is_checked_offline_with_exact_counts(fmstune: Run, rows_file: Callable[..., Path]) -> None:
+    rows = rows_file([{"instruction": "Add", "input": "1 2", "output": "3"}] * 5, "alpaca.json")
+    done = fmstune("check", "model=llama2_13b", "peft=lora", "data=alpaca", f"data.train={rows}")
+    assert done.code == 0, done.err
+    assert "13,015,864,320" in done.out
+    assert "6,553,600" in done.out
+    assert "estimated from characters" in done.out
+    assert list(Path().glob("runs")) == []
+
+
+def test_a_gpu_that_is_not_here_can_be_planned_for(fmstune: Run, rows_file: Callable[..., Path]) -> None:
+    rows = rows_file([{"instruction": "Add", "input": "", "output": "3"}], "alpaca.json")
+    words = ("model=llama2_7b", "peft=lora", "data=alpaca", f"data.train={rows}", "launcher.device=cuda")
+    done = fmstune("check", *words)
+    assert done.code == 0, done.err
+    assert "bfloat16 weights, float32 trained, bfloat16 autocast" in done.out
+    assert "note: no cuda device here" in done.out
+    assert "launcher.device_gib=80 says what fits into one of 80 GiB" in done.out
+    small = fmstune("check", *words, "launcher.device_gib=8", "launcher=fsdp", "launcher.num_processes=2").out
+    assert " of 8.00 GiB; what would help:" in small
+    assert re.search(r"launcher.num_processes=4 \(more devices\): \d\.\d+ GiB, fits", small)
+    assert fmstune("train", *words).code == 2
+
+
+def test_rows_are_shown_and_written_with_their_masks(fmstune: Run) -> None:
+    done = fmstune("show-data", "--rows", "1", "--json", "rows.json", "data.max_rows=5")
+    assert done.code == 0, done.err
+    assert "row 1: " in done.out
+    assert "row 2: " not in done.out
+    rows = json.loads(Path("rows.json").read_text(encoding="utf-8"))
+    assert len(rows) == 5
+    assert set(rows[0]) == {"input_ids", "labels", "trained_text"}
+    assert all(row["trained_text"].endswith("complaint</s>") for row in rows)
+
+
+def test_the_doctor_names_versions_devices_extras_and_the_cache() -> None:
+    done = command("doctor")
+    assert done.returncode == 0
+    for word in ("transformers", "cpu", "flash-attn", "aim", "cache"):
+        assert word in done.stdout
+
+
+def test_the_doctor_looks_at_every_extra_but_those_of_contributors() -> None:
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {*doctor.EXTRAS, "dev", "docs"} == set(extras)
+
+
+def test_the_doctor_clears_the_cache(fmstune: Run, tmp_path: Path) -> None:
+    assert fmstune("show-data", "--rows", "1", "data.max_rows=5").code == 0
+    assert list((tmp_path / "cache").rglob("*.arrow"))
+    done = command("doctor", "--clear-cache")
+    assert done.stdout.startswith("deleted ")
+    assert not list((tmp_path / "cache").rglob("*.arrow"))
+
+
+def test_a_run_ends_with_base_against_tuned_and_exit_code_0() -> None:
+    done = command(*QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "exact match" in done.stdout
+    (folder,) = Path("runs").glob("*/*")
+    assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+
+
+def test_a_sweep_runs_every_point_in_one_folder_also_after_a_failed_one() -> None:
+    done = command("-m", *QUICK, "evaluation=none", "output_dir=sweep", "training.learning_rate=1e-3,-1,1e-4")
+    assert done.returncode == 2
+    assert "training.learning_rate must be above 0 and below 10, got -1" in done.stderr
+    assert "1 of 3 points failed" in done.stderr
+    folders = sorted(path.name for path in Path("sweep").iterdir() if path.is_dir())
+    assert folders == ["0-learning_rate=0.001", "2-learning_rate=0.0001"]
+    rates = [(Path("sweep") / name / "job.yaml").read_text() for name in folders]
+    assert ["learning_rate: 0.001" in text for text in rates] == [True, False]
+    assert not Path("runs").exists()
+    assert not list(Path().glob("*.yaml"))
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 150) -> None:
+    """Wait as long as it may take on a machine that does much else."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited for {what} in vain"
+        time.sleep(0.05)
+
+
+def started(words: Sequence[str]) -> "subprocess.Popen[str]":
+    """A long run that has logged its first step."""
+    process = subprocess.Popen(
+        [SCRIPT, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(lambda: Path("run/metrics.jsonl").exists() or process.poll() is not None, "the first step")
+    assert process.poll() is None, process.communicate()
+    return process
+
+
+def status() -> str:
+    return str(json.loads(Path("run/summary.json").read_text())["status"])
+
+
+def interrupt(process: "subprocess.Popen[str]", number: signal.Signals) -> None:
+    """Send this signal: the run says that it is interrupted, and leaves no model."""
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert status() == "interrupted"
+    assert "interrupted: run" in out
+    assert "Traceback" not in err
+    assert not [path for path in Path("run").iterdir() if "model" in path.name]
+
+
+def test_an_interrupted_run_says_so_and_leaves_no_model() -> None:
+    interrupt(started(LONG), signal.SIGINT)
+
+
+def runner_pid(parent: int) -> int:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return int(children[0])
+
+
+def runner_pid_of(process: "subprocess.Popen[bytes]") -> int:
+    """The runner of a parent that has only just claimed its folder."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_for(lambda: children.read_text().strip() != "", "the runner's start")
+    return runner_pid(process.pid)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_the_runner_does_not_outlive_a_killed_parent_and_none_starts_without_it() -> None:
+    process = started(LONG)
+    runner = runner_pid(process.pid)
+    process.kill()
+    process.communicate(timeout=120)
+    wait_for(lambda: not alive(runner), "the runner's end")
+    assert status() == "interrupted"
+    late = subprocess.run(
+        [sys.executable, "-m", "fmstune.runner", "run/job.yaml"],
+        env={**os.environ, "FMSTUNE_PARENT": "999999"},
+        capture_output=True,
+        timeout=120,
+    )
+    assert late.returncode == 1
+
+
+def test_a_second_runner_is_kept_from_the_folder_and_sigterm_ends_the_first() -> None:
+    process = started(LONG)
+    second = subprocess.run(
+        [sys.executable, "-m", "fmstune.runner", "run/job.yaml"], capture_output=True, text=True, timeout=120
+    )
+    assert second.returncode == 2
+    assert "run: another process runs this job" in second.stderr
+    assert status() == "running"
+    interrupt(process, signal.SIGTERM)
+
+
+def test_a_runner_that_is_killed_is_recorded_by_its_parent() -> None:
+    process = started(LONG)
+    os.kill(runner_pid(process.pid), signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert status() == "failed"
+
+
+def test_the_parent_starts_fast_because_it_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom fmstune import cli\n"
+        "try:\n    cli.run(['--cfg', 'job'])\nfinally:\n"
+        "    print([m for m in ('torch', 'transformers', 'trl', 'peft', 'datasets', 'pyarrow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_parent_that_dies_before_training_gives_the_folder_back() -> None:
+    process = subprocess.Popen([SCRIPT, *LONG], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: Path("run/job.yaml").exists(), "the claim")
+    runner = runner_pid_of(process)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not alive(runner), "the runner's end")
+    assert not Path("run").exists()
+
+
+def test_an_interrupted_sweep_starts_no_further_point() -> None:
+    words = ("-m", *(word for word in LONG if not word.startswith("output_dir")), "seed=1,2", "output_dir=sweep")
+    process = subprocess.Popen([SCRIPT, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: Path("sweep/0-seed=1/metrics.jsonl").exists(), "the first step")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert [path.name for path in Path("sweep").iterdir() if path.is_dir()] == ["0-seed=1"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    done = subprocess.run(
+        f"{SCRIPT} check data.max_rows=4 | head -1", shell=True, capture_output=True, text=True, timeout=120
+    )
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr

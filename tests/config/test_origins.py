@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The named source of a field is the file or the override that set it last."""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fmstune.conf
+import pytest
+import yaml
+from hydra import compose, initialize_config_module
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from fmstune.config import freeze, groups
+from fmstune.config import origins as sources
+from fmstune.config.job import FULL, Launcher
+from tests.conftest import Result
+
+CONF = Path(next(iter(fmstune.conf.__path__)))
+GROUPS = ("model", "peft", "data", "training", "launcher", "evaluation")
+BESIDE = ("tracking", "callbacks")
+"""Groups whose choices are not combined with the others': nothing depends on them."""
+CHOICES = {group: groups.choices(group) for group in GROUPS}
+COMBINATIONS = [
+    *zip(
+        *zip(*itertools.product(CHOICES["model"], CHOICES["peft"]), strict=True),
+        itertools.cycle(CHOICES["data"]),
+    ),
+    *itertools.product(["tiny_llama"], ["lora"], ["complaints"], *(CHOICES[group] for group in GROUPS[3:])),
+]
+EXPERIMENTS = groups.choices("experiment")
+
+
+@pytest.fixture
+def composing() -> Iterator[ConfigLoaderImpl]:
+    OmegaConf.register_new_resolver("first", lambda *values: next((v for v in values if v), None), replace=True)
+    with initialize_config_module("fmstune.conf", version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        assert isinstance(loader, ConfigLoaderImpl)
+        yield loader
+
+
+@cache
+def read_yaml(name: str) -> dict[str, Any]:
+    """A file of the shipped groups as plain YAML."""
+    return yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+
+
+def parts(group: str, name: str) -> list[tuple[str, dict[str, Any]]]:
+    """A choice's file and before it those that its own defaults list names."""
+    tree = {**read_yaml(f"{group}/{name}")}
+    before = [part for entry in tree.pop("defaults", []) if isinstance(entry, str) for part in parts(group, entry)]
+    package = "training" if group.startswith("training_for") else group
+    return [*before, (f"{group}/{name}.yaml", tree if group == "experiment" else {package: tree})]
+
+
+def expected(words: list[str]) -> dict[sources.Key, sources.Origin]:
+    """Without Hydra: the files in the order of conf/job.yaml, and for each value the last that holds it."""
+    job = {**read_yaml("job")}
+    chosen = {next(iter(e)): e[next(iter(e))] for e in job.pop("defaults")[1:] if next(iter(e)) in (*GROUPS, *BESIDE)}
+    given = dict(word.split("=") for word in words)
+    experiment = given.pop("experiment", None)
+    if experiment:
+        entries = read_yaml(f"experiment/{experiment}")["defaults"]
+        chosen |= {next(iter(e)).removeprefix("override /"): e[next(iter(e))] for e in entries}
+    chosen |= given
+    del job["hydra"]
+    files = [("job.yaml", job)]
+    for group in (*GROUPS, *BESIDE):
+        files += parts(group, chosen[group])
+        model, peft = chosen["model"], chosen["peft"]
+        suited = (("training_for/peft", peft), ("training_for/model", model), ("training_for", f"{model}_{peft}"))
+        for folder, name in suited if group == "training" else ():
+            files += parts(folder, name) if (CONF / folder / f"{name}.yaml").is_file() else []
+    files += parts("experiment", experiment) if experiment else []
+    found = {key: sources.Origin(name, value) for name, tree in files for key, value in sources.leaves(tree)}
+    # a group without a key is no value of the job where another file fills it
+    return {key: o for key, o in found.items() if not any(k[: len(key)] == key and k != key for k in found)}
+
+
+def check(loader: ConfigLoaderImpl, words: list[str]) -> None:
+    composed, origins = sources.compose(loader, "job", words)
+    assert composed == OmegaConf.to_container(compose("job", overrides=words))
+    assert origins == expected(words)
+    assert set(origins) == {key for key, _ in sources.leaves(composed)}
+
+
+@pytest.mark.parametrize("model", CHOICES["model"])
+def test_every_field_of_every_combination_names_the_last_file_that_holds_it(
+    model: str, composing: ConfigLoaderImpl
+) -> None:
+    combinations = [combination for combination in COMBINATIONS if combination[0] == model]
+    assert len(combinations) >= 9
+    for combination in combinations:
+        check(composing, [f"{group}={choice}" for group, choice in zip(_groups(combination), combination, strict=True)])
+
+
+def test_so_do_the_groups_beside_them(composing: ConfigLoaderImpl) -> None:
+    for words in itertools.product(*([f"{group}={choice}" for choice in groups.choices(group)] for group in BESIDE)):
+        check(composing, list(words))
+
+
+def _groups(combination: tuple[str, ...]) -> tuple[str, ...]:
+    return GROUPS[: len(combination)]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("words", [[], ["model=llama2_13b"], ["peft=prompt_tuning", "data=text"]])
+def test_so_does_every_experiment_and_a_choice_wins_over_it(
+    experiment: str, words: list[str], composing: ConfigLoaderImpl
+) -> None:
+    check(composing, [f"experiment={experiment}", *words])
+
+
+def table(fmstune: Callable[..., Result], *words: str) -> dict[str, list[str]]:
+    """Value and source of each field, as printed."""
+    done = fmstune("--cfg", "job", "--sources", *words)
+    assert done.code == 0, done.err
+    return read(done.out)
+
+
+def read(text: str) -> dict[str, list[str]]:
+    return {name: rest for name, *rest in (re.split(r" {2,}", line) for line in text.splitlines())}
+
+
+@pytest.mark.parametrize(
+    ("words", "field", "value", "source"),
+    [
+        ("peft=lora", "training.learning_rate", "0.005", "training_for/model/tiny_llama.yaml"),
+        ("peft=lora", "training.optim", "adamw_torch", "training/default.yaml"),
+        ("peft=lora training.learning_rate=1", "training.learning_rate", "1.0", "command line"),
+        ("training.max_steps=5", "training.max_steps", "5", "command line"),
+        ("+training.max_steps=5", "training.max_steps", "5", "command line"),
+        ("seed=42", "seed", "42", "command line"),
+        ("", "seed", "42", "job.yaml"),
+        ("", "output_dir", "null", "job.yaml; train fills it"),
+        ("output_dir=run", "output_dir", "run", "command line"),
+        (
+            "peft=lora",
+            "peft.target_modules",
+            "[q_proj, v_proj]",
+            "peft/lora.yaml → ${model.lora_targets} (model/tiny_llama.yaml)",
+        ),
+        (
+            "peft=lora model.lora_targets=[k_proj]",
+            "peft.target_modules",
+            "[k_proj]",
+            "peft/lora.yaml → ${model.lora_targets} (command line)",
+        ),
+        (
+            "name=${peft._target_}-${seed}",
+            "name",
+            "fmstune.models.adapters.full-42",
+            "command line → ${peft._target_}-${seed} (peft/full.yaml, job.yaml)",
+        ),
+        (
+            "peft=lora peft.lora_alpha=${.r}",
+            "peft.lora_alpha",
+            "8",
+            "command line → ${.r} (peft/lora.yaml)",
+        ),
+        (
+            'data.response_template="${first:${data.eval},x}"',
+            "data.format.response_template",
+            "package:complaints/held_out.jsonl",
+            "data/complaints.yaml → ${data.response_template} "
+            "(command line → ${first:${data.eval},x} (data/complaints.yaml))",
+        ),
+        ("experiment=complaints_lora", "peft.target_modules", "all-linear", "experiment/complaints_lora.yaml"),
+        ("experiment=complaints_lora", "name", "complaints-lora", "experiment/complaints_lora.yaml"),
+        (
+            "training.lr_scheduler_kwargs={min_lr_rate:0.1}",
+            "training.lr_scheduler_kwargs.min_lr_rate",
+            "0.1",
+            "command line",
+        ),
+        (
+            "training.evaluation_strategy=epoch",
+            "training.eval_strategy",
+            "epoch",
+            "command line as training.evaluation_strategy",
+        ),
+        ("~launcher.device", "launcher.device", "auto", "default"),
+        ("~evaluation.base", "evaluation.base", "true", "default"),
+        (r'data.response_template="\n### Label:"', "data.response_template", r"'\n### Label:'", "command line"),
+        ("", "data.response_template", r'"\n### Label:"', "data/complaints.yaml"),
+        ("data=text", "data.train", "???", "data/text.yaml"),
+        ("model=llama2_7b", "model.architecture.hidden_size", "4096", "model/llama2_7b.yaml"),
+    ],
+)
+def test_a_field_and_where_it_comes_from(
+    words: str, field: str, value: str, source: str, fmstune: Callable[..., Result]
+) -> None:
+    assert table(fmstune, *words.split(maxsplit=0 if '"' in words else -1))[field] == [value, source]
+
+
+def test_files_of_a_users_folder_are_named_by_their_path(tmp_path: Path, fmstune: Callable[..., Result]) -> None:
+    files = {
+        "data/labels.yaml": "defaults:\n  - text\ntrain: rows.jsonl\n",
+        "training_for/model/tiny_llama.yaml": "learning_rate: 3\n",
+        "model/bare.yaml": "path: package:tiny_llama\n",
+    }
+    for name, text in files.items():
+        (tmp_path / "my" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "my" / name).write_text(text)
+    shown = table(fmstune, "--config-dir", "my", "data=labels", "model=bare")
+    assert shown["data.train"] == ["rows.jsonl", "my/data/labels.yaml"]
+    assert shown["data.max_length"] == ["4096", "data/text.yaml"]
+    assert shown["model.path"] == ["package:tiny_llama", "my/model/bare.yaml"]
+    assert shown["model.dtype"] == ["auto", "default"]
+    # a shipped file wins over a user's of the same name
+    lora = table(fmstune, "--config-dir", "my", "peft=lora")
+    assert lora["training.learning_rate"] == ["0.005", "training_for/model/tiny_llama.yaml"]
+
+
+def test_a_folder_elsewhere_is_named_in_full(
+    tmp_path: Path, fmstune: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my" / "peft").mkdir(parents=True)
+    (tmp_path / "my" / "peft" / "wide.yaml").write_text("_target_: peft.LoraConfig\nr: 64\n")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    shown = table(fmstune, "--config-dir", "../my", "peft=wide")
+    assert shown["peft.r"] == ["64", str(tmp_path / "my" / "peft" / "wide.yaml")]
+
+
+def test_part_of_the_table_is_printed_with_package(fmstune: Callable[..., Result]) -> None:
+    names = [f"launcher.{field.name}" for field in dataclasses.fields(Launcher)]
+    assert list(table(fmstune, "-p", "launcher")) == names
+
+
+@pytest.mark.slow
+def test_the_check_follows_the_table(fmstune: Callable[..., Result]) -> None:
+    plain = fmstune("check", "peft=lora", "data.max_rows=8")
+    done = fmstune("check", "--sources", "peft=lora", "data.max_rows=8")
+    assert done.code == 0
+    shown, found, rest = done.out.partition("\n\n")
+    assert read(shown)["data.max_rows"] == ["8", "command line"]
+    assert found and rest == plain.out
+
+
+def test_the_table_comes_before_what_the_rules_find(fmstune: Callable[..., Result]) -> None:
+    done = fmstune("check", "--sources", "evaluation.max_new_tokens=0")
+    assert done.code == 2
+    assert read(done.out.strip())["evaluation.max_new_tokens"] == ["0", "command line"]
+    assert "evaluation.max_new_tokens" in done.err
+
+
+@pytest.mark.slow
+def test_each_point_of_a_sweep_has_its_table(fmstune: Callable[..., Result]) -> None:
+    done = fmstune("check", "--sources", "-m", "peft=full,lora", "data.max_rows=8")
+    assert done.code == 0
+    blocks = [read(block) for block in re.findall(r"^name .*?(?=\n\n)", done.out, re.DOTALL | re.MULTILINE)]
+    assert [block["training.learning_rate"][1] for block in blocks] == [
+        "training_for/tiny_llama_full.yaml",
+        "training_for/model/tiny_llama.yaml",
+    ]
+    assert all(block["output_dir"][1] == "a folder for each point of the sweep" for block in blocks)
+
+
+@pytest.mark.slow
+def test_a_frozen_job_is_its_own_source_and_changes_are_the_command_line(
+    tmp_path: Path, fmstune: Callable[..., Result]
+) -> None:
+    frozen = freeze.freeze(
+        {
+            "name": "x",
+            "model": {"path": "package:tiny_llama"},
+            "peft": {"_target_": FULL},
+            "data": {
+                "format": {
+                    "_target_": "fmstune.data.formats.text",
+                    "text_field": "output",
+                    "response_template": "${seed}",
+                },
+                "train": "package:complaints/train.jsonl",
+                "text_field": "output",
+                "response_template": "${seed}",
+                "untrainable": "drop",
+            },
+            "training": {"max_steps": 1},
+        }
+    )
+    freeze.write(frozen.job, tmp_path / "job.yaml")
+    done = fmstune("check", "--sources", "--from", "job.yaml", "seed=7", r'data.response_template="\n### Label:"')
+    assert done.code == 0, done.err
+    shown = read(done.out.partition("\n\n")[0])
+    assert shown["name"] == ["x", "job.yaml"]
+    assert shown["seed"] == ["7", "command line"]
+    assert shown["data.response_template"][1] == "command line"
+    copied = "command line, with the field that it was copied from"
+    assert shown["data.format.response_template"][1] == copied
+    assert shown["output_dir"] == ["null", "command line; train fills it"]
+
+
+def test_what_a_run_keeps_are_the_sources_that_are_no_defaults() -> None:
+    given = {("seed",): sources.Origin(sources.COMMAND_LINE, 3), ("a",): sources.Origin("a.yaml", {})}
+    tree = {"seed": 3, "name": "x", "a": {"b": 1}}
+    assert sources.recorded(tree, given) == {"seed": "command line", "a.b": "a.yaml"}

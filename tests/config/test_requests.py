@@ -1,0 +1,37 @@
+"""A request reaches the runner as it was made."""
+
+from pathlib import Path
+
+from fmstune.config import requests
+from fmstune.config.job import Device, Dtype
+from fmstune.config.requests import Export, Generation, Harness, Merge, Method, Scoring
+
+
+def test_a_request_is_read_as_it_was_written(tmp_path: Path) -> None:
+    asked = Generation(
+        model="run",
+        text="é\n",
+        stop=("a", "b"),
+        format={"_target_": "fmstune.data.formats.alpaca"},
+        dtype=Dtype.bfloat16,
+        device=Device.cpu,
+        temperature=0.5,
+    )
+    requests.write(asked, tmp_path / "request.json")
+    assert requests.read_generation(tmp_path / "request.json") == asked
+
+
+def test_so_is_a_request_to_merge(tmp_path: Path) -> None:
+    asked = Merge(model=("a", "b"), weight=(1.0, -0.5), out="m", export=Export.vllm_lora, dtype=Dtype.bfloat16)
+    for one in (asked, Merge(model=("a",), out="m")):
+        requests.write(one, tmp_path / "request.json")
+        assert requests.read_merge(tmp_path / "request.json") == one
+
+
+def test_so_are_requests_to_evaluate(tmp_path: Path) -> None:
+    scoring = Scoring(model="a", method=Method.rank, label=("x", "y"), job={"data": {}}, trusted=("p",))
+    requests.write(scoring, tmp_path / "request.json")
+    assert requests.read_scoring(tmp_path / "request.json") == scoring
+    harness = Harness(model="a", tasks=("x", "y"), limit=3, device=Device.cpu)
+    requests.write(harness, tmp_path / "harness.json")
+    assert requests.read_harness(tmp_path / "harness.json") == harness

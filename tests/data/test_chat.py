@@ -1,0 +1,204 @@
+"""Only what the assistant says is trained, with what ends its turn, whatever the template looks like."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fmstune import files
+from fmstune.data import chat, formats
+from fmstune.data.segments import RowProblem
+from fmstune.errors import UserError
+from tests.small import byte_level_tokenizer
+
+SPECIAL = ("<|end|>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]")
+TURNS = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello"},
+    {"role": "user", "content": "More?"},
+    {"role": "assistant", "content": "Sure."},
+]
+CHATML = Path(files.resolve("package:chatml.jinja")).read_text()
+MARK = "{% generation %}"
+MARKS = (MARK, "{% endgeneration %}")
+PLAIN_CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+LLAMA_2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+WITHOUT_STOP = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+STOP_BEHIND_THE_BLOCK = (
+    "{% for m in messages %}{{ m.role + ': ' }}{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+)
+FORGETS_THOUGHTS = (
+    "{% for m in messages %}{{ m.role + ': ' }}"
+    "{% if not loop.last and m.role == 'assistant' %}{{ m.content.split('</think>')[-1] }}"
+    "{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+ASKS_FOR_THOUGHTS = PLAIN_CHATML.replace("assistant\\n", "assistant\\n<think>\\n")
+ALTERNATES = "{{ raise_exception('roles must alternate') }}"
+
+
+def tokenizer(template: str | None) -> Any:
+    made = byte_level_tokenizer(special=SPECIAL, vocabulary=400)
+    made.add_special_tokens({"extra_special_tokens": list(SPECIAL[1:])})
+    made.chat_template = template
+    return made
+
+
+def shown(template: str, turns: list[dict[str, Any]] = TURNS, tools: Any = None) -> str:
+    """The conversation with its trained text in brackets."""
+    found = chat.segments(turns, tools, tokenizer(template))
+    return "".join(f"⟦{text}⟧" if trained else text for text, trained in found)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (
+            CHATML,
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Hello<|im_end|>⟧\n"
+            "<|im_start|>user\nMore?<|im_end|>\n<|im_start|>assistant\n⟦Sure.<|im_end|>⟧",
+        ),
+        (
+            PLAIN_CHATML,
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Hello<|im_end|>⟧\n"
+            "<|im_start|>user\nMore?<|im_end|>\n<|im_start|>assistant\n⟦Sure.<|im_end|>⟧",
+        ),
+        (LLAMA_2, "[INST] Hi [/INST]⟦ Hello <|end|>⟧[INST] More? [/INST]⟦ Sure. <|end|>⟧"),
+        (WITHOUT_STOP, "user: Hi\nassistant: ⟦Hello\n⟧user: More?\nassistant: ⟦Sure.\n⟧"),
+        (
+            STOP_BEHIND_THE_BLOCK,
+            "user: Hi<|im_end|>\nassistant: ⟦Hello<|im_end|>⟧\nuser: More?<|im_end|>\nassistant: ⟦Sure.<|im_end|>⟧",
+        ),
+    ],
+    ids=["marked", "not marked", "Llama 2", "without a stop token", "a stop token behind the block"],
+)
+def test_what_each_kind_of_template_trains(template: str, expected: str) -> None:
+    assert shown(template) == expected
+
+
+def test_templates_that_mark_nothing_get_the_masks_that_transformers_gives_to_marked_ones() -> None:
+    made = tokenizer(CHATML)
+    reference = made.apply_chat_template(TURNS, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    for template in (CHATML, PLAIN_CHATML):
+        row = formats.chat({"messages": TURNS}, tokenizer=tokenizer(template))
+        text = "".join(segment.text for segment in row.segments)
+        # the last line break goes: nobody writes it
+        assert made(text)["input_ids"] == reference["input_ids"][:-1]
+        trained = "".join(segment.text for segment in row.segments if segment.trained)
+        said = [i for i, m in zip(reference["input_ids"], reference["assistant_masks"], strict=True) if m]
+        assert made.decode(said) == trained
+
+
+def test_a_system_turn_and_a_turn_after_the_last_answer_are_only_read() -> None:
+    turns = [{"role": "system", "content": "Be kind."}, *TURNS[:3]]
+    for template in (CHATML, PLAIN_CHATML):
+        assert shown(template, turns) == (
+            "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+            "<|im_start|>assistant\n⟦Hello<|im_end|>⟧\n<|im_start|>user\nMore?<|im_end|>\n"
+        )
+
+
+def test_tools_and_their_results_are_only_read_and_calls_are_trained() -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    turns = [
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "2"},
+        {"role": "assistant", "content": "Two."},
+    ]
+    found = shown(CHATML, turns, [{"type": "function", "function": {"name": "add"}}])
+    assert '{"type": "function", "function": {"name": "add"}}\n' in found.split("⟦")[0]
+    assert '⟦<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call><|im_end|>⟧' in found
+    assert found.endswith("<|im_start|>tool\n2<|im_end|>\n<|im_start|>assistant\n⟦Two.<|im_end|>⟧")
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "problem"),
+    [
+        (
+            FORGETS_THOUGHTS,
+            [TURNS[0], {"role": "assistant", "content": "<think>x</think>Hello"}, *TURNS[2:]],
+            "the chat template writes turn 2 differently when later turns follow",
+        ),
+        (
+            ASKS_FOR_THOUGHTS,
+            TURNS,
+            "the chat template does not begin turn 2 with what it writes to ask for it",
+        ),
+        (ALTERNATES, TURNS, "the chat template refuses the conversation: roles must alternate"),
+        (PLAIN_CHATML, TURNS[1:], "the conversation begins with the assistant; begin with a turn of user or system"),
+    ],
+    ids=["earlier turns change", "the question for an answer is not its beginning", "refused", "no question"],
+)
+def test_a_conversation_whose_mask_cannot_be_right_is_refused(
+    template: str, turns: list[dict[str, Any]], problem: str
+) -> None:
+    with pytest.raises(RowProblem) as raised:
+        shown(template, turns)
+    assert str(raised.value).startswith(problem)
+
+
+def test_a_template_that_forgets_is_good_for_rows_of_one_answer() -> None:
+    turns = [TURNS[0], {"role": "assistant", "content": "<think>x</think>Hello"}]
+    assert shown(FORGETS_THOUGHTS, turns) == "user: Hi<|im_end|>assistant: ⟦<think>x</think>Hello<|im_end|>⟧"
+
+
+def test_a_tokenizer_without_template_says_how_to_give_one() -> None:
+    with pytest.raises(UserError, match=r"has no chat template; set model\.chat_template to a Jinja file"):
+        chat.segments(TURNS, None, tokenizer(None))
+
+
+def test_without_a_tokenizer_the_words_are_there() -> None:
+    assert [tuple(segment) for segment in chat.segments(TURNS[:2], None, None)] == [
+        ("Hi", False),
+        ("Hello", True),
+    ]
+
+
+def test_turns_in_the_share_gpt_shape_and_nulls_of_parquet_are_understood() -> None:
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello", "weight": None}]
+    assert chat.messages(turns, "conversations") == TURNS[:2]
+    assert chat.messages([TURNS[0] | {"tool_calls": None}], "messages") == TURNS[:1]
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (None, "column 'messages' must hold a list of turns, found null"),
+        ([], "column 'messages' must hold a list of turns, found the list []"),
+        (["Hi"], "column 'messages': turn 1 must be an object, found the str 'Hi'"),
+        ([TURNS[0], {"content": "x"}], "column 'messages': turn 2 has no role; turns have role and content"),
+        ([{"role": "user"}], "column 'messages': turn 1 has no content (text), found null"),
+        ([{"role": "user", "content": 3}], "column 'messages': turn 1 has no content (text), found the int 3"),
+        ([{"from": "me", "value": "x"}], "column 'messages': turn 1 is from 'me'; the names are human, gpt"),
+    ],
+)
+def test_turns_that_are_none_are_problems(value: Any, problem: str) -> None:
+    with pytest.raises(RowProblem) as raised:
+        chat.messages(value, "messages")
+    assert str(raised.value).startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [(None, None), ("", None), ([], None), (json.dumps([{"name": "add"}]), [{"name": "add"}])],
+)
+def test_tools_may_be_missing_or_text(value: Any, found: Any) -> None:
+    assert chat.tools(value, "tools") == found
+
+
+@pytest.mark.parametrize("value", ["[{", {"name": "add"}, ["add"]])
+def test_tools_that_are_none_are_problems(value: Any) -> None:
+    with pytest.raises(RowProblem, match="column 'tools'"):
+        chat.tools(value, "tools")

@@ -1,0 +1,401 @@
+"""Files become rows, whatever they are called; what cannot be read is named, all of it, and with its place."""
+
+import csv
+import json
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pytest
+from datasets import Dataset, DatasetDict
+from pyarrow import parquet
+
+from fmstune.data import read as rows
+from fmstune.data.read import Row
+from fmstune.errors import UserError
+
+ROWS = [{"text": "naïve, 日本\n👀", "label": "yes"}, {"text": "b", "label": "no"}, {"text": "", "label": "maybe"}]
+
+
+def json_lines(values: list[Any]) -> bytes:
+    return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode()
+
+
+def write_csv(path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "label"])
+        writer.writeheader()
+        writer.writerows(ROWS)
+
+
+def write_arrow_file(path: Path) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+
+
+def write_arrow_stream(path: Path) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    with pa.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+
+
+WRITERS: dict[str, Callable[[Path], Any]] = {
+    "lines.jsonl": lambda path: path.write_bytes(json_lines(ROWS)),
+    "lines.json": lambda path: path.write_bytes(json_lines(ROWS)),
+    "lines-with-bom.jsonl": lambda path: path.write_bytes(b"\xef\xbb\xbf" + json_lines(ROWS)),
+    "lines-of-windows.jsonl": lambda path: path.write_bytes(json_lines(ROWS).replace(b"}\n", b"}\r\n")),
+    "lines-without-suffix": lambda path: path.write_bytes(json_lines(ROWS)),
+    "lines-without-last-break.txt": lambda path: path.write_bytes(json_lines(ROWS).rstrip()),
+    "array.json": lambda path: path.write_text(json.dumps(ROWS, indent=2)),
+    "array.jsonl": lambda path: path.write_text(json.dumps(ROWS)),
+    "array-with-bom.json": lambda path: path.write_bytes(b"\xef\xbb\xbf \n" + json.dumps(ROWS).encode()),
+    "table.csv": write_csv,
+    "table.parquet": lambda path: parquet.write_table(pa.Table.from_pylist(ROWS), path),
+    "parquet-without-suffix": lambda path: parquet.write_table(pa.Table.from_pylist(ROWS), path),
+    "file.arrow": write_arrow_file,
+    "stream.arrow": write_arrow_stream,
+}
+
+
+def read_all(source: Any, max_rows: int | None = None) -> list[Row]:
+    return list(rows.read(source, "data.train", max_rows))
+
+
+def problems_of(source: Any) -> tuple[str, ...]:
+    with pytest.raises(UserError) as raised:
+        read_all(source)
+    return raised.value.problems
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_content_says_how_to_read_a_file(name: str) -> None:
+    WRITERS[name](Path(name))
+    assert read_all(name) == [Row(name, number, values) for number, values in enumerate(ROWS, start=1)]
+
+
+def test_csv_with_a_byte_order_mark_keeps_its_first_column() -> None:
+    Path("t.csv").write_bytes(b"\xef\xbb\xbftext,label\na,b\n")
+    assert read_all("t.csv") == [Row("t.csv", 1, {"text": "a", "label": "b"})]
+
+
+def test_blank_lines_are_no_rows_and_the_number_is_the_line() -> None:
+    Path("t.jsonl").write_text('\n{"a": 1}\n\n  \n{"a": 2}\n')
+    assert read_all("t.jsonl") == [Row("t.jsonl", 2, {"a": 1}), Row("t.jsonl", 5, {"a": 2})]
+
+
+def test_a_line_separator_inside_a_string_ends_no_line() -> None:
+    Path("t.jsonl").write_text('{"a": "x\u2028y\u0085z"}\n', encoding="utf-8")
+    assert read_all("t.jsonl") == [Row("t.jsonl", 1, {"a": "x\u2028y\u0085z"})]
+
+
+@pytest.fixture
+def three_files() -> None:
+    for name in ("b", "a", "c"):
+        Path(f"folder/{name}.jsonl").parent.mkdir(exist_ok=True)
+        Path(f"folder/{name}.jsonl").write_text(json.dumps({"from": name}) + "\n")
+
+
+def origins(source: Any) -> list[str]:
+    return [row.values["from"] for row in read_all(source)]
+
+
+@pytest.mark.usefixtures("three_files")
+def test_folders_and_globs_are_sorted_and_lists_keep_their_order() -> None:
+    assert origins("folder") == ["a", "b", "c"]
+    assert origins("folder/[bc].jsonl") == ["b", "c"]
+    assert origins("**/*.jsonl") == ["a", "b", "c"]
+    assert origins(["folder/c.jsonl", "folder/a.jsonl"]) == ["c", "a"]
+
+
+@pytest.mark.usefixtures("three_files")
+def test_a_file_that_is_listed_twice_is_a_problem_under_whatever_name() -> None:
+    assert problems_of(["folder/c.jsonl", "folder/[bc].jsonl", "folder/../folder/b.jsonl", "folder/c.jsonl"]) == (
+        "data.train lists the file folder/c.jsonl twice; list it once, or make it two files",
+        "data.train lists the file folder/b.jsonl twice, also as folder/../folder/b.jsonl; "
+        "list it once, or make it two files",
+    )
+    with pytest.raises(UserError, match="lists the file folder/a.jsonl twice"):
+        rows.files(["folder", "folder/a.jsonl"], "data.train")
+
+
+@pytest.mark.usefixtures("three_files")
+def test_files_are_listed_without_being_read() -> None:
+    Path("folder/a.jsonl").write_text("broken")
+    assert rows.files(["folder", "owner/name"], "data.train") == [Path(f"folder/{n}.jsonl") for n in "abc"]
+
+
+def test_what_save_to_disk_writes_is_read_without_its_metadata() -> None:
+    Dataset.from_list(ROWS).save_to_disk("saved")
+    assert [row.values for row in read_all("saved")] == ROWS
+
+
+def test_rows_that_ship_with_fmstune_have_a_name() -> None:
+    first = next(rows.read("package:complaints/train.jsonl", "data.train"))
+    assert (first.file, first.number) == ("package:complaints/train.jsonl", 1)
+    assert first.values.keys() >= {"text", "label", "output"}
+
+
+def test_no_more_than_max_rows_are_read_over_all_files() -> None:
+    Path("a.jsonl").write_bytes(json_lines(ROWS))
+    Path("b.jsonl").write_bytes(json_lines(ROWS) + b"broken\n")
+    Path("c.jsonl").write_bytes(json_lines(ROWS))
+    assert [(row.file, row.number) for row in read_all(["a.jsonl", "b.jsonl", "c.jsonl"], max_rows=4)] == [
+        ("a.jsonl", 1),
+        ("a.jsonl", 2),
+        ("a.jsonl", 3),
+        ("b.jsonl", 1),
+    ]
+
+
+def test_a_broken_row_within_max_rows_is_told_of() -> None:
+    Path("a.jsonl").write_bytes(b"broken\n" + json_lines(ROWS))
+    with pytest.raises(UserError, match="a.jsonl:1: broken JSON"):
+        read_all("a.jsonl", max_rows=2)
+
+
+def test_all_broken_rows_of_all_files_are_told_of_after_the_good_ones() -> None:
+    Path("a.jsonl").write_bytes(b'{"a": 1}\n{"a": \n[1]\n"x"\n{"a": "\xff"}\n{"a": 2}\n')
+    Path("b.json").write_text('[{"a": 3}, 4]')
+    reading = rows.read(["a.jsonl", "b.json"], "data.train")
+    assert [next(reading).values["a"] for _ in range(3)] == [1, 2, 3]
+    with pytest.raises(UserError) as raised:
+        next(reading)
+    assert raised.value.problems == (
+        "a.jsonl:2: broken JSON (Expecting value at column 1); each line is one row",
+        "a.jsonl:3: a row must be a JSON object, found type list",
+        "a.jsonl:4: a row must be a JSON object, found type str",
+        "a.jsonl:5: not UTF-8 (invalid start byte at byte 7); convert the file to UTF-8",
+        "b.json, row 2: a row must be a JSON object, found type int",
+    )
+
+
+def test_of_many_problems_ten_are_shown_and_the_others_counted() -> None:
+    Path("a.jsonl").write_text("x\n" * 1234)
+    problems = problems_of("a.jsonl")
+    assert len(problems) == 11
+    assert problems[-1] == "and 1,224 more such problems"
+
+
+def test_the_same_problem_of_many_rows_is_said_once() -> None:
+    problems = rows.Problems()
+    for number in range(1, 31):
+        problems.add("no column 'x'", Row("a.jsonl", number, {}))
+    problems.add("no column 'x'", Row("b.jsonl", 7, {}))
+    assert problems.messages() == [
+        "a.jsonl, rows 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 20 more: no column 'x'",
+        "b.jsonl, row 7: no column 'x'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("a.jsonl", b"", "data.train: a.jsonl holds no rows"),
+        ("a.jsonl", b" \n\n", "data.train: a.jsonl holds no rows"),
+        ("a.json", b"[]", "data.train: a.json holds no rows"),
+        ("a.csv", b"text,label\n", "data.train: a.csv holds no rows"),
+        ("a.json", b'[{"a": 1},\n {"a" 2}]', "a.json:2: broken JSON (Expecting ':' delimiter at column 7)"),
+        ("a.json", b'["\xe9"]', "a.json: not UTF-8 (invalid continuation byte at byte 2); convert the file to UTF-8"),
+        ("a.csv", b"", "data.train: a.csv holds no rows"),
+        ("a.csv", b"a,a\n1,2\n", "a.csv:1: must name the columns, each once, found ['a', 'a']"),
+        ("a.csv", b"a,b\n1,2\n3\n", "a.csv, row 2 (line 3): 1 cells for 2 columns; quote commas"),
+        ("a.csv", b'a,b\n"x\ny",2\n1,2,3\n', "a.csv, row 2 (line 4): 3 cells for 2 columns; quote commas"),
+        ("a.csv", b"a\nx\n\xff\n", "a.csv:3: not UTF-8 (invalid start byte at byte 0); convert the file to UTF-8"),
+        ("a.csv", b'a\n"x', "a.csv:2: broken CSV (unexpected end of data); mend it or use JSON lines"),
+        ("a.txt", b"hello", "a.txt: neither JSON, CSV (named .csv), Parquet nor Arrow; convert it to one"),
+        ("a.parquet", b"hello", "a.parquet: neither JSON, CSV (named .csv), Parquet nor Arrow; convert it to one"),
+    ],
+)
+def test_what_a_file_lacks_is_said(name: str, content: bytes, problem: str) -> None:
+    Path(name).write_bytes(content)
+    assert problem in problems_of(name)
+
+
+@pytest.mark.parametrize("name", ["table.parquet", "file.arrow", "stream.arrow"])
+def test_a_table_that_was_cut_off_is_broken(name: str) -> None:
+    WRITERS[name](Path(name))
+    Path(name).write_bytes(Path(name).read_bytes()[:-200])
+    assert problems_of(name)[0].startswith(f"{name}: broken after row ")
+
+
+def test_a_file_that_may_not_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("a.jsonl").write_bytes(json_lines(ROWS))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert problems_of("a.jsonl")[0] == "a.jsonl: cannot be read (Permission denied)"
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("rwos.jsonl", "data.train: no file rwos.jsonl; did you mean 'rows.jsonl'?"),
+        ("below/x.jsonl", "data.train: no file below/x.jsonl (there is no folder below)"),
+        ("nothing*.jsonl", "data.train: no file matches nothing*.jsonl"),
+        ("empty", "data.train: the folder empty holds no data file (.json .jsonl .ndjson .csv .parquet .arrow)"),
+        ("splits", "data.train: the folder splits holds no data file (.json .jsonl .ndjson .csv .parquet .arrow)"),
+        (None, "data.train must name a file, glob, folder or hub id, found None"),
+        ([], "data.train is an empty list; name a file, glob, folder or hub id"),
+        (["rows.jsonl", 3], "data.train must name a file, glob, folder or hub id, found 3"),
+        ("package:complaints/tain.jsonl", "data.train: package:complaints/tain.jsonl: no such file ships with fmstune"),
+    ],
+)
+def test_a_source_without_files_is_a_problem(source: Any, problem: str) -> None:
+    Path("rows.jsonl").write_bytes(json_lines(ROWS))
+    for folder in ("empty", "splits/train", "splits/test"):
+        Path(folder).mkdir(parents=True)
+        if folder != "empty":
+            Path(folder, "rows.jsonl").write_bytes(json_lines(ROWS))
+    with pytest.raises(UserError) as raised:
+        rows.files(source, "data.train")
+    assert raised.value.problems[0].startswith(problem)
+
+
+def test_the_folders_below_are_named_and_not_mixed() -> None:
+    for folder in ("splits/train", "splits/test"):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "rows.jsonl").write_bytes(json_lines(ROWS))
+    assert problems_of("splits")[0].endswith("; its folders test, train do: name one")
+
+
+def test_all_entries_of_a_list_that_are_missing_are_named() -> None:
+    assert len(problems_of(["a.jsonl", "b.jsonl"])) == 2
+
+
+def on_the_hub(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """A hub whose one data set has these splits, each of one row that holds its name."""
+    DatasetDict({name: Dataset.from_list([{"from": name}]) for name in names}).save_to_disk("hub")
+    monkeypatch.setattr(datasets, "load_dataset", lambda hub_id, streaming: datasets.load_from_disk("hub"))
+
+
+@pytest.mark.parametrize(
+    ("field", "splits", "read"),
+    [
+        ("data.train", ("test", "train", "validation"), "train"),
+        ("data.eval", ("train", "test", "validation"), "validation"),
+        ("data.eval", ("train", "test"), "test"),
+    ],
+)
+def test_a_hub_id_gives_the_split_that_the_field_means(
+    field: str, splits: tuple[str, ...], read: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_the_hub(monkeypatch, *splits)
+    assert list(rows.read("owner/name", field)) == [Row(f"owner/name ({read})", 1, {"from": read})]
+
+
+@pytest.mark.parametrize(
+    ("field", "splits", "problem"),
+    [
+        ("data.eval", ("train", "dev"), "data.eval: owner/name has no split validation or test, only train, dev; "),
+        ("data.train", ("all",), "data.train: owner/name has no split train, only all; "),
+    ],
+)
+def test_a_hub_id_without_that_split_is_a_problem_that_names_the_others(
+    field: str, splits: tuple[str, ...], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_the_hub(monkeypatch, *splits)
+    with pytest.raises(UserError) as raised:
+        list(rows.read("owner/name", field))
+    assert str(raised.value) == f"{problem}download what you mean and name its file"
+
+
+def test_a_hub_that_cannot_be_reached_is_one_clear_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    (problem,) = problems_of("owner/name")
+    assert problem.startswith("data.train: no path owner/name here, and the hub does not give it (")
+
+
+def test_what_looks_like_a_file_is_not_looked_for_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the hub"))
+    Path("data").mkdir()
+    for path in ("data/rows", "other/rows.jsonl"):
+        assert "no file" in problems_of(path)[0]
+
+
+def test_the_hash_of_one_file_is_its_sha256_and_of_several_depends_on_their_order() -> None:
+    Path("a.jsonl").write_bytes(b'{"a": 1}\n')
+    Path("b.jsonl").write_bytes(b'{"a": 2}\n')
+    one = hash_of("a.jsonl")
+    assert one == "e8c628edc9968ef0c668f54e0ba2636b35503357eb1aca0ddc828aeace432f67"
+    assert len({one, hash_of(["a.jsonl", "b.jsonl"]), hash_of(["b.jsonl", "a.jsonl"])}) == 3
+
+
+def hash_of(source: Any) -> str:
+    return rows.contents(source, "data.train").hash
+
+
+def test_the_contents_of_equal_bytes_differ_where_they_are_read_differently() -> None:
+    for name in ("a.csv", "a.txt", "b.txt"):
+        Path(name).write_bytes(b'{"a": 1}\n')
+    assert [rows.contents(name, "data.train").readers for name in ("a.csv", "a.txt")] == [("csv",), ("json_lines",)]
+    assert rows.contents("a.txt", "data.train") == rows.contents("b.txt", "data.train")
+
+
+def test_the_contents_of_files_that_may_not_be_read_are_a_problem_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        Path(name).write_bytes(b'{"a": 1}\n')
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError) as raised:
+        rows.contents(["a.jsonl", "b.jsonl"], "data.train")
+    assert raised.value.problems == (
+        "a.jsonl: cannot be read (Permission denied)",
+        "b.jsonl: cannot be read (Permission denied)",
+    )
+
+
+DEEP = b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+LONG_NUMBER = b'{"a": ' + b"9" * 5000 + b"}"
+TOO_DEEP = "JSON that is nested too deeply to be read; make it flatter"
+TOO_LONG = "an integer of more than 4,300 digits; write it as text"
+
+
+def test_json_that_python_refuses_is_a_problem_of_its_row() -> None:
+    Path("a.jsonl").write_bytes(b'{"a": 1}\n' + DEEP + b"\n" + LONG_NUMBER + b'\n{"a": 2}\n')
+    reading = rows.read("a.jsonl", "data.train")
+    assert [next(reading).values["a"] for _ in range(2)] == [1, 2]
+    with pytest.raises(UserError) as raised:
+        next(reading)
+    assert raised.value.problems == (f"a.jsonl:2: {TOO_DEEP}", f"a.jsonl:3: {TOO_LONG}")
+
+
+@pytest.mark.parametrize(("row", "problem"), [(DEEP, TOO_DEEP), (LONG_NUMBER, TOO_LONG)], ids=["deep", "number"])
+def test_in_a_json_array_it_is_a_problem_of_the_file(row: bytes, problem: str) -> None:
+    Path("a.json").write_bytes(b'[{"a": 1}, ' + row + b"]")
+    assert problems_of("a.json")[0] == f"a.json: {problem}"
+
+
+def test_a_long_cell_of_csv_is_read() -> None:
+    Path("a.csv").write_text(f"text\n{'x' * 200_000}\n")
+    assert [len(row.values["text"]) for row in read_all("a.csv")] == [200_000]
+
+
+def test_json_lines_are_read_with_little_memory() -> None:
+    line = json.dumps({"text": "x" * 1000}) + "\n"
+    Path("big.jsonl").write_text(line * 20_000)
+    tracemalloc.start()
+    count = sum(1 for _ in rows.read("big.jsonl", "data.train"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 20_000
+    assert peak < 1_000_000
+
+
+def test_the_check_before_a_run_needs_neither_torch_nor_datasets() -> None:
+    code = (
+        "import sys; from fmstune import rows; rows.files('package:complaints/train.jsonl', 'data.train');"
+        "print(sorted({'torch', 'datasets', 'pyarrow', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,125 @@
+"""One can read off what is trained: in colour, in brackets, in sums and as JSON."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fmstune.config.job import Data
+from fmstune.data import dataset, show, tokens
+from fmstune.data.dataset import Prepared
+from fmstune.data.segments import Plain, Segment
+from fmstune.data.show import Run
+from tests.tokenizers_for_tests import gpt2_style, llama_style
+
+TEXTS = ["a\tb \n### Label: yes", "the phone broke\n### Label: no complaint", "x" * 60 + "\n### Label:" + " no" * 9]
+
+
+@pytest.fixture
+def job_data() -> Data:
+    Path("rows.jsonl").write_text("".join(json.dumps({"output": text}) + "\n" for text in TEXTS))
+    named = {"_target_": "fmstune.data.formats.text", "text_field": "output", "response_template": "\n### Label:"}
+    return Data(format=named, train="rows.jsonl", max_length=70)
+
+
+@pytest.fixture
+def prepared(job_data: Data) -> Prepared:
+    return dataset.prepare(job_data, gpt2_style(), 42)
+
+
+def test_without_colour_brackets_stand_around_what_is_trained(prepared: Prepared) -> None:
+    shown = show.render(prepared, gpt2_style(), rows=2, color=False)
+    assert shown.startswith(
+        "⟦trained⟧·masked; ↵ is a line break, · a space, → a tab\n"
+        "\n"
+        "row 1: 11 tokens, 3 trained\n"
+        "a→b ↵\n"
+        "### Label:⟦·yes<|endoftext|>⟧\n"
+        "\n"
+        "row 2: 14 tokens, 3 trained\n"
+        "the phone broke↵\n"
+        "### Label:⟦·no complaint<|endoftext|>⟧\n"
+        "\n"
+        "training rows\n"
+    )
+    assert "\x1b" not in shown
+
+
+def test_with_colour_there_are_no_brackets(prepared: Prepared) -> None:
+    shown = show.render(prepared, gpt2_style(), rows=1, color=True)
+    assert "\x1b[2ma→b ↵\n### Label:\x1b[0m\x1b[1;32m·yes<|endoftext|>\x1b[0m" in shown
+    assert "⟦" not in shown
+
+
+def test_sums_follow_the_rows(prepared: Prepared) -> None:
+    shown = show.render(prepared, gpt2_style(), rows=0, color=False).splitlines()
+    assert "rows    3 = 3 trained + 0 dropped" in shown
+    assert "        formatted: 3 of 3" in shown
+    assert "cut     1 of 3 rows lose their end (33.3%)" in shown
+    assert "stop    3 of 3 rows train <|endoftext|> (0) as their last token" in shown
+    assert "        4 cut off, 0 straddling a boundary" in shown
+
+
+def test_held_out_rows_have_sums_of_their_own(job_data: Data) -> None:
+    prepared = dataset.prepare(Data(**vars(job_data) | {"eval_fraction": 0.4}), gpt2_style(), 42)
+    shown = show.render(prepared, gpt2_style(), rows=0, color=False)
+    assert shown.index("training rows\nrows    2 =") < shown.index("held-out rows\nrows    1 =")
+
+
+def test_a_run_keeps_the_space_that_it_would_lose_alone() -> None:
+    segments = [Segment("thanks", trained=False), Segment(" :)", trained=True)]
+    row = tokens.encode([Plain(segments)], llama_style(), 64)[0]._asdict()
+    assert llama_style().decode(row["input_ids"][-2:]) == ":)</s>"
+    assert show.runs(row, llama_style()) == [Run("<s> thanks", False), Run(" :)</s>", True)]
+
+
+def test_a_text_cannot_speak_to_the_terminal() -> None:
+    assert show.visible("a\x1b[2J\r") == "a␛[2J␍"
+
+
+@pytest.mark.parametrize(
+    ("lengths", "bars"),
+    [
+        ({}, []),
+        ({7: 1}, ["7 to  7 tokens"]),
+        ({1: 1, 10: 2}, ["1 to  1", "2 to  2", "10 to 10"]),
+    ],
+)
+def test_the_histogram_covers_all_lengths(lengths: dict[int, int], bars: list[str]) -> None:
+    shown = show.histogram(lengths)
+    assert [any(bar in line for line in shown) for bar in bars] == [True] * len(bars)
+    assert sum(int(line.split()[-1].replace(",", "")) for line in shown) == sum(lengths.values())
+
+
+def test_bars_are_as_long_as_their_share() -> None:
+    assert show.histogram({5: 1, 15: 4, 100: 2}) == [
+        "  1 to  10 tokens  ██████████                               1",
+        " 11 to  20 tokens  ████████████████████████████████████████ 4",
+        " 21 to  30 tokens                                           0",
+        " 31 to  40 tokens                                           0",
+        " 41 to  50 tokens                                           0",
+        " 51 to  60 tokens                                           0",
+        " 61 to  70 tokens                                           0",
+        " 71 to  80 tokens                                           0",
+        " 81 to  90 tokens                                           0",
+        " 91 to 100 tokens  ████████████████████                     2",
+    ]
+
+
+def test_rows_that_do_not_end_in_a_trained_stop_are_seen() -> None:
+    from datasets import Dataset
+
+    rows = Dataset.from_dict({"labels": [[1, 0], [1, -100], [], [0, 1], [-100, 0]]})
+    assert show.trained_ends(rows, {0}) == {0: 2}
+
+
+def test_json_holds_every_row_with_what_it_trains(prepared: Prepared) -> None:
+    show.write_json(prepared, gpt2_style(), Path("out.json"))
+    written = json.loads(Path("out.json").read_text())
+    assert [row["trained_text"] for row in written] == [
+        " yes<|endoftext|>",
+        " no complaint<|endoftext|>",
+        " no no no no no<|endoftext|>",
+    ]
+    assert [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in written] == prepared.train.to_list()
+    assert sorted(path.name for path in Path().glob("out*")) == ["out.json"]

@@ -1,0 +1,190 @@
+"""A run that was killed goes on where it was, in its own folder; checkpoints are complete or not there."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fmstune.runs import checkpoints
+from fmstune.runs.checkpoints import About
+from tests import ROOT
+from tests.conftest import Result
+
+Run = Callable[..., Result]
+QUICK = (
+    "training.max_steps=4",
+    "training.save_strategy=steps",
+    "training.save_steps=1",
+    "training.per_device_train_batch_size=4",
+    "training.gradient_accumulation_steps=1",
+    "launcher.threads=1",
+    "data.max_rows=16",
+    "evaluation.max_rows=2",
+    "evaluation.max_new_tokens=4",
+    "peft=lora",
+)
+
+
+MADE: list[tuple[Path, Result]] = []
+
+
+@pytest.fixture
+def finished(fmstune: Run, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A finished run of QUICK in the folder `run`; trained once, and copied from then on."""
+    if not MADE:
+        run = fmstune(*QUICK, "output_dir=run")
+        assert run.code == 0, run.err
+        kept = tmp_path_factory.mktemp("finished") / "run"
+        MADE.append((Path("run").rename(kept), run))
+    kept, run = MADE[0]
+    shutil.copytree(kept, "run")
+    return run
+
+
+def interrupted_after(step: int) -> None:
+    """Make of a finished run one that was killed after this step."""
+    for path in Path("run").glob("checkpoint-*"):
+        if int(path.name.rpartition("-")[2]) > step:
+            shutil.rmtree(path)
+    shutil.rmtree("run/model")
+    summary = json.loads(Path("run/summary.json").read_text())
+    kept = {key: summary[key] for key in ("name", "plan", "base")}
+    Path("run/summary.json").write_text(json.dumps({**kept, "status": "running", "error": None}))
+
+
+def test_the_same_command_goes_on_to_the_same_weights_and_lines(fmstune: Run, finished: Result) -> None:
+    before = finished.summary["base"]
+    weights = Path("run/model/adapter_model.safetensors").read_bytes()
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    interrupted_after(2)
+    again = fmstune(*QUICK, "output_dir=run")
+    assert again.code == 0, again.err
+    assert Path("run/model/adapter_model.safetensors").read_bytes() == weights
+    after = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in after if "loss" in line] == [line["loss"] for line in lines if "loss" in line]
+    assert (again.summary["steps"], again.summary["steps_here"]) == (4, 2)
+    assert "evaluating the base model" in finished.err and "evaluating the base model" not in again.err
+    assert again.summary["base"] == before
+
+
+def test_a_finished_run_is_said_to_be_so_and_not_touched(fmstune: Run, finished: Result) -> None:
+    before = {path: path.stat().st_mtime_ns for path in Path("run").rglob("*") if path.name != "job.yaml"}
+    again = fmstune(*QUICK, "output_dir=run", "training.resume=auto")
+    assert again.code == 0
+    assert "this run is finished already, and nothing is left to do" in again.err
+    assert "finished: run" in again.out
+    after = {path: path.stat().st_mtime_ns for path in Path("run").rglob("*") if path.name != "job.yaml"}
+    assert after == before
+
+
+def test_without_a_complete_checkpoint_it_starts_afresh_in_place(fmstune: Run, finished: Result) -> None:
+    weights = Path("run/model/adapter_model.safetensors").read_bytes()
+    interrupted_after(1)
+    Path("run/checkpoint-1", checkpoints.MARKER).unlink()
+    (Path("run") / checkpoints.SAVING / "checkpoint-2").mkdir(parents=True)
+    again = fmstune(*QUICK, "output_dir=run")
+    assert again.code == 0, again.err
+    assert again.summary["steps_here"] == 4
+    assert not (Path("run") / checkpoints.SAVING).exists()
+    assert Path("run/model/adapter_model.safetensors").read_bytes() == weights
+
+
+def test_a_run_that_was_killed_after_its_last_step_takes_no_further_one(fmstune: Run, finished: Result) -> None:
+    weights = Path("run/model/adapter_model.safetensors").read_bytes()
+    interrupted_after(4)
+    again = fmstune(*QUICK, "output_dir=run")
+    assert again.code == 0, again.err
+    assert (again.summary["steps"], again.summary["steps_here"]) == (4, 0)
+    assert Path("run/model/adapter_model.safetensors").read_bytes() == weights
+
+
+def test_another_job_is_refused_and_the_difference_named(fmstune: Run, finished: Result) -> None:
+    other = fmstune(*QUICK, "output_dir=run", "training.learning_rate=1e-4", "seed=1")
+    assert other.code == 2
+    assert "which is never overwritten; choose another (seed is 1 here and 42 there and 1 more)" in other.err
+
+
+def test_other_rows_a_step_are_refused_and_as_many_are_not(fmstune: Run, finished: Result) -> None:
+    interrupted_after(2)
+    more = fmstune(*QUICK, "output_dir=run", "training.gradient_accumulation_steps=2")
+    assert more.code == 2
+    assert "was made with 4 rows a step on 1 processes, and this is 8 on 1" in more.err
+    as_many = ("training.gradient_accumulation_steps=2", "training.per_device_train_batch_size=2")
+    assert fmstune(*QUICK, "output_dir=run", *as_many).code == 0
+
+
+def test_an_optimizer_of_fsdp_is_not_for_one_process() -> None:
+    made, here = About(2, 2, 8, sharded=True), About(0, 1, 8, sharded=False)
+    (problem,) = checkpoints.problems(Path("checkpoint-2"), made, here)
+    assert problem.startswith("launcher: checkpoint-2 was made with FSDP") and problem.endswith(
+        "go on with launcher=fsdp"
+    )
+
+
+def test_retention_keeps_the_newest_complete_ones(fmstune: Run) -> None:
+    run = fmstune(*QUICK, "output_dir=run", "training.save_total_limit=2")
+    assert run.code == 0, run.err
+    assert sorted(path.name for path in Path("run").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+    assert checkpoints.newest(Path("run")) == Path("run/checkpoint-4")
+    assert checkpoints.about(Path("run/checkpoint-3")) == About(3, 1, 4, sharded=False)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Path:
+    """A disk of 24 MiB, in a mount namespace of the command that uses it."""
+    probe = subprocess.run(
+        ["unshare", "-m", "mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True, text=True
+    )
+    if probe.returncode != 0:
+        pytest.skip(f"a small disk needs mount namespaces: {probe.stderr.strip()}")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    return disk
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("filled", "steps", "said"),
+    [
+        (0, 4, "step 3: the checkpoint cannot be saved, as the disk of disk/run is full; checkpoint-2 is whole; "),
+        # two checkpoints find room, and the model does not
+        (3_200_000, 2, "the disk of disk/run is full; checkpoint-2 is whole; free space, and start the same command"),
+    ],
+)
+def test_a_full_disk_is_named_and_the_former_checkpoint_is_whole(
+    small_disk: Path, filled: int, steps: int, said: str
+) -> None:
+    script = Path(sys.executable).with_name("fmstune")
+    given = [*(word for word in QUICK if word != "peft=lora"), f"training.max_steps={steps}", "evaluation=none"]
+    inside = (
+        f"mount -t tmpfs -o size=24m none {small_disk}; head -c {filled} /dev/zero > disk/filler; "
+        f"{script} {' '.join(given)} output_dir=disk/run; code=$?; "
+        f"cat disk/run/checkpoint-2/{checkpoints.MARKER} disk/run/summary.json; ls -A disk/run; exit $code"
+    )
+    done = subprocess.run(["unshare", "-m", "bash", "-c", inside], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert '"step": 2' in done.stdout and '"status": "failed"' in done.stdout
+    left = done.stdout.rpartition("}\n")[2].split()
+    assert "checkpoint-2" in left
+    assert not [name for name in left if name.startswith((checkpoints.SAVING, ".model", "model"))]
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_change_nothing() -> None:
+    """Full and LoRA, one process and two under FSDP, and from two to one; `make soak` does it 20 times each."""
+    words = [sys.executable, str(ROOT / "tools" / "soak.py"), "--kills=2", "--steps=5"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert [line.partition(":")[0] for line in done.stdout.splitlines() if line.endswith(": the same")] == [
+        "full",
+        "lora",
+        "full-fsdp",
+        "lora-fsdp",
+        "changing",
+    ]

@@ -1,0 +1,128 @@
+"""Two machines: network namespaces with a cable between them, each with a host name of its own and a shared folder."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.cli.test_main import SCRIPT, wait_for
+from tests.conftest import FSDP_JOB
+
+PLACES = (f"fmstune-{os.getpid()}a", f"fmstune-{os.getpid()}b")
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+SETTINGS = ("launcher.num_machines=2", f"launcher.main_process_ip={ADDRESSES[0]}", "launcher.rdzv_timeout=60")
+
+
+def ip(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(["ip", *words], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[None]:
+    """Two namespaces that see each other and nothing else."""
+    if sys.platform != "linux" or shutil.which("ip") is None:
+        pytest.skip("two machines need network namespaces: Linux with iproute2")
+    added = ip("netns", "add", PLACES[0])
+    if added.returncode != 0:
+        pytest.skip(f"two machines need network namespaces: {added.stderr.strip()}")
+    try:
+        ip("netns", "add", PLACES[1])
+        ip("link", "add", "fmt-a", "netns", PLACES[0], "type", "veth", "peer", "name", "fmt-b", "netns", PLACES[1])
+        names = "127.0.0.1 localhost\n" + "".join(
+            f"{address} {place}\n" for address, place in zip(ADDRESSES, PLACES, strict=True)
+        )
+        for place, address in zip(PLACES, ADDRESSES, strict=True):
+            device = f"fmt-{place[-1]}"
+            ip("-n", place, "addr", "add", f"{address}/24", "dev", device)
+            for up in ("lo", device):
+                made = ip("-n", place, "link", "set", up, "up")
+                assert made.returncode == 0, made.stderr
+            hosts = Path("/etc/netns", place, "hosts")
+            hosts.parent.mkdir(parents=True, exist_ok=True)
+            hosts.write_text(names)
+        yield
+    finally:
+        for place in PLACES:
+            ip("netns", "del", place)
+            shutil.rmtree(Path("/etc/netns", place), ignore_errors=True)
+
+
+def machine(number: int, *words: str) -> "subprocess.Popen[str]":
+    """One host: its own network and host name."""
+    command = " ".join([str(SCRIPT), *FSDP_JOB, *SETTINGS, f"launcher.machine_rank={number}", *words])
+    script = f"hostname {PLACES[number]}; exec {command}"
+    return subprocess.Popen(
+        ["ip", "netns", "exec", PLACES[number], "unshare", "-u", "bash", "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def both(*words: str) -> list["subprocess.Popen[str]"]:
+    """Machine 0 and machine 1, which is there a little earlier."""
+    return [machine(number, *words) for number in (1, 0)][::-1]
+
+
+def ended(hosts: Sequence["subprocess.Popen[str]"]) -> list[str]:
+    """What two hosts say that run the job to its end."""
+    said = [host.communicate(timeout=200) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], said
+    return [out + err for out, err in said]
+
+
+def below(pid: int) -> list[int]:
+    """A process and all that it has started."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += below(int(child))
+    return found
+
+
+def summary(folder: str = "run") -> dict[str, Any]:
+    return json.loads(Path(folder, "summary.json").read_text())
+
+
+def assert_same_weights(two_processes: Path) -> None:
+    """Bit for bit those of two processes on one machine."""
+    hosts, one = (load_file(folder / "run/model/model.safetensors") for folder in (Path(), two_processes))
+    assert hosts.keys() == one.keys()
+    assert all(torch.equal(hosts[key], one[key]) for key in hosts)
+
+
+@pytest.mark.slow
+def test_a_lost_host_ends_the_other_and_both_go_on_to_what_one_host_does(network: None, two_processes: Path) -> None:
+    hosts = both()
+    wait_for(lambda: Path("run/checkpoint-6").is_dir() or hosts[0].poll() is not None, "a checkpoint", 150)
+    for pid in below(hosts[1].pid):
+        os.kill(pid, signal.SIGKILL)
+    _, err = hosts[0].communicate(timeout=90)
+    hosts[1].communicate(timeout=30)
+    assert hosts[0].returncode == 1, err
+    assert "has lost another one, on another machine" in err
+    assert "Traceback" not in err
+    assert summary()["status"] == "failed"
+    first, second = ended(both())
+    assert "finished: run" in first and "machine 1 ended" in second
+    made = summary()
+    assert made["status"] == "finished"
+    assert 0 < made["steps_here"] < made["steps"] == 24
+    assert len(set(made["weight_bytes_by_rank"])) == 1
+    assert_same_weights(two_processes)
+
+
+@pytest.mark.soak
+def test_two_hosts_without_a_mishap_do_what_two_processes_of_one_do(network: None, two_processes: Path) -> None:
+    ended(both())
+    assert_same_weights(two_processes)

@@ -1,0 +1,153 @@
+"""The configuration of a model: where it comes from, and what is refused before any weight is read."""
+
+import json
+
+import pytest
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from transformers import AutoConfig, PreTrainedConfig
+
+from fmstune.config.job import Model
+from fmstune.errors import UserError
+from fmstune.models.architecture import build_empty, configuration
+from tests.models.test_shapes import BIGCODE, TINY_LLAMA, config_of
+
+
+def test_a_folder_is_read(tmp_path):
+    AutoConfig.for_model(**TINY_LLAMA).save_pretrained(tmp_path)
+    config = configuration(Model(path=str(tmp_path), architecture=TINY_LLAMA))
+    assert (config.model_type, config.hidden_size) == ("llama", 32)
+
+
+def test_every_disagreement_between_folder_and_architecture_is_named(tmp_path):
+    AutoConfig.for_model(**TINY_LLAMA, rope_theta=500.0).save_pretrained(tmp_path)
+    other = {**TINY_LLAMA, "hidden_size": 64, "vocab_size": 99, "rope_theta": 500.0}
+    with pytest.raises(UserError) as error:
+        configuration(Model(path=str(tmp_path), architecture=other))
+    assert error.value.problems == (
+        f"model.architecture.hidden_size is 64, but {tmp_path} has 32; correct it",
+        f"model.architecture.vocab_size is 99, but {tmp_path} has 100; correct it",
+    )
+
+
+def test_an_alias_of_the_architecture_is_compared_too(tmp_path):
+    AutoConfig.for_model(**BIGCODE).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"model\.architecture\.num_hidden_layers is 3, but .* has 2"):
+        configuration(Model(path=str(tmp_path), architecture={"model_type": "gpt_bigcode", "num_hidden_layers": 3}))
+
+
+ARCHITECTURES = [
+    ({"hidden_size": 64}, "model.architecture: model_type is missing; add the transformers name, such as llama"),
+    ({"model_type": "lama"}, "transformers knows no 'lama'; did you mean 'llama'?"),
+    ({"model_type": "llama", "hiden_size": 64}, "model.architecture.hiden_size: llama has no such value; did you mean"),
+    ({"model_type": "llama", "hidden_size": "big"}, "Field 'hidden_size' expected int, got str (value: 'big')"),
+    ({"model_type": "t5"}, "(t5) is no causal language model"),
+    (
+        {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
+        "holds a BertForMaskedLM, but tuning needs a BertLM",
+    ),
+    ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "needs a LlamaForCausalLM"),
+]
+
+
+@pytest.mark.parametrize(("architecture", "message"), ARCHITECTURES)
+def test_an_architecture_that_cannot_be_tuned_is_refused(architecture, message):
+    with pytest.raises(UserError) as error:
+        config_of(architecture)
+    (problem,) = error.value.problems
+    assert message in problem
+
+
+FOLDERS = [
+    (None, "has no config.json; give the folder that save_pretrained wrote"),
+    ("{", "config.json is not JSON"),
+    ('{"hidden_size": 4}', "names no model_type"),
+    ('{"model_type": "lama"}', "unknown to this transformers; did you mean 'llama'?"),
+    ('{"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}', "needs code of its own (mine.Config)"),
+    (
+        '{"model_type": "gpt2", "architectures": ["GPT2LMHeadCustomModel"], "auto_map": {"AutoConfig": "m.C"}}',
+        "needs code of its own (m.C), and fmstune runs none from a model",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), FOLDERS)
+def test_a_folder_that_cannot_be_loaded_is_refused(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError) as error:
+        configuration(Model(path=str(tmp_path)))
+    (problem,) = error.value.problems
+    assert message in problem
+
+
+def test_code_beside_an_architecture_of_transformers_is_left_alone(tmp_path):
+    AutoConfig.for_model(**TINY_LLAMA, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["auto_map"] = {"AutoConfig": "mine.Config"}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert configuration(Model(path=str(tmp_path))).hidden_size == 32
+
+
+def test_a_missing_folder_is_not_looked_for_on_the_hub():
+    with pytest.raises(UserError, match=r"model\.path: there is no folder /nowhere/model"):
+        configuration(Model(path="/nowhere/model"))
+
+
+def test_what_is_neither_a_folder_nor_a_hub_id_is_refused():
+    with pytest.raises(UserError, match=r"a/b/c is neither a folder nor a hub id"):
+        configuration(Model(path="a/b/c"))
+
+
+def test_without_the_hub_an_architecture_is_advised(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"cache nor can the hub be reached; give a folder, or model\.architecture"):
+        configuration(Model(path="nobody/nothing-of-the-kind"))
+
+
+def hub_error(kind):
+    """As transformers raises it: an OSError whose cause is the hub's own error."""
+    error = OSError("long text of transformers")
+    error.__cause__ = kind.__new__(kind)
+    return error
+
+
+HUB = [
+    (GatedRepoError, "x/y is gated; accept its terms at https://huggingface.co/x/y and log in with `hf auth login`"),
+    (RepositoryNotFoundError, "neither a folder nor a hub model is named x/y; if private, `hf auth login` first"),
+    (RevisionNotFoundError, "model.revision: x/y has no revision 'v9'"),
+    (HfHubHTTPError, "can the hub be reached"),
+]
+
+
+@pytest.mark.parametrize(("kind", "message"), HUB)
+def test_each_refusal_of_the_hub_has_its_own_message(monkeypatch, kind, message):
+    def refuse(*_, **__):
+        raise hub_error(kind)
+
+    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", refuse)
+    with pytest.raises(UserError) as error:
+        configuration(Model(path="x/y", revision="v9"))
+    (problem,) = error.value.problems
+    assert message in problem
+
+
+# targets
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("[]", "holds a list; a configuration is a JSON object"),
+        (json.dumps({**TINY_LLAMA, "num_attention_heads": 3}), "has values that transformers refuses"),
+        (json.dumps({**TINY_LLAMA, "hidden_size": "x"}), "has values that transformers refuses"),
+    ],
+)
+def test_values_that_fit_no_configuration_are_the_users_error(tmp_path, values, message):
+    (tmp_path / "config.json").write_text(values)
+    with pytest.raises(UserError, match=message):
+        configuration(Model(path=str(tmp_path)))
+
+
+def test_values_that_make_no_model_are_the_users_error():
+    with pytest.raises(UserError, match="the configuration makes no llama model"):
+        build_empty(config_of({**TINY_LLAMA, "vocab_size": 10, "pad_token_id": 50}))

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks run, each alone, and their page says what it should; how long anything takes is not asserted."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pairs
+import results
+from results import Figure, Section
+from tests import ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_a_childs_seconds_memory_and_output_are_its_own() -> None:
+    # from a process as small as a benchmark's: Linux counts what a parent held when it forked
+    code = (
+        f"import json, sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import pairs\n"
+        "idle = pairs.run([sys.executable, '-c', \"import time; time.sleep(1); print('done')\"])\n"
+        "work = \"x = bytearray(200_000_000); x[::4096] = b'1' * len(x[::4096]); sum(range(3_000_000))\"\n"
+        "busy = pairs.run([sys.executable, '-c', work])\n"
+        "print(json.dumps([idle.out, idle.wall, idle.cpu, busy.peak - idle.peak]))"
+    )
+    done = subprocess.run(python(code), capture_output=True, text=True, check=True)
+    out, wall, cpu, more = json.loads(done.stdout)
+    assert out == "done\n"
+    assert wall > 1 > cpu
+    assert more > 150_000_000
+
+
+def test_memory_and_time_of_a_childs_own_children_count() -> None:
+    inner = "x = bytearray(200_000_000); x[::4096] = b'1' * len(x[::4096])"
+    child = pairs.run(python(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}], check=True)"))
+    assert child.peak > 150_000_000
+
+
+def test_a_line_of_the_watched_file_is_a_moment(tmp_path: Path) -> None:
+    code = f"import time\nfor n in range(3):\n  time.sleep(.1); print('x', file=open({str(tmp_path / 'f')!r}, 'a'))"
+    child = pairs.run(python(f"{code}\ntime.sleep(1)"), watched=tmp_path / "f")
+    first, second, third = child.lines
+    assert first > 0.1 and second > 0.2 and third > 0.3
+    # and not only when the child has ended
+    assert third < child.wall - 0.5
+
+
+def test_a_child_that_fails_is_no_figure() -> None:
+    with pytest.raises(RuntimeError, match=r"exited with 3\n(.|\n)*why"):
+        pairs.run(python("import sys; print('why', file=sys.stderr); sys.exit(3)"))
+
+
+def test_both_sides_have_the_same_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    env = pairs.environment()
+    assert (env["OMP_NUM_THREADS"], env["RAYON_NUM_THREADS"], env["OMP_WAIT_POLICY"]) == ("3", "3", "passive")
+
+
+def test_each_side_goes_first_in_every_other_pair() -> None:
+    order: list[str] = []
+    made = pairs.interleave(lambda: order.append("a") or 1, lambda: order.append("b") or 2, 3)
+    assert "".join(order) == "abbaab"
+    assert made == [(1, 2)] * 3
+
+
+def test_each_of_several_sides_goes_first_in_its_turn() -> None:
+    order: list[str] = []
+    made = pairs.rounds({name: lambda name=name: order.append(name) or name for name in "abc"}, 3)
+    assert "".join(order) == "abcbcacab"
+    assert made == [{"a": "a", "b": "b", "c": "c"}] * 3
+
+
+@pytest.mark.parametrize(
+    ("figure", "row"),
+    [
+        (
+            Figure("x", pairs.spread([1.0, 3.0, 2.0]), 2.0, "1 s against 2 s"),
+            "| x | 2.000 | 1.000 to 3.000 | 3 | ≤ 2 | yes | 1 s against 2 s |",
+        ),
+        (Figure("x", pairs.spread([2.5]), 2.0), "| x | 2.500 | 2.500 to 2.500 | 1 | ≤ 2 | **no** |  |"),
+        (
+            Figure("x", pairs.spread([0.97]), 0.98, at_least=True),
+            "| x | 0.970 | 0.970 to 0.970 | 1 | ≥ 0.98 | **no** |  |",
+        ),
+        (Figure("x", pairs.spread([0.5])), "| x | 0.500 | 0.500 to 0.500 | 1 |  |  |  |"),
+    ],
+)
+def test_a_figure_stands_beside_its_bar(figure: Figure, row: str) -> None:
+    assert results.table(Section("t", "a", [figure])).splitlines()[-1] == row
+
+
+def test_the_page_says_when_and_on_what_and_names_no_machine() -> None:
+    import platform
+
+    page = results.document([results.dated(Section("Title", "about", []), 0.5)])
+    for part in (
+        "Measured on 2",
+        "cores",
+        "GiB of memory",
+        "threads",
+        "load 0.5",
+        "torch 2",
+        "transformers 5",
+        "trl 1",
+    ):
+        assert part in page
+    assert platform.node() not in page
+    assert str(Path.home()) not in page
+
+
+def test_a_benchmark_alone_replaces_its_own_table_and_keeps_the_others() -> None:
+    one, two, again = (results.dated(Section(title, about, []), 0) for title, about in ("1a", "2b", "1c"))
+    page = results.document([one, two])
+    kept = results.sections_of(page)
+    assert kept == {"1": one, "2": two}
+    assert results.document((kept | {"1": again}).values()) == page.replace(one, again)
+
+
+def test_figures_of_other_versions_are_not_put_beside_new_ones() -> None:
+    page = results.document([]).replace("torch 2", "torch 1")
+    with pytest.raises(ValueError, match="measure all"):
+        results.sections_of(page)
+
+
+def quick(script: str, *flags: str) -> dict[str, list[str]]:
+    """Try a script out; what it measured, by the headings of its tables."""
+    words = [sys.executable, str(BENCHMARKS / script), "--quick", *flags]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == 0, done.stderr
+    sections = re.split(r"^## ", done.stdout, flags=re.MULTILINE)[1:]
+    return {
+        section.splitlines()[0]: [line.split("|")[1].strip() for line in section.splitlines() if line[:1] == "|"][2:]
+        for section in sections
+    }
+
+
+def test_one_alone() -> None:
+    assert quick("startup.py") == {"Start": ["wall clock", "CPU time"]}
+
+
+@pytest.mark.slow
+def test_those_that_prepare_rows() -> None:
+    assert quick("run_all.py", "preparation", "packed_rows") == {
+        "Preparation": [
+            "300 rows of JSON lines",
+            "SFTTrainer, the same rows",
+            *(f"memory, {suffix}: most rows over fewest" for suffix in ("jsonl", "parquet", "arrow")),
+        ],
+        "Positions that hold a token": ["tokens over positions, packed", "tokens over positions, padded"],
+    }
+
+
+@pytest.mark.soak
+def test_those_that_train() -> None:
+    step, memory = "tiny_llama, full: step", "tiny_llama, full: memory"
+    assert quick("run_all.py", "first_step", "step", "launching", "sweep") == {
+        "Time to the first step": ["nothing in the cache"],
+        "Step time and memory": [step, f"{step} of plain SFTTrainer", memory, f"{memory} of plain SFTTrainer"],
+        "Launching": ["to the first step, over bare torchrun"],
+        "Sweeps": ["a sweep, over the training of its points", "a sweep, over separate runs"],
+    }
+
+
+def test_every_benchmark_is_tried_here_and_is_part_of_make_bench() -> None:
+    scripts = {path.stem for path in BENCHMARKS.glob("*.py")} - {"pairs", "results", "run_all", "subjects"}
+    assert scripts == {"first_step", "launching", "packed_rows", "preparation", "startup", "step", "sweep"}
+    run_all = (BENCHMARKS / "run_all.py").read_text()
+    assert all(f"import {script}\n" in run_all for script in scripts)

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documents say what is true: their commands run, their tables are fresh, their links lead somewhere."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from fmstune.cli import arguments
+from fmstune.config.verbs import Verb
+from tests import ROOT
+from tests.conftest import Result
+
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+TEXT_SUFFIXES = {".cfg", ".md", ".py", ".svg", ".toml", ".txt", ".yaml", ".yml"}
+COMMANDS_AT_LEAST = 40
+PIP_LINES = (
+    "pip install .",
+    *(
+        f"pip install '.[{extra}]'"
+        for extra in (
+            "dev",
+            "docs",
+            "flash-attn",
+            "quant",
+            "aim",
+            "eval",
+            "fms",
+            "tensorboard",
+            "mlflow",
+            "wandb",
+            "trackio",
+            "slurm",
+            "sweep",
+        )
+    ),
+)
+SHELL_LINES = ('eval "$(fmstune --shell-completion install=bash)"',)
+SMALL = ("data.max_rows=8", "evaluation.max_rows=2", "evaluation.max_new_tokens=4")
+"""Appended to a command that trains, with `training.max_steps`."""
+
+
+class Block(NamedTuple):
+    """A fenced block, and the line of text before it."""
+
+    language: str
+    text: str
+    before: str
+
+
+def blocks(path: Path) -> list[Block]:
+    found: list[Block] = []
+    before, language, inside = "", None, list[str]()
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if language is not None and line == "```":
+            found.append(Block(language, "\n".join(inside) + "\n", before))
+            language, inside, before = None, [], ""
+        elif language is not None:
+            inside.append(line)
+        elif line.startswith("```"):
+            language = line.removeprefix("```")
+        elif line:
+            before = line
+    return found
+
+
+def lines(path: Path) -> list[str]:
+    """The command lines of the bash blocks, in order."""
+    code = [block.text for block in blocks(path) if block.language == "bash"]
+    return [line for text in code for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def commands(path: Path) -> list[str]:
+    return [line for line in lines(path) if line.startswith("fmstune")]
+
+
+def starts_processes_once_more(line: str, path: Path) -> bool:
+    """Whether an earlier document holds the same line, and its processes and what they import take seconds."""
+    earlier = DOCUMENTS[: DOCUMENTS.index(path)]
+    return "launcher.num_processes=2" in line and any(line in commands(other) for other in earlier)
+
+
+def python_blocks(path: Path) -> list[str]:
+    return [block.text for block in blocks(path) if block.language == "python"]
+
+
+WITH_COMMANDS = [path for path in DOCUMENTS if commands(path)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the documents name; those that they show are taken from them."""
+    for path in DOCUMENTS:
+        for block in blocks(path):
+            named = re.search(r"`([\w./]+)`:$", block.before)
+            if named and block.language in ("yaml", "json", "python", "jinja", "text"):
+                file = tmp_path / named[1]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(block.text, encoding="utf-8")
+    alpaca = [{"instruction": f"Add 1 to {n}.", "input": "", "output": str(n + 1)} for n in range(100)]
+    (tmp_path / "alpaca.json").write_text(json.dumps(alpaca))
+    (tmp_path / "tweets.csv").write_text("Tweet text,text_label\nlate again,complaint\nthanks,no complaint\n")
+    shutil.copytree(ROOT / "src" / "fmstune" / "assets" / "tiny_llama", tmp_path / "my_model")
+    # the runner of a real command imports a format from the folder that it starts in
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def small(line: str) -> list[str]:
+    """The words of a command, made to take seconds.
+
+    A command that would train a model of gigabytes is run as `check`: its weights are not here.
+    """
+    words = shlex.split(line)[1:]
+    typed = arguments.parse(words)
+    stops = typed.help or typed.version or "--cfg" in words
+    if typed.verb is not Verb.train or stops:
+        return words
+    if any(name in line for name in ("llama2_", "model=gpt_bigcode", "model=santacoder")):
+        return ["check", *words]
+    # a checkpoint of a short run is after its first step
+    words = [re.sub(r"checkpoint-\d+", "checkpoint-1", word) for word in words]
+    steps = 2 if "training.resume" in line else 1
+    return [*words, f"training.max_steps={steps}", *SMALL]
+
+
+def is_sweep(line: str) -> bool:
+    return "-m" in shlex.split(line)
+
+
+def outputs(path: Path) -> Iterator[tuple[str, str]]:
+    """The blocks after `<!-- output -->`, each with the command before it."""
+    last = ""
+    for block in blocks(path):
+        if block.language == "bash":
+            last = block.text.strip().splitlines()[-1]
+        elif block.before == "<!-- output -->":
+            yield last, block.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", WITH_COMMANDS, ids=lambda path: path.name)
+def test_the_commands_of_a_document_run(path: Path, folder: Path, fmstune: Callable[..., Result]) -> None:
+    shown = dict(outputs(path))
+    if path.name == "models.md":
+        run_python(path)
+    for line in commands(path):
+        if is_sweep(line) or starts_processes_once_more(line, path):
+            continue
+        result = fmstune(*small(line)) if "doctor" not in line else doctor(line)
+        assert result.code == 0, f"{line}\n{result.out}\n{result.err}"
+        if line in shown:
+            assert result.out == shown.pop(line), line
+    assert not shown
+    if path.name == "runs.md":
+        run_python(path)
+        assert (folder / "merged" / "model.safetensors").is_file()
+
+
+def run_python(path: Path) -> None:
+    """The Python of a document, as one program."""
+    names: dict[str, Any] = {}
+    for code in python_blocks(path):
+        exec(compile(code, str(path), "exec"), names)
+
+
+def doctor(line: str) -> Result:
+    """`doctor` has no runner: it is a module of its own."""
+    words = shlex.split(line)[2:]
+    done = subprocess.run(
+        [sys.executable, "-m", "fmstune.cli.doctor", *words], capture_output=True, text=True, check=False
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def test_the_documents_hold_as_many_commands_as_they_did() -> None:
+    assert sum(len(commands(path)) for path in DOCUMENTS) >= COMMANDS_AT_LEAST
+
+
+def test_the_sweeps_of_the_documents_are_these_and_are_read_as_sweeps() -> None:
+    sweeps = [line for path in DOCUMENTS for line in commands(path) if is_sweep(line)]
+    assert sweeps == [
+        "fmstune -m peft=lora,full training.learning_rate=1e-3,1e-2",
+        "fmstune -m peft=lora,full training.learning_rate=1e-3,1e-2 output_dir=sweep",
+        "fmstune -m peft=lora training.learning_rate=1e-3,5e-3,1e-2 seed=1,2,3 output_dir=rates",
+        "fmstune -m --resume rates",
+        "fmstune -m hydra/sweeper=optuna hydra.sweeper.n_trials=8 peft=lora"
+        " 'training.learning_rate=tag(log,interval(1e-4,1e-1))' 'peft.r=choice(4,8,16)' output_dir=search",
+        "fmstune -m --resume search hydra.sweeper.n_trials=12",
+        "fmstune -m hydra/launcher=joblib hydra.launcher.n_jobs=2 peft=lora seed=1,2,3,4 output_dir=seeds",
+    ]
+    for line in sweeps:
+        swept = arguments.swept_keys(shlex.split(line))
+        assert swept <= {"peft", "peft.r", "seed", "training.learning_rate"}
+        assert swept or "--resume" in line
+
+
+def test_other_command_lines_are_targets_of_the_makefile_or_listed_here() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    others = [line for path in DOCUMENTS for line in lines(path) if not line.startswith("fmstune")]
+    assert others
+    for line in others:
+        if line.startswith("make "):
+            assert re.search(rf"^{line.removeprefix('make ')}:", makefile, re.MULTILINE), line
+        else:
+            assert line in PIP_LINES + SHELL_LINES
+
+
+def test_the_extras_of_the_install_lines_exist() -> None:
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {found for line in PIP_LINES for found in re.findall(r"\[([\w-]+)\]", line)} == set(extras)
+
+
+def test_the_page_on_installing_has_every_extra() -> None:
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    table = (ROOT / "docs" / "install.md").read_text(encoding="utf-8").partition("| extra |")[2].partition("```")[0]
+    first_column = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    assert {name for cell in first_column for name in re.findall(r"`([\w-]+)`", cell)} == set(extras)
+
+
+def test_python_of_the_documents_compiles() -> None:
+    codes = [(path, code) for path in DOCUMENTS for code in python_blocks(path)]
+    assert len(codes) >= 5
+    for path, code in codes:
+        compile(code, str(path), "exec")
+
+
+def test_generated_tables_are_fresh() -> None:
+    tool = [sys.executable, str(ROOT / "tools" / "make_docs.py"), "--check"]
+    done = subprocess.run(tool, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_relative_links_resolve() -> None:
+    count = 0
+    for path in DOCUMENTS:
+        text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if "://" in target:
+                continue
+            count += 1
+            file, _, anchor = target.partition("#")
+            place = path.parent / file if file else path
+            assert place.exists(), f"{path.name}: {target}"
+            assert not anchor or anchor in anchors(place), f"{path.name}: {target}"
+    assert count >= 14
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that a renderer gives the headings."""
+    heads = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def test_no_text_of_the_repository_holds_a_path_of_this_machine() -> None:
+    general = {"/", "/home", "/opt", "/srv", "/tmp", "/usr"}
+    places = {str(ROOT), str(ROOT.parent), str(Path.home())} - general
+    files = [path for path in repository_files() if path.suffix in TEXT_SUFFIXES or path.name == "Makefile"]
+    assert len(files) > 50
+    holding = [
+        f"{path.relative_to(ROOT)}: {place}"
+        for path in files
+        for place in places
+        if re.search(rf"{re.escape(place)}(?![\w-])", path.read_text(encoding="utf-8", errors="replace"))
+    ]
+    assert holding == []
+
+
+def repository_files() -> list[Path]:
+    """The project's own folders; environments, caches and builds are not its text."""
+    folders = ("benchmarks", "conf", "docs", "examples", "scripts", "src", "tests", "tools")
+    inside = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    return [path for path in (*ROOT.iterdir(), *inside) if path.is_file() and "egg-info" not in str(path)]
+
+
+def test_a_shipped_name_wins_over_the_same_name_in_a_users_folder(
+    tmp_path: Path, fmstune: Callable[..., Result]
+) -> None:
+    """As docs/extending.md and docs/job.md say."""
+    for name in ("tiny_llama", "mine"):
+        file = tmp_path / "my_conf" / "model" / f"{name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("# A user's own.\npath: ./elsewhere\n")
+    shown = ("--config-dir", "my_conf", "--cfg", "job", "--package", "model.path")
+    assert fmstune(*shown, "model=tiny_llama").out.splitlines()[-1] == "package:tiny_llama"
+    assert fmstune(*shown, "model=mine").out.splitlines()[-1] == "./elsewhere"

@@ -1,0 +1,85 @@
+"""A document as a page, as Markdown and for a terminal: nothing leaves its place, whatever it holds."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from fmstune.runs.report import html_page
+from fmstune.runs.report.document import Cell, Command, Document, Example, More, Section, Table, Text, number, word
+
+HOSTILE = ["</td></pre></dd><script>alert(1)</script>", "a|b`c*d_e", "```\n# head", "&amp; <!-- \"'", "\ud800"]
+
+
+def document(text: str) -> Document:
+    table = Table((text, "n"), [[Cell(text), number(2.0)], [Cell(""), number(None)]], sortable=True, first=True)
+    blocks = (Text(text, strong=True), Command(text), table, Example(text, [(text, text)]), More(text, [Text(text)]))
+    return Document(text, text, text, [Section(text, blocks)])
+
+
+class Tags(HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag == "wbr":
+            return
+        self.seen.append(tag)
+        if tag not in ("meta", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_text_leaves_its_element(text: str) -> None:
+    tags = Tags(html_page.page(document(text)))
+    assert tags.open == []
+    assert tags.seen == Tags(html_page.page(document("plain"))).seen
+
+
+def test_the_page_may_load_nothing_and_run_its_own_script_alone() -> None:
+    page = html_page.page(document("x"))
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]+)"', page)
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-")
+    assert not re.search(r"(?:src|href)=(?![\"']?data:)|url\((?!#)|@import|https?:", page)
+
+
+@pytest.mark.parametrize("text", HOSTILE[:4])
+def test_markdown_keeps_its_tables_and_fences(text: str) -> None:
+    written = html_page.markdown(document(text))
+    rows = [line for line in written.splitlines() if line.startswith("| ")]
+    assert len(rows) == 4
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3}
+    fences = re.findall(r"^(`{3,})(?:text)?$", written, re.MULTILINE)
+    assert fences.count(max(fences, key=len)) % 2 == 0
+
+
+def test_columns_of_numbers_stand_right_and_are_aligned_for_a_terminal() -> None:
+    table = Table(("name", "value"), [[Cell("a"), number(1234567)], [Cell("bc"), number(None)]])
+    shown = html_page.terminal(Document("t", "s", "p", [Section("S", [table])]))
+    assert shown.splitlines()[-4:] == ["name      value", "───────────────", "a     1,234,567", "bc            –"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (float("nan"), "–"), (3, "3"), (1234567, "1,234,567"), (0.000123456, "0.0001235"), (2.0, "2")],
+)
+def test_numbers_are_short(value: float | None, text: str) -> None:
+    assert number(value).text == text
+
+
+def test_a_word_that_is_a_number_is_sorted_as_one() -> None:
+    assert word(3) == Cell("3", 3.0)
+    assert word("x") == Cell("x")
+
+
+def test_a_long_name_is_broken_between_its_words_and_a_number_never() -> None:
+    table = Table(("tuned.exact_match",), [[Cell("0-learning_rate=0.001,a&b_c")], [Cell("x")]])
+    page = html_page.page(Document("t", "s", "p", [Section("S", [table])]))
+    assert "tuned.<wbr>exact_<wbr>match</th>" in page
+    assert "<td>0-learning_<wbr>rate=<wbr>0.001,a&amp;b_<wbr>c</td>" in page

@@ -1,0 +1,50 @@
+"""What a report says of several runs: each chart of a setting fits how its values were chosen."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from fmstune.runs.report import sweep_report
+from fmstune.runs.report.document import Charts, Document, Text
+from fmstune.runs.records import Run
+from fmstune.runs.settings import Metric
+
+LOSS = Metric("train_loss", smaller=True)
+
+
+def run(loss: float, seed: int = 1, **job: float) -> Run:
+    summary = {"status": "finished", "train_loss": loss}
+    words = [f"{name}={value}" for name, value in job.items()]
+    return Run(Path("runs/x"), {"name": "x", "seed": seed, **job}, summary, [], {}, {}, words, [])
+
+
+def document(runs: Sequence[Run]) -> Document:
+    return sweep_report.document(Path("runs"), runs, LOSS)
+
+
+def charts(runs: Sequence[Run]) -> list[str]:
+    (section,) = [section for section in document(runs).sections if section.title == "Each setting"]
+    (block,) = [block for block in section.blocks if isinstance(block, Charts)]
+    return list(block.pictures)
+
+
+def test_a_grid_has_a_line_for_each_choice_of_the_other_settings() -> None:
+    grid = [run(loss, a=a, b=b) for loss, a, b in ((1.0, 1, 1), (2.0, 1, 2), (3.0, 2, 1), (4.0, 2, 2))]
+    by_a, by_b = charts(grid)
+    assert (">b=1<" in by_a, ">b=2<" in by_a, ">a=1<" in by_b, ">a=2<" in by_b) == (True, True, True, True)
+
+
+def test_a_search_has_no_line_from_one_point_to_the_next() -> None:
+    """Its neighbours differ in the other settings too; of a setting with few values, the best of each counts."""
+    chosen = ((3.0, 0.1, 1, 7), (1.0, 0.3, 2, 5), (2.0, 0.5, 1, 6), (4.0, 0.7, 2, 9))
+    by_a, by_b, by_c = charts([run(loss, a=a, b=b, c=c) for loss, a, b, c in chosen])
+    for picture in (by_a, by_c):
+        assert ">each setting<" in picture
+    assert ">best of each value; dots are all runs<" in by_b
+
+
+def test_seeds_alone_are_no_choice_to_be_best() -> None:
+    (result, *_) = document([run(1.0, seed=1), run(2.0, seed=2)]).sections
+    first = result.blocks[0]
+    assert isinstance(first, Text)
+    assert re.fullmatch(r"Train loss 1\.5 ± 0\.71 over 2 seeds", first.text)
