@@ -297,7 +297,7 @@ def test_a_runner_that_is_killed_is_recorded_by_its_parent() -> None:
 
 def test_the_parent_starts_fast_because_it_imports_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom fmstune import cli\n"
+        "import sys\nfrom fmstune.cli import main as cli\n"
         "try:\n    cli.run(['--cfg', 'job'])\nfinally:\n"
         "    print([m for m in ('torch', 'transformers', 'trl', 'peft', 'datasets', 'pyarrow') if m in sys.modules])"
     )

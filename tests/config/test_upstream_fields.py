@@ -87,8 +87,9 @@ def test_a_class_that_is_not_there_is_named() -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys; from fmstune import cli, upstream; upstream.fields_of('trl.SFTConfig');"
-        "upstream.fields_of('peft.LoraConfig');"
+        "import sys; from fmstune.cli import main; from fmstune.config import upstream_fields;"
+        "upstream_fields.fields_of('trl.SFTConfig');"
+        "upstream_fields.fields_of('peft.LoraConfig');"
         "print([m for m in ('torch', 'transformers', 'trl', 'peft', 'datasets', 'accelerate') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -556,14 +556,14 @@ def test_a_damaged_entry_that_another_process_puts_away_meanwhile_is_replaced(
 WRITER = """
 import sys, time
 from pathlib import Path
-from fmstune import data
-from fmstune.job import Data
+from fmstune.data import dataset
+from fmstune.config.job import Data
 from tests.tokenizers_for_tests import gpt2_style
 tokenizer = gpt2_style()
 Path(sys.argv[1]).touch()
 while not Path("go").exists():
     time.sleep(0.005)
-prepared = data.prepare(Data(format={format!r}, train="train.jsonl"), tokenizer, 42)
+prepared = dataset.prepare(Data(format={format!r}, train="train.jsonl"), tokenizer, 42)
 print(len(prepared.train), prepared.train[4999]["labels"][-1], prepared.ledger.rows_trained)
 """
 
@@ -675,7 +675,7 @@ def test_a_scan_finds_what_preparing_would_find() -> None:
 
 def test_a_scan_needs_neither_torch_nor_datasets() -> None:
     code = (
-        "import sys; from fmstune import cache, data; cache.size();"
+        "import sys; from fmstune import cache; from fmstune.data import dataset; cache.size();"
         "print(sorted({'torch', 'datasets', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -83,7 +83,7 @@ def test_a_format_that_returns_no_segments_is_a_problem(made: Any) -> None:
     def broken(row: Mapping[str, Any]) -> Any:
         return made
 
-    with pytest.raises(RowProblem, match=r"must return a list of fmstune\.formats\.Segment"):
+    with pytest.raises(RowProblem, match=r"must return a list of fmstune\.data\.formats\.Segment"):
         format_loading.formatted(broken, {})
 
 

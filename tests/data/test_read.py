@@ -394,7 +394,7 @@ def test_json_lines_are_read_with_little_memory() -> None:
 
 def test_the_check_before_a_run_needs_neither_torch_nor_datasets() -> None:
     code = (
-        "import sys; from fmstune import rows; rows.files('package:complaints/train.jsonl', 'data.train');"
+        "import sys; from fmstune.data import read; read.files('package:complaints/train.jsonl', 'data.train');"
         "print(sorted({'torch', 'datasets', 'pyarrow', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

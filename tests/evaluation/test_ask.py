@@ -139,7 +139,7 @@ def test_a_format_of_the_users_own_asks_in_its_words(
     fmstune: Fmstune, rows_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = """
-from fmstune.formats import Segment
+from fmstune.data.formats import Segment
 
 def stars(row, *, text_field, response_template):
     return [Segment(f"Review: {row['review']} Stars:", trained=False), Segment(" 5", trained=True)]

@@ -65,7 +65,7 @@ def test_the_cause_is_recorded_over_what_followed_from_it(
 
 def test_the_agent_lives_on_when_it_names_itself_to_its_ranks() -> None:
     code = (
-        "import os, time; from fmstune import parent; parent.watch(lambda: None); "
+        "import os, time; from fmstune.launch import parent; parent.watch(lambda: None); "
         f"os.environ['{PARENT}'] = str(os.getpid()); time.sleep(0.6); print('alive')"
     )
     env = {**os.environ, PARENT: str(os.getpid())}

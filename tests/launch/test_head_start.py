@@ -53,7 +53,7 @@ def test_it_is_for_the_agent_only_and_once() -> None:
 def test_the_agent_is_told_its_words_and_its_environment(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     code = (
-        "import json, os, sys; from fmstune import head_start\n"
+        "import json, os, sys; from fmstune.launch import head_start\n"
         "words = head_start.wait(int(sys.argv[1]))\n"
         "print(json.dumps([words, dict(os.environ)]))"
     )
@@ -76,7 +76,8 @@ def test_one_that_was_ended_by_others_is_not_taken() -> None:
 
 
 def test_it_does_not_outlive_a_parent_that_is_killed() -> None:
-    code = "from fmstune import head_start; head_start.give(); print(head_start._waiting[0].process.pid, flush=True)\n"
+    code = "from fmstune.launch import head_start; head_start.give()\n"
+    code += "print(head_start._waiting[0].process.pid, flush=True)\n"
     code += "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     end = time.monotonic() + 60

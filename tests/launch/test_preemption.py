@@ -60,7 +60,7 @@ def test_a_notice_is_kept_until_the_next_run(number: signal.Signals, monkeypatch
 def test_a_notice_waits_until_a_process_that_was_just_started_can_take_it(saves: bool, code: int) -> None:
     """One that saves nothing ends at once then."""
     child = (
-        "import sys, time; from fmstune import errors, parent, preemption; time.sleep(1)\n"
+        "import sys, time; from fmstune import errors; from fmstune.launch import parent, preemption; time.sleep(1)\n"
         f"try: parent.interrupt_once(saves={saves})\n"
         f"except errors.Preempted: sys.exit({preemption.CODE})\n"
         "sys.exit(not preemption.given())"
@@ -70,8 +70,8 @@ def test_a_notice_waits_until_a_process_that_was_just_started_can_take_it(saves:
 
 
 def test_a_notice_between_two_processes_is_for_the_next_one() -> None:
-    child = "import sys; from fmstune import parent, preemption; parent.interrupt_once(saves=True); sys.exit(3)"
-    waits = "import time; from fmstune import parent, preemption; parent.interrupt_once(saves=True)\n"
+    child = "import sys; from fmstune.launch import parent, preemption; parent.interrupt_once(saves=True); sys.exit(3)"
+    waits = "import time; from fmstune.launch import parent, preemption; parent.interrupt_once(saves=True)\n"
     waits += "while not preemption.given(): time.sleep(0.02)"
     with preemption.kept_back():
         assert subprocesses.start([sys.executable, "-c", child], os.environ) == 3
@@ -81,7 +81,7 @@ def test_a_notice_between_two_processes_is_for_the_next_one() -> None:
 
 
 def test_what_a_shell_starts_may_be_given_notice_at_once_too() -> None:
-    child = "import time; from fmstune import parent, preemption; parent.interrupt_once(saves=True)\n"
+    child = "import time; from fmstune.launch import parent, preemption; parent.interrupt_once(saves=True)\n"
     child += "while not preemption.given(): time.sleep(0.02)"
     process = subprocess.Popen(
         ["bash", "-c", 'trap "" TERM; echo; exec "$@"', "rank", *KEPT_BACK, sys.executable, "-c", child],

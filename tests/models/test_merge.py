@@ -263,8 +263,8 @@ def test_merging_takes_the_memory_of_the_model_and_a_shard(tmp_path: Path) -> No
     lora(tmp_path / "one", base, seed=1, r=2, targets="all-linear")
     code = f"""
 import re, threading, time
-from fmstune import merging
-from fmstune.request import Merge
+from fmstune.models import merge
+from fmstune.config.requests import Merge
 
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
@@ -276,7 +276,7 @@ def look():
         peak = max(peak, anonymous())
 thread = threading.Thread(target=look)
 thread.start()
-merging.run(Merge(model=({str(tmp_path / "one")!r},), out={str(tmp_path / "merged")!r}, max_shard_size="20MB"))
+merge.run(Merge(model=({str(tmp_path / "one")!r},), out={str(tmp_path / "merged")!r}, max_shard_size="20MB"))
 done.set()
 thread.join()
 print(peak - before)

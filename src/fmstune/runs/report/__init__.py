@@ -1,0 +1,1 @@
+"""Run folders become a page, a text and a table; two runs are compared."""
