@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fmstune.runs import hashes, provenance
 from fmstune.config.job import Model
+from fmstune.runs import hashes, provenance
 from tests import small
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fmstune.runs import records
 from fmstune.errors import UserError
+from fmstune.runs import records
 
 
 def make(folder: Path, **files: str) -> Path:

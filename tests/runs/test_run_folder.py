@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fmstune.runs import run_folder
 from fmstune.errors import UserError
+from fmstune.runs import run_folder
 
 
 def test_json_is_replaced_as_a_whole_and_nothing_stays_beside_it(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from fmstune.runs import settings
 from fmstune.errors import UserError
+from fmstune.runs import settings
 from fmstune.runs.records import Run
 from fmstune.runs.settings import Column, Group, Metric
 

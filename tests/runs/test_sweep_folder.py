@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fmstune.runs import sweep_folder
 from fmstune.errors import UserError
+from fmstune.runs import sweep_folder
 from fmstune.runs.sweep_folder import Point
 
 GOOD = Point(

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fmstune.runs import run_folder
 from fmstune import tables
-from fmstune.errors import UserError
 from fmstune.config.job import ANSWERED
+from fmstune.errors import UserError
+from fmstune.runs import run_folder
 
 _NOTES = re.compile(r"platform|cpu|model_config_hash|packages\.huggingface-hub|environment\..*")
 """Facts that do not change a result by themselves, and are only shown.

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from fmstune import files as package_files
-from fmstune.runs.report import terminal
 from fmstune.config.job import FULL, Job, Source, sources
+from fmstune.runs.report import terminal
 
 FILE = "README.md"
 _UNKNOWN_LICENCE = "Not known: the base names none. Fill in `license` at the head of this file before you publish it."

@@ -1,6 +1,5 @@
 """`lock.json`: what a rerun would need to know to get the same result."""
 
-from fmstune import hardware
 import dataclasses
 import hashlib
 import os
@@ -17,12 +16,13 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from fmstune import __version__, files as package_files, ranks
-from fmstune.runs import hashes, run_folder
+from fmstune import __version__, hardware, ranks
+from fmstune import files as package_files
 from fmstune.config import secrets
+from fmstune.config.job import Attention, Backend, Job, Model, sources
 from fmstune.data import read
 from fmstune.errors import UserError
-from fmstune.config.job import Attention, Backend, Job, Model, sources
+from fmstune.runs import hashes, run_folder
 
 PACKAGES = (
     "accelerate",

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from fmstune.runs import sweep_folder, run_folder
-from fmstune.errors import UserError, raise_if_any
 from fmstune.config.compare_by import curve, figure
+from fmstune.errors import UserError, raise_if_any
+from fmstune.runs import run_folder, sweep_folder
 
 
 @dataclass(frozen=True)

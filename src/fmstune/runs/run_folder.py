@@ -1,6 +1,5 @@
 """What a run leaves: the names of its files, and writing them so that they are whole or not there."""
 
-from fmstune.signals import INTERRUPTING
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fmstune.errors import UserError
+from fmstune.signals import INTERRUPTING
 
 RUNS = "runs"
 """Where runs without an output_dir go."""

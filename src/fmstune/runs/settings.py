@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fmstune.errors import UserError, did_you_mean
-from fmstune.config.job import Direction
 from fmstune.config.compare_by import USUAL, direction_of
+from fmstune.config.job import Direction
+from fmstune.errors import UserError, did_you_mean
 from fmstune.runs.records import Run, flat
 from fmstune.runs.run_folder import FINISHED
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fmstune.config import compare_by as objective
-from fmstune.runs import run_folder
 from fmstune import tables
-from fmstune.errors import UserError
+from fmstune.config import compare_by as objective
 from fmstune.config.job import Direction, Job
+from fmstune.errors import UserError
+from fmstune.runs import run_folder
 
 FILE = "sweep.json"
 """What each point came to, in the sweep's folder."""

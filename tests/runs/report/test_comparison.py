@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from fmstune.runs.report import comparison, html_page
 from fmstune.runs.records import Run
+from fmstune.runs.report import comparison, html_page
 
 
 def run(name: str, losses: list[float], **lock: Any) -> Run:

@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from fmstune.runs.records import Run
 from fmstune.runs.report import sweep_report
 from fmstune.runs.report.document import Charts, Document, Text
-from fmstune.runs.records import Run
 from fmstune.runs.settings import Metric
 
 LOSS = Metric("train_loss", smaller=True)

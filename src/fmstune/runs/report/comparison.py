@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fmstune.runs.report import charts
-from fmstune.runs.report.document import Block, Cell, Charts, Document, Section, Table, Text, change, number
 from fmstune.config.compare_by import SCORES
 from fmstune.runs.records import Run, flat
+from fmstune.runs.report import charts
+from fmstune.runs.report.document import Block, Cell, Charts, Document, Section, Table, Text, change, number
 from fmstune.runs.settings import shown
 
 _DATA = ("data_hashes", "data_rows", "data_files", "tokens", "model_config_hash", "model_commits", "model_files")

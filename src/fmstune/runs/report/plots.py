@@ -1,4 +1,4 @@
-"""`loss.png`: the curve of a run, from its metrics file; while it trains, `python -m fmstune.runs.report.plots` draws it."""
+"""Draw `loss.png` from the metrics file of a run; also a command: `python -m fmstune.runs.report.plots`."""
 
 import json
 import os
@@ -10,7 +10,9 @@ from typing import Any
 
 def plot_loss(metrics: Path, picture: Path) -> None:
     """Train and evaluation loss by step; written aside and renamed, so that a viewer never sees half of it."""
-    from fmstune.runs.report import charts  # matplotlib takes a second to import, and a run has no use for it before its end
+    from fmstune.runs.report import (
+        charts,  # matplotlib takes a second to import, and a run has no use for it before its end
+    )
 
     place = aside(picture, os.getpid())
     try:

@@ -8,12 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fmstune.runs.report import comparison, run_report, sweep_report, html_page
-from fmstune.runs import settings
-from fmstune.runs.report.document import Document
-from fmstune.errors import UserError
-from fmstune.runs.records import Refused, Run, flat, is_run, raise_if_no_run, read, read_all, refused
 from fmstune.config.requests import Comparison, Report
+from fmstune.errors import UserError
+from fmstune.runs import settings
+from fmstune.runs.records import Refused, Run, flat, is_run, raise_if_no_run, read, read_all, refused
+from fmstune.runs.report import comparison, html_page, run_report, sweep_report
+from fmstune.runs.report.document import Document
 from fmstune.runs.run_folder import FAILED
 from fmstune.runs.settings import Column
 

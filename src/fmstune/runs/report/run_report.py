@@ -4,8 +4,10 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fmstune.runs.report import charts
+from fmstune.config.compare_by import is_number
 from fmstune.runs import run_folder
+from fmstune.runs.records import Run, flat
+from fmstune.runs.report import charts
 from fmstune.runs.report.charts import Axes, Line
 from fmstune.runs.report.document import (
     Block,
@@ -22,9 +24,7 @@ from fmstune.runs.report.document import (
     number,
     word,
 )
-from fmstune.config.compare_by import is_number
 from fmstune.units import size
-from fmstune.runs.records import Run, flat
 
 _LABELS = {
     "eval_loss": "loss on the answer (nats a token)",

@@ -4,12 +4,24 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fmstune.runs.report import charts, run_report
-from fmstune.runs import run_folder, settings
-from fmstune.runs.report.charts import Axes, Line, Series, Spot
-from fmstune.runs.report.document import Block, Cell, Charts, Command, Document, More, Section, Table, Text, change, number
 from fmstune.config.compare_by import is_number
+from fmstune.runs import run_folder, settings
 from fmstune.runs.records import Refused, Run, flat
+from fmstune.runs.report import charts, run_report
+from fmstune.runs.report.charts import Axes, Line, Series, Spot
+from fmstune.runs.report.document import (
+    Block,
+    Cell,
+    Charts,
+    Command,
+    Document,
+    More,
+    Section,
+    Table,
+    Text,
+    change,
+    number,
+)
 from fmstune.runs.settings import Column, Group, Metric
 
 _MOST_COLOURED = 8

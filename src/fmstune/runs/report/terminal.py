@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fmstune.runs import run_folder
 from fmstune import tables
+from fmstune.runs import run_folder
 from fmstune.units import size
 
 _MEASURES = (
