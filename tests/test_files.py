@@ -1,11 +1,13 @@
-"""Names of shipped files become paths."""
+"""Names of shipped files become paths; a file is written whole or not at all."""
 
+import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from fmstune.errors import UserError
-from fmstune.files import resolve
+from fmstune.files import explain_write_errors, resolve, write_aside, write_json
 
 
 def test_a_shipped_file_is_found() -> None:
@@ -25,3 +27,58 @@ def test_what_is_not_shipped_is_refused(name: str) -> None:
 def test_a_near_name_is_suggested() -> None:
     with pytest.raises(UserError, match="did you mean 'tiny_llama'"):
         resolve("package:tiny_lama")
+
+
+def test_json_is_replaced_as_a_whole_and_nothing_stays_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    write_json(path, {"a": 1})
+    write_json(path, {"ü": 2})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"ü": 2}
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_value_that_json_cannot_hold_leaves_the_old_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "summary.json", {"a": 1})
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_json(tmp_path / "summary.json", {"a": float("nan")})
+    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8")) == {"a": 1}
+
+
+def test_a_file_that_cannot_be_written_is_named_by_its_flag_and_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "taken.json"
+    folder.mkdir()
+    with (
+        pytest.raises(UserError, match=r"--out_file: .*taken\.json cannot be written \(Is a directory\)"),
+        explain_write_errors("--out_file", folder),
+    ):
+        write_json(folder, {})
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_a_failed_block_wrote_is_removed_and_the_old_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text("old", encoding="utf-8")
+    _interrupted(path)
+    assert path.read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_appears_with_all_its_files_and_not_with_those_of_a_killed_process(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    left = _interrupted(path)
+    left.mkdir()
+    (left / "of_a_killed_process").touch()
+    with write_aside(path) as aside:
+        aside.mkdir()
+        (aside / "weights").touch()
+        assert not path.exists()
+    assert [file.name for file in path.iterdir()] == ["weights"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def _interrupted(path: Path) -> Path:
+    """The path that a block which failed wrote to."""
+    with suppress(KeyboardInterrupt), write_aside(path) as aside:
+        aside.write_text("half", encoding="utf-8")
+        raise KeyboardInterrupt
+    return aside

@@ -1,23 +1,27 @@
-"""How the command ends: 0, 2 for what the user can mend, 1 for what we must, 130 when interrupted."""
+"""How a process ends: its exit codes, and the signals that end a run or ask it to stop."""
 
 import os
+import signal
 import sys
-
-from fmstune.signals import INTERRUPTING
 
 USER_ERROR = 2
 INTERNAL_ERROR = 1
 INTERRUPTED = 130
 
+INTERRUPTING = frozenset({signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])})
+"""Signals that end a run on purpose: Ctrl-C, a scheduler, a closed terminal."""
+NOTICES = frozenset(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+"""Signals that ask a run to save a checkpoint and stop."""
 
-def of_process(code: int) -> int:
-    """A child's code as ours; negative is the signal that it died of."""
+
+def exit_code_of(code: int) -> int:
+    """Translate a child's return code into this command's exit code; a negative one is the signal that killed it."""
     if code >= 0:
         return code
     return INTERRUPTED if -code in INTERRUPTING else INTERNAL_ERROR
 
 
 def closed_pipe() -> int:
-    """`| head` has seen enough: nothing may be flushed into it at exit; the exit code."""
+    """Return the exit code after the reader of stdout has closed it; nothing is flushed into the pipe at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return INTERNAL_ERROR

@@ -1,12 +1,18 @@
-"""Places that a user names: files of their own, and those that ship with fmstune as `package:NAME`."""
+"""Find the files that a user names, and write files so that a reader sees the old one or the new one, never half."""
 
+import json
+import os
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from fmstune.errors import UserError, did_you_mean
 
 PREFIX = "package:"
+"""Before the name of a file that ships with fmstune."""
 
 
 def resolve(place: str) -> str:
@@ -40,3 +46,39 @@ def did_you_mean_beside(path: Path) -> str:
 
 def _suggestion(name: str, shipped: list[str]) -> str:
     return did_you_mean(name, shipped) or "; what ships is " + ", ".join(s for s in shipped if "/" not in s)
+
+
+@contextmanager
+def write_aside(path: Path) -> Iterator[Path]:
+    """Yield a path in the same folder for a new file or folder; it is renamed to `path`, or removed after an error."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    _remove(aside)  # left by a killed process that had this id
+    try:
+        yield aside
+        aside.replace(path)
+    finally:
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # such as a folder that denies access
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
+    """Write the value as JSON; a reader sees the old file or the new one."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    with write_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def explain_write_errors(flag: str, path: Path) -> Iterator[None]:
+    """Turn an OSError into a UserError that names the flag and its file."""
+    try:
+        yield
+    except BrokenPipeError:
+        # of the terminal, not of the file
+        raise
+    except OSError as err:
+        raise UserError(f"{flag}: {path} cannot be written ({err.strerror}); choose another") from err

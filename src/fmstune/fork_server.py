@@ -19,9 +19,9 @@ from types import FrameType
 from typing import IO
 
 from fmstune import lean, runner
+from fmstune.exit_codes import INTERRUPTING, NOTICES
 from fmstune.launch import parent
 from fmstune.launch.subprocesses import PARENT
-from fmstune.signals import INTERRUPTING, NOTICES
 
 _EVERY_SECONDS = 0.02
 _INTERRUPTED = 130

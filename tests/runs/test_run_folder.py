@@ -1,4 +1,4 @@
-"""Files of a run are whole or not there."""
+"""The states of a run folder."""
 
 import json
 import signal
@@ -8,34 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fmstune.errors import UserError
 from fmstune.runs import run_folder
-
-
-def test_json_is_replaced_as_a_whole_and_nothing_stays_beside_it(tmp_path: Path) -> None:
-    path = tmp_path / "summary.json"
-    run_folder.write_json(path, {"a": 1})
-    run_folder.write_json(path, {"ü": 2})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"ü": 2}
-    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
-
-
-def test_a_value_that_json_cannot_hold_leaves_the_old_file(tmp_path: Path) -> None:
-    run_folder.write_json(tmp_path / "summary.json", {"a": 1})
-    with pytest.raises(ValueError, match="Out of range float"):
-        run_folder.write_json(tmp_path / "summary.json", {"a": float("nan")})
-    assert run_folder.read_summary(tmp_path) == {"a": 1}
-
-
-def test_a_file_that_cannot_be_written_is_named_by_its_flag_and_leaves_nothing(tmp_path: Path) -> None:
-    folder = tmp_path / "taken.json"
-    folder.mkdir()
-    with (
-        pytest.raises(UserError, match=r"--out_file: .*taken\.json cannot be written \(Is a directory\)"),
-        run_folder.written("--out_file", folder),
-    ):
-        run_folder.write_json(folder, {})
-    assert list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o750, 0o755])

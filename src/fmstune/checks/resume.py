@@ -11,6 +11,7 @@ import yaml
 from fmstune.config import freeze
 from fmstune.config.job import Job, tunes_an_adapter
 from fmstune.errors import UserError, shown
+from fmstune.flatten import flatten
 from fmstune.runs import run_folder
 
 AUTO = "auto"
@@ -98,7 +99,7 @@ def differences(job: Job, job_file: Path) -> Iterator[str]:
     except UserError as err:
         yield f"its job.yaml cannot be read: {'; '.join(err.problems)}"
         return
-    here, there = (dict(_named("", yaml.safe_load(freeze.dump(given)))) for given in (job, former))
+    here, there = (flatten(yaml.safe_load(freeze.dump(given))) for given in (job, former))
     for name in {**here, **there}:
         one, other = (shown(values[name]) if name in values else "not given" for values in (here, there))
         if one != other and not _OWN_FOLDER.fullmatch(name):
@@ -106,14 +107,6 @@ def differences(job: Job, job_file: Path) -> Iterator[str]:
 
 
 def _leaves(job: Job) -> dict[str, Any]:
-    """All that decides about training, by dotted names."""
+    """Return the values that decide about training, by dotted name."""
     tree = yaml.safe_load(freeze.dump(job))
-    return dict(leaf for group in ("seed", "model", "peft", "data", "training") for leaf in _named(group, tree[group]))
-
-
-def _named(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        yield name, value
-        return
-    for key, inner in value.items():
-        yield from _named(f"{name}.{key}" if name else str(key), inner)
+    return flatten({group: tree[group] for group in ("seed", "model", "peft", "data", "training")})

@@ -1,7 +1,6 @@
 """A run's folder is claimed before it is used, and given back when nothing came of it."""
 
 import dataclasses
-import os
 import time
 from contextlib import suppress
 from datetime import datetime
@@ -11,6 +10,7 @@ from fmstune.checks import job as rules
 from fmstune.config import freeze
 from fmstune.config.job import Job
 from fmstune.errors import UserError, raise_if_any
+from fmstune.files import write_aside
 from fmstune.runs import run_folder
 
 
@@ -58,10 +58,8 @@ def claim(job: Job) -> Claim:
 
 def _resumed(job: Job, folder: Path) -> Claim:
     """The folder of the same job: its file says how the run goes on now, with other processes perhaps."""
-    aside = folder / f".{run_folder.JOB}.{os.getpid()}"
-    aside.unlink(missing_ok=True)
-    freeze.write(job, aside)
-    aside.replace(folder / run_folder.JOB)
+    with write_aside(folder / run_folder.JOB) as aside:
+        freeze.write(job, aside)
     return Claim(job, folder, (), resumed=True)
 
 

@@ -15,7 +15,7 @@ from fmstune.config import origins as sources
 from fmstune.config.job import Job
 from fmstune.config.verbs import Verb
 from fmstune.errors import raise_if_any
-from fmstune.exit_codes import USER_ERROR, of_process
+from fmstune.exit_codes import USER_ERROR, exit_code_of
 from fmstune.launch import subprocesses
 from fmstune.runs import lockfile, run_folder, sweep_folder
 
@@ -103,4 +103,4 @@ def _compare(job: Job, recorded: Path, flags: Sequence[str]) -> int:
         job_file = Path(folder) / "job.yaml"
         freeze.write(job, job_file)
         argv = subprocesses.command(job_file, f"--verb={Verb.reproduce.value}", f"--recorded={recorded}", *flags)
-        return of_process(subprocesses.start(argv, subprocesses.environment(job, os.environ)))
+        return exit_code_of(subprocesses.start(argv, subprocesses.environment(job, os.environ)))

@@ -17,7 +17,7 @@ from fmstune.config.job import Device, Job, has_held_out
 from fmstune.config.requests import Comparison, Generation, Harness, Merge, Report, Request, Scoring
 from fmstune.config.verbs import Verb
 from fmstune.errors import UserError, raise_if_any
-from fmstune.exit_codes import of_process
+from fmstune.exit_codes import exit_code_of
 from fmstune.launch import subprocesses
 from fmstune.runs import run_folder
 
@@ -132,7 +132,7 @@ def _hand_over(asked: Request, verb: Verb, device: Device) -> int:
         file = Path(folder) / "request.json"
         requests.write(asked, file)
         argv = subprocesses.command(file, f"--verb={verb.value}")
-        return of_process(subprocesses.start(argv, subprocesses.environment_of(device, None, os.environ)))
+        return exit_code_of(subprocesses.start(argv, subprocesses.environment_of(device, None, os.environ)))
 
 
 def _data_format(line: CommandLine) -> dict[str, Any] | None:

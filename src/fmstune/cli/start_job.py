@@ -16,7 +16,8 @@ from fmstune.config.job import Device, Job
 from fmstune.config.verbs import Verb
 from fmstune.data import preparation
 from fmstune.errors import raise_if_any
-from fmstune.exit_codes import INTERNAL_ERROR, of_process
+from fmstune.exit_codes import INTERNAL_ERROR, exit_code_of
+from fmstune.files import write_json
 from fmstune.launch import preemption, slurm, subprocesses
 from fmstune.runs import run_folder
 from fmstune.runs.report import terminal
@@ -79,7 +80,7 @@ def _train(job: Job, flags: Sequence[str], typed: Typed | None, start: Start | N
         print(terminal.render(run_folder.read_summary(folder), folder, trust))
         return 0
     if typed is not None and job.launcher.machine_rank == 0:
-        run_folder.write_json(folder / run_folder.SOURCES, {"words": typed.words, "sources": typed.sources()})
+        write_json(folder / run_folder.SOURCES, {"words": typed.words, "sources": typed.sources()})
     if job.launcher.slurm is not None:
         return _submit(claimed, flags)
     code = 0
@@ -89,14 +90,14 @@ def _train(job: Job, flags: Sequence[str], typed: Typed | None, start: Start | N
     if not (folder / run_folder.SUMMARY).is_file():
         # nothing was trained: leave nothing behind
         claim.release(claimed)
-        return of_process(code) or INTERNAL_ERROR
+        return exit_code_of(code) or INTERNAL_ERROR
     if code < 0:
         run_folder.mark_killed(folder, -code)
     if job.launcher.machine_rank > 0:
         print(f"fmstune: machine {job.launcher.machine_rank} ended; machine 0 shows the run", file=sys.stderr)
-        return of_process(code)
+        return exit_code_of(code)
     print(terminal.render(run_folder.read_summary(folder), folder, trust))
-    return of_process(code)
+    return exit_code_of(code)
 
 
 def _submit(claimed: claim.Claim, flags: Sequence[str]) -> int:

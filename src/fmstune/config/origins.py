@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from fmstune.config import freeze
 from fmstune.config.job import Job
 from fmstune.config.renamed_fields import TRANSLATED
+from fmstune.flatten import leaves
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"
@@ -94,15 +95,6 @@ def of_file(path: Path, changes: Mapping[str, Any]) -> Origins:
         origins = _after(origins, merged, part, place)
     # a frozen job holds no reference, and text that looks like one is text
     return {key: Origin(origin.place) for key, origin in origins.items()}
-
-
-def leaves(tree: Any, above: Key = ()) -> Iterator[tuple[Key, Any]]:
-    """Every value with its path; a list is one value, and so is a mapping without keys."""
-    if isinstance(tree, Mapping) and tree:
-        for key, value in tree.items():
-            yield from leaves(value, (*above, str(key)))
-    else:
-        yield above, tree
 
 
 def render(tree: Mapping[str, Any], origins: Origins, package: str | None = None) -> str:

@@ -1,11 +1,9 @@
 """What training will see: some rows with their trained tokens marked, and sums; or all rows as JSON."""
 
-import errno
 import json
-import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
@@ -14,6 +12,7 @@ from fmstune.data import mixing
 from fmstune.data.dataset import Prepared
 from fmstune.data.tokenized import Part
 from fmstune.data.tokens import IGNORED
+from fmstune.files import write_aside
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -119,18 +118,9 @@ def write_json(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", path: P
 @contextmanager
 def written_aside(path: Path) -> Iterator[TextIO]:
     """A file beside `path` that takes its place when all is written."""
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    aside = path.with_name(f"{path.name}.unfinished")
-    try:
-        # what is no text in UTF-8, such as half of a surrogate pair, is written as its number
-        with aside.open("w", encoding="utf-8", errors="xmlcharrefreplace") as file:
-            yield file
-        os.replace(aside, path)
-    except BaseException:
-        with suppress(OSError):
-            aside.unlink()
-        raise
+    # what is no text in UTF-8, such as half of a surrogate pair, is written as its number
+    with write_aside(path) as aside, aside.open("w", encoding="utf-8", errors="xmlcharrefreplace") as file:
+        yield file
 
 
 def runs(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[Run]:

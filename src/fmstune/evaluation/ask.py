@@ -15,10 +15,10 @@ from fmstune.data import formats, read
 from fmstune.errors import UserError, raise_if_any
 from fmstune.evaluation import generate, prompts
 from fmstune.evaluation.prompts import Prompt
+from fmstune.files import explain_write_errors, write_json
 from fmstune.models import tuned
 from fmstune.models.sharding import learns_a_prompt
 from fmstune.models.tuned import Tuned
-from fmstune.runs import run_folder
 
 BATCHES = 8
 """Batches between two writes and two lines of progress; prompts of like length are put together among these."""
@@ -42,15 +42,15 @@ def run(request: Generation) -> int:
         made = _shown(made)
     out = Path(request.out_file)
     if out.suffix == ".jsonl":
-        with run_folder.written("--out_file", out), out.open("ab") as file:
+        with explain_write_errors("--out_file", out), out.open("ab") as file:
             for one in made:
                 written += file.write((json.dumps(one, ensure_ascii=False) + "\n").encode()) > 0
                 file.flush()
     else:
         results = list(made)
         written = len(results)
-        with run_folder.written("--out_file", out):
-            run_folder.write_json(out, results, indent=4)
+        with explain_write_errors("--out_file", out):
+            write_json(out, results, indent=4)
     seconds = time.perf_counter() - begun
     answered = "1 answer" if written == 1 else f"{written:,} answers"
     print(f"wrote {request.out_file}: {answered} in {seconds:.1f} s")

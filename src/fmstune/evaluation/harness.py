@@ -16,10 +16,10 @@ from fmstune import tables
 from fmstune.config.requests import Harness
 from fmstune.errors import UserError, did_you_mean, raise_if_any
 from fmstune.evaluation import metrics
+from fmstune.files import explain_write_errors, write_json
 from fmstune.models import tuned
 from fmstune.models.sharding import learns_a_prompt
 from fmstune.models.tuned import Tuned
-from fmstune.runs import run_folder
 
 
 def run(request: Harness) -> int:
@@ -113,8 +113,8 @@ def _report(request: Harness, found: dict[str, dict[str, Any]], base: str | None
     asked = {name: getattr(request, name) for name in ("num_fewshot", "limit", "seed")}
     tasks = list(request.tasks)
     beside = path.with_suffix(".md")
-    with run_folder.written("--out_file", path):
-        run_folder.write_json(path, {"model": request.model, "base_model": base, "tasks": tasks, **asked, **found})
+    with explain_write_errors("--out_file", path):
+        write_json(path, {"model": request.model, "base_model": base, "tasks": tasks, **asked, **found})
         beside.write_text(f"{metrics.markdown(heads, rows)}\n\n{note}\n", encoding="utf-8")
     print(f"wrote {path} and {beside}")
 

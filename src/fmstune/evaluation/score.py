@@ -21,10 +21,10 @@ from fmstune.data.tokens import IGNORED, encode
 from fmstune.errors import UserError
 from fmstune.evaluation import generate, held_out, metrics
 from fmstune.evaluation.metrics import LABELS_AT_MOST, Answers, key
+from fmstune.files import explain_write_errors, write_json
 from fmstune.models import tuned
 from fmstune.models.fused_head import score_supervised_positions_on_cpu
 from fmstune.models.tuned import Tuned
-from fmstune.runs import run_folder
 
 
 class Asked(NamedTuple):
@@ -236,8 +236,8 @@ def _report(request: Scoring, task: Task, found: dict[str, tuple[Answers, list[s
     path = Path(request.out_file)
     tables = [metrics.markdown(heads, rows), *([metrics.markdown(_CLASS_HEADS, of_classes)] if of_classes else [])]
     beside = path.with_suffix(".md")
-    with run_folder.written("--out_file", path):
-        run_folder.write_json(path, report)
+    with explain_write_errors("--out_file", path):
+        write_json(path, report)
         beside.write_text("\n\n".join([*tables, "\n".join(f"- {note}" for note in notes)]) + "\n", encoding="utf-8")
     print(f"wrote {path} and {beside}")
 

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import psutil
 
 from fmstune import lean
+from fmstune.exit_codes import INTERRUPTING, NOTICES
 from fmstune.launch import head_start, parent, preemption
 from fmstune.launch.subprocesses import AGENT, PARENT
 from fmstune.runs import run_folder
-from fmstune.signals import INTERRUPTING, NOTICES
 
 _SECONDARY = (
     "Connection closed by peer",

@@ -10,9 +10,9 @@ from types import FrameType
 from typing import NoReturn
 
 from fmstune import ranks
+from fmstune.exit_codes import INTERRUPTING, NOTICES
 from fmstune.launch import preemption
 from fmstune.launch.subprocesses import PARENT
-from fmstune.signals import INTERRUPTING, NOTICES
 
 _EVERY_SECONDS = 0.25
 

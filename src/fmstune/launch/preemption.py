@@ -14,7 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 from fmstune.errors import Preempted
-from fmstune.signals import NOTICES
+from fmstune.exit_codes import NOTICES
 
 CODE = 75
 """Exit code of a run that saved a checkpoint and stopped: EX_TEMPFAIL of sysexits.h, "try again later"."""

@@ -12,8 +12,8 @@ from typing import Protocol
 
 from fmstune import files, hardware
 from fmstune.config.job import Device, Job, Launcher, Strategy, is_sharded
+from fmstune.exit_codes import INTERRUPTING, NOTICES
 from fmstune.launch import head_start, preemption, process_counts
-from fmstune.signals import INTERRUPTING, NOTICES
 
 PARENT = "FMSTUNE_PARENT"
 """Environment variable: the process id without which the runner must not live."""

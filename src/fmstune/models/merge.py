@@ -1,8 +1,6 @@
 """`fmstune merge` in the runner: adapters → the weights of their base; what was written is compared, then kept."""
 
 import gc
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,6 +22,7 @@ from fmstune import files as package_files
 from fmstune.config.job import Dtype, Model
 from fmstune.config.requests import Merge
 from fmstune.errors import UserError, raise_if_any
+from fmstune.files import write_aside, write_json
 from fmstune.models import architecture, base_identity, load, shapes, tuned, vllm
 from fmstune.models.load import Tokenizer
 from fmstune.models.tuned import Place
@@ -98,7 +97,7 @@ def run(request: Merge) -> int:
         gc.collect()
         found = difference(expected, _logits(_written(aside, tokenizers[0], dtype), tokenizers[0]))
         raise_if_any(_too_different(found, dtype))
-        run_folder.write_json(aside / RECORD, _record(request, places, weights, dtype, found))
+        write_json(aside / RECORD, _record(request, places, weights, dtype, found))
         (aside / model_card.FILE).write_text(_card(request, places[0], weights, dtype, found), encoding="utf-8")
         sizes = [file.stat().st_size for file in aside.glob("*.safetensors")]
     _report(request, places, dtype, found, parameters, sizes)
@@ -306,14 +305,11 @@ def _report(
 @contextmanager
 def _aside(out: Path) -> Iterator[Path]:
     """A folder beside `out`, which takes its place when all went well, and goes when not."""
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        aside.mkdir()
-        yield aside
-        run_folder.share(aside)
-        aside.replace(out)
+        with write_aside(out) as aside:
+            aside.mkdir()
+            yield aside
+            run_folder.share(aside)
     except (OSError, SafetensorError) as err:
         reason = getattr(err, "strerror", None) or " ".join(str(err).split())[:300]
         raise UserError(f"--out: {out} cannot be written ({reason}); choose another folder") from err
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -1,6 +1,5 @@
 """A model or an adapter as a folder that plain transformers and PEFT load: complete, or not there."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from fmstune.files import write_aside
 from fmstune.models import base_identity, sharding
 from fmstune.models.load import Tokenizer
 from fmstune.runs import model_card, run_folder
@@ -44,18 +44,11 @@ def save(
 @contextmanager
 def _aside(folder: Path) -> Iterator[Path]:
     """A folder that gets its name when all is in it."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
+    with write_aside(folder) as aside:
         yield aside
-    except BaseException:
-        # its room may be wanted to record what happened
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    run_folder.share(aside)
-    # of a run that was killed before it could say that it is finished
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+        run_folder.share(aside)
+        # of a run that was killed before it could say that it is finished
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 import re
 from contextlib import suppress
 from pathlib import Path
 
 from fmstune import cache
+from fmstune.files import write_aside
 
 _SMALL = 1_000_000
 """Bytes that are hashed sooner than looked up."""
@@ -31,9 +31,8 @@ def sha256(path: Path) -> str:
     digest = _read(path)
     with suppress(OSError):  # a cache that others filled, and nobody may write into
         known.parent.mkdir(parents=True, exist_ok=True)
-        aside = known.with_name(f"{known.name}.{os.getpid()}")
-        aside.write_text(digest, encoding="ascii")
-        aside.replace(known)
+        with write_aside(known) as aside:
+            aside.write_text(digest, encoding="ascii")
     return digest
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from fmstune import tables
 from fmstune.config.job import ANSWERED
 from fmstune.errors import UserError
+from fmstune.flatten import flatten
 from fmstune.runs import run_folder
 
 _NOTES = re.compile(r"platform|cpu|model_config_hash|packages\.huggingface-hub|environment\..*")
@@ -66,7 +67,7 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[Dif
         if key not in recorded or (recorded[key] is None and isinstance(value, Mapping)):
             found.append(Difference(key, _NOT_READ, _NOTHING, False))
             continue
-        here, there = dict(_facts(key, value)), dict(_facts(key, recorded[key]))
+        here, there = _facts(value, key), _facts(recorded[key], key)
         for fact in {**there, **here}:
             one, other = there.get(fact, _NOTHING), here.get(fact, _NOTHING)
             if one != other:
@@ -83,7 +84,7 @@ def counts(fact: str, recorded: Mapping[str, Any]) -> bool:
 
 def of_jobs(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
     """The fields of two jobs that differ, the folder of the run aside; its name and trackers do not count."""
-    here, there = dict(_facts("", now)), dict(_facts("", recorded))
+    here, there = ({name: _as_text(value) for name, value in flatten(job).items()} for job in (now, recorded))
     return [
         Difference(name, there.get(name, _NOTHING), here.get(name, _NOTHING), not name.startswith(("name", "tracking")))
         for name in {**there, **here}
@@ -91,13 +92,13 @@ def of_jobs(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[Differe
     ]
 
 
-def _facts(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """The leaves of nested values by dotted names; an empty mapping has none."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _facts(f"{name}.{key}" if name else str(key), inner)
-    else:
-        yield name, _NOTHING if value is None else value if isinstance(value, str) else json.dumps(value)
+def _facts(value: Any, name: str) -> dict[str, str]:
+    """Return the values below a fact as text, by dotted name; an empty mapping has none."""
+    return {fact: _as_text(leaf) for fact, leaf in flatten({name: value}).items() if leaf != {}}
+
+
+def _as_text(value: Any) -> str:
+    return _NOTHING if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def table(found: Iterable[Difference]) -> Iterator[str]:

@@ -22,6 +22,7 @@ from fmstune.config import secrets
 from fmstune.config.job import Attention, Backend, Job, Model, sources
 from fmstune.data import read
 from fmstune.errors import UserError
+from fmstune.files import write_json
 from fmstune.runs import hashes, run_folder
 
 PACKAGES = (
@@ -165,7 +166,7 @@ class Record:
 
     def __init__(self, job: Job, folder: Path, provenance: Provenance) -> None:
         self._job, self._folder, self._provenance = job, folder, provenance
-        run_folder.write_json(folder / run_folder.PROVENANCE, as_json(provenance))
+        write_json(folder / run_folder.PROVENANCE, as_json(provenance))
         self._thread = threading.Thread(target=self._hash, name="file-hashes", daemon=True)
         self._thread.start()
 
@@ -177,7 +178,7 @@ class Record:
     def _hash(self) -> None:
         try:
             self._provenance = with_files(self._provenance, self._job)
-            run_folder.write_json(self._folder / run_folder.PROVENANCE, as_json(self._provenance))
+            write_json(self._folder / run_folder.PROVENANCE, as_json(self._provenance))
         except (OSError, UserError) as err:
             # such as a file that was taken away meanwhile: the run needs it no more
             print(f"fmstune: note: lock.json lacks hashes of files: {err}", file=sys.stderr, flush=True)

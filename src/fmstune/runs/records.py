@@ -1,7 +1,7 @@
 """Run folders → what they hold, read for a report; a folder of runs → all of them, or every problem with them."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,15 +122,6 @@ def raise_if_no_run(folder: Path, flag: str = "") -> None:
     hint = f"; runs are in {', '.join(below[:3])}" if below and not flag else ""
     here = "is no run folder" if flag else "holds no run"
     raise UserError(f"{what}: {here}, as there is no {run_folder.JOB}{'' if flag else ' in it or one below'}{hint}")
-
-
-def flat(tree: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value with its dotted name; a list is one value, and so is a mapping without keys."""
-    if isinstance(tree, Mapping) and tree:
-        for key, value in tree.items():
-            yield from flat(value, f"{above}.{key}" if above else str(key))
-    else:
-        yield above, tree
 
 
 def _order(path: Path) -> tuple[int, str]:

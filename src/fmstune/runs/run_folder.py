@@ -1,7 +1,6 @@
 """What a run leaves: the names of its files, and writing them so that they are whole or not there."""
 
 import json
-import os
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fmstune.errors import UserError
-from fmstune.signals import INTERRUPTING
+from fmstune.exit_codes import INTERRUPTING
+from fmstune.files import write_aside, write_json
 
 RUNS = "runs"
 """Where runs without an output_dir go."""
@@ -49,29 +49,6 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
-    """Write aside, then rename: a reader sees the old file or the new one, never half of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-@contextmanager
-def written(flag: str, path: Path) -> Iterator[None]:
-    """Say which flag's file a disk or a folder refuses; raises UserError."""
-    try:
-        yield
-    except BrokenPipeError:
-        # of the terminal, not of the file
-        raise
-    except OSError as err:
-        raise UserError(f"{flag}: {path} cannot be written ({err.strerror}); choose another") from err
 
 
 def share(folder: Path) -> None:
@@ -113,9 +90,8 @@ def keep_metrics(folder: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if _until(line, step)]
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text("".join(kept), encoding="utf-8")
-    aside.replace(path)
+    with write_aside(path) as aside:
+        aside.write_text("".join(kept), encoding="utf-8")
 
 
 def _until(line: str, step: int) -> bool:

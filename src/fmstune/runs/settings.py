@@ -10,7 +10,8 @@ from typing import Any
 from fmstune.config.compare_by import USUAL, direction_of
 from fmstune.config.job import Direction
 from fmstune.errors import UserError, did_you_mean
-from fmstune.runs.records import Run, flat
+from fmstune.flatten import flatten
+from fmstune.runs.records import Run
 from fmstune.runs.run_folder import FINISHED
 
 SEED = "seed"
@@ -67,7 +68,7 @@ def metric(runs: Sequence[Run], name: str | None, direction: str | None) -> Metr
 
     Raises UserError where no run has the one that is asked for.
     """
-    known = sorted({key for run in runs for key, value in flat(run.summary) if run.figure(key) is not None})
+    known = sorted({key for run in runs for key in flatten(run.summary) if run.figure(key) is not None})
     if name is not None and known and name not in known:
         near = did_you_mean(name, known) or f"; there are {', '.join(key for key in known if 'tuned' in key)}"
         raise UserError(f"--metric {name}: no run has such a figure in its summary.json{near}")
@@ -162,7 +163,7 @@ def _rank(score: float | None, by: Metric) -> float:
 
 def _differing(runs: Sequence[Run]) -> list[tuple[str, tuple[Any, ...]]]:
     """Fields of the jobs with unequal values; one that a job lacks is null there."""
-    jobs = [dict(flat(run.job)) for run in runs]
+    jobs = [flatten(run.job) for run in runs]
     names = dict.fromkeys(name for job in jobs for name in job)
     values = {name: tuple(job.get(name) for job in jobs) for name in names}
     return [(name, of) for name, of in values.items() if name not in _NOT_SETTINGS and len(set(map(_text, of))) > 1]

@@ -13,6 +13,7 @@ from fmstune import tables
 from fmstune.config import compare_by as objective
 from fmstune.config.job import Direction, Job
 from fmstune.errors import UserError
+from fmstune.files import write_json
 from fmstune.runs import run_folder
 
 FILE = "sweep.json"
@@ -85,7 +86,7 @@ def one_line(text: str) -> str:
 def leave(sweep: Path, point: Point) -> None:
     """Leave what became of a point: it may have run on another machine, beside others."""
     (sweep / _LEFT).mkdir(parents=True, exist_ok=True)
-    run_folder.write_json(sweep / _LEFT / f"{point.number}.json", dataclasses.asdict(point))
+    write_json(sweep / _LEFT / f"{point.number}.json", dataclasses.asdict(point))
 
 
 def gather(sweep: Path, *, keep: bool = False) -> list[Point]:
@@ -94,7 +95,7 @@ def gather(sweep: Path, *, keep: bool = False) -> list[Point]:
     found = [Point(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
     if found:
         whole = {point.folder: point for point in (*read(sweep), *found)}
-        run_folder.write_json(sweep / FILE, [dataclasses.asdict(point) for point in _in_order(whole.values())])
+        write_json(sweep / FILE, [dataclasses.asdict(point) for point in _in_order(whole.values())])
     if not keep:
         shutil.rmtree(sweep / _LEFT, ignore_errors=True)
     return found
@@ -113,7 +114,7 @@ def read(sweep: Path) -> list[Point]:
 def record(sweep: Path, words: Sequence[str]) -> None:
     """Keep the command of a sweep; its points do it, and all write the same."""
     sweep.mkdir(parents=True, exist_ok=True)
-    run_folder.write_json(sweep / COMMAND, list(words))
+    write_json(sweep / COMMAND, list(words))
 
 
 def command(sweep: Path, more: Sequence[str]) -> list[str]:

@@ -25,6 +25,7 @@ from fmstune.config.renamed_fields import OWN
 from fmstune.data.dataset import Prepared
 from fmstune.errors import Preempted, UserError, raise_if_any
 from fmstune.evaluation import held_out
+from fmstune.files import write_json
 from fmstune.launch import parent
 from fmstune.models import adapters, base_identity, load, save, sharding
 from fmstune.models.load import Tokenizer
@@ -307,7 +308,7 @@ def _keep_samples(folder: Path, scores: Mapping[str, held_out.Scores], answered:
         for name, one in scores.items()
         for number, sample in enumerate(one.samples, start=1)
     ]
-    run_folder.write_json(path, {"rows": rows})
+    write_json(path, {"rows": rows})
 
 
 def _provenance(job: Job, checked: Checked, prepared: Prepared, command: str | None) -> Provenance:

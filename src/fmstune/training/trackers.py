@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import filelock
 from fmstune import cache
 from fmstune.config import freeze
 from fmstune.config.job import Aim, Job, Mlflow, Tensorboard, Tracking, Trackio, Wandb
+from fmstune.flatten import flatten
 from fmstune.runs import run_folder, sweep_folder
 
 TABLE = "final table"
@@ -51,7 +52,7 @@ class Outcome(NamedTuple):
 
     def figures(self) -> dict[str, float]:
         """The numbers of the summary, by dotted names."""
-        return {name: value for name, value in flat(self.summary) if is_number(value)}
+        return {name: value for name, value in flatten(self.summary).items() if is_number(value)}
 
 
 class Tracker(Protocol):
@@ -181,8 +182,8 @@ class TensorboardTracker:
 
     def close(self, outcome: Outcome) -> None:
         """As `Tracker` says."""
-        job = flat(freeze.as_tree(self._subject.job))
-        given = {name: value if is_number(value) else str(value) for name, value in job}
+        job = flatten(freeze.as_tree(self._subject.job))
+        given = {name: value if is_number(value) else str(value) for name, value in job.items()}
         figures = {f"final/{name}": value for name, value in outcome.figures().items()}
         self._writer.add_hparams(given, figures, run_name=".")
         if outcome.table:
@@ -238,10 +239,10 @@ class MlflowTracker:
         found = self._client.get_experiment_by_name(name)
         experiment = found.experiment_id if found else self._client.create_experiment(name)
         run = str(self._client.create_run(experiment, run_name=self._subject.name).info.run_id)
-        params = [Param(key, str(value)) for key, value in flat(freeze.as_tree(job))]
+        params = [Param(key, str(value)) for key, value in flatten(freeze.as_tree(job)).items()]
         for first in range(0, len(params), self.PARAMS_AT_ONCE):
             self._client.log_batch(run, params=params[first : first + self.PARAMS_AT_ONCE])
-        tags = [RunTag(f"provenance.{key}", str(value)) for key, value in flat(self._subject.provenance)]
+        tags = [RunTag(f"provenance.{key}", str(value)) for key, value in flatten(self._subject.provenance).items()]
         self._client.log_batch(run, tags=tags)
         return run
 
@@ -323,7 +324,7 @@ class TrackioTracker:
                 project=self._settings.project,
                 name=name,
                 space_id=self._settings.space_id,
-                config=dict(flat({"job": freeze.as_tree(job)})),
+                config=flatten({"job": freeze.as_tree(job)}),
                 resume="allow",
                 embed=False,
             )
@@ -355,15 +356,6 @@ def of(tracking: Tracking, subject: Subject) -> dict[str, Tracker]:
     """The trackers that the job asks for, not begun yet."""
     settings = {name: getattr(tracking, name) for name in KINDS}
     return {name: KINDS[name](given, subject) for name, given in settings.items() if given is not None}
-
-
-def flat(tree: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value by its dotted name; a list is one value."""
-    if not isinstance(tree, Mapping):
-        yield above, tree
-        return
-    for key, value in tree.items():
-        yield from flat(value, f"{above}.{key}" if above else str(key))
 
 
 def is_number(value: Any) -> bool:

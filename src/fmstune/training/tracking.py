@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from fmstune.config import secrets
 from fmstune.config.job import Job
 from fmstune.errors import Preempted
+from fmstune.files import write_json
 from fmstune.launch import parent
 from fmstune.runs import run_folder
 from fmstune.runs.report import terminal
@@ -101,7 +102,7 @@ class Trackers(TrainerCallback):
             one.begun.set()
         with self._lock:
             entry = {"run": one.run, "place": one.tracker.place}
-            run_folder.write_json(self._folder / IDS, {**_ids(self._folder), one.name: entry})
+            write_json(self._folder / IDS, {**_ids(self._folder), one.name: entry})
 
     def on_log(
         self,

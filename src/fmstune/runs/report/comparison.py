@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fmstune.config.compare_by import SCORES
-from fmstune.runs.records import Run, flat
+from fmstune.flatten import flatten
+from fmstune.runs.records import Run
 from fmstune.runs.report import charts
 from fmstune.runs.report.document import Block, Cell, Charts, Document, Section, Table, Text, change, number
 from fmstune.runs.settings import shown
@@ -48,7 +49,7 @@ def _fields(a: Mapping[str, Any], b: Mapping[str, Any], what: str, plural: str) 
     if not a or not b:
         yield Text(f"{'Neither run has' if not a and not b else 'One of the runs lacks'} a record of its {plural}.")
         return
-    first, second = dict(flat(a)), dict(flat(b))
+    first, second = flatten(a), flatten(b)
     names = [name for name in dict.fromkeys([*first, *second]) if name != "output_dir"]
     rows = [
         [Cell(name), _value(name, first), _value(name, second)]

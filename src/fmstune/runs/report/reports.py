@@ -2,16 +2,17 @@
 
 import csv
 import io
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from fmstune.config.requests import Comparison, Report
 from fmstune.errors import UserError
+from fmstune.files import write_aside
+from fmstune.flatten import flatten
 from fmstune.runs import settings
-from fmstune.runs.records import Refused, Run, flat, is_run, raise_if_no_run, read, read_all, refused
+from fmstune.runs.records import Refused, Run, is_run, raise_if_no_run, read, read_all, refused
 from fmstune.runs.report import comparison, html_page, run_report, sweep_report
 from fmstune.runs.report.document import Document
 from fmstune.runs.run_folder import FAILED
@@ -89,7 +90,7 @@ def _row(run: Run, index: int, columns: Sequence[Column]) -> Iterator[tuple[str,
     yield "seed", run.job.get("seed")
     for column in columns:
         yield column.name, settings.shown(column.values[index])
-    for name, _ in flat(run.summary):
+    for name in flatten(run.summary):
         if (value := run.figure(name)) is not None and name != settings.SEED:
             yield name, value
 
@@ -103,16 +104,10 @@ def _row_of_refused(one: Refused, columns: Sequence[Column]) -> Iterator[tuple[s
 
 
 def _write(files: dict[Path, str]) -> None:
-    """Write all of them aside, then rename; raises UserError where one cannot be written, and the former stay."""
-    aside = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
+    """Write all files, then rename all; raises UserError where one cannot be written, and keeps the former ones."""
     try:
-        for path, text in files.items():
-            aside[path].write_text(text, encoding="utf-8", errors="backslashreplace")
-        for path in files:
-            aside[path].replace(path)
+        with ExitStack() as stack:
+            for path, text in files.items():
+                stack.enter_context(write_aside(path)).write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as err:
         raise UserError(f"{path}: cannot be written ({err.strerror}); give it a folder that can be written") from err
-    finally:
-        for path in aside.values():
-            with suppress(OSError):  # such as a folder that does not let us in
-                path.unlink(missing_ok=True)

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fmstune.config.compare_by import is_number
+from fmstune.flatten import flatten
 from fmstune.runs import run_folder
-from fmstune.runs.records import Run, flat
+from fmstune.runs.records import Run
 from fmstune.runs.report import charts
 from fmstune.runs.report.charts import Axes, Line
 from fmstune.runs.report.document import (
@@ -249,7 +250,7 @@ def _ledger(run: Run) -> Iterator[Block]:
 
 
 def _job(run: Run) -> Iterator[Block]:
-    fields = list(flat(run.job))
+    fields = list(flatten(run.job).items())
     if not run.origins:
         yield Text("Where the values come from was not recorded when this run began.")
         yield Table(("field", "value"), [_field(name, value) for name, value in fields], sortable=True)
@@ -275,7 +276,7 @@ def _field(name: str, value: Any, *source: str) -> list[Cell]:
 
 
 def _made_with(run: Run) -> Iterator[Block]:
-    rows = [[Cell(name), word("null" if value is None else value)] for name, value in flat(run.lock)]
+    rows = [[Cell(name), word("null" if value is None else value)] for name, value in flatten(run.lock).items()]
     if rows:
         yield More("Versions, devices and hashes", [Table(("what", "value"), rows)])
 

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fmstune.config.compare_by import is_number
+from fmstune.flatten import flatten
 from fmstune.runs import run_folder, settings
-from fmstune.runs.records import Refused, Run, flat
+from fmstune.runs.records import Refused, Run
 from fmstune.runs.report import charts, run_report
 from fmstune.runs.report.charts import Axes, Line, Series, Spot
 from fmstune.runs.report.document import (
@@ -275,7 +276,7 @@ _WHOLE = 100
 
 
 def _shared(runs: Sequence[Run]) -> Iterator[Block]:
-    jobs = [dict(flat(run.job)) for run in runs]
+    jobs = [flatten(run.job) for run in runs]
     same = [(name, value) for name, value in jobs[0].items() if all(job.get(name, ...) == value for job in jobs)]
     rows = [[Cell(name), _setting(value)] for name, value in same]
     yield More(f"{len(rows)} fields that are the same in every run", [Table(("field", "value"), rows)])
