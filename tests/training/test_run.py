@@ -5,13 +5,13 @@ import re
 from collections.abc import Callable
 from itertools import cycle, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fmstune import files as package_files
 from fmstune.cli.help import choices
@@ -119,8 +119,20 @@ def test_an_adapter_loads_in_plain_peft_and_holds_nothing_of_the_base(made: Run,
     assert not torch.allclose(before[:, -1], after[:, -1])
 
 
+def test_the_base_is_scored_without_its_adapter(made: Run) -> None:
+    """A new prompt is random, so that the base answers differently with it; a new LoRA adapter changes nothing."""
+    losses = [made(peft).summary["base"]["eval_loss"] for peft in ("full", "lora", "prompt_tuning")]
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-4)
+
+
 def test_the_loss_falls_and_only_answers_are_learnt(fmstune: Run) -> None:
     run = fmstune("training.max_steps=30", "evaluation=none", "launcher.threads=1", "training.learning_rate=1e-3")
+    before, after = (
+        _losses_on_held_out(AutoModelForCausalLM.from_pretrained(place), 16) for place in (TINY, run.folder / "model")
+    )
+    assert after.answer < 0.5 * before.answer
+    # trained too, the tokens of the prompt would be learnt as well
+    assert after.prompt > before.prompt
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
@@ -386,23 +398,29 @@ def test_a_method_learns_and_its_adapter_loads_in_plain_peft_to_the_same_answers
     assert tuned["eval_loss"] != run.summary["base"]["eval_loss"] > 0
     base = AutoModelForCausalLM.from_pretrained(package_files.resolve(f"package:{model}"))
     loaded = PeftModel.from_pretrained(base, run.folder / "model").eval()
-    assert _loss_on_held_out(loaded, 8) == pytest.approx(tuned["eval_loss"], rel=1e-4, abs=1e-5)
+    assert _losses_on_held_out(loaded, 8).answer == pytest.approx(tuned["eval_loss"], rel=1e-4, abs=1e-5)
 
 
-def _loss_on_held_out(model: PeftModel, count: int) -> float:
-    """Mean loss of an answer's token, by nothing but transformers and PEFT."""
+class Losses(NamedTuple):
+    """Mean loss of a token, by nothing but transformers and PEFT."""
+
+    prompt: float
+    answer: float
+
+
+def _losses_on_held_out(model: PreTrainedModel | PeftModel, count: int) -> Losses:
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     lines = Path(package_files.resolve("package:complaints/held_out.jsonl")).read_text().splitlines()[:count]
-    total, tokens = 0.0, 0
+    prompts, answers = [], []
     for text in (json.loads(line)["output"] for line in lines):
         ids = torch.tensor([[*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
         answer = len(ids[0]) - len(tokenizer(text[: text.index("### Label:") + len("### Label:")])["input_ids"])
         with torch.no_grad():
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
-        log_probs = logits[-answer - 1 : -1].log_softmax(-1)
-        total -= log_probs.gather(1, ids[0, -answer:, None]).sum().item()
-        tokens += answer
-    return total / tokens
+        losses = torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:], reduction="none")
+        prompts.append(losses[:-answer])
+        answers.append(losses[-answer:])
+    return Losses(torch.cat(prompts).mean().item(), torch.cat(answers).mean().item())
 
 
 ROWS = {

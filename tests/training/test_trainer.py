@@ -14,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 
 from fmstune.config.job import Model
 from fmstune.errors import UserError
+from fmstune.launch import preemption
 from fmstune.models import load
 from fmstune.training.trainer import Trainer, numbers
 
@@ -171,11 +172,12 @@ def test_no_model_card_is_written_into_the_run_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("README.md"))
 
 
-def test_the_loss_of_an_evaluation_is_the_mean_over_tokens(tmp_path: Path) -> None:
-    """A batch with one long answer and one with short ones: their means weigh as many tokens as they have."""
+@pytest.mark.parametrize("trained", [6, 7])
+def test_the_loss_of_an_evaluation_is_the_mean_over_tokens(tmp_path: Path, trained: int) -> None:
+    """A row's loss weighs as many tokens as are predicted: a label on the first of 7 tokens counts for nothing."""
     uneven = [
         {"input_ids": ids, "labels": [-100] * (len(ids) - wide) + ids[-wide:]}
-        for ids, wide in zip(IDS, (6, 1, 1, 1), strict=True)
+        for ids, wide in zip(IDS, (trained, 1, 1, 1), strict=True)
     ]
     ours = trainer(tmp_path, per_device_eval_batch_size=1)
     rows = Dataset.from_list(uneven)
@@ -183,6 +185,37 @@ def test_the_loss_of_an_evaluation_is_the_mean_over_tokens(tmp_path: Path) -> No
     each = [ours.evaluate(rows.select([i]))["eval_loss"] for i in range(4)]
     assert whole == pytest.approx((6 * each[0] + each[1] + each[2] + each[3]) / 9, rel=1e-5)
     assert whole != pytest.approx(sum(each) / 4, rel=1e-3)
+
+
+def test_a_run_that_is_resumed_from_its_last_checkpoint_takes_no_further_step(tmp_path: Path) -> None:
+    """As after a kill; an epoch has 2 steps, so that the checkpoint is in the middle of one."""
+    settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 3}
+    first = trainer(tmp_path, **settings)
+    first.train()
+    again = trainer(tmp_path, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert (again.state.global_step, again.clock.steps) == (3, 0)
+    for one, other in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_one_notice_among_all_processes_saves_a_checkpoint_and_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preemption, "given", lambda: True)
+    noticed = trainer(tmp_path, max_steps=3)
+    noticed.train()
+    assert noticed.stops
+    assert noticed.state.global_step == 1
+    assert (tmp_path / "checkpoint-1" / "model.safetensors").is_file()
+
+
+def test_without_a_notice_a_run_takes_all_its_steps(tmp_path: Path) -> None:
+    ours = trainer(tmp_path, max_steps=3)
+    ours.train()
+    assert not ours.stops
+    assert ours.state.global_step == 3
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 @pytest.mark.parametrize(
