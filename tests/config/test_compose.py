@@ -16,7 +16,7 @@ from fmstune.checks import job as rules
 from fmstune.config import compose as composition
 from fmstune.config import freeze, groups
 from fmstune.config.job import FULL
-from fmstune.data.format_loading import load
+from fmstune.data.format_loading import load_format
 
 GROUPS = {group: groups.choices(group) for group in ("model", "peft", "data", "launcher", "evaluation")}
 COMBINATIONS = [
@@ -62,7 +62,7 @@ def test_every_combination_composes_and_freezes(model: str, peft: str, data: str
     words += ["++data.format.template_file=row.jinja"] if data == "template" else []
     job = freeze.freeze(composed(*words)).job
     assert (job.peft["_target_"] == FULL) is (peft == "full")
-    assert callable(load(job.data.format))
+    assert callable(load_format(job.data.format))
 
 
 @pytest.mark.parametrize("evaluation", GROUPS["evaluation"])

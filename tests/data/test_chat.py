@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from fmstune import files
-from fmstune.data import chat, formats
-from fmstune.data.segments import RowProblem
+from fmstune.data import formats
+from fmstune.data.chat import chat_segments, check_messages, check_tools
+from fmstune.data.tokens import RowProblem
 from fmstune.errors import UserError
 from tests.small import byte_level_tokenizer
 
@@ -57,7 +58,7 @@ def tokenizer(template: str | None) -> Any:
 
 def shown(template: str, turns: list[dict[str, Any]] = TURNS, tools: Any = None) -> str:
     """The conversation with its trained text in brackets."""
-    found = chat.segments(turns, tools, tokenizer(template))
+    found = chat_segments(turns, tools, tokenizer(template))
     return "".join(f"⟦{text}⟧" if trained else text for text, trained in found)
 
 
@@ -92,10 +93,10 @@ def test_templates_that_mark_nothing_get_the_masks_that_transformers_gives_to_ma
     reference = made.apply_chat_template(TURNS, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     for template in (CHATML, PLAIN_CHATML):
         row = formats.chat({"messages": TURNS}, tokenizer=tokenizer(template))
-        text = "".join(segment.text for segment in row.segments)
+        text = "".join(segment.text for segment in row)
         # the last line break goes: nobody writes it
         assert made(text)["input_ids"] == reference["input_ids"][:-1]
-        trained = "".join(segment.text for segment in row.segments if segment.trained)
+        trained = "".join(segment.text for segment in row if segment.trained)
         said = [i for i, m in zip(reference["input_ids"], reference["assistant_masks"], strict=True) if m]
         assert made.decode(said) == trained
 
@@ -156,11 +157,11 @@ def test_a_template_that_forgets_is_good_for_rows_of_one_answer() -> None:
 
 def test_a_tokenizer_without_template_says_how_to_give_one() -> None:
     with pytest.raises(UserError, match=r"has no chat template; set model\.chat_template to a Jinja file"):
-        chat.segments(TURNS, None, tokenizer(None))
+        chat_segments(TURNS, None, tokenizer(None))
 
 
 def test_without_a_tokenizer_the_words_are_there() -> None:
-    assert [tuple(segment) for segment in chat.segments(TURNS[:2], None, None)] == [
+    assert [tuple(segment) for segment in chat_segments(TURNS[:2], None, None)] == [
         ("Hi", False),
         ("Hello", True),
     ]
@@ -168,8 +169,8 @@ def test_without_a_tokenizer_the_words_are_there() -> None:
 
 def test_turns_in_the_share_gpt_shape_and_nulls_of_parquet_are_understood() -> None:
     turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello", "weight": None}]
-    assert chat.messages(turns, "conversations") == TURNS[:2]
-    assert chat.messages([TURNS[0] | {"tool_calls": None}], "messages") == TURNS[:1]
+    assert check_messages(turns, "conversations") == TURNS[:2]
+    assert check_messages([TURNS[0] | {"tool_calls": None}], "messages") == TURNS[:1]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_turns_in_the_share_gpt_shape_and_nulls_of_parquet_are_understood() -> N
 )
 def test_turns_that_are_none_are_problems(value: Any, problem: str) -> None:
     with pytest.raises(RowProblem) as raised:
-        chat.messages(value, "messages")
+        check_messages(value, "messages")
     assert str(raised.value).startswith(problem)
 
 
@@ -195,10 +196,10 @@ def test_turns_that_are_none_are_problems(value: Any, problem: str) -> None:
     [(None, None), ("", None), ([], None), (json.dumps([{"name": "add"}]), [{"name": "add"}])],
 )
 def test_tools_may_be_missing_or_text(value: Any, found: Any) -> None:
-    assert chat.tools(value, "tools") == found
+    assert check_tools(value, "tools") == found
 
 
 @pytest.mark.parametrize("value", ["[{", {"name": "add"}, ["add"]])
 def test_tools_that_are_none_are_problems(value: Any) -> None:
     with pytest.raises(RowProblem, match="column 'tools'"):
-        chat.tools(value, "tools")
+        check_tools(value, "tools")

@@ -69,13 +69,13 @@ def gpt2_style_with_smile() -> Any:
 def tokenised(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Filled with the size of each batch that is tokenised."""
     sizes: list[int] = []
-    encode = tokens.encode
+    encode = tokens.encode_rows
 
     def counting(batch: list[Any], *rest: Any) -> Any:
         sizes.append(len(batch))
         return encode(batch, *rest)
 
-    monkeypatch.setattr(tokens, "encode", counting)
+    monkeypatch.setattr(tokens, "encode_rows", counting)
     return sizes
 
 
@@ -635,7 +635,7 @@ def test_one_line_of_the_log_says_what_was_made(caplog: pytest.LogCaptureFixture
 
 @pytest.fixture
 def no_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "encode", lambda *_: pytest.fail("tokenised"))
+    monkeypatch.setattr(tokens, "encode_rows", lambda *_: pytest.fail("tokenised"))
 
 
 @pytest.mark.usefixtures("no_tokenizer")

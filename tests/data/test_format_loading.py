@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fmstune.data import format_loading, formats
+from fmstune.data.format_loading import format_row, load_format
 from fmstune.data.formats import RowProblem, Segment
 from fmstune.errors import UserError
 
@@ -23,7 +24,7 @@ def trained(text: str) -> Segment:
 
 def test_load_binds_the_settings() -> None:
     named = {"_target_": "fmstune.data.formats.text", "text_field": "t", "response_template": ":"}
-    assert format_loading.load(named)({"t": "a:b"}) == [only_read("a:"), trained("b")]
+    assert load_format(named)({"t": "a:b"}) == [only_read("a:"), trained("b")]
 
 
 def test_load_finds_a_format_in_a_package_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,13 +35,13 @@ def test_load_finds_a_format_in_a_package_of_the_user(tmp_path: Path, monkeypatc
     )
     monkeypatch.syspath_prepend(tmp_path)
     named = {"_target_": "own_formats.shout", "mark": "?", "anything": 1}
-    assert format_loading.load(named)({"t": "a"}) == [trained("a?")]
+    assert load_format(named)({"t": "a"}) == [trained("a?")]
     assert format_loading.source_files(named) == [tmp_path / "own_formats.py"]
 
 
 def test_load_lists_all_settings_that_do_not_fit() -> None:
     with pytest.raises(UserError) as raised:
-        format_loading.load({"_target_": "fmstune.data.formats.text", "text_feild": "t", "response_template": 3})
+        load_format({"_target_": "fmstune.data.formats.text", "text_feild": "t", "response_template": 3})
     assert raised.value.problems == (
         "data.format.text_feild: text has no such setting; did you mean 'text_field'?",
         "data.format.response_template must be a string, found the int 3",
@@ -50,7 +51,7 @@ def test_load_lists_all_settings_that_do_not_fit() -> None:
 
 def test_a_field_that_was_left_empty_is_no_string() -> None:
     with pytest.raises(UserError, match=r"data\.format\.text_field must be a string, found null"):
-        format_loading.load({"_target_": "fmstune.data.formats.text", "text_field": None, "response_template": None})
+        load_format({"_target_": "fmstune.data.formats.text", "text_field": None, "response_template": None})
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_a_field_that_was_left_empty_is_no_string() -> None:
 )
 def test_a_target_that_is_no_function_is_refused(target: str | None, message: str) -> None:
     with pytest.raises(UserError) as raised:
-        format_loading.load({"_target_": target})
+        load_format({"_target_": target})
     assert str(raised.value).startswith(message)
 
 
@@ -84,13 +85,13 @@ def test_a_format_that_returns_no_segments_is_a_problem(made: Any) -> None:
         return made
 
     with pytest.raises(RowProblem, match=r"must return a list of fmstune\.data\.formats\.Segment"):
-        format_loading.formatted(broken, {})
+        format_row(broken, {})
 
 
 def test_half_a_character_is_a_problem() -> None:
     row = {"t": json.loads(r'"a \ud83d b"')}
     with pytest.raises(RowProblem, match=r"half a character \(\\ud83d, a lone surrogate\)"):
-        format_loading.formatted(lambda row: [trained(row["t"])], row)
+        format_row(lambda row: [trained(row["t"])], row)
 
 
 ALL = ", ".join(formats.FORMATS)
@@ -98,7 +99,7 @@ ALL = ", ".join(formats.FORMATS)
 
 def problem_of(target: str, **settings: Any) -> str:
     with pytest.raises(UserError) as raised:
-        format_loading.load({"_target_": target, **settings})
+        load_format({"_target_": target, **settings})
     return str(raised.value)
 
 
@@ -117,8 +118,8 @@ def test_classes_and_modules_of_fmstune_formats_are_no_functions(name: str) -> N
 
 
 def test_no_other_module_of_fmstune_has_formats() -> None:
-    assert problem_of("fmstune.data.format_loading.load") == (
-        "data.format._target_: fmstune.data.format_loading.load is no format; "
+    assert problem_of("fmstune.data.format_loading.load_format") == (
+        "data.format._target_: fmstune.data.format_loading.load_format is no format; "
         f"the formats of fmstune.data.formats are {ALL}"
     )
 

@@ -8,8 +8,8 @@ import pytest
 from fmstune.config.job import Data
 from fmstune.data import dataset, show, tokens
 from fmstune.data.dataset import Prepared
-from fmstune.data.segments import Plain, Segment
 from fmstune.data.show import Run
+from fmstune.data.tokens import Segment
 from tests.tokenizers_for_tests import gpt2_style, llama_style
 
 TEXTS = ["a\tb \n### Label: yes", "the phone broke\n### Label: no complaint", "x" * 60 + "\n### Label:" + " no" * 9]
@@ -68,7 +68,7 @@ def test_held_out_rows_have_sums_of_their_own(job_data: Data) -> None:
 
 def test_a_run_keeps_the_space_that_it_would_lose_alone() -> None:
     segments = [Segment("thanks", trained=False), Segment(" :)", trained=True)]
-    row = tokens.encode([Plain(segments)], llama_style(), 64)[0]._asdict()
+    row = tokens.encode_rows([segments], llama_style(), 64)[0]._asdict()
     assert llama_style().decode(row["input_ids"][-2:]) == ":)</s>"
     assert show.runs(row, llama_style()) == [Run("<s> thanks", False), Run(" :)</s>", True)]
 

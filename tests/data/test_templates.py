@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from fmstune.data import templates
-from fmstune.data.segments import RowProblem, Segment
+from fmstune.data.templates import render_row
+from fmstune.data.tokens import RowProblem, Segment
 from fmstune.errors import UserError
 
 
@@ -16,7 +17,7 @@ def write(text: str) -> str:
 
 
 def rendered(text: str, **row: Any) -> list[tuple[str, bool]]:
-    return [tuple(segment) for segment in templates.render(write(text), row)]
+    return [tuple(segment) for segment in render_row(write(text), row)]
 
 
 def test_what_stands_in_a_generation_block_is_trained() -> None:
@@ -72,14 +73,14 @@ def test_what_a_template_cannot_do_is_said_of_the_row(text: str, problem: str) -
 )
 def test_a_file_that_is_no_template_is_named_with_its_line(text: str, problem: str) -> None:
     with pytest.raises(UserError) as raised:
-        templates.load(write(text))
+        templates.load_template(write(text))
     assert str(raised.value).startswith(problem)
 
 
 def test_a_file_that_is_not_there_is_named() -> None:
     with pytest.raises(UserError, match=r"data\.format\.template_file: none\.jinja cannot be read \(No such file"):
-        templates.load("none.jinja")
+        templates.load_template("none.jinja")
 
 
 def test_a_segment_is_what_the_other_formats_make() -> None:
-    assert templates.render(write("{% generation %}{{ a }}{% endgeneration %}"), {"a": "b"}) == [Segment("b", True)]
+    assert render_row(write("{% generation %}{{ a }}{% endgeneration %}"), {"a": "b"}) == [Segment("b", True)]

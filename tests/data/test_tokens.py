@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
 from fmstune.data import tokens
-from fmstune.data.segments import Plain, Segment
-from fmstune.data.tokens import IGNORED, Encoded
+from fmstune.data.tokens import IGNORED, Encoded, Segment
 from fmstune.errors import UserError
 from tests.tokenizers_for_tests import ALL, gpt2_style, llama_style, llama_style_with_end, normalising
 
@@ -20,7 +19,7 @@ END = "<|endoftext|>"
 
 
 def encode(tokenizer: Any, *segments: tuple[str, bool], max_length: int = NO_LIMIT) -> Encoded:
-    return tokens.encode([Plain([Segment(*segment) for segment in segments])], tokenizer, max_length)[0]
+    return tokens.encode_rows([[Segment(*segment) for segment in segments]], tokenizer, max_length)[0]
 
 
 def trained_tokens(tokenizer: Any, *segments: tuple[str, bool], max_length: int = NO_LIMIT) -> list[str]:
@@ -206,7 +205,7 @@ def test_a_text_above_the_tokenizers_own_limit_is_not_cut_there(monkeypatch: pyt
 
 def test_a_slow_tokenizer_is_refused() -> None:
     with pytest.raises(UserError) as raised:
-        tokens.check(ByT5Tokenizer())
+        tokens.check_tokenizer(ByT5Tokenizer())
     assert str(raised.value) == (
         "model.tokenizer: ByT5Tokenizer does not tell which text a token spans; use a fast one"
     )
@@ -215,12 +214,12 @@ def test_a_slow_tokenizer_is_refused() -> None:
 def test_a_tokenizer_without_end_of_sequence_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(gpt2_style()._special_tokens_map, "eos_token", None)
     with pytest.raises(UserError) as raised:
-        tokens.check(gpt2_style())
+        tokens.check_tokenizer(gpt2_style())
     assert str(raised.value) == ("model.tokenizer has no end-of-sequence token; set model.special_tokens.eos_token")
 
 
 def test_no_rows_are_no_tokens() -> None:
-    assert tokens.encode([], gpt2_style(), NO_LIMIT) == []
+    assert tokens.encode_rows([], gpt2_style(), NO_LIMIT) == []
 
 
 # Properties, on texts made of what has been trouble: templates, spaces, line breaks, bytes, what normalisers fold.
@@ -307,7 +306,7 @@ def with_end(labels: list[int], ids: list[int], end: int) -> list[int]:
 def test_labels_are_those_of_the_offsets(tokenizer: Callable[[], Any], segments: list[Segment]) -> None:
     ids = tokenizer()(text_of(segments))["input_ids"]
     expected = with_end(labels_by_offsets(segments, tokenizer()), ids, tokenizer().eos_token_id)
-    assert tokens.encode([Plain(segments)], tokenizer(), NO_LIMIT)[0].labels == expected
+    assert tokens.encode_rows([segments], tokenizer(), NO_LIMIT)[0].labels == expected
 
 
 @pytest.mark.parametrize(
@@ -319,7 +318,7 @@ def test_labels_are_those_of_the_bytes(
     tokenizer: Callable[[], Any], byte_ends: Callable[[list[str], str], list[int]], segments: list[Segment]
 ) -> None:
     expected = [*labels_by_bytes(segments, tokenizer(), byte_ends), tokenizer().eos_token_id]
-    assert tokens.encode([Plain(segments)], tokenizer(), NO_LIMIT)[0].labels == expected
+    assert tokens.encode_rows([segments], tokenizer(), NO_LIMIT)[0].labels == expected
 
 
 @pytest.mark.parametrize("tokenizer", ALL)
@@ -328,8 +327,8 @@ def test_labels_are_those_of_the_bytes(
 def test_a_cut_row_is_a_beginning_of_the_whole_one_and_its_counts_are_right(
     tokenizer: Callable[[], Any], segments: list[Segment], max_length: int
 ) -> None:
-    whole = tokens.encode([Plain(segments)], tokenizer(), NO_LIMIT)[0]
-    cut = tokens.encode([Plain(segments)], tokenizer(), max_length)[0]
+    whole = tokens.encode_rows([segments], tokenizer(), NO_LIMIT)[0]
+    cut = tokens.encode_rows([segments], tokenizer(), max_length)[0]
     assert len(cut.input_ids) == len(cut.labels) == min(max_length, whole.length)
     assert cut.input_ids[:-1] == whole.input_ids[: len(cut.input_ids) - 1]
     assert cut.labels[:-1] == whole.labels[: len(cut.labels) - 1]
@@ -349,11 +348,11 @@ def test_straddling_tokens_are_those_with_a_boundary_inside(
     boundaries = {place for span in tokens.trained_spans(segments) for place in span}
     offsets = tokenizer()(text_of(segments), return_offsets_mapping=True)["offset_mapping"]
     expected = sum(sum(start < place < end for start, end in offsets) > 0 for place in boundaries)
-    assert tokens.encode([Plain(segments)], tokenizer(), NO_LIMIT)[0].straddling == expected
+    assert tokens.encode_rows([segments], tokenizer(), NO_LIMIT)[0].straddling == expected
 
 
 @many
 @given(batch=st.lists(rows, max_size=4))
 def test_a_row_does_not_depend_on_the_rows_beside_it(batch: list[list[Segment]]) -> None:
-    alone = [tokens.encode([Plain(segments)], gpt2_style(), NO_LIMIT)[0] for segments in batch]
-    assert tokens.encode([Plain(segments) for segments in batch], gpt2_style(), NO_LIMIT) == alone
+    alone = [tokens.encode_rows([segments], gpt2_style(), NO_LIMIT)[0] for segments in batch]
+    assert tokens.encode_rows(batch, gpt2_style(), NO_LIMIT) == alone

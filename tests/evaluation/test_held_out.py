@@ -18,8 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import add_fused_lm_head
 
 from fmstune.config.job import Evaluation, Model
-from fmstune.data.segments import Plain, Segment
-from fmstune.data.tokens import encode
+from fmstune.data.tokens import Segment, encode_rows
 from fmstune.evaluation import generate
 from fmstune.evaluation import held_out as evaluate
 from fmstune.evaluation.held_out import Scores
@@ -41,7 +40,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="module")
 def held_out(tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    encoded = encode([Plain([Segment(p, False), Segment(a, True)]) for p, a in ROWS], tokenizer, 256)
+    encoded = encode_rows([[Segment(p, False), Segment(a, True)] for p, a in ROWS], tokenizer, 256)
     return Dataset.from_dict(
         {
             "input_ids": [row.input_ids for row in encoded],

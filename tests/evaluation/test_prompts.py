@@ -6,9 +6,9 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from fmstune.config.job import Model
-from fmstune.data import format_loading
+from fmstune.data.format_loading import format_row, load_format
 from fmstune.data.read import Row
-from fmstune.data.tokens import encode
+from fmstune.data.tokens import encode_rows
 from fmstune.errors import UserError
 from fmstune.evaluation import prompts
 from fmstune.models import load
@@ -46,8 +46,8 @@ def test_a_row_is_asked_as_it_was_trained_with_its_answer_or_without(
     text: str,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    formatted = format_loading.formatted(format_loading.load(format, tokenizer), answered)
-    trained = encode([formatted], tokenizer, 512)[0]
+    formatted = format_row(load_format(format, tokenizer), answered)
+    trained = encode_rows([formatted], tokenizer, 512)[0]
     for row in (answered, asked):
         (prompt,) = prompts.of_rows([Row("f", 1, row)], format, tokenizer)
         assert prompt.ids == trained.prompt_ids
@@ -87,7 +87,7 @@ def test_a_conversation_is_asked_up_to_the_answer_and_ends_as_its_template_ends_
     user, said = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}
     rows = [Row("f", n, {"messages": turns}) for n, turns in enumerate([[user], [user, said]], start=1)]
     alone, answered = prompts.of_rows(rows, chat, tokenizer)
-    trained = encode([format_loading.formatted(format_loading.load(chat, tokenizer), rows[1].values)], tokenizer, 512)
+    trained = encode_rows([format_row(load_format(chat, tokenizer), rows[1].values)], tokenizer, 512)
     assert alone == answered
     assert alone.ids == trained[0].prompt_ids
     last = trained[0].answer_ids[-1]

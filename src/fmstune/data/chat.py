@@ -8,11 +8,11 @@ as they are, and is checked for every row.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import TemplateError
 
-from fmstune.data.segments import RowProblem, Segment, in_words
+from fmstune.data.tokens import RowProblem, Segment, Templated, in_words
 from fmstune.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,18 +20,14 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]
 
+Span = tuple[int, int]
+"""Start and end of a stretch of the rendered text, in characters."""
+
 SHARE_GPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "tool": "tool", "function": "tool"}
 """Names of `from` in the ShareGPT shape, whose turns are `from` and `value`."""
 
 
-class Span(NamedTuple):
-    """A stretch of the rendered text, in characters."""
-
-    start: int
-    end: int
-
-
-def messages(value: Any, field: str) -> list[Message]:
+def check_messages(value: Any, field: str) -> list[Message]:
     """The turns of a row, checked; nulls are left out, which Parquet and Arrow put in for missing keys."""
     if not isinstance(value, list) or not value:
         raise RowProblem(f"column {field!r} must hold a list of turns, found {in_words(value)}")
@@ -62,7 +58,7 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
-def tools(value: Any, field: str) -> list[dict[str, Any]] | None:
+def check_tools(value: Any, field: str) -> list[dict[str, Any]] | None:
     """The tools that the row offers, as JSON schemas; text is read as JSON."""
     if isinstance(value, str) and value.strip():
         try:
@@ -77,24 +73,26 @@ def tools(value: Any, field: str) -> list[dict[str, Any]] | None:
     return found
 
 
-def segments(
+def chat_segments(
     turns: Sequence[Message], tools: list[dict[str, Any]] | None, tokenizer: "PreTrainedTokenizerBase | None"
-) -> list[Segment]:
+) -> Templated:
     """The conversation as the model's template writes it; trained is what the assistant says, and its stop token.
 
     Without a tokenizer only the words themselves are there, which is what a scan counts.
     """
     if tokenizer is None:
-        return [Segment(str(turn.get("content", "")), turn["role"] == "assistant") for turn in turns]
+        return Templated(Segment(str(turn.get("content", "")), turn["role"] == "assistant") for turn in turns)
     template = _template(tokenizer)
     if "{% generation" in template or "{%- generation" in template:
         text, spans = _marked(turns, tools, tokenizer, template)
     else:
         text, spans = _by_prefixes(turns, tools, tokenizer)
-    return list(_divided(text, spans))
+    return Templated(_divided(text, spans))
 
 
-def question(turns: Sequence[Message], tools: list[dict[str, Any]] | None, tokenizer: "PreTrainedTokenizerBase") -> str:
+def render_question(
+    turns: Sequence[Message], tools: list[dict[str, Any]] | None, tokenizer: "PreTrainedTokenizerBase"
+) -> str:
     """The conversation so far, and the template's words that ask the assistant to speak."""
     _template(tokenizer)
     with _template_problems():
@@ -131,7 +129,7 @@ def _marked(
     spans = []
     for start, end in marks[0]:
         stop = next((stop for stop in stops if text.startswith(stop, end)), "")
-        spans.append(Span(start, end + len(stop)))
+        spans.append((start, end + len(stop)))
     return text, spans
 
 
@@ -169,15 +167,16 @@ def _by_prefixes(
                 "assistant's words begin is not known; give a template with {% generation %} blocks "
                 "(model.chat_template)"
             )
-        spans.append(_with_stop(whole, Span(len(before), len(up_to)), str(turn.get("content", ""))))
+        spans.append(_with_stop(whole, (len(before), len(up_to)), str(turn.get("content", ""))))
     return whole, spans
 
 
 def _with_stop(text: str, span: Span, content: str) -> Span:
     """The span up to its stop token; where the template has none, the white space behind it is its end."""
-    said, content = text[span.start : span.end].rstrip(), content.strip()
+    start, end = span
+    said, content = text[start:end].rstrip(), content.strip()
     stops = not content or not said.endswith(content)
-    return Span(span.start, span.start + len(said)) if stops else span
+    return (start, start + len(said)) if stops else span
 
 
 @contextmanager

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fmstune.config.job import Data, Overlap, sources
-from fmstune.data import format_loading, mixing, overlap, splits, streaming, tokenized, tokens
+from fmstune.data import mixing, overlap, splits, streaming, tokenized, tokens
 from fmstune.data import read as rows
-from fmstune.data.format_loading import Format
+from fmstune.data.format_loading import Format, load_format
 from fmstune.data.ledger import Ledger
 from fmstune.data.mixing import Share
 from fmstune.data.overlap import Shared
 from fmstune.data.read import Contents, Problems
-from fmstune.data.segments import Formatted, TokenRow
 from fmstune.data.splits import HELD_OUT, TRAIN, Place
 from fmstune.data.streaming import Stream
 from fmstune.data.tokenized import Part, Recipe
+from fmstune.data.tokens import Formatted, TokenRow
 from fmstune.errors import UserError, raise_if_any
 
 if TYPE_CHECKING:
@@ -126,8 +126,7 @@ def _characters(formatted: Formatted) -> tuple[int, int]:
     if isinstance(formatted, TokenRow):
         trained = sum(label != tokens.IGNORED for label in formatted.labels)
         return round(len(formatted.labels) * CHARACTERS_PER_TOKEN), round(trained * CHARACTERS_PER_TOKEN)
-    segments = formatted.segments
-    return sum(len(s.text) for s in segments), sum(len(s.text) for s in segments if s.trained)
+    return sum(len(s.text) for s in formatted), sum(len(s.text) for s in formatted if s.trained)
 
 
 def prepare(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int) -> Prepared:
@@ -135,7 +134,7 @@ def prepare(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int) -> Prep
 
     Raises one UserError with everything that is wrong with the data.
     """
-    tokens.check(tokenizer)
+    tokens.check_tokenizer(tokenizer)
     recipes = [Recipe(place, data, format, tokenizer) for place, format in formats(data, tokenizer)]
     streamed = [recipe for recipe in recipes if data.streaming and recipe.place.trains]
     contents = _contents([recipe.place for recipe in recipes if recipe not in streamed])
@@ -188,7 +187,7 @@ def identity(data: Data, tokenizer: "PreTrainedTokenizerBase | None", seed: int)
 
 def held_out(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int) -> tuple[Part, ...]:
     """The held-out rows alone, as `prepare` has them; raises UserError with everything that is wrong with them."""
-    tokens.check(tokenizer)
+    tokens.check_tokenizer(tokenizer)
     wanted = [place for place in places(data) if place.trains == splits.draws(data)]
     contents = _contents(wanted)
     found: list[Part] = []
@@ -212,7 +211,7 @@ def formats(data: Data, tokenizer: "PreTrainedTokenizerBase | None") -> list[tup
     problems: list[str] = []
     for place in places(data):
         try:
-            found.append((place, format_loading.load(place.source.format or {}, tokenizer)))
+            found.append((place, load_format(place.source.format or {}, tokenizer)))
         except UserError as err:
             field = f"{place.field}.format" if place.source.format != data.format else "data.format"
             problems += [problem.replace("data.format", field) for problem in err.problems]

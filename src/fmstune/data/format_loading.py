@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmstune import files
 from fmstune.data import formats
-from fmstune.data.segments import Formatted, Plain, RowProblem, Segment, Templated, TokenRow, in_words
+from fmstune.data.tokens import Formatted, RowProblem, Segment, TokenRow, in_words
 from fmstune.errors import UserError, did_you_mean, raise_if_any
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Format = Callable[[Mapping[str, Any]], Any]
 
 
-def load(format: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase | None" = None) -> Format:
+def load_format(format: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase | None" = None) -> Format:
     """The function that `data.format` names, its settings bound; raises UserError when the two do not fit.
 
     A function with a parameter `tokenizer` is given this one.
@@ -36,21 +36,20 @@ def load(format: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase | None" 
     return partial(function, **settings)
 
 
-def formatted(format: Format, values: Mapping[str, Any]) -> Formatted:
+def format_row(format: Format, values: Mapping[str, Any]) -> Formatted:
     """What the format makes of the row, checked, since it may be anybody's and not every string can be tokenised."""
     made = format(values)
     if isinstance(made, TokenRow):
         return made
-    found = made if isinstance(made, Templated) else Plain(made)
-    if not isinstance(found.segments, list) or not all(isinstance(segment, Segment) for segment in found.segments):
+    if not isinstance(made, list) or not all(isinstance(segment, Segment) for segment in made):
         raise RowProblem(f"the format must return a list of fmstune.data.formats.Segment, found {made!r:.80}")
     try:
-        for segment in found.segments:
+        for segment in made:
             segment.text.encode()
     except UnicodeEncodeError as err:
         half = f"\\u{ord(err.object[err.start]):04x}"
         raise RowProblem(f"the text holds half a character ({half}, a lone surrogate); remove it") from err
-    return found
+    return made
 
 
 def source_files(format: Mapping[str, Any]) -> list[Path]:

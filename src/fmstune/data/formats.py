@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fmstune.data import chat as chat_turns
-from fmstune.data import templates
-from fmstune.data.segments import Formatted, RowProblem, Segment, Templated, TemplateMissing, TokenRow, in_words
+from fmstune.data.chat import chat_segments, check_messages, check_tools
+from fmstune.data.templates import render_row
+from fmstune.data.tokens import Formatted, RowProblem, Segment, Templated, TemplateMissing, TokenRow, in_words
 from fmstune.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def input_output(row: Mapping[str, Any], *, input_field: str, output_field: str,
 
 def template(row: Mapping[str, Any], *, template_file: str) -> list[Segment]:
     """A Jinja file makes the text; what stands in `{% generation %}` … `{% endgeneration %}` is trained."""
-    return templates.render(template_file, row)
+    return render_row(template_file, row)
 
 
 def chat(
@@ -94,9 +94,9 @@ def chat(
 
     The column of tools may be missing or empty; it holds JSON schemas, as a list or as text.
     """
-    messages = chat_turns.messages(_any_column(row, messages_field), messages_field)
-    tools = chat_turns.tools(row.get(tools_field), tools_field)
-    return Templated(chat_turns.segments(messages, tools, tokenizer))
+    messages = check_messages(_any_column(row, messages_field), messages_field)
+    tools = check_tools(row.get(tools_field), tools_field)
+    return chat_segments(messages, tools, tokenizer)
 
 
 def tokenized(
@@ -134,7 +134,7 @@ def has_answer(formatted: Formatted) -> bool:
     """Whether there is something to learn: trained text that is not blank, or a trained token."""
     if isinstance(formatted, TokenRow):
         return any(label != -100 for label in formatted.labels)
-    return any(segment.trained and segment.text.strip() for segment in formatted.segments)
+    return any(segment.trained and segment.text.strip() for segment in formatted)
 
 
 def _any_column(row: Mapping[str, Any], name: str) -> Any:

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from fmstune.config.job import Data, Source, Untrainable
-from fmstune.data import format_loading, formats
+from fmstune.data import formats
 from fmstune.data import read as rows
-from fmstune.data.format_loading import Format
+from fmstune.data.format_loading import Format, format_row
 from fmstune.data.ledger import Ledger
 from fmstune.data.read import Problems, Row
-from fmstune.data.segments import Formatted, Plain, RowProblem, TemplateMissing
+from fmstune.data.tokens import Formatted, RowProblem, TemplateMissing
 from fmstune.errors import UserError
 
 TRAIN = "train"
@@ -95,7 +95,7 @@ def formatted(
             problems.add(str(err), row)
         else:
             ledger.rows_formatted += 1
-            if template and isinstance(made, Plain) and formats.repeats_template(made.segments, template):
+            if template and isinstance(made, list) and formats.repeats_template(made, template):
                 ledger.rows_with_several_templates += 1
             if formats.has_answer(made):
                 yield FormattedRow(ledger.rows_read, row, made)
@@ -115,7 +115,7 @@ def _readable(split: Iterable[Row], problems: Problems) -> Iterator[Row]:
 
 def _made(row: Row, format: Format) -> Formatted:
     try:
-        return format_loading.formatted(format, row.values)
+        return format_row(format, row.values)
     except (RowProblem, UserError):
         raise
     except Exception as err:

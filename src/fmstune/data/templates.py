@@ -15,7 +15,7 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fmstune import files
-from fmstune.data.segments import RowProblem, Segment
+from fmstune.data.tokens import RowProblem, Segment
 from fmstune.errors import UserError
 
 
@@ -27,12 +27,12 @@ class RowTemplate(NamedTuple):
     end: str
 
 
-def render(template_file: str, row: Mapping[str, Any]) -> list[Segment]:
+def render_row(template_file: str, row: Mapping[str, Any]) -> list[Segment]:
     """The row's text in the template; raises RowProblem where the row lacks a column or the template fails.
 
     Raises UserError where the file is no template, or marks nothing as trained.
     """
-    compiled = load(template_file)
+    compiled = load_template(template_file)
     try:
         # a column may be called `self`, which `render(**row)` could not take
         text = compiled.template.render(dict(row))
@@ -59,7 +59,7 @@ def _segments(text: str, compiled: RowTemplate) -> list[Segment]:
     return found
 
 
-def load(template_file: str) -> RowTemplate:
+def load_template(template_file: str) -> RowTemplate:
     """The template, compiled once; raises UserError where the file is no template, or marks nothing as trained."""
     path = Path(files.resolve(template_file)).expanduser()
     try:

@@ -42,7 +42,7 @@ AHEAD = 2
 CODE = tuple(
     Path(__file__).with_name(f"{name}.py")
     for name in (
-        *("read", "formats", "segments", "templates", "chat"),
+        *("read", "formats", "templates", "chat"),
         *("format_loading", "tokens", "splits", "tokenized"),
     )
 )
@@ -171,7 +171,7 @@ def _encoded(
     """Each batch with its tokens, in order."""
 
     def encode(batch: list[FormattedRow]) -> list[Encoded]:
-        return tokens.encode([row.formatted for row in batch], recipe.tokenizer, recipe.data.max_length)
+        return tokens.encode_rows([row.formatted for row in batch], recipe.tokenizer, recipe.data.max_length)
 
     if not ahead:
         yield from ((batch, encode(batch)) for batch in batches)

@@ -1,13 +1,12 @@
-"""Segments → token ids and labels: tokenise the joined text once, train what ends in a trained segment.
+"""Segments → token ids and labels: tokenise the joined text once, train a token that ends in a trained segment.
 
-That rule is right for a token that straddles the start of an answer, too: it is the first thing that the
-model has to write. Counting the tokens of the prompt alone would train nothing of such an answer.
+The rule holds for a token that straddles the start of an answer, too: that token is the first thing that the model
+has to write. Counting the tokens of the prompt alone would train nothing of such an answer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fmstune.data.segments import Formatted, Plain, Segment, Templated, TokenRow
 from fmstune.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,6 +15,41 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """The label of a token that is only read; torch's cross-entropy leaves it out."""
+
+
+class Segment(NamedTuple):
+    """A piece of a row's text; the model learns to write the trained ones and only reads the others."""
+
+    text: str
+    trained: bool
+
+
+class Templated(list[Segment]):
+    """Segments that hold their special tokens already, as a chat template writes them; others are given theirs."""
+
+
+class TokenRow(NamedTuple):
+    """Token ids, and a label for each: the id to be written there, or -100 where the token is only read."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+Formatted = list[Segment] | TokenRow
+"""A row as a format returns it."""
+
+
+class RowProblem(Exception):
+    """A row that cannot be formatted; the caller adds the file and the row's number."""
+
+
+class TemplateMissing(RowProblem):
+    """A row that lacks the response template, so nothing says where its answer begins."""
+
+
+def in_words(value: Any) -> str:
+    """The value and its type, as a message names them."""
+    return "null" if value is None else f"the {type(value).__name__} {value!r:.40}"
 
 
 class Encoded(NamedTuple):
@@ -46,13 +80,6 @@ class Encoded(NamedTuple):
         return [label for label in self.labels[self.answer :] if label != IGNORED]
 
 
-class Span(NamedTuple):
-    """A trained stretch of the joined text, in characters."""
-
-    start: int
-    end: int
-
-
 class TokenSpan(NamedTuple):
     """The tokens that end inside a trained stretch: from `first` up to, and without, `last`."""
 
@@ -64,24 +91,33 @@ class TokenSpan(NamedTuple):
     """Whether `last` starts inside the stretch, though it ends behind it."""
 
 
-def encode(batch: Sequence[Formatted], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Encoded]:
+def encode_rows(batch: Sequence[Formatted], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Encoded]:
     """Tokenise rows, in one call for those of a kind; their order is kept.
 
     End-of-sequence is trained, counted in `max_length` and never cut off a plain text. A templated text ends as its
     template ends it; it is closed with end-of-sequence only where its last answer has no special token as its end.
     """
-    check(tokenizer)
+    check_tokenizer(tokenizer)
+    places: dict[Callable[..., Iterator[Encoded]], list[int]] = {}
+    for place, row in enumerate(batch):
+        places.setdefault(_encoder(row), []).append(place)
     encoded: dict[int, Encoded] = {}
-    for kind, encode_kind in ((Plain, _encode_plain), (Templated, _encode_templated), (TokenRow, _take)):
-        places = [place for place, row in enumerate(batch) if isinstance(row, kind)]
-        if places:
-            rows: list[Any] = [batch[place] for place in places]
-            encoded.update(zip(places, encode_kind(rows, tokenizer, max_length), strict=True))
+    for encode, numbers in places.items():
+        rows = [batch[number] for number in numbers]
+        encoded.update(zip(numbers, encode(rows, tokenizer, max_length), strict=True))
     return [encoded[place] for place in range(len(batch))]
 
 
-def _encode_plain(rows: Sequence[Plain], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Iterator[Encoded]:
-    end_of_sequence = check(tokenizer)
+def _encoder(row: Formatted) -> Callable[..., Iterator[Encoded]]:
+    if isinstance(row, TokenRow):
+        return _encode_tokens
+    return _encode_templated if isinstance(row, Templated) else _encode_plain
+
+
+def _encode_plain(
+    rows: Sequence[list[Segment]], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> Iterator[Encoded]:
+    end_of_sequence = check_tokenizer(tokenizer)
     for ids, spans in _tokenised(rows, tokenizer, special_tokens=True):
         yield _encode_row(ids, spans, end_of_sequence, max_length)
 
@@ -89,25 +125,29 @@ def _encode_plain(rows: Sequence[Plain], tokenizer: "PreTrainedTokenizerBase", m
 def _encode_templated(
     rows: Sequence[Templated], tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> Iterator[Encoded]:
-    end_of_sequence, special = check(tokenizer), set(tokenizer.all_special_ids)
+    end_of_sequence, special = check_tokenizer(tokenizer), set(tokenizer.all_special_ids)
     for row, (ids, spans) in zip(rows, _tokenised(rows, tokenizer, special_tokens=False), strict=True):
-        open_end = row.segments[-1].trained and ids[-1] not in special
+        open_end = row[-1].trained and ids[-1] not in special
         whole = [*ids, end_of_sequence] if open_end else ids
         labels = _labels(ids, spans, len(ids)) + ([end_of_sequence] if open_end else [])
-        kept = _take([TokenRow(whole, labels)], tokenizer, max_length)[0]
+        kept = _cut(TokenRow(whole, labels), max_length)
         count = len(kept.input_ids)
         answer = _last_answer(spans, count)
         yield kept._replace(answered=answer < count, straddling=_straddling(spans, count), answer=answer)
 
 
-def _take(rows: Sequence[TokenRow], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Encoded]:
-    """Tokens as they are, cut to `max_length`."""
-    found = []
-    for ids, labels in rows:
-        trained = sum(label != IGNORED for label in labels[:max_length])
-        answer = _last_stretch(labels[:max_length])
-        found.append(Encoded(ids[:max_length], labels[:max_length], len(ids), trained, trained > 0, 0, answer))
-    return found
+def _encode_tokens(
+    rows: Sequence[TokenRow], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> Iterator[Encoded]:
+    for row in rows:
+        yield _cut(row, max_length)
+
+
+def _cut(row: TokenRow, max_length: int) -> Encoded:
+    """The row's tokens, at most `max_length` of them."""
+    ids, labels = row.input_ids[:max_length], row.labels[:max_length]
+    trained = sum(label != IGNORED for label in labels)
+    return Encoded(ids, labels, len(row.input_ids), trained, trained > 0, 0, _last_stretch(labels))
 
 
 def _last_stretch(labels: Sequence[int]) -> int:
@@ -121,17 +161,17 @@ def _last_stretch(labels: Sequence[int]) -> int:
 
 
 def _tokenised(
-    rows: Sequence[Plain | Templated], tokenizer: "PreTrainedTokenizerBase", *, special_tokens: bool
+    rows: Sequence[list[Segment]], tokenizer: "PreTrainedTokenizerBase", *, special_tokens: bool
 ) -> Iterator[tuple[list[int], list[TokenSpan]]]:
     """The ids of each row's whole text, and which of them are trained."""
-    texts = ["".join(segment.text for segment in row.segments) for row in rows]
+    texts = ["".join(segment.text for segment in row) for row in rows]
     # verbose=False: that a text is above the tokenizer's own limit is no news, since max_length decides
     made = tokenizer(texts, add_special_tokens=special_tokens, return_attention_mask=False, verbose=False)
     for row, text, ids, encoding in zip(rows, texts, made["input_ids"], made.encodings, strict=True):
-        yield ids, _token_spans(row.segments, len(text), encoding)
+        yield ids, _token_spans(row, len(text), encoding)
 
 
-def check(tokenizer: "PreTrainedTokenizerBase") -> int:
+def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The id of end-of-sequence; raises UserError for a tokenizer that cannot be used."""
     if not tokenizer.is_fast:
         kind = type(tokenizer).__name__
@@ -181,15 +221,15 @@ def _token_spans(segments: list[Segment], text_length: int, encoding: "Encoding"
     return spans
 
 
-def trained_spans(segments: list[Segment]) -> list[Span]:
-    """Where the joined text is trained; neighbours are one span, and empty segments none."""
-    spans: list[Span] = []
+def trained_spans(segments: list[Segment]) -> list[tuple[int, int]]:
+    """Start and end of each trained stretch of the joined text, in characters; neighbouring segments are one."""
+    spans: list[tuple[int, int]] = []
     position = 0
     for text, trained in segments:
         end = position + len(text)
         if trained and text:
-            goes_on = bool(spans) and spans[-1].end == position
-            spans.append(Span(spans.pop().start if goes_on else position, end))
+            joins = bool(spans) and spans[-1][1] == position
+            spans.append((spans.pop()[0] if joins else position, end))
         position = end
     return spans
 
@@ -204,10 +244,10 @@ def _ending_after(boundary: int, text_length: int, encoding: "Encoding") -> int:
         for number, (_, end) in enumerate(encoding.offsets):
             if end > boundary:
                 return number
-    return len(encoding) - _behind_the_text(encoding)
+    return len(encoding) - _after_the_text(encoding)
 
 
-def _behind_the_text(encoding: "Encoding") -> int:
+def _after_the_text(encoding: "Encoding") -> int:
     """How many special tokens the tokenizer put behind the text: they belong to no sequence."""
     count = len(encoding)
     place = count

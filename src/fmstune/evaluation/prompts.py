@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from fmstune.data import chat, format_loading, formats, read
+from fmstune.data import formats, read
+from fmstune.data.chat import chat_segments, check_messages, check_tools, render_question
+from fmstune.data.format_loading import Format, format_row, load_format
 from fmstune.data.read import Row
-from fmstune.data.segments import Formatted, Plain, RowProblem, Segment, Templated, TokenRow
-from fmstune.data.tokens import encode
+from fmstune.data.tokens import Formatted, RowProblem, Segment, Templated, TokenRow, encode_rows
 from fmstune.errors import UserError, raise_if_any
 from fmstune.evaluation import generate
 
@@ -28,7 +29,7 @@ class Prompt(NamedTuple):
 
 def of_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """The texts as they are, with the special tokens that the tokenizer puts before a text."""
-    encoded = encode([Plain([Segment(text, trained=False)]) for text in texts], tokenizer, _UNCUT)
+    encoded = encode_rows([[Segment(text, trained=False)] for text in texts], tokenizer, _UNCUT)
     # the last one is end-of-sequence, which is for whole rows
     return [
         Prompt(text, row.input_ids[:-1] or [generate.begin(tokenizer)])
@@ -50,7 +51,7 @@ def of_rows(found: Sequence[Row], format: Mapping[str, Any], tokenizer: PreTrain
         except RowProblem as err:
             problems.add(str(err), row)
     raise_if_any(problems.messages())
-    encoded = encode(formatted, tokenizer, _UNCUT)
+    encoded = encode_rows(formatted, tokenizer, _UNCUT)
     return [
         Prompt(_text(made, row.prompt_ids, tokenizer), row.prompt_ids or [generate.begin(tokenizer)])
         for made, row in zip(formatted, encoded, strict=True)
@@ -92,17 +93,17 @@ def _answer_field(format: Mapping[str, Any]) -> str | None:
     return own.get(_own_name(format))
 
 
-def _format(format: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> format_loading.Format:
+def _format(format: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Format:
     if _own_name(format) == "chat" and tokenizer.chat_template is None:
         raise UserError("--format chat: the model has no chat template; one that was tuned on chat has its own")
     try:
-        return format_loading.load(format, tokenizer)
+        return load_format(format, tokenizer)
     except UserError as err:
         raise UserError(*(problem.replace("data.format", "--format", 1) for problem in err.problems)) from err
 
 
 def _prompt(
-    make: format_loading.Format,
+    make: Format,
     values: Mapping[str, Any],
     format: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
@@ -112,16 +113,16 @@ def _prompt(
         return _conversation(values, format, tokenizer)
     answer = _answer_field(format)
     given = {**values, answer: values.get(answer) or ANSWER} if answer is not None else values
-    made = format_loading.formatted(make, given)
+    made = format_row(make, given)
     if isinstance(made, TokenRow):
         return made
     if _own_name(format) != "text":
         return made
     if format["response_template"] is None:
         # all of it was trained, and the model goes on with it
-        return made._replace(segments=[segment._replace(trained=False) for segment in made.segments])
-    *before, last = made.segments
-    return made._replace(segments=[*before, last if last.text.strip() else Segment(last.text + ANSWER, trained=True)])
+        return [segment._replace(trained=False) for segment in made]
+    *before, last = made
+    return [*before, last if last.text.strip() else Segment(last.text + ANSWER, trained=True)]
 
 
 def _conversation(
@@ -131,11 +132,11 @@ def _conversation(
     field, tools_field = format.get("messages_field", "messages"), format.get("tools_field", "tools")
     if field not in values:
         raise RowProblem(f"no column {field!r}; its columns are {', '.join(map(repr, values))}")
-    turns = chat.messages(values[field], field)
+    turns = check_messages(values[field], field)
     if turns[-1]["role"] == "assistant":
         turns = turns[:-1]
-    tools = chat.tools(values.get(tools_field), tools_field)
-    return Templated([Segment(chat.question(turns, tools, tokenizer), trained=False)])
+    tools = check_tools(values.get(tools_field), tools_field)
+    return Templated([Segment(render_question(turns, tools, tokenizer), trained=False)])
 
 
 def _text(made: Formatted, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -143,7 +144,7 @@ def _text(made: Formatted, ids: Sequence[int], tokenizer: PreTrainedTokenizerBas
     decoded = str(tokenizer.decode(ids, skip_special_tokens=True))
     if isinstance(made, TokenRow):
         return decoded
-    segments = list(made.segments)
+    segments = list(made)
     while segments and segments[-1].trained:
         segments.pop()
     text = "".join(segment.text for segment in segments)
@@ -155,8 +156,7 @@ def turn_ends(format: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
     if _own_name(format) != "chat":
         return []
     turns = [{"role": "user", "content": ANSWER}, {"role": "assistant", "content": ANSWER}]
-    segments = chat.segments(turns, None, tokenizer)
-    last = encode([Templated(segments)], tokenizer, _UNCUT)[0].answer_ids[-1:]
+    last = encode_rows([chat_segments(turns, None, tokenizer)], tokenizer, _UNCUT)[0].answer_ids[-1:]
     return [token for token in last if token in set(tokenizer.all_special_ids)]
 
 

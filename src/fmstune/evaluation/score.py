@@ -16,8 +16,7 @@ from fmstune.config import freeze
 from fmstune.config.requests import Method, Scoring
 from fmstune.data import dataset
 from fmstune.data.ledger import Ledger
-from fmstune.data.segments import Plain, Segment
-from fmstune.data.tokens import IGNORED, encode
+from fmstune.data.tokens import IGNORED, Segment, encode_rows
 from fmstune.errors import UserError
 from fmstune.evaluation import generate, held_out, metrics
 from fmstune.evaluation.metrics import LABELS_AT_MOST, Answers, key
@@ -191,7 +190,7 @@ def _made(label: str, task: Task, tokenizer: PreTrainedTokenizerBase) -> list[in
     answer = whole[len(before) :]
     space = answer[: len(answer) - len(answer.lstrip())]
     segments = [Segment(before, trained=False), Segment(space + label, trained=True)]
-    encoded = encode([Plain(segments)], tokenizer, 2**31)[0]
+    encoded = encode_rows([segments], tokenizer, 2**31)[0]
     return without_end(encoded.answer_ids, [tokenizer.eos_token_id])
 
 
