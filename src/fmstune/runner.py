@@ -81,7 +81,7 @@ def _act(options: argparse.Namespace) -> int:
     raise_if_any(launcher.started_problems(job.launcher, rank))
     folder = Path(job.output_dir) if verb is Verb.train and job.output_dir and rank.is_main else None
     if folder is not None:
-        run_folder.begin(folder)
+        run_folder.mark_begun(folder)
     parent.watch(lambda: run_folder.mark_orphaned(folder) if folder else None)
     if not rank.is_main:
         # one process speaks for all
@@ -132,11 +132,11 @@ def _look_back(verb: Verb, file: Path) -> int:
     """A verb about runs that are there, which needs no torch."""
     parent.watch(lambda: None)
     # what draws takes a second to import
-    from fmstune.runs.report import reports
+    from fmstune.runs.report import build
 
     if verb is Verb.report:
-        return reports.report(requests.read_report(file))
-    return reports.compare(requests.read_comparison(file))
+        return build.write_report(requests.read_report(file))
+    return build.compare_runs(requests.read_comparison(file))
 
 
 def _evaluate(file: Path) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fmstune.runs import checkpoints
-from fmstune.runs.checkpoints import About
+from fmstune.runs.checkpoints import CheckpointFacts
 from tests import ROOT
 from tests.conftest import Result
 
@@ -118,8 +118,8 @@ def test_other_rows_a_step_are_refused_and_as_many_are_not(fmstune: Run, finishe
 
 
 def test_an_optimizer_of_fsdp_is_not_for_one_process() -> None:
-    made, here = About(2, 2, 8, sharded=True), About(0, 1, 8, sharded=False)
-    (problem,) = checkpoints.problems(Path("checkpoint-2"), made, here)
+    made, here = CheckpointFacts(2, 2, 8, sharded=True), CheckpointFacts(0, 1, 8, sharded=False)
+    (problem,) = checkpoints.checkpoint_mismatches(Path("checkpoint-2"), made, here)
     assert problem.startswith("launcher: checkpoint-2 was made with FSDP") and problem.endswith(
         "go on with launcher=fsdp"
     )
@@ -129,8 +129,8 @@ def test_retention_keeps_the_newest_complete_ones(fmstune: Run) -> None:
     run = fmstune(*QUICK, "output_dir=run", "training.save_total_limit=2")
     assert run.code == 0, run.err
     assert sorted(path.name for path in Path("run").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
-    assert checkpoints.newest(Path("run")) == Path("run/checkpoint-4")
-    assert checkpoints.about(Path("run/checkpoint-3")) == About(3, 1, 4, sharded=False)
+    assert checkpoints.newest_checkpoint(Path("run")) == Path("run/checkpoint-4")
+    assert checkpoints.read_checkpoint_facts(Path("run/checkpoint-3")) == CheckpointFacts(3, 1, 4, sharded=False)
 
 
 @pytest.fixture

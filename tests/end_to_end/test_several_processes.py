@@ -176,7 +176,9 @@ def test_a_notice_reaches_every_rank_and_all_stop_after_the_same_step() -> None:
     assert process.returncode == 75, err
     assert not [pid for pid in ranks if alive(pid)]
     (checkpoint,) = Path("run").glob("checkpoint-*")
-    assert checkpoints.about(checkpoint) == checkpoints.About(summary_step(out), 2, 32, sharded=True)
+    assert checkpoints.read_checkpoint_facts(checkpoint) == checkpoints.CheckpointFacts(
+        summary_step(out), 2, 32, sharded=True
+    )
     assert summary()["status"] == "interrupted"
     assert err.count("preempted; a checkpoint was saved at step") == 1
     assert "Traceback" not in err

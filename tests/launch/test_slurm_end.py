@@ -52,7 +52,7 @@ def test_a_job_that_was_cancelled_before_it_trained_has_not_failed(code: int) ->
 
 @pytest.mark.parametrize(("flags", "status"), [(("--requeue",), "queued"), ((), "interrupted")])
 def test_a_preempted_job_goes_back_into_the_queue_once(flags: tuple[str, ...], status: str) -> None:
-    run_folder.end(Path("run"), run_folder.INTERRUPTED, run_folder.PREEMPTED, SAVED)
+    run_folder.mark_ended(Path("run"), run_folder.INTERRUPTED, run_folder.PREEMPTED, SAVED)
     # 137: srun has killed the process that was the slower one to end
     words(1, run_folder.PREEMPTED, SAVED, 1.0)
     assert ended(137, *flags) == preemption.CODE
@@ -61,7 +61,7 @@ def test_a_preempted_job_goes_back_into_the_queue_once(flags: tuple[str, ...], s
 
 
 def test_a_requeued_job_that_fails_before_it_trains_is_not_requeued_for_the_former_end() -> None:
-    run_folder.end(Path("run"), run_folder.INTERRUPTED, run_folder.PREEMPTED, SAVED)
+    run_folder.mark_ended(Path("run"), run_folder.INTERRUPTED, run_folder.PREEMPTED, SAVED)
     assert ended(75, "--requeue") == preemption.CODE
     assert ended(1, "--requeue") == 1
     assert run_folder.read_summary(Path("run"))["status"] == "failed"

@@ -35,9 +35,11 @@ def test_a_tuned_adapter_has_a_card_that_the_hub_can_read(
 
 
 def test_a_merged_models_card_loads_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    merged = model_card.Merged("/elsewhere/base", [("run/model", 1.0), ("other", 0.5)], "float32", "Alike.", {"x": "1"})
+    merged = model_card.MergedModel(
+        "/elsewhere/base", [("run/model", 1.0), ("other", 0.5)], "float32", "Alike.", {"x": "1"}
+    )
     folder = small.save(tmp_path / "merged")
-    (folder / "README.md").write_text(model_card.of_merge(merged, {}))
+    (folder / "README.md").write_text(model_card.merge_card(merged, {}))
     monkeypatch.chdir(folder)
     card = ModelCard.load("README.md")
     assert (card.data.base_model, card.data.base_model_relation) == ("base", "merge")
@@ -62,8 +64,8 @@ def test_a_merged_models_card_loads_the_model(tmp_path: Path, monkeypatch: pytes
 )
 def test_the_licence_is_the_one_that_the_bases_card_names(head: str, found: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(head)
-    assert model_card.licence(tmp_path) == found
-    assert model_card.licence(tmp_path / "nowhere") == {}
+    assert model_card.read_licence(tmp_path) == found
+    assert model_card.read_licence(tmp_path / "nowhere") == {}
 
 
 @pytest.mark.parametrize(
@@ -76,4 +78,4 @@ def test_the_licence_is_the_one_that_the_bases_card_names(head: str, found: dict
     ],
 )
 def test_a_folder_is_called_by_its_last_name(place: str, name: str) -> None:
-    assert model_card.name_of(place) == name
+    assert model_card.short_name(place) == name

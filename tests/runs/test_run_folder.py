@@ -16,7 +16,7 @@ def test_weights_may_be_read_by_those_who_may_read_their_folder(tmp_path: Path, 
     file = tmp_path / "model.safetensors"
     save_file({"weight": torch.zeros(1)}, file)
     tmp_path.chmod(mode)
-    run_folder.share(tmp_path)
+    run_folder.share_weights(tmp_path)
     assert file.stat().st_mode & 0o777 == mode & 0o666
 
 
@@ -30,7 +30,7 @@ def test_updating_keeps_what_was_there(tmp_path: Path) -> None:
 def test_a_run_that_its_process_has_begun_waits_no_more(tmp_path: Path, status: str | None, then: str | None) -> None:
     if status is not None:
         run_folder.update_summary(tmp_path, {"status": status})
-    run_folder.begin(tmp_path)
+    run_folder.mark_begun(tmp_path)
     assert run_folder.read_summary(tmp_path).get("status") == then
 
 
@@ -47,6 +47,6 @@ def test_a_runner_that_a_signal_ended_is_recorded(tmp_path: Path, number: signal
 def test_steps_that_are_taken_again_leave_one_line_each(tmp_path: Path) -> None:
     lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "lo')
-    run_folder.keep_metrics(tmp_path, 2)
+    run_folder.drop_metrics_after(tmp_path, 2)
     assert (tmp_path / "metrics.jsonl").read_text() == "\n".join(lines[:2]) + "\n"
-    run_folder.keep_metrics(tmp_path / "nowhere", 2)
+    run_folder.drop_metrics_after(tmp_path / "nowhere", 2)

@@ -23,19 +23,19 @@ FAILED = dataclasses.replace(
 
 def test_points_come_back_in_their_order_and_are_kept_beside_those_of_former_commands() -> None:
     for point in (BETTER, GOOD):
-        sweep_folder.leave(Path(), point)
-    assert sweep_folder.gather(Path()) == [GOOD, BETTER]
+        sweep_folder.record_point(Path(), point)
+    assert sweep_folder.gather_points(Path()) == [GOOD, BETTER]
     assert [path.name for path in Path().iterdir()] == [sweep_folder.FILE]
     again = dataclasses.replace(GOOD, skipped=True)
     for point in (FAILED, again):
-        sweep_folder.leave(Path(), point)
-    assert sweep_folder.gather(Path()) == [again, FAILED]
-    assert sweep_folder.read(Path()) == [again, FAILED, BETTER]
+        sweep_folder.record_point(Path(), point)
+    assert sweep_folder.gather_points(Path()) == [again, FAILED]
+    assert sweep_folder.read_points(Path()) == [again, FAILED, BETTER]
     assert json.loads(Path(sweep_folder.FILE).read_text())[1]["error"] == "it died"
 
 
 def test_the_table_marks_the_best_and_says_why_a_point_failed() -> None:
-    assert sweep_folder.table(Path("sweep"), [GOOD, FAILED, BETTER]).splitlines() == [
+    assert sweep_folder.render_points(Path("sweep"), [GOOD, FAILED, BETTER]).splitlines() == [
         "",
         "point  tuned.eval_loss  status    overrides",
         "───────────────────────────────────────────",
@@ -49,29 +49,35 @@ def test_the_table_marks_the_best_and_says_why_a_point_failed() -> None:
 
 def test_more_is_better_where_the_objective_says_so() -> None:
     more = [dataclasses.replace(point, direction="maximize") for point in (GOOD, FAILED, BETTER)]
-    assert sweep_folder.winner(more) == more[0]
+    assert sweep_folder.best_point(more) == more[0]
 
 
 def test_points_with_different_objectives_are_not_compared() -> None:
     other = dataclasses.replace(BETTER, objective="train_loss", metrics={"train_loss": 0.1})
-    assert sweep_folder.winner([GOOD, other]) is None
+    assert sweep_folder.best_point([GOOD, other]) is None
 
 
 def test_a_command_is_gone_on_with_as_it_was_typed_and_more_words_come_after_its_own() -> None:
-    sweep_folder.record(Path("sweep"), ["-m", "seed=1,2", "--config-dir", "my"])
-    assert sweep_folder.command(Path("sweep"), ["name=x"]) == ["-m", "seed=1,2", "--config-dir", "my", "name=x"]
+    sweep_folder.record_command(Path("sweep"), ["-m", "seed=1,2", "--config-dir", "my"])
+    assert sweep_folder.recorded_command(Path("sweep"), ["name=x"]) == [
+        "-m",
+        "seed=1,2",
+        "--config-dir",
+        "my",
+        "name=x",
+    ]
 
 
 def test_a_folder_without_a_sweep_is_not_gone_on_with() -> None:
     with pytest.raises(UserError, match=r"--resume: \. is no sweep's folder \(no command.json\)"):
-        sweep_folder.command(Path(), [])
+        sweep_folder.recorded_command(Path(), [])
 
 
 def test_a_folder_goes_only_when_no_point_has_left_anything() -> None:
     for name in ("empty", "full/0-seed=1"):
         Path(name).mkdir(parents=True)
     for folder in (Path("empty"), Path("full")):
-        sweep_folder.record(folder, ["-m"])
-        sweep_folder.release(folder)
+        sweep_folder.record_command(folder, ["-m"])
+        sweep_folder.release_sweep_folder(folder)
     assert not Path("empty").exists()
     assert Path("full", sweep_folder.COMMAND).exists()

@@ -63,7 +63,7 @@ def test_a_search_runs_its_points_side_by_side_and_shares_the_cores_out() -> Non
         [SCRIPT, *words, *search, *QUICK, "evaluation=none"], env=env, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    found = sweep_folder.read(Path("sweep"))
+    found = sweep_folder.read_points(Path("sweep"))
     assert [(point.number, point.status) for point in found] == [(0, "finished"), (1, "finished")]
     assert "best: sweep/" in done.stdout
     for point in found:

@@ -74,8 +74,8 @@ def test_a_killed_point_ends_alone_and_a_killed_sweep_goes_on(fmstune: Callable[
     again = fmstune("--resume", "sweep")
     assert again.code == 0, again.err
     assert "1 of 3 points were finished already" in again.err
-    assert [point.status for point in sweep_folder.read(Path("sweep"))] == ["finished"] * 3
-    assert [point.skipped for point in sweep_folder.read(Path("sweep"))] == [True, False, False]
+    assert [point.status for point in sweep_folder.read_points(Path("sweep"))] == ["finished"] * 3
+    assert [point.skipped for point in sweep_folder.read_points(Path("sweep"))] == [True, False, False]
     for name in ("1-seed=2", "2-seed=3"):
         assert 0 < summary(name)["steps_here"] < summary(name)["steps"] == 20
         assert summary(name)["data"]["from_cache"] is True

@@ -180,7 +180,7 @@ def _place(flag: str, place: str) -> Iterator[str]:
             return
         if (folder / run_folder.JOB).is_file():
             status = run_folder.read_summary(folder).get("status", "not begun")
-            newest = checkpoints.newest(folder)
+            newest = checkpoints.newest_checkpoint(folder)
             hint = "choose another" if newest is None else f"take its checkpoint {newest}"
             yield f"{flag}: the run in {folder} has no model ({status}); wait for it, or {hint}"
         else:

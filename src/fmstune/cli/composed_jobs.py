@@ -115,23 +115,23 @@ class Points:
             _sweep_folder(settings, self._swept),
             [f"{key}={value}" for key, value in callback.own(settings, self._swept)],
         )
-        sweep_folder.record(sweep, self._line.command or self._line.hydra)
+        sweep_folder.record_command(sweep, self._line.command or self._line.hydra)
         share = callback.threads(settings, self.number)
         if share is not None:
             os.environ.setdefault("OMP_NUM_THREADS", str(share))
         done = run_folder.read_summary(folder).get("status") == run_folder.FINISHED
         code, job = self._code(config, None if callback.is_submitit(settings) else warm.start)
         if job is None:
-            point = sweep_folder.refused(number, folder, own, code, self.problems)
+            point = sweep_folder.refused_point(number, folder, own, code, self.problems)
         else:
-            point = sweep_folder.of(number, folder, own, code, job=job, skipped=done and code == 0)
+            point = sweep_folder.summarize_point(number, folder, own, code, job=job, skipped=done and code == 0)
         self.codes.append(code)
         if callback.is_away(settings):
             if code == preemption.CODE:
                 callback.requeue()
-            sweep_folder.leave(sweep, point)
+            sweep_folder.record_point(sweep, point)
             return point
-        sweep_folder.leave(sweep, point)
+        sweep_folder.record_point(sweep, point)
         if code in (INTERRUPTED, preemption.CODE):
             # Ctrl-C means all of a sweep, and so does a notice that the machine is wanted back
             raise KeyboardInterrupt
@@ -179,16 +179,16 @@ def _in_turn(words: Sequence[str], tasks: Points) -> list[int]:
 
 def _end(sweep: Path) -> list[sweep_folder.Point]:
     """Show what the points came to, those of a search's former commands too, and leave no folder that holds nothing."""
-    ended = sweep_folder.gather(sweep)
+    ended = sweep_folder.gather_points(sweep)
     if ended:
-        whole = sweep_folder.read(sweep) if (sweep / optuna.STORAGE).exists() else ended
-        print(sweep_folder.table(sweep, whole))
+        whole = sweep_folder.read_points(sweep) if (sweep / optuna.STORAGE).exists() else ended
+        print(sweep_folder.render_points(sweep, whole))
         failed, skipped = sum(point.code != 0 for point in ended), sum(point.skipped for point in ended)
         if skipped:
             print(f"fmstune: {skipped} of {len(ended)} points were finished already", file=sys.stderr)
         if failed:
             print(f"fmstune: {failed} of {len(ended)} points failed", file=sys.stderr)
-    sweep_folder.release(sweep, (optuna.STORAGE,))
+    sweep_folder.release_sweep_folder(sweep, (optuna.STORAGE,))
     return ended
 
 
@@ -197,7 +197,7 @@ def _checked_points(commands: Iterable[Sequence[str]], tasks: Points) -> Points:
     for words in commands:
         compose.compose(words, tasks)
     for folder in tasks.sweeps:
-        sweep_folder.release(folder)
+        sweep_folder.release_sweep_folder(folder)
     raise_if_any(tasks.problems)
     return tasks
 

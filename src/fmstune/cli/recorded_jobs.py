@@ -17,7 +17,7 @@ from fmstune.config.verbs import Verb
 from fmstune.errors import raise_if_any
 from fmstune.exit_codes import USER_ERROR, exit_code_of
 from fmstune.launch import subprocesses
-from fmstune.runs import lockfile, run_folder, sweep_folder
+from fmstune.runs import differences, run_folder, sweep_folder
 
 
 def run(line: CommandLine) -> int:
@@ -33,8 +33,8 @@ def _gone_on_with(line: CommandLine, sweep: Path) -> CommandLine:
     """The command that the sweep's folder has recorded, in that folder; words given beside it come after it."""
     folder = str(sweep).replace("\\", "\\\\").replace('"', '\\"')
     given = [word for word in line.hydra if word not in ("-m", "--multirun")]
-    command = sweep_folder.command(sweep, given)
-    words = sweep_folder.command(sweep, [*given, f'hydra.sweep.dir="{folder}"'])
+    command = sweep_folder.recorded_command(sweep, given)
+    words = sweep_folder.recorded_command(sweep, [*given, f'hydra.sweep.dir="{folder}"'])
     return dataclasses.replace(line, hydra=tuple(words), command=tuple(command))
 
 
@@ -57,7 +57,7 @@ def _reproduce(line: CommandLine, run: Path) -> int:
     """`reproduce RUN`: what is not as it was, the same job in a folder of its own, and what came out against that."""
     recorded = run.parent if run.name == run_folder.JOB else run
     raise_if_any(_not_a_run(recorded))
-    lockfile.read(recorded)
+    differences.read_lock(recorded)
     changes = {"output_dir": None, **compose.changes(line.hydra)}
     frozen = freeze.read(recorded / run_folder.JOB, trusted=line.trusted, changes=changes)
     job = frozen.job
@@ -78,8 +78,8 @@ def _reproduce(line: CommandLine, run: Path) -> int:
         if status != run_folder.FINISHED:
             print(f"\nnothing to compare: the run in {place} is not finished ({status})")
             return USER_ERROR if line.strict else 0
-    found = lockfile.results(recorded, folder)
-    print("\n".join(["", *lockfile.results_table(found)]))
+    found = differences.compare_results(recorded, folder)
+    print("\n".join(["", *differences.render_results(found)]))
     if found.weights:
         print("weights: bit for bit equal", flush=True)
     else:

@@ -20,7 +20,7 @@ from fmstune.exit_codes import INTERNAL_ERROR, exit_code_of
 from fmstune.files import write_json
 from fmstune.launch import preemption, slurm, subprocesses
 from fmstune.runs import run_folder
-from fmstune.runs.report import terminal
+from fmstune.runs.report import terminal_summary
 
 Start = Callable[[Sequence[str], Mapping[str, str]], int]
 """Runs a command line in an environment; its exit code."""
@@ -77,7 +77,7 @@ def _train(job: Job, flags: Sequence[str], typed: Typed | None, start: Start | N
     print(f"fmstune: run folder {folder}", file=sys.stderr)
     if claim.is_finished(claimed):
         print("fmstune: this run is finished already, and nothing is left to do", file=sys.stderr)
-        print(terminal.render(run_folder.read_summary(folder), folder, trust))
+        print(terminal_summary.render_summary(run_folder.read_summary(folder), folder, trust))
         return 0
     if typed is not None and job.launcher.machine_rank == 0:
         write_json(folder / run_folder.SOURCES, {"words": typed.words, "sources": typed.sources()})
@@ -96,7 +96,7 @@ def _train(job: Job, flags: Sequence[str], typed: Typed | None, start: Start | N
     if job.launcher.machine_rank > 0:
         print(f"fmstune: machine {job.launcher.machine_rank} ended; machine 0 shows the run", file=sys.stderr)
         return exit_code_of(code)
-    print(terminal.render(run_folder.read_summary(folder), folder, trust))
+    print(terminal_summary.render_summary(run_folder.read_summary(folder), folder, trust))
     return exit_code_of(code)
 
 

@@ -166,7 +166,7 @@ def show(failure: Failure, folder: Path) -> int:
     # another machine may have recorded the cause already
     if summary and not (lost and summary.get("status") == run_folder.FAILED and not _is_secondary(known)):
         last = failure.text.strip().splitlines()[-1]
-        run_folder.end(folder, run_folder.FAILED, failure.kind, last.removeprefix("fmstune: error: "))
+        run_folder.mark_ended(folder, run_folder.FAILED, failure.kind, last.removeprefix("fmstune: error: "))
     return 1 if number is not None else failure.code
 
 

@@ -127,7 +127,7 @@ def submit(job: Job, folder: Path, flags: Sequence[str] = ()) -> str:
     Raises UserError with sbatch's own words where it refuses; the folder is then as it was.
     """
     # of two equal commands at once, the second finds the number that the first has left
-    with run_folder.locked(folder):
+    with run_folder.lock_folder(folder):
         raise_if_queued(folder)
         return _submit(job, folder, flags)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from fmstune.launch import agent, preemption, slurm
 from fmstune.launch.agent import Failure
 from fmstune.runs import run_folder
-from fmstune.runs.report import terminal
+from fmstune.runs.report import terminal_summary
 
 _CODES = {"user": 2, "interrupted": 130, run_folder.PREEMPTED: preemption.CODE}
 """Exit codes of a process by the kind of its end."""
@@ -36,11 +36,15 @@ def main(words: Sequence[str] | None = None) -> int:
         ended = agent.show(agent.first(failures), folder) or 1
     if ended and run_folder.read_summary(folder).get("status") in (run_folder.QUEUED, run_folder.RUNNING):
         if ended in _CANCELLED:
-            run_folder.end(folder, run_folder.INTERRUPTED, "interrupted", "the Slurm job was ended before it trained")
+            run_folder.mark_ended(
+                folder, run_folder.INTERRUPTED, "interrupted", "the Slurm job was ended before it trained"
+            )
         else:
             kind = "user" if ended == 2 else "internal"
-            run_folder.end(folder, run_folder.FAILED, kind, f"the Slurm job ended with code {code}; its log says why")
-    print(terminal.render(run_folder.read_summary(folder), folder), flush=True)
+            run_folder.mark_ended(
+                folder, run_folder.FAILED, kind, f"the Slurm job ended with code {code}; its log says why"
+            )
+    print(terminal_summary.render_summary(run_folder.read_summary(folder), folder), flush=True)
     if ended == preemption.CODE and "--requeue" in flags:
         run_folder.update_summary(folder, {"status": run_folder.QUEUED})
     return ended

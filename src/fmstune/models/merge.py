@@ -98,7 +98,7 @@ def run(request: Merge) -> int:
         found = difference(expected, _logits(_written(aside, tokenizers[0], dtype), tokenizers[0]))
         raise_if_any(_too_different(found, dtype))
         write_json(aside / RECORD, _record(request, places, weights, dtype, found))
-        (aside / model_card.FILE).write_text(_card(request, places[0], weights, dtype, found), encoding="utf-8")
+        (aside / model_card.MODEL_CARD).write_text(_card(request, places[0], weights, dtype, found), encoding="utf-8")
         sizes = [file.stat().st_size for file in aside.glob("*.safetensors")]
     _report(request, places, dtype, found, parameters, sizes)
     return 0
@@ -270,7 +270,7 @@ def _record(
 
 def _card(request: Merge, place: Place, weights: Sequence[float], dtype: str, found: Difference) -> str:
     assert place.base is not None
-    merged = model_card.Merged(
+    merged = model_card.MergedModel(
         base=place.base,
         adapters=list(zip(request.model, weights, strict=True)),
         dtype=dtype,
@@ -281,7 +281,7 @@ def _card(request: Merge, place: Place, weights: Sequence[float], dtype: str, fo
         versions={"fmstune": __version__, **{name: version(name) for name in ("peft", "torch", "transformers")}},
     )
     folder = Path(package_files.resolve(place.base)).expanduser()
-    return model_card.of_merge(merged, model_card.licence(folder))
+    return model_card.merge_card(merged, model_card.read_licence(folder))
 
 
 def _report(
@@ -309,7 +309,7 @@ def _aside(out: Path) -> Iterator[Path]:
         with write_aside(out) as aside:
             aside.mkdir()
             yield aside
-            run_folder.share(aside)
+            run_folder.share_weights(aside)
     except (OSError, SafetensorError) as err:
         reason = getattr(err, "strerror", None) or " ".join(str(err).split())[:300]
         raise UserError(f"--out: {out} cannot be written ({reason}); choose another folder") from err

@@ -38,7 +38,7 @@ def save(
             with _aside(folder) as aside:
                 _write(model, tokenizer, aside, base, state)
                 if card is not None:
-                    (aside / model_card.FILE).write_text(card, encoding="utf-8")
+                    (aside / model_card.MODEL_CARD).write_text(card, encoding="utf-8")
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def _aside(folder: Path) -> Iterator[Path]:
     """A folder that gets its name when all is in it."""
     with write_aside(folder) as aside:
         yield aside
-        run_folder.share(aside)
+        run_folder.share_weights(aside)
         # of a run that was killed before it could say that it is finished
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -18,7 +18,7 @@ _STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
-class About:
+class CheckpointFacts:
     """What a checkpoint was made with, as far as going on from it depends on that."""
 
     step: int
@@ -29,11 +29,11 @@ class About:
     """Optimizer and weights are kept as FSDP has them, by parameter names."""
 
 
-def publish(made: Path, place: Path, about: About) -> None:
+def publish_checkpoint(made: Path, place: Path, facts: CheckpointFacts) -> None:
     """Mark the checkpoint as complete and give it its name: a reader sees all of it, or nothing."""
     _name_best(made / _STATE, place.parent)
-    (made / MARKER).write_text(json.dumps(asdict(about)) + "\n", encoding="utf-8")
-    run_folder.share(made)
+    (made / MARKER).write_text(json.dumps(asdict(facts)) + "\n", encoding="utf-8")
+    run_folder.share_weights(made)
     for path in (*made.rglob("*"), made):
         _to_disk(path)
     if place.exists():
@@ -60,21 +60,23 @@ def _to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def newest(run: Path) -> Path | None:
+def newest_checkpoint(run: Path) -> Path | None:
     """The complete checkpoint of this run with the most steps, None where there is none."""
-    found = [(made.step, path) for path in run.glob("checkpoint-*") if (made := about(path)) is not None]
+    found = [
+        (made.step, path) for path in run.glob("checkpoint-*") if (made := read_checkpoint_facts(path)) is not None
+    ]
     return max(found)[1] if found else None
 
 
-def about(checkpoint: Path) -> About | None:
+def read_checkpoint_facts(checkpoint: Path) -> CheckpointFacts | None:
     """What is noted in a checkpoint; None where it is not complete."""
     try:
-        return About(**json.loads((checkpoint / MARKER).read_text(encoding="utf-8")))
+        return CheckpointFacts(**json.loads((checkpoint / MARKER).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def problems(checkpoint: Path, made: About, here: About) -> Iterator[str]:
+def checkpoint_mismatches(checkpoint: Path, made: CheckpointFacts, here: CheckpointFacts) -> Iterator[str]:
     """Why these processes cannot go on from that checkpoint; another number of them can, with as many rows a step."""
     if made.sharded != here.sharded:
         kind = "with FSDP" if made.sharded else "without FSDP"
@@ -92,7 +94,7 @@ def problems(checkpoint: Path, made: About, here: About) -> Iterator[str]:
         )
 
 
-def clear_aside(run: Path) -> None:
+def remove_unfinished(run: Path) -> None:
     """Take away what a killed process was writing."""
     shutil.rmtree(run / SAVING, ignore_errors=True)
 
@@ -108,7 +110,7 @@ def disk_is_full(err: BaseException, run: Path) -> bool:
     return shutil.disk_usage(run).free < _NO_SPACE
 
 
-def what_is_whole(run: Path) -> str:
+def name_newest(run: Path) -> str:
     """The checkpoint that a run can go on from, as the beginning of a sentence; nothing where there is none."""
-    former = newest(run)
+    former = newest_checkpoint(run)
     return f"{former.name} is whole; " if former is not None else ""

@@ -13,7 +13,7 @@ _SMALL = 1_000_000
 """Bytes that are hashed sooner than looked up."""
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """The digest of the file's bytes, as `sha256sum` prints it; raises OSError where it cannot be read."""
     found = path.stat()
     if _is_digest(path.resolve().name):
@@ -36,9 +36,9 @@ def sha256(path: Path) -> str:
     return digest
 
 
-def weights(folder: Path) -> dict[str, str]:
+def hash_weights(folder: Path) -> dict[str, str]:
     """The digests of the weight files of a model or an adapter, by name."""
-    return {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    return {path.name: hash_file(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
 def _is_digest(text: str) -> bool:

@@ -1,177 +1,289 @@
-"""`lock.json` and the summary of a run against those of now: what differs, and whether that can change the result."""
+"""`lock.json`: what a rerun would need to know to get the same result."""
 
-import json
+import dataclasses
+import hashlib
+import os
+import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import distributions, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from fmstune import tables
-from fmstune.config.job import ANSWERED
+import torch
+from huggingface_hub import try_to_load_from_cache
+
+from fmstune import __version__, hardware, ranks
+from fmstune import files as package_files
+from fmstune.config import secrets
+from fmstune.config.job import Attention, Backend, Job, Model, sources
+from fmstune.data import read
 from fmstune.errors import UserError
-from fmstune.flatten import flatten
-from fmstune.runs import run_folder
+from fmstune.files import write_json
+from fmstune.runs import hashes, run_folder
 
-_NOTES = re.compile(r"platform|cpu|model_config_hash|packages\.huggingface-hub|environment\..*")
-"""Facts that do not change a result by themselves, and are only shown.
-
-Another machine, or a processor with the same instructions, computes the same; so do other variables than those of
-`_DECIDES`, as far as no other fact shows them. The configuration of the model is among its files, which count.
-"""
-_DECIDES = re.compile(
-    r"environment\.(ATEN_CPU_CAPABILITY|CUBLAS_WORKSPACE_CONFIG|MKL_CBWR|NCCL_(ALGO|PROTO)|NVIDIA_TF32_OVERRIDE"
-    r"|TORCH_ALLOW_TF32_CUBLAS_OVERRIDE)"
+PACKAGES = (
+    "accelerate",
+    "datasets",
+    "huggingface-hub",
+    "hydra-core",
+    "jinja2",
+    "numpy",
+    "omegaconf",
+    "peft",
+    "pyarrow",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "trl",
 )
-"""Variables by which sums come out otherwise."""
-_NOT_COMPARED = frozenset({"command", "data_rows", "data_files"})
-"""Said in `lock.json` for a reader; what they say is also in other facts."""
-_NEEDED = ("fmstune", "packages", "seed", "data_hashes")
-"""Without these, a file is no `lock.json`."""
-_NOTHING = "-"
-_NOT_READ = "not recorded"
+"""What every run uses; `extras` adds what this one does."""
+
+ENVIRONMENT = (
+    "ATEN_CPU_CAPABILITY",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUDA_LAUNCH_BLOCKING",
+    "CUDA_VISIBLE_DEVICES",
+    "HF_DATASETS_OFFLINE",
+    "HF_HUB_OFFLINE",
+    "MKL_CBWR",
+    "MKL_NUM_THREADS",
+    "NCCL_ALGO",
+    "NCCL_PROTO",
+    "NVIDIA_TF32_OVERRIDE",
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "PYTHONHASHSEED",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "TOKENIZERS_PARALLELISM",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+)
+"""Variables that are recorded: no others are, so no secret can be among them."""
+
+_OF_A_MODEL = (".safetensors", ".json", ".jinja", ".model", ".txt")
+"""Suffixes of files that make a model, an adapter or a tokenizer."""
+_NAMES_A_MODEL = ("config.json", "adapter_config.json", "tokenizer_config.json", "tokenizer.json")
 
 
-class Difference(NamedTuple):
-    """A fact that is another one now."""
+@dataclasses.dataclass(frozen=True)
+class Lock:
+    """Versions, code, hashes, seed and devices of one run."""
 
-    fact: str
-    recorded: str
-    now: str
-    counts: bool
-    """Whether it can change the result."""
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """What a run's `lock.json` holds; raises UserError where it is missing or broken."""
-    path = folder / run_folder.PROVENANCE
-    again = f"fmstune train --from {folder} repeats the run without it"
-    try:
-        lock = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; it is written when a run begins to train. {again}") from None
-    except (OSError, ValueError) as err:
-        raise UserError(f"{path}: cannot be read ({err}); {again}") from err
-    missing = [key for key in _NEEDED if not isinstance(lock, dict) or key not in lock]
-    if missing:
-        raise UserError(f"{path}: has no {', '.join(missing)}, so it is no record of a run; {again}")
-    assert isinstance(lock, dict)
-    return lock
-
-
-def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
-    """The facts that differ, those that count first; what an older fmstune has not recorded is no difference."""
-    found = []
-    for key, value in now.items():
-        if key in _NOT_COMPARED:
-            continue
-        if key not in recorded or (recorded[key] is None and isinstance(value, Mapping)):
-            found.append(Difference(key, _NOT_READ, _NOTHING, False))
-            continue
-        here, there = _facts(value, key), _facts(recorded[key], key)
-        for fact in {**there, **here}:
-            one, other = there.get(fact, _NOTHING), here.get(fact, _NOTHING)
-            if one != other:
-                found.append(Difference(fact, one, other, counts(fact, recorded)))
-    return sorted(found, key=lambda difference: not difference.counts)
-
-
-def counts(fact: str, recorded: Mapping[str, Any]) -> bool:
-    """Whether another value of this fact can change the result of a run."""
-    if fact == "device_names":
-        return recorded.get("device") != "cpu"
-    return _DECIDES.fullmatch(fact) is not None or _NOTES.fullmatch(fact) is None
+    fmstune: str
+    python: str
+    platform: str
+    packages: dict[str, str]
+    git_commit: str | None
+    """Commit of fmstune's own checkout, with `+changes` where files differ; null for an installed wheel."""
+    git_changes: str | None
+    """sha256 of what differs from that commit; null where nothing does."""
+    command: str | None
+    """What was typed, passwords in addresses aside; null where the runner was started by hand."""
+    seed: int
+    device: str
+    device_names: list[str]
+    threads: int
+    processes: int
+    """Processes that train together."""
+    cpu: str
+    cpu_capability: str
+    """Instructions that torch uses, such as `AVX2`: sums come out otherwise with others."""
+    cuda: str | None
+    """CUDA's version that torch was built with, and cuDNN's; null on another device."""
+    environment: dict[str, str]
+    """Those of `ENVIRONMENT` that are set."""
+    data_hashes: dict[str, str]
+    """sha256 of the bytes that were read, by field."""
+    data_rows: dict[str, int]
+    """Rows that were read, by field; of streamed rows, the first ones."""
+    tokens: dict[str, str]
+    """The cache's name for the prepared tokens, by field: a hash of all that they depend on."""
+    model_config_hash: str
+    """sha256 of the model's configuration as JSON."""
+    model_commits: dict[str, str]
+    """Commit of each model that came from the hub, by field."""
+    data_files: dict[str, dict[str, str]] | None = None
+    """sha256 of each data file by field and name; null until they are hashed."""
+    model_files: dict[str, dict[str, str]] | None = None
+    """sha256 of each file of the model, its tokenizer and its former adapter, by field; null until then."""
 
 
-def of_jobs(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
-    """The fields of two jobs that differ, the folder of the run aside; its name and trackers do not count."""
-    here, there = ({name: _as_text(value) for name, value in flatten(job).items()} for job in (now, recorded))
-    return [
-        Difference(name, there.get(name, _NOTHING), here.get(name, _NOTHING), not name.startswith(("name", "tracking")))
-        for name in {**there, **here}
-        if name != "output_dir" and there.get(name) != here.get(name)
-    ]
+def collect_lock(job: Job, *, device: str, model_config: str, command: str | None, data: Mapping[str, Any]) -> Lock:
+    """What is true now, in this process; `data` has the fields `data_hashes`, `data_rows` and `tokens`."""
+    commit, changes = _git_state()
+    return Lock(
+        fmstune=__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        packages={name: version(name) for name in (*PACKAGES, *extras(job))},
+        git_commit=commit,
+        git_changes=changes,
+        command=None if command is None else secrets.left_out(command),
+        seed=job.seed,
+        device=device,
+        device_names=_device_names(device),
+        threads=torch.get_num_threads(),
+        processes=ranks.here().processes,
+        cpu=_cpu(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        cuda=_cuda() if device == "cuda" else None,
+        environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+        model_config_hash=hashlib.sha256(model_config.encode()).hexdigest(),
+        model_commits=_commits(job.model),
+        **data,
+    )
 
 
-def _facts(value: Any, name: str) -> dict[str, str]:
-    """Return the values below a fact as text, by dotted name; an empty mapping has none."""
-    return {fact: _as_text(leaf) for fact, leaf in flatten({name: value}).items() if leaf != {}}
+def extras(job: Job) -> Iterator[str]:
+    """Installed packages that only some jobs use, and this one does."""
+    wanted = {
+        "bitsandbytes": job.model.quantization is not None,
+        "flash-attn": job.model.attention is Attention.flash_attention_2,
+        "ibm-fms": job.model.backend is Backend.fms,
+    }
+    for name in ("aim", "mlflow-skinny", "tensorboard", "trackio", "wandb"):
+        wanted[name] = getattr(job.tracking, name.partition("-")[0], None) is not None
+    for name, used in wanted.items():
+        if used and any(distributions(name=name)):
+            yield name
 
 
-def _as_text(value: Any) -> str:
-    return _NOTHING if value is None else value if isinstance(value, str) else json.dumps(value)
+def as_json(provenance: Lock) -> dict[str, Any]:
+    """The plain values that `lock.json` holds."""
+    return dataclasses.asdict(provenance)
 
 
-def table(found: Iterable[Difference]) -> Iterator[str]:
-    """The differences as one table: those that count, then the notes."""
-    rows = [(one.fact, _short(one.recorded), f"{_short(one.now)}{'' if one.counts else '  (note)'}") for one in found]
-    yield from tables.lines(("fact", "recorded", "now"), rows, left=(0, 1, 2))
+class LockWriter:
+    """`lock.json` of a run folder: written at once, and again when the files of model and data are hashed.
 
+    A thread hashes them, so that no step waits: 540 MB take 2 seconds of a core where they are not remembered.
+    """
 
-def _short(value: str) -> str:
-    digest = re.fullmatch(r"(?:listing:)?([0-9a-f]{12})[0-9a-f]{28,52}(\+changes)?", value)
-    if digest is not None:
-        return f"{digest[1]}…{digest[2] or ''}"
-    return value if len(value) <= 44 else value[:43] + "…"
+    def __init__(self, job: Job, folder: Path, provenance: Lock) -> None:
+        self._job, self._folder, self._provenance = job, folder, provenance
+        write_json(folder / run_folder.PROVENANCE, as_json(provenance))
+        self._thread = threading.Thread(target=self._hash, name="file-hashes", daemon=True)
+        self._thread.start()
 
+    def whole(self) -> Lock:
+        """What the file holds in the end; waits for the hashes."""
+        self._thread.join()
+        return self._provenance
 
-class Results(NamedTuple):
-    """What two runs of one job came to."""
-
-    rows: tuple[tuple[str, float | None, float | None], ...]
-    """Figures of the two by name."""
-    weights: bool | None
-    """Whether their weights are the same bytes; None where one has none."""
-
-    @property
-    def equal(self) -> bool:
-        """Whether nothing differs."""
-        return self.weights is True and all(one == other for _, one, other in self.rows)
-
-
-_FIGURES = ("train_loss", "steps", "tokens_trained_on")
-_SCORES = ("eval_loss", *ANSWERED)
-
-
-def results(recorded: Path, again: Path) -> Results:
-    """Compare two run folders by their summaries, and by the hashes of their weights that these hold."""
-    one, other = run_folder.read_summary(recorded), run_folder.read_summary(again)
-    rows = [(name, one.get(name), other.get(name)) for name in _FIGURES]
-    rows += [("last loss", last_loss(recorded), last_loss(again))]
-    for part in ("base", "tuned"):
-        scores = [(summary.get(part) or {}) for summary in (one, other)]
-        rows += [(f"{part}.{name}", scores[0].get(name), scores[1].get(name)) for name in _SCORES]
-    hashes = [summary.get("weights_sha256") for summary in (one, other)]
-    known = tuple(row for row in rows if row[1:] != (None, None))
-    return Results(known, None if not all(hashes) else hashes[0] == hashes[1])
-
-
-def last_loss(folder: Path) -> float | None:
-    """The loss of the last step that was logged."""
-    path = folder / run_folder.METRICS
-    if not path.is_file():
-        return None
-    found = None
-    for line in path.read_text(encoding="utf-8").splitlines():
+    def _hash(self) -> None:
         try:
-            found = json.loads(line).get("loss", found)
-        except ValueError:
-            continue  # half a line of a process that was killed
+            self._provenance = with_file_hashes(self._provenance, self._job)
+            write_json(self._folder / run_folder.PROVENANCE, as_json(self._provenance))
+        except (OSError, UserError) as err:
+            # such as a file that was taken away meanwhile: the run needs it no more
+            print(f"fmstune: note: lock.json lacks hashes of files: {err}", file=sys.stderr, flush=True)
+
+
+def with_file_hashes(provenance: Lock, job: Job) -> Lock:
+    """The same with the hashes of data and model files."""
+    return dataclasses.replace(provenance, data_files=data_files(job), model_files=model_files(job.model))
+
+
+def data_files(job: Job) -> dict[str, dict[str, str]]:
+    """The hashes of the data files by field; streamed ones are not read for that, and hub ids have none."""
+    found: dict[str, dict[str, str]] = {}
+    for part in ("train", "eval"):
+        for name, source in sources(job.data, part).items():
+            if part == "eval" or not job.data.streaming:
+                field = f"data.{part}.{name}" if name else f"data.{part}"
+                found[field] = _by_name(read.files(source.path, field))
     return found
 
 
-def results_table(found: Results) -> Iterator[str]:
-    """Both runs' figures beside each other."""
-    rows = [(name, _figure(one), _figure(other), _change(one, other)) for name, one, other in found.rows]
-    yield from tables.lines(("result", "recorded", "now", "difference"), rows, least=(20, 14, 14, 12))
+def _by_name(files: Sequence[Path]) -> dict[str, str]:
+    """The hashes by the files' names alone, as folders differ between machines; in full where two have one name."""
+    names = [path.name for path in files]
+    alone = len(set(names)) == len(names)
+    return {path.name if alone else str(path): hashes.hash_file(path) for path in files}
 
 
-def _change(one: float | None, other: float | None) -> str:
-    if one is None or other is None:
-        return ""
-    return "none" if one == other else f"{other - one:+.2e}"
+def model_files(model: Model) -> dict[str, dict[str, str]]:
+    """The hashes of the files in each folder of the model, by field; a field whose folder is not here is left out."""
+    return {
+        field: {
+            path.name: hashes.hash_file(path)
+            for path in sorted(folder.iterdir())
+            if path.suffix in _OF_A_MODEL and path.is_file() and not path.name.startswith(".")
+        }
+        for field, folder in model_folders(model).items()
+    }
 
 
-def _figure(value: float | None) -> str:
-    if value is None:
-        return _NOTHING
-    return f"{value:,}" if isinstance(value, int) else f"{value:.8g}"
+def model_folders(model: Model) -> dict[str, Path]:
+    """Where the files of each place that the model names lie, by field; of a hub id in the hub's cache."""
+    places = {"model.path": model.path, "model.tokenizer": model.tokenizer, "model.adapter": model.adapter}
+    found: dict[str, Path] = {}
+    for field, place in places.items():
+        if place is None:
+            continue
+        path = Path(package_files.resolve(place)).expanduser()
+        snapshot = path if path.is_dir() else _snapshot(place, model.revision if field != "model.adapter" else None)
+        if snapshot is not None:
+            found[field] = snapshot
+    return found
+
+
+def _snapshot(hub_id: str, revision: str | None) -> Path | None:
+    for name in _NAMES_A_MODEL:
+        try:
+            file = try_to_load_from_cache(hub_id, name, revision=revision)
+        except ValueError:  # no hub id
+            return None
+        if isinstance(file, str):
+            return Path(file).parent
+    return None
+
+
+def _commits(model: Model) -> dict[str, str]:
+    return {field: folder.name for field, folder in model_folders(model).items() if folder.parent.name == "snapshots"}
+
+
+def _git_state() -> tuple[str | None, str | None]:
+    """Only a checkout of fmstune itself counts: a wheel inside somebody's repository is not that repository's code."""
+    source = Path(__file__).resolve().parents[3]
+    if not (source / ".git").exists() or not (source / "pyproject.toml").exists():
+        return None, None
+    try:
+        commit = _git(source, "rev-parse", "HEAD")
+        changes = _git(source, "diff", "HEAD")
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+    digest = hashlib.sha256(changes.encode()).hexdigest() if changes else None
+    return commit + ("+changes" if changes else ""), digest
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, errors="replace")
+    return done.stdout.strip()
+
+
+def _device_names(device: str) -> list[str]:
+    if device == "cuda":
+        return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return [f"{platform.processor() or platform.machine()}, {hardware.cores()} cores, {sys.platform}"]
+
+
+def _cuda() -> str:
+    cudnn: Any = torch.backends.cudnn  # its functions have no types
+    return f"{torch.version.cuda}, cuDNN {cudnn.version()}"
+
+
+def _cpu() -> str:
+    """The processor's name as Linux knows it; elsewhere its family."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    named = re.search(r"^model name\s*: (.+)$", text, flags=re.MULTILINE)
+    return named[1].strip() if named else platform.processor() or platform.machine()

@@ -12,13 +12,13 @@ import yaml
 
 from fmstune import files as package_files
 from fmstune.config.job import FULL, Job, Source, sources
-from fmstune.runs.report import terminal
+from fmstune.runs.report import terminal_summary
 
-FILE = "README.md"
+MODEL_CARD = "README.md"
 _UNKNOWN_LICENCE = "Not known: the base names none. Fill in `license` at the head of this file before you publish it."
 
 
-class Merged(NamedTuple):
+class MergedModel(NamedTuple):
     """What a merged model is made of."""
 
     base: str
@@ -30,10 +30,10 @@ class Merged(NamedTuple):
     versions: Mapping[str, str]
 
 
-def of_run(job: Job, lock: Mapping[str, Any], summary: Mapping[str, Any], licence: Mapping[str, str]) -> str:
+def run_card(job: Job, lock: Mapping[str, Any], summary: Mapping[str, Any], licence: Mapping[str, str]) -> str:
     """The card of a tuned model or adapter; `lock` is what `lock.json` holds, `licence` that of the base."""
     adapter = job.peft["_target_"] != FULL
-    base, method = name_of(job.model.path), _method(job)
+    base, method = short_name(job.model.path), _method(job)
     head = {
         "base_model": base,
         "library_name": "peft" if adapter else "transformers",
@@ -63,9 +63,9 @@ def of_run(job: Job, lock: Mapping[str, Any], summary: Mapping[str, Any], licenc
     return _page(head, lines)
 
 
-def of_merge(merged: Merged, licence: Mapping[str, str]) -> str:
+def merge_card(merged: MergedModel, licence: Mapping[str, str]) -> str:
     """The card of a model that adapters were merged into."""
-    base = name_of(merged.base)
+    base = short_name(merged.base)
     head = {
         "base_model": base,
         "base_model_relation": "merge" if len(merged.adapters) > 1 else "finetune",
@@ -74,7 +74,7 @@ def of_merge(merged: Merged, licence: Mapping[str, str]) -> str:
         **licence,
         "tags": ["fmstune", "merge"],
     }
-    parts = [f"- `{name_of(adapter)}`, weight {weight:g}" for adapter, weight in merged.adapters]
+    parts = [f"- `{short_name(adapter)}`, weight {weight:g}" for adapter, weight in merged.adapters]
     versions = ", ".join(f"{name} {version}" for name, version in merged.versions.items())
     lines = [
         f"# {base}, merged",
@@ -92,10 +92,10 @@ def of_merge(merged: Merged, licence: Mapping[str, str]) -> str:
     return _page(head, lines)
 
 
-def licence(folder: Path) -> dict[str, str]:
+def read_licence(folder: Path) -> dict[str, str]:
     """`license` and what belongs to it, as the card of the model in this folder has them; empty where it has none."""
     try:
-        text = (folder / FILE).read_text(encoding="utf-8")
+        text = (folder / MODEL_CARD).read_text(encoding="utf-8")
         found = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, flags=re.DOTALL)
         head = yaml.safe_load(found[1]) if found else None
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -112,7 +112,7 @@ def _licence_line(licence: Mapping[str, str]) -> str:
     return f"That of the base: {', '.join(f'`{value}`' for value in licence.values())}."
 
 
-def name_of(place: str) -> str:
+def short_name(place: str) -> str:
     """The hub id, or the last part of a folder's path."""
     if place.startswith(package_files.PREFIX):
         return place.removeprefix(package_files.PREFIX).strip("/")
@@ -161,7 +161,7 @@ def _places(source: Source) -> list[str]:
 
 
 def _base(job: Job, lock: Mapping[str, Any]) -> Iterator[str]:
-    yield f"`{name_of(job.model.path)}`" + (f", revision `{job.model.revision}`" if job.model.revision else "")
+    yield f"`{short_name(job.model.path)}`" + (f", revision `{job.model.revision}`" if job.model.revision else "")
     commit = (lock.get("model_commits") or {}).get("model.path")
     if commit:
         yield f"(commit `{commit}`)"
@@ -204,7 +204,7 @@ def _result(summary: Mapping[str, Any]) -> Iterator[str]:
 
 def _table(base: Mapping[str, Any] | None, tuned: Mapping[str, Any], name: str) -> Iterator[str]:
     yield from [f"{name}: {tuned['rows']:,}", "", "| | base | tuned |", "| --- | --- | --- |"]
-    for label, before, after, _ in terminal.measured(base, tuned):
+    for label, before, after, _ in terminal_summary.metric_rows(base, tuned):
         yield f"| {label} | {before} | {after} |"
     for inner, one in tuned.get("sets", {}).items():
         yield ""
@@ -218,7 +218,7 @@ def _loading(job: Job, adapter: bool) -> Iterator[str]:
     yield from _adapter(prompt) if adapter else _whole(prompt)
     yield "```"
     if adapter:
-        base = name_of(job.model.path)
+        base = short_name(job.model.path)
         yield from [
             "",
             f"`adapter_config.json` says where the base `{base}` was. Where it is elsewhere now, "

@@ -36,7 +36,7 @@ PREEMPTED = "preempted"
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Keep other processes from writing into the folder; raises UserError when one does already."""
     import filelock  # only who trains or submits needs it
 
@@ -51,7 +51,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def share(folder: Path) -> None:
+def share_weights(folder: Path) -> None:
     """Let others read weights as they may read the folder: safetensors 0.8 keeps each file to its owner."""
     mode = folder.stat().st_mode & 0o666
     for path in folder.rglob("*.safetensors"):
@@ -72,7 +72,7 @@ def update_summary(folder: Path, values: Mapping[str, Any]) -> None:
     write_json(folder / SUMMARY, {**read_summary(folder), **values})
 
 
-def begin(folder: Path) -> None:
+def mark_begun(folder: Path) -> None:
     """Record that a run which waited in a queue waits no more, as soon as one of its processes knows."""
     if read_summary(folder).get("status") == QUEUED:
         update_summary(folder, {"status": RUNNING, "error": None})
@@ -84,7 +84,7 @@ def is_preempted(folder: Path) -> bool:
     return summary.get("status") == INTERRUPTED and summary["error"]["kind"] == PREEMPTED
 
 
-def keep_metrics(folder: Path, step: int) -> None:
+def drop_metrics_after(folder: Path, step: int) -> None:
     """Drop the lines after this step: the steps are taken again."""
     path = folder / METRICS
     if not path.is_file():
@@ -101,7 +101,7 @@ def _until(line: str, step: int) -> bool:
         return False  # a line that a killed process has not finished
 
 
-def end(folder: Path, status: str, kind: str, message: str) -> None:
+def mark_ended(folder: Path, status: str, kind: str, message: str) -> None:
     """Record that the run ended before its end, and take away a model that is not whole."""
     update_summary(folder, {"status": status, "error": {"kind": kind, "message": message}})
     for unfinished in folder.glob(f".{MODEL}.*"):
@@ -111,14 +111,14 @@ def end(folder: Path, status: str, kind: str, message: str) -> None:
 def mark_killed(folder: Path, number: int) -> None:
     """Record that a signal ended the runner before it could say so itself."""
     status = INTERRUPTED if number in INTERRUPTING else FAILED
-    end(folder, status, "signal", f"the runner died of {signal.Signals(number).name}")
+    mark_ended(folder, status, "signal", f"the runner died of {signal.Signals(number).name}")
 
 
 def mark_orphaned(folder: Path) -> None:
     """Leave a run's folder in order when its parent is gone: say so, or give back what has not begun."""
     status = read_summary(folder).get("status")
     if status == RUNNING:
-        end(folder, INTERRUPTED, "interrupted", "the process that started this run has died")
+        mark_ended(folder, INTERRUPTED, "interrupted", "the process that started this run has died")
     elif status is None:
         for name in (JOB, SOURCES, LOCK_FILE):
             (folder / name).unlink(missing_ok=True)

@@ -51,7 +51,9 @@ class Point:
     """The cause where it did not finish, in one line."""
 
 
-def of(number: int, folder: Path, overrides: Sequence[str], code: int, *, job: Job, skipped: bool = False) -> Point:
+def summarize_point(
+    number: int, folder: Path, overrides: Sequence[str], code: int, *, job: Job, skipped: bool = False
+) -> Point:
     """What the run folder says of a point that has ended; `code` is its exit code."""
     summary = run_folder.read_summary(folder)
     path, direction = objective.path(job), objective.direction(job)
@@ -68,33 +70,33 @@ def of(number: int, folder: Path, overrides: Sequence[str], code: int, *, job: J
         objective=path,
         direction=direction.value if direction else "",
         metrics={name: value for name, value in metrics.items() if value is not None},
-        error=None if status == run_folder.FINISHED else one_line(message),
+        error=None if status == run_folder.FINISHED else first_line(message),
     )
 
 
-def refused(number: int, folder: Path, overrides: Sequence[str], code: int, problems: Sequence[str]) -> Point:
+def refused_point(number: int, folder: Path, overrides: Sequence[str], code: int, problems: Sequence[str]) -> Point:
     """A point that was wrong, and has not begun."""
-    error = one_line("; ".join(problems))
+    error = first_line("; ".join(problems))
     return Point(number, folder.name, list(overrides), run_folder.FAILED, code, False, "", "", {}, error)
 
 
-def one_line(text: str) -> str:
+def first_line(text: str) -> str:
     """The first line that says something."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
-def leave(sweep: Path, point: Point) -> None:
+def record_point(sweep: Path, point: Point) -> None:
     """Leave what became of a point: it may have run on another machine, beside others."""
     (sweep / _LEFT).mkdir(parents=True, exist_ok=True)
     write_json(sweep / _LEFT / f"{point.number}.json", dataclasses.asdict(point))
 
 
-def gather(sweep: Path, *, keep: bool = False) -> list[Point]:
+def gather_points(sweep: Path, *, keep: bool = False) -> list[Point]:
     """Take what points have left into `sweep.json`; those points, in their order. They are kept for the next time."""
     files = sorted((sweep / _LEFT).glob("[0-9]*.json"), key=lambda file: int(file.stem))
     found = [Point(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
     if found:
-        whole = {point.folder: point for point in (*read(sweep), *found)}
+        whole = {point.folder: point for point in (*read_points(sweep), *found)}
         write_json(sweep / FILE, [dataclasses.asdict(point) for point in _in_order(whole.values())])
     if not keep:
         shutil.rmtree(sweep / _LEFT, ignore_errors=True)
@@ -105,19 +107,19 @@ def _in_order(points: Any) -> list[Point]:
     return sorted(points, key=lambda point: (point.number, point.folder))
 
 
-def read(sweep: Path) -> list[Point]:
+def read_points(sweep: Path) -> list[Point]:
     """What `sweep.json` holds; nothing where there is none."""
     file = sweep / FILE
     return [Point(**one) for one in json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
 
 
-def record(sweep: Path, words: Sequence[str]) -> None:
+def record_command(sweep: Path, words: Sequence[str]) -> None:
     """Keep the command of a sweep; its points do it, and all write the same."""
     sweep.mkdir(parents=True, exist_ok=True)
     write_json(sweep / COMMAND, list(words))
 
 
-def command(sweep: Path, more: Sequence[str]) -> list[str]:
+def recorded_command(sweep: Path, more: Sequence[str]) -> list[str]:
     """The words that `record` kept, with more fields after its own; raises UserError where there are none."""
     try:
         words = json.loads((sweep / COMMAND).read_text(encoding="utf-8"))
@@ -128,7 +130,7 @@ def command(sweep: Path, more: Sequence[str]) -> list[str]:
     return [*words, *more]
 
 
-def release(sweep: Path, notes: Sequence[str] = ()) -> None:
+def release_sweep_folder(sweep: Path, notes: Sequence[str] = ()) -> None:
     """Take back a sweep's folder of which no point has left anything, and the folders of the default name."""
     own = {FILE, COMMAND, HYDRAS_NOTE, run_folder.LOCK_FILE, *notes}
     if not sweep.is_dir() or not {path.name for path in sweep.iterdir()} <= own:
@@ -141,13 +143,13 @@ def release(sweep: Path, notes: Sequence[str] = ()) -> None:
             empty.rmdir()
 
 
-def table(sweep: Path, points: Sequence[Point]) -> str:
+def render_points(sweep: Path, points: Sequence[Point]) -> str:
     """Each point with its overrides, its status and the number that compares them; failures with their cause."""
     return "\n".join(_lines(sweep, points))
 
 
 def _lines(sweep: Path, points: Sequence[Point]) -> Iterator[str]:
-    best = winner(points)
+    best = best_point(points)
     named = {point.objective: None for point in points if point.objective}
     heads = ("point", *named, "status", "overrides")
     words = (0, len(heads) - 2, len(heads) - 1)
@@ -167,7 +169,7 @@ def _cells(point: Point, named: Sequence[str]) -> tuple[str, ...]:
     return (str(point.number), *numbers, point.status, " ".join(point.overrides))
 
 
-def winner(points: Sequence[Point]) -> Point | None:
+def best_point(points: Sequence[Point]) -> Point | None:
     """The best of the points that finished; None where they cannot be compared."""
     done = [point for point in points if point.status == run_folder.FINISHED and point.objective in point.metrics]
     if not done or len({(point.objective, point.direction) for point in done}) > 1:

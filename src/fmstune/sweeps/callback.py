@@ -34,7 +34,7 @@ class Sweep(Callback):
         """Say where the points' words go, before Hydra waits for them."""
         folder = Path(config.hydra.sweep.dir)
         # of a command that was killed
-        sweep_folder.gather(folder)
+        sweep_folder.gather_points(folder)
         if not is_away(config.hydra):
             return
         Sweep.away.append(folder)

@@ -90,14 +90,14 @@ class OptunaSweeper(Sweeper):
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / sweep_folder.HYDRAS_NOTE)
         try:
-            with run_folder.locked(folder):
+            with run_folder.lock_folder(folder):
                 study = _study(self._fields, folder, space)
                 # with its seed alone, a search that is gone on with would begin with the points that it began with
                 seed = self._fields.seed
                 study.sampler = sampler(seed=None if seed is None else seed + len(study.get_trials(deepcopy=False)))
                 self._search(study, given, space, folder)
         except UserError:
-            sweep_folder.release(folder, (STORAGE,))
+            sweep_folder.release_sweep_folder(folder, (STORAGE,))
             raise
 
     def _search(
@@ -119,7 +119,7 @@ class OptunaSweeper(Sweeper):
             if not trials:
                 return
             stopped = [self._launched(study, batch, given) for batch in _consecutive(trials)]
-            sweep_folder.gather(folder, keep=True)
+            sweep_folder.gather_points(folder, keep=True)
             if any(stopped):
                 return
             trials = []
@@ -176,7 +176,7 @@ def _study(
         if former is None:
             study.set_user_attr(_SPACE, searched)
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError) as err:
-        said = sweep_folder.one_line(str(err))
+        said = sweep_folder.first_line(str(err))
         text = f"hydra.sweeper.storage: {storage} cannot be used as Optuna's storage ({said})"
         raise UserError(secrets.left_out(text)) from err
     if former not in (None, searched) or study.direction != way:

@@ -121,7 +121,7 @@ def run(job: Job, command: str | None = None) -> int:
     if job.output_dir is None:
         raise UserError("output_dir must be given when the runner is started by hand")
     rank = ranks.here()
-    with run_folder.locked(Path(job.output_dir)) if rank.is_main else nullcontext():
+    with run_folder.lock_folder(Path(job.output_dir)) if rank.is_main else nullcontext():
         checked = _checked(job)
         # whoever starts several processes without preparing has one of each machine tokenise
         with filelock.FileLock(cache.place() / ".preparing") if rank.started else nullcontext():

@@ -13,21 +13,21 @@ from fmstune.data import dataset
 from fmstune.errors import UserError
 from fmstune.launch import process_counts
 from fmstune.models import load
-from fmstune.runs import lockfile, provenance, run_folder
+from fmstune.runs import differences, lockfile, run_folder
 from fmstune.training import preflight
 
 
 def check(job: Job, recorded: Path, *, strict: bool, trusted: Sequence[str]) -> int:
     """List what is not as the run in this folder had it; `strict` refuses where that can change the result."""
-    lock = lockfile.read(recorded)
+    lock = differences.read_lock(recorded)
     former = freeze.read(recorded / run_folder.JOB, trusted=trusted).job
     now, problems = facts(job)
-    changed = lockfile.of_jobs(freeze.as_tree(former), freeze.as_tree(job))
-    found = sorted([*changed, *lockfile.differences(lock, now)], key=lambda one: not one.counts)
+    changed = differences.job_differences(freeze.as_tree(former), freeze.as_tree(job))
+    found = sorted([*changed, *differences.lock_differences(lock, now)], key=lambda one: not one.counts)
     counted = [one.fact for one in found if one.counts]
     print()
     if found:
-        print("\n".join([*lockfile.table(found), ""]))
+        print("\n".join([*differences.render_differences(found), ""]))
     print(f"{len(counted)} of the facts that can change the result differ from {recorded / run_folder.PROVENANCE}")
     print("\n".join(f"cannot be checked: {problem}" for problem in problems), end="\n" if problems else "", flush=True)
     if strict and (counted or problems):
@@ -52,12 +52,12 @@ def facts(job: Job) -> tuple[dict[str, Any], list[str]]:
     except UserError as err:
         problems += [problem for problem in err.problems if problem not in problems]
     known = {"data_hashes": {}, "tokens": {}, **read, "data_rows": {}}
-    found = provenance.as_json(
-        provenance.collect(job, device=device, model_config=config, command=None, data=known),
+    found = lockfile.as_json(
+        lockfile.collect_lock(job, device=device, model_config=config, command=None, data=known),
     )
     found |= {
         "processes": process_counts.total_processes(job.launcher) or found["processes"],
-        "model_files": provenance.model_files(job.model),
+        "model_files": lockfile.model_files(job.model),
     }
     if tokenizer is None:
         del found["tokens"]

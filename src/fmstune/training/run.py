@@ -29,9 +29,8 @@ from fmstune.files import write_json
 from fmstune.launch import parent
 from fmstune.models import adapters, base_identity, load, save, sharding
 from fmstune.models.load import Tokenizer
-from fmstune.runs import checkpoints, model_card, provenance, run_folder
-from fmstune.runs import hashes as file_hashes
-from fmstune.runs.provenance import Provenance
+from fmstune.runs import checkpoints, hashes, lockfile, model_card, run_folder
+from fmstune.runs.lockfile import Lock
 from fmstune.runs.report import plots
 from fmstune.training import figures, fsdp_on_cpu, memory, tracking
 from fmstune.training.callbacks import LossPlot, MetricsFile, Progress
@@ -58,9 +57,9 @@ def run(
         done = resume.steps_done(checkpoint) if checkpoint is not None else 0
         former = run_folder.read_summary(folder) if checkpoint is not None and checkpoint.parent == folder else {}
         if main:
-            record = provenance.Record(job, folder, _provenance(job, checked, prepared, command))
-            checkpoints.clear_aside(folder)
-            run_folder.keep_metrics(folder, done)
+            record = lockfile.LockWriter(job, folder, _provenance(job, checked, prepared, command))
+            checkpoints.remove_unfinished(folder)
+            run_folder.drop_metrics_after(folder, done)
         # before training: the base may be moved while it goes on
         base_model = base_identity.at(job.model.path, job.model.revision) if checked.peft is not None else None
         tracked = until_the_end.enter_context(tracking.tracked(job, folder, done, writes=main))
@@ -70,8 +69,8 @@ def run(
         stopping = Stopping(job.callbacks)
         trainer.add_callback(stopping)
         tracked.log({"preparation_seconds": prepared.seconds, "load_seconds": seconds["load_seconds"]}, done)
-        if checkpoint is not None and (made := checkpoints.about(checkpoint)) is not None:
-            raise_if_any(checkpoints.problems(checkpoint, made, trainer.about()))
+        if checkpoint is not None and (made := checkpoints.read_checkpoint_facts(checkpoint)) is not None:
+            raise_if_any(checkpoints.checkpoint_mismatches(checkpoint, made, trainer.about()))
         base: list[dict[str, Any] | None] = []
         if job.evaluation.base and "base" not in former:
             trainer.before_training(lambda: base.append(_score(trainer, job, checked, prepared, base=True)))
@@ -86,12 +85,12 @@ def run(
         scores = {key: one for key, one in both.items() if one is not None}
         card = None
         if main:
-            lock = provenance.as_json(record.whole())
-            card = model_card.of_run(job, lock, {**came_to, **scores}, _licence(job))
+            lock = lockfile.as_json(record.whole())
+            card = model_card.run_card(job, lock, {**came_to, **scores}, _licence(job))
         save.save(trainer.model, tokenizer, folder / run_folder.MODEL, base_model, card=card, writes=main)
         if main:
             plots.plot_loss(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT)
-            weights = {"weights_sha256": file_hashes.weights(folder / run_folder.MODEL)}
+            weights = {"weights_sha256": hashes.hash_weights(folder / run_folder.MODEL)}
             run_folder.update_summary(folder, {**seconds, **came_to, **scores, **weights})
 
 
@@ -106,8 +105,8 @@ def _raise_if_not_finite(losses: Mapping[str, float]) -> None:
 
 def _licence(job: Job) -> dict[str, str]:
     """The licence that the base's own card names, where that card is here."""
-    folder = provenance.folders(job.model).get("model.path")
-    return {} if folder is None else model_card.licence(folder)
+    folder = lockfile.model_folders(job.model).get("model.path")
+    return {} if folder is None else model_card.read_licence(folder)
 
 
 def _stop(trainer: Trainer, folder: Path) -> NoReturn:
@@ -116,7 +115,7 @@ def _stop(trainer: Trainer, folder: Path) -> NoReturn:
     parent.interrupt_no_more()
     said = f"preempted; a checkpoint was saved at step {trainer.state.global_step}, and the same command goes on"
     if ranks.here().is_main:
-        run_folder.end(folder, run_folder.INTERRUPTED, run_folder.PREEMPTED, said)
+        run_folder.mark_ended(folder, run_folder.INTERRUPTED, run_folder.PREEMPTED, said)
     trainer.accelerator.wait_for_everyone()
     raise Preempted(said)
 
@@ -124,7 +123,7 @@ def _stop(trainer: Trainer, folder: Path) -> NoReturn:
 def _checkpoint(job: Job, folder: Path) -> Path | None:
     """Where to go on: the checkpoint that the job names, else the newest complete one of its own folder."""
     given = job.training.get("resume")
-    return checkpoints.newest(folder) if given in (None, resume.AUTO) else Path(given)
+    return checkpoints.newest_checkpoint(folder) if given in (None, resume.AUTO) else Path(given)
 
 
 @contextmanager
@@ -136,7 +135,7 @@ def _full_disk_named(folder: Path) -> Iterator[None]:
         if not checkpoints.disk_is_full(err, folder):
             raise
         raise UserError(
-            f"the disk of {folder} is full; {checkpoints.what_is_whole(folder)}free space, and start the same command "
+            f"the disk of {folder} is full; {checkpoints.name_newest(folder)}free space, and start the same command "
             "again"
         ) from err
 
@@ -150,19 +149,19 @@ def _recorded(folder: Path, start: dict[str, Any]) -> Iterator[None]:
     except Preempted:
         raise  # recorded before the other processes could end this one
     except KeyboardInterrupt:
-        run_folder.end(folder, run_folder.INTERRUPTED, "interrupted", "stopped by a signal before the end")
+        run_folder.mark_ended(folder, run_folder.INTERRUPTED, "interrupted", "stopped by a signal before the end")
         raise
     except UserError as err:
         # what is wrong is said, also where there is no room to record it
         with suppress(OSError):
-            run_folder.end(folder, run_folder.FAILED, "user", str(err))
+            run_folder.mark_ended(folder, run_folder.FAILED, "user", str(err))
         raise
     except BaseException as err:
         if parent.is_gone():
             # the other processes have seen it first and are gone, which looks like a failure from here
             run_folder.mark_orphaned(folder)
         else:
-            run_folder.end(folder, run_folder.FAILED, "internal", f"{type(err).__name__}: {err}")
+            run_folder.mark_ended(folder, run_folder.FAILED, "internal", f"{type(err).__name__}: {err}")
         raise
     run_folder.update_summary(folder, {"status": run_folder.FINISHED})
 
@@ -311,9 +310,9 @@ def _keep_samples(folder: Path, scores: Mapping[str, held_out.Scores], answered:
     write_json(path, {"rows": rows})
 
 
-def _provenance(job: Job, checked: Checked, prepared: Prepared, command: str | None) -> Provenance:
+def _provenance(job: Job, checked: Checked, prepared: Prepared, command: str | None) -> Lock:
     hashes = {"data_hashes": dict(prepared.hashes), "tokens": dict(prepared.tokens)}
-    return provenance.collect(
+    return lockfile.collect_lock(
         job,
         device=checked.device,
         model_config=checked.configuration.to_json_string(use_diff=False),

@@ -18,7 +18,7 @@ from fmstune.errors import Preempted
 from fmstune.files import write_json
 from fmstune.launch import parent
 from fmstune.runs import run_folder
-from fmstune.runs.report import terminal
+from fmstune.runs.report import terminal_summary
 from fmstune.training import trackers
 from fmstune.training.trackers import Outcome, Subject, Tracker
 
@@ -124,7 +124,11 @@ class Trackers(TrainerCallback):
     def close(self, status: str) -> None:
         """Send what came out, and note in the summary how each tracker did."""
         summary = run_folder.read_summary(self._folder)
-        table = "\n".join(terminal.comparison(summary.get("base"), summary["tuned"])) if summary.get("tuned") else ""
+        table = (
+            "\n".join(terminal_summary.comparison_lines(summary.get("base"), summary["tuned"]))
+            if summary.get("tuned")
+            else ""
+        )
         kept = {key: value for key, value in summary.items() if key not in _NOT_TRACKED}
         outcome = Outcome(status, {"status": status, **kept}, table)
         for one in self._all:

@@ -21,7 +21,14 @@ from fmstune.errors import UserError, raise_if_any
 from fmstune.launch import preemption
 from fmstune.models import base_identity, sharding
 from fmstune.models.fused_head import score_supervised_positions_on_cpu
-from fmstune.runs.checkpoints import SAVING, About, clear_aside, disk_is_full, publish, what_is_whole
+from fmstune.runs.checkpoints import (
+    SAVING,
+    CheckpointFacts,
+    disk_is_full,
+    name_newest,
+    publish_checkpoint,
+    remove_unfinished,
+)
 from fmstune.training import collate, packing_audit
 from fmstune.training.packing_audit import Audit
 
@@ -104,9 +111,9 @@ class Trainer(SFTTrainer):
         with sharding.prompt_at_hand(self.model):
             self._save(output_dir, state_dict=state)
 
-    def about(self) -> About:
+    def about(self) -> CheckpointFacts:
         """What a checkpoint that is saved now is made with."""
-        return About(
+        return CheckpointFacts(
             step=self.state.global_step,
             processes=self.args.world_size,
             rows_per_step=self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
@@ -124,7 +131,7 @@ class Trainer(SFTTrainer):
         """
         run, step = Path(self.args.output_dir), self.state.global_step
         if self.args.should_save:
-            clear_aside(run)
+            remove_unfinished(run)
         self.accelerator.wait_for_everyone()
         self._aside = run / SAVING
         try:
@@ -133,11 +140,11 @@ class Trainer(SFTTrainer):
             if self.args.should_save:
                 if self.adapter_base is not None:
                     base_identity.write(self.adapter_base, run / SAVING / f"checkpoint-{step}")
-                publish(run / SAVING / f"checkpoint-{step}", run / f"checkpoint-{step}", self.about())
+                publish_checkpoint(run / SAVING / f"checkpoint-{step}", run / f"checkpoint-{step}", self.about())
         except (OSError, RuntimeError, SafetensorError) as err:
             # looked at before the room is given back
             problems = list(_not_saved(err, run, step))
-            clear_aside(run)
+            remove_unfinished(run)
             raise_if_any(problems)
             raise
         finally:
@@ -145,7 +152,7 @@ class Trainer(SFTTrainer):
         if self.state.best_model_checkpoint:
             self.state.best_model_checkpoint = str(run / Path(self.state.best_model_checkpoint).name)
         if self.args.should_save:
-            clear_aside(run)
+            remove_unfinished(run)
             rotate_checkpoints(
                 output_dir=str(run),
                 save_total_limit=self.args.save_total_limit,
@@ -370,7 +377,7 @@ _MOST_SPANS = 64
 def _not_saved(err: Exception, run: Path, step: int) -> Iterator[str]:
     if disk_is_full(err, run):
         yield (
-            f"step {step}: the checkpoint cannot be saved, as the disk of {run} is full; {what_is_whole(run)}free "
+            f"step {step}: the checkpoint cannot be saved, as the disk of {run} is full; {name_newest(run)}free "
             "space, or set training.save_total_limit, and start the same command again"
         )
 

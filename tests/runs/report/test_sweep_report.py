@@ -4,10 +4,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fmstune.runs.records import Run
 from fmstune.runs.report import sweep_report
 from fmstune.runs.report.document import Charts, Document, Text
-from fmstune.runs.settings import Metric
+from fmstune.runs.report.ranking import Metric
+from fmstune.runs.report.run_data import Run
 
 LOSS = Metric("train_loss", smaller=True)
 
@@ -19,7 +19,7 @@ def run(loss: float, seed: int = 1, **job: float) -> Run:
 
 
 def document(runs: Sequence[Run]) -> Document:
-    return sweep_report.document(Path("runs"), runs, LOSS)
+    return sweep_report.sweep_document(Path("runs"), runs, LOSS)
 
 
 def charts(runs: Sequence[Run]) -> list[str]:

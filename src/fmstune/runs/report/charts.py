@@ -89,7 +89,7 @@ class Series(NamedTuple):
 LOSS = Axes("Loss by step", "optimizer step", "loss (nats a trained token)", from_zero=True)
 
 
-def losses(metrics: Sequence[Mapping[str, Any]]) -> list[Line]:
+def loss_lines(metrics: Sequence[Mapping[str, Any]]) -> list[Line]:
     """The losses of training and of each held-out set."""
     names = {key for line in metrics for key in line if key.startswith("eval_") and key.endswith("loss")}
     lines = [Line("train", curve(metrics, "loss"))]
@@ -99,19 +99,19 @@ def losses(metrics: Sequence[Mapping[str, Any]]) -> list[Line]:
     return [line for line in lines if line.points]
 
 
-def curves(lines: Sequence[Line], axes: Axes) -> str:
+def draw_curves(lines: Sequence[Line], axes: Axes) -> str:
     """The lines as SVG."""
     with mpl.rc_context(_LOOKS):
         return _svg(_curves(lines, axes), axes.title)
 
 
-def picture(lines: Sequence[Line], axes: Axes, path: Path) -> None:
+def save_curves(lines: Sequence[Line], axes: Axes, path: Path) -> None:
     """The lines as PNG."""
     with mpl.rc_context(_LOOKS):
         _curves(lines, axes, size=(7, 4)).savefig(path, format="png", dpi=120)
 
 
-def setting(series: Sequence[Series], axes: Axes) -> str:
+def draw_setting(series: Sequence[Series], axes: Axes) -> str:
     """One setting against a figure as SVG: a line for each choice of the others, a bar for the spread over seeds."""
     with mpl.rc_context(_LOOKS):
         figure = Figure(figsize=(5.4, 3.5), layout="constrained")
@@ -145,7 +145,7 @@ def are_apart(values: Sequence[float], *, log: bool) -> bool:
     return not gaps or min(gaps) >= _ROOM * (places[-1] - places[0])
 
 
-def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+def thin_points(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
     """At most so many points: neighbours are averaged, and stand at the last of their steps."""
     each = math.ceil(len(points) / max(most, 1))
     parts = [points[start : start + each] for start in range(0, len(points), max(each, 1))]
@@ -157,7 +157,7 @@ def _curves(lines: Sequence[Line], axes: Axes, size: tuple[float, float] = (5.4,
     plot = figure.subplots()
     most = min(MOST_OF_A_LINE, max(MOST_POINTS // max(len(lines), 1), 40))
     for line in lines:
-        points = thinned(line.points, most)
+        points = thin_points(line.points, most)
         # one step is a point, and no line
         marker = _MARKERS[line.place % len(_MARKERS)] if line.marked or len(points) == 1 else ""
         plot.plot(*zip(*points, strict=True), label=line.label, marker=marker, **_style(line.place))

@@ -16,7 +16,7 @@ def plot_loss(metrics: Path, picture: Path) -> None:
 
     place = aside(picture, os.getpid())
     try:
-        charts.picture(charts.losses(list(_lines(metrics))), charts.LOSS, place)
+        charts.save_curves(charts.loss_lines(list(_lines(metrics))), charts.LOSS, place)
         place.replace(picture)
     finally:
         place.unlink(missing_ok=True)

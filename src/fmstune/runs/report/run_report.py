@@ -7,7 +7,6 @@ from typing import Any
 from fmstune.config.compare_by import is_number
 from fmstune.flatten import flatten
 from fmstune.runs import run_folder
-from fmstune.runs.records import Run
 from fmstune.runs.report import charts
 from fmstune.runs.report.charts import Axes, Line
 from fmstune.runs.report.document import (
@@ -25,6 +24,7 @@ from fmstune.runs.report.document import (
     number,
     word,
 )
+from fmstune.runs.report.run_data import Run
 from fmstune.units import size
 
 _LABELS = {
@@ -52,7 +52,7 @@ _LEDGER = (
 _STEP = "optimizer step"
 
 
-def document(run: Run) -> Document:
+def run_document(run: Run) -> Document:
     """The report of a run, whatever it got to."""
     sections = [
         ("Result", [*_result(run), *_scores(run)]),
@@ -61,7 +61,7 @@ def document(run: Run) -> Document:
         ("Cost", _cost(run)),
         ("Plan and actual", _plan(run)),
         ("Rows", _ledger(run)),
-        ("Again", again(run)),
+        ("Again", repeat_commands(run)),
         ("Job", _job(run)),
         ("Made with", _made_with(run)),
     ]
@@ -92,12 +92,12 @@ def headline(run: Run) -> str:
     return f"The run has no result yet.{at}"
 
 
-def label(name: str) -> str:
+def metric_label(name: str) -> str:
     """A figure's name for a reader, with its unit."""
     return _LABELS.get(name.rpartition(".")[2], name.rpartition(".")[2].replace("_", " "))
 
 
-def again(run: Run) -> Iterator[Block]:
+def repeat_commands(run: Run) -> Iterator[Block]:
     """The commands that repeat the run."""
     yield Command(shlex.join(["fmstune", "--from", str(run.folder / run_folder.JOB)]))
     if run.words:
@@ -139,9 +139,9 @@ def _score_rows(base: Mapping[str, Any], tuned: Mapping[str, Any], before: str) 
         b, t = base.get(key), tuned.get(key)
         if is_number(b) or is_number(t):
             gained = t - b if is_number(b) and is_number(t) else None
-            yield [Cell(before + label(key)), number(b), number(t), change(gained)]
+            yield [Cell(before + metric_label(key)), number(b), number(t), change(gained)]
         elif _is_interval(b) or _is_interval(t):
-            yield [Cell(before + label(key)), _interval(b), _interval(t), Cell("")]
+            yield [Cell(before + metric_label(key)), _interval(b), _interval(t), Cell("")]
     yield [Cell(f"{before}rows scored"), number(base.get("rows")), number(tuned.get("rows")), Cell("")]
 
 
@@ -154,8 +154,8 @@ def _interval(value: Any) -> Cell:
 
 
 def _curves(run: Run) -> Iterator[Block]:
-    losses = charts.losses(run.metrics)
-    pictures = [charts.curves(losses, charts.LOSS)] if losses else []
+    losses = charts.loss_lines(run.metrics)
+    pictures = [charts.draw_curves(losses, charts.LOSS)] if losses else []
     for name, title, unit, zero in (
         ("learning_rate", "Learning rate by step", "learning rate", True),
         ("tokens_per_second", "Speed by step", "tokens a second", True),
@@ -163,7 +163,7 @@ def _curves(run: Run) -> Iterator[Block]:
         ("grad_norm", "Norm of the gradient by step", "norm", True),
     ):
         if points := run.curve(name):
-            pictures.append(charts.curves([Line("", points)], Axes(title, _STEP, unit, from_zero=zero)))
+            pictures.append(charts.draw_curves([Line("", points)], Axes(title, _STEP, unit, from_zero=zero)))
     if pictures:
         yield Charts(pictures, [run_folder.LOSS_PLOT] if (run.folder / run_folder.LOSS_PLOT).is_file() else [])
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from fmstune.config.compare_by import is_number
 from fmstune.flatten import flatten
-from fmstune.runs import run_folder, settings
-from fmstune.runs.records import Refused, Run
-from fmstune.runs.report import charts, run_report
+from fmstune.runs import run_folder
+from fmstune.runs.report import charts, ranking, run_report
 from fmstune.runs.report.charts import Axes, Line, Series, Spot
 from fmstune.runs.report.document import (
     Block,
@@ -23,7 +22,8 @@ from fmstune.runs.report.document import (
     change,
     number,
 )
-from fmstune.runs.settings import Column, Group, Metric
+from fmstune.runs.report.ranking import Column, Group, Metric
+from fmstune.runs.report.run_data import Refused, Run
 
 _MOST_COLOURED = 8
 """Settings that curves are drawn for; of more, the best."""
@@ -33,10 +33,10 @@ _BESIDE = ("tuned.exact_match", "tuned.eval_loss", "train_loss")
 """Figures that the table shows beside the one that it is ordered by."""
 
 
-def document(folder: Path, runs: Sequence[Run], by: Metric, refused: Sequence[Refused] = ()) -> Document:
+def sweep_document(folder: Path, runs: Sequence[Run], by: Metric, refused: Sequence[Refused] = ()) -> Document:
     """The report of the runs in a folder, whatever they got to, and of the points that were refused."""
-    found = settings.columns(runs)
-    groups = settings.groups(runs, found, by)
+    found = ranking.differing_columns(runs)
+    groups = ranking.group_runs(runs, found, by)
     count = len(runs) + len(refused)
     failed = sum(run.status == run_folder.FAILED for run in runs) + len(refused)
     status = f"{sum(run.status == run_folder.FINISHED for run in runs)} of {count} finished"
@@ -66,20 +66,20 @@ def _result(groups: Sequence[Group], found: Sequence[Column], by: Metric) -> Ite
         yield Text("No run has finished with a result yet.", strong=True)
         return
     best = scored[0]
-    figure = run_report.label(by.name).partition(" (")[0]
+    figure = run_report.metric_label(by.name).partition(" (")[0]
     what = f"Best: {best.label(found)}, with {figure}" if found else f"{figure[0].upper()}{figure[1:]}"
     yield Text(f"{what} {_mean(best)}", strong=True)
     better = "less" if by.smaller else "more"
-    yield Text(f"Compared by {by.name}: {run_report.label(by.name)}, {better} is better.")
+    yield Text(f"Compared by {by.name}: {run_report.metric_label(by.name)}, {better} is better.")
     if len(scored) > 1:
-        yield Text(settings.verdict(best, scored[1]))
+        yield Text(ranking.verdict(best, scored[1]))
     if not any(run.status == run_folder.FINISHED and run.figure("tuned.rows") for run in best.runs):
         yield Text(
             "No row was held out: the train loss says how well the rows were learnt, not how new ones are answered."
         )
     winner = best.runs[0]
     yield Text(f"The best run is {winner.folder.name}:")
-    yield from run_report.again(winner)
+    yield from run_report.repeat_commands(winner)
 
 
 def _mean(group: Group) -> str:
@@ -93,7 +93,7 @@ def _table(groups: Sequence[Group], found: Sequence[Column], by: Metric) -> Iter
     seeds = any(len(group.runs) > 1 for group in groups)
     beside = [name for name in _BESIDE if name != by.name and any(run.figure(name) is not None for run in _all(groups))]
     head = [
-        *(settings.short(column.name) for column in found),
+        *(ranking.short_field(column.name) for column in found),
         by.name,
         *(["± over seeds", "seeds"] if seeds else []),
         "to the best",
@@ -123,7 +123,7 @@ def _all(groups: Sequence[Group]) -> list[Run]:
 
 def _setting(value: object) -> Cell:
     kept = float(value) if is_number(value) else None
-    return Cell(settings.shown(value), kept)
+    return Cell(ranking.show_value(value), kept)
 
 
 def _seeds(group: Group) -> Cell:
@@ -148,17 +148,17 @@ def _by_setting(groups: Sequence[Group], found: Sequence[Column], by: Metric) ->
         values = [group.values[index] for group in scored]
         if len({str(value) for value in values}) < 2:
             continue
-        log = settings.short(column.name) == "learning_rate" or charts.spans_decades(values)
+        log = ranking.short_field(column.name) == "learning_rate" or charts.spans_decades(values)
         positive = all(is_number(value) and value > 0 for value in values)
-        figure = run_report.label(by.name).partition(" (")[0]
+        figure = run_report.metric_label(by.name).partition(" (")[0]
         axes = Axes(
-            f"{figure[0].upper()}{figure[1:]} by {settings.short(column.name).replace('_', ' ')}",
+            f"{figure[0].upper()}{figure[1:]} by {ranking.short_field(column.name).replace('_', ' ')}",
             column.name,
-            run_report.label(by.name),
+            run_report.metric_label(by.name),
             log_x=log and positive,
             log_y=charts.spans_decades(means),
         )
-        pictures.append(charts.setting(_series(scored, found, index), axes))
+        pictures.append(charts.draw_setting(_series(scored, found, index), axes))
     if pictures:
         if any(group.spread is not None for group in scored):
             yield Text("Points are means over seeds, bars one standard deviation, small dots the runs.")
@@ -170,7 +170,9 @@ def _series(groups: Sequence[Group], found: Sequence[Column], index: int) -> lis
     others = [(column, place) for place, column in enumerate(found) if place != index]
     series: dict[str, list[Spot]] = {}
     for group in groups:
-        label = ", ".join(f"{settings.short(c.name)}={settings.shown(group.values[place])}" for c, place in others)
+        label = ", ".join(
+            f"{ranking.short_field(c.name)}={ranking.show_value(group.values[place])}" for c, place in others
+        )
         series.setdefault(label, []).append(_spot(group, index))
     if len(series) <= _MOST_SERIES and any(len(spots) > 1 for spots in series.values()):
         return [Series(label, spots) for label, spots in series.items()]
@@ -199,7 +201,7 @@ def _curves(groups: Sequence[Group], found: Sequence[Column]) -> Iterator[Block]
         if lines:
             log = charts.spans_decades(values)
             axes = Axes(title, "optimizer step", "loss (nats a trained token)", log_y=log, from_zero=True)
-            pictures.append(charts.curves(lines, axes))
+            pictures.append(charts.draw_curves(lines, axes))
     if not pictures:
         return
     if len(groups) > len(shown):
@@ -217,7 +219,7 @@ def _lines(groups: Sequence[Group], found: Sequence[Column], name: str) -> Itera
         steps = sorted(set.intersection(*map(set, curves))) if curves else []
         points = [(step, sum(curve[step] for curve in curves) / len(curves)) for step in steps]
         if points:
-            smooth = charts.thinned(points, _SMOOTHED) if name == "loss" else points
+            smooth = charts.thin_points(points, _SMOOTHED) if name == "loss" else points
             yield Line(group.label(found), smooth, place, marked=name != "loss")
 
 
@@ -227,7 +229,7 @@ _SMOOTHED = 30
 
 def _runs(runs: Sequence[Run], found: Sequence[Column], by: Metric) -> Iterator[Block]:
     places = {id(run): index for index, run in enumerate(runs)}
-    head = ["run", *(settings.short(column.name) for column in found), "seed", by.name, "status", "seconds"]
+    head = ["run", *(ranking.short_field(column.name) for column in found), "seed", by.name, "status", "seconds"]
     rows = [
         [
             Cell(run.folder.name),
@@ -237,7 +239,7 @@ def _runs(runs: Sequence[Run], found: Sequence[Column], by: Metric) -> Iterator[
             Cell(run.status),
             number(run.figure("train_seconds"), ",.1f"),
         ]
-        for run in settings.by_score(runs, by)
+        for run in ranking.sort_by_score(runs, by)
     ]
     yield Table(head, rows, sortable=True)
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from fmstune.config.compare_by import SCORES
 from fmstune.flatten import flatten
-from fmstune.runs.records import Run
 from fmstune.runs.report import charts
 from fmstune.runs.report.document import Block, Cell, Charts, Document, Section, Table, Text, change, number
-from fmstune.runs.settings import shown
+from fmstune.runs.report.ranking import show_value
+from fmstune.runs.report.run_data import Run
 
 _DATA = ("data_hashes", "data_rows", "data_files", "tokens", "model_config_hash", "model_commits", "model_files")
 _TOLD_ELSEWHERE = ("command", "seed")
@@ -26,7 +26,7 @@ _PARTS = 5
 """Places at which two curves are laid side by side."""
 
 
-def document(a: Run, b: Run) -> Document:
+def comparison_document(a: Run, b: Run) -> Document:
     """How two runs differ; what is the same is counted."""
     sections = [
         ("Settings", _fields(a.job, b.job, "field", "settings")),
@@ -63,11 +63,11 @@ def _fields(a: Mapping[str, Any], b: Mapping[str, Any], what: str, plural: str) 
 
 def _same(x: Any, y: Any) -> bool:
     """Whether two values mean the same: a line break does, whether YAML or a shell wrote it."""
-    return x == y or (isinstance(x, str) and isinstance(y, str) and shown(x) == shown(y))
+    return x == y or (isinstance(x, str) and isinstance(y, str) and show_value(x) == show_value(y))
 
 
 def _value(name: str, of: Mapping[str, Any]) -> Cell:
-    return Cell(shown(of[name]) if name in of else "(not there)")
+    return Cell(show_value(of[name]) if name in of else "(not there)")
 
 
 def _results(a: Run, b: Run) -> Iterator[Block]:
@@ -100,9 +100,9 @@ def _curves(a: Run, b: Run) -> Iterator[Block]:
     lines = [
         line._replace(label=f"{name}: {line.label}", place=2 * (line.place % 4) + place)
         for place, (name, run) in enumerate((("A", a), ("B", b)))
-        for line in charts.losses(run.metrics)
+        for line in charts.loss_lines(run.metrics)
     ]
-    yield Charts([charts.curves(lines, charts.LOSS)])
+    yield Charts([charts.draw_curves(lines, charts.LOSS)])
 
 
 def _how(a: Mapping[int, float], b: Mapping[int, float], steps: Sequence[int]) -> str:

@@ -16,7 +16,7 @@ _MEASURES = (
 )
 
 
-def measured(base: Mapping[str, Any] | None, tuned: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+def metric_rows(base: Mapping[str, Any] | None, tuned: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     """What a run compares, one line each: the measure, base, tuned, and the change; macro F1 where rows have labels."""
     for label, key, form in _MEASURES:
         if key not in tuned:
@@ -26,7 +26,7 @@ def measured(base: Mapping[str, Any] | None, tuned: Mapping[str, Any]) -> Iterat
         yield label, cells[0], cells[1], f"{after - before:+{form}}" if before is not None and after is not None else ""
 
 
-def render(summary: Mapping[str, Any], folder: Path, trust: Sequence[str] = ()) -> str:
+def render_summary(summary: Mapping[str, Any], folder: Path, trust: Sequence[str] = ()) -> str:
     """What a run came to: status, base against tuned, cost, and where the files are; `trust` are flags to repeat it."""
     return "\n".join(_lines(summary, folder, trust))
 
@@ -34,7 +34,7 @@ def render(summary: Mapping[str, Any], folder: Path, trust: Sequence[str] = ()) 
 def _lines(summary: Mapping[str, Any], folder: Path, trust: Sequence[str]) -> Iterator[str]:
     if summary.get("tuned"):
         yield ""
-        yield from comparison(summary.get("base"), summary["tuned"])
+        yield from comparison_lines(summary.get("base"), summary["tuned"])
     if "train_loss" in summary:
         yield ""
         yield from _cost(summary)
@@ -51,13 +51,15 @@ def _lines(summary: Mapping[str, Any], folder: Path, trust: Sequence[str]) -> It
         yield f"  {name:<12}{what}"
 
 
-def comparison(base: Mapping[str, Any] | None, tuned: Mapping[str, Any], name: str = "held-out rows") -> Iterator[str]:
+def comparison_lines(
+    base: Mapping[str, Any] | None, tuned: Mapping[str, Any], name: str = "held-out rows"
+) -> Iterator[str]:
     """The table of base against tuned on the held-out rows, and on each of their sets where they have names."""
     heads = (f"{name}: {tuned['rows']:,}", "base", "tuned", "change")
-    yield from tables.lines(heads, list(measured(base, tuned)), least=(22, 8, 8, 8))
+    yield from tables.lines(heads, list(metric_rows(base, tuned)), least=(22, 8, 8, 8))
     for name, one in tuned.get("sets", {}).items():
         yield ""
-        yield from comparison(base["sets"][name] if base else None, one, name)
+        yield from comparison_lines(base["sets"][name] if base else None, one, name)
     if tuned.get("rows_left_out"):
         yield f"({tuned['rows_left_out']:,} more held-out rows were left out by evaluation.max_rows)"
     if tuned.get("answers_too_long"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fmstune.config.job import Model
-from fmstune.runs import hashes, provenance
+from fmstune.runs import hashes, lockfile
 from tests import small
 
 
@@ -31,7 +31,7 @@ def test_a_run_records_files_rows_tokens_and_machine(recorded_run: Path) -> None
 
 def test_no_variable_that_may_hold_a_secret_is_recorded() -> None:
     words = ("TOKEN", "KEY", "SECRET", "PASSWORD")
-    assert not [name for name in provenance.ENVIRONMENT if any(name.endswith(word) for word in words)]
+    assert not [name for name in lockfile.ENVIRONMENT if any(name.endswith(word) for word in words)]
 
 
 def test_a_large_file_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,11 +40,11 @@ def test_a_large_file_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatc
     read: list[Path] = []
     whole = hashes._read
     monkeypatch.setattr(hashes, "_read", lambda path: (read.append(path), whole(path))[1])
-    assert hashes.sha256(file) == hashes.sha256(file) == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert hashes.hash_file(file) == hashes.hash_file(file) == hashlib.sha256(file.read_bytes()).hexdigest()
     assert len(read) == 1
     file.write_bytes(b"b" * 2_000_000)
     os.utime(file, ns=(1, 1))
-    assert hashes.sha256(file) == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert hashes.hash_file(file) == hashlib.sha256(file.read_bytes()).hexdigest()
     assert len(read) == 2
 
 
@@ -61,8 +61,8 @@ def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch: 
     (snapshot / "model.safetensors").symlink_to(repo / "blobs" / digest)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     model = Model(path="owner/name", tokenizer=str(small.save(tmp_path / "other")))
-    assert provenance._commits(model) == {"model.path": commit}
-    files = provenance.model_files(model)
+    assert lockfile._commits(model) == {"model.path": commit}
+    files = lockfile.model_files(model)
     assert files["model.path"]["model.safetensors"] == digest
     assert set(files) == {"model.path", "model.tokenizer"}
-    assert provenance.folders(Model(path="owner/unknown")) == {}
+    assert lockfile.model_folders(Model(path="owner/unknown")) == {}

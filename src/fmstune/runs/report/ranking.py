@@ -11,7 +11,7 @@ from fmstune.config.compare_by import USUAL, direction_of
 from fmstune.config.job import Direction
 from fmstune.errors import UserError, did_you_mean
 from fmstune.flatten import flatten
-from fmstune.runs.records import Run
+from fmstune.runs.report.run_data import Run
 from fmstune.runs.run_folder import FINISHED
 
 SEED = "seed"
@@ -51,7 +51,9 @@ class Group:
     def label(self, columns: Sequence[Column]) -> str:
         """The settings in one line."""
         pairs = zip(columns, self.values, strict=True)
-        return ", ".join(f"{short(column.name)}={shown(value)}" for column, value in pairs) or "the one setting"
+        return (
+            ", ".join(f"{short_field(column.name)}={show_value(value)}" for column, value in pairs) or "the one setting"
+        )
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Metric:
     """Whether less is better."""
 
 
-def metric(runs: Sequence[Run], name: str | None, direction: str | None) -> Metric:
+def choose_metric(runs: Sequence[Run], name: str | None, direction: str | None) -> Metric:
     """The figure to compare by: the one that is asked for, else the objective of the jobs, else a usual one.
 
     Raises UserError where no run has the one that is asked for.
@@ -87,7 +89,7 @@ def _said_by_all(runs: Sequence[Run], field: str) -> str | None:
     return str(values.pop()) if len(values) == 1 and None not in values else None
 
 
-def columns(runs: Sequence[Run]) -> list[Column]:
+def differing_columns(runs: Sequence[Run]) -> list[Column]:
     """What the runs differ in: by the words that were typed where these tell it all, else field by field.
 
     Fields that change together are one column, under the first name: a choice of a group changes many. Words are not:
@@ -100,7 +102,7 @@ def columns(runs: Sequence[Run]) -> list[Column]:
     return fields
 
 
-def groups(runs: Sequence[Run], found: Sequence[Column], by: Metric) -> list[Group]:
+def group_runs(runs: Sequence[Run], found: Sequence[Column], by: Metric) -> list[Group]:
     """Runs with equal settings together, the best first; those without a figure last."""
     keys = list(zip(*(column.values for column in found), strict=True)) if found else [()] * len(runs)
     members: dict[str, list[int]] = {}
@@ -110,7 +112,7 @@ def groups(runs: Sequence[Run], found: Sequence[Column], by: Metric) -> list[Gro
     return sorted(made, key=lambda group: _rank(group.mean, by))
 
 
-def by_score(runs: Sequence[Run], by: Metric) -> list[Run]:
+def sort_by_score(runs: Sequence[Run], by: Metric) -> list[Run]:
     """The runs, the best first; those without a figure last."""
     return sorted(runs, key=lambda run: _rank(run.figure(by.name) if run.status == FINISHED else None, by))
 
@@ -132,13 +134,13 @@ def verdict(best: Group, second: Group) -> str:
     return f"It is ahead of the second by {ahead:.4g}, {told}: the standard error of that difference is {error:.2g}."
 
 
-def short(name: str) -> str:
+def short_field(name: str) -> str:
     """The last part of a dotted name; that before it for a target, which says nothing alone."""
     parts = name.split(".")
     return parts[-2] if parts[-1] in ("_target_", "path") and len(parts) > 1 else parts[-1]
 
 
-def shown(value: Any) -> str:
+def show_value(value: Any) -> str:
     r"""A setting's value in one line, a line break as `\n`: as it is typed in a shell."""
     if value is None:
         return "null"
@@ -154,7 +156,7 @@ def shown(value: Any) -> str:
 
 def _group(key: tuple[Any, ...], runs: Sequence[Run], by: Metric) -> Group:
     scores = [run.figure(by.name) for run in runs if run.status == FINISHED]
-    return Group(key, tuple(by_score(runs, by)), tuple(score for score in scores if score is not None))
+    return Group(key, tuple(sort_by_score(runs, by)), tuple(score for score in scores if score is not None))
 
 
 def _rank(score: float | None, by: Metric) -> float:

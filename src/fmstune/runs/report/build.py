@@ -11,29 +11,28 @@ from fmstune.config.requests import Comparison, Report
 from fmstune.errors import UserError
 from fmstune.files import write_aside
 from fmstune.flatten import flatten
-from fmstune.runs import settings
-from fmstune.runs.records import Refused, Run, is_run, raise_if_no_run, read, read_all, refused
-from fmstune.runs.report import comparison, html_page, run_report, sweep_report
+from fmstune.runs.report import comparison_report, ranking, render, run_report, sweep_report
 from fmstune.runs.report.document import Document
+from fmstune.runs.report.ranking import Column
+from fmstune.runs.report.run_data import Refused, Run, is_run, raise_if_no_run, read_refused_points, read_run, read_runs
 from fmstune.runs.run_folder import FAILED
-from fmstune.runs.settings import Column
 
 PAGE, MARKDOWN, CSV = "report.html", "report.md", "report.csv"
 
 
-def report(asked: Report) -> int:
+def write_report(asked: Report) -> int:
     """Write the three files into the folder; raises UserError where it holds no run, or what it holds is broken."""
     folder = Path(asked.folder)
     raise_if_no_run(folder)
     one = is_run(folder)
-    runs = [read(folder)] if one else read_all(folder)
-    not_run = [] if one else refused(folder)
-    by = settings.metric(runs, asked.metric, asked.direction)
-    made = run_report.document(runs[0]) if one else sweep_report.document(folder, runs, by, not_run)
+    runs = [read_run(folder)] if one else read_runs(folder)
+    not_run = [] if one else read_refused_points(folder)
+    by = ranking.choose_metric(runs, asked.metric, asked.direction)
+    made = run_report.run_document(runs[0]) if one else sweep_report.sweep_document(folder, runs, by, not_run)
     files = {
-        PAGE: html_page.page(made),
-        MARKDOWN: html_page.markdown(made),
-        CSV: _csv(runs, [] if one else settings.columns(runs), not_run),
+        PAGE: render.render_html(made),
+        MARKDOWN: render.render_markdown(made),
+        CSV: _csv(runs, [] if one else ranking.differing_columns(runs), not_run),
     }
     _write({folder / name: text for name, text in files.items()})
     print(_first_words(made))
@@ -41,7 +40,7 @@ def report(asked: Report) -> int:
     return 0
 
 
-def compare(asked: Comparison) -> int:
+def compare_runs(asked: Comparison) -> int:
     """Print how two runs differ, and write it as a page where that is asked for."""
     a, b = (Path(place) for place in (asked.a, asked.b))
     problems: list[str] = []
@@ -52,10 +51,10 @@ def compare(asked: Comparison) -> int:
             problems += err.problems
     if problems:
         raise UserError(*problems)
-    made = comparison.document(read(a), read(b))
+    made = comparison_report.comparison_document(read_run(a), read_run(b))
     if asked.html is not None:
-        _write({Path(asked.html): html_page.page(made)})
-    print(html_page.terminal(made))
+        _write({Path(asked.html): render.render_html(made)})
+    print(render.render_text(made))
     if asked.html is not None:
         print(f"\nwrote {asked.html}")
     return 0
@@ -89,9 +88,9 @@ def _row(run: Run, index: int, columns: Sequence[Column]) -> Iterator[tuple[str,
     yield "error", run.error or ""
     yield "seed", run.job.get("seed")
     for column in columns:
-        yield column.name, settings.shown(column.values[index])
+        yield column.name, ranking.show_value(column.values[index])
     for name in flatten(run.summary):
-        if (value := run.figure(name)) is not None and name != settings.SEED:
+        if (value := run.figure(name)) is not None and name != ranking.SEED:
             yield name, value
 
 
@@ -99,7 +98,7 @@ def _row_of_refused(one: Refused, columns: Sequence[Column]) -> Iterator[tuple[s
     yield "run", one.name
     yield "status", FAILED
     yield "error", one.error
-    for name in (settings.SEED, *(column.name for column in columns)):
+    for name in (ranking.SEED, *(column.name for column in columns)):
         yield name, one.fields.get(name, "")
 
 

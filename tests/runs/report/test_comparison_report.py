@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from fmstune.runs.records import Run
-from fmstune.runs.report import comparison, html_page
+from fmstune.runs.report import comparison_report, render
+from fmstune.runs.report.run_data import Run
 
 
 def run(name: str, losses: list[float], **lock: Any) -> Run:
@@ -14,7 +14,7 @@ def run(name: str, losses: list[float], **lock: Any) -> Run:
 
 
 def shown(a: Run, b: Run) -> str:
-    return html_page.terminal(comparison.document(a, b))
+    return render.render_text(comparison_report.comparison_document(a, b))
 
 
 def test_versions_commit_and_data_are_compared_each_in_its_place() -> None:

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from fmstune.runs.report import html_page
+from fmstune.runs.report import render
 from fmstune.runs.report.document import Cell, Command, Document, Example, More, Section, Table, Text, number, word
 
 HOSTILE = ["</td></pre></dd><script>alert(1)</script>", "a|b`c*d_e", "```\n# head", "&amp; <!-- \"'", "\ud800"]
@@ -37,13 +37,13 @@ class Tags(HTMLParser):
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_text_leaves_its_element(text: str) -> None:
-    tags = Tags(html_page.page(document(text)))
+    tags = Tags(render.render_html(document(text)))
     assert tags.open == []
-    assert tags.seen == Tags(html_page.page(document("plain"))).seen
+    assert tags.seen == Tags(render.render_html(document("plain"))).seen
 
 
 def test_the_page_may_load_nothing_and_run_its_own_script_alone() -> None:
-    page = html_page.page(document("x"))
+    page = render.render_html(document("x"))
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]+)"', page)
     assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-")
     assert not re.search(r"(?:src|href)=(?![\"']?data:)|url\((?!#)|@import|https?:", page)
@@ -51,7 +51,7 @@ def test_the_page_may_load_nothing_and_run_its_own_script_alone() -> None:
 
 @pytest.mark.parametrize("text", HOSTILE[:4])
 def test_markdown_keeps_its_tables_and_fences(text: str) -> None:
-    written = html_page.markdown(document(text))
+    written = render.render_markdown(document(text))
     rows = [line for line in written.splitlines() if line.startswith("| ")]
     assert len(rows) == 4
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3}
@@ -61,7 +61,7 @@ def test_markdown_keeps_its_tables_and_fences(text: str) -> None:
 
 def test_columns_of_numbers_stand_right_and_are_aligned_for_a_terminal() -> None:
     table = Table(("name", "value"), [[Cell("a"), number(1234567)], [Cell("bc"), number(None)]])
-    shown = html_page.terminal(Document("t", "s", "p", [Section("S", [table])]))
+    shown = render.render_text(Document("t", "s", "p", [Section("S", [table])]))
     assert shown.splitlines()[-4:] == ["name      value", "───────────────", "a     1,234,567", "bc            –"]
 
 
@@ -80,6 +80,6 @@ def test_a_word_that_is_a_number_is_sorted_as_one() -> None:
 
 def test_a_long_name_is_broken_between_its_words_and_a_number_never() -> None:
     table = Table(("tuned.exact_match",), [[Cell("0-learning_rate=0.001,a&b_c")], [Cell("x")]])
-    page = html_page.page(Document("t", "s", "p", [Section("S", [table])]))
+    page = render.render_html(Document("t", "s", "p", [Section("S", [table])]))
     assert "tuned.<wbr>exact_<wbr>match</th>" in page
     assert "<td>0-learning_<wbr>rate=<wbr>0.001,a&amp;b_<wbr>c</td>" in page

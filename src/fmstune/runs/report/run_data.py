@@ -65,7 +65,7 @@ def is_run(folder: Path) -> bool:
     return (folder / run_folder.JOB).is_file()
 
 
-def read(folder: Path) -> Run:
+def read_run(folder: Path) -> Run:
     """The run of this folder; raises UserError with all that is broken in it."""
     problems: list[str] = []
     job = _mapping(folder / run_folder.JOB, problems)
@@ -79,23 +79,23 @@ def read(folder: Path) -> Run:
     return Run(folder, job, summary, metrics, lock, typed.get("sources", {}), typed.get("words", []), rows)
 
 
-def read_all(folder: Path) -> list[Run]:
+def read_runs(folder: Path) -> list[Run]:
     """The runs in the folders below this one, by their number and name; raises UserError with all that is broken."""
     runs: list[Run] = []
     problems: list[str] = []
     for place in sorted((path for path in folder.iterdir() if is_run(path)), key=_order):
         try:
-            runs.append(read(place))
+            runs.append(read_run(place))
         except UserError as err:
             problems += err.problems
     raise_if_any(problems)
     return runs
 
 
-def refused(folder: Path) -> list[Refused]:
+def read_refused_points(folder: Path) -> list[Refused]:
     """The points of this sweep that have no run, as `sweep.json` has them; raises UserError where it is broken."""
     try:
-        found = sweep_folder.read(folder)
+        found = sweep_folder.read_points(folder)
     except (OSError, ValueError, TypeError) as err:
         path = folder / sweep_folder.FILE
         raise UserError(f"{path}: cannot be read ({_first_line(err)}); mend or remove it") from err

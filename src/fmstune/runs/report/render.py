@@ -73,7 +73,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 """
 
 
-def page(document: Document) -> str:
+def render_html(document: Document) -> str:
     """The whole page; all text that is not ours is escaped, and it may load nothing."""
     script = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script}'"
@@ -92,7 +92,7 @@ def page(document: Document) -> str:
     )
 
 
-def markdown(document: Document) -> str:
+def render_markdown(document: Document) -> str:
     """The same as Markdown; pictures are those that lie in the folder."""
     parts = [f"# {_line(document.title)}", f"{document.status}: `{document.place}`"]
     for section in document.sections:
@@ -100,7 +100,7 @@ def markdown(document: Document) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def terminal(document: Document) -> str:
+def render_text(document: Document) -> str:
     """The same for a terminal: no pictures, and what is closed on the page stays closed."""
     parts = [f"{document.title}\n{document.place}"]
     for section in document.sections:

@@ -1,0 +1,177 @@
+"""`lock.json` and the summary of a run against those of now: what differs, and whether that can change the result."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fmstune import tables
+from fmstune.config.job import ANSWERED
+from fmstune.errors import UserError
+from fmstune.flatten import flatten
+from fmstune.runs import run_folder
+
+_NOTES = re.compile(r"platform|cpu|model_config_hash|packages\.huggingface-hub|environment\..*")
+"""Facts that do not change a result by themselves, and are only shown.
+
+Another machine, or a processor with the same instructions, computes the same; so do other variables than those of
+`_DECIDES`, as far as no other fact shows them. The configuration of the model is among its files, which count.
+"""
+_DECIDES = re.compile(
+    r"environment\.(ATEN_CPU_CAPABILITY|CUBLAS_WORKSPACE_CONFIG|MKL_CBWR|NCCL_(ALGO|PROTO)|NVIDIA_TF32_OVERRIDE"
+    r"|TORCH_ALLOW_TF32_CUBLAS_OVERRIDE)"
+)
+"""Variables by which sums come out otherwise."""
+_NOT_COMPARED = frozenset({"command", "data_rows", "data_files"})
+"""Said in `lock.json` for a reader; what they say is also in other facts."""
+_NEEDED = ("fmstune", "packages", "seed", "data_hashes")
+"""Without these, a file is no `lock.json`."""
+_NOTHING = "-"
+_NOT_READ = "not recorded"
+
+
+class Difference(NamedTuple):
+    """A fact that is another one now."""
+
+    fact: str
+    recorded: str
+    now: str
+    counts: bool
+    """Whether it can change the result."""
+
+
+def read_lock(folder: Path) -> dict[str, Any]:
+    """What a run's `lock.json` holds; raises UserError where it is missing or broken."""
+    path = folder / run_folder.PROVENANCE
+    again = f"fmstune train --from {folder} repeats the run without it"
+    try:
+        lock = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; it is written when a run begins to train. {again}") from None
+    except (OSError, ValueError) as err:
+        raise UserError(f"{path}: cannot be read ({err}); {again}") from err
+    missing = [key for key in _NEEDED if not isinstance(lock, dict) or key not in lock]
+    if missing:
+        raise UserError(f"{path}: has no {', '.join(missing)}, so it is no record of a run; {again}")
+    assert isinstance(lock, dict)
+    return lock
+
+
+def lock_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """The facts that differ, those that count first; what an older fmstune has not recorded is no difference."""
+    found = []
+    for key, value in now.items():
+        if key in _NOT_COMPARED:
+            continue
+        if key not in recorded or (recorded[key] is None and isinstance(value, Mapping)):
+            found.append(Difference(key, _NOT_READ, _NOTHING, False))
+            continue
+        here, there = _facts(value, key), _facts(recorded[key], key)
+        for fact in {**there, **here}:
+            one, other = there.get(fact, _NOTHING), here.get(fact, _NOTHING)
+            if one != other:
+                found.append(Difference(fact, one, other, changes_result(fact, recorded)))
+    return sorted(found, key=lambda difference: not difference.counts)
+
+
+def changes_result(fact: str, recorded: Mapping[str, Any]) -> bool:
+    """Whether another value of this fact can change the result of a run."""
+    if fact == "device_names":
+        return recorded.get("device") != "cpu"
+    return _DECIDES.fullmatch(fact) is not None or _NOTES.fullmatch(fact) is None
+
+
+def job_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """The fields of two jobs that differ, the folder of the run aside; its name and trackers do not count."""
+    here, there = ({name: _as_text(value) for name, value in flatten(job).items()} for job in (now, recorded))
+    return [
+        Difference(name, there.get(name, _NOTHING), here.get(name, _NOTHING), not name.startswith(("name", "tracking")))
+        for name in {**there, **here}
+        if name != "output_dir" and there.get(name) != here.get(name)
+    ]
+
+
+def _facts(value: Any, name: str) -> dict[str, str]:
+    """Return the values below a fact as text, by dotted name; an empty mapping has none."""
+    return {fact: _as_text(leaf) for fact, leaf in flatten({name: value}).items() if leaf != {}}
+
+
+def _as_text(value: Any) -> str:
+    return _NOTHING if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def render_differences(found: Iterable[Difference]) -> Iterator[str]:
+    """The differences as one table: those that count, then the notes."""
+    rows = [(one.fact, _short(one.recorded), f"{_short(one.now)}{'' if one.counts else '  (note)'}") for one in found]
+    yield from tables.lines(("fact", "recorded", "now"), rows, left=(0, 1, 2))
+
+
+def _short(value: str) -> str:
+    digest = re.fullmatch(r"(?:listing:)?([0-9a-f]{12})[0-9a-f]{28,52}(\+changes)?", value)
+    if digest is not None:
+        return f"{digest[1]}…{digest[2] or ''}"
+    return value if len(value) <= 44 else value[:43] + "…"
+
+
+class Results(NamedTuple):
+    """What two runs of one job came to."""
+
+    rows: tuple[tuple[str, float | None, float | None], ...]
+    """Figures of the two by name."""
+    weights: bool | None
+    """Whether their weights are the same bytes; None where one has none."""
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing differs."""
+        return self.weights is True and all(one == other for _, one, other in self.rows)
+
+
+_FIGURES = ("train_loss", "steps", "tokens_trained_on")
+_SCORES = ("eval_loss", *ANSWERED)
+
+
+def compare_results(recorded: Path, again: Path) -> Results:
+    """Compare two run folders by their summaries, and by the hashes of their weights that these hold."""
+    one, other = run_folder.read_summary(recorded), run_folder.read_summary(again)
+    rows = [(name, one.get(name), other.get(name)) for name in _FIGURES]
+    rows += [("last loss", last_loss(recorded), last_loss(again))]
+    for part in ("base", "tuned"):
+        scores = [(summary.get(part) or {}) for summary in (one, other)]
+        rows += [(f"{part}.{name}", scores[0].get(name), scores[1].get(name)) for name in _SCORES]
+    hashes = [summary.get("weights_sha256") for summary in (one, other)]
+    known = tuple(row for row in rows if row[1:] != (None, None))
+    return Results(known, None if not all(hashes) else hashes[0] == hashes[1])
+
+
+def last_loss(folder: Path) -> float | None:
+    """The loss of the last step that was logged."""
+    path = folder / run_folder.METRICS
+    if not path.is_file():
+        return None
+    found = None
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found = json.loads(line).get("loss", found)
+        except ValueError:
+            continue  # half a line of a process that was killed
+    return found
+
+
+def render_results(found: Results) -> Iterator[str]:
+    """Both runs' figures beside each other."""
+    rows = [(name, _figure(one), _figure(other), _change(one, other)) for name, one, other in found.rows]
+    yield from tables.lines(("result", "recorded", "now", "difference"), rows, least=(20, 14, 14, 12))
+
+
+def _change(one: float | None, other: float | None) -> str:
+    if one is None or other is None:
+        return ""
+    return "none" if one == other else f"{other - one:+.2e}"
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return _NOTHING
+    return f"{value:,}" if isinstance(value, int) else f"{value:.8g}"
