@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import filelock
 import pytest
+
+from tests.fixtures import process_state
 
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
@@ -68,18 +70,22 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
 
 
 @pytest.fixture(autouse=True)
-def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is read from or left in the user's folders."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FMSTUNE_CACHE", str(tmp_path / "cache"))
+def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is read from or left in the user's folders, nor in this process."""
+    with process_state.kept():
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("FMSTUNE_CACHE", str(tmp_path / "cache"))
+        yield
 
 
 @pytest.fixture
 def fmstune(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Run a command: the real parent and the real runner, but in this process, so that torch is imported once.
+    """Run a command: the real parent and the real runner, but in this process, which each leaves as it was.
 
     tests/cli/test_main.py runs the same through the console script, with processes and signals.
     """
+    from hydra.core.plugins import Plugins
+
     from fmstune.cli import main
     from fmstune.launch import subprocesses
     from fmstune.sweeps import warm
@@ -92,16 +98,24 @@ def fmstune(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         if argv[1:3] == ["-m", "fmstune.launch.agent"]:
             return with_processes(argv, env)
         assert argv[1:3] == ["-m", "fmstune.runner"]
-        return runner.main(argv[3:])
+        if not {"report", "compare"} & {*argv[4:]}:
+            # here and not in the run: only what is imported before it can be put back after it
+            from fmstune.training import library_noise, trainer  # noqa: F401
+        with process_state.kept():
+            return runner.main(argv[3:])
 
     monkeypatch.setattr(subprocesses, "start", start)
     monkeypatch.setattr(warm, "start", start)
 
+    # Hydra looks for them once in a process
+    Plugins.instance()
+
     def run(*words: str) -> Result:
-        monkeypatch.setattr("sys.argv", ["fmstune", *words])
         capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main.main()
+        with process_state.kept():
+            sys.argv = ["fmstune", *words]
+            with pytest.raises(SystemExit) as ended:
+                main.main()
         captured = capfd.readouterr()
         code = ended.value.code
         return Result(code if isinstance(code, int) else 1, captured.out, captured.err)
