@@ -14,6 +14,7 @@ import inspect
 import itertools
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -32,7 +33,8 @@ from fmstune.migrate import flags as fms_flags
 from fmstune.migrate.flags import Fate, Flag
 
 ROOT = Path(__file__).parents[1]
-JOB = ROOT / "src" / "fmstune" / "job.py"
+SOURCE = ROOT / "src" / "fmstune"
+JOB = SOURCE / "config" / "job.py"
 CONF = ROOT / "conf"
 DECISIONS = ROOT / "docs" / "decisions"
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
@@ -308,6 +310,22 @@ def verbs() -> str:
     return _table(("verb", "does"), [(f"`{verb.value}`", summary) for verb, summary in SUMMARIES.items()])
 
 
+def rooms() -> str:
+    """Each room of src/fmstune with the sentence of its `__init__.py` and its modules; the imports go downwards."""
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    layers = next(one["layers"] for one in contract["contracts"] if one["type"] == "layers")
+    names = [name.strip() for layer in layers for name in layer.split(":")]
+    folders = [SOURCE / name.removeprefix("fmstune.") for name in names]
+    return _table(("room", "what it is for", "modules"), [_room(folder) for folder in folders if folder.is_dir()])
+
+
+def _room(folder: Path) -> tuple[str, str, str]:
+    about = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    parts = [path for path in sorted(folder.rglob("*.py")) if path.name != "__init__.py"]
+    modules = [str(path.relative_to(folder).with_suffix("")) for path in parts]
+    return f"`{folder.name}/`", about, ", ".join(f"`{module}`" for module in modules)
+
+
 def decisions() -> str:
     """The titles of the decisions, each with its page."""
     heads = [(path, path.read_text(encoding="utf-8").partition("\n")[0]) for path in sorted(DECISIONS.glob("0*.md"))]
@@ -385,6 +403,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "fields": top,
     "verbs": verbs,
     "decisions": decisions,
+    "rooms": rooms,
     "performance": performance,
     "fits": fits,
     "groups": groups,
