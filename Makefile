@@ -6,13 +6,16 @@ export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 PYTEST_ARGS ?= -n auto --dist worksteal -rs
 
-.PHONY: demo test lint site bench soak programs clean
+.PHONY: demo test test-fast lint site bench soak programs clean
 
 demo: .venv/.installed
 	.venv/bin/fmstune
 
 test: .venv-test/.installed
 	.venv-test/bin/python -m pytest $(PYTEST_ARGS)
+
+test-fast: .venv-test/.installed
+	.venv-test/bin/python -m pytest -m "not slow and not soak" $(PYTEST_ARGS)
 
 lint: .venv-test/.installed
 	.venv-test/bin/ruff check .

@@ -31,6 +31,7 @@ from fmstune.config.renamed_fields import OWNED, TRANSLATED, Translation
 from fmstune.config.verbs import SUMMARIES
 from fmstune.migrate import flags as fms_flags
 from fmstune.migrate.flags import Fate, Flag
+from fmstune.units import GIB
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "fmstune"
@@ -394,7 +395,7 @@ def _work(*words: str) -> memory_plan.Work:
 def _of_each(work: memory_plan.Work, devices: int) -> str:
     """GiB of one of these GPUs, under FSDP where there are several."""
     sharing = memory_plan.Sharing(devices, sharded_over=devices)
-    return f"{memory_plan.memory(dataclasses.replace(work, sharing=sharing)).total / memory_plan.GIB:,.0f} GiB"
+    return f"{memory_plan.memory(dataclasses.replace(work, sharing=sharing)).total / GIB:,.0f} GiB"
 
 
 TABLES: dict[str, Callable[[], str]] = {

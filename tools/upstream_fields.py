@@ -55,7 +55,7 @@ def peft(target: str) -> Iterator[tuple[str, ...]]:
 
 def _compare_with_train(shipped: Mapping[str, object]) -> None:
     """Raise where `train.arguments` sets other fields than this page says."""
-    tree = ast.parse((ROOT / "src" / "fmstune" / "train.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "src" / "fmstune" / "training" / "run.py").read_text(encoding="utf-8"))
     function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "arguments")
     sets = [n.value for n in function.body if isinstance(n, ast.Assign) and isinstance(n.value, ast.Dict)]
     names = {key.value for one in sets for key in one.keys if isinstance(key, ast.Constant)}
