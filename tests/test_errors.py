@@ -4,21 +4,22 @@ import pickle
 
 import pytest
 
-from fmstune.errors import UserError, did_you_mean, raise_if_any, render
+from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any, render
 
 
 def test_one_problem_is_one_line() -> None:
-    assert render(["name: too long"]) == "fmstune: error: name: too long"
+    assert render([Problem("name", ": too long")]) == "fmstune: error: name: too long"
 
 
 def test_several_problems_are_numbered() -> None:
-    assert render(["a", "b"]) == "fmstune: 2 errors:\n  1. a\n  2. b"
+    assert render([Problem("", "a"), Problem("", "b")]) == "fmstune: 2 errors:\n  1. a\n  2. b"
 
 
 def test_all_problems_are_raised_together() -> None:
     with pytest.raises(UserError) as caught:
-        raise_if_any(letter for letter in "ab")
-    assert caught.value.problems == ("a", "b")
+        raise_if_any(Problem(letter, "is wrong") for letter in "aba")
+    assert caught.value.problems == (Problem("a", "is wrong"), Problem("b", "is wrong"))
+    assert str(caught.value) == "a is wrong\nb is wrong"
 
 
 def test_no_problem_raises_nothing() -> None:
@@ -31,4 +32,31 @@ def test_a_suggestion_is_made_only_for_what_is_near(word: str, expected: str) ->
 
 
 def test_an_error_survives_the_way_to_another_process() -> None:
-    assert pickle.loads(pickle.dumps(UserError("a", "b"))).problems == ("a", "b")
+    problems = (Problem("a", "is wrong"), Problem("b", ": wrong"))
+    assert pickle.loads(pickle.dumps(UserError.of(problems))).problems == problems
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "shown"),
+    [
+        ("seed", "must be at least 0", "seed must be at least 0"),
+        ("data.train", ": no file a.jsonl", "data.train: no file a.jsonl"),
+        ("peft", "=lorra: no such choice", "peft=lorra: no such choice"),
+        ("", "nothing to ask", "nothing to ask"),
+    ],
+)
+def test_a_problem_reads_as_one_sentence(field: str, text: str, shown: str) -> None:
+    assert str(Problem(field, text)) == shown
+
+
+@pytest.mark.parametrize(
+    ("field", "moved"),
+    [
+        ("data.format", "--format"),
+        ("data.format.template", "--format.template"),
+        ("data.formats", "data.formats"),
+        ("data.train", "data.train"),
+    ],
+)
+def test_a_problem_moves_with_its_group_and_with_no_other(field: str, moved: str) -> None:
+    assert Problem(field, "is empty").moved("data.format", "--format") == Problem(moved, "is empty")

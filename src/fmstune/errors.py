@@ -1,29 +1,61 @@
 """The errors that a user can cause; their message alone is shown, and the exit code is 2."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 
+@dataclass(frozen=True)
+class Problem:
+    """One thing to correct: the job field, flag or file place that it is about, and the rest of the sentence.
+
+    `field` is empty where no single one is to blame. `text` follows it after a space, or directly where it begins
+    with `:` or `=`, so that `str()` is one sentence.
+    """
+
+    field: str
+    text: str
+
+    def __str__(self) -> str:
+        space = " " if self.field and self.text and not self.text.startswith((":", "=")) else ""
+        return f"{self.field}{space}{self.text}"
+
+    def moved(self, old: str, new: str) -> "Problem":
+        """The problem as it reads where the group `old` stands at `new`, such as the format of one source."""
+        inside = self.field == old or self.field.startswith((f"{old}.", f"{old}["))
+        return replace(self, field=new + self.field.removeprefix(old)) if inside else self
+
+
 class UserError(Exception):
-    """One or more problems in what the user gave; each names the file, row or field, and what to do."""
+    """One problem in what the user gave, or with `of` several; each names the file, row or field, and what to do."""
 
-    def __init__(self, *problems: str) -> None:
-        super().__init__("\n".join(problems))
-        self.problems: tuple[str, ...] = problems
+    def __init__(self, field: str, text: str = "") -> None:
+        super().__init__(field, text)
+        self.problems: tuple[Problem, ...] = (Problem(field, text),)
 
-    def __reduce__(self) -> tuple[type["UserError"], tuple[str, ...]]:
-        return (type(self), self.problems)
+    @classmethod
+    def of(cls, problems: Iterable[Problem]) -> "UserError":
+        """The error with all of these problems, each of them once."""
+        error = cls("", "")
+        error.problems = tuple(dict.fromkeys(problems))
+        return error
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.problems))
+
+    def __reduce__(self) -> tuple[Callable[[Iterable[Problem]], "UserError"], tuple[tuple[Problem, ...]]]:
+        return (UserError.of, (self.problems,))
 
 
 class Preempted(Exception):
     """The run was asked to stop: it has saved a checkpoint to go on from, or had not begun."""
 
 
-def raise_if_any(problems: Iterable[str]) -> None:
-    """Raise all problems at once, so that nobody mends them one run at a time."""
+def raise_if_any(problems: Iterable[Problem]) -> None:
+    """Raise all problems at once, so that one run is enough to see and correct them."""
     found = tuple(problems)
     if found:
-        raise UserError(*found)
+        raise UserError.of(found)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -32,7 +64,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def render(problems: Sequence[str]) -> str:
+def render(problems: Sequence[Problem]) -> str:
     """The text that a terminal shows for these problems."""
     if len(problems) == 1:
         return f"fmstune: error: {problems[0]}"

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fmstune.errors import UserError, did_you_mean
+from fmstune.errors import Problem, UserError, did_you_mean
 
 PREFIX = "package:"
 """Before the name of a file that ships with fmstune."""
@@ -24,19 +24,19 @@ def resolve(place: str) -> str:
     assets = Path(str(resources.files("fmstune"))) / "assets"
     shipped = sorted(str(path.relative_to(assets)) for path in assets.rglob("*"))
     if name not in shipped:
-        raise UserError(f"{place}: no such file ships with fmstune{_suggestion(name, shipped)}")
+        raise UserError(place, f": no such file ships with fmstune{_suggestion(name, shipped)}")
     return str(assets / name)
 
 
-def absent(name: str, place: str) -> Iterator[str]:
+def absent(name: str, place: str) -> Iterator[Problem]:
     """Why the file that the field or flag `name` needs is not there; nothing where it is."""
     try:
         path = Path(resolve(place)).expanduser()
     except UserError as err:
-        yield f"{name}: {err}"
+        yield Problem(name, f": {err}")
         return
     if not path.is_file():
-        yield f"{name}: no file {path}{did_you_mean_beside(path)}"
+        yield Problem(name, f": no file {path}{did_you_mean_beside(path)}")
 
 
 def did_you_mean_beside(path: Path) -> str:

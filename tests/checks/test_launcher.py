@@ -57,7 +57,7 @@ def test_sensible_launchers_have_no_problem() -> None:
     ],
 )
 def test_a_launcher_that_cannot_work_is_refused(launcher: dict[str, Any], start: str) -> None:
-    problems = list(launch_rules.problems(job(launcher)))
+    problems = list(map(str, launch_rules.problems(job(launcher))))
     assert len(problems) == 1, problems
     assert problems[0].startswith(start)
 
@@ -66,7 +66,7 @@ def test_what_needs_gpus_is_refused_where_auto_finds_none() -> None:
     """Torch itself says so only when the ranks have started."""
     early = job({**FSDP, "device": "auto", "fsdp_version": 1, "cpu_offload": True}).launcher
     assert list(launch_rules.found_problems(early, "cuda")) == []
-    assert [problem.partition(";")[0] for problem in launch_rules.found_problems(early, "cpu")] == [
+    assert [problem.partition(";")[0] for problem in map(str, launch_rules.found_problems(early, "cpu"))] == [
         "launcher=fsdp1 needs GPUs, and the device is cpu",
         "launcher.cpu_offload moves shards off a GPU, and the device is cpu",
     ]
@@ -74,7 +74,7 @@ def test_what_needs_gpus_is_refused_where_auto_finds_none() -> None:
 
 
 def test_several_machines_need_a_shared_folder_and_an_address() -> None:
-    assert list(launch_rules.problems(job({**DDP, "num_machines": 2, "num_processes": 3}))) == [
+    assert list(map(str, launch_rules.problems(job({**DDP, "num_machines": 2, "num_processes": 3})))) == [
         "launcher.num_processes=3 counts the processes of all machines, and cannot be shared out evenly among "
         "launcher.num_machines=2",
         "output_dir must be given with launcher.num_machines above 1, in a folder that all machines share",
@@ -84,7 +84,7 @@ def test_several_machines_need_a_shared_folder_and_an_address() -> None:
 
 def test_an_optimizer_that_needs_whole_matrices_is_refused_under_fsdp() -> None:
     optim = job(FSDP, training__optim="galore_adamw")
-    assert list(launch_rules.problems(optim)) == [
+    assert list(map(str, launch_rules.problems(optim))) == [
         "training.optim=galore_adamw needs whole matrices, which FSDP shards; choose another"
     ]
     assert list(launch_rules.problems(dataclasses.replace(optim, launcher=job(DDP).launcher))) == []

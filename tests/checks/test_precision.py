@@ -91,7 +91,7 @@ PROBLEMS = {
 
 @pytest.mark.parametrize(("situation", "message"), PROBLEMS.items())
 def test_what_cannot_be_trained_is_one_problem(situation, message):
-    (problem,) = problems(situation)
+    (problem,) = map(str, problems(situation))
     assert message in problem
 
 

@@ -76,7 +76,7 @@ def test_a_tracker_that_cannot_work_is_refused(
     Path("here").touch()
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    assert list(tracking.problems(given(**trackers))) == [says.format(folder=tmp_path)]
+    assert list(map(str, tracking.problems(given(**trackers)))) == [says.format(folder=tmp_path)]
 
 
 @pytest.mark.parametrize(
@@ -114,6 +114,6 @@ def test_a_missing_package_is_named_with_its_extra(name: str, installed: dict[st
     """A folder of that name in the working folder, such as wandb makes, is none."""
     installed[name] = None
     settings = {"mode": "offline"} if name == "wandb" else {}
-    assert list(tracking.problems(given(**{name: settings}))) == [
+    assert list(map(str, tracking.problems(given(**{name: settings})))) == [
         f"tracking.{name} needs the package {name}; pip install 'fmstune[{name}]', or set it to null"
     ]

@@ -39,9 +39,9 @@ def test_a_number_is_found_by_its_path_and_nothing_else_is_one() -> None:
 
 
 def test_an_objective_that_the_summary_will_not_hold_is_refused() -> None:
-    assert list(compare_by.problems(job(objective="tuned.exact_match"))) == [
+    assert list(map(str, compare_by.problems(job(objective="tuned.exact_match")))) == [
         "objective: tuned.exact_match is measured on held-out rows, and this job measures none; set data.eval or "
         "data.eval_fraction, and an evaluation group that is not none"
     ]
-    (unknown,) = compare_by.problems(job(**HELD_OUT, objective="tuned.exact_mach"))
+    (unknown,) = map(str, compare_by.problems(job(**HELD_OUT, objective="tuned.exact_mach")))
     assert "objective: tuned.exact_mach is no number of summary.json; did you mean 'tuned.exact_match'? (" in unknown

@@ -38,7 +38,7 @@ def tree(**changes: Any) -> dict[str, Any]:
 def problems_of(broken: dict[str, Any]) -> tuple[str, ...]:
     with pytest.raises(UserError) as caught:
         freeze.freeze(broken)
-    return caught.value.problems
+    return tuple(map(str, caught.value.problems))
 
 
 def test_values_become_the_types_of_the_job() -> None:

@@ -42,7 +42,7 @@ def test_load_finds_a_format_in_a_package_of_the_user(tmp_path: Path, monkeypatc
 def test_load_lists_all_settings_that_do_not_fit() -> None:
     with pytest.raises(UserError) as raised:
         load_format({"_target_": "fmstune.data.formats.text", "text_feild": "t", "response_template": 3})
-    assert raised.value.problems == (
+    assert tuple(map(str, raised.value.problems)) == (
         "data.format.text_feild: text has no such setting; did you mean 'text_field'?",
         "data.format.response_template must be a string, found the int 3",
         "data.format.text_field is missing; text needs it",

@@ -88,7 +88,7 @@ fsdp_config:
     with pytest.raises(UserError) as caught:
         accelerate_file.values(written(text))
     start = "launcher.config_file: accelerate.yaml: "
-    assert [problem.removeprefix(start) for problem in caught.value.problems] == [
+    assert [problem.removeprefix(start) for problem in tuple(map(str, caught.value.problems))] == [
         "num_proceses is unknown; did you mean 'num_processes'?",
         "deepspeed_config is not taken (FSDP is what shards here); leave it out",
         "distributed_type DEEPSPEED is not one of FSDP, MULTI_GPU, MULTI_CPU, NO",

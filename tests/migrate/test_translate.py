@@ -321,7 +321,7 @@ def test_where_a_tracker_was_said_is_noted_and_where_none_was() -> None:
 def test_what_the_harness_needs_is_missed_at_once() -> None:
     with pytest.raises(UserError) as raised:
         translated("lm_eval --model nosuch --tasks")
-    assert [problem.partition(";")[0].partition(":")[0] for problem in raised.value.problems] == [
+    assert [problem.partition(";")[0].partition(":")[0] for problem in map(str, raised.value.problems)] == [
         "--model must be one of hf, hf-causal, hf-causal-experimental, hf-auto, huggingface",
         "--model_args is missing",
         "--tasks takes one value, got none",

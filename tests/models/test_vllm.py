@@ -126,7 +126,7 @@ def test_tensors_are_told_apart_by_their_names() -> None:
 def test_embeddings_without_a_place_in_vllm_are_refused() -> None:
     saved = vllm.sort({"base_model.model.model.norm.weight": torch.zeros(1)})
     embeddings = Embeddings(300, 32, "model.embed_tokens", "lm_head", tied=False)
-    found = list(vllm.token_problems("run", saved, embeddings, [7], [300]))
+    found = list(map(str, vllm.token_problems("run", saved, embeddings, [7], [300])))
     assert [problem.partition("; ")[0] for problem in found] == [
         "--export vllm_lora: vLLM has no place for model.norm of run",
         "--export vllm_lora: run trained the embeddings of tokens that the base has rows for (first 7), and vLLM reads "

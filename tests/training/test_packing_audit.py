@@ -89,7 +89,7 @@ def test_architectures_that_do_not_are_found_out(name: str) -> None:
     made = model(name, MIXED[name])
     found = audited(made, flat=collate.reads_ends(made))
     assert not found.apart
-    (problem,) = found.problems()
+    (problem,) = map(str, found.problems())
     assert problem.startswith("training.packing: packed documents see each other in this model: their log-prob")
     assert problem.endswith(
         "set training.packing, training.eval_packing and training.padding_free to false "

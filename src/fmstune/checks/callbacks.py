@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from fmstune.config import conditions
 from fmstune.config.job import ANSWERED, EarlyStopping, Job, has_held_out, sources, stop_rules
-from fmstune.errors import did_you_mean
+from fmstune.errors import Problem, did_you_mean
 
 _TRAINED = ("loss", "mean_token_accuracy", "entropy", "grad_norm", "learning_rate")
 """Logged while training, and the same on every process."""
@@ -14,27 +14,27 @@ _PLACE = ("step", "epoch")
 """Stand beside each of the others."""
 
 
-def problems(job: Job) -> Iterator[str]:
+def problems(job: Job) -> Iterator[Problem]:
     """Why a rule could never hold, or not be read."""
     if job.callbacks.early_stopping is not None:
         yield from _early_stopping(job, job.callbacks.early_stopping)
     rules = stop_rules(job.callbacks)
     if job.callbacks.stop_when is not None and not rules:
-        yield "callbacks.stop_when has no condition; write one, such as loss < 0.1, or set it to null"
+        yield Problem("callbacks.stop_when", "has no condition; write one, such as loss < 0.1, or set it to null")
     for text in rules:
-        yield from (f"callbacks.stop_when={text!r}: {problem}" for problem in _condition(job, text))
+        yield from (Problem("callbacks.stop_when", f"={text!r}: {wrong}") for wrong in _wrong_in_condition(job, text))
 
 
-def _early_stopping(job: Job, rule: EarlyStopping) -> Iterator[str]:
+def _early_stopping(job: Job, rule: EarlyStopping) -> Iterator[Problem]:
     if (problem := _unknown(job, rule.metric, _TRAINED)) is not None:
-        yield f"callbacks.early_stopping.metric={problem}"
+        yield Problem("callbacks.early_stopping.metric", f"={problem}")
     if rule.patience < 1:
-        yield f"callbacks.early_stopping.patience must be at least 1, got {rule.patience}"
+        yield Problem("callbacks.early_stopping.patience", f"must be at least 1, got {rule.patience}")
     if rule.threshold < 0:
-        yield f"callbacks.early_stopping.threshold must be at least 0, got {rule.threshold:g}"
+        yield Problem("callbacks.early_stopping.threshold", f"must be at least 0, got {rule.threshold:g}")
 
 
-def _condition(job: Job, text: str) -> Iterator[str]:
+def _wrong_in_condition(job: Job, text: str) -> Iterator[str]:
     try:
         names = conditions.read(text).names
     except ValueError as err:

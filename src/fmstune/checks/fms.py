@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fmstune.config.job import Attention, Backend, Job
+from fmstune.errors import Problem
 
 MODEL_TYPES = ("llama", "gpt_bigcode")
 """Architectures whose blocks are taken from ibm-fms, by transformers' names."""
@@ -24,42 +25,51 @@ _ROPE_TYPES = ("default", "llama3")
 """Rotary positions that both compute alike; transformers' linear, dynamic and longrope are not in ibm-fms."""
 
 
-def problems(job: Job) -> Iterator[str]:
+def problems(job: Job) -> Iterator[Problem]:
     """What shows without the model."""
     model = job.model
     if model.backend is not Backend.fms:
         return
     yield from missing()
     if model.attention in (Attention.eager, Attention.flash_attention_2):
-        yield f"model.attention={model.attention.value}: ibm-fms computes with torch's SDPA; set auto, or {_INSTEAD}"
+        yield Problem(
+            "model.attention", f"={model.attention.value}: ibm-fms computes with torch's SDPA; set auto, or {_INSTEAD}"
+        )
     if model.quantization is not None:
-        yield f"model.quantization: bitsandbytes on the blocks of ibm-fms is not tried; {_INSTEAD}"
+        yield Problem("model.quantization", f": bitsandbytes on the blocks of ibm-fms is not tried; {_INSTEAD}")
     asked = job.peft.get("target_modules")
     for name in asked if isinstance(asked, list) else ():
         if (here := _NAMES.get(str(name).rpartition(".")[2])) is not None:
-            yield (
-                f"peft.target_modules: {name!r} is ibm-fms' own name; fmstune keeps those of transformers, which the "
-                f"saved adapter has: {here}"
+            yield Problem(
+                "peft.target_modules",
+                f": {name!r} is ibm-fms' own name; fmstune keeps those of transformers, which the "
+                f"saved adapter has: {here}",
             )
 
 
-def missing() -> Iterator[str]:
+def missing() -> Iterator[Problem]:
     """Whether ibm-fms is not there; a folder that happens to be called fms is not it."""
     spec = importlib.util.find_spec("fms")
     if spec is None or spec.origin is None:
-        yield f"model.backend=fms needs the package ibm-fms; pip install 'fmstune[fms]', or {_INSTEAD}"
+        yield Problem("model.backend", f"=fms needs the package ibm-fms; pip install 'fmstune[fms]', or {_INSTEAD}")
 
 
-def architecture_problems(config: Any) -> Iterator[str]:
+def architecture_problems(config: Any) -> Iterator[Problem]:
     """Why this transformers configuration cannot be built from the blocks of ibm-fms."""
     if config.model_type not in MODEL_TYPES:
-        yield f"model.backend=fms takes {' and '.join(MODEL_TYPES)}, and this model is {config.model_type}; {_INSTEAD}"
+        yield Problem(
+            "model.backend",
+            f"=fms takes {' and '.join(MODEL_TYPES)}, and this model is {config.model_type}; {_INSTEAD}",
+        )
         return
     if getattr(config, "quantization_config", None) is not None:
-        yield f"model.backend=fms: the weights of {config.model_type} are quantised; {_INSTEAD}"
+        yield Problem("model.backend", f"=fms: the weights of {config.model_type} are quantised; {_INSTEAD}")
     found = _llama(config) if config.model_type == "llama" else _gpt_bigcode(config)
     for name, value, wanted in found:
-        yield f"model.backend=fms: ibm-fms has no {config.model_type} with {name}={value!r}, only {wanted}; {_INSTEAD}"
+        yield Problem(
+            "model.backend",
+            f"=fms: ibm-fms has no {config.model_type} with {name}={value!r}, only {wanted}; {_INSTEAD}",
+        )
 
 
 def _llama(config: Any) -> Iterator[tuple[str, Any, str]]:

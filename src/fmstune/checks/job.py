@@ -26,7 +26,7 @@ from fmstune.config.job import (
     tunes_an_adapter,
 )
 from fmstune.data import read
-from fmstune.errors import UserError, did_you_mean, shown
+from fmstune.errors import Problem, UserError, did_you_mean, shown
 from fmstune.runs import run_folder
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "extra_special_tokens")
@@ -56,7 +56,7 @@ _OPTIMIZER_PACKAGES = {
 """Families of `optim` that transformers builds from the model, and so only after it is loaded."""
 
 
-def problems(job: Job) -> Iterator[str]:
+def problems(job: Job) -> Iterator[Problem]:
     """All that the parent can find wrong before it starts anything."""
     yield from _top_level(job)
     yield from _model(job.model, adapts=tunes_an_adapter(job))
@@ -94,7 +94,7 @@ def notes(job: Job) -> Iterator[str]:
         yield "no held-out rows, so base and tuned are not compared; set data.eval or data.eval_fraction"
 
 
-def folder_problems(folder: Path, job: Job) -> Iterator[str]:
+def folder_problems(folder: Path, job: Job) -> Iterator[Problem]:
     """Why this cannot become the folder of this job's run; that of the same job can, and is gone on with."""
     if folder.is_dir():
         found = [name for name in run_folder.MARKS if (folder / name).exists()]
@@ -105,112 +105,123 @@ def folder_problems(folder: Path, job: Job) -> Iterator[str]:
         if why:
             marks = ", ".join(found)
             more = f" and {len(why) - 1} more" if len(why) > 1 else ""
-            yield (
-                f"output_dir: {folder} holds another run ({marks}), which is never overwritten; choose another "
-                f"({why[0]}{more})"
+            yield Problem(
+                "output_dir",
+                f": {folder} holds another run ({marks}), which is never overwritten; choose another ({why[0]}{more})",
             )
         elif job.training.get("resume") not in (None, resume.AUTO):
-            yield (
-                f"training.resume: {folder} holds a run of this job, which goes on from its own checkpoints; "
-                "leave it out, or choose another output_dir"
+            yield Problem(
+                "training.resume",
+                f": {folder} holds a run of this job, which goes on from its own checkpoints; "
+                "leave it out, or choose another output_dir",
             )
     elif folder.exists():
-        yield f"output_dir: {folder} is a file; choose a folder"
+        yield Problem("output_dir", f": {folder} is a file; choose a folder")
 
 
-def _top_level(job: Job) -> Iterator[str]:
+def _top_level(job: Job) -> Iterator[Problem]:
     if not re.fullmatch(r"[\w.+-]+", job.name) or job.name.startswith("."):
-        yield f"name becomes part of a folder's name: use letters, digits and . _ + -, got {job.name!r}"
+        yield Problem("name", f"becomes part of a folder's name: use letters, digits and . _ + -, got {job.name!r}")
     if not 0 <= job.seed < 2**32:
-        yield f"seed must be at least 0 and below 2**32, got {job.seed}"
+        yield Problem("seed", f"must be at least 0 and below 2**32, got {job.seed}")
     if job.output_dir == "":
-        yield "output_dir is empty; name a folder, or null for one under runs/"
+        yield Problem("output_dir", "is empty; name a folder, or null for one under runs/")
     elif job.output_dir is not None:
         yield from folder_problems(Path(job.output_dir), job)
 
 
-def _model(model: Model, *, adapts: bool) -> Iterator[str]:
+def _model(model: Model, *, adapts: bool) -> Iterator[Problem]:
     yield from _model_place("model.path", model.path, wants="config.json")
     if model.tokenizer is not None:
         yield from _model_place("model.tokenizer", model.tokenizer, wants="tokenizer_config.json")
     if model.adapter is not None:
         yield from _model_place("model.adapter", model.adapter, wants="adapter_config.json")
         if not adapts:
-            yield "model.adapter goes on training an adapter, and peft=full has none; choose its method (peft=lora)"
+            yield Problem(
+                "model.adapter", "goes on training an adapter, and peft=full has none; choose its method (peft=lora)"
+            )
     if model.quantization is not None:
         yield from _quantization(model.quantization, adapts=adapts)
     if model.chat_template is not None:
         yield from files.absent("model.chat_template", model.chat_template)
     if model.architecture is not None and "model_type" not in model.architecture:
-        yield "model.architecture needs model_type, such as llama"
+        yield Problem("model.architecture", "needs model_type, such as llama")
     for name, value in model.special_tokens.items():
         if name == "extra_special_tokens":
             if not peft.are_names(value):
-                yield f"model.special_tokens.{name} must be a list of text, got {value!r}"
+                yield Problem(f"model.special_tokens.{name}", f"must be a list of text, got {value!r}")
         elif name in SPECIAL_TOKENS:
             if not isinstance(value, str):
-                yield f"model.special_tokens.{name} must be text, got {value!r}"
+                yield Problem(f"model.special_tokens.{name}", f"must be text, got {value!r}")
             elif not value:
-                yield f"model.special_tokens.{name} is empty text, which is no token; name one, or leave it out"
+                yield Problem(
+                    f"model.special_tokens.{name}", "is empty text, which is no token; name one, or leave it out"
+                )
         else:
             known = ", ".join(SPECIAL_TOKENS)
-            yield f"model.special_tokens.{name}: unknown{did_you_mean(name, SPECIAL_TOKENS)}; the names are {known}"
+            yield Problem(
+                f"model.special_tokens.{name}", f": unknown{did_you_mean(name, SPECIAL_TOKENS)}; the names are {known}"
+            )
 
 
-def _quantization(quantization: Quantization, *, adapts: bool) -> Iterator[str]:
+def _quantization(quantization: Quantization, *, adapts: bool) -> Iterator[Problem]:
     """What bitsandbytes would not do."""
     if not adapts:
-        yield "model.quantization: quantised weights cannot be trained; choose an adapter (peft=lora), or null"
+        yield Problem(
+            "model.quantization", ": quantised weights cannot be trained; choose an adapter (peft=lora), or null"
+        )
     if quantization.load_in_4bit == quantization.load_in_8bit:
         chosen = "both set" if quantization.load_in_4bit else "both false"
-        yield f"model.quantization: load_in_4bit and load_in_8bit are {chosen}; set one of them to true"
+        yield Problem("model.quantization", f": load_in_4bit and load_in_8bit are {chosen}; set one of them to true")
     if not 0 < quantization.llm_int8_threshold < math.inf:
-        yield f"model.quantization.llm_int8_threshold must be above 0, got {quantization.llm_int8_threshold:g}"
+        yield Problem(
+            "model.quantization.llm_int8_threshold", f"must be above 0, got {quantization.llm_int8_threshold:g}"
+        )
 
 
-def _model_place(field: str, place: str, wants: str) -> Iterator[str]:
+def _model_place(field: str, place: str, wants: str) -> Iterator[Problem]:
     """A folder must hold what it should; what is no folder must look like a hub id."""
     try:
         folder = Path(files.resolve(place)).expanduser()
     except UserError as err:
-        yield f"{field}: {err}"
+        yield Problem(field, f": {err}")
         return
     if folder.is_dir():
         if not (folder / wants).is_file():
-            yield f"{field}: {folder} has no {wants}; give the folder that save_pretrained wrote"
+            yield Problem(field, f": {folder} has no {wants}; give the folder that save_pretrained wrote")
         elif wants != "tokenizer_config.json" and not any(folder.glob("*.safetensors")):
             # pickled weights can run code on loading
             found = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "no weights"
             hint = "fmstune reads nothing else; save it again with save_pretrained"
-            yield f"{field}: {folder} holds no *.safetensors (found {found}); {hint}"
+            yield Problem(field, f": {folder} holds no *.safetensors (found {found}); {hint}")
     elif folder.is_file():
-        yield f"{field}: {folder} is a file; give the folder that holds it"
+        yield Problem(field, f": {folder} is a file; give the folder that holds it")
     elif not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", place):
-        yield f"{field}: no folder {folder}, and {place!r} is not a hub id (owner/name); give one of them"
+        yield Problem(field, f": no folder {folder}, and {place!r} is not a hub id (owner/name); give one of them")
 
 
-def _data(data: Data) -> Iterator[str]:
+def _data(data: Data) -> Iterator[Problem]:
     for part in ("train", "eval"):
         yield from _sources(data, part)
     if not 0 <= data.eval_fraction < 1:
-        yield f"data.eval_fraction must be at least 0 and below 1, got {data.eval_fraction}"
+        yield Problem("data.eval_fraction", f"must be at least 0 and below 1, got {data.eval_fraction}")
     elif data.eval is not None and data.eval_fraction > 0:
-        yield "data.eval and data.eval_fraction both say what is held out; set one of them"
+        yield Problem("data.eval", "and data.eval_fraction both say what is held out; set one of them")
     if data.max_rows is not None:
         yield from _at_least("data.max_rows", data.max_rows, 1)
     yield from _at_least("data.max_length", data.max_length, 2)
     yield from _at_least("data.buffer_size", data.buffer_size, 1)
     if "text_field" in data.format and not data.format["text_field"]:
-        yield "data.text_field must name the column that holds the text"
+        yield Problem("data.text_field", "must name the column that holds the text")
 
 
-def _sources(data: Data, part: str) -> Iterator[str]:
+def _sources(data: Data, part: str) -> Iterator[Problem]:
     """The sources of `train` or `eval`: their files, names and weights."""
     found = sources(data, part)
     for name, source in found.items():
         field = f"data.{part}.{name}" if name else f"data.{part}"
         if name and not re.fullmatch(r"\w[\w-]*", name):
-            yield f"{field}: a source's name is made of letters, digits, _ and -; change it"
+            yield Problem(field, ": a source's name is made of letters, digits, _ and -; change it")
         try:
             read.files(source.path, field)
         except UserError as err:
@@ -218,196 +229,246 @@ def _sources(data: Data, part: str) -> Iterator[str]:
         if source.max_rows is not None and source.max_rows != data.max_rows:
             yield from _at_least(f"{field}.max_rows", source.max_rows, 1)
         if source.weight is not None and not 0 < source.weight < math.inf:
-            yield f"{field}.weight must be above 0 and finite, got {source.weight:g}"
+            yield Problem(f"{field}.weight", f"must be above 0 and finite, got {source.weight:g}")
     weighted = [name for name, source in found.items() if source.weight is not None]
     if weighted and part == "eval":
-        yield f"data.eval.{weighted[0]}.weight: held-out rows are not mixed; leave it out"
+        yield Problem(f"data.eval.{weighted[0]}.weight", ": held-out rows are not mixed; leave it out")
     elif weighted and len(weighted) < len(found):
         without = ", ".join(name for name in found if name not in weighted)
-        yield f"data.train: {', '.join(weighted)} has a weight and {without} has none; give one to all, or to none"
+        yield Problem(
+            "data.train", f": {', '.join(weighted)} has a weight and {without} has none; give one to all, or to none"
+        )
     if getattr(data, part) == {}:
-        yield f"data.{part} names no source; give some, such as {{a: a.jsonl, b: b.jsonl}}"
+        yield Problem(f"data.{part}", "names no source; give some, such as {a: a.jsonl, b: b.jsonl}")
 
 
-def _streaming(job: Job) -> Iterator[str]:
+def _streaming(job: Job) -> Iterator[Problem]:
     """What streaming cannot do without the number of rows, or without all of them at hand."""
     if not job.data.streaming:
         return
     training = job.training
     if training.get("max_steps", -1) < 1:
-        yield "data.streaming=true does not know how many rows there are; set training.max_steps"
+        yield Problem("data.streaming", "=true does not know how many rows there are; set training.max_steps")
     if job.data.eval is None and job.data.eval_fraction > 0:
-        yield "data.streaming=true cannot draw data.eval_fraction from rows that are not all there; set data.eval"
+        yield Problem(
+            "data.streaming", "=true cannot draw data.eval_fraction from rows that are not all there; set data.eval"
+        )
     if training.get("dataloader_num_workers"):
-        yield (
-            "data.streaming=true counts its rows in the training process; set training.dataloader_num_workers=0, "
-            f"got {training['dataloader_num_workers']}"
+        yield Problem(
+            "data.streaming",
+            "=true counts its rows in the training process; set training.dataloader_num_workers=0, "
+            f"got {training['dataloader_num_workers']}",
         )
     if training.get("train_sampling_strategy") not in (None, "random"):
-        yield (
-            f"training.train_sampling_strategy={training['train_sampling_strategy']} needs all rows at hand; "
-            "set data.streaming=false (data.buffer_size says how streamed rows are shuffled)"
+        yield Problem(
+            "training.train_sampling_strategy",
+            f"={training['train_sampling_strategy']} needs all rows at hand; "
+            "set data.streaming=false (data.buffer_size says how streamed rows are shuffled)",
         )
     if job.data.overlap is Overlap.drop:
-        yield "data.overlap=drop needs all rows at hand, and data.streaming=true reads them while training; set keep"
+        yield Problem(
+            "data.overlap", "=drop needs all rows at hand, and data.streaming=true reads them while training; set keep"
+        )
 
 
-def _format(data: Data) -> Iterator[str]:
+def _format(data: Data) -> Iterator[Problem]:
     """Settings that the format does not read, or reads otherwise: the format's own values are those that count."""
     if data.format["_target_"] == "fmstune.data.formats.template":
         yield from files.absent("data.format.template_file", str(data.format.get("template_file")))
     for name, value in (("text_field", data.text_field), ("response_template", data.response_template)):
         if name not in data.format and value is not None:
-            yield f"data.{name} is not used by {data.format['_target_'].rpartition('.')[2]}; leave it out"
+            yield Problem(f"data.{name}", f"is not used by {data.format['_target_'].rpartition('.')[2]}; leave it out")
         elif name in data.format and data.format[name] != value:
-            yield f"data.{name} is {shown(value)} and data.format.{name} is {shown(data.format[name])}; change both"
+            yield Problem(
+                f"data.{name}", f"is {shown(value)} and data.format.{name} is {shown(data.format[name])}; change both"
+            )
 
 
-def _training(job: Job) -> Iterator[str]:
+def _training(job: Job) -> Iterator[Problem]:
     training = job.training
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if name in training:
             yield from _at_least(f"training.{name}", training[name], 1)
     steps, epochs = training.get("max_steps", -1), training.get("num_train_epochs", 3.0)
     if steps == 0 or steps < -1:
-        yield f"training.max_steps must be at least 1, or -1 for whole epochs, got {steps}"
+        yield Problem("training.max_steps", f"must be at least 1, or -1 for whole epochs, got {steps}")
     if steps < 0 and not 0 < epochs < math.inf:
-        yield f"training.num_train_epochs must be above 0 and finite, got {epochs:g}"
+        yield Problem("training.num_train_epochs", f"must be above 0 and finite, got {epochs:g}")
     if "learning_rate" in training and not 0 < training["learning_rate"] < 10:
-        yield f"training.learning_rate must be above 0 and below 10, got {training['learning_rate']:g}"
+        yield Problem("training.learning_rate", f"must be above 0 and below 10, got {training['learning_rate']:g}")
     for name in _AT_LEAST_0:
         if (training.get(name) or 0) < 0:
-            yield f"training.{name} must be at least 0, got {training[name]:g}"
+            yield Problem(f"training.{name}", f"must be at least 0, got {training[name]:g}")
     if training.get("save_total_limit") is not None:
         # transformers reads 0 as no limit
         yield from _at_least("training.save_total_limit", training["save_total_limit"], 1)
     for name in ("logging_steps", "save_steps", "eval_steps"):
         if training.get(name) is not None and training[name] <= 0:
-            yield f"training.{name} must be above 0, got {training[name]:g}"
+            yield Problem(f"training.{name}", f"must be above 0, got {training[name]:g}")
     if training.get("bf16") and training.get("fp16"):
-        yield "training.bf16 and training.fp16 are both true; set one of them, or neither (model.dtype decides)"
+        yield Problem(
+            "training.bf16", "and training.fp16 are both true; set one of them, or neither (model.dtype decides)"
+        )
     yield from _words(training)
     yield from _packages(training)
     yield from _evaluation_while_training(job)
     yield from _best_model(job)
 
 
-def _words(training: dict[str, Any]) -> Iterator[str]:
+def _words(training: dict[str, Any]) -> Iterator[Problem]:
     """Words that transformers looks up only when it trains."""
     for name in ("log_level", "log_level_replica"):
         word = training.get(name, "passive")
         if word not in _LOG_LEVELS:
             hint = did_you_mean(word, _LOG_LEVELS)
-            yield f"training.{name} must be one of {', '.join(_LOG_LEVELS)}; got {word!r}{hint}"
+            yield Problem(f"training.{name}", f"must be one of {', '.join(_LOG_LEVELS)}; got {word!r}{hint}")
     wanted = training.get("include_for_metrics")
     if wanted is not None and not (isinstance(wanted, list) and all(word in _FOR_METRICS for word in wanted)):
-        yield f"training.include_for_metrics must be a list of some of {', '.join(_FOR_METRICS)}; got {wanted!r}"
+        yield Problem(
+            "training.include_for_metrics", f"must be a list of some of {', '.join(_FOR_METRICS)}; got {wanted!r}"
+        )
 
 
-def _packages(training: dict[str, Any]) -> Iterator[str]:
+def _packages(training: dict[str, Any]) -> Iterator[Problem]:
     """What must be installed, and is looked for only when the model is there."""
     if training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
-        yield "training.use_liger_kernel needs the package liger-kernel; install it, or set it to false"
+        yield Problem("training.use_liger_kernel", "needs the package liger-kernel; install it, or set it to false")
     optim = training.get("optim", "adamw_torch")
     package = _OPTIMIZER_PACKAGES.get(optim.partition("_")[0])
     if package is not None and importlib.util.find_spec(package) is None:
-        yield f"training.optim={optim} needs the package {package.replace('_', '-')}; install it, or choose another"
+        yield Problem(
+            "training.optim", f"={optim} needs the package {package.replace('_', '-')}; install it, or choose another"
+        )
     elif optim.startswith(("galore", "apollo")) and not training.get("optim_target_modules"):
-        yield f"training.optim={optim} needs training.optim_target_modules, the modules that it is for"
+        yield Problem("training.optim", f"={optim} needs training.optim_target_modules, the modules that it is for")
 
 
-def _evaluation_while_training(job: Job) -> Iterator[str]:
+def _evaluation_while_training(job: Job) -> Iterator[Problem]:
     training = job.training
     evaluates = training.get("eval_strategy", "no")
     saves = training.get("save_strategy", "steps")
     if evaluates != "no" and not has_held_out(job.data):
-        yield f"training.eval_strategy={evaluates} needs held-out rows; set data.eval or data.eval_fraction"
+        yield Problem(
+            "training.eval_strategy", f"={evaluates} needs held-out rows; set data.eval or data.eval_fraction"
+        )
     if job.evaluation.sample > 0 and evaluates == "no":
-        yield "evaluation.sample is generated when training evaluates; set training.eval_strategy=epoch or steps"
+        yield Problem(
+            "evaluation.sample", "is generated when training evaluates; set training.eval_strategy=epoch or steps"
+        )
     if training.get("eval_on_start") and evaluates == "no":
-        yield "training.eval_on_start=true needs training.eval_strategy=epoch or steps; set it, or leave it out"
+        yield Problem(
+            "training.eval_on_start", "=true needs training.eval_strategy=epoch or steps; set it, or leave it out"
+        )
     if training.get("load_best_model_at_end"):
         if evaluates == "no":
-            yield "training.load_best_model_at_end needs training.eval_strategy=epoch or steps, to know the best"
+            yield Problem(
+                "training.load_best_model_at_end", "needs training.eval_strategy=epoch or steps, to know the best"
+            )
         elif saves not in (evaluates, "best"):
-            yield (
-                f"training.load_best_model_at_end needs save_strategy and eval_strategy to agree, "
-                f"got {saves} and {evaluates}"
+            yield Problem(
+                "training.load_best_model_at_end",
+                f"needs save_strategy and eval_strategy to agree, got {saves} and {evaluates}",
             )
     elif saves == "best" and evaluates == "no":
-        yield "training.save_strategy=best needs training.eval_strategy=epoch or steps, to know the best"
+        yield Problem("training.save_strategy", "=best needs training.eval_strategy=epoch or steps, to know the best")
 
 
-def _best_model(job: Job) -> Iterator[str]:
+def _best_model(job: Job) -> Iterator[Problem]:
     """What says which model is the best."""
     training = job.training
     metric = training.get("metric_for_best_model")
     if metric is None:
         # where the best is loaded, transformers takes the loss
         if training.get("save_strategy") == "best" and not training.get("load_best_model_at_end"):
-            yield "training.save_strategy=best needs training.metric_for_best_model, such as loss"
+            yield Problem("training.save_strategy", "=best needs training.metric_for_best_model, such as loss")
     elif metric.removeprefix("eval_") not in _METRICS:
         hint = did_you_mean(metric, _METRICS)
-        yield f"training.metric_for_best_model must be one of {', '.join(_METRICS)}; got {metric!r}{hint}"
+        yield Problem("training.metric_for_best_model", f"must be one of {', '.join(_METRICS)}; got {metric!r}{hint}")
     elif metric.removeprefix("eval_") in ANSWERED and not job.evaluation.sample:
-        yield f"training.metric_for_best_model={metric} is measured on generated answers; set evaluation.sample"
+        yield Problem(
+            "training.metric_for_best_model", f"={metric} is measured on generated answers; set evaluation.sample"
+        )
     elif metric.removeprefix("eval_") not in _ONE_WAY_METRICS and training.get("greater_is_better") is None:
-        yield f"training.metric_for_best_model={metric} needs training.greater_is_better: true, or false for the least"
+        yield Problem(
+            "training.metric_for_best_model",
+            f"={metric} needs training.greater_is_better: true, or false for the least",
+        )
 
 
-def _together(job: Job) -> Iterator[str]:
+def _together(job: Job) -> Iterator[Problem]:
     """Fields that are right alone and wrong together."""
     yield from _packing(job)
     if peft.learns_a_prompt(job.peft):
         yield from _with_virtual_tokens(job)
     if job.model.attention is Attention.flash_attention_2 and job.launcher.device in (Device.cpu, Device.mps):
-        yield f"model.attention=flash_attention_2 needs a CUDA device, and launcher.device={job.launcher.device.value}"
+        yield Problem(
+            "model.attention",
+            f"=flash_attention_2 needs a CUDA device, and launcher.device={job.launcher.device.value}",
+        )
     if job.training.get("fp16") and job.launcher.device is Device.cpu:
-        yield "training.fp16 needs an accelerator, and launcher.device=cpu; set training.fp16=false"
+        yield Problem("training.fp16", "needs an accelerator, and launcher.device=cpu; set training.fp16=false")
     if job.model.quantization is not None and job.launcher.device in (Device.cpu, Device.mps):
-        yield f"model.quantization needs a CUDA device, and launcher.device={job.launcher.device.value}; set it to null"
+        yield Problem(
+            "model.quantization",
+            f"needs a CUDA device, and launcher.device={job.launcher.device.value}; set it to null",
+        )
     optim = job.training.get("optim", "adamw_torch")
     if job.peft.get(LORAPLUS_LR_RATIO) is not None and optim.partition("_")[0] in _OPTIMIZER_PACKAGES:
-        yield f"training.optim={optim} groups the parameters itself, and so does peft.{LORAPLUS_LR_RATIO}; choose one"
+        yield Problem(
+            "training.optim", f"={optim} groups the parameters itself, and so does peft.{LORAPLUS_LR_RATIO}; choose one"
+        )
     offload = job.training.get("activation_offloading")
     if offload and job.launcher.device is Device.cpu:
-        yield "training.activation_offloading moves activations from an accelerator, and launcher.device=cpu"
+        yield Problem(
+            "training.activation_offloading", "moves activations from an accelerator, and launcher.device=cpu"
+        )
 
 
-def _packing(job: Job) -> Iterator[str]:
+def _packing(job: Job) -> Iterator[Problem]:
     """Ways in which packed documents would see each other, or be cut."""
     training = job.training
     if training.get("packing_strategy") == "wrapped":
-        yield (
-            "training.packing_strategy=wrapped cuts documents where a row is full, and lets those of a row see each "
-            "other; leave it out (bfd keeps them whole and apart)"
+        yield Problem(
+            "training.packing_strategy",
+            "=wrapped cuts documents where a row is full, and lets those of a row see each "
+            "other; leave it out (bfd keeps them whole and apart)",
         )
     if training.get("padding_free") and training.get("eval_packing") and not training.get("packing"):
-        yield "training.padding_free and training.eval_packing need training.packing=true; set it, or one of them false"
+        yield Problem(
+            "training.padding_free",
+            "and training.eval_packing need training.packing=true; set it, or one of them false",
+        )
 
 
-def _with_virtual_tokens(job: Job) -> Iterator[str]:
+def _with_virtual_tokens(job: Job) -> Iterator[Problem]:
     """What goes wrong where an adapter puts tokens before every row."""
     training, method = job.training, job.peft["_target_"].removeprefix("peft.").removesuffix("Config")
     for name in ("packing", "eval_packing", "padding_free"):
         if training.get(name):
             # measured: packed documents see each other, because PEFT drops position_ids
-            yield f"training.{name} mixes documents up with virtual tokens ({method}); set training.{name}=false"
+            yield Problem(
+                f"training.{name}", f"mixes documents up with virtual tokens ({method}); set training.{name}=false"
+            )
     if job.model.adapter is not None:
-        yield f"model.adapter: PEFT goes on with no saved virtual tokens ({method}); leave it out and train anew"
+        yield Problem(
+            "model.adapter", f": PEFT goes on with no saved virtual tokens ({method}); leave it out and train anew"
+        )
     if peft.makes_its_prompt(job.peft):
         for name in ("resume", "load_best_model_at_end"):
             if training.get(name):
                 # measured: the tokens are put into a network that is not the one that made them
-                yield (
-                    f"training.{name}: a checkpoint of {method} holds the virtual tokens without the network that "
-                    "makes them, so it cannot be gone on with; leave it out"
+                yield Problem(
+                    f"training.{name}",
+                    f": a checkpoint of {method} holds the virtual tokens without the network that "
+                    "makes them, so it cannot be gone on with; leave it out",
                 )
     if job.peft["_target_"] in peft.PREFIXES and training.get("activation_checkpointing"):
-        yield f"training.activation_checkpointing drops the keys and values that {method} learns; set it to false"
+        yield Problem(
+            "training.activation_checkpointing", f"drops the keys and values that {method} learns; set it to false"
+        )
 
 
-def _evaluation(evaluation: Evaluation) -> Iterator[str]:
+def _evaluation(evaluation: Evaluation) -> Iterator[Problem]:
     yield from _at_least("evaluation.batch_size", evaluation.batch_size, 1)
     yield from _at_least("evaluation.max_new_tokens", evaluation.max_new_tokens, 1)
     yield from _at_least("evaluation.sample", evaluation.sample, 0)
@@ -415,6 +476,6 @@ def _evaluation(evaluation: Evaluation) -> Iterator[str]:
         yield from _at_least("evaluation.max_rows", evaluation.max_rows, 1)
 
 
-def _at_least(field: str, value: int | float, least: int) -> Iterator[str]:
+def _at_least(field: str, value: int | float, least: int) -> Iterator[Problem]:
     if value < least:
-        yield f"{field} must be at least {least}, got {value}"
+        yield Problem(field, f"must be at least {least}, got {value}")

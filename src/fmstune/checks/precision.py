@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fmstune.config.job import Dtype
+from fmstune.errors import Problem
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one number."""
@@ -65,23 +66,24 @@ def resolve(situation: Situation) -> Precision:
     return Precision(weights, trained, autocast, f"model.dtype is {weights}, and taken as it is")
 
 
-def problems(situation: Situation) -> Iterator[str]:
+def problems(situation: Situation) -> Iterator[Problem]:
     """What cannot be trained, one message each."""
     s = situation
     if s.bf16 and s.fp16:
-        yield "training.bf16 and training.fp16 are both true; set one of them to false or null"
+        yield Problem("training.bf16", "and training.fp16 are both true; set one of them to false or null")
     if s.fp16 and s.device == "cpu":
-        yield "training.fp16 is true, but the device is the CPU; set it to false, or training.bf16 to true"
+        yield Problem("training.fp16", "is true, but the device is the CPU; set it to false, or training.bf16 to true")
     if s.dtype is Dtype.float16 and not s.adapter:
-        yield (
-            "model.dtype is float16, with which full tuning fails: small gradients underflow to 0, and "
-            "torch's GradScaler refuses to unscale float16 gradients; set model.dtype to auto, float32 or bfloat16"
+        yield Problem(
+            "model.dtype",
+            "is float16, with which full tuning fails: small gradients underflow to 0, and "
+            "torch's GradScaler refuses to unscale float16 gradients; set model.dtype to auto, float32 or bfloat16",
         )
     if s.device == "cuda" and not s.bf16_supported:
         if s.bf16:
-            yield "training.bf16 is true, but this GPU has no bfloat16; set training.fp16=true, or neither"
+            yield Problem("training.bf16", "is true, but this GPU has no bfloat16; set training.fp16=true, or neither")
         if s.dtype is Dtype.bfloat16:
-            yield "model.dtype is bfloat16, but this GPU has no bfloat16; set it to auto or float32"
+            yield Problem("model.dtype", "is bfloat16, but this GPU has no bfloat16; set it to auto or float32")
 
 
 def notes(precision: Precision, adapter: bool) -> Iterator[str]:

@@ -10,7 +10,7 @@ import yaml
 
 from fmstune.config import freeze
 from fmstune.config.job import Job, tunes_an_adapter
-from fmstune.errors import UserError, shown
+from fmstune.errors import Problem, UserError, shown
 from fmstune.flatten import flatten
 from fmstune.runs import run_folder
 
@@ -24,7 +24,7 @@ _GOES_ON = re.compile(
 """What a resumed run may change: how long it goes on, and how it is watched."""
 
 
-def problems(job: Job) -> Iterator[str]:
+def problems(job: Job) -> Iterator[Problem]:
     """Why this job cannot go on from its checkpoint as if it had never stopped."""
     if job.training.get("resume") in (None, AUTO):
         return
@@ -33,14 +33,18 @@ def problems(job: Job) -> Iterator[str]:
     missing = [name for name in ("trainer_state.json", weights) if not any(folder.glob(name))]
     if missing:
         hint = " of this peft method" if missing == [weights] else ""
-        yield f"training.resume: {folder} is not a checkpoint folder{hint} (no {missing[0]}); give RUN/checkpoint-STEP"
+        yield Problem(
+            "training.resume",
+            f": {folder} is not a checkpoint folder{hint} (no {missing[0]}); give RUN/checkpoint-STEP",
+        )
         return
     for name, found in (("optimizer.pt", "optimizer.*"), ("scheduler.pt", "scheduler.pt")):
         # FSDP's is optimizer.bin
         if not any(folder.glob(found)):
-            yield (
-                f"training.resume: {folder} has no {name}, which would start anew in silence; "
-                "give a checkpoint that was saved without training.save_only_model"
+            yield Problem(
+                "training.resume",
+                f": {folder} has no {name}, which would start anew in silence; "
+                "give a checkpoint that was saved without training.save_only_model",
             )
     yield from _steps_left(folder, job.training.get("max_steps", -1))
     yield from _changes(job, folder.resolve().parent / run_folder.JOB)
@@ -52,10 +56,10 @@ def steps_done(checkpoint: Path) -> int:
     try:
         return int(json.loads(state.read_text(encoding="utf-8"))["global_step"])
     except (ValueError, KeyError, TypeError, OSError) as err:
-        raise UserError(f"training.resume: {state} is damaged; give an earlier checkpoint") from err
+        raise UserError("training.resume", f": {state} is damaged; give an earlier checkpoint") from err
 
 
-def _steps_left(checkpoint: Path, max_steps: int) -> Iterator[str]:
+def _steps_left(checkpoint: Path, max_steps: int) -> Iterator[Problem]:
     try:
         done = steps_done(checkpoint)
     except UserError as err:
@@ -63,10 +67,10 @@ def _steps_left(checkpoint: Path, max_steps: int) -> Iterator[str]:
         return
     if 0 < max_steps <= done:
         left = f"training.max_steps={max_steps} leaves nothing to train"
-        yield f"training.resume: {checkpoint} is at step {done}, so {left}"
+        yield Problem("training.resume", f": {checkpoint} is at step {done}, so {left}")
 
 
-def _changes(job: Job, job_file: Path) -> Iterator[str]:
+def _changes(job: Job, job_file: Path) -> Iterator[Problem]:
     """What this job would train otherwise than the one whose checkpoint it goes on with, where that one is there."""
     if not job_file.is_file():
         return
@@ -75,14 +79,19 @@ def _changes(job: Job, job_file: Path) -> Iterator[str]:
         former = freeze.read(job_file, trusted=[job.data.format["_target_"].partition(".")[0]]).job
     except UserError as err:
         hint = "copy it elsewhere to go on without comparing"
-        yield f"training.resume: the checkpoint's job cannot be compared ({'; '.join(err.problems)}); {hint}"
+        yield Problem(
+            "training.resume",
+            f": the checkpoint's job cannot be compared ({'; '.join(map(str, err.problems))}); {hint}",
+        )
         return
     here, there = _leaves(job), _leaves(former)
     place = f"{job_file.parent.name}/{job_file.name}"
     for name in {**here, **there}:
         one, other = (shown(values[name]) if name in values else "not given" for values in (here, there))
         if one != other and not _GOES_ON.fullmatch(name):
-            yield f"{name} is {one} here and {other} in {place}; a resumed run keeps what its checkpoint began with"
+            yield Problem(
+                name, f"is {one} here and {other} in {place}; a resumed run keeps what its checkpoint began with"
+            )
 
 
 _OWN_FOLDER = re.compile(
@@ -97,7 +106,7 @@ def differences(job: Job, job_file: Path) -> Iterator[str]:
     try:
         former = freeze.read(job_file, trusted=[job.data.format["_target_"].partition(".")[0]]).job
     except UserError as err:
-        yield f"its job.yaml cannot be read: {'; '.join(err.problems)}"
+        yield f"its job.yaml cannot be read: {'; '.join(map(str, err.problems))}"
         return
     here, there = (flatten(yaml.safe_load(freeze.dump(given))) for given in (job, former))
     for name in {**here, **there}:

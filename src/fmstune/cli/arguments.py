@@ -22,7 +22,7 @@ from fmstune.config.requests import (
     Scoring,
 )
 from fmstune.config.verbs import Verb
-from fmstune.errors import UserError, did_you_mean, raise_if_any
+from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def parse(words: Sequence[str]) -> CommandLine:
         known = [v.value for v in Verb]
         if rest[0] not in known:
             hint = did_you_mean(rest[0], known)
-            raise UserError(f"unknown verb {rest[0]!r}{hint}; the verbs are {', '.join(known)}")
+            raise UserError("", f"unknown verb {rest[0]!r}{hint}; the verbs are {', '.join(known)}")
         verb = Verb(rest.pop(0))
     if verb is Verb.from_fms:
         return _from_fms(rest)
@@ -84,9 +84,9 @@ def parse(words: Sequence[str]) -> CommandLine:
     given = vars(options)
     given["trusted"] = tuple(given["trusted"])
     if given.get("rows", 0) < 0:
-        raise UserError(f"--rows must be at least 0, got {given['rows']}")
+        raise UserError("--rows", f"must be at least 0, got {given['rows']}")
     if given.get("json") and given["json"] == given["html"]:
-        raise UserError(f"--json and --html both name {given['json']}; give each a file of its own")
+        raise UserError("--json", f"and --html both name {given['json']}; give each a file of its own")
     if verb is Verb.generate:
         return _generate(given, hydra)
     if verb is Verb.merge:
@@ -98,7 +98,7 @@ def parse(words: Sequence[str]) -> CommandLine:
     if verb is Verb.evaluate:
         return _evaluate(given, hydra, Harness if harness else Scoring)
     if verb is Verb.doctor and hydra:
-        raise UserError(f"doctor takes no {hydra[0]!r}; its flags are --clear-cache, --help and --version")
+        raise UserError("doctor", f"takes no {hydra[0]!r}; its flags are --clear-cache, --help and --version")
     return CommandLine(verb=verb, hydra=tuple(hydra), **given)
 
 
@@ -108,7 +108,9 @@ def _from_fms(words: Sequence[str]) -> CommandLine:
     count = next((place for place, word in enumerate(words) if word not in own), len(words))
     flags, old = words[:count], words[count:]
     if old and old[0].startswith("--") and old[0] != "--":
-        raise UserError(f"from-fms has no flag {old[0]}{did_you_mean(old[0], own)}; the old command follows after --")
+        raise UserError(
+            "from-fms", f"has no flag {old[0]}{did_you_mean(old[0], own)}; the old command follows after --"
+        )
     if len(old) == 2 and old[1] == "--run":
         # behind the quoted command, where one would write it
         flags, old = [*flags, "--run"], old[:1]
@@ -133,7 +135,8 @@ def _generate(given: dict[str, Any], words: Sequence[str]) -> CommandLine:
     raise_if_any(_not_of_generate(words, known, data_format))
     if given["model"] is None:
         nothing = [] if any(given[name] is not None for name in PROMPTS) else [NOTHING_TO_ASK]
-        raise UserError("--model must be given: a run folder, an adapter or model folder, or a hub id", *nothing)
+        needed = "must be given: a run folder, an adapter or model folder, or a hub id"
+        raise UserError.of([Problem("--model", needed), *nothing])
     given["stop"] = tuple(given["stop"])
     kinds = {"dtype": Dtype, "attention": Attention, "device": Device}
     given |= {name: kind(given[name]) for name, kind in kinds.items()}
@@ -148,13 +151,13 @@ def _merge(given: dict[str, Any], words: Sequence[str]) -> CommandLine:
         return CommandLine(verb=Verb.merge, hydra=(), **own)
     known = [f"--{name}" for name in given]
     raise_if_any(
-        f"merge has no flag {flag}{did_you_mean(flag, known)}"
+        Problem("merge", f"has no flag {flag}{did_you_mean(flag, known)}")
         if flag.startswith("-")
-        else f"merge takes flags; got {flag!r}"
+        else Problem("merge", f"takes flags; got {flag!r}")
         for flag in (word.partition("=")[0] for word in words)
     )
     needed = {"model": "run or adapter folders, or hub ids", "out": "a folder to write"}
-    raise_if_any(f"--{name} must be given: {what}" for name, what in needed.items() if not given[name])
+    raise_if_any(Problem(f"--{name}", f"must be given: {what}") for name, what in needed.items() if not given[name])
     given |= {name: tuple(given[name]) for name in ("model", "weight")}
     given |= {"dtype": Dtype(given["dtype"]), "export": Export(given["export"]) if given["export"] else None}
     return CommandLine(verb=Verb.merge, hydra=(), request=Merge(**given), **own)
@@ -166,12 +169,14 @@ def _reproduce(given: dict[str, Any], words: Sequence[str]) -> CommandLine:
     if given["help"] or given["version"]:
         return CommandLine(verb=Verb.reproduce, hydra=(), **given)
     raise_if_any(
-        f"reproduce has no flag {word.partition('=')[0]}{did_you_mean(word, ['--strict', '--trust'])}"
+        Problem("reproduce", f"has no flag {word.partition('=')[0]}{did_you_mean(word, ['--strict', '--trust'])}")
         for word in words
         if word.startswith("-")
     )
     if len(runs) != 1:
-        raise UserError(f"reproduce takes the folder of one run, such as runs/first; got {', '.join(runs) or 'none'}")
+        raise UserError(
+            "reproduce", f"takes the folder of one run, such as runs/first; got {', '.join(runs) or 'none'}"
+        )
     changes = tuple(word for word in words if "=" in word)
     return CommandLine(verb=Verb.reproduce, hydra=changes, run=Path(runs[0]), **given)
 
@@ -183,13 +188,13 @@ def _looked_back(verb: Verb, given: dict[str, Any], words: Sequence[str]) -> Com
         return CommandLine(verb=verb, hydra=(), **own)
     known = [f"--{name}" for name in given]
     flags = [word.partition("=")[0] for word in words if word.startswith("-")]
-    raise_if_any(f"{verb.value} has no flag {flag}{did_you_mean(flag, known)}" for flag in flags)
+    raise_if_any(Problem("", f"{verb.value} has no flag {flag}{did_you_mean(flag, known)}") for flag in flags)
     if verb is Verb.report:
         if len(words) != 1:
-            raise UserError(f"report takes one folder, of a run or of runs such as a sweep's; got {len(words)}")
+            raise UserError("report", f"takes one folder, of a run or of runs such as a sweep's; got {len(words)}")
         return CommandLine(verb=verb, hydra=(), request=Report(folder=words[0], **given), **own)
     if len(words) != 2:
-        raise UserError(f"compare takes two run folders; got {len(words)}")
+        raise UserError("compare", f"takes two run folders; got {len(words)}")
     return CommandLine(verb=verb, hydra=(), request=Comparison(a=words[0], b=words[1], **given), **own)
 
 
@@ -202,7 +207,9 @@ def _evaluate(given: dict[str, Any], words: Sequence[str], kind: type[Scoring] |
     known = [*(f"--{name}" for name in given), "--config-dir", "--trust"]
     raise_if_any(_not_of_evaluate(words, known, kind))
     needed = {"model": "a run folder, an adapter or model folder, or a hub id", "tasks": "names of tasks, with commas"}
-    raise_if_any(f"--{name} must be given: {what}" for name, what in needed.items() if given.get(name, "-") is None)
+    raise_if_any(
+        Problem(f"--{name}", f"must be given: {what}") for name, what in needed.items() if given.get(name, "-") is None
+    )
     enums = {"dtype": Dtype, "attention": Attention, "device": Device, "method": Method}
     given |= {name: enum(given[name]) for name, enum in enums.items() if name in given}
     if kind is Harness:
@@ -213,26 +220,26 @@ def _evaluate(given: dict[str, Any], words: Sequence[str], kind: type[Scoring] |
     return CommandLine(verb=Verb.evaluate, hydra=hydra, request=kind(**given), **own)
 
 
-def _not_of_evaluate(words: Sequence[str], known: Sequence[str], kind: type) -> Iterator[str]:
+def _not_of_evaluate(words: Sequence[str], known: Sequence[str], kind: type) -> Iterator[Problem]:
     for word in words:
         flag, equals, _ = word.partition("=")
         if word.startswith("-"):
-            yield f"evaluate has no flag {flag}{did_you_mean(flag, known)}"
+            yield Problem("evaluate", f"has no flag {flag}{did_you_mean(flag, known)}")
         elif kind is Harness:
-            yield f"evaluate harness takes flags; got {word!r}"
+            yield Problem("evaluate", f"harness takes flags; got {word!r}")
         elif not equals or not (flag in ("data", "seed") or flag.startswith("data.")):
-            yield f"evaluate takes flags, data=CHOICE, data.FIELD=VALUE and seed=N; got {word!r}"
+            yield Problem("evaluate", f"takes flags, data=CHOICE, data.FIELD=VALUE and seed=N; got {word!r}")
 
 
-def _not_of_generate(words: Sequence[str], known: Sequence[str], data_format: str | None) -> Iterator[str]:
+def _not_of_generate(words: Sequence[str], known: Sequence[str], data_format: str | None) -> Iterator[Problem]:
     for word in words:
         if word.startswith("-"):
             flag = word.partition("=")[0]
-            yield f"generate has no flag {flag}{did_you_mean(flag, known)}"
+            yield Problem("generate", f"has no flag {flag}{did_you_mean(flag, known)}")
         elif not word.startswith("data.") or "=" not in word:
-            yield f"generate takes flags, and data.FIELD=VALUE beside --format; got {word!r}"
+            yield Problem("generate", f"takes flags, and data.FIELD=VALUE beside --format; got {word!r}")
         elif data_format is None:
-            yield f"{word}: fields of a data format go with --format"
+            yield Problem("", f"{word}: fields of a data format go with --format")
 
 
 def _may_be_verb(word: str) -> bool:
@@ -241,7 +248,7 @@ def _may_be_verb(word: str) -> bool:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see fmstune --help)")
+        raise UserError("", f"{message} (see fmstune --help)")
 
 
 def _flags(verb: Verb, *, harness: bool = False) -> argparse.ArgumentParser:
@@ -331,14 +338,14 @@ def _merge_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_shard_size", default=Merge.max_shard_size)
 
 
-def choice_problems(words: Sequence[str], groups: Container[str]) -> Iterator[str]:
+def choice_problems(words: Sequence[str], groups: Container[str]) -> Iterator[Problem]:
     """What Hydra would answer with a traceback: no name before the `=`, or a group without a choice."""
     for word in words:
         key, _, value = word.lstrip("~+").partition("=")
         if not key and "=" in word:
-            yield f"{word}: name the field before the ="
+            yield Problem("", f"{word}: name the field before the =")
         elif key in groups and (word.startswith("~") or value == "null"):
-            yield f"{word}: choose {key}=NAME, or leave it out for the default"
+            yield Problem("", f"{word}: choose {key}=NAME, or leave it out for the default")
 
 
 def force_plain_overrides(words: Sequence[str], groups: Container[str]) -> list[str]:

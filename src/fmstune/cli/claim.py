@@ -45,15 +45,15 @@ def claim(job: Job) -> Claim:
             freeze.write(claimed, folder / run_folder.JOB)
         except FileExistsError:
             if given is not None:
-                raise UserError(f"output_dir: {folder} was taken by another run just now; choose another") from None
+                raise UserError("output_dir", f": {folder} was taken by another run just now; choose another") from None
             continue
         except OSError as err:
             # once: another process may have released the folder above between the two calls
             if isinstance(err, FileNotFoundError) and number == 1:
                 continue
-            raise UserError(f"output_dir: {folder} cannot be made: {err.strerror}; choose another") from err
+            raise UserError("output_dir", f": {folder} cannot be made: {err.strerror}; choose another") from err
         return Claim(claimed, folder, made)
-    raise UserError("output_dir: no free folder under runs/; set output_dir")
+    raise UserError("output_dir", ": no free folder under runs/; set output_dir")
 
 
 def _resumed(job: Job, folder: Path) -> Claim:
@@ -69,8 +69,9 @@ def _joined(job: Job, folder: Path) -> Claim:
     while not (folder / run_folder.JOB).is_file():
         if time.monotonic() > end:
             raise UserError(
-                f"output_dir: no job came into {folder} within launcher.rdzv_timeout={job.launcher.rdzv_timeout} "
-                "seconds; start machine 0, and give a folder that all machines share"
+                "output_dir",
+                f": no job came into {folder} within launcher.rdzv_timeout={job.launcher.rdzv_timeout} "
+                "seconds; start machine 0, and give a folder that all machines share",
             )
         time.sleep(0.2)
     raise_if_any(rules.folder_problems(folder, job))

@@ -25,7 +25,7 @@ from fmstune.config import compare_by, compose, freeze
 from fmstune.config import origins as sources
 from fmstune.config.job import Job
 from fmstune.config.verbs import Verb
-from fmstune.errors import UserError, raise_if_any, render
+from fmstune.errors import Problem, UserError, raise_if_any, render
 from fmstune.exit_codes import INTERRUPTED, USER_ERROR, closed_pipe
 from fmstune.launch import accelerate_file, preemption
 from fmstune.runs import run_folder, sweep_folder
@@ -43,7 +43,8 @@ def run(line: CommandLine) -> int:
     forced = force_plain_overrides(words, groups)
     swept = swept_keys(words)
     if wrong := list(compose.wrong_choices(words, extra)):
-        raise UserError(*(problem for _, problem in wrong), *_beside({word for word, _ in wrong}, forced, line, swept))
+        others = _other_problems({word for word, _ in wrong}, forced, line, swept)
+        raise UserError.of([*(problem for _, problem in wrong), *others])
     tasks = Points(line, swept, printed)
     if printed:
         return _worst(_in_turn(forced, tasks))
@@ -55,10 +56,12 @@ def run(line: CommandLine) -> int:
     return _worst(_away(forced, tasks) if away else _in_turn(forced, tasks))
 
 
-def _beside(wrong: Collection[str], words: Sequence[str], line: CommandLine, swept: Collection[str]) -> Iterator[str]:
+def _other_problems(
+    wrong: Collection[str], words: Sequence[str], line: CommandLine, swept: Collection[str]
+) -> Iterator[Problem]:
     """What else is wrong where some choices do not exist; what their groups hold cannot be judged."""
     groups = {word.partition("=")[0] for word in wrong}
-    found: list[str] = []
+    found: list[Problem] = []
 
     def judge(config: DictConfig) -> None:
         try:
@@ -70,7 +73,7 @@ def _beside(wrong: Collection[str], words: Sequence[str], line: CommandLine, swe
     if "experiment" not in groups and not swept and not {"-m", "--multirun"} & {*words}:
         with suppress(*compose.ERRORS):
             compose.compose([word for word in words if word not in wrong], judge)
-    yield from (problem for problem in found if re.split(r"\W", problem)[0] not in groups)
+    yield from (problem for problem in found if problem.field.partition(".")[0] not in groups)
 
 
 def _worst(codes: Sequence[int]) -> int:
@@ -96,7 +99,7 @@ class Points:
         self.codes: list[int] = []
         self.jobs: list[Job] = []
         self.sweeps: set[Path] = set()
-        self.problems: list[str] = []
+        self.problems: list[Problem] = []
 
     def __call__(self, config: DictConfig) -> sweep_folder.Point | None:
         """What became of a point of a sweep; errors do not rise: Hydra would put words around them, and end it."""
@@ -151,7 +154,7 @@ class Points:
             typed = _typed(config, frozen.job, self._line)
             return start_job.act(frozen.job, frozen.notes, self._line, typed, start), frozen.job
         except UserError as err:
-            problems: Sequence[str] = err.problems
+            problems: Sequence[Problem] = err.problems
         except OmegaConfBaseException as err:
             problems = [compose.explained(err)]
         except BrokenPipeError:
@@ -205,20 +208,20 @@ def _checked_points(commands: Iterable[Sequence[str]], tasks: Points) -> Points:
 def _checked_search(words: Sequence[str], swept: frozenset[str], line: CommandLine) -> list[str]:
     """Check points at the ends of what is searched; the words that tell the sweeper what is better."""
     if line.verb is not Verb.train:
-        raise UserError(f"hydra/sweeper=optuna trains to search; leave it out with fmstune {line.verb.value}")
+        raise UserError("hydra/sweeper", f"=optuna trains to search; leave it out with fmstune {line.verb.value}")
     tasks = _checked_points(optuna.samples(words, swept), Points(line, swept, None, checks_only=True))
     ways = {(compare_by.path(job), compare_by.direction(job)) for job in tasks.jobs}
     if len(ways) > 1:
-        raise UserError("objective must be given: the points of this search would be compared by different numbers")
+        raise UserError("objective", "must be given: the points of this search would be compared by different numbers")
     ((_, direction),) = ways
     assert direction is not None
     return [f"hydra.sweeper.direction={direction.value}"]
 
 
-def _problems_away(job: Job) -> Iterator[str]:
+def _problems_away(job: Job) -> Iterator[Problem]:
     """What is wrong with a point, before the first of its sweep is started."""
     if job.launcher.slurm is not None:
-        yield "launcher.slurm: hydra/launcher makes each point a job already; leave one of the two out"
+        yield Problem("launcher.slurm", ": hydra/launcher makes each point a job already; leave one of the two out")
     yield from rules.problems(job)
 
 
@@ -232,8 +235,9 @@ def _away(words: Sequence[str], tasks: Points) -> list[int]:
         if type(err).__module__.partition(".")[0] != "submitit":
             raise
         raise UserError(
+            "",
             f"a point's job ended without a result: {str(err).strip().splitlines()[0]}; its log says why, and the "
-            "other jobs go on"
+            "other jobs go on",
         ) from err
     (folder,) = callback.Sweep.away
     return [point.code for point in _end(folder)]

@@ -13,7 +13,7 @@ from fmstune.cli import completion, composed_jobs, help
 from fmstune.cli.arguments import parse
 from fmstune.config import compose
 from fmstune.config.verbs import Verb
-from fmstune.errors import UserError, raise_if_any, render
+from fmstune.errors import Problem, UserError, raise_if_any, render
 from fmstune.exit_codes import INTERRUPTED, USER_ERROR, closed_pipe
 from fmstune.launch import subprocesses
 from fmstune.sweeps import optuna
@@ -33,7 +33,7 @@ def main() -> NoReturn:
         sys.exit(closed_pipe())
     except OSError as err:
         # such as a sweep's folder that is a file, or a name that is too long
-        print(render([f"{err.filename or 'a file'}: {err.strerror or err}"]), file=sys.stderr)
+        print(render([Problem(str(err.filename or "a file"), f": {err.strerror or err}")]), file=sys.stderr)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     sys.exit(USER_ERROR)
@@ -56,7 +56,7 @@ def run(words: Sequence[str]) -> int:
         return subprocesses.start(subprocesses.doctor_command(clear_cache=line.clear_cache), os.environ)
     printed = compose.without_cfg_job(line.hydra)[1] is not None
     if line.sources and line.verb is Verb.train and not printed:
-        raise UserError("--sources is a flag of fmstune check, and goes with --cfg job")
+        raise UserError("--sources", "is a flag of fmstune check, and goes with --cfg job")
     if line.verb is Verb.from_fms:
         return _from_fms(line.old_command, run_it=line.run_it)
     if line.request is not None:
@@ -77,7 +77,9 @@ def _from_fms(old_command: Sequence[str], *, run_it: bool) -> int:
 
     found = translate.translate(old_command, os.environ, _text_of)
     if run_it:
-        raise_if_any(f"${name} has no value; set it before the command" for one in found for name in one.unset)
+        raise_if_any(
+            Problem("", f"${name} has no value; set it before the command") for one in found for name in one.unset
+        )
     for place, translation in enumerate(found):
         # a blank line between two commands; with --run, stdout is theirs
         print(
@@ -100,7 +102,7 @@ def _text_of(name: str) -> str | None:
     try:
         return Path(name).expanduser().read_text(encoding="utf-8")
     except UnicodeDecodeError as err:
-        raise UserError(f"{name} is no text ({err.reason}); give a script or a job file") from err
+        raise UserError(name, f"is no text ({err.reason}); give a script or a job file") from err
     except OSError:
         return None
 

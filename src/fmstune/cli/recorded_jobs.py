@@ -14,7 +14,7 @@ from fmstune.config import compose, freeze
 from fmstune.config import origins as sources
 from fmstune.config.job import Job
 from fmstune.config.verbs import Verb
-from fmstune.errors import raise_if_any
+from fmstune.errors import Problem, raise_if_any
 from fmstune.exit_codes import USER_ERROR, exit_code_of
 from fmstune.launch import subprocesses
 from fmstune.runs import differences, run_folder, sweep_folder
@@ -88,13 +88,13 @@ def _reproduce(line: CommandLine, run: Path) -> int:
     return USER_ERROR if line.strict and not found.equal else 0
 
 
-def _not_a_run(folder: Path) -> Iterator[str]:
+def _not_a_run(folder: Path) -> Iterator[Problem]:
     if not folder.is_dir():
-        yield f"reproduce: there is no folder {folder}{files.did_you_mean_beside(folder)}"
+        yield Problem("reproduce", f": there is no folder {folder}{files.did_you_mean_beside(folder)}")
     elif not (folder / run_folder.JOB).is_file():
         found = sorted(path.parent.name for path in folder.glob(f"*/{run_folder.JOB}"))
         hint = f"; it holds those of {', '.join(found[:5])}" if found else ""
-        yield f"reproduce: {folder} has no {run_folder.JOB}, so it is not the folder of a run{hint}"
+        yield Problem("reproduce", f": {folder} has no {run_folder.JOB}, so it is not the folder of a run{hint}")
 
 
 def _compare(job: Job, recorded: Path, flags: Sequence[str]) -> int:

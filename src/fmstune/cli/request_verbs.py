@@ -16,7 +16,7 @@ from fmstune.config import compose, freeze, requests
 from fmstune.config.job import Device, Job, has_held_out
 from fmstune.config.requests import Comparison, Generation, Harness, Merge, Report, Request, Scoring
 from fmstune.config.verbs import Verb
-from fmstune.errors import UserError, raise_if_any
+from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.exit_codes import exit_code_of
 from fmstune.launch import subprocesses
 from fmstune.runs import run_folder
@@ -85,7 +85,7 @@ def _evaluate(line: CommandLine, asked: Scoring | Harness) -> int:
             asked = dataclasses.replace(asked, run_base=base.path, run_base_revision=base.revision)
     except UserError as err:
         problems += err.problems
-    raise_if_any(dict.fromkeys(problems))
+    raise_if_any(problems)
     return _hand_over(dataclasses.replace(asked, model=place), Verb.evaluate, asked.device)
 
 
@@ -97,20 +97,20 @@ def _evaluated(line: CommandLine, run: Path) -> Job:
         job = freeze.read(run, trusted=line.trusted, changes=compose.changes(line.hydra)).job
     else:
         raise UserError(
-            f"--model: {run.parent} is no run, which has rows of its own; add data=CHOICE and data.eval=FILE"
+            "--model", f": {run.parent} is no run, which has rows of its own; add data=CHOICE and data.eval=FILE"
         )
     if not has_held_out(job.data):
-        raise UserError("no row is held out; set data.eval to the rows to evaluate on, or data.eval_fraction")
+        raise UserError("", "no row is held out; set data.eval to the rows to evaluate on, or data.eval_fraction")
     # rows to train on are not read where others are held out
     read = "data." if job.data.eval is None else ("data.eval", "data.format", "data.max", "data.text", "data.resp")
-    raise_if_any(problem for problem in rules.problems(job) if problem.startswith(read))
+    raise_if_any(problem for problem in rules.problems(job) if problem.field.startswith(read))
     return job
 
 
 def _composed_job(line: CommandLine, words: Sequence[str]) -> Job:
     """The job that these words compose; rows to train on need not be given."""
     found: list[Job] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
 
     def keep(config: DictConfig) -> None:
         # raised here, an error would get Hydra's words around it
@@ -140,7 +140,7 @@ def _data_format(line: CommandLine) -> dict[str, Any] | None:
     if line.data_format is None:
         return None
     found: list[dict[str, Any]] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
 
     def keep(config: DictConfig) -> None:
         # raised here, an error would get Hydra's words around it
@@ -154,6 +154,6 @@ def _data_format(line: CommandLine) -> dict[str, Any] | None:
     try:
         compose.compose(force_plain_overrides(words, compose.groups(compose.config_dir(words))), keep)
     except compose.ERRORS as err:
-        raise UserError(f"--format: {compose.explained(err)}") from err
+        raise UserError("--format", f": {compose.explained(err)}") from err
     raise_if_any(problems)
     return found[0]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeGuard
 
 from fmstune.config.job import ANSWERED, Direction, Job, has_held_out, sources
-from fmstune.errors import did_you_mean
+from fmstune.errors import Problem, did_you_mean
 
 SCORES = ("eval_loss", *ANSWERED)
 """What `tuned` holds of held-out rows, and of each of their sets where they have names."""
@@ -68,7 +68,7 @@ def value(summary: Mapping[str, Any], name: str) -> float | None:
     return None if found is None else float(found)
 
 
-def problems(job: Job) -> Iterator[str]:
+def problems(job: Job) -> Iterator[Problem]:
     """Why the summary of this job will not hold its objective."""
     name = job.objective
     if name is None:
@@ -76,11 +76,13 @@ def problems(job: Job) -> Iterator[str]:
     known = [*_FIGURES, *_scores(job)]
     if name.startswith("tuned.") and not _is_evaluated(job):
         hint = "set data.eval or data.eval_fraction, and an evaluation group that is not none"
-        yield f"objective: {name} is measured on held-out rows, and this job measures none; {hint}"
+        yield Problem("objective", f": {name} is measured on held-out rows, and this job measures none; {hint}")
     elif name not in known:
-        yield f"objective: {name} is no number of summary.json{did_you_mean(name, known)} ({', '.join(known)})"
+        yield Problem(
+            "objective", f": {name} is no number of summary.json{did_you_mean(name, known)} ({', '.join(known)})"
+        )
     elif direction(job) is None:
-        yield f"direction must be given for objective={name}: minimize or maximize"
+        yield Problem("direction", f"must be given for objective={name}: minimize or maximize")
 
 
 def _scores(job: Job) -> list[str]:

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fmstune.config import compose_once, freeze
 from fmstune.config.groups import GROUPS, choices
 from fmstune.config.verbs import FLAG_OF
-from fmstune.errors import UserError, did_you_mean, raise_if_any
+from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 from fmstune.garbage import uncollected
 
 ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
@@ -71,12 +71,14 @@ def tree(config: DictConfig) -> dict[str, Any]:
 def changes(words: Sequence[str]) -> dict[str, Any]:
     """`field=value` words as data; groups cannot change in a frozen job."""
     found: dict[str, Any] = {}
-    raise_if_any(f"{word}: --from repeats one job and takes fields only" for word in words if word.startswith("-"))
+    raise_if_any(
+        Problem("", f"{word}: --from repeats one job and takes fields only") for word in words if word.startswith("-")
+    )
     for override in OverridesParser.create().parse_overrides(overrides=list(words)):
         key = override.key_or_group
         sweeps = override.is_sweep_override() or override.is_delete()
         if key in GROUPS or override.package is not None or sweeps:
-            raise UserError(f"{override.input_line}: with --from single fields can change, not groups or sweeps")
+            raise UserError("", f"{override.input_line}: with --from single fields can change, not groups or sweeps")
         found[key] = override.value()
     return found
 
@@ -86,7 +88,7 @@ def without_cfg_job(words: Sequence[str]) -> tuple[list[str], Mapping[str, Any] 
     args, unknown = _hydra_flags(words)
     raise_if_any(_unknown_flag(word) for word in unknown if word.startswith("-"))
     if args.cfg and args.multirun:
-        raise UserError("--cfg prints one job, and -m composes several; leave one of them out")
+        raise UserError("--cfg", "prints one job, and -m composes several; leave one of them out")
     if args.cfg != "job":
         return list(words), None
     kept, skip = [], False
@@ -108,7 +110,7 @@ def _hydra_flags(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         # flags may stand anywhere: `parse_known_args` takes the fields before the first of them alone
         return parser.parse_known_intermixed_args(list(words))
     except argparse.ArgumentError as err:
-        raise UserError(f"{err} (see fmstune --help)") from err
+        raise UserError("", f"{err} (see fmstune --help)") from err
 
 
 def _flags_first(words: Sequence[str]) -> list[str]:
@@ -119,11 +121,11 @@ def _flags_first(words: Sequence[str]) -> list[str]:
     return [*(f"--{name}" if value is True else f"--{name}={value}" for name, value in flags.items()), *fields]
 
 
-def _unknown_flag(word: str) -> str:
+def _unknown_flag(word: str) -> Problem:
     if word in FLAG_OF:
-        return f"{word} is a flag of fmstune {FLAG_OF[word].value}"
+        return Problem(word, f"is a flag of fmstune {FLAG_OF[word].value}")
     flags = ["--cfg", "--resolve", "--package", "--multirun", "--config-dir", "--info", "--trust", *FLAG_OF]
-    return f"unknown flag {word}{did_you_mean(word, flags) or ' (see fmstune --help)'}"
+    return Problem("", f"unknown flag {word}{did_you_mean(word, flags) or ' (see fmstune --help)'}")
 
 
 def print_config(config: DictConfig, how: Mapping[str, Any], trusted: Sequence[str]) -> int:
@@ -133,15 +135,15 @@ def print_config(config: DictConfig, how: Mapping[str, Any], trusted: Sequence[s
     package = how["package"]
     shown = OmegaConf.select(config, package) if package else config
     if shown is None:
-        raise UserError(no_such_part(package, config))
+        raise UserError.of([no_such_part(package, config)])
     text = OmegaConf.to_yaml(shown, resolve=how["resolve"]) if OmegaConf.is_config(shown) else f"{shown}\n"
     print(f"# @package {package}\n{text}" if package else text, end="")
     return 0
 
 
-def no_such_part(package: str, config: DictConfig) -> str:
+def no_such_part(package: str, config: DictConfig) -> Problem:
     """What is wrong with `--package`."""
-    return f"--package {package}: the job has no such part{did_you_mean(package, map(str, config))}"
+    return Problem("--package", f"{package}: the job has no such part{did_you_mean(package, map(str, config))}")
 
 
 def groups(extra: Path | None) -> set[str]:
@@ -150,16 +152,18 @@ def groups(extra: Path | None) -> set[str]:
     return {*GROUPS, *own}
 
 
-def shadowed(extra: Path | None) -> Iterator[str]:
+def shadowed(extra: Path | None) -> Iterator[Problem]:
     """Files of a user's folder that Hydra passes over in silence, because a shipped one has their name."""
     if extra is None:
         return
     for group in GROUPS:
         for name in sorted({path.stem for path in (extra / group).glob("*.yaml")} & set(choices(group))):
-            yield f"{extra / group / name}.yaml is not used: {group}={name} is the shipped one; choose another name"
+            yield Problem(
+                f"{extra / group / name}.yaml", f"is not used: {group}={name} is the shipped one; choose another name"
+            )
 
 
-def wrong_choices(words: Sequence[str], extra: Path | None) -> Iterator[tuple[str, str]]:
+def wrong_choices(words: Sequence[str], extra: Path | None) -> Iterator[tuple[str, Problem]]:
     """The words that choose what a group does not have, each with what is wrong; Hydra would stop at the first."""
     for word in words:
         group, _, value = word.partition("=")
@@ -172,21 +176,21 @@ def wrong_choices(words: Sequence[str], extra: Path | None) -> Iterator[tuple[st
                 yield word, no_such_choice(group, name.strip(), extra)
 
 
-def no_such_choice(group: str, name: str, extra: Path | None) -> str:
+def no_such_choice(group: str, name: str, extra: Path | None) -> Problem:
     """What is wrong with a choice, and what there is."""
     options = choices(group, extra) if group in GROUPS else []
-    return f"{group}={name}: no such choice{did_you_mean(name, options)} ({', '.join(options)})"
+    return Problem(group, f"={name}: no such choice{did_you_mean(name, options)} ({', '.join(options)})")
 
 
 def config_dir(words: Sequence[str]) -> Path | None:
     """The user's own folder of groups, if one is named."""
     given = _hydra_flags(words)[0].config_dir
     if given and not Path(given).is_dir():
-        raise UserError(f"--config-dir: {given} is no folder; give the folder that holds your groups")
+        raise UserError("--config-dir", f": {given} is no folder; give the folder that holds your groups")
     return Path(given) if given else None
 
 
-def explained(err: BaseException) -> str:
+def explained(err: BaseException) -> Problem:
     """Hydra's and OmegaConf's messages, with a suggestion where a choice was misspelt and a hint on quoting."""
     text = str(err).strip()
     # "load" where several are chosen of one group
@@ -194,26 +198,29 @@ def explained(err: BaseException) -> str:
     if missing:
         group, name = missing.groups()
         if group == "hydra/launcher" and name.startswith("submitit_"):
-            return f"{group}={name} needs hydra-submitit-launcher: pip install 'fmstune[slurm]'"
+            return Problem(group, f"={name} needs hydra-submitit-launcher: pip install 'fmstune[slurm]'")
         if (group, name) == ("hydra/launcher", "joblib"):
-            return f"{group}={name} needs hydra-joblib-launcher: pip install 'fmstune[sweep]'"
+            return Problem(group, f"={name} needs hydra-joblib-launcher: pip install 'fmstune[sweep]'")
         return no_such_choice(group, name, config_dir(sys.argv[1:]))
     several = re.match(r"Ambiguous value for argument '(?:\+\+)?(.*)'", text)
     if several:
-        return f"{several[1]}: one run for each value needs -m; a list is written in brackets"
+        return Problem(several[1], ": one run for each value needs -m; a list is written in brackets")
     if "does not support sweep type : INTERVAL_SWEEP" in text:
-        return "an interval is searched with hydra/sweeper=optuna; without it, give single values with commas between"
+        return Problem(
+            "", "an interval is searched with hydra/sweeper=optuna; without it, give single values with commas between"
+        )
     if isinstance(err, OverrideParseException):
         word = err.override.removeprefix("++")
         if "=" not in word:
-            return f"{word}: neither FIELD=VALUE nor GROUP=CHOICE, and a verb comes first (see fmstune --help)"
-        return (
-            f"{word}: cannot be read as FIELD=VALUE; a value with special characters needs "
-            "quotes inside quotes, such as 'data.response_template=\"\\n### Label:\"'"
+            return Problem(word, ": neither FIELD=VALUE nor GROUP=CHOICE, and a verb comes first (see fmstune --help)")
+        return Problem(
+            word,
+            ": cannot be read as FIELD=VALUE; a value with special characters needs "
+            "quotes inside quotes, such as 'data.response_template=\"\\n### Label:\"'",
         )
     if isinstance(err, yaml.YAMLError):
-        return f"broken YAML: {' '.join(text.split())}"
+        return Problem("", f"broken YAML: {' '.join(text.split())}")
     if isinstance(err, OmegaConfBaseException) and err.full_key:
-        return f"{err.full_key}: {text.splitlines()[0]}"
+        return Problem(err.full_key, f": {text.splitlines()[0]}")
     cause = f": {err.__cause__}" if err.__cause__ is not None and str(err.__cause__) not in text else ""
-    return text + cause
+    return Problem("", text + cause)

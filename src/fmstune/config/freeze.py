@@ -18,7 +18,7 @@ from fmstune.config import upstream_fields
 from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO, Job, Source
 from fmstune.config.renamed_fields import OWN, OWNED, TRANSLATED, with_todays_targets
 from fmstune.config.upstream_fields import Field
-from fmstune.errors import UserError, did_you_mean, raise_if_any
+from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 
 _MISSING = "???"
 _HINTS = {
@@ -45,7 +45,7 @@ def freeze(tree: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Frozen:
     `trusted` names packages whose functions `data.format._target_` may also name.
     """
     tree = with_todays_targets(tree)
-    problems: list[str] = []
+    problems: list[Problem] = []
     notes: list[str] = []
     values = _typed(Job, tree, "", problems)
     if isinstance(tree.get("training"), Mapping):
@@ -68,15 +68,15 @@ def read(path: Path, *, trusted: Sequence[str] = (), changes: Mapping[str, Any] 
     try:
         config = OmegaConf.load(path)
         if not isinstance(config, DictConfig):
-            raise UserError(f"{path}: a job is a mapping of groups, found a list")
+            raise UserError(str(path), ": a job is a mapping of groups, found a list")
         for key, value in with_copies(config, changes or {}).items():
             OmegaConf.update(config, key, value, force_add=True)
         # not resolved: a frozen job holds no interpolation, and text that looks like one stays text
         tree = OmegaConf.to_container(config, resolve=False)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give the job.yaml of a run folder") from None
+        raise UserError(str(path), ": no such file; give the job.yaml of a run folder") from None
     except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as err:
-        raise UserError(f"{path}: cannot be read as a job: {_first_line(err)}") from err
+        raise UserError(str(path), f": cannot be read as a job: {_first_line(err)}") from err
     assert isinstance(tree, dict)
     return freeze({str(key): value for key, value in tree.items()}, trusted=trusted)
 
@@ -119,7 +119,7 @@ def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return {key: value.value if isinstance(value, Enum) else value for key, value in items}
 
 
-def _typed(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[str]) -> dict[str, Any]:
+def _typed(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[Problem]) -> dict[str, Any]:
     """The values of one dataclass's fields, converted; problems are appended."""
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -132,7 +132,7 @@ def _typed(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[str])
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if name not in tree or tree[name] == _MISSING:
             if required or name in tree:
-                problems.append(f"{path} must be given{': ' + _HINTS[path] if path in _HINTS else ''}")
+                problems.append(Problem(path, f"must be given{': ' + _HINTS[path] if path in _HINTS else ''}"))
         elif dataclasses.is_dataclass(group := _required(hint)):
             if group is hint or tree[name] is not None:
                 values[name] = _group(group, tree[name], path, problems)
@@ -141,10 +141,10 @@ def _typed(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[str])
     return values
 
 
-def _group(hint: Any, tree: Any, path: str, problems: list[str]) -> dict[str, Any]:
+def _group(hint: Any, tree: Any, path: str, problems: list[Problem]) -> dict[str, Any]:
     if not isinstance(tree, Mapping):
         hint = f"set them as {path}={{FIELD: VALUE}}" if "." in path else f"choose one with {path}=NAME"
-        problems.append(f"{path} is a group of fields, got {tree!r}; {hint}")
+        problems.append(Problem(path, f"is a group of fields, got {tree!r}; {hint}"))
         return {}
     return _typed(hint, tree, f"{path}.", problems)
 
@@ -182,11 +182,13 @@ def _field_of(name: str, hint: Any) -> Field:
     return Field(name, (str,) if enums else kinds, type(None) in parts, choices)
 
 
-def _convert_into(values: dict[str, Any], name: str, value: Any, path: str, field: Field, problems: list[str]) -> None:
+def _convert_into(
+    values: dict[str, Any], name: str, value: Any, path: str, field: Field, problems: list[Problem]
+) -> None:
     try:
         values[name] = convert(value, field)
     except ValueError as err:
-        problems.append(f"{path} {err}")
+        problems.append(Problem(path, f"{err}"))
 
 
 def convert(value: Any, field: Field) -> Any:
@@ -244,7 +246,7 @@ def _kinds(field: Field) -> str:
     return " or ".join([*kinds, *(["null"] if field.optional else [])])
 
 
-def _training(tree: Mapping[str, Any], problems: list[str], notes: list[str]) -> dict[str, Any]:
+def _training(tree: Mapping[str, Any], problems: list[Problem], notes: list[str]) -> dict[str, Any]:
     """The training group: early names translated, names that others own refused, the rest typed by SFTConfig."""
     fields = upstream_fields.fields_of(upstream_fields.SFT_CONFIG)
     values: dict[str, Any] = {}
@@ -256,11 +258,11 @@ def _training(tree: Mapping[str, Any], problems: list[str], notes: list[str]) ->
             try:
                 value = translation.value(value)
             except ValueError as err:
-                problems.append(str(err))
+                problems.append(Problem(path, str(err)))
                 continue
             notes.append(f"{path} is called training.{name} now; set to {value}")
         if given in OWNED:
-            problems.append(f"{path}: {OWNED[given]}")
+            problems.append(Problem(path, f": {OWNED[given]}"))
         elif name in OWN:
             values[name] = value
         elif name in fields:
@@ -271,24 +273,32 @@ def _training(tree: Mapping[str, Any], problems: list[str], notes: list[str]) ->
     return values
 
 
-def _peft(tree: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+def _peft(tree: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
     """The peft group, typed by the class that it names."""
     target = tree.get("_target_")
     rest = {key: value for key, value in tree.items() if key != "_target_"}
     if target == FULL:
-        problems += [f"peft.{key}: full tuning has no adapter and takes no fields; choose peft=lora" for key in rest]
+        problems += [
+            Problem(f"peft.{key}", ": full tuning has no adapter and takes no fields; choose peft=lora") for key in rest
+        ]
         return dict(tree)
     if not isinstance(target, str) or not re.fullmatch(r"peft\.\w+Config", target):
-        problems.append(f"peft._target_ must be a PEFT configuration such as peft.LoraConfig, got {target!r}")
+        problems.append(
+            Problem("peft._target_", f"must be a PEFT configuration such as peft.LoraConfig, got {target!r}")
+        )
         return dict(tree)
     if not upstream_fields.has_class(target):
-        problems.append(f"peft._target_: the installed peft has no configuration class {target.rpartition('.')[2]!r}")
+        problems.append(
+            Problem("peft._target_", f": the installed peft has no configuration class {target.rpartition('.')[2]!r}")
+        )
         return dict(tree)
     fields = {**upstream_fields.fields_of(target), **(_OWN_OF_LORA if target == LORA else {})}
     values: dict[str, Any] = {"_target_": target}
     for key, value in rest.items():
         if key == LORAPLUS_LR_RATIO and target != LORA:
-            problems.append(f"peft.{key} sets apart the two matrices of {LORA}, and {target} has none; leave it out")
+            problems.append(
+                Problem(f"peft.{key}", f"sets apart the two matrices of {LORA}, and {target} has none; leave it out")
+            )
         elif key in fields:
             _convert_into(values, key, value, f"peft.{key}", fields[key], problems)
         else:
@@ -296,7 +306,7 @@ def _peft(tree: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     return values
 
 
-def _sources(path: str, tree: Mapping[str, Any], trusted: Sequence[str], problems: list[str]) -> dict[str, Any]:
+def _sources(path: str, tree: Mapping[str, Any], trusted: Sequence[str], problems: list[Problem]) -> dict[str, Any]:
     """Several sources by name, each a place or the fields of a `Source`; the values keep that form."""
     values: dict[str, Any] = {}
     for key, source in tree.items():
@@ -307,33 +317,33 @@ def _sources(path: str, tree: Mapping[str, Any], trusted: Sequence[str], problem
             if isinstance(source.get("format"), Mapping):
                 problems += _format_problems(f"{field}.format", source["format"], trusted)
         elif source is None or source == _MISSING:
-            problems.append(f"{field} must be given: {_HINTS['data.train']}")
+            problems.append(Problem(field, f"must be given: {_HINTS['data.train']}"))
     return values
 
 
-def _format_problems(path: str, tree: Mapping[str, Any], trusted: Sequence[str]) -> Iterator[str]:
+def _format_problems(path: str, tree: Mapping[str, Any], trusted: Sequence[str]) -> Iterator[Problem]:
     """`path` is the format's own field, such as `data.format`."""
     target = tree.get("_target_")
     if not isinstance(target, str) or "." not in target:
-        yield f"{path}._target_ must name a function such as fmstune.data.formats.text, got {target!r}"
+        yield Problem(f"{path}._target_", f"must name a function such as fmstune.data.formats.text, got {target!r}")
         return
     for name, value in tree.items():
         if value == _MISSING:
-            yield f"{path}.{name} must be given{': ' + _HINTS[name] if name in _HINTS else ''}"
+            yield Problem(f"{path}.{name}", f"must be given{': ' + _HINTS[name] if name in _HINTS else ''}")
     allowed = ("fmstune.data.formats", *trusted)
     if not any(target.startswith(f"{package}.") for package in allowed):
         package = target.partition(".")[0]
-        yield (
-            f"{path}._target_: {target!r} is not in an allowed package ({', '.join(allowed)}); "
-            f"if you trust it, add --trust {package}"
+        yield Problem(
+            f"{path}._target_",
+            f": {target!r} is not in an allowed package ({', '.join(allowed)}); if you trust it, add --trust {package}",
         )
 
 
-def _unknown(path: str, key: str, known: Any, of: str = "") -> str:
+def _unknown(path: str, key: str, known: Any, of: str = "") -> Problem:
     hint = did_you_mean(key, known)
     if not hint and not of:
         hint = f"; its group has {', '.join(known)}" if "." in path else f"; the job has {', '.join(known)}"
-    return f"{path}: unknown field{' of ' + of if of else ''}{hint}"
+    return Problem(path, f": unknown field{' of ' + of if of else ''}{hint}")
 
 
 def _first_line(err: BaseException) -> str:

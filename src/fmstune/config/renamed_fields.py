@@ -20,7 +20,7 @@ def _warmup(ratio: Any) -> Any:
         return ratio  # what is no number is refused as `warmup_steps`
     # SFTConfig reads `warmup_steps` below 1 as a ratio, so a ratio of exactly 1 would silently mean one step
     if not 0 <= number < 1:
-        raise ValueError(f"training.warmup_ratio must be in [0, 1), got {ratio}; set training.warmup_steps instead")
+        raise ValueError(f"must be in [0, 1), got {ratio}; set training.warmup_steps instead")
     return number
 
 
@@ -29,7 +29,7 @@ def _switch(early_name: str, on: str, off: str) -> Callable[[Any], str]:
 
     def word(value: Any) -> str:
         if not isinstance(value, bool):
-            raise ValueError(f"training.{early_name} must be true or false, got {value!r}")
+            raise ValueError(f"must be true or false, got {value!r}")
         return on if value else off
 
     return word

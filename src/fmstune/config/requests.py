@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from fmstune.config.job import Attention, Device, Dtype
+from fmstune.errors import Problem
 
-NOTHING_TO_ASK = "nothing to ask: give --text, --text_file (one prompt a line; - reads standard input) or --rows_file"
+NOTHING_TO_ASK = Problem(
+    "", "nothing to ask: give --text, --text_file (one prompt a line; - reads standard input) or --rows_file"
+)
 
 PROMPTS = ("text", "text_file", "rows_file")
 """Fields of `Generation` of which one says what to ask."""

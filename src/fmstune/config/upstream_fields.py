@@ -49,7 +49,7 @@ def fields_of(target: str) -> Mapping[str, Field]:
     name = target.rpartition(".")[2]
     if name not in classes:
         package = target.partition(".")[0]
-        raise UserError(f"{target}: the installed {package} has no configuration class {name!r}")
+        raise UserError("", f"{target}: the installed {package} has no configuration class {name!r}")
     enums = _enums(target)
     found: dict[str, Field] = {}
     for class_node in _ancestors(name, classes):
@@ -70,7 +70,7 @@ def package_folder(package: str) -> Path:
     """Where an installed package lies, found without importing it; raises UserError when it is not installed."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise UserError(f"the package {package!r} is not installed in this environment")
+        raise UserError("", f"the package {package!r} is not installed in this environment")
     return Path(spec.origin).parent
 
 

@@ -103,8 +103,9 @@ def _template(tokenizer: "PreTrainedTokenizerBase") -> str:
     """The template of the tokenizer; of several by name, the one called default."""
     if tokenizer.chat_template is None:
         raise UserError(
-            "data.format: the model's tokenizer has no chat template; set model.chat_template to a Jinja file "
-            "(package:chatml.jinja ships with fmstune)"
+            "data.format",
+            ": the model's tokenizer has no chat template; set model.chat_template to a Jinja file "
+            "(package:chatml.jinja ships with fmstune)",
         )
     template: str = tokenizer.get_chat_template()
     return template

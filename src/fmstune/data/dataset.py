@@ -18,7 +18,7 @@ from fmstune.data.splits import HELD_OUT, TRAIN, Place
 from fmstune.data.streaming import Stream
 from fmstune.data.tokenized import Part, Recipe
 from fmstune.data.tokens import Formatted, TokenRow
-from fmstune.errors import UserError, raise_if_any
+from fmstune.errors import Problem, UserError, raise_if_any
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -140,7 +140,7 @@ def prepare(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int) -> Prep
     contents = _contents([recipe.place for recipe in recipes if recipe not in streamed])
     made: dict[str, list[Part]] = {TRAIN: [], HELD_OUT: []}
     found_of: dict[str, list[Part]] = {}
-    problems: list[str] = []
+    problems: list[Problem] = []
     for recipe in recipes:
         name, field = _name(recipe.place), recipe.place.field
         try:
@@ -191,7 +191,7 @@ def held_out(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int) -> tup
     wanted = [place for place in places(data) if place.trains == splits.draws(data)]
     contents = _contents(wanted)
     found: list[Part] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
     for place, format in formats(data, tokenizer):
         if place in wanted:
             try:
@@ -208,14 +208,14 @@ def held_out(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int) -> tup
 def formats(data: Data, tokenizer: "PreTrainedTokenizerBase | None") -> list[tuple[Place, Format]]:
     """Each source with its format; raises UserError with all that is wrong with the formats."""
     found: list[tuple[Place, Format]] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
     for place in places(data):
         try:
             found.append((place, load_format(place.source.format or {}, tokenizer)))
         except UserError as err:
             field = f"{place.field}.format" if place.source.format != data.format else "data.format"
-            problems += [problem.replace("data.format", field) for problem in err.problems]
-    raise_if_any(dict.fromkeys(problems))
+            problems += [problem.moved("data.format", field) for problem in err.problems]
+    raise_if_any(problems)
     return found
 
 
@@ -239,7 +239,7 @@ def _mixed(data: Data, made: Mapping[str, list[Part]], hashes: Mapping[str, str]
     train, held_out = made[TRAIN], made[HELD_OUT]
     shared = overlap.find(train, held_out)
     if shared and data.overlap is Overlap.error:
-        raise UserError(*(f"data.overlap=error: {overlap.message(one)}; remove them" for one in shared))
+        raise UserError.of(Problem("data.overlap", f"=error: {overlap.message(one)}; remove them") for one in shared)
     if shared and data.overlap is Overlap.drop:
         train = [_without(part, held_out) for part in train]
     weights = {name: source.weight for name, source in sources(data, TRAIN).items()}
@@ -263,7 +263,7 @@ def _without(part: Part, held_out: list[Part]) -> Part:
     """The source without the rows that are held out, which its ledger counts."""
     kept, held_out_too = overlap.divided(part, held_out)
     if not len(kept):
-        raise UserError(f"data.overlap=drop leaves no row of {part.name or 'data.train'}: all are held out, too")
+        raise UserError("data.overlap", f"=drop leaves no row of {part.name or 'data.train'}: all are held out, too")
     ledger = part.ledger.without(part.rows.select(held_out_too)["labels"])
     return dataclasses.replace(part, rows=part.rows.select(kept), ledger=ledger)
 
@@ -288,7 +288,7 @@ def scan(data: Data, seed: int) -> Scan:
 
     Of sources that are streamed, only the first rows are read.
     """
-    problems: list[str] = []
+    problems: list[Problem] = []
     counts = {TRAIN: Count(), HELD_OUT: Count()}
     found_formats = formats(data, None)
     _contents([place for place, _ in found_formats if not (data.streaming and place.trains)])
@@ -304,7 +304,7 @@ def scan(data: Data, seed: int) -> Scan:
                     counts[name].add(row.formatted)
         except UserError as err:
             problems += err.problems
-        problems += found.messages()
+        problems += found.first()
     raise_if_any(problems)
     train = counts[TRAIN]
     return Scan(
@@ -321,7 +321,7 @@ def scan(data: Data, seed: int) -> Scan:
 def _contents(found: list[Place]) -> dict[str, Contents]:
     """What each source's files hold; raises UserError where one is trained and held out."""
     contents: dict[str, Contents] = {}
-    problems: list[str] = []
+    problems: list[Problem] = []
     for place in found:
         try:
             contents[place.field] = rows.contents(place.source.path, place.field)
@@ -330,8 +330,11 @@ def _contents(found: list[Place]) -> dict[str, Contents]:
     raise_if_any(problems)
     trained = {contents[place.field]: place.field for place in found if place.trains}
     raise_if_any(
-        f"{place.field} holds the same rows as {trained[contents[place.field]]}; name other rows, "
-        "or set data.eval=null and data.eval_fraction to hold some out"
+        Problem(
+            place.field,
+            f"holds the same rows as {trained[contents[place.field]]}; name other rows, "
+            "or set data.eval=null and data.eval_fraction to hold some out",
+        )
         for place in found
         if not place.trains and contents[place.field] in trained
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fmstune import files
 from fmstune.data import formats
 from fmstune.data.tokens import Formatted, RowProblem, Segment, TokenRow, in_words
-from fmstune.errors import UserError, did_you_mean, raise_if_any
+from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,17 +88,17 @@ def _function(target: Any) -> Callable[..., Any]:
     """A public function of the named module itself: what that module only imports may do anything with a row."""
     module_name, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
     if not module_name:
-        raise UserError(f"data.format._target_ must be like fmstune.data.formats.text, found {target!r}")
+        raise UserError("data.format._target_", f"must be like fmstune.data.formats.text, found {target!r}")
     try:
         module = importlib.import_module(module_name)
     except ImportError as err:
-        raise UserError(f"data.format._target_: cannot import {module_name} ({err})") from err
+        raise UserError("data.format._target_", f": cannot import {module_name} ({err})") from err
     known = _format_names(module)
     function = vars(module).get(name)
     if name not in known or not inspect.isfunction(function):
-        raise UserError(f"data.format._target_: {_no_format(module_name, name, function, known)}")
+        raise UserError("data.format._target_", f": {_no_format(module_name, name, function, known)}")
     if not _takes_a_row(function):
-        raise UserError(f"data.format._target_: {target} must take the row as its first argument")
+        raise UserError("data.format._target_", f": {target} must take the row as its first argument")
     return function
 
 
@@ -136,7 +136,7 @@ def _wants_tokenizer(function: Callable[..., Any]) -> bool:
     return "tokenizer" in list(inspect.signature(function).parameters)[1:]
 
 
-def _misfits(function: Callable[..., Any], settings: Mapping[str, Any]) -> Iterator[str]:
+def _misfits(function: Callable[..., Any], settings: Mapping[str, Any]) -> Iterator[Problem]:
     """How the settings differ from what the function takes after the row."""
     name = function.__name__
     row, *parameters = inspect.signature(function).parameters.values()
@@ -146,9 +146,9 @@ def _misfits(function: Callable[..., Any], settings: Mapping[str, Any]) -> Itera
     for setting, value in settings.items():
         if setting not in takes:
             if not takes_any or setting == row.name:
-                yield f"data.format.{setting}: {name} has no such setting{did_you_mean(setting, takes)}"
+                yield Problem(f"data.format.{setting}", f": {name} has no such setting{did_you_mean(setting, takes)}")
         elif takes[setting].annotation in (str, str | None) and not isinstance(value, takes[setting].annotation):
-            yield f"data.format.{setting} must be a string, found {in_words(value)}"
+            yield Problem(f"data.format.{setting}", f"must be a string, found {in_words(value)}")
     for setting, parameter in takes.items():
         if parameter.default is parameter.empty and setting not in settings:
-            yield f"data.format.{setting} is missing; {name} needs it"
+            yield Problem(f"data.format.{setting}", f"is missing; {name} needs it")

@@ -39,8 +39,9 @@ def shares(
     for share in found:
         if share.taken > MOST_REPEATS * share.rows:
             raise UserError(
-                f"data.train.{share.name}: weight {share.weight:g} takes each of its {share.rows:,} rows "
-                f"{share.taken // share.rows:,} times an epoch; lower it, or set data.stopping_strategy=first_exhausted"
+                f"data.train.{share.name}",
+                f": weight {share.weight:g} takes each of its {share.rows:,} rows {share.taken // share.rows:,} times "
+                "an epoch; lower it, or set data.stopping_strategy=first_exhausted",
             )
     return found
 

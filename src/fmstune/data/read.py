@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fmstune import files as package_files
-from fmstune.errors import UserError, raise_if_any
+from fmstune.errors import Problem, UserError, raise_if_any
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".arrow")
 """What a folder is searched for; a file that is named is read whatever its suffix, by its content."""
@@ -41,9 +41,9 @@ class Row(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """A message in the place of a row."""
+    """A problem in the place of a row."""
 
-    problem: str
+    problem: Problem
 
 
 class File(NamedTuple):
@@ -71,19 +71,21 @@ Item = Row | Unreadable
 class Problems:
     """What is wrong with many rows: the same words about one file are said once, with the rows' numbers."""
 
-    found: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    found: dict[Problem, list[int]] = field(default_factory=dict)
 
-    def add(self, problem: str, row: Row | None = None) -> None:
-        """Note a problem, of this row or of a whole file."""
-        numbers = self.found.setdefault((row.file if row else "", problem), [])
-        if row:
-            numbers.append(row.number)
+    def add(self, problem: Problem) -> None:
+        """Note a problem of a whole file."""
+        self.found.setdefault(problem, [])
 
-    def messages(self) -> list[str]:
+    def add_row(self, row: Row, text: str) -> None:
+        """Note a problem of one row."""
+        self.found.setdefault(Problem(row.file, f": {text}"), []).append(row.number)
+
+    def first(self) -> list[Problem]:
         """The first problems, and how many more there are."""
-        shown = [_message(*item) for item in islice(self.found.items(), SHOWN)]
+        shown = [_with_rows(*item) for item in islice(self.found.items(), SHOWN)]
         more = len(self.found) - len(shown)
-        return [*shown, f"and {more:,} more such problems"] if more else shown
+        return [*shown, Problem("", f"and {more:,} more such problems")] if more else shown
 
 
 def read(source: Any, field: str, max_rows: int | None = None, *, stream: bool = False) -> Iterator[Row]:
@@ -106,8 +108,8 @@ def read(source: Any, field: str, max_rows: int | None = None, *, stream: bool =
         if count == max_rows:
             break
         if count == before:
-            problems.add(f"{field}: {file.name} holds no rows")
-    raise_if_any(problems.messages())
+            problems.add(Problem(field, f": {file.name} holds no rows"))
+    raise_if_any(problems.first())
 
 
 def files(source: Any, field: str) -> list[Path]:
@@ -142,7 +144,7 @@ def _unique(source: Any, field: str, hub_files: Callable[[str, str], list[File]]
     found: dict[Path, File] = {}
     problems = Problems()
     if not entries:
-        problems.add(f"{field} is an empty list; name a file, glob, folder or hub id")
+        problems.add(Problem(field, "is an empty list; name a file, glob, folder or hub id"))
     for entry in entries:
         try:
             for file in _files_of(entry, field, hub_files):
@@ -152,22 +154,22 @@ def _unique(source: Any, field: str, hub_files: Callable[[str, str], list[File]]
         except UserError as err:
             for problem in err.problems:
                 problems.add(problem)
-    raise_if_any(problems.messages())
+    raise_if_any(problems.first())
     return list(found.values())
 
 
-def _twice(field: str, first: File, again: File) -> str:
+def _twice(field: str, first: File, again: File) -> Problem:
     other = f", also as {again.name}" if again.name != first.name else ""
-    return f"{field} lists the file {first.name} twice{other}; list it once, or make it two files"
+    return Problem(field, f"lists the file {first.name} twice{other}; list it once, or make it two files")
 
 
 def _files_of(entry: Any, field: str, hub_files: Callable[[str, str], list[File]]) -> list[File]:
     if not isinstance(entry, str) or not entry:
-        raise UserError(f"{field} must name a file, glob, folder or hub id, found {entry!r}")
+        raise UserError(field, f"must name a file, glob, folder or hub id, found {entry!r}")
     try:
         path = Path(package_files.resolve(entry)).expanduser()
     except UserError as err:
-        raise UserError(f"{field}: {err}") from err
+        raise UserError(field, f": {err}") from err
     if path.is_file():
         return [File(entry, path)]
     if path.is_dir():
@@ -175,12 +177,12 @@ def _files_of(entry: Any, field: str, hub_files: Callable[[str, str], list[File]
     if any(character in entry for character in "*?["):
         matches = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
         if not matches:
-            raise UserError(f"{field}: no file matches {entry}")
+            raise UserError(field, f": no file matches {entry}")
         return [File(str(match), match) for match in matches]
     if _may_be_hub_id(entry):
         return hub_files(entry, field)
     missing = "" if path.parent.is_dir() else f" (there is no folder {path.parent})"
-    raise UserError(f"{field}: no file {entry}{missing}{package_files.did_you_mean_beside(path)}")
+    raise UserError(field, f": no file {entry}{missing}{package_files.did_you_mean_beside(path)}")
 
 
 def _in_folder(folder: Path, field: str) -> list[File]:
@@ -189,7 +191,7 @@ def _in_folder(folder: Path, field: str) -> list[File]:
     if not found:
         below = sorted({path.parent.relative_to(folder) for path in folder.rglob("*") if _is_data(path)})
         hint = f"; its folders {', '.join(map(str, below))} do: name one" if below else ""
-        raise UserError(f"{field}: the folder {folder} holds no data file ({' '.join(SUFFIXES)}){hint}")
+        raise UserError(field, f": the folder {folder} holds no data file ({' '.join(SUFFIXES)}){hint}")
     return [File(str(path), path) for path in found]
 
 
@@ -223,13 +225,13 @@ def _hub_split(hub_id: str, field: str, *, streaming: bool) -> tuple[str, Any]:
     try:
         splits = datasets.load_dataset(hub_id, streaming=streaming)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as err:
-        raise UserError(f"{field}: no path {hub_id} here, and the hub does not give it ({err})") from err
+        raise UserError(field, f": no path {hub_id} here, and the hub does not give it ({err})") from err
     wanted_names = SPLITS[".".join(field.split(".")[:2])]
     name = next((name for name in wanted_names if name in splits), None)
     if name is None:
         wanted, there = " or ".join(wanted_names), ", ".join(splits)
         raise UserError(
-            f"{field}: {hub_id} has no split {wanted}, only {there}; download what you mean and name its file"
+            field, f": {hub_id} has no split {wanted}, only {there}; download what you mean and name its file"
         )
     return name, splits[name]
 
@@ -249,8 +251,8 @@ def _head(file: File) -> bytes:
         return content.read(4096).removeprefix(codecs.BOM_UTF8)
 
 
-def _refused(file: File, err: OSError) -> str:
-    return f"{file.name}: cannot be read ({err.strerror or err})"
+def _refused(file: File, err: OSError) -> Problem:
+    return Problem(file.name, f": cannot be read ({err.strerror or err})")
 
 
 def _reader(file: File, head: bytes) -> Callable[[File], Iterable[Item]]:
@@ -274,7 +276,7 @@ def _no_rows(file: File) -> Iterator[Item]:
 
 
 def _unknown(file: File) -> Iterator[Item]:
-    yield Unreadable(f"{file.name}: neither JSON, CSV (named .csv), Parquet nor Arrow; convert it to one")
+    yield Unreadable(Problem(file.name, ": neither JSON, CSV (named .csv), Parquet nor Arrow; convert it to one"))
 
 
 def _json_lines(file: File) -> Iterator[Item]:
@@ -290,13 +292,13 @@ def _json_line(file: File, number: int, content: bytes) -> Item:
     try:
         values = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as err:
-        return Unreadable(f"{place}: {_not_utf8(err)}")
+        return Unreadable(Problem(place, f": {_not_utf8(err)}"))
     except json.JSONDecodeError as err:
-        return Unreadable(f"{place}: broken JSON ({err.msg} at column {err.colno}); each line is one row")
+        return Unreadable(Problem(place, f": broken JSON ({err.msg} at column {err.colno}); each line is one row"))
     except (RecursionError, ValueError) as err:
-        return Unreadable(f"{place}: {_beyond_python(err)}")
+        return Unreadable(Problem(place, f": {_beyond_python(err)}"))
     if not isinstance(values, dict):
-        return Unreadable(f"{place}: a row must be a JSON object, found type {type(values).__name__}")
+        return Unreadable(Problem(place, f": a row must be a JSON object, found type {type(values).__name__}"))
     return Row(file.name, number, values)
 
 
@@ -304,20 +306,20 @@ def _json_array(file: File) -> Iterator[Item]:
     try:
         rows = json.loads(file.path.read_bytes().removeprefix(codecs.BOM_UTF8).decode("utf-8"))
     except UnicodeDecodeError as err:
-        yield Unreadable(f"{file.name}: {_not_utf8(err)}")
+        yield Unreadable(Problem(file.name, f": {_not_utf8(err)}"))
         return
     except json.JSONDecodeError as err:
-        yield Unreadable(f"{file.name}:{err.lineno}: broken JSON ({err.msg} at column {err.colno})")
+        yield Unreadable(Problem(f"{file.name}:{err.lineno}", f": broken JSON ({err.msg} at column {err.colno})"))
         return
     except (RecursionError, ValueError) as err:
-        yield Unreadable(f"{file.name}: {_beyond_python(err)}")
+        yield Unreadable(Problem(file.name, f": {_beyond_python(err)}"))
         return
     for number, values in enumerate(rows, start=1):
         if isinstance(values, dict):
             yield Row(file.name, number, values)
         else:
             kind = type(values).__name__
-            yield Unreadable(f"{file.name}, row {number}: a row must be a JSON object, found type {kind}")
+            yield Unreadable(Problem(f"{file.name}, row {number}", f": a row must be a JSON object, found type {kind}"))
 
 
 def _csv(file: File) -> Iterator[Item]:
@@ -328,18 +330,20 @@ def _csv(file: File) -> Iterator[Item]:
         try:
             columns = next(reader, [])
             if len(set(columns)) < len(columns) or "" in columns:
-                yield Unreadable(f"{file.name}:1: must name the columns, each once, found {columns}")
+                yield Unreadable(Problem(f"{file.name}:1", f": must name the columns, each once, found {columns}"))
                 return
             for number, cells in enumerate((cells for cells in reader if cells), start=1):
                 if len(cells) == len(columns):
                     yield Row(file.name, number, dict(zip(columns, cells, strict=True)))
                 else:
                     place = f"{file.name}, row {number} (line {reader.line_num})"
-                    yield Unreadable(f"{place}: {len(cells)} cells for {len(columns)} columns; quote commas")
+                    yield Unreadable(Problem(place, f": {len(cells)} cells for {len(columns)} columns; quote commas"))
         except UnicodeDecodeError as err:
-            yield Unreadable(f"{file.name}:{reader.line_num + 1}: {_not_utf8(err)}")
+            yield Unreadable(Problem(f"{file.name}:{reader.line_num + 1}", f": {_not_utf8(err)}"))
         except csv.Error as err:
-            yield Unreadable(f"{file.name}:{reader.line_num}: broken CSV ({err}); mend it or use JSON lines")
+            yield Unreadable(
+                Problem(f"{file.name}:{reader.line_num}", f": broken CSV ({err}); mend it or use JSON lines")
+            )
 
 
 def _without_bom(number: int, line: bytes) -> bytes:
@@ -393,13 +397,12 @@ def _rows_of_batches(file: File, batches: Callable[[], Iterator[Any]]) -> Iterat
                 number += 1
                 yield Row(file.name, number, values)
     except (pa.ArrowException, OSError) as err:
-        yield Unreadable(f"{file.name}: broken after row {number} ({err})")
+        yield Unreadable(Problem(file.name, f": broken after row {number} ({err})"))
 
 
-def _message(key: tuple[str, str], numbers: list[int]) -> str:
-    file, problem = key
+def _with_rows(problem: Problem, numbers: list[int]) -> Problem:
     if not numbers:
         return problem
     shown, more = numbers[:SHOWN], len(numbers) - SHOWN
     listed = ", ".join(map(str, shown)) + (f" and {more:,} more" if more > 0 else "")
-    return f"{file}, {'row' if len(numbers) == 1 else 'rows'} {listed}: {problem}"
+    return Problem(f"{problem.field}, {'row' if len(numbers) == 1 else 'rows'} {listed}", problem.text)

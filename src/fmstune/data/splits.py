@@ -46,8 +46,9 @@ def held_out_numbers(count: int, eval_fraction: float, seed: int) -> frozenset[i
     share = round(eval_fraction * count)
     if not 0 < share < count:
         raise UserError(
-            f"data.eval_fraction={eval_fraction:g} holds {share} of {count} rows out, "
-            "and both splits need one; change it or set data.eval"
+            "data.eval_fraction",
+            f"={eval_fraction:g} holds {share} of {count} rows out, "
+            "and both splits need one; change it or set data.eval",
         )
     return frozenset(random.Random(seed).sample(range(count), share))
 
@@ -90,9 +91,9 @@ def formatted(
         except TemplateMissing as err:
             ledger.rows_without_template += 1
             if strict:
-                problems.add(f"{err}; mend it, set data.response_template or data.untrainable=drop", row)
+                problems.add_row(row, f"{err}; mend it, set data.response_template or data.untrainable=drop")
         except RowProblem as err:
-            problems.add(str(err), row)
+            problems.add_row(row, str(err))
         else:
             ledger.rows_formatted += 1
             if template and isinstance(made, list) and formats.repeats_template(made, template):
@@ -102,7 +103,7 @@ def formatted(
                 continue
             ledger.rows_without_answer += 1
             if strict:
-                problems.add("the answer is empty; mend it, or set data.untrainable=drop", row)
+                problems.add_row(row, "the answer is empty; mend it, or set data.untrainable=drop")
 
 
 def _readable(split: Iterable[Row], problems: Problems) -> Iterator[Row]:

@@ -28,9 +28,9 @@ def sample(recipe: Recipe, name: str) -> Part:
     ledger, problems = Ledger(), Problems()
     first = islice(_read(recipe), SAMPLE)
     made = tokenized.dataset(list(tokenized.batches(first, recipe, ledger, problems)))
-    raise_if_any(problems.messages())
+    raise_if_any(problems.first())
     if not len(made):
-        raise UserError("\n".join([f"{recipe.place.field}: no row is left of the first {SAMPLE:,}", *ledger.lines()]))
+        raise UserError(recipe.place.field, "\n".join([f": no row is left of the first {SAMPLE:,}", *ledger.lines()]))
     return Part(name, made, ledger, cached=False)
 
 
@@ -50,10 +50,10 @@ class Stream:
         """One pass; raises UserError at the end of a batch with all that is wrong with it."""
         problems = Problems()
         for batch in tokenized.batches(_read(self.recipe), self.recipe, self.ledger, problems):
-            raise_if_any(problems.messages())
+            raise_if_any(problems.first())
             for row in batch:
                 yield {"input_ids": row.encoded.input_ids, "labels": row.encoded.labels}
-        raise_if_any(problems.messages())
+        raise_if_any(problems.first())
 
 
 def dataset(streams: Sequence[Stream], data: Data, seed: int) -> "IterableDataset":

@@ -67,7 +67,7 @@ def load_template(template_file: str) -> RowTemplate:
         return _compiled(path, path.absolute(), facts.st_mtime_ns, facts.st_size)
     except (OSError, UnicodeDecodeError) as err:
         reason = err.strerror if isinstance(err, OSError) else "not UTF-8"
-        raise UserError(f"data.format.template_file: {path} cannot be read ({reason}); name a Jinja file") from err
+        raise UserError("data.format.template_file", f": {path} cannot be read ({reason}); name a Jinja file") from err
 
 
 @lru_cache(maxsize=16)
@@ -83,11 +83,14 @@ def _compiled(path: Path, *version: Any) -> RowTemplate:
         parsed = environment.parse(text)
         template = environment.from_string(text)
     except TemplateSyntaxError as err:
-        raise UserError(f"data.format.template_file: {path}:{err.lineno}: {err.message}; mend the template") from err
+        raise UserError(
+            "data.format.template_file", f": {path}:{err.lineno}: {err.message}; mend the template"
+        ) from err
     if not any(isinstance(node.call, nodes.Call) and _marks(node.call) for node in parsed.find_all(nodes.CallBlock)):
         raise UserError(
-            f"data.format.template_file: {path} marks nothing as trained; "
-            "put the answer between {% generation %} and {% endgeneration %} (all of it, to train everything)"
+            "data.format.template_file",
+            f": {path} marks nothing as trained; "
+            "put the answer between {% generation %} and {% endgeneration %} (all of it, to train everything)",
         )
     return RowTemplate(template, *words)
 

@@ -26,7 +26,7 @@ from fmstune.data.ledger import Fate, Ledger
 from fmstune.data.read import Contents, Problems, Row
 from fmstune.data.splits import HELD_OUT, FormattedRow, Place
 from fmstune.data.tokens import Encoded
-from fmstune.errors import UserError, raise_if_any
+from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.garbage import seldom_collected
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def parts(recipe: Recipe, name: str, seed: int, contents: Contents) -> dict[str,
         _make(entry, recipe, seed)
         found = _open(entry, name, cached=False)
         if found is None:
-            raise UserError(f"the cache entry {entry} went away while it was used; start again")
+            raise UserError("", f"the cache entry {entry} went away while it was used; start again")
     return found
 
 
@@ -112,13 +112,14 @@ def _make(entry: Path, recipe: Recipe, seed: int) -> None:
             cache.publish(made, entry, usable=lambda there: _open(there, "", cached=True) is not None)
     except OSError as err:
         raise UserError(
+            "",
             f"cannot write to the cache {cache.place()} ({err.strerror or err}); "
-            "set FMSTUNE_CACHE to a folder where you can write"
+            "set FMSTUNE_CACHE to a folder where you can write",
         ) from err
 
 
 def _write_entry(made: Path, recipe: Recipe, seed: int) -> None:
-    problems: list[str] = []
+    problems: list[Problem] = []
     ledgers: dict[str, Ledger] = {}
     for split, rows in splits.splits(recipe.place, recipe.data, seed).items():
         words = f"tokenising {recipe.place.field} ({split})"
@@ -136,10 +137,10 @@ def _write_entry(made: Path, recipe: Recipe, seed: int) -> None:
     (made / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _empty(place: Place, ledgers: dict[str, Ledger]) -> Iterator[str]:
+def _empty(place: Place, ledgers: dict[str, Ledger]) -> Iterator[Problem]:
     for split, ledger in ledgers.items():
         if ledger.rows_trained == 0:
-            yield "\n".join([f"{place.field}: no row is left in the {split} split", *ledger.lines()])
+            yield Problem(place.field, "\n".join([f": no row is left in the {split} split", *ledger.lines()]))
 
 
 def _write_split(split: Iterable[Row], path: Path, recipe: Recipe) -> Ledger:
@@ -149,7 +150,7 @@ def _write_split(split: Iterable[Row], path: Path, recipe: Recipe) -> Ledger:
     with seldom_collected(), pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for batch in batches(split, recipe, ledger, problems, ahead=AHEAD):
             writer.write_batch(_record_batch(batch, schema))
-    raise_if_any(problems.messages())
+    raise_if_any(problems.first())
     return ledger
 
 
@@ -195,10 +196,10 @@ def _kept(
         ledger.add(encoded, fate, formatted.number)
         if fate is Fate.too_long and data.over_length is OverLength.error:
             long = f"more than data.max_length={data.max_length} tokens"
-            problems.add(f"{long}; raise it, or set data.over_length to truncate or drop", formatted.row)
+            problems.add_row(formatted.row, f"{long}; raise it, or set data.over_length to truncate or drop")
         elif fate is Fate.without_answer and data.untrainable is Untrainable.error:
             cut = f"data.max_length={data.max_length} leaves no token of the answer"
-            problems.add(f"{cut}; raise it, or set data.untrainable=drop", formatted.row)
+            problems.add_row(formatted.row, f"{cut}; raise it, or set data.untrainable=drop")
         elif fate in (Fate.trained, Fate.truncated):
             kept.append(Tokenised(formatted.number, encoded))
     return kept

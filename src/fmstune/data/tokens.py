@@ -175,9 +175,9 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The id of end-of-sequence; raises UserError for a tokenizer that cannot be used."""
     if not tokenizer.is_fast:
         kind = type(tokenizer).__name__
-        raise UserError(f"model.tokenizer: {kind} does not tell which text a token spans; use a fast one")
+        raise UserError("model.tokenizer", f": {kind} does not tell which text a token spans; use a fast one")
     if not isinstance(tokenizer.eos_token_id, int):
-        raise UserError("model.tokenizer has no end-of-sequence token; set model.special_tokens.eos_token")
+        raise UserError("model.tokenizer", "has no end-of-sequence token; set model.special_tokens.eos_token")
     return tokenizer.eos_token_id
 
 

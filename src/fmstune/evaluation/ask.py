@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from fmstune.config.requests import SAMPLING, Generation
 from fmstune.data import formats, read
-from fmstune.errors import UserError, raise_if_any
+from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.evaluation import generate, prompts
 from fmstune.evaluation.prompts import Prompt
 from fmstune.files import explain_write_errors, write_json
@@ -69,11 +69,11 @@ def _texts(request: Generation) -> list[str]:
         )
         found = prompts.lines(content.decode("utf-8-sig"))
     except UnicodeDecodeError as err:
-        raise UserError(f"--text_file: {request.text_file} is not UTF-8 (byte {err.start}); convert it") from err
+        raise UserError("--text_file", f": {request.text_file} is not UTF-8 (byte {err.start}); convert it") from err
     except OSError as err:
-        raise UserError(f"--text_file: {request.text_file} cannot be read ({err.strerror})") from err
+        raise UserError("--text_file", f": {request.text_file} cannot be read ({err.strerror})") from err
     if not found:
-        raise UserError(f"--text_file: {request.text_file} holds no text; write one prompt a line")
+        raise UserError("--text_file", f": {request.text_file} holds no text; write one prompt a line")
     return found
 
 
@@ -86,7 +86,7 @@ def _prompts(request: Generation, texts: Sequence[str], tokenizer: PreTrainedTok
     return prompts.of_rows(prompts.rows_of_texts(texts, named, request.format), request.format, tokenizer)
 
 
-def _too_long(asked: Sequence[Prompt], model: Tuned, max_new_tokens: int) -> Iterator[str]:
+def _too_long(asked: Sequence[Prompt], model: Tuned, max_new_tokens: int) -> Iterator[Problem]:
     """Prompts that leave no room for their answer; transformers would fail, or go on with positions it never saw."""
     config = model.model.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
@@ -98,10 +98,11 @@ def _too_long(asked: Sequence[Prompt], model: Tuned, max_new_tokens: int) -> Ite
     if long:
         first = len(asked[long[0] - 1].ids)
         beside = f" and {virtual} virtual tokens" if virtual else ""
-        yield (
+        yield Problem(
+            "",
             f"{len(long):,} of {len(asked):,} prompts are too long, first number {long[0]:,}: its {first:,} "
             f"tokens{beside} with --max_new_tokens {max_new_tokens:,} go beyond the {positions:,} positions of the "
-            "model; shorten them, or lower --max_new_tokens"
+            "model; shorten them, or lower --max_new_tokens",
         )
 
 
@@ -119,11 +120,14 @@ def _answered(request: Generation, asked: Sequence[Prompt]) -> int:
         try:
             given = json.loads(line)["input"]
         except (ValueError, KeyError, TypeError) as err:
-            raise UserError(f"--resume: {path}:{number} is no answer of fmstune generate; choose another file") from err
+            raise UserError(
+                "--resume", f": {path}:{number} is no answer of fmstune generate; choose another file"
+            ) from err
         if number > len(asked) or given != asked[number - 1].text:
             raise UserError(
-                f"--resume: {path}:{number} answers another prompt than number {number:,} of these; give the prompts "
-                "that it was begun with, or another --out_file"
+                "--resume",
+                f": {path}:{number} answers another prompt than number {number:,} of these; give the prompts "
+                "that it was begun with, or another --out_file",
             )
     if rest:
         with path.open("r+b") as file:

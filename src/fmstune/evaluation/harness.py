@@ -14,7 +14,7 @@ from lm_eval.tasks import TaskManager
 
 from fmstune import tables
 from fmstune.config.requests import Harness
-from fmstune.errors import UserError, did_you_mean, raise_if_any
+from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 from fmstune.evaluation import metrics
 from fmstune.files import explain_write_errors, write_json
 from fmstune.models import tuned
@@ -44,16 +44,18 @@ def run(request: Harness) -> int:
     return 0
 
 
-def _unknown(tasks: Sequence[str], manager: Any) -> Iterator[str]:
+def _unknown(tasks: Sequence[str], manager: Any) -> Iterator[Problem]:
     for name in tasks:
         if name not in manager.task_index:
             hint = did_you_mean(name, manager.all_tasks)
-            yield f"--tasks: the harness has no task {name!r}{hint or '; --include_path adds a folder of your own'}"
+            yield Problem(
+                "--tasks", f": the harness has no task {name!r}{hint or '; --include_path adds a folder of your own'}"
+            )
 
 
 def _load(request: Harness, manager: Any) -> bool:
     """Get the tasks' data, and say whether a task generates; raises UserError with each whose data is not there."""
-    problems: list[str] = []
+    problems: list[Problem] = []
     generates = False
     for name in request.tasks:
         try:
@@ -61,8 +63,11 @@ def _load(request: Harness, manager: Any) -> bool:
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, DatasetsError) as err:
             said = (" ".join(str(err).split()) or type(err).__name__)[:200]
             problems.append(
-                f"--tasks: {name} cannot be loaded ({said}); its data comes from the hub: load it where the hub can be "
-                "reached and carry the cache over (HF_HOME), or name tasks of your own files with --include_path"
+                Problem(
+                    "--tasks",
+                    f": {name} cannot be loaded ({said}); its data comes from the hub: load it where the hub can be "
+                    "reached and carry the cache over (HF_HOME), or name tasks of your own files with --include_path",
+                )
             )
             continue
         generates = generates or any(task.OUTPUT_TYPE == "generate_until" for task in loaded)
@@ -98,7 +103,7 @@ def _results(request: Harness, manager: Any, model: Tuned, *, generates: bool) -
         )
     except ValueError as err:
         # such as a task whose answers are run as a program
-        raise UserError(f"--tasks: the harness refuses: {' '.join(str(err).split())}") from err
+        raise UserError("--tasks", f": the harness refuses: {' '.join(str(err).split())}") from err
     kept = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better")
     return {name: json.loads(json.dumps(found[name], default=str)) for name in kept if name in found}
 

@@ -49,8 +49,8 @@ def of_rows(found: Sequence[Row], format: Mapping[str, Any], tokenizer: PreTrain
         try:
             formatted.append(_prompt(make, row.values, format, tokenizer))
         except RowProblem as err:
-            problems.add(str(err), row)
-    raise_if_any(problems.messages())
+            problems.add_row(row, str(err))
+    raise_if_any(problems.first())
     encoded = encode_rows(formatted, tokenizer, _UNCUT)
     return [
         Prompt(_text(made, row.prompt_ids, tokenizer), row.prompt_ids or [generate.begin(tokenizer)])
@@ -62,7 +62,9 @@ def rows_of_texts(texts: Sequence[str], file: str, format: Mapping[str, Any]) ->
     """Rows that hold the texts where the format has its question; raises UserError where that is not known."""
     column = _question(format)
     if column is None:
-        raise UserError(f"--format: what a text is to {format['_target_']} is not known; give rows with --rows_file")
+        raise UserError(
+            "--format", f": what a text is to {format['_target_']} is not known; give rows with --rows_file"
+        )
     return [Row(file, number, column(text)) for number, text in enumerate(texts, start=1)]
 
 
@@ -95,11 +97,11 @@ def _answer_field(format: Mapping[str, Any]) -> str | None:
 
 def _format(format: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Format:
     if _own_name(format) == "chat" and tokenizer.chat_template is None:
-        raise UserError("--format chat: the model has no chat template; one that was tuned on chat has its own")
+        raise UserError("--format", "chat: the model has no chat template; one that was tuned on chat has its own")
     try:
         return load_format(format, tokenizer)
     except UserError as err:
-        raise UserError(*(problem.replace("data.format", "--format", 1) for problem in err.problems)) from err
+        raise UserError.of(problem.moved("data.format", "--format") for problem in err.problems) from err
 
 
 def _prompt(

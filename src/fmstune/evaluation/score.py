@@ -86,8 +86,9 @@ def _task(request: Scoring, rows: list[Asked], ledger: Ledger, model: Tuned) -> 
     if not request.label and len(allowed) > LABELS_AT_MOST:
         if request.method is Method.rank:
             raise UserError(
-                f"--method rank: the rows have {len(allowed):,} different answers, and up to {LABELS_AT_MOST} can be "
-                "ranked unasked; name the labels with --label, or take --method generate"
+                "--method",
+                f"rank: the rows have {len(allowed):,} different answers, and up to {LABELS_AT_MOST} can be "
+                "ranked unasked; name the labels with --label, or take --method generate",
             )
         allowed = {}
     counts = {
@@ -103,7 +104,7 @@ def _task(request: Scoring, rows: list[Asked], ledger: Ledger, model: Tuned) -> 
         said = "; ".join(f"{count:,} {text}" for count, text in _left_out(counts)) or "there is none"
         found = metrics.labels(row.answer for row in fitting)[:LABELS_AT_MOST]
         hint = f"; the answers that the rows have are {', '.join(map(repr, found))}" if found else ""
-        raise UserError(f"no row of {ledger.rows_read:,} is left to evaluate: {said}{hint}")
+        raise UserError("", f"no row of {ledger.rows_read:,} is left to evaluate: {said}{hint}")
     return Task(known, tuple(allowed.values()), stops, counts)
 
 

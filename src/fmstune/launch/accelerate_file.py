@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from fmstune.errors import UserError, did_you_mean, raise_if_any
+from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 
 _STRATEGIES = {"FSDP": "fsdp", "MULTI_GPU": "ddp", "MULTI_CPU": "ddp", "NO": "single"}
 _SAME_NAME = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
@@ -53,38 +53,42 @@ def values(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
         reason = getattr(err, "strerror", None) or " ".join(str(err).split())
-        raise UserError(f"launcher.config_file: {path} cannot be read ({reason}); give an accelerate YAML") from err
+        raise UserError("launcher.config_file", f": {path} cannot be read ({reason}); give an accelerate YAML") from err
     return values_of(tree, path)
 
 
 def values_of(tree: Any, path: Path | str) -> dict[str, Any]:
     """The same of a file that was read; `path` names it."""
     if not isinstance(tree, dict):
-        raise UserError(f"launcher.config_file: {path} is no mapping of settings; give an accelerate YAML")
-    problems: list[str] = []
+        raise UserError("launcher.config_file", f": {path} is no mapping of settings; give an accelerate YAML")
+    problems: list[Problem] = []
     found = {**_top(tree, problems), **_fsdp(tree.get("fsdp_config") or {}, problems)}
-    raise_if_any(f"launcher.config_file: {path}: {problem}" for problem in problems)
+    raise_if_any(Problem("launcher.config_file", f": {path}: {problem}") for problem in problems)
     return found
 
 
-def _top(tree: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+def _top(tree: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
     found: dict[str, Any] = {name: tree[name] for name in _SAME_NAME if tree.get(name) is not None}
     known = (*_SAME_NAME, *_WITHOUT_EFFECT, *_REFUSED_WHEN_SET, "distributed_type", "mixed_precision", "use_cpu")
     for name in tree:
         if name not in (*known, "fsdp_config", "gpu_ids"):
-            problems.append(f"{name} is unknown{did_you_mean(str(name), known)}")
+            problems.append(Problem(name, f"is unknown{did_you_mean(str(name), known)}"))
     for name, hint in _REFUSED_WHEN_SET.items():
         if tree.get(name):
-            problems.append(f"{name} is not taken ({hint}); leave it out")
+            problems.append(Problem(name, f"is not taken ({hint}); leave it out"))
     kind = str(tree.get("distributed_type", "NO")).upper()
     if kind in _STRATEGIES:
         found["strategy"] = _STRATEGIES[kind]
     else:
-        problems.append(f"distributed_type {kind} is not one of {', '.join(_STRATEGIES)}")
+        problems.append(Problem("", f"distributed_type {kind} is not one of {', '.join(_STRATEGIES)}"))
     if str(tree.get("gpu_ids") or "all") != "all":
-        problems.append(f"gpu_ids {tree['gpu_ids']} is not taken; set the environment variable CUDA_VISIBLE_DEVICES")
+        problems.append(
+            Problem("", f"gpu_ids {tree['gpu_ids']} is not taken; set the environment variable CUDA_VISIBLE_DEVICES")
+        )
     if str(tree.get("mixed_precision") or "no").lower() not in ("no", "false", "bf16", "fp16"):
-        problems.append(f"mixed_precision {tree['mixed_precision']} is not taken; model.dtype sets the precision")
+        problems.append(
+            Problem("", f"mixed_precision {tree['mixed_precision']} is not taken; model.dtype sets the precision")
+        )
     if tree.get("use_cpu"):
         found["device"] = "cpu"
     return found
@@ -92,13 +96,13 @@ def _top(tree: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
 
 def fsdp_values(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of the launcher group that settings of FSDP come to; raises UserError with all that does not go."""
-    problems: list[str] = []
+    problems: list[Problem] = []
     found = _fsdp(tree, problems)
     raise_if_any(problems)
     return found
 
 
-def _fsdp(tree: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+def _fsdp(tree: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
     """Values of `fsdp_config`; a file without a version means 1 (accelerate/utils/dataclasses.py)."""
     if not tree:
         return {}
@@ -109,10 +113,10 @@ def _fsdp(tree: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
             try:
                 found |= _FSDP[short](value)
             except ValueError as err:
-                problems.append(f"{name} {err}")
+                problems.append(Problem(name, f"{err}"))
         else:
             known = [f"fsdp_{key}" for key in _FSDP]
-            problems.append(f"{name} is unknown{did_you_mean(str(name), known)}")
+            problems.append(Problem(name, f"is unknown{did_you_mean(str(name), known)}"))
     return found
 
 
@@ -177,5 +181,5 @@ def taken(launcher: Mapping[str, Any], on_command_line: frozenset[str]) -> dict[
     strategy = found["strategy"]
     if "launcher" in on_command_line and launcher.get("strategy", "single") != strategy:
         choice = {"single": "local"}.get(strategy, strategy)
-        raise UserError(f"launcher.config_file: {path} is for launcher={choice}; choose it, or another file")
+        raise UserError("launcher.config_file", f": {path} is for launcher={choice}; choose it, or another file")
     return {name: value for name, value in found.items() if f"launcher.{name}" not in on_command_line}

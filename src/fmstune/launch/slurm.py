@@ -116,8 +116,9 @@ def raise_if_not_here() -> None:
     """Raises UserError where nothing can be submitted from this machine."""
     if shutil.which("sbatch") is None:
         raise UserError(
-            "launcher.slurm: no sbatch on the PATH; submit from a machine of the cluster (in Debian sbatch is in "
-            "slurm-client), or choose launcher=fsdp, launcher=ddp or launcher=local to run here"
+            "launcher.slurm",
+            ": no sbatch on the PATH; submit from a machine of the cluster (in Debian sbatch is in "
+            "slurm-client), or choose launcher=fsdp, launcher=ddp or launcher=local to run here",
         )
 
 
@@ -147,7 +148,7 @@ def _submit(job: Job, folder: Path, flags: Sequence[str]) -> str:
         (folder / SCRIPT).unlink()
         summary.unlink() if former is None else summary.write_text(former, encoding="utf-8")
         said = " ".join(done.stderr.replace("sbatch: error: ", "").split())
-        raise UserError(f"launcher.slurm: sbatch refuses the job ({said})")
+        raise UserError("launcher.slurm", f": sbatch refuses the job ({said})")
     # with several clusters it is NUMBER;CLUSTER
     number = done.stdout.strip().partition(";")[0]
     (folder / JOB_ID).write_text(number + "\n", encoding="utf-8")
@@ -165,8 +166,9 @@ def raise_if_queued(folder: Path) -> None:
     state = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
     if state:
         raise UserError(
-            f"output_dir: {folder} is the run of Slurm job {number}, which is {state.splitlines()[0]}; wait for it, "
-            f"or end it with scancel {number}"
+            "output_dir",
+            f": {folder} is the run of Slurm job {number}, which is {state.splitlines()[0]}; wait for it, "
+            f"or end it with scancel {number}",
         )
 
 

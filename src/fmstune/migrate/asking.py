@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from fmstune.errors import UserError
+from fmstune.errors import Problem, UserError
 from fmstune.migrate.flags import HARNESS, INFERENCE, Kind
 from fmstune.migrate.launcher import Given
 from fmstune.migrate.words import Became, Note, Translated, moved, moves, shown, single, switch
@@ -29,9 +29,11 @@ def generate(given: Given) -> Translated:
             out.notes.append(Note(moved(name, flag.field), shown(name, values), flag.field, flag.why))
     asked = [name for name in ("text", "text_file") if name in given]
     if "model" not in given:
-        out.problems.append("--model is missing: the tuned model's folder")
+        out.problems.append(Problem("--model", "is missing: the tuned model's folder"))
     if len(asked) != 1:
-        out.problems.append(f"one of --text and --text_file must be given, got {' and '.join(asked) or 'none'}")
+        out.problems.append(
+            Problem("", f"one of --text and --text_file must be given, got {' and '.join(asked) or 'none'}")
+        )
     flash = out.fields.get("--attention") == "flash_attention_2"
     out.fields["--dtype"] = "bfloat16" if flash else "float32"
     out.notes.append(Note(Became.set, "the early script's own", f"--dtype {out.fields['--dtype']}"))
@@ -55,11 +57,11 @@ def harness(given: Given) -> Translated:
             _harness_flag(name, flag.field, values, out)
     model = given.get("model", ["hf"])
     if model[:1] and model[0] not in _MODELS:
-        out.problems.append(f"--model must be one of {', '.join(_MODELS)}; got {model[0]!r}")
+        out.problems.append(Problem("--model", f"must be one of {', '.join(_MODELS)}; got {model[0]!r}"))
     missing = {"model_args": "the model, as pretrained=DIR", "tasks": "names of tasks, with commas"}
     for name, read in (("model_args", _model_args), ("tasks", _tasks)):
         if name not in given:
-            out.problems.append(f"--{name} is missing: {missing[name]}")
+            out.problems.append(Problem(f"--{name}", f"is missing: {missing[name]}"))
             continue
         try:
             read(single(name, given[name]), out)
@@ -81,7 +83,9 @@ def _harness_flag(name: str, field: str, values: Sequence[str], out: Translated)
     if name == "device":
         value, _, number = value.partition(":")
         if number not in ("", "0"):
-            out.problems.append(f"--device {value}:{number}: set CUDA_VISIBLE_DEVICES={number} before the command")
+            out.problems.append(
+                Problem("--device", f"{value}:{number}: set CUDA_VISIBLE_DEVICES={number} before the command")
+            )
     if name == "output_path" and not value.endswith(".json"):
         value = f"{value.rstrip('/')}/harness.json"
     out.fields[field] = value
@@ -92,9 +96,9 @@ def _model_args(text: str, out: Translated) -> None:
     found = dict(part.partition("=")[::2] for part in text.split(",") if part)
     for name in found:
         if name not in _MODEL_ARGS:
-            out.problems.append(f"--model_args {name} is not taken; {', '.join(_MODEL_ARGS)} are")
+            out.problems.append(Problem("--model_args", f"{name} is not taken; {', '.join(_MODEL_ARGS)} are"))
     if "pretrained" not in found:
-        raise UserError("--model_args must name the model, as pretrained=DIR")
+        raise UserError("--model_args", "must name the model, as pretrained=DIR")
     out.fields["--model"] = found.get("peft", found["pretrained"])
     out.notes.append(Note(Became.renamed, shown("model_args", [text]), "--model"))
     if "peft" in found:

@@ -11,7 +11,7 @@ from enum import Enum
 
 from fmstune.config import upstream_fields
 from fmstune.config.renamed_fields import OWNED, TRANSLATED
-from fmstune.errors import did_you_mean
+from fmstune.errors import Problem, did_you_mean
 
 
 class Fate(Enum):
@@ -344,9 +344,10 @@ def of_tuning(name: str) -> Flag | None:
     return Flag(f"training.{name}", Kind.switch if bool in field.primitives else Kind.plain)
 
 
-def unknown(name: str, flags: Mapping[str, Flag]) -> str:
+def unknown(name: str, flags: Mapping[str, Flag]) -> Problem:
     """The message for a flag that the early tool had not either."""
     known = [f"--{flag}" for flag in flags]
     if flags is TUNING:
         known += [f"--{flag}" for flag in upstream_fields.fields_of(upstream_fields.SFT_CONFIG) if flag not in OWNED]
-    return f"--{name} is no flag of the early tool{did_you_mean(f'--{name}', known) or ' (docs/migration.md has all)'}"
+    hint = did_you_mean(f"--{name}", known) or " (docs/migration.md has all)"
+    return Problem(f"--{name}", f"is no flag of the early tool{hint}")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from fmstune.errors import UserError
+from fmstune.errors import Problem, UserError
 from fmstune.launch import accelerate_file
 from fmstune.migrate.flags import LAUNCH, TORCHRUN
 from fmstune.migrate.words import (
@@ -48,7 +48,7 @@ class Launched(NamedTuple):
     """What was typed for a flag that has another name in `flags`."""
     notes: tuple[Note, ...] = ()
     """On flags that are left out."""
-    problems: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
 
 def of_accelerate(words: Sequence[str]) -> Launched:
@@ -84,7 +84,7 @@ def of_torchrun(words: Sequence[str]) -> Launched:
         flags["num_processes"] = [each]
     else:
         said = spelled["num_processes"]
-        out.problems.append(f"{said}: launcher.num_processes counts those of all machines; give a number")
+        out.problems.append(Problem(said, ": launcher.num_processes counts those of all machines; give a number"))
     flags["multi_gpu"] = []
     return Launched(flags, rest, spelled, tuple(out.notes), tuple(out.problems))
 
@@ -155,7 +155,7 @@ def _file(values: list[str] | None, read: Read, out: Translated) -> _File | None
     if PurePath(path).name == EARLY_FILE:
         out.notes.append(Note(Became.renamed, shown("config_file", [path]), "launcher=fsdp1", "it has its settings"))
         return _File(None, {"strategy": "fsdp", "fsdp_version": 1, "num_processes": 1})
-    raise UserError(f"--config_file {path} cannot be read, and it says how the job is launched; give its path here")
+    raise UserError("--config_file", f"{path} cannot be read, and it says how the job is launched; give its path here")
 
 
 def _processes(flags: Given, file: _File | None) -> str | None:
@@ -257,7 +257,7 @@ def of_training(words: Sequence[str], config: str | None, read: Read) -> Given:
     known = ("full_shard", "shard_grad_op", "hybrid_shard", "offload", "auto_wrap")
     wrong = [word for word in asked if word not in known]
     if wrong:
-        raise UserError(f"--fsdp {wrong[0]} is not taken; {', '.join(known)} are")
+        raise UserError("--fsdp", f"{wrong[0]} is not taken; {', '.join(known)} are")
     found: Given = {"use_fsdp": []}
     for word in known[:3]:
         if word in asked:
@@ -267,7 +267,7 @@ def of_training(words: Sequence[str], config: str | None, read: Read) -> Given:
     if config is not None:
         text = config if config.startswith("{") else read(config)
         if text is None:
-            raise UserError(f"--fsdp_config {config} cannot be read; give its path here, or leave it out")
+            raise UserError("--fsdp_config", f"{config} cannot be read; give its path here, or leave it out")
         for name, value in json_object(text, f"--fsdp_config {config}").items():
             key = name if name.startswith("fsdp_") else f"fsdp_{name}"
             listed = value if isinstance(value, list) else [value]
@@ -280,7 +280,7 @@ def json_object(text: str, name: str) -> dict[str, Any]:
     try:
         tree = json.loads(text)
     except ValueError as err:
-        raise UserError(f"{name}: broken JSON ({err})") from err
+        raise UserError(name, f": broken JSON ({err})") from err
     if not isinstance(tree, dict):
-        raise UserError(f"{name}: a job is a JSON object of flags, found {type(tree).__name__}")
+        raise UserError(name, f": a job is a JSON object of flags, found {type(tree).__name__}")
     return tree

@@ -126,7 +126,9 @@ def _closing(text: str, place: int) -> int:
     found = re.compile(pattern, re.DOTALL).match(text, place)
     if found is None:
         start = text[place:].split("\n")[0][:40]
-        raise UserError(f"the quote at {start} does not end; put the whole command into single quotes, or into a file")
+        raise UserError(
+            "", f"the quote at {start} does not end; put the whole command into single quotes, or into a file"
+        )
     return found.end() - 1
 
 
@@ -141,7 +143,7 @@ def _expanded(text: str, values: Mapping[str, str]) -> str:
     """The text with its variables' values; one without a value keeps its name, between UNSET."""
     # $(…), `…` and what ${NAME…} can do beyond naming a variable
     if "`" in text or re.search(r"\$\(|\$\{(?!\w+\})", text):
-        raise UserError(f"{text.strip()[:60]}: a shell would have to run this; write what it comes to")
+        raise UserError("", f"{text.strip()[:60]}: a shell would have to run this; write what it comes to")
 
     def value(found: re.Match[str]) -> str:
         name = found[1] or found[2]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
-from fmstune.errors import UserError, raise_if_any
+from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.migrate import asking, launcher, shell, tuning
 from fmstune.migrate.flags import HARNESS, INFERENCE, TUNING, of_tuning
 from fmstune.migrate.launcher import Given, Launched, Read, json_object
@@ -57,12 +57,12 @@ def translate(given: Sequence[str], environment: Mapping[str, str], read: Read) 
         # a name with a variable that has no value is no file's
         return _translated(given, environment, lambda name: None if UNSET in name else read(name))
     except UserError as err:
-        raise UserError(*map(readable, err.problems)) from err
+        raise UserError.of(Problem(readable(one.field), readable(one.text)) for one in err.problems) from err
 
 
 def _translated(given: Sequence[str], environment: Mapping[str, str], read: Read) -> list[Translation]:
     if not given:
-        raise UserError("from-fms needs an old command in single quotes or after --, or a file; - is stdin")
+        raise UserError("from-fms", "needs an old command in single quotes or after --, or a file; - is stdin")
     if len(given) > 1:
         return _of_commands([Command(tuple(given), {})], environment, read)
     text = read(given[0]) if _may_be_file(given[0]) else None
@@ -89,7 +89,7 @@ def _job_of(text: str, name: str) -> dict[str, Any] | None:
     except binascii.Error:
         return None
     if raw.startswith(b"\x80"):
-        raise UserError(f"{name} is a pickle, which could run code when it is read; give it as JSON")
+        raise UserError(name, "is a pickle, which could run code when it is read; give it as JSON")
     if not raw.lstrip().startswith(b"{"):
         return None
     return json_object(raw.decode("utf-8", errors="replace"), name)
@@ -129,7 +129,7 @@ def _of_commands(commands: Sequence[Command], environment: Mapping[str, str], re
             found.append(translation)
     if not found:
         hint = "give one that starts tuning/sft_trainer.py, scripts/run_inference.py or lm_eval, or a file that is here"
-        raise UserError(f"no command of the early tool in {others[0]!r}; {hint}" if others else f"no command; {hint}")
+        raise UserError("", f"no command{f' of the early tool in {others[0]!r}' if others else ''}; {hint}")
     passed = tuple(Note(Became.dropped, other, why="it is no command of the early tool") for other in others)
     return [Translation(found[0].words, found[0].environment, (*found[0].notes, *passed)), *found[1:]]
 
@@ -197,7 +197,7 @@ def _flags(words: list[str], flags: Mapping[str, Any]) -> Given:
         names = [word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")]
         known |= {name: flag for name in names if (flag := of_tuning(name)) is not None}
     given, rest = read_flags(words, known)
-    raise_if_any([f"{rest[0]!r} belongs to no flag; a value with spaces needs quotes"] if rest else [])
+    raise_if_any([Problem("", f"{rest[0]!r} belongs to no flag; a value with spaces needs quotes")] if rest else [])
     return given
 
 
@@ -205,14 +205,16 @@ def _of_container(environment: Mapping[str, str], read: Read) -> Translation:
     if _JOB_FILE in environment:
         text = read(environment[_JOB_FILE])
         if text is None:
-            raise UserError(f"{_JOB_FILE}={environment[_JOB_FILE]} cannot be read; give the job file itself")
+            raise UserError("", f"{_JOB_FILE}={environment[_JOB_FILE]} cannot be read; give the job file itself")
     elif _JOB_TEXT in environment:
         text = environment[_JOB_TEXT]
     else:
-        raise UserError(f"the container's job is in {_JOB_FILE} or {_JOB_TEXT}; give the job file itself")
+        raise UserError("", f"the container's job is in {_JOB_FILE} or {_JOB_TEXT}; give the job file itself")
     job = _job_of(text.strip(), "the job")
     if job is None:
-        raise UserError(f"the job in {_JOB_FILE if _JOB_FILE in environment else _JOB_TEXT} is neither JSON nor base64")
+        raise UserError(
+            "", f"the job in {_JOB_FILE if _JOB_FILE in environment else _JOB_TEXT} is neither JSON nor base64"
+        )
     return _of_job(job, environment, read)
 
 

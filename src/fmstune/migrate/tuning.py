@@ -8,7 +8,7 @@ from importlib import resources
 import yaml
 
 from fmstune.config import groups
-from fmstune.errors import UserError
+from fmstune.errors import Problem, UserError
 from fmstune.migrate import launcher
 from fmstune.migrate.flags import OF_METHOD, TUNING, Flag, Kind
 from fmstune.migrate.launcher import Given, Read
@@ -90,7 +90,9 @@ def _method(given: Given, out: Translated) -> str:
     values = given.get("peft_method", ["none"])
     method = values[0].lower() if values else "none"
     if method not in OF_METHOD:
-        out.problems.append(f"--peft_method must be one of {', '.join(OF_METHOD)}; got {' '.join(values)!r}")
+        out.problems.append(
+            Problem("--peft_method", f"must be one of {', '.join(OF_METHOD)}; got {' '.join(values)!r}")
+        )
         return "none"
     if "peft_method" in given:
         group = TUNING["peft_method"].values[method]
@@ -141,7 +143,7 @@ def _missing(given: Given, out: Translated) -> None:
         needed["training_data_path"] = "the file with the training rows"
     for name, what in needed.items():
         if name not in given:
-            out.problems.append(f"--{name} is missing, without which the early tool did not start: {what}")
+            out.problems.append(Problem(f"--{name}", f"is missing, without which the early tool did not start: {what}"))
 
 
 def _plain_flags(given: Given, method: str, out: Translated) -> None:
@@ -172,7 +174,7 @@ def _typed(name: str, flag: Flag, values: list[str]) -> str:
     if flag.kind is Kind.words:
         names = [word for value in values for word in value.split()]
         if not names:
-            raise UserError(f"--{name} takes one value or more, got none")
+            raise UserError(f"--{name}", "takes one value or more, got none")
         return names[0] if names == ["all-linear"] else typed_list(names)
     if flag.kind is Kind.switch:
         word = "true" if switch(name, values) else "false"

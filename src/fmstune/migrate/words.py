@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from fmstune.errors import UserError
+from fmstune.errors import Problem, UserError
 from fmstune.migrate.flags import TUNING, Fate, Flag, Kind, of_tuning, unknown
 from fmstune.migrate.shell import UNSET
 
@@ -41,7 +41,7 @@ class Translated:
     fields: dict[str, str] = field(default_factory=dict)
     """Each field, group or flag with its word as it is typed, such as `"\\n### Label:"` in Hydra's quotes."""
     notes: list[Note] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
 
 
 def read_flags(words: Sequence[str], flags: Mapping[str, Flag]) -> tuple[dict[str, list[str]], list[str]]:
@@ -77,7 +77,7 @@ def moves(name: str, values: Sequence[str], flags: Mapping[str, Flag], out: Tran
     if flag is None:
         out.problems.append(unknown(name, flags))
     elif flag.fate is Fate.refused and not is_off(values):
-        out.problems.append(f"--{name}: {flag.why}")
+        out.problems.append(Problem(f"--{name}", f": {flag.why}"))
     elif flag.fate is not Fate.moved:
         # a secret is not repeated
         old = f"--{name}" if "token" in name and "hub" in name else shown(name, values)
@@ -103,7 +103,7 @@ def switch(name: str, values: Sequence[str]) -> bool:
     """What a switch says; alone it says true. Raises UserError where it is neither."""
     word = values[0].lower() if values else "true"
     if word not in (*TRUE, *FALSE):
-        raise UserError(f"--{name} must be True or False, got {values[0]!r}")
+        raise UserError(f"--{name}", f"must be True or False, got {values[0]!r}")
     return word in TRUE
 
 
@@ -115,7 +115,7 @@ def is_off(values: Sequence[str]) -> bool:
 def single(name: str, values: Sequence[str]) -> str:
     """The one word after a flag; raises UserError where there is none, or more."""
     if len(values) != 1:
-        raise UserError(f"--{name} takes one value, got {' '.join(values) if values else 'none'}")
+        raise UserError(f"--{name}", f"takes one value, got {' '.join(values) if values else 'none'}")
     return values[0]
 
 
@@ -148,7 +148,7 @@ def typed_list(values: Sequence[str]) -> str:
 def by_word(name: str, flag: Flag, word: str) -> str:
     """Today's word for an early one; raises UserError with the words that there are."""
     if word not in flag.values:
-        raise UserError(f"--{name} must be one of {', '.join(flag.values)}; got {word!r}")
+        raise UserError(f"--{name}", f"must be one of {', '.join(flag.values)}; got {word!r}")
     return flag.values[word]
 
 

@@ -40,7 +40,7 @@ def configuration(settings: dict[str, Any], model: Model) -> PeftConfig | None:
     try:
         config: PeftConfig = cls(**{"task_type": TaskType.CAUSAL_LM, **values})
     except REFUSALS as err:
-        raise UserError(f"peft: {target} refuses these fields: {err}") from err
+        raise UserError("peft", f": {target} refuses these fields: {err}") from err
     return config if model.adapter is None else _saved(model.adapter, config)
 
 
@@ -63,7 +63,7 @@ def wrap(model: PreTrainedModel, config: PeftConfig | None, adapter: str | None)
     try:
         return get_peft_model(model, config)
     except REFUSALS as err:
-        raise UserError(f"peft: {type(config).__name__} refuses these fields: {err}") from err
+        raise UserError("peft", f": {type(config).__name__} refuses these fields: {err}") from err
 
 
 def _existing(model: PreTrainedModel, adapter: str) -> PeftModel:
@@ -72,7 +72,9 @@ def _existing(model: PreTrainedModel, adapter: str) -> PeftModel:
         return PeftModel.from_pretrained(model, adapter, is_trainable=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as err:
         # RuntimeError: torch's word for weights of another shape
-        raise UserError(f"model.adapter: {adapter} does not fit the model: {' '.join(str(err).split())[:300]}") from err
+        raise UserError(
+            "model.adapter", f": {adapter} does not fit the model: {' '.join(str(err).split())[:300]}"
+        ) from err
 
 
 def _saved(adapter: str, config: PeftConfig) -> PeftConfig:
@@ -84,14 +86,17 @@ def _saved(adapter: str, config: PeftConfig) -> PeftConfig:
         saved = PeftConfig.from_pretrained(adapter)
     except (OSError, ValueError, TypeError) as err:
         hint = "give a folder that save_pretrained wrote, or a hub id that can be reached"
-        raise UserError(f"model.adapter: {adapter} cannot be read as an adapter ({err}); {hint}") from err
+        raise UserError("model.adapter", f": {adapter} cannot be read as an adapter ({err}); {hint}") from err
     if not _has_safetensors(adapter):
         # PEFT would fall back to a pickle, which can run code on loading
-        raise UserError(f"model.adapter: {adapter} has no adapter_model.safetensors; fmstune reads safetensors only")
+        raise UserError(
+            "model.adapter", f": {adapter} has no adapter_model.safetensors; fmstune reads safetensors only"
+        )
     if saved.peft_type != config.peft_type:
         found = saved.peft_type.value if saved.peft_type else "of no method (no peft_type)"
         raise UserError(
-            f"model.adapter: {adapter} is {found}, and the peft group chose {config.peft_type.value}; choose its method"
+            "model.adapter",
+            f": {adapter} is {found}, and the peft group chose {config.peft_type.value}; choose its method",
         )
     saved.inference_mode = False
     return saved

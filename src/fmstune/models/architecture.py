@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from fmstune import files
 from fmstune.config.job import Model
-from fmstune.errors import UserError, did_you_mean, raise_if_any
+from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 
 _RENAMED = {"rope_theta": "rope_parameters", "rope_scaling": "rope_parameters", "torch_dtype": "dtype"}
 """Keys of older configurations that transformers 5 takes and keeps under another name."""
@@ -46,90 +46,94 @@ def _from_architecture(architecture: dict[str, Any]) -> PreTrainedConfig:
     """A configuration from values alone; transformers itself would take any unknown key in silence."""
     model_type = architecture.get("model_type")
     if model_type is None:
-        raise UserError("model.architecture: model_type is missing; add the transformers name, such as llama")
+        raise UserError("model.architecture", ": model_type is missing; add the transformers name, such as llama")
     if model_type not in CONFIG_MAPPING:
         hint = did_you_mean(str(model_type), CONFIG_MAPPING.keys())
-        raise UserError(f"model.architecture.model_type: transformers knows no {model_type!r}{hint}")
+        raise UserError("model.architecture.model_type", f": transformers knows no {model_type!r}{hint}")
     default = CONFIG_MAPPING[model_type]()
     known = {*default.to_dict(), *default.attribute_map, *_RENAMED}
     raise_if_any(
-        f"model.architecture.{key}: {model_type} has no such value{did_you_mean(key, known)}"
+        Problem(f"model.architecture.{key}", f": {model_type} has no such value{did_you_mean(key, known)}")
         for key in architecture
         if key not in known
     )
     try:
         config: PreTrainedConfig = AutoConfig.for_model(**architecture)
     except StrictDataclassError as error:
-        raise UserError(f"model.architecture: {_flat(error)}") from error
+        raise UserError("model.architecture", f": {_flat(error)}") from error
     return config
 
 
 def _from_folder(folder: str) -> PreTrainedConfig:
     file = Path(folder) / "config.json"
     if not file.is_file():
-        raise UserError(f"model.path: {folder} has no config.json; give the folder that save_pretrained wrote")
+        raise UserError("model.path", f": {folder} has no config.json; give the folder that save_pretrained wrote")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"model.path: {file} is not JSON: {error}") from error
+        raise UserError("model.path", f": {file} is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise UserError(f"model.path: {file} holds a {type(values).__name__}; a configuration is a JSON object")
+        raise UserError("model.path", f": {file} holds a {type(values).__name__}; a configuration is a JSON object")
     raise_if_any(_code_problems(folder, values))
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (StrictDataclassError, ValueError, TypeError) as error:
-        raise UserError(f"model.path: {file} has values that transformers refuses: {_flat(error)}") from error
+        raise UserError("model.path", f": {file} has values that transformers refuses: {_flat(error)}") from error
     return config
 
 
 def _from_hub(path: str, revision: str | None) -> PreTrainedConfig:
     if path.startswith(("/", "./", "../", "~")):
-        raise UserError(f"model.path: there is no folder {path}; give an existing folder or a hub id")
+        raise UserError("model.path", f": there is no folder {path}; give an existing folder or a hub id")
     try:
         values, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
         raise_if_any(_code_problems(path, values))
         config: PreTrainedConfig = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     except OSError as error:
-        raise UserError(_hub_problem(path, revision, error)) from error
+        raise UserError.of([_hub_problem(path, revision, error)]) from error
     return config
 
 
-def _hub_problem(path: str, revision: str | None, error: OSError) -> str:
+def _hub_problem(path: str, revision: str | None, error: OSError) -> Problem:
     """One message for what kept transformers from the hub; the kind is in the cause of its OSError."""
     page = f"https://huggingface.co/{path}"
     cause = error.__cause__ or error
     # from the special to the general: each of these is a subclass of a later one
     if isinstance(cause, GatedRepoError):
-        return f"model.path: {path} is gated; accept its terms at {page} and log in with `hf auth login`"
+        return Problem("model.path", f": {path} is gated; accept its terms at {page} and log in with `hf auth login`")
     if isinstance(cause, RevisionNotFoundError):
-        return f"model.revision: {path} has no revision {revision!r}; see {page}/tree/main"
+        return Problem("model.revision", f": {path} has no revision {revision!r}; see {page}/tree/main")
     if isinstance(cause, RepositoryNotFoundError):
-        return f"model.path: neither a folder nor a hub model is named {path}; if private, `hf auth login` first"
+        return Problem(
+            "model.path", f": neither a folder nor a hub model is named {path}; if private, `hf auth login` first"
+        )
     if isinstance(cause, HFValidationError):
-        return f"model.path: {path} is neither a folder nor a hub id (NAME or OWNER/NAME)"
+        return Problem("model.path", f": {path} is neither a folder nor a hub id (NAME or OWNER/NAME)")
     if isinstance(cause, LocalEntryNotFoundError | HfHubHTTPError | ConnectionError):
         hint = files.did_you_mean_beside(Path(path))
-        return (
-            f"model.path: no folder is named {path}, and it is neither in the hub's cache nor can the hub be "
-            f"reached; give a folder, or model.architecture to check without the hub{hint}"
+        return Problem(
+            "model.path",
+            f": no folder is named {path}, and it is neither in the hub's cache nor can the hub be "
+            f"reached; give a folder, or model.architecture in a job, to check without the hub{hint}",
         )
-    return f"model.path: {path}: {_flat(error)}"
+    return Problem("model.path", f": {path}: {_flat(error)}")
 
 
-def _code_problems(place: str, values: dict[str, Any]) -> Iterator[str]:
+def _code_problems(place: str, values: dict[str, Any]) -> Iterator[Problem]:
     """A model that brings code of its own is refused: it would run here with the user's rights."""
     model_type = values.get("model_type")
     own = values.get("auto_map", {})
     if model_type is None:
-        yield f"model.path: the config.json of {place} names no model_type; add the transformers name"
+        yield Problem("model.path", f": the config.json of {place} names no model_type; add the transformers name")
     elif own and (model_type not in CONFIG_MAPPING or not _is_upstream(model_type, values)):
-        yield (
-            f"model.path: {place} needs code of its own ({', '.join(map(str, own.values()))}), and fmstune runs "
-            "none from a model; take a model of an architecture that transformers has"
+        yield Problem(
+            "model.path",
+            f": {place} needs code of its own ({', '.join(map(str, own.values()))}), and fmstune runs "
+            "none from a model; take a model of an architecture that transformers has",
         )
     elif model_type not in CONFIG_MAPPING:
         hint = did_you_mean(str(model_type), CONFIG_MAPPING.keys())
-        yield f"model.path: {place} has the model_type {model_type!r}, unknown to this transformers{hint}"
+        yield Problem("model.path", f": {place} has the model_type {model_type!r}, unknown to this transformers{hint}")
 
 
 def _is_upstream(model_type: str, values: dict[str, Any]) -> bool:
@@ -137,24 +141,28 @@ def _is_upstream(model_type: str, values: dict[str, Any]) -> bool:
     return values.get("architectures") in (None, [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)])
 
 
-def _disagreements(model: Model, given: PreTrainedConfig, found: PreTrainedConfig) -> Iterator[str]:
+def _disagreements(model: Model, given: PreTrainedConfig, found: PreTrainedConfig) -> Iterator[Problem]:
     """Every value of `model.architecture` that the model's folder contradicts."""
     for key in model.architecture or {}:
         kept = _RENAMED.get(key, key)
         here, there = getattr(given, kept), getattr(found, kept, None)
         if here != there:
-            yield f"model.architecture.{key} is {here!r}, but {model.path} has {there!r}; correct it"
+            yield Problem(f"model.architecture.{key}", f"is {here!r}, but {model.path} has {there!r}; correct it")
 
 
-def _causal_problems(path: str, config: PreTrainedConfig) -> Iterator[str]:
+def _causal_problems(path: str, config: PreTrainedConfig) -> Iterator[Problem]:
     """Models that do not predict the next token, or would get a random head to do so."""
     named = config.architectures or []
     expected = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     if config.is_encoder_decoder or expected is None:
-        yield f"model.path: {path} ({config.model_type}) is no causal language model; only these can be tuned"
+        yield Problem(
+            "model.path", f": {path} ({config.model_type}) is no causal language model; only these can be tuned"
+        )
         return
     if named and not any(name == expected or "CausalLM" in name or "LMHead" in name for name in named):
-        yield f"model.path: {path} holds a {named[0]}, but tuning needs a {expected}, a causal language model"
+        yield Problem(
+            "model.path", f": {path} holds a {named[0]}, but tuning needs a {expected}, a causal language model"
+        )
 
 
 def build_empty(config: PreTrainedConfig) -> PreTrainedModel:
@@ -166,7 +174,7 @@ def build_empty(config: PreTrainedConfig) -> PreTrainedModel:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     except (ValueError, TypeError, AssertionError, RuntimeError, ZeroDivisionError) as error:
-        raise UserError(f"model: the configuration makes no {config.model_type} model: {_flat(error)}") from error
+        raise UserError("model", f": the configuration makes no {config.model_type} model: {_flat(error)}") from error
     return model
 
 

@@ -23,7 +23,7 @@ from fmstune import files
 from fmstune.checks import fms
 from fmstune.checks.precision import Precision
 from fmstune.config.job import Attention, Backend, Device, Dtype, Model, Quantization
-from fmstune.errors import UserError, raise_if_any
+from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.models import architecture
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def load_tokenizer(model: Model, *, local_files_only: bool = False, to_train: bo
         )
     except (OSError, ValueError, KeyError) as err:
         field = "model.tokenizer" if model.tokenizer else "model.path"
-        raise UserError(_cannot_load("tokenizer", field, place, err)) from err
+        raise UserError(field, _cannot_load("tokenizer", place, err)) from err
     raise_if_any(_loses_text(tokenizer, "model.tokenizer" if model.tokenizer else "model.path", place))
     if model.chat_template is not None:
         tokenizer.chat_template = _chat_template(model.chat_template)
@@ -63,7 +63,7 @@ def load_tokenizer(model: Model, *, local_files_only: bool = False, to_train: bo
         tokenizer.add_special_tokens(dict(model.special_tokens))
     meaningful = len(tokenizer)
     if tokenizer.eos_token is None:
-        raise UserError(f"{place}: the tokenizer has no end-of-sequence token; set model.special_tokens.eos_token")
+        raise UserError(place, ": the tokenizer has no end-of-sequence token; set model.special_tokens.eos_token")
     if tokenizer.pad_token is None and to_train:
         _set_pad(tokenizer)
     elif tokenizer.pad_token is None:
@@ -79,21 +79,22 @@ def _chat_template(file: str) -> str:
         # render_jinja_template compiles before it looks at the conversations
         render_jinja_template([], chat_template=text)
     except (OSError, UnicodeDecodeError) as err:
-        raise UserError(f"model.chat_template: {path} cannot be read ({err})") from err
+        raise UserError("model.chat_template", f": {path} cannot be read ({err})") from err
     except TemplateError as err:
-        raise UserError(f"model.chat_template: {path} is no Jinja template ({err})") from err
+        raise UserError("model.chat_template", f": {path} is no Jinja template ({err})") from err
     return text
 
 
-def _loses_text(tokenizer: PreTrainedTokenizerBase, field: str, place: str) -> Iterator[str]:
+def _loses_text(tokenizer: PreTrainedTokenizerBase, field: str, place: str) -> Iterator[Problem]:
     """A tokenizer that gives no spaces back; transformers goes by the model's type and can take the wrong class."""
     probe = "a word and more"
     ids = tokenizer(probe, add_special_tokens=False)["input_ids"]
     back = tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip()
     if back.lower() != probe:
-        yield (
-            f"{field}: the tokenizer of {place} (a {type(tokenizer).__name__}) turns {probe!r} into {back!r}, so text "
-            "would be lost; set model.tokenizer to one that fits"
+        yield Problem(
+            field,
+            f": the tokenizer of {place} (a {type(tokenizer).__name__}) turns {probe!r} into {back!r}, so text "
+            "would be lost; set model.tokenizer to one that fits",
         )
 
 
@@ -116,7 +117,7 @@ def find_device(device: Device) -> str:
         return next(str(name) for name, available in there.items() if available)
     if not there[device.value]:
         found = ", ".join(name for name, available in there.items() if available)
-        raise UserError(f"launcher.device={device.value} is not available here (found {found})")
+        raise UserError("launcher.device", f"={device.value} is not available here (found {found})")
     return str(device.value)
 
 
@@ -132,9 +133,9 @@ def find_attention(attention: Attention, device: str, precision: Precision) -> s
     if importlib.util.find_spec("flash_attn") is None:
         missing.append("the package flash-attn (pip install 'fmstune[flash-attn]')")
     if not half:
-        missing.append("bfloat16 or float16 (set model.dtype)")
+        missing.append("a dtype of bfloat16 or float16")
     if attention is Attention.flash_attention_2 and missing:
-        raise UserError(f"model.attention=flash_attention_2 needs {' and '.join(missing)}; choose sdpa")
+        raise UserError("model.attention", f"=flash_attention_2 needs {' and '.join(missing)}; choose sdpa")
     if attention is Attention.auto:
         return "sdpa" if missing else "flash_attention_2"
     return str(attention.value)
@@ -186,7 +187,7 @@ def load(
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as err:
-        raise UserError(_cannot_load("model", "model.path", place, err)) from err
+        raise UserError("model.path", _cannot_load("model", place, err)) from err
     raise_if_any(_incomplete(place, found))
     add_tokens(loaded, tokenizer.tokenizer, tokenizer.added)
     return loaded
@@ -200,15 +201,16 @@ def _fms_class(model: Model) -> type[PreTrainedModel]:
     return fms_models.model_class(architecture.configuration(model))
 
 
-def _incomplete(place: str, found: Mapping[str, Any]) -> Iterator[str]:
+def _incomplete(place: str, found: Mapping[str, Any]) -> Iterator[Problem]:
     """Weights that transformers would make up at random, with a warning that nobody reads."""
     for kind, what in (("missing_keys", "has no weights for"), ("mismatched_keys", "has weights of another shape for")):
         names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in found.get(kind) or ())
         if names:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            yield (
-                f"model.path: {place} {what} {', '.join(names[:5])}{more}, which would be random; "
-                "give a folder with all weights of its config.json"
+            yield Problem(
+                "model.path",
+                f": {place} {what} {', '.join(names[:5])}{more}, which would be random; "
+                "give a folder with all weights of its config.json",
             )
 
 
@@ -232,13 +234,13 @@ def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, added
             table.weight[list(added)] = table.weight[:first].float().mean(dim=0).to(table.weight.dtype)
 
 
-def _cannot_load(what: str, field: str, place: str, err: BaseException) -> str:
+def _cannot_load(what: str, place: str, err: BaseException) -> str:
     """One sentence for the many ways in which a hub or a folder says no."""
     text = " ".join(str(err).split())
     if "gated" in text.lower() or "401" in text or "403" in text:
-        return f"{field}: the {what} {place} is gated; accept its licence on the hub and set HF_TOKEN, or give a folder"
+        return f": the {what} {place} is gated; accept its licence on the hub and set HF_TOKEN, or give a folder"
     if "connect" in text.lower() or "offline" in text.lower() or "couldn't reach" in text.lower():
         # a folder's name with a typing error looks like a hub id
         hint = files.did_you_mean_beside(Path(place))
-        return f"{field}: the {what} {place} is not in the cache and the hub cannot be reached; give a folder{hint}"
-    return f"{field}: the {what} {place} cannot be loaded: {text[:300]}"
+        return f": the {what} {place} is not in the cache and the hub cannot be reached; give a folder{hint}"
+    return f": the {what} {place} cannot be loaded: {text[:300]}"

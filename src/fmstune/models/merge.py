@@ -21,7 +21,7 @@ from fmstune import __version__
 from fmstune import files as package_files
 from fmstune.config.job import Dtype, Model
 from fmstune.config.requests import Merge
-from fmstune.errors import UserError, raise_if_any
+from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.files import write_aside, write_json
 from fmstune.models import architecture, base_identity, load, shapes, tuned, vllm
 from fmstune.models.load import Tokenizer
@@ -72,7 +72,9 @@ def run(request: Merge) -> int:
     """Merge, or export; nothing is left in the folder unless all of it is there and right."""
     places = [tuned.locate(model, request.base_model_name_or_path, force=request.force) for model in request.model]
     raise_if_any(
-        f"--model: {place.model} is a whole model, with nothing to merge" for place in places if not place.base
+        Problem("--model", f": {place.model} is a whole model, with nothing to merge")
+        for place in places
+        if not place.base
     )
     raise_if_any(_several_bases(places))
     configs = [tuned.adapter_config(place.model) for place in places]
@@ -104,29 +106,35 @@ def run(request: Merge) -> int:
     return 0
 
 
-def _several_bases(places: Sequence[Place]) -> Iterator[str]:
+def _several_bases(places: Sequence[Place]) -> Iterator[Problem]:
     bases = {str(Path(str(place.base)).resolve()): str(place.base) for place in places}
     if len(bases) > 1:
-        yield (
-            f"--model: the adapters were tuned on different bases ({', '.join(bases.values())}); pass the one to merge "
-            "them into with --base_model_name_or_path, if they are one model in two places"
+        yield Problem(
+            "--model",
+            f": the adapters were tuned on different bases ({', '.join(bases.values())}); pass the one to merge "
+            "them into with --base_model_name_or_path, if they are one model in two places",
         )
 
 
-def _unmergeable(named: Sequence[str], configs: Sequence[PeftConfig], weights: Sequence[float]) -> Iterator[str]:
+def _unmergeable(named: Sequence[str], configs: Sequence[PeftConfig], weights: Sequence[float]) -> Iterator[Problem]:
     """Adapters without weights that could be merged, or whose effect does not simply add up."""
     weighed = len(configs) > 1 or set(weights) != {1.0}
     for model, config in zip(named, configs, strict=True):
         method = getattr(config.peft_type, "value", config.peft_type)
         if config.is_prompt_learning:
-            yield (
-                f"--model: {model} is {method}: it learnt virtual tokens that stand before each prompt, and changed no "
-                "weight that could be merged; fmstune generate and PEFT use it as it is"
+            yield Problem(
+                "--model",
+                f": {model} is {method}: it learnt virtual tokens that stand before each prompt, and changed no "
+                "weight that could be merged; fmstune generate and PEFT use it as it is",
             )
         elif not hasattr(PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type), "merge_and_unload"):
-            yield f"--model: {model} is {method}, which PEFT cannot merge; fmstune generate uses it as it is"
+            yield Problem(
+                "--model", f": {model} is {method}, which PEFT cannot merge; fmstune generate uses it as it is"
+            )
         elif weighed and (what := _not_additive(config)) is not None:
-            yield f"--model: {model} {what}, which can neither be weighted nor added to another; merge it alone"
+            yield Problem(
+                "--model", f": {model} {what}, which can neither be weighted nor added to another; merge it alone"
+            )
 
 
 def _not_additive(config: PeftConfig) -> str | None:
@@ -142,13 +150,15 @@ def _not_additive(config: PeftConfig) -> str | None:
     return "holds biases" if config.bias != "none" else None
 
 
-def _several_vocabularies(named: Sequence[str], tokenizers: Sequence[PreTrainedTokenizerBase]) -> Iterator[str]:
+def _several_vocabularies(named: Sequence[str], tokenizers: Sequence[PreTrainedTokenizerBase]) -> Iterator[Problem]:
     """Adapters that count their tokens differently cannot share one embedding."""
     for (one, first), (other, second) in pairwise(zip(named, tokenizers, strict=True)):
         different = first.get_vocab().items() ^ second.get_vocab().items()
         if different:
             token, number = min(different, key=lambda entry: (entry[1], entry[0]))
-            yield f"--model: {one} and {other} have different vocabularies, first at token {number} ({token!r})"
+            yield Problem(
+                "--model", f": {one} and {other} have different vocabularies, first at token {number} ({token!r})"
+            )
 
 
 def _base(place: Place) -> PreTrainedConfig:
@@ -157,8 +167,9 @@ def _base(place: Place) -> PreTrainedConfig:
     config = architecture.configuration(Model(path=place.base, revision=place.revision))
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(
-            f"--model: the base {place.base} is quantised, and an update would be lost in its few bits; pass the whole "
-            "base with --base_model_name_or_path"
+            "--model",
+            f": the base {place.base} is quantised, and an update would be lost in its few bits; pass the whole "
+            "base with --base_model_name_or_path",
         )
     return config
 
@@ -191,7 +202,7 @@ def _merged(
         model: PreTrainedModel = adapted.merge_and_unload(safe_merge=True, adapter_names=names)
     except (ValueError, NotImplementedError, RuntimeError, AttributeError) as err:
         given = ", ".join(place.model for place in places)
-        raise UserError(f"--model: PEFT cannot merge {given}: {' '.join(str(err).split())[:300]}") from err
+        raise UserError("--model", f": PEFT cannot merge {given}: {' '.join(str(err).split())[:300]}") from err
     # as Trainer does for a fully tuned model: the tokenizer may end a text otherwise than the base did
     align_special_tokens(model, tokenizer)
     return expected, model
@@ -245,12 +256,13 @@ def _root_mean_square(values: torch.Tensor) -> float:
     return values.square().mean().sqrt().item()
 
 
-def _too_different(found: Difference, dtype: str) -> Iterator[str]:
+def _too_different(found: Difference, dtype: str) -> Iterator[Problem]:
     # written so that a NaN is above it, too
     if not found.share <= TOLERANCE[dtype]:
-        yield (
-            f"--model: the merged model is not the adapter on its base: logits differ by {found.share:.1e} of their "
-            f"size (up to {found.largest:.3g}), above {TOLERANCE[dtype]:.0e} for {dtype}; try --dtype float32"
+        yield Problem(
+            "--model",
+            f": the merged model is not the adapter on its base: logits differ by {found.share:.1e} of their "
+            f"size (up to {found.largest:.3g}), above {TOLERANCE[dtype]:.0e} for {dtype}; try --dtype float32",
         )
 
 
@@ -312,4 +324,4 @@ def _aside(out: Path) -> Iterator[Path]:
             run_folder.share_weights(aside)
     except (OSError, SafetensorError) as err:
         reason = getattr(err, "strerror", None) or " ".join(str(err).split())[:300]
-        raise UserError(f"--out: {out} cannot be written ({reason}); choose another folder") from err
+        raise UserError("--out", f": {out} cannot be written ({reason}); choose another folder") from err

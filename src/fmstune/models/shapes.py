@@ -35,7 +35,7 @@ from transformers.pytorch_utils import Conv1D
 from fmstune.checks import memory_plan
 from fmstune.checks.memory_plan import Dimensions
 from fmstune.config.job import Quantization
-from fmstune.errors import UserError, did_you_mean, raise_if_any
+from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 from fmstune.models.architecture import build_empty
 
 ALL_LINEAR = "all-linear"
@@ -139,7 +139,7 @@ def attach(model: PreTrainedModel, peft_config: PeftConfig) -> torch.nn.Module:
         try:
             adapted: torch.nn.Module = get_peft_model(model, empty)
         except REFUSALS as error:
-            raise UserError(_refusal(type(peft_config).__name__, error)) from error
+            raise UserError("peft", _refusal(type(peft_config).__name__, error)) from error
     raise_if_any(_prompt_problems(peft_config, empty))
     if isinstance(peft_config, PrefixTuningConfig):
         raise_if_any(_prefix_problems(adapted, model.config.model_type))
@@ -151,19 +151,19 @@ def _refusal(method: str, error: Exception) -> str:
     """PEFT's words, unless they are about the meta device, where a few methods cannot be built."""
     said = " ".join(str(error).split())[:300]
     if isinstance(error, NotImplementedError) or "meta tensor" in said:
-        return f"peft: {method} cannot be checked without the weights ({said}); choose another method"
-    return f"peft: {method} refuses these fields: {said}"
+        return f": {method} cannot be checked without the weights ({said}); choose another method"
+    return f": {method} refuses these fields: {said}"
 
 
-def _prompt_problems(given: PeftConfig, filled: PeftConfig) -> Iterator[str]:
+def _prompt_problems(given: PeftConfig, filled: PeftConfig) -> Iterator[Problem]:
     """What a prompt says about the model and PEFT finds otherwise."""
     for name in _OF_THE_MODEL if isinstance(given, PromptLearningConfig) else ():
         value, found = getattr(given, name), getattr(filled, name)
         if value not in (None, found):
-            yield f"peft.{name} is {value}, and the model has {found}; leave it out"
+            yield Problem(f"peft.{name}", f"is {value}, and the model has {found}; leave it out")
 
 
-def _prefix_problems(adapted: torch.nn.Module, model_type: str) -> Iterator[str]:
+def _prefix_problems(adapted: torch.nn.Module, model_type: str) -> Iterator[Problem]:
     """Keys and values that do not fit the cache, tried without numbers: Falcon's one head, Mamba's none at all."""
     ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
     try:
@@ -172,20 +172,21 @@ def _prefix_problems(adapted: torch.nn.Module, model_type: str) -> Iterator[str]
     except RuntimeError as error:
         # what else a pass on the meta device cannot do says nothing about the prefix
         if " must match " in str(error) or " broadcast " in str(error):
-            yield (
-                f"peft: the keys and values that PrefixTuningConfig makes do not fit the cache of {model_type}; "
-                "choose another method, such as peft=p_tuning"
+            yield Problem(
+                "peft",
+                f": the keys and values that PrefixTuningConfig makes do not fit the cache of {model_type}; "
+                "choose another method, such as peft=p_tuning",
             )
 
 
-def _pattern_key_problems(adapted: torch.nn.Module, peft_config: PeftConfig) -> Iterator[str]:
+def _pattern_key_problems(adapted: torch.nn.Module, peft_config: PeftConfig) -> Iterator[Problem]:
     """Ranks or scales of modules that are not adapted; PEFT is silent about them."""
     for field in ("rank_pattern", "alpha_pattern"):
         for key in getattr(peft_config, field, None) or ():
             # as peft.utils.other.get_pattern_key does it
             expression = re.compile(rf"(.*\.)?({key})$")
             if not any(map(expression.match, _adapted_names(adapted))):
-                yield f"peft.{field}: {key!r} matches no module that is adapted; see peft.target_modules"
+                yield Problem(f"peft.{field}", f": {key!r} matches no module that is adapted; see peft.target_modules")
 
 
 def _adapted_names(adapted: torch.nn.Module) -> list[str]:
@@ -272,7 +273,7 @@ def _matrix(module: torch.nn.Module) -> tuple[int, int]:
     return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
 
 
-def target_problems(model: PreTrainedModel, peft_config: PeftConfig) -> Iterator[str]:
+def target_problems(model: PreTrainedModel, peft_config: PeftConfig) -> Iterator[Problem]:
     """What the adapter asks for and the model does not have; PEFT is silent when one of two names matches."""
     asked = getattr(peft_config, "target_modules", None)
     if isinstance(asked, str):
@@ -286,18 +287,20 @@ def target_problems(model: PreTrainedModel, peft_config: PeftConfig) -> Iterator
         if defaults is not None and model.config.model_type not in defaults:
             # IA3 would scale the inputs of all of them, or the outputs
             every = "" if isinstance(peft_config, IA3Config) else f"{ALL_LINEAR} or to "
-            yield (
-                f"peft.target_modules: PEFT has no default for {model.config.model_type}; "
-                f"set it to {every}some of {_available(model)}"
+            yield Problem(
+                "peft.target_modules",
+                f": PEFT has no default for {model.config.model_type}; set it to {every}some of {_available(model)}",
             )
     if isinstance(peft_config, IA3Config):
         yield from _feedforward_problems(model, peft_config)
     for name in sorted(getattr(peft_config, "modules_to_save", None) or ()):
         if not any(_ends_with(module, name) for module, _ in model.named_modules()):
-            yield f"peft.modules_to_save: no module is named {name!r}"
+            yield Problem("peft.modules_to_save", f": no module is named {name!r}")
     for name in sorted(getattr(peft_config, "target_parameters", None) or ()):
         if not any(_ends_with(parameter, name) for parameter, _ in model.named_parameters()):
-            yield f"peft.target_parameters: no parameter is named {name!r}; the names end like q_proj.weight"
+            yield Problem(
+                "peft.target_parameters", f": no parameter is named {name!r}; the names end like q_proj.weight"
+            )
 
 
 def _default_targets(peft_config: PeftConfig) -> Collection[str] | None:
@@ -307,58 +310,67 @@ def _default_targets(peft_config: PeftConfig) -> Collection[str] | None:
     return TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING if isinstance(peft_config, IA3Config) else known
 
 
-def _feedforward_problems(model: PreTrainedModel, peft_config: IA3Config) -> Iterator[str]:
+def _feedforward_problems(model: PreTrainedModel, peft_config: IA3Config) -> Iterator[Problem]:
     """Names of which IA3 scales the input and not the output; PEFT is silent about those that match nothing."""
     asked = peft_config.feedforward_modules
     if asked is None and model.config.model_type not in TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING:
-        yield (
-            f"peft.feedforward_modules: PEFT has no default for {model.config.model_type}; name those of "
-            "peft.target_modules that are scaled at their input (the last linear layer of the MLP), or [] for none"
+        yield Problem(
+            "peft.feedforward_modules",
+            f": PEFT has no default for {model.config.model_type}; name those of "
+            "peft.target_modules that are scaled at their input (the last linear layer of the MLP), or [] for none",
         )
     for name in sorted(asked or ()) if not isinstance(asked, str) else ():
         if not any(_ends_with(module, name) for module, _ in model.named_modules()):
-            yield f"peft.feedforward_modules: no module is named {name!r}; available are {_available(model)}"
+            yield Problem(
+                "peft.feedforward_modules", f": no module is named {name!r}; available are {_available(model)}"
+            )
 
 
-def _pattern_problems(model: PreTrainedModel, pattern: str) -> Iterator[str]:
+def _pattern_problems(model: PreTrainedModel, pattern: str) -> Iterator[Problem]:
     """A string is a regular expression for the whole module name."""
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        yield f"peft.target_modules: {pattern!r} is no regular expression: {error}"
+        yield Problem("peft.target_modules", f": {pattern!r} is no regular expression: {error}")
         return
     matched = {name: module for name, module in model.named_modules() if expression.fullmatch(name)}
     if not matched:
         hint = " (a string is a regular expression for the whole name; write a list to match endings)"
-        yield f"peft.target_modules: {pattern!r} matches no module{hint}; available are {_available(model)}"
+        yield Problem(
+            "peft.target_modules", f": {pattern!r} matches no module{hint}; available are {_available(model)}"
+        )
     yield from _match_problems(model, pattern, matched)
 
 
-def _name_problems(model: PreTrainedModel, name: str) -> Iterator[str]:
+def _name_problems(model: PreTrainedModel, name: str) -> Iterator[Problem]:
     """A list entry is a module name or its ending."""
     if name.lower() == ALL_LINEAR:
-        yield f"peft.target_modules: {ALL_LINEAR} works as a string, not in a list; write it without brackets"
+        yield Problem(
+            "peft.target_modules", f": {ALL_LINEAR} works as a string, not in a list; write it without brackets"
+        )
         return
     matched = {module_name: module for module_name, module in model.named_modules() if _ends_with(module_name, name)}
     if not matched:
         hint = did_you_mean(name, (target.name for target in targets(model)))
-        yield f"peft.target_modules: no module is named {name!r}{hint}; available are {_available(model)}"
+        yield Problem("peft.target_modules", f": no module is named {name!r}{hint}; available are {_available(model)}")
     yield from _match_problems(model, name, matched)
 
 
-def _match_problems(model: PreTrainedModel, asked: str, matched: dict[str, torch.nn.Module]) -> Iterator[str]:
+def _match_problems(model: PreTrainedModel, asked: str, matched: dict[str, torch.nn.Module]) -> Iterator[Problem]:
     if any(module is _head(model) for module in matched.values()):
-        yield (
-            f"peft.target_modules: {asked!r} matches the output layer, where TRL's fused loss reads the base "
-            "weight alone and would never train the adapter; leave it out, or name it in peft.modules_to_save"
+        yield Problem(
+            "peft.target_modules",
+            f": {asked!r} matches the output layer, where TRL's fused loss reads the base "
+            "weight alone and would never train the adapter; leave it out, or name it in peft.modules_to_save",
         )
     bare = sorted(
         {type(m).__name__ for m in matched.values() if "weight" not in dict(m.named_parameters(recurse=False))}
     )
     if bare:
-        yield (
-            f"peft.target_modules: {asked!r} matches {', '.join(bare)}, without a weight of its own to adapt; "
-            f"available are {_available(model)}"
+        yield Problem(
+            "peft.target_modules",
+            f": {asked!r} matches {', '.join(bare)}, without a weight of its own to adapt; "
+            f"available are {_available(model)}",
         )
 
 

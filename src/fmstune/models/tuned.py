@@ -17,7 +17,7 @@ from fmstune import files
 from fmstune.checks.precision import Situation, resolve
 from fmstune.config.job import Attention, Device, Dtype, Model
 from fmstune.config.requests import Harness, Scoring
-from fmstune.errors import UserError, raise_if_any
+from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.models import architecture, base_identity
 from fmstune.models import load as models
 from fmstune.models.load import Tokenizer
@@ -53,7 +53,7 @@ def locate(model: str, base: str | None, *, force: bool) -> Place:
     config_file = _adapter_config_file(place)
     if config_file is None:
         if base is not None:
-            raise UserError(f"--base_model_name_or_path: {model} is a whole model and has no base; leave it out")
+            raise UserError("--base_model_name_or_path", f": {model} is a whole model and has no base; leave it out")
         with _of_flag("--model"):
             # said of the model, before its tokenizer is missed
             architecture.configuration(Model(path=place))
@@ -61,7 +61,7 @@ def locate(model: str, base: str | None, *, force: bool) -> Place:
     recorded = base_identity.read(Path(config_file).parent)
     named, revision = (recorded.id, recorded.revision) if recorded is not None else _named(model, Path(config_file))
     if base is None and not named:
-        raise UserError(f"--model: {model} does not name its base; pass --base_model_name_or_path")
+        raise UserError("--model", f": {model} does not name its base; pass --base_model_name_or_path")
     chosen = Place(place, base or named, revision if base in (None, named) else None)
     _same_base(model, chosen, recorded, given=base is not None, force=force)
     return chosen
@@ -83,7 +83,7 @@ def _named(model: str, config_file: Path) -> tuple[str | None, str | None]:
         values = json.loads(config_file.read_text(encoding="utf-8"))
         return values.get("base_model_name_or_path"), values.get("revision")
     except (OSError, ValueError, AttributeError) as err:
-        raise UserError(f"--model: {model}: {config_file.name} cannot be read as a configuration ({err})") from err
+        raise UserError("--model", f": {model}: {config_file.name} cannot be read as a configuration ({err})") from err
 
 
 def _same_base(model: str, place: Place, recorded: base_identity.Base | None, *, given: bool, force: bool) -> None:
@@ -99,19 +99,20 @@ def _same_base(model: str, place: Place, recorded: base_identity.Base | None, *,
         gone = "is no folder here and cannot be had from the hub"
         if given:
             hint = files.did_you_mean_beside(Path(place.base))
-            problem = f"--base_model_name_or_path: {place.base} {gone}; give the folder or hub id of {what}{hint}"
-        else:
-            problem = (
-                f"--model: {model} was tuned on {place.base}, which {gone}; pass --base_model_name_or_path with the "
-                f"folder or hub id of {what}"
-            )
-        raise UserError(problem) from err
+            text = f": {place.base} {gone}; give the folder or hub id of {what}{hint}"
+            raise UserError("--base_model_name_or_path", text) from err
+        raise UserError(
+            "--model",
+            f": {model} was tuned on {place.base}, which {gone}; pass --base_model_name_or_path with the "
+            f"folder or hub id of {what}",
+        ) from err
     wrong = list(base_identity.differences(recorded, found)) if recorded is not None else []
     if wrong and not force:
         shown = [*wrong[:5], *([f"and {len(wrong) - 5} more"] if len(wrong) > 5 else [])]
         raise UserError(
-            f"--model: {model} was tuned on another base than {place.base}: {'; '.join(shown)}; "
-            "pass the right one with --base_model_name_or_path, or --force to load it all the same"
+            "--model",
+            f": {model} was tuned on another base than {place.base}: {'; '.join(shown)}; "
+            "pass the right one with --base_model_name_or_path, or --force to load it all the same",
         )
 
 
@@ -139,16 +140,17 @@ def with_base(asked: Scoring | Harness) -> tuple[Place, Place | None]:
     return place, compared
 
 
-def _other_vocabulary(base: str, own: Tokenizer, tuned: Tokenizer) -> Iterator[str]:
+def _other_vocabulary(base: str, own: Tokenizer, tuned: Tokenizer) -> Iterator[Problem]:
     """Why a model cannot be asked in the tokens of another: they would be other words to it."""
     known = tuned.tokenizer.get_vocab()
     different = [(number, token) for token, number in own.tokenizer.get_vocab().items() if known.get(token) != number]
     if different:
         number, token = min(different)
-        yield (
-            f"--base_model_name_or_path: {base} has another vocabulary than --model, first at token {number} "
+        yield Problem(
+            "--base_model_name_or_path",
+            f": {base} has another vocabulary than --model, first at token {number} "
             f"({token!r}), so its answers would mean nothing; give the model that was tuned, or --force to compare "
-            "all the same"
+            "all the same",
         )
 
 
@@ -200,7 +202,7 @@ def tokenizer_of(place: Place) -> Tokenizer:
         return models.load_tokenizer(Model(path=place.model), to_train=False)
     except UserError as err:
         if place.base is None:
-            raise UserError(*_renamed(err, "--model")) from err
+            raise UserError.of(_renamed(err, "--model")) from err
         with _of_flag("--base_model_name_or_path"):
             return models.load_tokenizer(Model(path=place.base, revision=place.revision), to_train=False)
 
@@ -222,7 +224,7 @@ def adapted(base: PreTrainedModel | PeftModel, adapter: str, name: str = "defaul
         return PeftModel.from_pretrained(base, adapter, name, config=config)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as err:
         text = " ".join(str(err).split())[:300]
-        raise UserError(f"--model: {adapter} does not fit its base: {text}") from err
+        raise UserError("--model", f": {adapter} does not fit its base: {text}") from err
 
 
 def adapter_config(adapter: str) -> PeftConfig:
@@ -230,11 +232,11 @@ def adapter_config(adapter: str) -> PeftConfig:
     folder = Path(adapter)
     if folder.is_dir() and not (folder / str(SAFETENSORS_WEIGHTS_NAME)).is_file():
         # PEFT would fall back to a pickle, which can run code on loading
-        raise UserError(f"--model: {adapter} has no {SAFETENSORS_WEIGHTS_NAME}; fmstune reads safetensors only")
+        raise UserError("--model", f": {adapter} has no {SAFETENSORS_WEIGHTS_NAME}; fmstune reads safetensors only")
     try:
         config = PeftConfig.from_pretrained(adapter)
     except (OSError, ValueError, TypeError) as err:
-        raise UserError(f"--model: {adapter} cannot be read as an adapter: {err}") from err
+        raise UserError("--model", f": {adapter} cannot be read as an adapter: {err}") from err
     # PEFT would look for the tokenizer of the machine that the adapter was tuned on
     config.inference_mode = True
     return config
@@ -246,13 +248,11 @@ def _of_flag(flag: str) -> Iterator[None]:
     try:
         yield
     except UserError as err:
-        raise UserError(*_renamed(err, flag)) from err
+        raise UserError.of(_renamed(err, flag)) from err
 
 
-def _renamed(err: UserError, flag: str) -> Iterator[str]:
+def _renamed(err: UserError, flag: str) -> Iterator[Problem]:
     for problem in err.problems:
         for field in ("model.path", "model.tokenizer", "model.attention", "launcher.device"):
-            problem = problem.replace(f"{field}=", f"{flag}=").replace(f"{field}:", f"{flag}:")
-        yield problem.replace("(set model.dtype)", "(set --dtype)").replace(
-            ", or model.architecture to check without the hub", ""
-        )
+            problem = problem.moved(field, flag)
+        yield problem

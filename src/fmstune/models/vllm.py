@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from fmstune import files
-from fmstune.errors import raise_if_any
+from fmstune.errors import Problem, raise_if_any
 from fmstune.models import architecture, base_identity
 from fmstune.models.tuned import Place
 
@@ -99,10 +99,10 @@ def write(
     return _said(place, config, made, added, shown)
 
 
-def problems(model: str, config: PeftConfig) -> Iterator[str]:
+def problems(model: str, config: PeftConfig) -> Iterator[Problem]:
     """What vLLM refuses (vllm/lora/peft_helper.py), or passes over in silence, by the adapter's configuration."""
     if not isinstance(config, LoraConfig):
-        yield f"--export vllm_lora: {model} is {config.peft_type.value}, and vLLM reads LoRA only; merge it"
+        yield Problem("--export", f"vllm_lora: {model} is {config.peft_type.value}, and vLLM reads LoRA only; merge it")
         return
     reasons = {
         "is DoRA": config.use_dora,
@@ -114,7 +114,7 @@ def problems(model: str, config: PeftConfig) -> Iterator[str]:
     }
     for reason, holds in reasons.items():
         if holds:
-            yield f"--export vllm_lora: {model} {reason}; merge it instead"
+            yield Problem("--export", f"vllm_lora: {model} {reason}; merge it instead")
 
 
 def sort(tensors: Mapping[str, Tensor]) -> Saved:
@@ -155,25 +155,29 @@ def _added(rows: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def token_problems(
     model: str, saved: Saved, embeddings: Embeddings, indices: Sequence[int], added: Sequence[int]
-) -> Iterator[str]:
+) -> Iterator[Problem]:
     """Embeddings that vLLM has no place for."""
     known = {embeddings.input, embeddings.output}
     needed = {embeddings.input} if embeddings.tied else known
     if unknown := sorted({*saved.others, *(saved.tables.keys() - known), *(saved.trained.keys() - {embeddings.input})}):
-        yield f"--export vllm_lora: vLLM has no place for {', '.join(unknown[:5])} of {model}; merge it instead"
+        yield Problem(
+            "--export", f"vllm_lora: vLLM has no place for {', '.join(unknown[:5])} of {model}; merge it instead"
+        )
     if within := [index for index in indices if index < embeddings.rows]:
-        yield (
-            f"--export vllm_lora: {model} trained the embeddings of tokens that the base has rows for (first "
-            f"{within[0]}), and vLLM reads those of the base; merge it instead"
+        yield Problem(
+            "--export",
+            f"vllm_lora: {model} trained the embeddings of tokens that the base has rows for (first "
+            f"{within[0]}), and vLLM reads those of the base; merge it instead",
         )
     if added and _last(embeddings.input) != "embed_tokens":
-        yield (
-            f"--export vllm_lora: {model} added {_tokens(len(added))}, and vLLM reads such of models whose "
-            f"embedding is called embed_tokens, not {_last(embeddings.input)}; merge it instead"
+        yield Problem(
+            "--export",
+            f"vllm_lora: {model} added {_tokens(len(added))}, and vLLM reads such of models whose "
+            f"embedding is called embed_tokens, not {_last(embeddings.input)}; merge it instead",
         )
     if added and (gone := needed - saved.tables.keys()):
         what = " and no ".join(sorted(gone))
-        yield f"--export vllm_lora: {model} added tokens, and holds no {what}; merge it instead"
+        yield Problem("--export", f"vllm_lora: {model} added tokens, and holds no {what}; merge it instead")
 
 
 def export(saved: Saved, embeddings: Embeddings, indices: Sequence[int], vocabulary: int | None, rank: int) -> Exported:

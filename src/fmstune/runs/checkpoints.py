@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fmstune.errors import Problem
 from fmstune.runs import run_folder
 
 SAVING = ".saving"
@@ -76,21 +77,23 @@ def read_checkpoint_facts(checkpoint: Path) -> CheckpointFacts | None:
         return None
 
 
-def checkpoint_mismatches(checkpoint: Path, made: CheckpointFacts, here: CheckpointFacts) -> Iterator[str]:
+def checkpoint_mismatches(checkpoint: Path, made: CheckpointFacts, here: CheckpointFacts) -> Iterator[Problem]:
     """Why these processes cannot go on from that checkpoint; another number of them can, with as many rows a step."""
     if made.sharded != here.sharded:
         kind = "with FSDP" if made.sharded else "without FSDP"
         choice = "launcher=fsdp" if made.sharded else "launcher=local or launcher=ddp"
-        yield (
-            f"launcher: {checkpoint} was made {kind}, and the optimizer's state is kept in another form there; "
-            f"go on with {choice}"
+        yield Problem(
+            "launcher",
+            f": {checkpoint} was made {kind}, and the optimizer's state is kept in another form there; "
+            f"go on with {choice}",
         )
     if made.rows_per_step != here.rows_per_step:
-        yield (
+        yield Problem(
+            "",
             f"{checkpoint} was made with {made.rows_per_step} rows a step on {made.processes} processes, and this is "
             f"{here.rows_per_step} on {here.processes}, so the place in the data would be another; set "
             "training.per_device_train_batch_size and training.gradient_accumulation_steps so that they come to the "
-            "same"
+            "same",
         )
 
 

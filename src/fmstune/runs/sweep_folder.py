@@ -12,7 +12,7 @@ from typing import Any
 from fmstune import tables
 from fmstune.config import compare_by as objective
 from fmstune.config.job import Direction, Job
-from fmstune.errors import UserError
+from fmstune.errors import Problem, UserError
 from fmstune.files import write_json
 from fmstune.runs import run_folder
 
@@ -74,9 +74,9 @@ def summarize_point(
     )
 
 
-def refused_point(number: int, folder: Path, overrides: Sequence[str], code: int, problems: Sequence[str]) -> Point:
+def refused_point(number: int, folder: Path, overrides: Sequence[str], code: int, problems: Sequence[Problem]) -> Point:
     """A point that was wrong, and has not begun."""
-    error = first_line("; ".join(problems))
+    error = first_line("; ".join(map(str, problems)))
     return Point(number, folder.name, list(overrides), run_folder.FAILED, code, False, "", "", {}, error)
 
 
@@ -124,9 +124,13 @@ def recorded_command(sweep: Path, more: Sequence[str]) -> list[str]:
     try:
         words = json.loads((sweep / COMMAND).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"--resume: {sweep} is no sweep's folder (no {COMMAND}); give the folder of a sweep") from None
+        raise UserError(
+            "--resume", f": {sweep} is no sweep's folder (no {COMMAND}); give the folder of a sweep"
+        ) from None
     except (OSError, ValueError) as err:
-        raise UserError(f"--resume: {sweep / COMMAND} cannot be read ({err}); give the command itself again") from err
+        raise UserError(
+            "--resume", f": {sweep / COMMAND} cannot be read ({err}); give the command itself again"
+        ) from err
     return [*words, *more]
 
 

@@ -82,7 +82,7 @@ def searches(words: Sequence[str]) -> bool:
         return False
     _raise_if_no_sweep(word, words, "chooses the points of a sweep; add -m")
     if importlib.util.find_spec("optuna") is None:
-        raise UserError(f"{word} needs optuna: pip install 'fmstune[sweep]'")
+        raise UserError("", f"{word} needs optuna: pip install 'fmstune[sweep]'")
     return True
 
 
@@ -106,7 +106,7 @@ def plain(words: Sequence[str]) -> list[str]:
 
 def _raise_if_no_sweep(chosen: str, words: Sequence[str], hint: str) -> None:
     if not {"-m", "--multirun"} & {*words}:
-        raise UserError(f"{chosen} {hint}")
+        raise UserError("", f"{chosen} {hint}")
 
 
 def requeue() -> None:

@@ -77,13 +77,16 @@ class OptunaSweeper(Sweeper):
         given = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(arguments)
         space = {_name(one): distribution(one) for one in given if one.is_sweep_override()}
         if not space:
-            raise UserError("hydra/sweeper=optuna has nothing to search; give a field an interval or several values")
+            raise UserError(
+                "hydra/sweeper", "=optuna has nothing to search; give a field an interval or several values"
+            )
         written = OmegaConf.to_container(self.config.hydra.sweeper, resolve=False)
         assert isinstance(written, dict)
         if urlsplit(str(written["storage"])).password is not None:
             raise UserError(
-                "hydra.sweeper.storage holds a password, and the sweep's folder keeps the command; set an environment "
-                "variable, and 'hydra.sweeper.storage=${oc.env:NAME}'"
+                "hydra.sweeper.storage",
+                "holds a password, and the sweep's folder keeps the command; set an environment "
+                "variable, and 'hydra.sweeper.storage=${oc.env:NAME}'",
             )
         sampler = _sampler(self._fields.sampler)
         folder = Path(self.config.hydra.sweep.dir)
@@ -181,8 +184,9 @@ def _study(
         raise UserError(secrets.left_out(text)) from err
     if former not in (None, searched) or study.direction != way:
         raise UserError(
-            f"hydra.sweeper.storage: {secrets.left_out(storage)} holds a study {fields.study_name!r} that searches "
-            "otherwise; repeat its command with --resume, or choose another output_dir or hydra.sweeper.study_name"
+            "hydra.sweeper.storage",
+            f": {secrets.left_out(storage)} holds a study {fields.study_name!r} that searches "
+            "otherwise; repeat its command with --resume, or choose another output_dir or hydra.sweeper.study_name",
         )
     return study
 
@@ -192,7 +196,7 @@ def _sampler(name: str) -> Any:
 
     known = [one for one in optuna.samplers.__all__ if one.endswith("Sampler")]
     if name not in known:
-        raise UserError(f"hydra.sweeper.sampler: {name} is no class of optuna.samplers{did_you_mean(name, known)}")
+        raise UserError("hydra.sweeper.sampler", f": {name} is no class of optuna.samplers{did_you_mean(name, known)}")
     return getattr(optuna.samplers, name)
 
 
@@ -201,7 +205,7 @@ def distribution(override: Override) -> "optuna.distributions.BaseDistribution":
     try:
         return _distribution(override)
     except ValueError as err:
-        raise UserError(f"{override.input_line} cannot be searched ({err})") from err
+        raise UserError("", f"{override.input_line} cannot be searched ({err})") from err
 
 
 def _distribution(override: Override) -> "optuna.distributions.BaseDistribution":

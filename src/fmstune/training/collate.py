@@ -44,9 +44,10 @@ def pack(dataset: Dataset, max_length: int) -> Dataset:
     after = _documents(packed)
     if not np.array_equal(np.sort(before), np.sort(after)) or after.sum() != lengths(packed).sum():
         raise UserError(
-            f"training.packing: {len(before):,} documents of {before.sum():,} tokens went in and {len(after):,} of "
+            "training.packing",
+            f": {len(before):,} documents of {before.sum():,} tokens went in and {len(after):,} of "
             f"{after.sum():,} came out; the longest has {before.max():,} tokens, and a row holds {max_length:,}: "
-            "set data.max_length, or training.packing=false"
+            "set data.max_length, or training.packing=false",
         )
     return packed
 

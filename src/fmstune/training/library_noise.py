@@ -61,5 +61,5 @@ def first_level(threads: str) -> int:
     number = threads.partition(",")[0].strip()
     if not number.isdecimal() or int(number) < 1:
         hint = "unset it, or set launcher.threads"
-        raise UserError(f"OMP_NUM_THREADS must be a number of threads, got {threads!r}; {hint}")
+        raise UserError("", f"OMP_NUM_THREADS must be a number of threads, got {threads!r}; {hint}")
     return int(number)

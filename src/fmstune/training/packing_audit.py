@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fmstune.errors import UserError
+from fmstune.errors import Problem, UserError
 from fmstune.training.collate import DOCUMENTS
 
 COUNT = 4
@@ -55,13 +55,14 @@ class Audit:
             f"(limit {self.tolerance:g}; {self.mixed_difference:.1e} if they saw each other{doubt})"
         )
 
-    def problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[Problem]:
         """Why the run must not go on."""
         if not self.apart:
-            yield (
-                f"training.packing: packed documents see each other in this model: their log-probabilities differ by "
+            yield Problem(
+                "training.packing",
+                f": packed documents see each other in this model: their log-probabilities differ by "
                 f"{self.difference:.2g} nats a token from those of the documents alone (limit {self.tolerance:g}); "
-                f"{_INSTEAD}"
+                f"{_INSTEAD}",
             )
 
 
@@ -72,7 +73,9 @@ def documents(batch: Mapping[str, Any]) -> list[torch.Tensor]:
     """
     found = [ids[:TOKENS] for ids in _all_documents(batch) if len(ids) > 1]
     if not found:
-        raise UserError("training.packing: the first batch holds no document of two tokens; set training.packing=false")
+        raise UserError(
+            "training.packing", ": the first batch holds no document of two tokens; set training.packing=false"
+        )
     return list(islice(cycle(found), COUNT))
 
 
@@ -152,7 +155,7 @@ def _logits(model: torch.nn.Module, batch: Mapping[str, Any], device: torch.devi
         logits: torch.Tensor = model(**moved, use_cache=False).logits
     except (TypeError, ValueError) as err:
         # such as transformers' layers with a state, which ask for a kernel that can keep documents apart
-        raise UserError(f"training.packing: the model refuses packed rows ({err}); {_INSTEAD}") from err
+        raise UserError("training.packing", f": the model refuses packed rows ({err}); {_INSTEAD}") from err
     # a prompt that is learnt comes before the row
     return logits[:, -batch["input_ids"].shape[1] :]
 

@@ -16,7 +16,7 @@ from fmstune.checks import advice, memory_plan, precision
 from fmstune.config.job import Job
 from fmstune.data import dataset, preparation, show, show_html
 from fmstune.data.dataset import Prepared
-from fmstune.errors import UserError, raise_if_any
+from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.models import architecture, load, shapes
 from fmstune.models.load import Tokenizer
 from fmstune.runs import run_folder
@@ -35,7 +35,7 @@ def modules(job: Job) -> int:
 
 def check(job: Job) -> int:
     """All that can be known before a weight is read; problems of model and data together."""
-    problems: list[str] = []
+    problems: list[Problem] = []
     checked: Checked | None = None
     rows: memory_plan.Rows | None = None
     prepared: Prepared | None = None
@@ -84,7 +84,7 @@ def _print_ledger(prepared: Prepared) -> None:
 def show_rows(job: Job, rows: int, json: Path | None, html: Path | None) -> int:
     """Print rows with their masks, and write all of them to `json` and the view to `html` where these are given."""
     tokenizer, prepared = _prepare(job)
-    problems: list[str] = []
+    problems: list[Problem] = []
     if json is not None:
         with _as_problem(f"--json: {json}", problems):
             show.write_json(prepared, tokenizer.tokenizer, json)
@@ -100,11 +100,11 @@ def show_rows(job: Job, rows: int, json: Path | None, html: Path | None) -> int:
 
 
 @contextmanager
-def _as_problem(file: str, problems: list[str]) -> Iterator[None]:
+def _as_problem(file: str, problems: list[Problem]) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        problems.append(f"{file} cannot be written ({err.strerror}); choose another file")
+        problems.append(Problem(file, f"cannot be written ({err.strerror}); choose another file"))
 
 
 def prepare(job: Job) -> int:
@@ -119,7 +119,7 @@ def prepare(job: Job) -> int:
 def run(job: Job, command: str | None = None) -> int:
     """Check, prepare, train; in the run folder that the parent made. `command` is what was typed."""
     if job.output_dir is None:
-        raise UserError("output_dir must be given when the runner is started by hand")
+        raise UserError("output_dir", "must be given when the runner is started by hand")
     rank = ranks.here()
     with run_folder.lock_folder(Path(job.output_dir)) if rank.is_main else nullcontext():
         checked = _checked(job)
@@ -145,7 +145,7 @@ def _checked(job: Job) -> Checked:
         try:
             dataset.scan(job.data, job.seed)
         except UserError as more:
-            raise UserError(*err.problems, *_others(more.problems, err.problems)) from err
+            raise UserError.of([*err.problems, *_others(more.problems, err.problems)]) from err
         raise
     return checked
 
@@ -156,10 +156,10 @@ def _check_arguments(job: Job, checked: Checked) -> None:
         raise_if_any(preflight.optimizer_problems(train.arguments(job, checked, Path(job.output_dir or "."))))
 
 
-def _others(problems: Sequence[str], reported: Sequence[str]) -> list[str]:
+def _others(problems: Sequence[Problem], reported: Sequence[Problem]) -> list[Problem]:
     """Those about fields that are not reported yet: a model that is not there has no tokenizer either."""
-    fields = {problem.partition(":")[0] for problem in reported}
-    return [problem for problem in problems if problem.partition(":")[0] not in fields]
+    fields = {problem.field for problem in reported}
+    return [problem for problem in problems if not problem.field or problem.field not in fields]
 
 
 def _prepare(job: Job) -> tuple[Tokenizer, Prepared]:

@@ -38,7 +38,7 @@ from fmstune.config.job import (
 from fmstune.data import dataset
 from fmstune.data.dataset import CHARACTERS_PER_TOKEN, Prepared
 from fmstune.data.tokenized import Part
-from fmstune.errors import UserError, did_you_mean, raise_if_any
+from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 from fmstune.evaluation import held_out as evaluate
 from fmstune.evaluation import metrics
 from fmstune.launch import process_counts
@@ -66,7 +66,7 @@ def check(job: Job, *, device_at_hand: bool = True) -> Checked:
 
     Without the device at hand, `launcher.device=cuda` plans for a GPU that this machine does not have.
     """
-    problems: list[str] = []
+    problems: list[Problem] = []
     notes: list[str] = []
     device, attention = "cpu", job.model.attention.value
     peft_config: PeftConfig | None = None
@@ -98,7 +98,9 @@ def check(job: Job, *, device_at_hand: bool = True) -> Checked:
     problems += compile_problems(job.training)
     if job.training.get("activation_offloading") and device == "cpu":
         problems.append(
-            "training.activation_offloading needs an accelerator, and the device is the CPU; set it to false"
+            Problem(
+                "training.activation_offloading", "needs an accelerator, and the device is the CPU; set it to false"
+            )
         )
     if job.model.quantization is not None:
         problems += quantization_problems(device, here=device_at_hand)
@@ -120,36 +122,40 @@ def check(job: Job, *, device_at_hand: bool = True) -> Checked:
     )
 
 
-def quantization_problems(device: str, *, here: bool) -> Iterator[str]:
+def quantization_problems(device: str, *, here: bool) -> Iterator[Problem]:
     """What a quantised base needs: a CUDA device to plan for, and `here`, where it is to run, bitsandbytes too."""
     if device != "cuda":
-        yield (
-            f"model.quantization needs a CUDA device, and the device is {device}; set it to null, or plan for a GPU "
-            "with fmstune check launcher.device=cuda"
+        yield Problem(
+            "model.quantization",
+            f"needs a CUDA device, and the device is {device}; set it to null, or plan for a GPU "
+            "with fmstune check launcher.device=cuda",
         )
     elif here and importlib.util.find_spec("bitsandbytes") is None:
-        yield "model.quantization needs the package bitsandbytes; pip install 'fmstune[quant]', or set it to null"
+        yield Problem(
+            "model.quantization", "needs the package bitsandbytes; pip install 'fmstune[quant]', or set it to null"
+        )
 
 
-def length_problems(job: Job, checked: Checked, rows: memory_plan.Rows) -> Iterator[str]:
+def length_problems(job: Job, checked: Checked, rows: memory_plan.Rows) -> Iterator[Problem]:
     """Rows, or packs of rows, with more positions than the model has."""
     positions, virtual = checked.dimensions.max_positions, checked.dimensions.virtual_tokens
     longest = job.data.max_length if job.training.get("packing") else min(rows.longest, job.data.max_length)
     if positions is not None and virtual > positions - 2:
-        yield (
-            f"peft.num_virtual_tokens={virtual} leaves no room for a row in the {positions:,} positions of the model; "
-            "lower it"
+        yield Problem(
+            "peft.num_virtual_tokens",
+            f"={virtual} leaves no room for a row in the {positions:,} positions of the model; lower it",
         )
     elif positions is not None and longest + virtual > positions:
         prompt = f" and {virtual} virtual tokens" if virtual else ""
         what = "a streamed row may take" if job.data.streaming else "the longest row takes"
-        yield (
+        yield Problem(
+            "",
             f"{what} {longest:,} tokens{prompt}, and the model has {positions:,} positions; "
-            f"set data.max_length={positions - virtual}"
+            f"set data.max_length={positions - virtual}",
         )
 
 
-def held_out_problems(job: Job, checked: Checked, prepared: Prepared) -> Iterator[str]:
+def held_out_problems(job: Job, checked: Checked, prepared: Prepared) -> Iterator[Problem]:
     """Held-out rows, or prompts with the answer to generate, with more positions than the model has."""
     positions, virtual = checked.dimensions.max_positions, checked.dimensions.virtual_tokens
     watched = job.training.get("eval_strategy", "no") != "no"
@@ -161,7 +167,7 @@ def held_out_problems(job: Job, checked: Checked, prepared: Prepared) -> Iterato
         yield from _part_problems(job, part, positions, virtual, watched=watched)
 
 
-def _part_problems(job: Job, part: Part, positions: int, virtual: int, *, watched: bool) -> Iterator[str]:
+def _part_problems(job: Job, part: Part, positions: int, virtual: int, *, watched: bool) -> Iterator[Problem]:
     """The same of one set of held-out rows."""
     ledger, field = part.ledger, f"data.eval.{part.name}" if part.name else "data.eval"
     packing, eval_packing = job.training.get("packing", False), job.training.get("eval_packing")
@@ -169,15 +175,17 @@ def _part_problems(job: Job, part: Part, positions: int, virtual: int, *, watche
     room, longest = positions - virtual, job.data.max_length if packs else min(ledger.longest, job.data.max_length)
     beside = f" beside {virtual} virtual tokens" if virtual else ""
     if longest > room:
-        yield (
-            f"{field}: the longest held-out row takes {longest:,} tokens{beside}, and the model has {positions:,} "
-            f"positions; set data.max_length={room}"
+        yield Problem(
+            field,
+            f": the longest held-out row takes {longest:,} tokens{beside}, and the model has {positions:,} "
+            f"positions; set data.max_length={room}",
         )
     elif job.evaluation.enabled and (over := _generation(part.rows, job.evaluation)).end > room:
-        yield (
-            f"evaluation.max_new_tokens: the longest held-out prompt takes {over.prompt:,} tokens{beside} and its "
+        yield Problem(
+            "evaluation.max_new_tokens",
+            f": the longest held-out prompt takes {over.prompt:,} tokens{beside} and its "
             f"answer up to {over.answer:,}, and the model has {positions:,} positions; "
-            f"set evaluation.max_new_tokens={room - over.prompt}"
+            f"set evaluation.max_new_tokens={room - over.prompt}",
         )
 
 
@@ -199,22 +207,25 @@ def _generation(held_out: Dataset, evaluation: Evaluation) -> Generation:
     return Generation(max(map(len, rows["prompt_ids"])), min(evaluation.max_new_tokens, answer))
 
 
-def batch_problems(training: memory_plan.Training, rows: memory_plan.Rows) -> Iterator[str]:
+def batch_problems(training: memory_plan.Training, rows: memory_plan.Rows) -> Iterator[Problem]:
     """Fewer rows than one batch needs, where an incomplete one is dropped; of packed rows the plan knows the least."""
     batch = training.per_device_train_batch_size
     if training.dataloader_drop_last and not training.packing and rows.rows < batch:
-        yield (
-            f"training.dataloader_drop_last=true leaves no batch of {rows.rows:,} rows: "
-            f"training.per_device_train_batch_size={batch}; lower it, or set training.dataloader_drop_last=false"
+        yield Problem(
+            "training.dataloader_drop_last",
+            f"=true leaves no batch of {rows.rows:,} rows: "
+            f"training.per_device_train_batch_size={batch}; lower it, or set training.dataloader_drop_last=false",
         )
 
 
-def compile_problems(training: Mapping[str, Any]) -> Iterator[str]:
+def compile_problems(training: Mapping[str, Any]) -> Iterator[Problem]:
     """Words for torch.compile that accelerate and torch look up only when they compile."""
     for name, list_known in (("torch_compile_backend", _backends), ("torch_compile_mode", _modes)):
         word = training.get(name)
         if word is not None and word.lower() not in (known := list_known()):
-            yield f"training.{name} must be one of {', '.join(known)}; got {word!r}{did_you_mean(word, known)}"
+            yield Problem(
+                f"training.{name}", f"must be one of {', '.join(known)}; got {word!r}{did_you_mean(word, known)}"
+            )
 
 
 def _backends() -> list[str]:
@@ -227,7 +238,7 @@ def _modes() -> list[str]:
     return list(torch._inductor.list_mode_options())
 
 
-def optimizer_problems(arguments: TrainingArguments) -> Iterator[str]:
+def optimizer_problems(arguments: TrainingArguments) -> Iterator[Problem]:
     """What the optimizer or its schedule refuses; transformers would find out after the base model's evaluation."""
     # these look at the model, which is not there yet
     if arguments.optim.value.startswith(("galore", "apollo", "lomo", "adalomo")):
@@ -236,13 +247,13 @@ def optimizer_problems(arguments: TrainingArguments) -> Iterator[str]:
         cls, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
         optimizer = cls([torch.zeros(1, requires_grad=True)], **settings)
     except (TypeError, ValueError, ImportError) as err:
-        yield f"training.optim={arguments.optim.value} or its settings are refused: {err}"
+        yield Problem("training.optim", f"={arguments.optim.value} or its settings are refused: {err}")
         return
     name, settings = arguments.lr_scheduler_type, dict(arguments.lr_scheduler_kwargs or {})
     try:
         get_scheduler(name, optimizer, num_warmup_steps=0, num_training_steps=1, scheduler_specific_kwargs=settings)
     except (TypeError, ValueError) as err:
-        yield f"training.lr_scheduler_type={name.value} or training.lr_scheduler_kwargs are refused: {err}"
+        yield Problem("training.lr_scheduler_type", f"={name.value} or training.lr_scheduler_kwargs are refused: {err}")
 
 
 def with_tokenizer(checked: Checked, tokenizer: Tokenizer) -> Checked:
@@ -264,19 +275,20 @@ def with_tokenizer(checked: Checked, tokenizer: Tokenizer) -> Checked:
     return dataclasses.replace(checked, configuration=configuration, peft=peft, dimensions=dimensions, notes=notes)
 
 
-def _tokenizer_problems(checked: Checked, tokenizer: Tokenizer) -> Iterator[str]:
+def _tokenizer_problems(checked: Checked, tokenizer: Tokenizer) -> Iterator[Problem]:
     ids, embeddings = len(tokenizer.tokenizer), checked.dimensions.vocabulary
     if ids - len(tokenizer.added) > embeddings:
-        yield (
-            f"model.tokenizer: the tokenizer has {ids - len(tokenizer.added):,} ids and the model {embeddings:,} "
-            "embeddings; take the model's own tokenizer, and add tokens with model.special_tokens"
+        yield Problem(
+            "model.tokenizer",
+            f": the tokenizer has {ids - len(tokenizer.added):,} ids and the model {embeddings:,} "
+            "embeddings; take the model's own tokenizer, and add tokens with model.special_tokens",
         )
     asked = getattr(checked.peft, "trainable_token_indices", None) or []
     unknown = [i for row in (asked.values() if isinstance(asked, dict) else [asked]) for i in row]
     if any(i >= max(ids, embeddings) for i in unknown):
-        yield (
-            f"peft.trainable_token_indices: there is no token {max(unknown)}; the ids end at "
-            f"{max(ids, embeddings) - 1:,}"
+        yield Problem(
+            "peft.trainable_token_indices",
+            f": there is no token {max(unknown)}; the ids end at {max(ids, embeddings) - 1:,}",
         )
 
 
@@ -310,7 +322,7 @@ def tokenizer_at_hand(job: Job) -> Tokenizer | None:
         return None
 
 
-def label_problems(job: Job, prepared: Prepared, tokenizer: Tokenizer) -> Iterator[str]:
+def label_problems(job: Job, prepared: Prepared, tokenizer: Tokenizer) -> Iterator[Problem]:
     """Settings that look at a measure of labels, where the held-out rows have none."""
     early = job.callbacks.early_stopping
     asked = [
@@ -327,9 +339,10 @@ def label_problems(job: Job, prepared: Prepared, tokenizer: Tokenizer) -> Iterat
             part for part in prepared.held_out if part.name and re.search(rf"[_.]{re.escape(part.name)}[_.]", metric)
         ]
         if not all(evaluate.labels_of(part.rows, tokenizer.tokenizer) for part in named or prepared.held_out):
-            yield (
-                f"{field}={metric} needs held-out rows whose answers are labels, up to {metrics.LABELS_AT_MOST} "
-                "different ones; most of these have an answer of their own: take exact_match"
+            yield Problem(
+                field,
+                f"={metric} needs held-out rows whose answers are labels, up to {metrics.LABELS_AT_MOST} "
+                "different ones; most of these have an answer of their own: take exact_match",
             )
 
 
@@ -377,14 +390,15 @@ def estimated_rows(job: Job) -> memory_plan.Rows:
     )
 
 
-def resume_problems(job: Job, made: Plan) -> Iterator[str]:
+def resume_problems(job: Job, made: Plan) -> Iterator[Problem]:
     """A checkpoint with nothing left to train after it."""
     if job.training.get("resume") not in (None, resume.AUTO):
         done = resume.steps_done(Path(job.training["resume"]))
         if done >= made.total_steps:
-            yield (
-                f"training.resume: the checkpoint is at step {done:,} of {made.total_steps:,}, so "
-                "nothing is left to train; raise training.num_train_epochs or training.max_steps"
+            yield Problem(
+                "training.resume",
+                f": the checkpoint is at step {done:,} of {made.total_steps:,}, so "
+                "nothing is left to train; raise training.num_train_epochs or training.max_steps",
             )
 
 

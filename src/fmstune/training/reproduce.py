@@ -10,7 +10,7 @@ from safetensors import safe_open
 from fmstune.config import freeze
 from fmstune.config.job import Job
 from fmstune.data import dataset
-from fmstune.errors import UserError
+from fmstune.errors import Problem, UserError
 from fmstune.launch import process_counts
 from fmstune.models import load
 from fmstune.runs import differences, lockfile, run_folder
@@ -31,14 +31,14 @@ def check(job: Job, recorded: Path, *, strict: bool, trusted: Sequence[str]) -> 
     print(f"{len(counted)} of the facts that can change the result differ from {recorded / run_folder.PROVENANCE}")
     print("\n".join(f"cannot be checked: {problem}" for problem in problems), end="\n" if problems else "", flush=True)
     if strict and (counted or problems):
-        differ = [f"--strict: not as recorded: {', '.join(counted)}; restore it, or leave --strict out"]
-        raise UserError(*(differ if counted else []), *problems)
+        differ = Problem("--strict", f": not as recorded: {', '.join(counted)}; restore it, or leave --strict out")
+        raise UserError.of([*([differ] if counted else []), *problems])
     return 0
 
 
-def facts(job: Job) -> tuple[dict[str, Any], list[str]]:
+def facts(job: Job) -> tuple[dict[str, Any], list[Problem]]:
     """What `lock.json` would hold for this job, and why what is missing in that cannot be known."""
-    problems: list[str] = []
+    problems: list[Problem] = []
     device, config, tokenizer, read = job.launcher.device.value, "", None, {}
     try:
         checked = preflight.check(job)

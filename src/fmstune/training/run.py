@@ -23,7 +23,7 @@ from fmstune.checks.memory_plan import Plan
 from fmstune.config.job import ANSWERED, LORAPLUS_LR_RATIO, Job, is_sharded
 from fmstune.config.renamed_fields import OWN
 from fmstune.data.dataset import Prepared
-from fmstune.errors import Preempted, UserError, raise_if_any
+from fmstune.errors import Preempted, Problem, UserError, raise_if_any
 from fmstune.evaluation import held_out
 from fmstune.files import write_json
 from fmstune.launch import parent
@@ -97,7 +97,7 @@ def run(
 def _raise_if_not_finite(losses: Mapping[str, float]) -> None:
     """A model whose loss is no number is not worth saving; raises UserError."""
     raise_if_any(
-        f"{name} is {loss} after training; lower training.learning_rate, or set model.dtype=float32"
+        Problem(name, f"is {loss} after training; lower training.learning_rate, or set model.dtype=float32")
         for name, loss in losses.items()
         if not math.isfinite(loss)
     )
@@ -135,8 +135,9 @@ def _full_disk_named(folder: Path) -> Iterator[None]:
         if not checkpoints.disk_is_full(err, folder):
             raise
         raise UserError(
+            "",
             f"the disk of {folder} is full; {checkpoints.name_newest(folder)}free space, and start the same command "
-            "again"
+            "again",
         ) from err
 
 
@@ -232,7 +233,7 @@ def arguments(job: Job, checked: Checked, folder: Path) -> SFTConfig:
     try:
         return SFTConfig(**{**defaults, **given, **derived})
     except (TypeError, ValueError) as err:
-        raise UserError(f"training: trl.SFTConfig refuses these fields: {err}") from err
+        raise UserError("training", f": trl.SFTConfig refuses these fields: {err}") from err
 
 
 def _sharing(job: Job, checked: Checked) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import global_then_local_main_first
 
-from fmstune.errors import UserError, raise_if_any
+from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.launch import preemption
 from fmstune.models import base_identity, sharding
 from fmstune.models.fused_head import score_supervised_positions_on_cpu
@@ -254,16 +254,17 @@ class Trainer(SFTTrainer):
         self.optimizer = optimizer
         return optimizer
 
-    def _out_of_memory(self, err: BaseException, ids: torch.Tensor) -> Iterator[str]:
+    def _out_of_memory(self, err: BaseException, ids: torch.Tensor) -> Iterator[Problem]:
         # the CPU's allocator raises a plain RuntimeError (c10/core/impl/alloc_cpu.cpp)
         if isinstance(err, RuntimeError) and "memory" not in str(err).lower():
             return
         batch, length = ids.shape
-        yield (
+        yield Problem(
+            "",
             f"step {self.state.global_step + 1}: out of memory on a batch of {batch} x {length:,} tokens "
             f"({self._rows(ids)}); set training.per_device_train_batch_size below {self.args.train_batch_size} and "
             "training.gradient_accumulation_steps up, training.activation_checkpointing=true or a smaller "
-            "data.max_length; fmstune check says what each comes to"
+            "data.max_length; fmstune check says what each comes to",
         )
 
     def _rows(self, ids: torch.Tensor) -> str:
@@ -302,8 +303,9 @@ class Trainer(SFTTrainer):
         for name in ("loss", "eval_loss"):
             if not math.isfinite(logs.get(name, 0.0)):
                 raise UserError(
+                    "",
                     f"{self._where(name)}: {name} is {logs[name]}; lower training.learning_rate "
-                    f"(now {self.args.learning_rate:g}){self._more_exact}"
+                    f"(now {self.args.learning_rate:g}){self._more_exact}",
                 )
         self._since_log.clear()
         seconds = self.clock.seconds - self._seconds_at_last_log
@@ -374,11 +376,12 @@ _MOST_SPANS = 64
 """More would hide what the message says of them."""
 
 
-def _not_saved(err: Exception, run: Path, step: int) -> Iterator[str]:
+def _not_saved(err: Exception, run: Path, step: int) -> Iterator[Problem]:
     if disk_is_full(err, run):
-        yield (
+        yield Problem(
+            "",
             f"step {step}: the checkpoint cannot be saved, as the disk of {run} is full; {name_newest(run)}free "
-            "space, or set training.save_total_limit, and start the same command again"
+            "space, or set training.save_total_limit, and start the same command again",
         )
 
 

@@ -39,7 +39,7 @@ def test_all_that_is_broken_is_said_at_once() -> None:
     make(Path("all/1-b"), lock_json="[]")
     with pytest.raises(UserError) as raised:
         run_data.read_runs(Path("all"))
-    found = [problem.partition(" ")[0] for problem in raised.value.problems]
+    found = [problem.partition(" ")[0] for problem in map(str, raised.value.problems)]
     assert found == [
         "all/0-a/summary.json:",
         "all/0-a/metrics.jsonl:2:",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fmstune.config.requests import Comparison, Report
-from fmstune.errors import UserError
+from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.files import write_aside
 from fmstune.flatten import flatten
 from fmstune.runs.report import comparison_report, ranking, render, run_report, sweep_report
@@ -43,14 +43,13 @@ def write_report(asked: Report) -> int:
 def compare_runs(asked: Comparison) -> int:
     """Print how two runs differ, and write it as a page where that is asked for."""
     a, b = (Path(place) for place in (asked.a, asked.b))
-    problems: list[str] = []
+    problems: list[Problem] = []
     for place in (a, b):
         try:
             raise_if_no_run(place, "compare: ")
         except UserError as err:
             problems += err.problems
-    if problems:
-        raise UserError(*problems)
+    raise_if_any(problems)
     made = comparison_report.comparison_document(read_run(a), read_run(b))
     if asked.html is not None:
         _write({Path(asked.html): render.render_html(made)})
@@ -109,4 +108,6 @@ def _write(files: dict[Path, str]) -> None:
             for path, text in files.items():
                 stack.enter_context(write_aside(path)).write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as err:
-        raise UserError(f"{path}: cannot be written ({err.strerror}); give it a folder that can be written") from err
+        raise UserError(
+            str(path), f": cannot be written ({err.strerror}); give it a folder that can be written"
+        ) from err

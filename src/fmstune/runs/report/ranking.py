@@ -73,7 +73,7 @@ def choose_metric(runs: Sequence[Run], name: str | None, direction: str | None) 
     known = sorted({key for run in runs for key in flatten(run.summary) if run.figure(key) is not None})
     if name is not None and known and name not in known:
         near = did_you_mean(name, known) or f"; there are {', '.join(key for key in known if 'tuned' in key)}"
-        raise UserError(f"--metric {name}: no run has such a figure in its summary.json{near}")
+        raise UserError("--metric", f"{name}: no run has such a figure in its summary.json{near}")
     finished = [run for run in runs if run.status == FINISHED]
     usual = next((key for key in USUAL if any(run.figure(key) is not None for run in finished)), USUAL[0])
     own = _said_by_all(runs, "objective") or usual

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from fmstune.config.compare_by import curve, figure
-from fmstune.errors import UserError, raise_if_any
+from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.runs import run_folder, sweep_folder
 
 
@@ -67,7 +67,7 @@ def is_run(folder: Path) -> bool:
 
 def read_run(folder: Path) -> Run:
     """The run of this folder; raises UserError with all that is broken in it."""
-    problems: list[str] = []
+    problems: list[Problem] = []
     job = _mapping(folder / run_folder.JOB, problems)
     summary = _mapping(folder / run_folder.SUMMARY, problems)
     lock = _mapping(folder / run_folder.PROVENANCE, problems)
@@ -82,7 +82,7 @@ def read_run(folder: Path) -> Run:
 def read_runs(folder: Path) -> list[Run]:
     """The runs in the folders below this one, by their number and name; raises UserError with all that is broken."""
     runs: list[Run] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
     for place in sorted((path for path in folder.iterdir() if is_run(path)), key=_order):
         try:
             runs.append(read_run(place))
@@ -98,7 +98,7 @@ def read_refused_points(folder: Path) -> list[Refused]:
         found = sweep_folder.read_points(folder)
     except (OSError, ValueError, TypeError) as err:
         path = folder / sweep_folder.FILE
-        raise UserError(f"{path}: cannot be read ({_first_line(err)}); mend or remove it") from err
+        raise UserError(str(path), f": cannot be read ({_first_line(err)}); mend or remove it") from err
     return [
         Refused(point.folder, dict(_pair(word) for word in point.overrides), point.error or "")
         for point in found
@@ -115,13 +115,13 @@ def raise_if_no_run(folder: Path, flag: str = "") -> None:
     """Raises UserError where there is neither a run nor a folder of runs."""
     what = f"{flag}{folder}"
     if not folder.is_dir():
-        raise UserError(f"{what}: no such folder; give a run folder" + ("" if flag else ", or a folder of runs"))
+        raise UserError(what, f": no such folder; give a run folder{'' if flag else ', or a folder of runs'}")
     if is_run(folder) or (not flag and any(is_run(path) for path in folder.iterdir())):
         return
     below = sorted({str(path.parent.parent) for path in folder.glob(f"*/*/{run_folder.JOB}")})
     hint = f"; runs are in {', '.join(below[:3])}" if below and not flag else ""
     here = "is no run folder" if flag else "holds no run"
-    raise UserError(f"{what}: {here}, as there is no {run_folder.JOB}{'' if flag else ' in it or one below'}{hint}")
+    raise UserError(what, f": {here}, as there is no {run_folder.JOB}{'' if flag else ' in it or one below'}{hint}")
 
 
 def _order(path: Path) -> tuple[int, str]:
@@ -129,7 +129,7 @@ def _order(path: Path) -> tuple[int, str]:
     return (int(number) if number.isdecimal() else 0, path.name)
 
 
-def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:
+def _mapping(path: Path, problems: list[Problem]) -> dict[str, Any]:
     """A JSON or YAML file that holds a mapping; empty where there is none."""
     if not path.is_file():
         return {}
@@ -137,10 +137,10 @@ def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         found = yaml.load(text, Loader=_Loader) if path.suffix == ".yaml" else json.loads(text)
     except (OSError, ValueError, yaml.YAMLError) as err:
-        problems.append(f"{path}: cannot be read ({_first_line(err)}); mend or remove it")
+        problems.append(Problem(str(path), f": cannot be read ({_first_line(err)}); mend or remove it"))
         return {}
     if not isinstance(found, dict):
-        problems.append(f"{path}: holds no mapping of names to values; mend or remove it")
+        problems.append(Problem(str(path), ": holds no mapping of names to values; mend or remove it"))
         return {}
     return found
 
@@ -149,14 +149,14 @@ def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def _lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+def _lines(path: Path, problems: list[Problem]) -> Iterator[dict[str, Any]]:
     """The lines of a metrics file; one that a process is just writing, or was killed in, is left out."""
     if not path.is_file():
         return
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     except (OSError, ValueError) as err:
-        problems.append(f"{path}: cannot be read ({_first_line(err)}); mend or remove it")
+        problems.append(Problem(str(path), f": cannot be read ({_first_line(err)}); mend or remove it"))
         return
     for number, line in enumerate(lines, start=1):
         if not line.endswith("\n"):
@@ -164,12 +164,12 @@ def _lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
         try:
             found = json.loads(line)
         except ValueError as err:
-            problems.append(f"{path}:{number}: broken JSON ({_first_line(err)}); remove the line")
+            problems.append(Problem(str(path), f":{number}: broken JSON ({_first_line(err)}); remove the line"))
             continue
         if isinstance(found, dict):
             yield found
         else:
-            problems.append(f"{path}:{number}: holds no mapping of names to values; remove the line")
+            problems.append(Problem(str(path), f":{number}: holds no mapping of names to values; remove the line"))
 
 
 def _first_line(err: BaseException) -> str:
