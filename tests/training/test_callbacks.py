@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from fmstune.config.metrics import metrics_of
 from fmstune.runs.report import plots
 from fmstune.training.callbacks import LossPlot, MetricsFile, Progress
 
@@ -41,7 +42,7 @@ def test_a_loss_that_is_no_number_stays_readable(tmp_path: Path, args: TrainingA
 def test_progress_names_loss_rate_speed_and_time_left(
     args: TrainingArguments, state: TrainerState, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    progress = Progress()
+    progress = Progress(metrics_of({}))
     progress.on_train_begin(args, state, TrainerControl())
     progress._printed = -1e9
     logs = {"loss": 0.5, "learning_rate": 1e-4, "tokens_per_second": 1234.5}
@@ -52,7 +53,7 @@ def test_progress_names_loss_rate_speed_and_time_left(
 def test_without_a_terminal_progress_is_a_line_now_and_then(
     args: TrainingArguments, state: TrainerState, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    progress = Progress()
+    progress = Progress(metrics_of({}))
     progress.on_train_begin(args, state, TrainerControl())
     for _ in range(50):
         progress.on_log(args, state, TrainerControl(), logs={"loss": 0.5})

@@ -3,13 +3,10 @@
 from collections.abc import Iterator
 
 from fmstune.config import conditions
-from fmstune.config.job import ANSWERED, EarlyStopping, Job, has_held_out, sources, stop_rules
+from fmstune.config.job import EarlyStopping, Job, has_held_out, sources, stop_rules
+from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.errors import Problem, did_you_mean
 
-_TRAINED = ("loss", "mean_token_accuracy", "entropy", "grad_norm", "learning_rate")
-"""Logged while training, and the same on every process."""
-_HELD_OUT = ("loss", "mean_token_accuracy", "entropy")
-"""Logged for each set of held-out rows."""
 _PLACE = ("step", "epoch")
 """Stand beside each of the others."""
 
@@ -26,7 +23,7 @@ def problems(job: Job) -> Iterator[Problem]:
 
 
 def _early_stopping(job: Job, rule: EarlyStopping) -> Iterator[Problem]:
-    if (problem := _unknown(job, rule.metric, _TRAINED)) is not None:
+    if (problem := _unknown(job, rule.metric)) is not None:
         yield Problem("callbacks.early_stopping.metric", f"={problem}")
     if rule.patience < 1:
         yield Problem("callbacks.early_stopping.patience", f"must be at least 1, got {rule.patience}")
@@ -43,13 +40,14 @@ def _wrong_in_condition(job: Job, text: str) -> Iterator[str]:
     if not names:
         yield "it looks at no metric, and so would hold always or never"
     for name in names:
-        if (problem := _unknown(job, name, (*_TRAINED, *_PLACE))) is not None:
+        if (problem := _unknown(job, name, _PLACE)) is not None:
             yield problem
 
 
-def _unknown(job: Job, metric: str, trained: tuple[str, ...]) -> str | None:
+def _unknown(job: Job, metric: str, more: tuple[str, ...] = ()) -> str | None:
     """Why this job never logs a metric, as a sentence that begins with its name; None where it does."""
     evaluates = job.training.get("eval_strategy", "no") != "no" and has_held_out(job.data)
+    trained = (*names_at(metrics_of(job), Place.training), *more)
     known = [*trained, *_held_out(job)]
     if metric in trained or (metric in known and evaluates):
         return None
@@ -65,6 +63,7 @@ def _held_out(job: Job) -> list[str]:
     """The names of what is measured on held-out rows: of each set, where they have names."""
     names = sources(job.data, "train" if job.data.eval is None else "eval")
     prefixes = [f"eval_{name}_" if name else "eval_" for name in names]
-    found = [f"{prefix}{measure}" for prefix in prefixes for measure in _HELD_OUT]
-    answered = [f"{prefix}{measure}" for prefix in ("eval_", *prefixes) for measure in ANSWERED]
+    evaluated, sampled = (names_at(metrics_of(job), place) for place in (Place.evaluation, Place.sample))
+    found = [f"{prefix}{measure}" for prefix in prefixes for measure in evaluated]
+    answered = [f"{prefix}{measure}" for prefix in ("eval_", *prefixes) for measure in sampled]
     return [*found, *(dict.fromkeys(answered) if job.evaluation.sample else [])]

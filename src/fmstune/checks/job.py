@@ -11,7 +11,6 @@ from fmstune import files
 from fmstune.checks import callbacks, fms, launcher, peft, resume, tracking
 from fmstune.config import compare_by
 from fmstune.config.job import (
-    ANSWERED,
     LORAPLUS_LR_RATIO,
     Attention,
     Data,
@@ -25,6 +24,7 @@ from fmstune.config.job import (
     sources,
     tunes_an_adapter,
 )
+from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.data import read
 from fmstune.errors import Problem, UserError, did_you_mean, shown
 from fmstune.runs import run_folder
@@ -40,10 +40,6 @@ _AT_LEAST_0 = (
     "neftune_noise_alpha",
     "dataloader_num_workers",
 )
-_METRICS = ("loss", "mean_token_accuracy", "entropy", *ANSWERED)
-"""What is measured on the held-out rows while training."""
-_ONE_WAY_METRICS = ("loss", "mean_token_accuracy", *ANSWERED)
-"""Those of which transformers guesses rightly whether more is better."""
 _LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
 """transformers' `trainer_log_levels` (training_args.py)."""
 _FOR_METRICS = ("inputs", "loss")
@@ -376,19 +372,23 @@ def _evaluation_while_training(job: Job) -> Iterator[Problem]:
 def _best_model(job: Job) -> Iterator[Problem]:
     """What says which model is the best."""
     training = job.training
+    table = metrics_of(job)
+    sampled = names_at(table, Place.sample)
+    measured = (*names_at(table, Place.evaluation), *sampled)
     metric = training.get("metric_for_best_model")
+    name = (metric or "").removeprefix("eval_")
     if metric is None:
         # where the best is loaded, transformers takes the loss
         if training.get("save_strategy") == "best" and not training.get("load_best_model_at_end"):
             yield Problem("training.save_strategy", "=best needs training.metric_for_best_model, such as loss")
-    elif metric.removeprefix("eval_") not in _METRICS:
-        hint = did_you_mean(metric, _METRICS)
-        yield Problem("training.metric_for_best_model", f"must be one of {', '.join(_METRICS)}; got {metric!r}{hint}")
-    elif metric.removeprefix("eval_") in ANSWERED and not job.evaluation.sample:
+    elif name not in measured:
+        hint = did_you_mean(metric, measured)
+        yield Problem("training.metric_for_best_model", f"must be one of {', '.join(measured)}; got {metric!r}{hint}")
+    elif name in sampled and not job.evaluation.sample:
         yield Problem(
             "training.metric_for_best_model", f"={metric} is measured on generated answers; set evaluation.sample"
         )
-    elif metric.removeprefix("eval_") not in _ONE_WAY_METRICS and training.get("greater_is_better") is None:
+    elif table[name].better is None and training.get("greater_is_better") is None:
         yield Problem(
             "training.metric_for_best_model",
             f"={metric} needs training.greater_is_better: true, or false for the least",

@@ -78,7 +78,7 @@ def _reproduce(line: CommandLine, run: Path) -> int:
         if status != run_folder.FINISHED:
             print(f"\nnothing to compare: the run in {place} is not finished ({status})")
             return USER_ERROR if line.strict else 0
-    found = differences.compare_results(recorded, folder)
+    found = differences.compare_results(recorded, folder, job)
     print("\n".join(["", *differences.render_results(found)]))
     if found.weights:
         print("weights: bit for bit equal", flush=True)

@@ -13,6 +13,7 @@ from fmstune.cli import claim
 from fmstune.cli.arguments import CommandLine
 from fmstune.config import freeze
 from fmstune.config.job import Device, Job
+from fmstune.config.metrics import metrics_of
 from fmstune.config.verbs import Verb
 from fmstune.data import preparation
 from fmstune.errors import raise_if_any
@@ -77,7 +78,7 @@ def _train(job: Job, flags: Sequence[str], typed: Typed | None, start: Start | N
     print(f"fmstune: run folder {folder}", file=sys.stderr)
     if claim.is_finished(claimed):
         print("fmstune: this run is finished already, and nothing is left to do", file=sys.stderr)
-        print(terminal_summary.render_summary(run_folder.read_summary(folder), folder, trust))
+        print(terminal_summary.render_summary(run_folder.read_summary(folder), folder, metrics_of(job), trust))
         return 0
     if typed is not None and job.launcher.machine_rank == 0:
         write_json(folder / run_folder.SOURCES, {"words": typed.words, "sources": typed.sources()})
@@ -96,7 +97,7 @@ def _train(job: Job, flags: Sequence[str], typed: Typed | None, start: Start | N
     if job.launcher.machine_rank > 0:
         print(f"fmstune: machine {job.launcher.machine_rank} ended; machine 0 shows the run", file=sys.stderr)
         return exit_code_of(code)
-    print(terminal_summary.render_summary(run_folder.read_summary(folder), folder, trust))
+    print(terminal_summary.render_summary(run_folder.read_summary(folder), folder, metrics_of(job), trust))
     return exit_code_of(code)
 
 

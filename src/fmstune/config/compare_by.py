@@ -4,22 +4,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeGuard
 
-from fmstune.config.job import ANSWERED, Direction, Job, has_held_out, sources
+from fmstune.config.job import Direction, Job, has_held_out, sources
+from fmstune.config.metrics import Place, better_end, comparable, metrics_of, names_at
 from fmstune.errors import Problem, did_you_mean
 
-SCORES = ("eval_loss", *ANSWERED)
-"""What `tuned` holds of held-out rows, and of each of their sets where they have names."""
-_FIGURES = (
-    "train_loss",
-    "train_seconds",
-    "step_seconds",
-    "tokens_per_second",
-    "peak_memory_bytes",
-    "load_seconds",
-    "preparation_seconds",
-)
-_HIGHER = ("match", "accuracy", "f1", "per_second")
-_LOWER = ("loss", "seconds", "bytes", "perplexity")
 USUAL = ("tuned.eval_loss", "train_loss")
 """What runs are compared by where nothing else is asked: on held-out answers, else in training."""
 
@@ -31,16 +19,7 @@ def path(job: Job) -> str:
 
 def direction(job: Job) -> Direction | None:
     """Whether less or more of it is better; None where that must be given."""
-    return job.direction or direction_of(path(job))
-
-
-def direction_of(name: str) -> Direction | None:
-    """Whether less or more of a figure is better, by its name; None where that does not tell."""
-    last = name.rpartition(".")[2]
-    # tokens_per_second is not one of seconds
-    if any(word in last for word in _HIGHER):
-        return Direction.maximize
-    return Direction.minimize if any(word in last for word in _LOWER) else None
+    return job.direction or better_end(metrics_of(job), path(job))
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -73,7 +52,7 @@ def problems(job: Job) -> Iterator[Problem]:
     name = job.objective
     if name is None:
         return
-    known = [*_FIGURES, *_scores(job)]
+    known = comparable_figures(job)
     if name.startswith("tuned.") and not _is_evaluated(job):
         hint = "set data.eval or data.eval_fraction, and an evaluation group that is not none"
         yield Problem("objective", f": {name} is measured on held-out rows, and this job measures none; {hint}")
@@ -85,9 +64,12 @@ def problems(job: Job) -> Iterator[Problem]:
         yield Problem("direction", f"must be given for objective={name}: minimize or maximize")
 
 
-def _scores(job: Job) -> list[str]:
-    sets = [name for name in sources(job.data, "eval") if name]
-    return [f"tuned.{place}{score}" for place in ("", *(f"sets.{name}." for name in sets)) for score in SCORES]
+def comparable_figures(job: Job) -> list[str]:
+    """The numbers of `summary.json` that runs of this job can be compared by, by their dotted names."""
+    table = metrics_of(job)
+    sets = ["", *(f"sets.{name}." for name in sources(job.data, "eval") if name)]
+    scores = names_at(table, Place.held_out)
+    return [*comparable(table), *(f"tuned.{part}{score}" for part in sets for score in scores)]
 
 
 def _is_evaluated(job: Job) -> bool:

@@ -18,10 +18,6 @@ LORAPLUS_LR_RATIO = "loraplus_lr_ratio"
 """The one key of a peft group that PEFT has no field for: LoRA+'s rate of B by that of A, PEFT's name for it."""
 
 
-ANSWERED = ("exact_match", "accuracy", "micro_f1", "macro_f1")
-"""Measures of generated answers; those after the first are there where the held-out rows have labels."""
-
-
 class Dtype(Enum):
     """How weights are held; `auto` is resolved in one place, `fmstune.checks.precision`."""
 

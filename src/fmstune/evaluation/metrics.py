@@ -5,16 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fmstune.config.metrics import SFT
+
 LABELS_AT_MOST = 50
 """Different answers; rows with more hold texts, and no labels that could be counted."""
-NAMES = {
-    "eval_loss": "loss on the answer",
-    "exact_match": "exact match",
-    "accuracy": "accuracy",
-    "micro_f1": "micro F1",
-    "macro_f1": "macro F1",
-}
-"""The measures, in the order of the table."""
 RESAMPLES = 1000
 """Samples of the bootstrap: the bounds of 95 % are known to about a hundredth of their distance."""
 
@@ -157,8 +151,9 @@ def cells(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     for key, one in found["tuned"].items():
         before = found.get("base", {}).get(key)
         change = found.get("change", {}).get(key)
-        form = ".4f" if key == "eval_loss" else ".3f"
-        yield (NAMES[key], _bounded(before, form), _bounded(one, form), _bounded(change, f"+{form}"))
+        metric = SFT[key]
+        form = metric.form
+        yield (metric.label, _bounded(before, form), _bounded(one, form), _bounded(change, f"+{form}"))
 
 
 def _bounded(one: Mapping[str, float] | None, form: str) -> str:

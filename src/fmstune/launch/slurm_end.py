@@ -10,10 +10,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fmstune.config.metrics import metrics_of
 from fmstune.launch import agent, preemption, slurm
 from fmstune.launch.agent import Failure
 from fmstune.runs import run_folder
-from fmstune.runs.report import terminal_summary
+from fmstune.runs.report import run_data, terminal_summary
 
 _CODES = {"user": 2, "interrupted": 130, run_folder.PREEMPTED: preemption.CODE}
 """Exit codes of a process by the kind of its end."""
@@ -44,7 +45,8 @@ def main(words: Sequence[str] | None = None) -> int:
             run_folder.mark_ended(
                 folder, run_folder.FAILED, kind, f"the Slurm job ended with code {code}; its log says why"
             )
-    print(terminal_summary.render_summary(run_folder.read_summary(folder), folder), flush=True)
+    table = metrics_of(run_data.read_job_tree(folder))
+    print(terminal_summary.render_summary(run_folder.read_summary(folder), folder, table), flush=True)
     if ended == preemption.CODE and "--requeue" in flags:
         run_folder.update_summary(folder, {"status": run_folder.QUEUED})
     return ended

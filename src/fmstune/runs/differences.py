@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fmstune import tables
-from fmstune.config.job import ANSWERED
+from fmstune.config.job import Job
+from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.errors import UserError
 from fmstune.flatten import flatten
 from fmstune.runs import run_folder
@@ -128,18 +129,16 @@ class Results(NamedTuple):
         return self.weights is True and all(one == other for _, one, other in self.rows)
 
 
-_FIGURES = ("train_loss", "steps", "tokens_trained_on")
-_SCORES = ("eval_loss", *ANSWERED)
-
-
-def compare_results(recorded: Path, again: Path) -> Results:
-    """Compare two run folders by their summaries, and by the hashes of their weights that these hold."""
+def compare_results(recorded: Path, again: Path, job: Job) -> Results:
+    """Compare two run folders of this job by their summaries, and by the hashes of their weights that these hold."""
+    table = metrics_of(job)
+    scored = names_at(table, Place.held_out)
     one, other = run_folder.read_summary(recorded), run_folder.read_summary(again)
-    rows = [(name, one.get(name), other.get(name)) for name in _FIGURES]
+    rows = [(name, one.get(name), other.get(name)) for name in names_at(table, Place.result)]
     rows += [("last loss", last_loss(recorded), last_loss(again))]
     for part in ("base", "tuned"):
         scores = [(summary.get(part) or {}) for summary in (one, other)]
-        rows += [(f"{part}.{name}", scores[0].get(name), scores[1].get(name)) for name in _SCORES]
+        rows += [(f"{part}.{name}", scores[0].get(name), scores[1].get(name)) for name in scored]
     hashes = [summary.get("weights_sha256") for summary in (one, other)]
     known = tuple(row for row in rows if row[1:] != (None, None))
     return Results(known, None if not all(hashes) else hashes[0] == hashes[1])

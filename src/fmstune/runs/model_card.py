@@ -12,6 +12,7 @@ import yaml
 
 from fmstune import files as package_files
 from fmstune.config.job import FULL, Job, Source, sources
+from fmstune.config.metrics import Table, metrics_of
 from fmstune.runs.report import terminal_summary
 
 MODEL_CARD = "README.md"
@@ -54,7 +55,7 @@ def run_card(job: Job, lock: Mapping[str, Any], summary: Mapping[str, Any], lice
         "",
         *_section("Base model", _base(job, lock)),
         *_section("Data", _data(job, lock, summary)),
-        *_section("Result", _result(summary)),
+        *_section("Result", _result(summary, metrics_of(job))),
         *_section("How to load it", _loading(job, adapter)),
         *_section("How it was made", _made(job, lock, summary)),
         *_section("Licence", [_licence_line(licence)]),
@@ -195,20 +196,20 @@ def _source_name(job: Job, field: str) -> str:
     return ", ".join(_places(sources(job.data, part)[".".join(name)]))
 
 
-def _result(summary: Mapping[str, Any]) -> Iterator[str]:
+def _result(summary: Mapping[str, Any], table: Table) -> Iterator[str]:
     if not summary.get("tuned"):
         yield f"Mean training loss {summary['train_loss']:.4f}; nothing was held out to compare with the base."
         return
-    yield from _table(summary.get("base"), summary["tuned"], "held-out rows")
+    yield from _table(summary.get("base"), summary["tuned"], "held-out rows", table)
 
 
-def _table(base: Mapping[str, Any] | None, tuned: Mapping[str, Any], name: str) -> Iterator[str]:
+def _table(base: Mapping[str, Any] | None, tuned: Mapping[str, Any], name: str, table: Table) -> Iterator[str]:
     yield from [f"{name}: {tuned['rows']:,}", "", "| | base | tuned |", "| --- | --- | --- |"]
-    for label, before, after, _ in terminal_summary.metric_rows(base, tuned):
+    for label, before, after, _ in terminal_summary.metric_rows(base, tuned, table):
         yield f"| {label} | {before} | {after} |"
     for inner, one in tuned.get("sets", {}).items():
         yield ""
-        yield from _table(base["sets"][inner] if base else None, one, inner)
+        yield from _table(base["sets"][inner] if base else None, one, inner, table)
 
 
 def _loading(job: Job, adapter: bool) -> Iterator[str]:

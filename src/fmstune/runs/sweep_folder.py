@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fmstune import tables
-from fmstune.config import compare_by as objective
+from fmstune.config import compare_by
 from fmstune.config.job import Direction, Job
+from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.errors import Problem, UserError
 from fmstune.files import write_json
 from fmstune.runs import run_folder
@@ -24,7 +25,6 @@ HYDRAS_NOTE = "multirun.yaml"
 """What Hydra writes into the folder of each sweep."""
 _LEFT = ".points"
 """Folder in the sweep's folder: what points have left that `sweep.json` does not hold yet."""
-_SHOWN = ("tuned.eval_loss", "tuned.exact_match", "train_loss", "train_seconds", "tokens_trained_on")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Point:
     """Path in `summary.json` of the number that compares points; empty where the point was refused."""
     direction: str
     metrics: dict[str, float]
-    """The objective and a few more, by their paths in `summary.json`."""
+    """The numbers that points can be compared by, and the results, by their paths in `summary.json`."""
     error: str | None
     """The cause where it did not finish, in one line."""
 
@@ -56,8 +56,9 @@ def summarize_point(
 ) -> Point:
     """What the run folder says of a point that has ended; `code` is its exit code."""
     summary = run_folder.read_summary(folder)
-    path, direction = objective.path(job), objective.direction(job)
-    metrics = {name: objective.value(summary, name) for name in dict.fromkeys((path, *_SHOWN))}
+    path, direction = compare_by.path(job), compare_by.direction(job)
+    names = (*compare_by.comparable_figures(job), *names_at(metrics_of(job), Place.result))
+    metrics = {name: compare_by.value(summary, name) for name in dict.fromkeys((path, *names))}
     status = str(summary.get("status", run_folder.FAILED))
     message = (summary.get("error") or {}).get("message") or "it ended before it began; its own words are above"
     return Point(

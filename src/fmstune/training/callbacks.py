@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from fmstune.config.metrics import Table
 from fmstune.runs.report import plots
 
 
@@ -101,7 +102,8 @@ class Progress(TrainerCallback):
 
     LINE_EVERY_SECONDS = 5.0
 
-    def __init__(self) -> None:
+    def __init__(self, table: Table) -> None:
+        self._table = table
         self._bar: tqdm[Any] | None = None
         self._begun = self._printed = 0.0
 
@@ -124,7 +126,7 @@ class Progress(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        figures = _figures(logs or {})
+        figures = _figures(logs or {}, self._table)
         if not figures or not state.is_world_process_zero:
             return
         if self._bar is not None:
@@ -148,14 +150,9 @@ class Progress(TrainerCallback):
             self._bar.close()
 
 
-def _figures(logs: dict[str, Any]) -> str:
-    forms = {
-        "loss": "loss {:.4f}",
-        "eval_loss": "eval loss {:.4f}",
-        "learning_rate": "lr {:.2e}",
-        "tokens_per_second": "{:,.0f} tokens/s",
-    }
-    return "  ".join(form.format(float(logs[key])) for key, form in forms.items() if key in logs)
+def _figures(logs: dict[str, Any], table: Table) -> str:
+    shown = ((metric.progress, logs[name]) for name, metric in table.items() if metric.progress and name in logs)
+    return "  ".join(form.format(float(value)) for form, value in shown)
 
 
 def _minutes(seconds: float) -> str:

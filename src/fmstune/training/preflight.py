@@ -23,7 +23,6 @@ from fmstune.checks.memory_plan import Dimensions, Plan
 from fmstune.checks.precision import Precision, Situation
 from fmstune.config import conditions
 from fmstune.config.job import (
-    ANSWERED,
     Attention,
     Backend,
     Dtype,
@@ -35,6 +34,7 @@ from fmstune.config.job import (
     is_sharded,
     stop_rules,
 )
+from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.data import dataset
 from fmstune.data.dataset import CHARACTERS_PER_TOKEN, Prepared
 from fmstune.data.tokenized import Part
@@ -324,7 +324,7 @@ def tokenizer_at_hand(job: Job) -> Tokenizer | None:
 
 def label_problems(job: Job, prepared: Prepared, tokenizer: Tokenizer) -> Iterator[Problem]:
     """Settings that look at a measure of labels, where the held-out rows have none."""
-    early = job.callbacks.early_stopping
+    early, of_labels = job.callbacks.early_stopping, names_at(metrics_of(job), Place.labels)
     asked = [
         ("training.metric_for_best_model", job.training.get("metric_for_best_model")),
         ("callbacks.early_stopping.metric", early.metric if early is not None else None),
@@ -332,7 +332,7 @@ def label_problems(job: Job, prepared: Prepared, tokenizer: Tokenizer) -> Iterat
         ("objective", job.objective),
     ]
     for field, metric in asked:
-        if metric is None or not metric.endswith(ANSWERED[1:]):
+        if metric is None or not metric.endswith(of_labels):
             continue
         # of one set, or of all
         named = [

@@ -20,7 +20,8 @@ from trl import SFTConfig
 from fmstune import ranks
 from fmstune.checks import resume
 from fmstune.checks.memory_plan import Plan
-from fmstune.config.job import ANSWERED, LORAPLUS_LR_RATIO, Job, is_sharded
+from fmstune.config.job import LORAPLUS_LR_RATIO, Job, is_sharded
+from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.config.renamed_fields import OWN
 from fmstune.data.dataset import Prepared
 from fmstune.errors import Preempted, Problem, UserError, raise_if_any
@@ -194,7 +195,7 @@ def _build(
         processing_class=tokenizer.tokenizer,
         callbacks=[
             MetricsFile(folder / run_folder.METRICS),
-            Progress(),
+            Progress(metrics_of(job)),
             LossPlot(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT),
         ],
         loraplus_lr_ratio=job.peft.get(LORAPLUS_LR_RATIO),
@@ -270,7 +271,8 @@ def _sample(trainer: Trainer, job: Job, checked: Checked, prepared: Prepared) ->
         scores[part.name] = held_out.score(trainer.model, tokenizer, rows, few, labels=labels, autocast=autocast)
     figures = {"eval": held_out.together(scores)}
     figures |= {f"eval_{name}": one.figures for name, one in scores.items() if name}
-    return {f"{prefix}_{key}": float(one[key]) for prefix, one in figures.items() for key in ANSWERED if key in one}
+    logged = names_at(metrics_of(job), Place.sample)
+    return {f"{prefix}_{key}": float(one[key]) for prefix, one in figures.items() for key in logged if key in one}
 
 
 def _score(trainer: Trainer, job: Job, checked: Checked, prepared: Prepared, *, base: bool) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from fmstune.config import secrets
 from fmstune.config.job import Job
+from fmstune.config.metrics import Table, metrics_of
 from fmstune.errors import Preempted
 from fmstune.files import write_json
 from fmstune.launch import parent
@@ -81,8 +82,8 @@ class Guarded:
 class Trackers(TrainerCallback):
     """All trackers of a run; none where the job asks for none, or another process writes."""
 
-    def __init__(self, given: Mapping[str, Tracker], folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, given: Mapping[str, Tracker], folder: Path, table: Table) -> None:
+        self._folder, self._table = folder, table
         self._lock = threading.Lock()
         self._all = [Guarded(name, tracker) for name, tracker in given.items()]
         former = _ids(folder)
@@ -124,11 +125,9 @@ class Trackers(TrainerCallback):
     def close(self, status: str) -> None:
         """Send what came out, and note in the summary how each tracker did."""
         summary = run_folder.read_summary(self._folder)
-        table = (
-            "\n".join(terminal_summary.comparison_lines(summary.get("base"), summary["tuned"]))
-            if summary.get("tuned")
-            else ""
-        )
+        tuned = summary.get("tuned")
+        lines = terminal_summary.comparison_lines(summary.get("base"), tuned, self._table) if tuned else ()
+        table = "\n".join(lines)
         kept = {key: value for key, value in summary.items() if key not in _NOT_TRACKED}
         outcome = Outcome(status, {"status": status, **kept}, table)
         for one in self._all:
@@ -150,7 +149,7 @@ def tracked(job: Job, folder: Path, step: int, *, writes: bool) -> Iterator[Trac
     if writes:
         provenance = json.loads((folder / run_folder.PROVENANCE).read_text(encoding="utf-8"))
         given = trackers.of(job.tracking, Subject(job, folder, provenance, step))
-    every = Trackers(given, folder)
+    every = Trackers(given, folder, metrics_of(job))
     try:
         yield every
     except BaseException as err:

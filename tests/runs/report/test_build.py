@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fmstune.config.job import ANSWERED
+from fmstune.config.metrics import Place, metrics_of, names_at
 from tests import browser
 from tests.browser import Browser
 from tests.conftest import MadeOnce, Result
@@ -111,7 +111,7 @@ def a_run(sweep: Path) -> Path:
 def test_the_result_stands_first_with_base_tuned_and_change(a_run: Path) -> None:
     page, s = Page(a_run / "report.html"), summary(a_run)
     rows = page.table("held-out rows", "base", "tuned", "change")
-    for row, key in zip(rows, ("eval_loss", *ANSWERED, "rows"), strict=True):
+    for row, key in zip(rows, (*names_at(metrics_of({}), Place.held_out), "rows"), strict=True):
         assert row["base"] == f"{s['base'][key]:.4g}"
         assert row["tuned"] == f"{s['tuned'][key]:.4g}"
     change = s["tuned"]["eval_loss"] - s["base"]["eval_loss"]

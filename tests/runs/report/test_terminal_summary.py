@@ -3,8 +3,10 @@
 import shlex
 from pathlib import Path
 
+from fmstune.config.metrics import metrics_of
 from fmstune.runs.report import terminal_summary
 
+TABLE = metrics_of({})
 BASE = {"eval_loss": 0.9, "exact_match": 0.5, "rows": 120, "rows_left_out": 0, "answers_too_long": 0}
 TUNED = {"eval_loss": 0.1, "exact_match": 0.975, "rows": 120, "rows_left_out": 30, "answers_too_long": 2}
 SUMMARY = {
@@ -35,28 +37,28 @@ SUMMARY = {
 
 
 def test_base_and_tuned_stand_side_by_side_with_the_change() -> None:
-    text = terminal_summary.render_summary(SUMMARY, Path("run"))
+    text = terminal_summary.render_summary(SUMMARY, Path("run"), TABLE)
     assert "held-out rows: 120          base     tuned    change" in text
     assert "loss on the answer        0.9000    0.1000   -0.8000" in text
     assert "exact match                0.500     0.975    +0.475" in text
 
 
 def test_macro_f1_stands_there_where_the_rows_have_labels() -> None:
-    assert "macro F1" not in terminal_summary.render_summary(SUMMARY, Path("run"))
+    assert "macro F1" not in terminal_summary.render_summary(SUMMARY, Path("run"), TABLE)
     labelled = {**SUMMARY, "base": {**BASE, "macro_f1": 0.333}, "tuned": {**TUNED, "macro_f1": 0.974}}
     assert "macro F1                   0.333     0.974    +0.641" in terminal_summary.render_summary(
-        labelled, Path("run")
+        labelled, Path("run"), TABLE
     )
 
 
 def test_what_was_not_scored_is_counted() -> None:
-    text = terminal_summary.render_summary(SUMMARY, Path("run"))
+    text = terminal_summary.render_summary(SUMMARY, Path("run"), TABLE)
     assert "(30 more held-out rows were left out by evaluation.max_rows)" in text
     assert "(2 answers are longer than max_new_tokens and cannot match)" in text
 
 
 def test_cost_is_given_with_the_plan_beside_what_was_measured() -> None:
-    text = terminal_summary.render_summary(SUMMARY, Path("run"))
+    text = terminal_summary.render_summary(SUMMARY, Path("run"), TABLE)
     assert "trained 10,000 of 2,000,000 parameters (0.50%)" in text
     assert "150 steps in 12.3 s, 4,321 tokens/s, train loss 0.1234" in text
     assert "900 tokens in 1,000 positions (90.0%; the rest is padding)" in text
@@ -71,18 +73,18 @@ def test_cost_is_given_with_the_plan_beside_what_was_measured() -> None:
 
 
 def test_without_a_base_the_tuned_stand_alone() -> None:
-    text = terminal_summary.render_summary({**SUMMARY, "base": None}, Path("run"))
+    text = terminal_summary.render_summary({**SUMMARY, "base": None}, Path("run"), TABLE)
     assert "exact match                    -     0.975" in text
 
 
 def test_a_run_that_failed_says_why() -> None:
     failed = {"status": "failed", "error": {"kind": "internal", "message": "out of memory"}}
-    assert terminal_summary.render_summary(failed, Path("run")) == "\nfailed: run\n  out of memory"
+    assert terminal_summary.render_summary(failed, Path("run"), TABLE) == "\nfailed: run\n  out of memory"
 
 
 def test_the_command_that_repeats_a_run_is_one_to_copy(tmp_path: Path) -> None:
     """In quotes where the folder needs them, and with what was trusted: a job cannot allow itself anything."""
     folder = tmp_path / "my run"
     (folder / "model").mkdir(parents=True)
-    line = terminal_summary.render_summary(SUMMARY, folder, ["--trust=reviews"]).splitlines()[-1]
+    line = terminal_summary.render_summary(SUMMARY, folder, TABLE, ["--trust=reviews"]).splitlines()[-1]
     assert shlex.split(line) == ["again", "fmstune", "train", "--from", f"{folder}/job.yaml", "--trust=reviews"]

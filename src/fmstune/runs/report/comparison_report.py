@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fmstune.config.compare_by import SCORES
+from fmstune.config.metrics import Place, comparable, metrics_of, names_at
 from fmstune.flatten import flatten
 from fmstune.runs.report import charts
 from fmstune.runs.report.document import Block, Cell, Charts, Document, Section, Table, Text, change, number
@@ -13,15 +13,6 @@ from fmstune.runs.report.run_data import Run
 _DATA = ("data_hashes", "data_rows", "data_files", "tokens", "model_config_hash", "model_commits", "model_files")
 _TOLD_ELSEWHERE = ("command", "seed")
 """Of `lock.json`, what the settings say already."""
-_RESULTS = (
-    *(f"{model}.{name}" for model in ("base", "tuned") for name in SCORES),
-    "train_loss",
-    "steps",
-    "tokens_trained_on",
-    "train_seconds",
-    "tokens_per_second",
-    "peak_memory_bytes",
-)
 _PARTS = 5
 """Places at which two curves are laid side by side."""
 
@@ -72,8 +63,10 @@ def _value(name: str, of: Mapping[str, Any]) -> Cell:
 
 def _results(a: Run, b: Run) -> Iterator[Block]:
     yield Text(f"A: {a.status}, B: {b.status}.")
+    table = {**metrics_of(a.job), **metrics_of(b.job)}
+    scores = [f"{model}.{name}" for model in ("base", "tuned") for name in names_at(table, Place.held_out)]
     rows = []
-    for name in _RESULTS:
+    for name in dict.fromkeys((*scores, *names_at(table, Place.result), *comparable(table))):
         x, y = a.figure(name), b.figure(name)
         if x is not None or y is not None:
             difference = y - x if x is not None and y is not None else None

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fmstune.config.compare_by import USUAL, direction_of
+from fmstune.config.compare_by import USUAL
 from fmstune.config.job import Direction
+from fmstune.config.metrics import better_end, metrics_of
 from fmstune.errors import UserError, did_you_mean
 from fmstune.flatten import flatten
 from fmstune.runs.report.run_data import Run
@@ -79,7 +80,7 @@ def choose_metric(runs: Sequence[Run], name: str | None, direction: str | None) 
     own = _said_by_all(runs, "objective") or usual
     found = name or own
     given = direction or (_said_by_all(runs, "direction") if found == own else None)
-    way = direction_of(found) if given is None else Direction(given)
+    way = better_end(metrics_of(runs[0].job), found) if given is None else Direction(given)
     return Metric(found, way is Direction.minimize)
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from fmstune.config.compare_by import curve, figure
+from fmstune.config.metrics import Table, metrics_of
 from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.runs import run_folder, sweep_folder
 
@@ -40,6 +41,11 @@ class Run:
         """Why it did not finish, where it says so."""
         error = self.summary.get("error") or {}
         return str(error["message"]) if error.get("message") else None
+
+    @property
+    def table(self) -> Table:
+        """The metrics of the run's objective."""
+        return metrics_of(self.job)
 
     def figure(self, name: str) -> float | None:
         """A number of the summary by its dotted name, such as `tuned.eval_loss`; None where there is none."""
@@ -77,6 +83,11 @@ def read_run(folder: Path) -> Run:
     raise_if_any(problems)
     rows = samples.get("rows", [])
     return Run(folder, job, summary, metrics, lock, typed.get("sources", {}), typed.get("words", []), rows)
+
+
+def read_job_tree(folder: Path) -> dict[str, Any]:
+    """`job.yaml` of a run folder as plain data; empty where it is missing or broken."""
+    return _mapping(folder / run_folder.JOB, [])
 
 
 def read_runs(folder: Path) -> list[Run]:

@@ -4,7 +4,9 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fmstune.config import metrics
 from fmstune.config.compare_by import is_number
+from fmstune.config.metrics import Place, label_with_unit, names_at
 from fmstune.flatten import flatten
 from fmstune.runs import run_folder
 from fmstune.runs.report import charts
@@ -27,13 +29,6 @@ from fmstune.runs.report.document import (
 from fmstune.runs.report.run_data import Run
 from fmstune.units import size
 
-_LABELS = {
-    "eval_loss": "loss on the answer (nats a token)",
-    "exact_match": "exact match (share of rows)",
-    "accuracy": "accuracy (share of rows)",
-    "micro_f1": "micro F1",
-    "macro_f1": "macro F1",
-}
 _COUNTS = frozenset({"rows", "rows_left_out", "answers_too_long", "answer_tokens"})
 """Of the scores, what says how much was scored."""
 _LEDGER = (
@@ -76,7 +71,9 @@ def headline(run: Run) -> str:
             f"The run {'failed' if run.status == run_folder.FAILED else 'was interrupted'}: {run.error or 'no cause'}"
         )
     changes = []
-    for key, name in (("exact_match", "Exact match"), ("eval_loss", "loss on the answer")):
+    # the last of the table says most to a reader
+    for key in reversed(names_at(run.table, Place.headline)):
+        name = run.table[key].label
         before, after = run.figure(f"base.{key}"), run.figure(f"tuned.{key}")
         if after is not None:
             of = f" from {before:.4g}" if before is not None else ""
@@ -90,11 +87,6 @@ def headline(run: Run) -> str:
     seen = run.curve("loss")
     at = f" It is at step {seen[-1][0]:,} of {_total_steps(run)}, with loss {seen[-1][1]:.4g}." if seen else ""
     return f"The run has no result yet.{at}"
-
-
-def metric_label(name: str) -> str:
-    """A figure's name for a reader, with its unit."""
-    return _LABELS.get(name.rpartition(".")[2], name.rpartition(".")[2].replace("_", " "))
 
 
 def repeat_commands(run: Run) -> Iterator[Block]:
@@ -116,12 +108,13 @@ def _scores(run: Run) -> Iterator[Block]:
     base, tuned = run.summary.get("base") or {}, run.summary.get("tuned") or {}
     if not base and not tuned:
         return
-    yield Table(("held-out rows", "base", "tuned", "change"), list(_score_rows(base, tuned, "")))
+    yield Table(("held-out rows", "base", "tuned", "change"), list(_score_rows(base, tuned, run.table)))
     sets = dict.fromkeys([*base.get("sets", {}), *tuned.get("sets", {})])
     rows = [
         row
         for name in sets
-        for row in _score_rows(base.get("sets", {}).get(name, {}), tuned.get("sets", {}).get(name, {}), f"{name}: ")
+        for one, other in [[part.get("sets", {}).get(name, {}) for part in (base, tuned)]]
+        for row in _score_rows(one, other, run.table, f"{name}: ")
     ]
     if rows:
         yield Table(("of each set", "base", "tuned", "change"), rows)
@@ -132,16 +125,18 @@ def _scores(run: Run) -> Iterator[Block]:
         yield Text(f"{scores['answers_too_long']:,} answers are longer than max_new_tokens and cannot match.")
 
 
-def _score_rows(base: Mapping[str, Any], tuned: Mapping[str, Any], before: str) -> Iterator[list[Cell]]:
+def _score_rows(
+    base: Mapping[str, Any], tuned: Mapping[str, Any], table: metrics.Table, before: str = ""
+) -> Iterator[list[Cell]]:
     for key in dict.fromkeys([*base, *tuned]):
         if key in _COUNTS or key == "sets":
             continue
         b, t = base.get(key), tuned.get(key)
         if is_number(b) or is_number(t):
             gained = t - b if is_number(b) and is_number(t) else None
-            yield [Cell(before + metric_label(key)), number(b), number(t), change(gained)]
+            yield [Cell(before + label_with_unit(table, key)), number(b), number(t), change(gained)]
         elif _is_interval(b) or _is_interval(t):
-            yield [Cell(before + metric_label(key)), _interval(b), _interval(t), Cell("")]
+            yield [Cell(before + label_with_unit(table, key)), _interval(b), _interval(t), Cell("")]
     yield [Cell(f"{before}rows scored"), number(base.get("rows")), number(tuned.get("rows")), Cell("")]
 
 
@@ -182,25 +177,12 @@ def _samples(run: Run) -> Iterator[Block]:
 
 
 def _cost(run: Run) -> Iterator[Block]:
-    s = run.summary
     rows = [
-        [Cell(name), number(run.figure(key), form)]
-        for name, key, form in (
-            ("optimizer steps", "steps", ","),
-            ("epochs", "epochs", ".4g"),
-            ("training, seconds", "train_seconds", ",.1f"),
-            ("optimizer steps alone, seconds", "step_seconds", ",.1f"),
-            ("reading and tokenising, seconds", "preparation_seconds", ",.1f"),
-            ("loading the model, seconds", "load_seconds", ",.1f"),
-            ("tokens a second", "tokens_per_second", ",.0f"),
-            ("tokens trained on", "tokens_trained_on", ","),
-            ("positions, padding included", "positions", ","),
-            ("share of padding", "padding_share", ".1%"),
-            ("processes", "processes", ","),
-        )
-        if run.figure(key) is not None
+        [Cell(run.table[name].label), number(run.figure(name), run.table[name].form)]
+        for name in names_at(run.table, Place.cost)
+        if run.figure(name) is not None
     ]
-    if "train_seconds" in s or rows:
+    if rows:
         yield Table(("what", "how much"), rows)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fmstune.config.compare_by import is_number
+from fmstune.config.metrics import Place, label_with_unit, names_at
 from fmstune.flatten import flatten
 from fmstune.runs import run_folder
 from fmstune.runs.report import charts, ranking, run_report
@@ -29,8 +30,6 @@ _MOST_COLOURED = 8
 """Settings that curves are drawn for; of more, the best."""
 _MOST_SERIES = 6
 """Choices of the other settings that a chart of one setting has a line for."""
-_BESIDE = ("tuned.exact_match", "tuned.eval_loss", "train_loss")
-"""Figures that the table shows beside the one that it is ordered by."""
 
 
 def sweep_document(folder: Path, runs: Sequence[Run], by: Metric, refused: Sequence[Refused] = ()) -> Document:
@@ -66,11 +65,12 @@ def _result(groups: Sequence[Group], found: Sequence[Column], by: Metric) -> Ite
         yield Text("No run has finished with a result yet.", strong=True)
         return
     best = scored[0]
-    figure = run_report.metric_label(by.name).partition(" (")[0]
+    label = label_with_unit(best.runs[0].table, by.name)
+    figure = label.partition(" (")[0]
     what = f"Best: {best.label(found)}, with {figure}" if found else f"{figure[0].upper()}{figure[1:]}"
     yield Text(f"{what} {_mean(best)}", strong=True)
     better = "less" if by.smaller else "more"
-    yield Text(f"Compared by {by.name}: {run_report.metric_label(by.name)}, {better} is better.")
+    yield Text(f"Compared by {by.name}: {label}, {better} is better.")
     if len(scored) > 1:
         yield Text(ranking.verdict(best, scored[1]))
     if not any(run.status == run_folder.FINISHED and run.figure("tuned.rows") for run in best.runs):
@@ -91,7 +91,9 @@ def _mean(group: Group) -> str:
 def _table(groups: Sequence[Group], found: Sequence[Column], by: Metric) -> Iterator[Block]:
     best = next((group.mean for group in groups if group.mean is not None), None)
     seeds = any(len(group.runs) > 1 for group in groups)
-    beside = [name for name in _BESIDE if name != by.name and any(run.figure(name) is not None for run in _all(groups))]
+    headline = [f"tuned.{name}" for name in names_at(groups[0].runs[0].table, Place.headline)]
+    more = (*reversed(headline), "train_loss")
+    beside = [name for name in more if name != by.name and any(run.figure(name) is not None for run in _all(groups))]
     head = [
         *(ranking.short_field(column.name) for column in found),
         by.name,
@@ -150,11 +152,12 @@ def _by_setting(groups: Sequence[Group], found: Sequence[Column], by: Metric) ->
             continue
         log = ranking.short_field(column.name) == "learning_rate" or charts.spans_decades(values)
         positive = all(is_number(value) and value > 0 for value in values)
-        figure = run_report.metric_label(by.name).partition(" (")[0]
+        label = label_with_unit(scored[0].runs[0].table, by.name)
+        figure = label.partition(" (")[0]
         axes = Axes(
             f"{figure[0].upper()}{figure[1:]} by {ranking.short_field(column.name).replace('_', ' ')}",
             column.name,
-            run_report.metric_label(by.name),
+            label,
             log_x=log and positive,
             log_y=charts.spans_decades(means),
         )

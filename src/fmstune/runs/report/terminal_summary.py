@@ -6,35 +6,34 @@ from pathlib import Path
 from typing import Any
 
 from fmstune import tables
+from fmstune.config.metrics import Place, Table, names_at
 from fmstune.runs import run_folder
 from fmstune.units import size
 
-_MEASURES = (
-    ("loss on the answer", "eval_loss", ".4f"),
-    ("exact match", "exact_match", ".3f"),
-    ("macro F1", "macro_f1", ".3f"),
-)
 
-
-def metric_rows(base: Mapping[str, Any] | None, tuned: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """What a run compares, one line each: the measure, base, tuned, and the change; macro F1 where rows have labels."""
-    for label, key, form in _MEASURES:
+def metric_rows(
+    base: Mapping[str, Any] | None, tuned: Mapping[str, Any], table: Table
+) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the lines of the table of base against tuned: metric, base, tuned and change, of what was measured."""
+    for key in names_at(table, Place.table):
         if key not in tuned:
             continue
+        form = table[key].form
         before, after = (base or {}).get(key), tuned[key]
         cells = [f"{value:{form}}" if value is not None else "-" for value in (before, after)]
-        yield label, cells[0], cells[1], f"{after - before:+{form}}" if before is not None and after is not None else ""
+        change = f"{after - before:+{form}}" if before is not None and after is not None else ""
+        yield table[key].label, cells[0], cells[1], change
 
 
-def render_summary(summary: Mapping[str, Any], folder: Path, trust: Sequence[str] = ()) -> str:
+def render_summary(summary: Mapping[str, Any], folder: Path, table: Table, trust: Sequence[str] = ()) -> str:
     """What a run came to: status, base against tuned, cost, and where the files are; `trust` are flags to repeat it."""
-    return "\n".join(_lines(summary, folder, trust))
+    return "\n".join(_lines(summary, folder, table, trust))
 
 
-def _lines(summary: Mapping[str, Any], folder: Path, trust: Sequence[str]) -> Iterator[str]:
+def _lines(summary: Mapping[str, Any], folder: Path, table: Table, trust: Sequence[str]) -> Iterator[str]:
     if summary.get("tuned"):
         yield ""
-        yield from comparison_lines(summary.get("base"), summary["tuned"])
+        yield from comparison_lines(summary.get("base"), summary["tuned"], table)
     if "train_loss" in summary:
         yield ""
         yield from _cost(summary)
@@ -52,14 +51,14 @@ def _lines(summary: Mapping[str, Any], folder: Path, trust: Sequence[str]) -> It
 
 
 def comparison_lines(
-    base: Mapping[str, Any] | None, tuned: Mapping[str, Any], name: str = "held-out rows"
+    base: Mapping[str, Any] | None, tuned: Mapping[str, Any], table: Table, name: str = "held-out rows"
 ) -> Iterator[str]:
     """The table of base against tuned on the held-out rows, and on each of their sets where they have names."""
     heads = (f"{name}: {tuned['rows']:,}", "base", "tuned", "change")
-    yield from tables.lines(heads, list(metric_rows(base, tuned)), least=(22, 8, 8, 8))
+    yield from tables.lines(heads, list(metric_rows(base, tuned, table)), least=(22, 8, 8, 8))
     for name, one in tuned.get("sets", {}).items():
         yield ""
-        yield from comparison_lines(base["sets"][name] if base else None, one, name)
+        yield from comparison_lines(base["sets"][name] if base else None, one, table, name)
     if tuned.get("rows_left_out"):
         yield f"({tuned['rows_left_out']:,} more held-out rows were left out by evaluation.max_rows)"
     if tuned.get("answers_too_long"):

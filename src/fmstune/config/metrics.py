@@ -1,0 +1,150 @@
+"""The one table of metrics: each number that a run logs or measures, which way is better, and where it is shown."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from fmstune.config.job import Direction, Job
+
+
+class Place(Enum):
+    """Where a metric is logged, measured or shown."""
+
+    training = "training"
+    """Logged with each training log under its own name, and equal on every process."""
+    evaluation = "evaluation"
+    """Logged with each evaluation while training, as `eval_NAME`, and of a named set as `eval_SET_NAME`."""
+    sample = "sample"
+    """The same, measured on the answers that `evaluation.sample` generates."""
+    labels = "labels"
+    """Measured only where the held-out answers are labels."""
+    held_out = "held_out"
+    """In `base` and `tuned` of `summary.json`, and of each named set."""
+    table = "table"
+    """In the table of base against tuned."""
+    headline = "headline"
+    """In the one sentence about a run, and among the columns of a sweep."""
+    summary = "summary"
+    """At the top of `summary.json`."""
+    result = "result"
+    """The same, and equal in a run that repeats another."""
+    cost = "cost"
+    """The same, in a report's table of costs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A number of a run."""
+
+    label: str
+    """Its name for a reader."""
+    better: Direction | None = None
+    """Which values are better; None where neither end is."""
+    where: tuple[Place, ...]
+    """Where it is logged, measured and shown."""
+    unit: str = ""
+    form: str = ".4g"
+    """Format of the value in tables."""
+    progress: str = ""
+    """Format of the value, with its name, in the progress line; empty where it is not shown there."""
+
+
+Table = Mapping[str, Metric]
+"""Metrics by name."""
+
+_LESS, _MORE = Direction.minimize, Direction.maximize
+_COST = (Place.summary, Place.cost)
+_RESULT = (Place.summary, Place.result)
+_SCORE = (Place.held_out, Place.sample)
+
+OF_EVERY_OBJECTIVE: Table = {
+    "loss": Metric(label="loss", better=_LESS, where=(Place.training, Place.evaluation), progress="loss {:.4f}"),
+    "grad_norm": Metric(label="norm of the gradient", where=(Place.training,)),
+    "learning_rate": Metric(label="learning rate", where=(Place.training,), progress="lr {:.2e}"),
+    "eval_loss": Metric(
+        label="held-out loss",
+        better=_LESS,
+        where=(Place.held_out, Place.table, Place.headline),
+        form=".4f",
+        progress="eval loss {:.4f}",
+    ),
+    "train_loss": Metric(label="train loss", better=_LESS, where=_RESULT),
+    "steps": Metric(label="optimizer steps", where=(*_RESULT, Place.cost), form=","),
+    "epochs": Metric(label="epochs", where=_COST),
+    "train_seconds": Metric(label="training, seconds", better=_LESS, where=_COST, form=",.1f"),
+    "step_seconds": Metric(label="optimizer steps alone, seconds", better=_LESS, where=_COST, form=",.1f"),
+    "preparation_seconds": Metric(label="reading and tokenising, seconds", better=_LESS, where=_COST, form=",.1f"),
+    "load_seconds": Metric(label="loading the model, seconds", better=_LESS, where=_COST, form=",.1f"),
+    "tokens_per_second": Metric(
+        label="tokens a second", better=_MORE, where=_COST, form=",.0f", progress="{:,.0f} tokens/s"
+    ),
+    "peak_memory_bytes": Metric(label="peak memory, bytes", better=_LESS, where=(Place.summary,), form=","),
+    "tokens_trained_on": Metric(label="tokens trained on", where=(*_RESULT, Place.cost), form=","),
+    "positions": Metric(label="positions, padding included", where=_COST, form=","),
+    "padding_share": Metric(label="share of padding", better=_LESS, where=_COST, form=".1%"),
+    "processes": Metric(label="processes", where=_COST, form=","),
+}
+"""Metrics of a run, whatever it is trained for."""
+
+SFT: Table = {
+    "mean_token_accuracy": Metric(
+        label="accuracy on trained tokens",
+        better=_MORE,
+        where=(Place.training, Place.evaluation),
+        unit="share of tokens",
+    ),
+    "entropy": Metric(label="entropy", where=(Place.training, Place.evaluation), unit="nats"),
+    "eval_loss": Metric(
+        label="loss on the answer",
+        better=_LESS,
+        where=(Place.held_out, Place.table, Place.headline),
+        unit="nats a token",
+        form=".4f",
+        progress="eval loss {:.4f}",
+    ),
+    "exact_match": Metric(
+        label="exact match",
+        better=_MORE,
+        where=(*_SCORE, Place.table, Place.headline),
+        unit="share of rows",
+        form=".3f",
+    ),
+    "accuracy": Metric(label="accuracy", better=_MORE, where=(*_SCORE, Place.labels), unit="share of rows", form=".3f"),
+    "micro_f1": Metric(label="micro F1", better=_MORE, where=(*_SCORE, Place.labels), form=".3f"),
+    "macro_f1": Metric(label="macro F1", better=_MORE, where=(*_SCORE, Place.labels, Place.table), form=".3f"),
+}
+"""Metrics of supervised fine-tuning, in the order of its tables."""
+
+_LOWER = ("loss", "seconds", "bytes", "perplexity")
+
+
+def metrics_of(job: Job | Mapping[str, Any]) -> Table:
+    """All metrics of this job, a `Job` or the tree of its file."""
+    return {**OF_EVERY_OBJECTIVE, **SFT}
+
+
+def names_at(table: Table, place: Place) -> tuple[str, ...]:
+    """The metrics of one place, in the order of the table."""
+    return tuple(name for name, metric in table.items() if place in metric.where)
+
+
+def comparable(table: Table) -> tuple[str, ...]:
+    """Numbers at the top of the summary of which less or more is better."""
+    return tuple(name for name in names_at(table, Place.summary) if table[name].better is not None)
+
+
+def better_end(table: Table, figure: str) -> Direction | None:
+    """Which values of a figure of `summary.json` are better, by its dotted name; None where that is not known."""
+    name = figure.rpartition(".")[2]
+    if name in table:
+        return table[name].better
+    return _LESS if any(word in name for word in _LOWER) else None
+
+
+def label_with_unit(table: Table, figure: str) -> str:
+    """The name of a figure for a reader, with its unit."""
+    name = figure.rpartition(".")[2]
+    if name not in table:
+        return name.replace("_", " ")
+    return table[name].label + (f" ({table[name].unit})" if table[name].unit else "")
