@@ -26,6 +26,7 @@ from fmstune.checks import memory_plan, precision
 from fmstune.cli.arguments import force_plain_overrides
 from fmstune.cli.help import GROUPS
 from fmstune.config import compose, freeze
+from fmstune.config.defaults import USUAL_RATE, usual_rate
 from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO
 from fmstune.config.renamed_fields import OWNED, TRANSLATED, Translation
 from fmstune.config.verbs import SUMMARIES
@@ -207,18 +208,22 @@ def models() -> str:
     rows = []
     for path in _files("model"):
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = values.get("model", values)
         place = "yours" if values["path"] == "???" else f"`{values['path']}`"
-        targets = ", ".join(f"`{target}`" for target in values["lora_targets"] or ()) or "PEFT's own list"
+        targets = ", ".join(f"`{target}`" for target in values.get("lora_targets") or ()) or "PEFT's own list"
         rows.append((f"`model={path.stem}`", place, targets, _first_comment(path)))
     return _table(("choice", "path", "LoRA targets", "what it is"), rows)
 
 
 def methods() -> str:
     """The shipped methods, each with its usual rate."""
+    training = (CONF / "training" / "default.yaml").read_text(encoding="utf-8")
+    (full,) = re.findall(r"learning_rate: \$\{usual_rate:.*,(\S+)\}", training)
     rows = []
     for path in _files("peft"):
-        rate = yaml.safe_load((CONF / "training_for" / "peft" / path.name).read_text(encoding="utf-8"))
-        rows.append((f"`peft={path.stem}`", f"{rate['learning_rate']:g}", _first_comment(path)))
+        method = yaml.safe_load(path.read_text(encoding="utf-8"))
+        rate = usual_rate(method["_target_"], method.get(USUAL_RATE), float(full))
+        rows.append((f"`peft={path.stem}`", f"{rate:g}", _first_comment(path)))
     return _table(("choice", "usual rate", "what it is"), rows)
 
 

@@ -17,9 +17,9 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from fmstune.config import freeze, groups
+from fmstune.config import defaults, freeze, groups
 from fmstune.config import origins as sources
-from fmstune.config.job import FULL, Launcher
+from fmstune.config.job import FULL, EarlyStopping, Job, Launcher, Slurm
 from tests.conftest import Result
 
 CONF = Path(next(iter(fmstune.conf.__path__)))
@@ -39,7 +39,7 @@ EXPERIMENTS = groups.choices("experiment")
 
 @pytest.fixture
 def composing() -> Iterator[ConfigLoaderImpl]:
-    OmegaConf.register_new_resolver("first", lambda *values: next((v for v in values if v), None), replace=True)
+    defaults.register()
     with initialize_config_module("fmstune.conf", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         assert isinstance(loader, ConfigLoaderImpl)
@@ -55,15 +55,27 @@ def read_yaml(name: str) -> dict[str, Any]:
 def parts(group: str, name: str) -> list[tuple[str, dict[str, Any]]]:
     """A choice's file and before it those that its own defaults list names."""
     tree = {**read_yaml(f"{group}/{name}")}
-    before = [part for entry in tree.pop("defaults", []) if isinstance(entry, str) for part in parts(group, entry)]
-    package = "training" if group.startswith("training_for") else group
-    return [*before, (f"{group}/{name}.yaml", tree if group == "experiment" else {package: tree})]
+    before = [part for entry in tree.pop("defaults", []) if isinstance(entry, str) for part in included(group, entry)]
+    is_global = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8").startswith("# @package _global_")
+    return [*before, (f"{group}/{name}.yaml", tree if is_global else {group: tree})]
+
+
+def included(group: str, entry: str) -> list[tuple[str, dict[str, Any]]]:
+    """The parts of an entry in the defaults list of a choice's file."""
+    if entry == "_self_":
+        return []
+    if not entry.startswith("/fields/"):
+        return parts(group, entry)
+    name, _, package = entry.removeprefix("/fields/").partition("@")
+    cls = {"slurm": Slurm, "early_stopping": EarlyStopping}[name]
+    return [(sources.DEFAULT, {group: {package: defaults.defaults_of(cls)}})]
 
 
 def expected(words: list[str]) -> dict[sources.Key, sources.Origin]:
     """Without Hydra: the files in the order of conf/job.yaml, and for each value the last that holds it."""
     job = {**read_yaml("job")}
-    chosen = {next(iter(e)): e[next(iter(e))] for e in job.pop("defaults")[1:] if next(iter(e)) in (*GROUPS, *BESIDE)}
+    entries = [entry for entry in job.pop("defaults") if isinstance(entry, dict)]
+    chosen = {name: choice for entry in entries for name, choice in entry.items() if name in (*GROUPS, *BESIDE)}
     given = dict(word.split("=") for word in words)
     experiment = given.pop("experiment", None)
     if experiment:
@@ -71,13 +83,9 @@ def expected(words: list[str]) -> dict[sources.Key, sources.Origin]:
         chosen |= {next(iter(e)).removeprefix("override /"): e[next(iter(e))] for e in entries}
     chosen |= given
     del job["hydra"]
-    files = [("job.yaml", job)]
-    for group in (*GROUPS, *BESIDE):
+    files = [(sources.DEFAULT, defaults.defaults_of(Job)), ("job.yaml", job)]
+    for group in chosen:
         files += parts(group, chosen[group])
-        model, peft = chosen["model"], chosen["peft"]
-        suited = (("training_for/peft", peft), ("training_for/model", model), ("training_for", f"{model}_{peft}"))
-        for folder, name in suited if group == "training" else ():
-            files += parts(folder, name) if (CONF / folder / f"{name}.yaml").is_file() else []
     files += parts("experiment", experiment) if experiment else []
     found = {key: sources.Origin(name, value) for name, tree in files for key, value in sources.leaves(tree)}
     # a group without a key is no value of the job where another file fills it
@@ -132,14 +140,26 @@ def read(text: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize(
     ("words", "field", "value", "source"),
     [
-        ("peft=lora", "training.learning_rate", "0.005", "training_for/model/tiny_llama.yaml"),
+        ("peft=lora", "training.learning_rate", "0.005", "model/tiny_llama.yaml → ${by_method:…}"),
+        (
+            "peft=lora model=llama2_7b",
+            "training.learning_rate",
+            "0.0001",
+            "training/default.yaml → ${usual_rate:…} (peft/lora.yaml)",
+        ),
+        (
+            "peft._target_=peft.LoHaConfig model=llama2_7b",
+            "training.learning_rate",
+            "0.0001",
+            "training/default.yaml → ${usual_rate:…} (command line, default)",
+        ),
         ("peft=lora", "training.optim", "adamw_torch", "training/default.yaml"),
         ("peft=lora training.learning_rate=1", "training.learning_rate", "1.0", "command line"),
         ("training.max_steps=5", "training.max_steps", "5", "command line"),
         ("+training.max_steps=5", "training.max_steps", "5", "command line"),
         ("seed=42", "seed", "42", "command line"),
-        ("", "seed", "42", "job.yaml"),
-        ("", "output_dir", "null", "job.yaml; train fills it"),
+        ("", "seed", "42", "default"),
+        ("", "output_dir", "null", "default; train fills it"),
         ("output_dir=run", "output_dir", "run", "command line"),
         (
             "peft=lora",
@@ -157,7 +177,7 @@ def read(text: str) -> dict[str, list[str]]:
             "name=${peft._target_}-${seed}",
             "name",
             "fmstune.models.adapters.full-42",
-            "command line → ${peft._target_}-${seed} (peft/full.yaml, job.yaml)",
+            "command line → ${peft._target_}-${seed} (peft/full.yaml, default)",
         ),
         (
             "peft=lora peft.lora_alpha=${.r}",
@@ -203,7 +223,7 @@ def test_a_field_and_where_it_comes_from(
 def test_files_of_a_users_folder_are_named_by_their_path(tmp_path: Path, fmstune: Callable[..., Result]) -> None:
     files = {
         "data/labels.yaml": "defaults:\n  - text\ntrain: rows.jsonl\n",
-        "training_for/model/tiny_llama.yaml": "learning_rate: 3\n",
+        "peft/lora.yaml": "_target_: peft.LoraConfig\nr: 3\n",
         "model/bare.yaml": "path: package:tiny_llama\n",
     }
     for name, text in files.items():
@@ -211,12 +231,12 @@ def test_files_of_a_users_folder_are_named_by_their_path(tmp_path: Path, fmstune
         (tmp_path / "my" / name).write_text(text)
     shown = table(fmstune, "--config-dir", "my", "data=labels", "model=bare")
     assert shown["data.train"] == ["rows.jsonl", "my/data/labels.yaml"]
-    assert shown["data.max_length"] == ["4096", "data/text.yaml"]
+    assert shown["data.max_length"] == ["4096", "default"]
     assert shown["model.path"] == ["package:tiny_llama", "my/model/bare.yaml"]
     assert shown["model.dtype"] == ["auto", "default"]
     # a shipped file wins over a user's of the same name
     lora = table(fmstune, "--config-dir", "my", "peft=lora")
-    assert lora["training.learning_rate"] == ["0.005", "training_for/model/tiny_llama.yaml"]
+    assert lora["peft.r"] == ["8", "peft/lora.yaml"]
 
 
 def test_a_folder_elsewhere_is_named_in_full(
@@ -257,10 +277,7 @@ def test_each_point_of_a_sweep_has_its_table(fmstune: Callable[..., Result]) -> 
     done = fmstune("check", "--sources", "-m", "peft=full,lora", "data.max_rows=8")
     assert done.code == 0
     blocks = [read(block) for block in re.findall(r"^name .*?(?=\n\n)", done.out, re.DOTALL | re.MULTILINE)]
-    assert [block["training.learning_rate"][1] for block in blocks] == [
-        "training_for/tiny_llama_full.yaml",
-        "training_for/model/tiny_llama.yaml",
-    ]
+    assert [block["training.learning_rate"][0] for block in blocks] == ["0.001", "0.005"]
     assert all(block["output_dir"][1] == "a folder for each point of the sweep" for block in blocks)
 
 

@@ -82,7 +82,7 @@ def notes(job: Job) -> Iterator[str]:
     if tunes_an_adapter(job) and isinstance(rate, float) and rate < 5e-5:
         yield (
             f"training.learning_rate={rate:g} suits full tuning; adapters usually want 1e-4 or more"
-            " (training_for/peft/ has a usual rate for each shipped method)"
+            " (leave it out for the method's usual rate)"
         )
     if job.model.adapter is not None:
         yield "model.adapter: the configuration saved with it holds, and the peft group only names its method"

@@ -1,6 +1,7 @@
 """Hydra's part of the parent: words → composed configuration, and Hydra's errors in our words."""
 
 import argparse
+import copy
 import gc
 import os
 import re
@@ -18,7 +19,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fmstune.config import compose_once, freeze
+from fmstune.config import compose_once, defaults, freeze
 from fmstune.config.groups import GROUPS, choices
 from fmstune.config.verbs import FLAG_OF
 from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
@@ -30,7 +31,7 @@ ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 
 def compose(words: Sequence[str], task: Callable[[DictConfig], Any]) -> None:
     """Hydra's own main, with our words; its errors rise instead of ending the process with 1."""
-    OmegaConf.register_new_resolver("first", _first, replace=True)
+    defaults.register()
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["fmstune", *_flags_first(words)]
 
@@ -55,17 +56,27 @@ def task_words() -> list[str]:
     return [str(word) for word in words]
 
 
-def _first(*values: Any) -> Any:
-    """The first value that is set: the one resolver that `conf/job.yaml` uses."""
-    return next((value for value in values if value is not None), None)
-
-
 def tree(config: DictConfig) -> dict[str, Any]:
     """The composed configuration as plain data, interpolations resolved, missing values left as `???`."""
-    unresolved = {str(key) for key in OmegaConf.missing_keys(config)}
-    tree = OmegaConf.to_container(config, resolve=not unresolved)
+    if missing := OmegaConf.missing_keys(config):
+        # text in their place, so that what refers to them is resolved too
+        config = copy.deepcopy(config)
+        for key in missing:
+            OmegaConf.update(config, str(key), _MISSING)
+    tree = OmegaConf.to_container(config, resolve=True)
     assert isinstance(tree, dict)
-    return {str(key): value for key, value in tree.items()}
+    if isinstance(peft := tree.get("peft"), dict):
+        peft.pop(defaults.USUAL_RATE, None)
+    return {str(key): _with_missing(value) for key, value in tree.items()}
+
+
+_MISSING = "<must be given>"
+
+
+def _with_missing(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _with_missing(value) for key, value in tree.items()}
+    return "???" if tree == _MISSING else tree
 
 
 def changes(words: Sequence[str]) -> dict[str, Any]:
@@ -132,6 +143,7 @@ def print_config(config: DictConfig, how: Mapping[str, Any], trusted: Sequence[s
     """`--cfg job`: check what there is, then print it as Hydra does; the exit code."""
     if not OmegaConf.missing_keys(config):
         freeze.freeze(tree(config), trusted=trusted)
+    config = defaults.settled(config)
     package = how["package"]
     shown = OmegaConf.select(config, package) if package else config
     if shown is None:

@@ -15,7 +15,7 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fmstune.config import freeze
+from fmstune.config import defaults, freeze
 from fmstune.config.job import Job
 from fmstune.config.renamed_fields import TRANSLATED
 from fmstune.flatten import leaves
@@ -132,6 +132,8 @@ def _place(default: ResultDefault, found: ConfigResult | None) -> str:
     """A shipped file by its name in conf/, another by its path, from the working folder where it is below that."""
     assert found is not None
     file = f"{str(default.config_path).removesuffix('.yaml')}.yaml"
+    if found.provider == defaults.PROVIDER:
+        return DEFAULT
     if found.provider == "main":
         return file
     if not found.path.startswith("file://"):
@@ -169,12 +171,14 @@ def _source(key: Key, origins: Origins) -> str:
     if written is None or not re.search(r"(?<!\\)\$\{", text := _text(written)):
         return place
     sources = dict.fromkeys(source for key in _references(text, known) for source in _sources(key, origins))
+    if defaults.CALLS.match(str(written)):
+        text = defaults.CALLS.sub(r"${\1:…}", str(written))
     return f"{place} → {text}" + (f" ({', '.join(sources)})" if sources else "")
 
 
 def _references(text: str, key: Key) -> Iterator[Key]:
     """What a value refers to; a name with dots before it is looked up from the value's own place."""
-    for dots, name in re.findall(r"\$\{\s*(\.*)([A-Za-z_][\w.]*)\s*\}", text):
+    for dots, name in re.findall(r"\$\{\s*(?:oc\.select:\s*)?(\.*)([A-Za-z_][\w.]*)\s*\}", text):
         yield (*key[: len(key) - len(dots)], *name.split(".")) if dots else tuple(name.split("."))
 
 

@@ -1,0 +1,92 @@
+"""Values that nobody gives: the dataclasses' defaults, for Hydra to compose under all files, and rates by method."""
+
+import copy
+import dataclasses
+import re
+import typing
+from collections.abc import Mapping
+from enum import Enum
+from importlib import resources
+from typing import Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from fmstune.config.job import FULL, LORAPLUS_LR_RATIO, EarlyStopping, Job, Slurm
+
+PROVIDER = "fmstune dataclasses"
+"""Name under which Hydra knows that a value is the default of a dataclass."""
+
+USUAL_RATE = "usual_learning_rate"
+"""The key of a peft file that `training.learning_rate` refers to; it is for composing only, and no field of a job."""
+
+CALLS = re.compile(r"\$\{(usual_rate|by_method):.*\}", re.DOTALL)
+"""A value of `training` that depends on the method."""
+
+_ADAPTERS_RATE = 1e-4
+"""Rate of a method of which no file of conf/peft says one: LoRA's."""
+
+
+def register() -> None:
+    """Give Hydra the defaults as `fields/…`, and OmegaConf the functions that files of conf/ call."""
+    store = ConfigStore.instance()
+    parts: dict[str, type] = {"job": Job, "slurm": Slurm, "early_stopping": EarlyStopping}
+    for name, cls in parts.items():
+        store.store(group="fields", name=name, node=defaults_of(cls), provider=PROVIDER)
+    for resolver in (first, usual_rate, by_method):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+
+
+def defaults_of(cls: Any) -> dict[str, Any]:
+    """The default of each field, those of its groups included; of a field without one `???`, or an empty mapping."""
+    hints = typing.get_type_hints(cls)
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            found[field.name] = defaults_of(hints[field.name])
+        elif field.default is not dataclasses.MISSING:
+            found[field.name] = field.default.value if isinstance(field.default, Enum) else field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+        else:
+            found[field.name] = {} if typing.get_origin(hints[field.name]) is dict else "???"
+    return found
+
+
+def first(*values: Any) -> Any:
+    """The first value that is not null."""
+    return next((value for value in values if value is not None), None)
+
+
+def usual_rate(target: str | None, own: float | None, full: float) -> float:
+    """A method's usual learning rate: the one in its own file, else that of its class in conf/peft."""
+    if target == FULL:
+        return full
+    return own if own is not None else usual_rates().get(str(target), _ADAPTERS_RATE)
+
+
+def by_method(table: Mapping[str, Any], otherwise: Any, *, _root_: DictConfig) -> Any:
+    """The value for the job's PEFT class, or for `loraplus_lr_ratio` where that is set."""
+    plus = OmegaConf.select(_root_, f"peft.{LORAPLUS_LR_RATIO}") is not None and LORAPLUS_LR_RATIO in table
+    return table.get(LORAPLUS_LR_RATIO if plus else OmegaConf.select(_root_, "peft._target_"), otherwise)
+
+
+def settled(config: DictConfig) -> DictConfig:
+    """The configuration with the values of `usual_rate` and `by_method` in place of the calls, and without the rest."""
+    config = copy.deepcopy(config)
+    OmegaConf.set_struct(config, False)
+    training: Any = OmegaConf.to_container(config.training, resolve=False)
+    for key in [key for key, value in training.items() if CALLS.match(str(value))]:
+        config.training[key] = config.training[key]
+    if OmegaConf.is_dict(config.get("peft")):
+        config.peft.pop(USUAL_RATE, None)
+    return config
+
+
+def usual_rates() -> dict[str, float]:
+    """The rates in conf/peft by class; LoRA's relatives have its class, and the file of LoRA has the fewest keys."""
+    files = [file for file in resources.files("fmstune.conf").joinpath("peft").iterdir() if file.name.endswith(".yaml")]
+    methods = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
+    methods = sorted((one for one in methods if USUAL_RATE in one), key=len, reverse=True)
+    return {one["_target_"]: float(one[USUAL_RATE]) for one in methods}
