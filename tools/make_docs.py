@@ -36,7 +36,7 @@ from fmstune.units import GIB
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "fmstune"
-JOB = SOURCE / "config" / "job.py"
+JOB = tuple(SOURCE / "config" / name for name in ("job.py", "objective.py"))
 CONF = ROOT / "conf"
 DECISIONS = ROOT / "docs" / "decisions"
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
@@ -117,7 +117,7 @@ def _targets() -> dict[str, str]:
 
 @functools.cache
 def _classes() -> dict[str, ast.ClassDef]:
-    tree = ast.parse(JOB.read_text(encoding="utf-8"))
+    tree = ast.parse("\n".join(path.read_text(encoding="utf-8") for path in JOB))
     return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 

@@ -39,7 +39,7 @@ def case(command: str, *says: str, **files: str | bytes) -> Case:
 
 
 UNKNOWN_NAMES = [
-    case("zzz=1", "zzz: unknown field; the job has name, seed, output_dir, objective, direction, model, …"),
+    case("zzz=1", "zzz: unknown field; the job has name, seed, output_dir, compare_by, direction, model, …"),
     case("modle.path=x", "modle: unknown field; did you mean 'model'?"),
     case("data.trian=x", "data.trian: unknown field; did you mean 'train'?"),
     case("launcher.thread=2", "launcher.thread: unknown field; did you mean 'threads'?"),
@@ -199,7 +199,7 @@ WORDS = [
     case("name=a --cfg seed=2", "argument --cfg/-c: invalid choice: 'seed=2' (choose from 'job', …"),
     case(
         "hydra/sweeper=optuna -m evaluation=none,held_out",
-        "objective must be given: the points of this search would be compared by different numbers",
+        "compare_by must be given: the points of this search would be compared by different numbers",
     ),
     case("--trus x", "unknown flag --trus; did you mean '--trust'?"),
     case("check --rows 3", "--rows is a flag of fmstune show-data"),
@@ -317,10 +317,10 @@ RANGES = [
     case("name=''", "name becomes part of a folder's name: use letters, digits and . _ + -, got ''"),
     case("direction=up", "direction must be one of minimize, maximize; got 'up'"),
     case(
-        "objective=tuned.exact_match evaluation=none",
-        "objective: tuned.exact_match is measured on held-out rows, and this job measures none; set …",
+        "compare_by=tuned.exact_match evaluation=none",
+        "compare_by: tuned.exact_match is measured on held-out rows, and this job measures none; set …",
     ),
-    case("objective=tuned.sets.a.exact_match", "objective: tuned.sets.a.exact_match is no number of summary.json…"),
+    case("compare_by=tuned.sets.a.exact_match", "compare_by: tuned.sets.a.exact_match is no number of summary.json…"),
     case("--resume nowhere", "--resume: nowhere is no sweep's folder (no command.json); give the folder of a sweep"),
     case("check --resume nowhere", "--resume is a flag of fmstune train"),
 ]
@@ -866,8 +866,8 @@ TOGETHER = [
         "training.metric_for_best_model=macro_f1 is measured on generated answers; set evaluation.sample",
     ),
     case(
-        f"{ROWS} data.eval=held.jsonl objective=tuned.macro_f1",
-        "objective=tuned.macro_f1 needs held-out rows whose answers are labels, up to 50 different ones; most of …",
+        f"{ROWS} data.eval=held.jsonl compare_by=tuned.macro_f1",
+        "compare_by=tuned.macro_f1 needs held-out rows whose answers are labels, up to 50 different ones; most of …",
         rows_jsonl=ROW,
         held_jsonl=ROW.replace("question", "another"),
     ),

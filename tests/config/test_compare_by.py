@@ -2,9 +2,11 @@
 
 import pytest
 
-from fmstune.config import compare_by
+from fmstune.config import compare_by, freeze
 from fmstune.config.job import Direction
+from fmstune.config.renamed_fields import with_compare_by_words
 from tests.checks.test_job import job
+from tests.config.test_freeze import tree
 
 HELD_OUT = {"data__eval_fraction": 0.25}
 
@@ -15,12 +17,12 @@ HELD_OUT = {"data__eval_fraction": 0.25}
         (HELD_OUT, "tuned.eval_loss", Direction.minimize),
         ({}, "train_loss", Direction.minimize),
         ({**HELD_OUT, "evaluation__enabled": False}, "train_loss", Direction.minimize),
-        ({**HELD_OUT, "objective": "tuned.exact_match"}, "tuned.exact_match", Direction.maximize),
-        ({"objective": "tokens_per_second"}, "tokens_per_second", Direction.maximize),
-        ({"objective": "train_seconds"}, "train_seconds", Direction.minimize),
-        ({"objective": "train_seconds", "direction": "maximize"}, "train_seconds", Direction.maximize),
+        ({**HELD_OUT, "compare_by": "tuned.exact_match"}, "tuned.exact_match", Direction.maximize),
+        ({"compare_by": "tokens_per_second"}, "tokens_per_second", Direction.maximize),
+        ({"compare_by": "train_seconds"}, "train_seconds", Direction.minimize),
+        ({"compare_by": "train_seconds", "direction": "maximize"}, "train_seconds", Direction.maximize),
         (
-            {"data__eval": {"one": "package:complaints/test.jsonl"}, "objective": "tuned.sets.one.exact_match"},
+            {"data__eval": {"one": "package:complaints/test.jsonl"}, "compare_by": "tuned.sets.one.exact_match"},
             "tuned.sets.one.exact_match",
             Direction.maximize,
         ),
@@ -38,10 +40,27 @@ def test_a_number_is_found_by_its_path_and_nothing_else_is_one() -> None:
     assert [compare_by.value(summary, name) for name in names] == [0.5, 1.0, None, None, None, None]
 
 
-def test_an_objective_that_the_summary_will_not_hold_is_refused() -> None:
-    assert list(map(str, compare_by.problems(job(objective="tuned.exact_match")))) == [
-        "objective: tuned.exact_match is measured on held-out rows, and this job measures none; set data.eval or "
+def test_a_number_that_the_summary_will_not_hold_is_refused() -> None:
+    assert list(map(str, compare_by.problems(job(compare_by="tuned.exact_match")))) == [
+        "compare_by: tuned.exact_match is measured on held-out rows, and this job measures none; set data.eval or "
         "data.eval_fraction, and an evaluation group that is not none"
     ]
-    (unknown,) = map(str, compare_by.problems(job(**HELD_OUT, objective="tuned.exact_mach")))
-    assert "objective: tuned.exact_mach is no number of summary.json; did you mean 'tuned.exact_match'? (" in unknown
+    (unknown,) = map(str, compare_by.problems(job(**HELD_OUT, compare_by="tuned.exact_mach")))
+    assert "compare_by: tuned.exact_mach is no number of summary.json; did you mean 'tuned.exact_match'? (" in unknown
+
+
+def test_the_early_name_is_translated_with_a_note_in_a_job_and_on_the_command_line() -> None:
+    early = freeze.freeze(tree(objective="tuned.exact_match", data__eval_fraction=0.25))
+    assert early.job.compare_by == "tuned.exact_match"
+    assert early.notes == (
+        "objective=tuned.exact_match is compare_by=tuned.exact_match now; objective says what a model is trained for",
+    )
+    assert freeze.freeze(tree(objective=None)) == freeze.freeze(tree())
+    words, notes = with_compare_by_words(["-m", "objective=train_loss", "++objective=tuned.eval_loss", "seed=1,2"])
+    assert words == ["-m", "compare_by=train_loss", "++compare_by=tuned.eval_loss", "seed=1,2"]
+    assert len(notes) == 2
+
+
+@pytest.mark.parametrize("word", ["objective=sft", "objective=mine", "objective.frozen_copies=1", "objective="])
+def test_a_choice_or_a_field_of_the_objective_is_no_early_name(word: str) -> None:
+    assert with_compare_by_words([word]) == ([word], [])

@@ -47,13 +47,13 @@ def test_the_table_marks_the_best_and_says_why_a_point_failed() -> None:
     ]
 
 
-def test_more_is_better_where_the_objective_says_so() -> None:
+def test_more_is_better_where_the_direction_says_so() -> None:
     more = [dataclasses.replace(point, direction="maximize") for point in (GOOD, FAILED, BETTER)]
     assert sweep_folder.best_point(more) == more[0]
 
 
-def test_points_with_different_objectives_are_not_compared() -> None:
-    other = dataclasses.replace(BETTER, objective="train_loss", metrics={"train_loss": 0.1})
+def test_points_that_are_compared_by_different_numbers_are_not_compared() -> None:
+    other = dataclasses.replace(BETTER, compare_by="train_loss", metrics={"train_loss": 0.1})
     assert sweep_folder.best_point([GOOD, other]) is None
 
 
@@ -81,3 +81,11 @@ def test_a_folder_goes_only_when_no_point_has_left_anything() -> None:
         sweep_folder.release_sweep_folder(folder)
     assert not Path("empty").exists()
     assert Path("full", sweep_folder.COMMAND).exists()
+
+
+def test_a_sweep_of_before_is_read_with_its_name_for_the_number(tmp_path: Path) -> None:
+    early = {"objective" if name == "compare_by" else name: value for name, value in dataclasses.asdict(GOOD).items()}
+    (tmp_path / sweep_folder.FILE).write_text(json.dumps([early]))
+    assert sweep_folder.read_points(tmp_path) == [GOOD]
+    sweep_folder.record_command(tmp_path, ["-m", "objective=tuned.eval_loss"])
+    assert sweep_folder.recorded_command(tmp_path, ["seed=1"]) == ["-m", "compare_by=tuned.eval_loss", "seed=1"]

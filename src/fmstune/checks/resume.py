@@ -95,7 +95,7 @@ def _changes(job: Job, job_file: Path) -> Iterator[Problem]:
 
 
 _OWN_FOLDER = re.compile(
-    r"output_dir|objective|direction|(launcher|tracking)(\..*)?"
+    r"output_dir|compare_by|direction|objective\.metrics.*|(launcher|tracking)(\..*)?"
     r"|training\.(resume|per_device_train_batch_size|gradient_accumulation_steps)"
 )
 """What may differ when a run is gone on with in its folder; that rows a step stay the same is seen when it starts."""

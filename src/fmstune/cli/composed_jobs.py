@@ -212,7 +212,7 @@ def _checked_search(words: Sequence[str], swept: frozenset[str], line: CommandLi
     tasks = _checked_points(optuna.samples(words, swept), Points(line, swept, None, checks_only=True))
     ways = {(compare_by.path(job), compare_by.direction(job)) for job in tasks.jobs}
     if len(ways) > 1:
-        raise UserError("objective", "must be given: the points of this search would be compared by different numbers")
+        raise UserError("compare_by", "must be given: the points of this search would be compared by different numbers")
     ((_, direction),) = ways
     assert direction is not None
     return [f"hydra.sweeper.direction={direction.value}"]

@@ -12,6 +12,7 @@ from fmstune import __version__
 from fmstune.cli import completion, composed_jobs, help
 from fmstune.cli.arguments import parse
 from fmstune.config import compose
+from fmstune.config.renamed_fields import with_compare_by_words
 from fmstune.config.verbs import Verb
 from fmstune.errors import Problem, UserError, raise_if_any, render
 from fmstune.exit_codes import INTERRUPTED, USER_ERROR, closed_pipe
@@ -43,7 +44,10 @@ def run(words: Sequence[str]) -> int:
     """Do what one command line says; the exit code."""
     if "--shell-completion" in words or "-sc" in words:
         return _complete(words)
-    line = dataclasses.replace(parse(words), typed=tuple(words))
+    todays, notes = with_compare_by_words(words)
+    for note in notes:
+        print(f"fmstune: note: {note}", file=sys.stderr)
+    line = dataclasses.replace(parse(todays), typed=tuple(words))
     if line.version:
         print(f"fmstune {__version__}")
         return 0

@@ -13,8 +13,8 @@ USUAL = ("tuned.eval_loss", "train_loss")
 
 
 def path(job: Job) -> str:
-    """The job's objective, or what suits it: the loss on held-out answers, else that of the training."""
-    return job.objective or USUAL[0 if _is_evaluated(job) else 1]
+    """The number that the job names, or what suits it: the loss on held-out answers, else that of the training."""
+    return job.compare_by or USUAL[0 if _is_evaluated(job) else 1]
 
 
 def direction(job: Job) -> Direction | None:
@@ -48,20 +48,20 @@ def value(summary: Mapping[str, Any], name: str) -> float | None:
 
 
 def problems(job: Job) -> Iterator[Problem]:
-    """Why the summary of this job will not hold its objective."""
-    name = job.objective
+    """Yield a problem where the summary of this job will not hold the number that it is compared by."""
+    name = job.compare_by
     if name is None:
         return
     known = comparable_figures(job)
     if name.startswith("tuned.") and not _is_evaluated(job):
         hint = "set data.eval or data.eval_fraction, and an evaluation group that is not none"
-        yield Problem("objective", f": {name} is measured on held-out rows, and this job measures none; {hint}")
+        yield Problem("compare_by", f": {name} is measured on held-out rows, and this job measures none; {hint}")
     elif name not in known:
         yield Problem(
-            "objective", f": {name} is no number of summary.json{did_you_mean(name, known)} ({', '.join(known)})"
+            "compare_by", f": {name} is no number of summary.json{did_you_mean(name, known)} ({', '.join(known)})"
         )
     elif direction(job) is None:
-        yield Problem("direction", f"must be given for objective={name}: minimize or maximize")
+        yield Problem("direction", f"must be given for compare_by={name}: minimize or maximize")
 
 
 def comparable_figures(job: Job) -> list[str]:

@@ -16,8 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fmstune.config import upstream_fields
 from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO, Job, Source
-from fmstune.config.renamed_fields import OWN, OWNED, TRANSLATED, with_todays_targets
-from fmstune.config.upstream_fields import Field
+from fmstune.config.metrics import metric_problems
+from fmstune.config.objective import SFT
+from fmstune.config.renamed_fields import OWN, OWNED, TRANSLATED, with_compare_by, with_todays_targets
+from fmstune.config.upstream_fields import SFT_CONFIG, Field
 from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 
 _MISSING = "???"
@@ -44,12 +46,16 @@ def freeze(tree: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Frozen:
     Raises UserError with every unknown key, wrong type, missing value and target that is not allowed.
     `trusted` names packages whose functions `data.format._target_` may also name.
     """
-    tree = with_todays_targets(tree)
+    tree, notes = with_compare_by(with_todays_targets(tree))
     problems: list[Problem] = []
-    notes: list[str] = []
     values = _typed(Job, tree, "", problems)
+    config_class = SFT_CONFIG
+    if isinstance(tree.get("objective"), Mapping):
+        objective_problems = list(_objective_problems(tree["objective"], trusted))
+        problems += objective_problems
+        config_class = config_class if objective_problems else values["objective"].get("config_class", SFT_CONFIG)
     if isinstance(tree.get("training"), Mapping):
-        values["training"] = _training(tree["training"], problems, notes)
+        values["training"] = _training(tree["training"], config_class, problems, notes)
     if isinstance(tree.get("peft"), Mapping):
         values["peft"] = _peft(tree["peft"], problems)
     data = tree.get("data")
@@ -246,9 +252,25 @@ def _kinds(field: Field) -> str:
     return " or ".join([*kinds, *(["null"] if field.optional else [])])
 
 
-def _training(tree: Mapping[str, Any], problems: list[Problem], notes: list[str]) -> dict[str, Any]:
-    """The training group: early names translated, names that others own refused, the rest typed by SFTConfig."""
-    fields = upstream_fields.fields_of(upstream_fields.SFT_CONFIG)
+def _objective_problems(tree: Mapping[str, Any], trusted: Sequence[str]) -> Iterator[Problem]:
+    """Yield a problem for a class of the objective that is not allowed or not there, and for each wrong metric."""
+    target = tree.get("_target_", SFT)
+    package = str(target).partition(".")[0]
+    if not isinstance(target, str) or "." not in target:
+        yield Problem("objective._target_", f"must name a class such as {SFT}, got {target!r}")
+    elif target != SFT and package not in trusted:
+        yield Problem("objective._target_", f": {target!r} is not fmstune's; if you trust it, add --trust {package}")
+    config_class = tree.get("config_class", SFT_CONFIG)
+    if not re.fullmatch(r"trl\.\w+Config", str(config_class)) or not upstream_fields.has_class(config_class):
+        yield Problem("objective.config_class", f": the installed trl has no configuration class {config_class!r}")
+    metrics = tree.get("metrics")
+    for name, fields in metrics.items() if isinstance(metrics, Mapping) else ():
+        yield from metric_problems(str(name), fields)
+
+
+def _training(tree: Mapping[str, Any], config_class: str, problems: list[Problem], notes: list[str]) -> dict[str, Any]:
+    """The training group: early names translated, names that others own refused, the rest typed by TRL's class."""
+    fields = upstream_fields.fields_of(config_class)
     values: dict[str, Any] = {}
     for given, value in tree.items():
         name, path = given, f"training.{given}"
@@ -269,7 +291,7 @@ def _training(tree: Mapping[str, Any], problems: list[Problem], notes: list[str]
             _convert_into(values, name, value, path, fields[name], problems)
         else:
             known = [*(f for f in fields if f not in OWNED), *TRANSLATED, *OWN]
-            problems.append(_unknown(path, given, known, of="trl.SFTConfig"))
+            problems.append(_unknown(path, given, known, of=config_class))
     return values
 
 

@@ -3,7 +3,18 @@
 from importlib import resources
 from pathlib import Path
 
-GROUPS = ("model", "peft", "data", "training", "launcher", "evaluation", "tracking", "callbacks", "experiment")
+GROUPS = (
+    "model",
+    "peft",
+    "data",
+    "training",
+    "launcher",
+    "objective",
+    "evaluation",
+    "tracking",
+    "callbacks",
+    "experiment",
+)
 """Groups that a user chooses from; `training_for` is chosen by two of them."""
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
+from fmstune.config.objective import Objective
+
 FULL = "fmstune.models.adapters.full"
 """The `_target_` of `peft=full`."""
 
@@ -108,7 +110,7 @@ class Quantization:
 
 
 class Direction(Enum):
-    """Which values of an objective are better."""
+    """Which values of a number are better."""
 
     minimize = "minimize"
     maximize = "maximize"
@@ -395,10 +397,10 @@ class Job:
     """Seed of everything random: adapter weights, dropout, data order, hold-out split."""
     output_dir: str | None = None
     """The run's folder; null is filled as `runs/<date>/<time>-<name>`. With `-m` the sweep's folder."""
-    objective: str | None = None
+    compare_by: str | None = None
     """Number that compares runs, by its path in `summary.json`; null takes `tuned.eval_loss`, else `train_loss`."""
     direction: Direction | None = None
-    """Whether less or more of the objective is better; null goes by its name."""
+    """Whether less or more of that number is better; null takes what its metric says."""
     model: Model
     """What is tuned."""
     peft: dict[str, Any]
@@ -409,6 +411,8 @@ class Job:
     """Fields of `trl.SFTConfig`, under their own names."""
     launcher: Launcher = field(default_factory=Launcher)
     """Where it runs."""
+    objective: Objective = field(default_factory=Objective)
+    """What it is tuned for."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     """How base and tuned model are compared."""
     tracking: Tracking = field(default_factory=Tracking)

@@ -1,11 +1,14 @@
 """The one table of metrics: each number that a run logs or measures, which way is better, and where it is shown."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from fmstune.config import objective as objective_group
 from fmstune.config.job import Direction, Job
+from fmstune.errors import Problem, did_you_mean
 
 
 class Place(Enum):
@@ -121,7 +124,34 @@ _LOWER = ("loss", "seconds", "bytes", "perplexity")
 
 def metrics_of(job: Job | Mapping[str, Any]) -> Table:
     """All metrics of this job, a `Job` or the tree of its file."""
-    return {**OF_EVERY_OBJECTIVE, **SFT}
+    objective = job.get("objective") if isinstance(job, Mapping) else dataclasses.asdict(job.objective)
+    if not isinstance(objective, Mapping) or objective["_target_"] == objective_group.SFT:
+        return {**OF_EVERY_OBJECTIVE, **SFT}
+    given = objective.get("metrics") or {}
+    return {**OF_EVERY_OBJECTIVE, **{name: _metric(fields) for name, fields in given.items()}}
+
+
+def metric_problems(name: str, fields: Any) -> Iterator[Problem]:
+    """Yield a problem for each field of one of `objective.metrics` that makes no metric."""
+    field, known = f"objective.metrics.{name}", {one.name for one in dataclasses.fields(Metric)}
+    if not isinstance(fields, Mapping) or not {"label", "where"} <= fields.keys():
+        yield Problem(field, f"must give label and where, got {fields!r}")
+        return
+    for key in fields.keys() - known:
+        yield Problem(f"{field}.{key}", f": unknown field{did_you_mean(str(key), known)} ({', '.join(sorted(known))})")
+    places = [place.value for place in Place]
+    where = fields["where"] if isinstance(fields["where"], list) else [fields["where"]]
+    for word in where:
+        if word not in places:
+            yield Problem(f"{field}.where", f"must list some of {', '.join(places)}; got {word!r}")
+    if fields.get("better") not in (None, _LESS.value, _MORE.value):
+        yield Problem(f"{field}.better", f"must be minimize, maximize or null, got {fields['better']!r}")
+
+
+def _metric(fields: Mapping[str, Any]) -> Metric:
+    better = fields.get("better")
+    places = tuple(map(Place, fields["where"]))
+    return Metric(**{**fields, "better": better and Direction(better), "where": places})
 
 
 def names_at(table: Table, place: Place) -> tuple[str, ...]:

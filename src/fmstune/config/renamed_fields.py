@@ -1,8 +1,10 @@
 """Names that `training` does not take as they are: those of the early tool, and those that another group owns."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from fmstune.config.metrics import OF_EVERY_OBJECTIVE
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,36 @@ OWN: tuple[str, ...] = ("resume",)
 
 MOVED_TARGETS = {"fmstune.adapters.": "fmstune.models.adapters.", "fmstune.formats.": "fmstune.data.formats."}
 """Modules whose functions frozen jobs of before name as `_target_`, and where these are now."""
+
+
+COMPARE_BY = "objective"
+"""What `compare_by` was called before `objective` became a group."""
+
+
+def with_compare_by(tree: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
+    """Return the job's tree with the number that compares runs under its name of today, and a note where it moved."""
+    if COMPARE_BY not in tree or isinstance(tree[COMPARE_BY], Mapping):
+        return tree, []
+    rest = {key: value for key, value in tree.items() if key != COMPARE_BY}
+    figure = tree[COMPARE_BY]
+    return (rest, []) if figure is None else ({**rest, "compare_by": figure}, [_compare_by_note(figure)])
+
+
+def with_compare_by_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words of a command with `objective=FIGURE` as `compare_by=FIGURE`, and a note for each."""
+    todays, notes = [], []
+    for word in words:
+        name, _, value = word.partition("=")
+        figures = value.split(",")
+        if name.lstrip("+") == COMPARE_BY and all("." in one or one in OF_EVERY_OBJECTIVE for one in figures):
+            word = f"{name.removesuffix(COMPARE_BY)}compare_by={value}"
+            notes.append(_compare_by_note(value))
+        todays.append(word)
+    return todays, notes
+
+
+def _compare_by_note(figure: Any) -> str:
+    return f"objective={figure} is compare_by={figure} now; objective says what a model is trained for"
 
 
 def with_todays_targets(tree: Any) -> Any:

@@ -17,13 +17,7 @@ from fmstune.errors import UserError
 SFT_CONFIG = "trl.SFTConfig"
 """The class whose fields `training` takes."""
 
-_SOURCES = {
-    SFT_CONFIG: (
-        ("trl", "trainer/sft_config.py"),
-        ("trl", "trainer/base_config.py"),
-        ("transformers", "training_args.py"),
-    ),
-}
+_BASES_OF_TRL = (("trl", "trainer/base_config.py"), ("transformers", "training_args.py"))
 _ENUM_SOURCES = (
     ("transformers", "trainer_utils.py"),
     ("transformers", "training_args.py"),
@@ -85,11 +79,13 @@ def _classes(target: str) -> Mapping[str, ast.ClassDef]:
 
 
 def _source_files(target: str) -> Iterator[Path]:
-    if target in _SOURCES:
-        yield from (package_folder(package) / file for package, file in _SOURCES[target])
+    package, _, name = target.rpartition(".")
+    if package == "trl":
+        files = sorted((package_folder("trl") / "trainer").glob("*_config.py"))
+        yield from (file for file in files if f"class {name}(" in file.read_text(encoding="utf-8"))
+        yield from (package_folder(package) / file for package, file in _BASES_OF_TRL)
         return
     folder = package_folder("peft")
-    name = target.rpartition(".")[2]
     files = sorted(folder.glob("tuners/*/config.py"))
     defining = [file for file in files if f"class {name}(" in file.read_text(encoding="utf-8")]
     yield from defining
@@ -191,7 +187,7 @@ def _union_parts(annotation: ast.expr) -> Iterator[ast.expr]:
 def _enums(target: str) -> Mapping[str, tuple[str, ...]]:
     """The string values of each enumeration that the fields of `target` may use."""
     files = {*_source_files(target)}
-    if target == SFT_CONFIG:
+    if target.startswith("trl."):
         files |= {package_folder(package) / file for package, file in _ENUM_SOURCES}
     found: dict[str, tuple[str, ...]] = {}
     for file in files:

@@ -13,6 +13,7 @@ from fmstune import tables
 from fmstune.config import compare_by
 from fmstune.config.job import Direction, Job
 from fmstune.config.metrics import Place, metrics_of, names_at
+from fmstune.config.renamed_fields import COMPARE_BY, with_compare_by_words
 from fmstune.errors import Problem, UserError
 from fmstune.files import write_json
 from fmstune.runs import run_folder
@@ -42,7 +43,7 @@ class Point:
     """Its exit code."""
     skipped: bool
     """It was finished before this command."""
-    objective: str
+    compare_by: str
     """Path in `summary.json` of the number that compares points; empty where the point was refused."""
     direction: str
     metrics: dict[str, float]
@@ -68,7 +69,7 @@ def summarize_point(
         status=status,
         code=code,
         skipped=skipped,
-        objective=path,
+        compare_by=path,
         direction=direction.value if direction else "",
         metrics={name: value for name, value in metrics.items() if value is not None},
         error=None if status == run_folder.FINISHED else first_line(message),
@@ -95,7 +96,7 @@ def record_point(sweep: Path, point: Point) -> None:
 def gather_points(sweep: Path, *, keep: bool = False) -> list[Point]:
     """Take what points have left into `sweep.json`; those points, in their order. They are kept for the next time."""
     files = sorted((sweep / _LEFT).glob("[0-9]*.json"), key=lambda file: int(file.stem))
-    found = [Point(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    found = [_point(json.loads(file.read_text(encoding="utf-8"))) for file in files]
     if found:
         whole = {point.folder: point for point in (*read_points(sweep), *found)}
         write_json(sweep / FILE, [dataclasses.asdict(point) for point in _in_order(whole.values())])
@@ -111,7 +112,12 @@ def _in_order(points: Any) -> list[Point]:
 def read_points(sweep: Path) -> list[Point]:
     """What `sweep.json` holds; nothing where there is none."""
     file = sweep / FILE
-    return [Point(**one) for one in json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
+    return [_point(one) for one in json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
+
+
+def _point(fields: dict[str, Any]) -> Point:
+    """From JSON, where earlier sweeps call the number that compares points by its name of then."""
+    return Point(**{"compare_by" if name == COMPARE_BY else name: value for name, value in fields.items()})
 
 
 def record_command(sweep: Path, words: Sequence[str]) -> None:
@@ -132,7 +138,7 @@ def recorded_command(sweep: Path, more: Sequence[str]) -> list[str]:
         raise UserError(
             "--resume", f": {sweep / COMMAND} cannot be read ({err}); give the command itself again"
         ) from err
-    return [*words, *more]
+    return [*with_compare_by_words(words)[0], *more]
 
 
 def release_sweep_folder(sweep: Path, notes: Sequence[str] = ()) -> None:
@@ -155,7 +161,7 @@ def render_points(sweep: Path, points: Sequence[Point]) -> str:
 
 def _lines(sweep: Path, points: Sequence[Point]) -> Iterator[str]:
     best = best_point(points)
-    named = {point.objective: None for point in points if point.objective}
+    named = {point.compare_by: None for point in points if point.compare_by}
     heads = ("point", *named, "status", "overrides")
     words = (0, len(heads) - 2, len(heads) - 1)
     first, rule, *lines = tables.lines(heads, [_cells(point, list(named)) for point in points], left=words)
@@ -166,7 +172,7 @@ def _lines(sweep: Path, points: Sequence[Point]) -> Iterator[str]:
         if point.error is not None:
             yield f"{point.status}: {sweep / point.folder}: {point.error}"
     if best is not None:
-        yield f"best: {sweep / best.folder} ({best.objective} {best.metrics[best.objective]:.4g})"
+        yield f"best: {sweep / best.folder} ({best.compare_by} {best.metrics[best.compare_by]:.4g})"
 
 
 def _cells(point: Point, named: Sequence[str]) -> tuple[str, ...]:
@@ -176,8 +182,8 @@ def _cells(point: Point, named: Sequence[str]) -> tuple[str, ...]:
 
 def best_point(points: Sequence[Point]) -> Point | None:
     """The best of the points that finished; None where they cannot be compared."""
-    done = [point for point in points if point.status == run_folder.FINISHED and point.objective in point.metrics]
-    if not done or len({(point.objective, point.direction) for point in done}) > 1:
+    done = [point for point in points if point.status == run_folder.FINISHED and point.compare_by in point.metrics]
+    if not done or len({(point.compare_by, point.direction) for point in done}) > 1:
         return None
     sign = -1 if done[0].direction == Direction.maximize.value else 1
-    return min(done, key=lambda point: sign * point.metrics[point.objective])
+    return min(done, key=lambda point: sign * point.metrics[point.compare_by])

@@ -140,8 +140,8 @@ class OptunaSweeper(Sweeper):
             point: sweep_folder.Point = ended.return_value
             if point.code in _STOPPED:
                 stopped = True
-            elif point.code == 0 and point.objective in point.metrics:
-                study.tell(number, point.metrics[point.objective])
+            elif point.code == 0 and point.compare_by in point.metrics:
+                study.tell(number, point.metrics[point.compare_by])
             else:
                 study.tell(number, state=TrialState.FAIL)
         return stopped

@@ -329,7 +329,7 @@ def label_problems(job: Job, prepared: Prepared, tokenizer: Tokenizer) -> Iterat
         ("training.metric_for_best_model", job.training.get("metric_for_best_model")),
         ("callbacks.early_stopping.metric", early.metric if early is not None else None),
         *(("callbacks.stop_when", name) for rule in stop_rules(job.callbacks) for name in conditions.read(rule).names),
-        ("objective", job.objective),
+        ("compare_by", job.compare_by),
     ]
     for field, metric in asked:
         if metric is None or not metric.endswith(of_labels):

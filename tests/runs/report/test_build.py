@@ -272,10 +272,10 @@ def test_failures_are_listed_with_their_cause_and_running_ones_with_their_step(
         assert [tag for tag, _ in alone.tags].count("script") == 1
 
 
-def test_a_point_that_was_refused_is_among_the_failures_and_the_objective_orders_the_others(
+def test_a_point_that_was_refused_is_among_the_failures_and_compare_by_orders_the_others(
     fmstune: Callable[..., Result],
 ) -> None:
-    few = ("training.max_steps=1", "data.max_rows=8", "evaluation=none", "objective=tokens_per_second")
+    few = ("training.max_steps=1", "data.max_rows=8", "evaluation=none", "compare_by=tokens_per_second")
     assert fmstune("-m", "training.learning_rate=-1,1e-3,1e-2", *few, "output_dir=rates").code == 2
     assert fmstune("report", "rates").code == 0
     page = Page(Path("rates/report.html"))

@@ -96,10 +96,10 @@ def test_the_train_loss_counts_where_nothing_was_held_out_and_the_name_tells_the
     assert ranking.choose_metric([finished], "steps", "minimize") == Metric("steps", smaller=True)
 
 
-def test_the_objective_of_the_jobs_orders_them_where_no_other_figure_is_asked_for() -> None:
+def test_compare_by_of_the_jobs_orders_them_where_no_other_figure_is_asked_for() -> None:
     summary = {"status": "finished", "train_loss": 1.0, "steps": 3}
-    job = {"objective": "steps", "direction": "minimize"}
-    jobs = [job, {**job, "direction": "maximize"}, {"objective": "train_loss"}]
+    job = {"compare_by": "steps", "direction": "minimize"}
+    jobs = [job, {**job, "direction": "maximize"}, {"compare_by": "train_loss"}]
     one, other, another = (Run(Path("run"), job, summary, [], {}, {}, [], []) for job in jobs)
     assert ranking.choose_metric([one, one], None, None) == Metric("steps", smaller=True)
     assert ranking.choose_metric([one], "steps", "maximize") == Metric("steps", smaller=False)

@@ -67,7 +67,7 @@ class Metric:
 
 
 def choose_metric(runs: Sequence[Run], name: str | None, direction: str | None) -> Metric:
-    """The figure to compare by: the one that is asked for, else the objective of the jobs, else a usual one.
+    """The figure to compare by: the one that is asked for, else the one that the jobs name, else a usual one.
 
     Raises UserError where no run has the one that is asked for.
     """
@@ -77,7 +77,7 @@ def choose_metric(runs: Sequence[Run], name: str | None, direction: str | None) 
         raise UserError("--metric", f"{name}: no run has such a figure in its summary.json{near}")
     finished = [run for run in runs if run.status == FINISHED]
     usual = next((key for key in USUAL if any(run.figure(key) is not None for run in finished)), USUAL[0])
-    own = _said_by_all(runs, "objective") or usual
+    own = _said_by_all(runs, "compare_by") or usual
     found = name or own
     given = direction or (_said_by_all(runs, "direction") if found == own else None)
     way = better_end(metrics_of(runs[0].job), found) if given is None else Direction(given)

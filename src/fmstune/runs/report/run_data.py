@@ -10,6 +10,7 @@ import yaml
 
 from fmstune.config.compare_by import curve, figure
 from fmstune.config.metrics import Table, metrics_of
+from fmstune.config.renamed_fields import with_compare_by
 from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.runs import run_folder, sweep_folder
 
@@ -74,7 +75,7 @@ def is_run(folder: Path) -> bool:
 def read_run(folder: Path) -> Run:
     """The run of this folder; raises UserError with all that is broken in it."""
     problems: list[Problem] = []
-    job = _mapping(folder / run_folder.JOB, problems)
+    job = dict(with_compare_by(_mapping(folder / run_folder.JOB, problems))[0])
     summary = _mapping(folder / run_folder.SUMMARY, problems)
     lock = _mapping(folder / run_folder.PROVENANCE, problems)
     typed = _mapping(folder / run_folder.SOURCES, problems)
