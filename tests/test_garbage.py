@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 
-from fmstune.garbage import seldom_collected, uncollected
+from fmstune.garbage import uncollected
 
 
 def test_nothing_is_collected_inside_and_it_is_as_before_afterwards() -> None:
@@ -29,11 +29,3 @@ def test_a_collector_that_was_off_stays_off() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
-
-
-def test_rows_are_made_with_a_collector_that_waits_longer_and_is_as_before_afterwards() -> None:
-    former = gc.get_threshold()
-    with seldom_collected():
-        assert gc.get_threshold()[0] > former[0]
-        assert gc.isenabled()
-    assert gc.get_threshold() == former

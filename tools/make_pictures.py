@@ -23,7 +23,8 @@ from omegaconf import OmegaConf
 
 from fmstune.config import compose as composition
 from fmstune.config import freeze
-from fmstune.data import dataset, show
+from fmstune.data import show
+from fmstune.data.dataset import Prepared, prepare_data
 from fmstune.data.tokens import IGNORED
 from fmstune.models import load
 from fmstune.training import collate as packing
@@ -113,7 +114,7 @@ def shown_file(name: str, page: Path) -> str:
     return found[1]
 
 
-def prepared(*words: str) -> tuple[dataset.Prepared, Any]:
+def prepared(*words: str) -> tuple[Prepared, Any]:
     """The rows of a job as a run prepares them, and their tokenizer."""
     # of a sweep's folder, which is not looked at here
     OmegaConf.register_new_resolver("first", lambda *values: values[0], replace=True)
@@ -121,7 +122,7 @@ def prepared(*words: str) -> tuple[dataset.Prepared, Any]:
         config = compose("job", overrides=[*words])
     job = freeze.freeze(composition.tree(config)).job
     tokenizer = load.load_tokenizer(job.model).tokenizer
-    return dataset.prepare(job.data, tokenizer, job.seed), tokenizer
+    return prepare_data(job.data, tokenizer, job.seed), tokenizer
 
 
 def tokens(row: dict[str, Any], tokenizer: Any) -> list[Token]:

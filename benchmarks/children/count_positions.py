@@ -10,7 +10,7 @@ from prepare_rows import chosen
 
 from fmstune.config import freeze
 from fmstune.config.job import FULL, Job
-from fmstune.data import dataset
+from fmstune.data.dataset import prepare_data
 from fmstune.models import load
 from fmstune.training import preflight, run
 from fmstune.training.trainer import Trainer
@@ -25,7 +25,7 @@ def share(rows: str, model: str, folder: str, packing: bool) -> float:
     job = _job(rows, model, packing)
     checked = preflight.check(job)
     tokenizer = load.load_tokenizer(job.model)
-    prepared = dataset.prepare(job.data, tokenizer.tokenizer, job.seed)
+    prepared = prepare_data(job.data, tokenizer.tokenizer, job.seed)
     loaded = load.load(job.model, tokenizer, dtype=checked.precision.weights, attention=checked.attention)
     trainer = Trainer(
         model=loaded,

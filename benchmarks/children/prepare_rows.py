@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from fmstune import cache
 from fmstune.config import freeze
 from fmstune.config.job import FULL, Data
-from fmstune.data import dataset
+from fmstune.data.dataset import prepare_data
 
 
 def main(rows: str, choice: str, folder: str) -> None:
@@ -21,7 +21,7 @@ def main(rows: str, choice: str, folder: str) -> None:
     # fmstune imports it when it first needs it, and imports are not counted
     import_module("datasets")
     begun = time.perf_counter()
-    prepared = dataset.prepare(job_data, tokenizer, 42)
+    prepared = prepare_data(job_data, tokenizer, 42)
     seconds = time.perf_counter() - begun
     (arrow,) = (cache.place() / "tokenized").glob("*/train.arrow")
     tokens = prepared.ledger.tokens_total

@@ -334,7 +334,10 @@ DATA_FILES = [
     case("data=text data.train=3", "data.train must name a file, glob, folder or hub id, found 3"),
     case("data=text 'data.train=parts/*.jsonl'", "data.train: no file matches parts/*.jsonl"),
     case("data=text data.train=a", "data.train: the folder a holds no data file (.json .jsonl …)", a__readme_txt="x"),
-    case("data=text data.train=owner/name", "data.train: no path owner/name here, and the hub does not give it (…"),
+    case(
+        "data=text data.train=owner/name",
+        "data.train: no path owner/name here, and the hub has no such data set or cannot be reached (…",
+    ),
     case(
         "data.train=package:complaints/trian.jsonl",
         "data.train: package:complaints/trian.jsonl: no such file ships with fmstune; did you mean 'complaints/train…",
@@ -355,7 +358,11 @@ DATA_FILES = [
         "rows.csv, row 2 (line 3): 3 cells for 2 columns; quote commas",
         rows_csv="a,b\nx,y\nx,y,z\n",
     ),
-    case("data=text data.train=rows.csv", "rows.csv:1: must name the columns, each once, …", rows_csv="a,a\n1,2\n"),
+    case(
+        "data=text data.train=rows.csv",
+        "rows.csv:1: the first line must name each column once, …",
+        rows_csv="a,a\n1,2\n",
+    ),
     case(
         "data=text data.train=rows.txt", "rows.txt: neither JSON, CSV (named .csv), Parquet nor Arrow; …", rows_txt="x"
     ),
@@ -382,18 +389,18 @@ ROW_CONTENTS = [
     ),
     case(
         f"{ROWS} data.response_template=Nope:",
-        "rows.jsonl, row 1: column 'output' does not contain the response template 'Nope:'; mend it, set …",
+        "rows.jsonl, row 1: column 'output' does not contain the response template 'Nope:'; fix the row, set …",
         rows_jsonl=ROW,
     ),
     case(
         ROWS,
-        r"rows.jsonl, rows 2, 4: column 'output' does not contain the response template '\n### Response:'; mend it, "
-        "set data.response_template or data.untrainable=drop",
+        r"rows.jsonl, rows 2, 4: column 'output' does not contain the response template '\n### Response:'; fix the "
+        "row, set data.response_template or data.untrainable=drop",
         rows_jsonl=ROW + '{"output":"x"}\n' + ROW + '{"output":"y"}\n',
     ),
     case(
         ROWS,
-        "rows.jsonl, row 2: the answer is empty; mend it, or set data.untrainable=drop",
+        "rows.jsonl, row 2: the answer is empty; fix the row, or set data.untrainable=drop",
         rows_jsonl=ROW + '{"output": "a\\n### Response: "}\n',
     ),
     case(

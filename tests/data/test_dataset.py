@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from fmstune import cache
 from fmstune.config.job import Data, Overlap, OverLength, Untrainable
-from fmstune.data import dataset, splits, tokenized, tokens
-from fmstune.data.dataset import Prepared
+from fmstune.data import splits, tokenized, tokens
+from fmstune.data.dataset import Prepared, prepare_data
 from fmstune.data.ledger import Ledger
 from fmstune.errors import UserError
 from tests import ROOT
@@ -49,7 +49,7 @@ def job_data(**changes: Any) -> Data:
 
 
 def prepare(seed: int = SEED, tokenizer: Any = None, **changes: Any) -> Prepared:
-    return dataset.prepare(job_data(**changes), tokenizer or gpt2_style(), seed)
+    return prepare_data(job_data(**changes), tokenizer or gpt2_style(), seed)
 
 
 def problems_of(**changes: Any) -> tuple[str, ...]:
@@ -216,7 +216,7 @@ def test_the_ledger_is_printed_with_its_sums() -> None:
         "rows    4 = 3 trained + 1 dropped",
         "        formatted: 3 of 4",
         "        dropped: 1 without template, 0 without answer, 0 too long",
-        "        trained: 0 without their end, 0 from the last of several templates on",
+        "        trained: 0 truncated; 0 with more than one response template (the last one counts)",
         "tokens  31 = 7 trained (22.6%) + 24 masked",
         "        0 cut off, 0 straddling a boundary",
         "length  13 tokens in row 2, the longest",
@@ -231,9 +231,9 @@ def test_all_problems_of_both_splits_are_told_of_at_once() -> None:
     Path("eval.jsonl").write_text('{"outptu": "x"}\nbroken\n')
     assert problems_of(eval="eval.jsonl", over_length=OverLength.error) == (
         r"train.jsonl, rows 2, 7: column 'output' does not contain the response template '\n### Label:'; "
-        "mend it, set data.response_template or data.untrainable=drop",
+        "fix the row, set data.response_template or data.untrainable=drop",
         "train.jsonl, row 3: column 'output' must hold a string, found the int 3; write it as text",
-        "train.jsonl, row 4: the answer is empty; mend it, or set data.untrainable=drop",
+        "train.jsonl, row 4: the answer is empty; fix the row, or set data.untrainable=drop",
         "train.jsonl, rows 5, 6: more than data.max_length=64 tokens; "
         "raise it, or set data.over_length to truncate or drop",
         "eval.jsonl, row 1: no column 'output'; did you mean 'outptu'?; its columns are 'outptu'",
@@ -328,9 +328,6 @@ def test_held_out_rows_that_are_trained_are_a_problem_under_whatever_name() -> N
     write(GOOD)
     write(GOOD, "eval.jsonl")
     assert problems_of(eval="eval.jsonl") == problems_of(eval="train.jsonl", max_rows=1) == (SAME,)
-    with pytest.raises(UserError) as raised:
-        dataset.scan(job_data(eval="train.jsonl"), SEED)
-    assert tuple(map(str, raised.value.problems)) == (SAME,)
 
 
 def test_files_of_both_splits_that_are_not_there_are_told_of_at_once() -> None:
@@ -556,14 +553,14 @@ def test_a_damaged_entry_that_another_process_puts_away_meanwhile_is_replaced(
 WRITER = """
 import sys, time
 from pathlib import Path
-from fmstune.data import dataset
 from fmstune.config.job import Data
+from fmstune.data.dataset import prepare_data
 from tests.tokenizers_for_tests import gpt2_style
 tokenizer = gpt2_style()
 Path(sys.argv[1]).touch()
 while not Path("go").exists():
     time.sleep(0.005)
-prepared = dataset.prepare(Data(format={format!r}, train="train.jsonl"), tokenizer, 42)
+prepared = prepare_data(Data(format={format!r}, train="train.jsonl"), tokenizer, 42)
 print(len(prepared.train), prepared.train[4999]["labels"][-1], prepared.ledger.rows_trained)
 """
 
@@ -628,58 +625,6 @@ def test_one_line_of_the_log_says_what_was_made(caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.INFO, logger="fmstune.data.dataset"):
         prepare()
     assert caplog.messages == ["data tokenised: 3 rows, 31 tokens, 7 trained, 0 rows dropped"]
-
-
-# The scan
-
-
-@pytest.fixture
-def no_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "encode_rows", lambda *_: pytest.fail("tokenised"))
-
-
-@pytest.mark.usefixtures("no_tokenizer")
-def test_a_scan_counts_rows_and_characters() -> None:
-    write([*GOOD, "no template", text("a" + TEMPLATE, " yes")])
-    write(GOOD[:2], "eval.jsonl")
-    assert dataset.scan(job_data(eval="eval.jsonl", untrainable=Untrainable.drop), SEED) == dataset.Scan(
-        rows=4,
-        rows_dropped=1,
-        rows_with_several_templates=1,
-        held_out_rows=2,
-        characters_total=16 + 36 + 20 + 27,
-        characters_trained=4 + 10 + 3 + 4,
-        characters_longest=36,
-    )
-
-
-@pytest.mark.usefixtures("no_tokenizer")
-def test_a_scan_of_a_fraction_counts_what_would_be_held_out() -> None:
-    write(GOOD)
-    scan = dataset.scan(job_data(eval_fraction=0.3), SEED)
-    assert (scan.rows, scan.held_out_rows) == (2, 1)
-
-
-@pytest.mark.usefixtures("no_tokenizer")
-def test_a_scan_finds_what_preparing_would_find() -> None:
-    write(["no template", text("a", "")])
-    write(["none"], "eval.jsonl")
-    with pytest.raises(UserError) as raised:
-        dataset.scan(job_data(eval="eval.jsonl"), SEED)
-    assert [problem.split(":")[0] for problem in map(str, raised.value.problems)] == [
-        "train.jsonl, row 1",
-        "train.jsonl, row 2",
-        "eval.jsonl, row 1",
-    ]
-
-
-def test_a_scan_needs_neither_torch_nor_datasets() -> None:
-    code = (
-        "import sys; from fmstune import cache; from fmstune.data import dataset; cache.size();"
-        "print(sorted({'torch', 'datasets', 'transformers'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
 
 
 # Several sources
@@ -764,7 +709,7 @@ def test_training_rows_that_are_held_out_too_are_found_and_named() -> None:
     prepared = prepare(eval="eval.jsonl")
     assert len(prepared.train) == 3
     assert list(prepared.notes()) == [
-        "2 training rows are held out, too: row 1 of data.train is row 3 of the held-out rows; "
+        "2 training rows are also held out: row 1 of data.train is row 3 of the held-out rows; "
         "data.overlap=drop leaves them out of training"
     ]
 
@@ -778,7 +723,7 @@ def test_they_can_be_dropped_and_are_counted() -> None:
     assert (ledger.rows_read, ledger.rows_trained, ledger.rows_held_out_too, ledger.rows_dropped) == (3, 2, 1, 1)
     assert ledger.tokens_total == sum(len(row["input_ids"]) for row in prepared.train)
     assert ledger.tokens_trained == sum(label != -100 for row in prepared.train for label in row["labels"])
-    assert "1 held out, too" in "\n".join(ledger.lines())
+    assert "1 also held out" in "\n".join(ledger.lines())
     # the cache holds them still
     assert len(prepare(eval="eval.jsonl").train) == 3
 
@@ -787,7 +732,7 @@ def test_they_can_be_an_error() -> None:
     write(GOOD)
     write([text("other", " yes"), GOOD[2]], "eval.jsonl")
     assert problems_of(eval="eval.jsonl", overlap=Overlap.error) == (
-        "data.overlap=error: 1 training row is held out, too: row 3 of data.train is row 2 of the held-out rows; "
+        "data.overlap=error: 1 training row is also held out: row 3 of data.train is row 2 of the held-out rows; "
         "remove them",
     )
 
@@ -796,7 +741,7 @@ def test_dropping_all_rows_of_a_source_is_a_problem() -> None:
     write(GOOD[:1])
     write(GOOD[:2], "eval.jsonl")
     assert problems_of(eval="eval.jsonl", overlap=Overlap.drop) == (
-        "data.overlap=drop leaves no row of data.train: all are held out, too",
+        "data.overlap=drop leaves no row of data.train: all are also held out",
     )
 
 
@@ -855,7 +800,7 @@ def test_token_rows_are_taken_as_they_are() -> None:
         ({"input_ids": [1, 99999]}, "there is no token 99999: the ids of the tokenizer end at 339"),
         ({"input_ids": [1, 2], "labels": [1]}, "column 'labels' has 1 numbers for 2 in 'input_ids'"),
         ({"input_ids": [1, 2], "labels": [1, -5]}, "column 'labels' holds a negative number that is not -100"),
-        ({"input_ids": [1], "labels": [-100]}, "the answer is empty; mend it, or set data.untrainable=drop"),
+        ({"input_ids": [1], "labels": [-100]}, "the answer is empty; fix the row, or set data.untrainable=drop"),
     ],
 )
 def test_token_rows_that_are_none_are_problems(row: dict[str, Any], problem: str) -> None:

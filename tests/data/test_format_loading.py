@@ -106,7 +106,8 @@ def problem_of(target: str, **settings: Any) -> str:
 @pytest.mark.parametrize("name", ["unescape", "has_answer", "repeats_template", "in_words", "_column", "did_you_mean"])
 def test_what_fmstune_formats_holds_beside_its_formats_is_refused(name: str) -> None:
     assert problem_of(f"fmstune.data.formats.{name}") == (
-        f"data.format._target_: fmstune.data.formats.{name} is no format; the formats of fmstune.data.formats are {ALL}"
+        f"data.format._target_: fmstune.data.formats.{name} is not a format; "
+        f"the formats of fmstune.data.formats are {ALL}"
     )
 
 
@@ -119,7 +120,7 @@ def test_classes_and_modules_of_fmstune_formats_are_no_functions(name: str) -> N
 
 def test_no_other_module_of_fmstune_has_formats() -> None:
     assert problem_of("fmstune.data.format_loading.load_format") == (
-        "data.format._target_: fmstune.data.format_loading.load_format is no format; "
+        "data.format._target_: fmstune.data.format_loading.load_format is not a format; "
         f"the formats of fmstune.data.formats are {ALL}"
     )
 

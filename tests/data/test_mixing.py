@@ -5,15 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmstune.config.job import StoppingStrategy
-from fmstune.data import mixing
-from fmstune.data.mixing import Share
+from fmstune.data.mixing import Share, chosen_rows, mixture_lines, mixture_shares
 from fmstune.errors import UserError
 
 ALL, FIRST = StoppingStrategy.all_exhausted, StoppingStrategy.first_exhausted
 
 
 def taken(sizes: dict[str, int], weights: dict[str, float | None], stopping: StoppingStrategy = ALL) -> dict[str, int]:
-    return {share.name: share.taken for share in mixing.shares(sizes, weights, stopping)}
+    return {share.name: share.taken for share in mixture_shares(sizes, weights, stopping)}
 
 
 def test_without_weights_every_row_comes_once() -> None:
@@ -44,20 +43,20 @@ def test_the_proportions_are_those_of_the_weights(
 def test_no_row_is_lost_or_repeated_where_that_is_promised(sizes: list[int], weights: list[float]) -> None:
     named = {str(n): size for n, size in enumerate(sizes)}
     weighed: dict[str, float | None] = {name: weights[int(name)] for name in named}
-    for share in mixing.shares(named, weighed, ALL):
-        numbers = mixing.chosen(share, seed=1)
+    for share in mixture_shares(named, weighed, ALL):
+        numbers = chosen_rows(share, seed=1)
         assert len(numbers) == share.taken and set(numbers) == set(range(share.rows))
-    for share in mixing.shares(named, weighed, FIRST):
-        numbers = mixing.chosen(share, seed=1)
+    for share in mixture_shares(named, weighed, FIRST):
+        numbers = chosen_rows(share, seed=1)
         assert len(numbers) == len(set(numbers)) == share.taken <= share.rows
 
 
 def test_the_rest_is_drawn_by_seed_and_source() -> None:
     share = Share("a", 10, 14, 1.0)
-    assert mixing.chosen(share, 1) == mixing.chosen(share, 1)
-    assert mixing.chosen(share, 1) != mixing.chosen(share, 2)
-    assert mixing.chosen(share, 1) != mixing.chosen(share._replace(name="b"), 1)
-    assert mixing.chosen(share, 1)[:10] == list(range(10))
+    assert chosen_rows(share, 1) == chosen_rows(share, 1)
+    assert chosen_rows(share, 1) != chosen_rows(share, 2)
+    assert chosen_rows(share, 1) != chosen_rows(share._replace(name="b"), 1)
+    assert chosen_rows(share, 1)[:10] == list(range(10))
 
 
 def test_a_weight_that_makes_an_epoch_of_copies_is_refused() -> None:
@@ -70,7 +69,7 @@ def test_a_weight_that_makes_an_epoch_of_copies_is_refused() -> None:
 
 
 def test_the_mixture_is_printed_with_its_shares() -> None:
-    assert mixing.lines(mixing.shares({"a": 40, "bb": 11}, {"a": 3.0, "bb": 1.0}, ALL)) == [
+    assert mixture_lines(mixture_shares({"a": 40, "bb": 11}, {"a": 3.0, "bb": 1.0}, ALL)) == [
         "        a   40 of 53 rows an epoch (75.5%), from 40 rows, weight 3",
         "        bb  13 of 53 rows an epoch (24.5%), from 11 rows, weight 1",
     ]

@@ -14,6 +14,7 @@ from fmstune.cli import main
 from fmstune.config import freeze
 from fmstune.config.job import Job
 from fmstune.data import preparation
+from fmstune.data.preparation import mark_prepared, was_prepared
 from fmstune.launch import subprocesses
 from tests.config.test_freeze import TREE, tree
 
@@ -33,9 +34,9 @@ def changed(**data: Any) -> dict[str, Any]:
 
 
 def test_it_is_known_once_it_was_done(job: Job) -> None:
-    assert not preparation.is_known(job)
-    preparation.mark(job)
-    assert preparation.is_known(job)
+    assert not was_prepared(job)
+    mark_prepared(job)
+    assert was_prepared(job)
 
 
 @pytest.mark.parametrize(
@@ -48,8 +49,8 @@ def test_it_is_known_once_it_was_done(job: Job) -> None:
     ],
 )
 def test_how_it_is_trained_and_where_does_not_matter(job: Job, change: dict[str, Any]) -> None:
-    preparation.mark(job)
-    assert preparation.is_known(dataclasses.replace(job, **change))
+    mark_prepared(job)
+    assert was_prepared(dataclasses.replace(job, **change))
 
 
 def append(name: str) -> None:
@@ -77,42 +78,42 @@ def touch_later(name: str) -> None:
     ],
 )
 def test_a_file_that_changed_is_seen(job: Job, change: Callable[[], object]) -> None:
-    preparation.mark(job)
+    mark_prepared(job)
     change()
-    assert not preparation.is_known(job)
+    assert not was_prepared(job)
 
 
 def test_other_rows_another_model_and_another_seed_are_not_known(job: Job) -> None:
-    preparation.mark(job)
+    mark_prepared(job)
     other_data = dataclasses.replace(job.data, max_length=99)
     other_model = dataclasses.replace(job.model, special_tokens={"pad_token": "<pad>"})
     for change in ({"data": other_data}, {"model": other_model}, {"seed": 7}):
-        assert not preparation.is_known(dataclasses.replace(job, **change))
+        assert not was_prepared(dataclasses.replace(job, **change))
 
 
 def test_other_versions_prepare_again(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    preparation.mark(job)
+    mark_prepared(job)
     monkeypatch.setattr(preparation, "version", lambda name: "0")
-    assert not preparation.is_known(job)
+    assert not was_prepared(job)
 
 
 def test_a_format_of_the_users_own_is_never_known() -> None:
     data = {**TREE["data"], "format": {"_target_": "mine.reviews"}}
     own = freeze.freeze(tree(data=data), trusted=["mine"]).job
-    preparation.mark(own)
-    assert not preparation.is_known(own)
+    mark_prepared(own)
+    assert not was_prepared(own)
 
 
 def test_a_cache_that_cannot_be_written_into_is_left_alone(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("file").write_text("")
     monkeypatch.setenv("FMSTUNE_CACHE", "file/cache")
-    preparation.mark(job)
-    assert not preparation.is_known(job)
+    mark_prepared(job)
+    assert not was_prepared(job)
 
 
 def test_texts_that_are_no_paths_do_no_harm() -> None:
     for template in ("### Label:", "*" * 3, "[", "x" * 5000, "nul\0"):
-        preparation.mark(freeze.freeze(tree(data={**TREE["data"], "response_template": template})).job)
+        mark_prepared(freeze.freeze(tree(data={**TREE["data"], "response_template": template})).job)
 
 
 def test_ranks_start_at_once_where_the_job_was_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +121,7 @@ def test_ranks_start_at_once_where_the_job_was_prepared(monkeypatch: pytest.Monk
 
     def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
         started.append(argv[2] + (" --prepare" if "--prepare" in argv else ""))
-        preparation.mark(freeze.read(Path(argv[3])).job)
+        mark_prepared(freeze.read(Path(argv[3])).job)
         return 0
 
     monkeypatch.setattr(subprocesses, "start", start)

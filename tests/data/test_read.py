@@ -15,8 +15,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 from pyarrow import parquet
 
-from fmstune.data import read as rows
-from fmstune.data.read import Row
+from fmstune.data.locate import local_files
+from fmstune.data.read import Row, RowProblems, hash_contents, read_rows
 from fmstune.errors import UserError
 
 ROWS = [{"text": "naïve, 日本\n👀", "label": "yes"}, {"text": "b", "label": "no"}, {"text": "", "label": "maybe"}]
@@ -64,7 +64,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 
 
 def read_all(source: Any, max_rows: int | None = None) -> list[Row]:
-    return list(rows.read(source, "data.train", max_rows))
+    return list(read_rows(source, "data.train", max_rows))
 
 
 def problems_of(source: Any) -> tuple[str, ...]:
@@ -116,18 +116,17 @@ def test_folders_and_globs_are_sorted_and_lists_keep_their_order() -> None:
 @pytest.mark.usefixtures("three_files")
 def test_a_file_that_is_listed_twice_is_a_problem_under_whatever_name() -> None:
     assert problems_of(["folder/c.jsonl", "folder/[bc].jsonl", "folder/../folder/b.jsonl", "folder/c.jsonl"]) == (
-        "data.train lists the file folder/c.jsonl twice; list it once, or make it two files",
-        "data.train lists the file folder/b.jsonl twice, also as folder/../folder/b.jsonl; "
-        "list it once, or make it two files",
+        "data.train lists the file folder/c.jsonl twice; list it once",
+        "data.train lists the file folder/b.jsonl twice, also as folder/../folder/b.jsonl; list it once",
     )
     with pytest.raises(UserError, match="lists the file folder/a.jsonl twice"):
-        rows.files(["folder", "folder/a.jsonl"], "data.train")
+        local_files(["folder", "folder/a.jsonl"], "data.train")
 
 
 @pytest.mark.usefixtures("three_files")
 def test_files_are_listed_without_being_read() -> None:
     Path("folder/a.jsonl").write_text("broken")
-    assert rows.files(["folder", "owner/name"], "data.train") == [Path(f"folder/{n}.jsonl") for n in "abc"]
+    assert local_files(["folder", "owner/name"], "data.train") == [Path(f"folder/{n}.jsonl") for n in "abc"]
 
 
 def test_what_save_to_disk_writes_is_read_without_its_metadata() -> None:
@@ -136,7 +135,7 @@ def test_what_save_to_disk_writes_is_read_without_its_metadata() -> None:
 
 
 def test_rows_that_ship_with_fmstune_have_a_name() -> None:
-    first = next(rows.read("package:complaints/train.jsonl", "data.train"))
+    first = next(read_rows("package:complaints/train.jsonl", "data.train"))
     assert (first.file, first.number) == ("package:complaints/train.jsonl", 1)
     assert first.values.keys() >= {"text", "label", "output"}
 
@@ -162,7 +161,7 @@ def test_a_broken_row_within_max_rows_is_told_of() -> None:
 def test_all_broken_rows_of_all_files_are_told_of_after_the_good_ones() -> None:
     Path("a.jsonl").write_bytes(b'{"a": 1}\n{"a": \n[1]\n"x"\n{"a": "\xff"}\n{"a": 2}\n')
     Path("b.json").write_text('[{"a": 3}, 4]')
-    reading = rows.read(["a.jsonl", "b.json"], "data.train")
+    reading = read_rows(["a.jsonl", "b.json"], "data.train")
     assert [next(reading).values["a"] for _ in range(3)] == [1, 2, 3]
     with pytest.raises(UserError) as raised:
         next(reading)
@@ -183,7 +182,7 @@ def test_of_many_problems_ten_are_shown_and_the_others_counted() -> None:
 
 
 def test_the_same_problem_of_many_rows_is_said_once() -> None:
-    problems = rows.Problems()
+    problems = RowProblems()
     for number in range(1, 31):
         problems.add_row(Row("a.jsonl", number, {}), "no column 'x'")
     problems.add_row(Row("b.jsonl", 7, {}), "no column 'x'")
@@ -203,11 +202,11 @@ def test_the_same_problem_of_many_rows_is_said_once() -> None:
         ("a.json", b'[{"a": 1},\n {"a" 2}]', "a.json:2: broken JSON (Expecting ':' delimiter at column 7)"),
         ("a.json", b'["\xe9"]', "a.json: not UTF-8 (invalid continuation byte at byte 2); convert the file to UTF-8"),
         ("a.csv", b"", "data.train: a.csv holds no rows"),
-        ("a.csv", b"a,a\n1,2\n", "a.csv:1: must name the columns, each once, found ['a', 'a']"),
+        ("a.csv", b"a,a\n1,2\n", "a.csv:1: the first line must name each column once, found ['a', 'a']"),
         ("a.csv", b"a,b\n1,2\n3\n", "a.csv, row 2 (line 3): 1 cells for 2 columns; quote commas"),
         ("a.csv", b'a,b\n"x\ny",2\n1,2,3\n', "a.csv, row 2 (line 4): 3 cells for 2 columns; quote commas"),
         ("a.csv", b"a\nx\n\xff\n", "a.csv:3: not UTF-8 (invalid start byte at byte 0); convert the file to UTF-8"),
-        ("a.csv", b'a\n"x', "a.csv:2: broken CSV (unexpected end of data); mend it or use JSON lines"),
+        ("a.csv", b'a\n"x', "a.csv:2: broken CSV (unexpected end of data); fix it or use JSON lines"),
         ("a.txt", b"hello", "a.txt: neither JSON, CSV (named .csv), Parquet nor Arrow; convert it to one"),
         ("a.parquet", b"hello", "a.parquet: neither JSON, CSV (named .csv), Parquet nor Arrow; convert it to one"),
     ],
@@ -255,7 +254,7 @@ def test_a_source_without_files_is_a_problem(source: Any, problem: str) -> None:
         if folder != "empty":
             Path(folder, "rows.jsonl").write_bytes(json_lines(ROWS))
     with pytest.raises(UserError) as raised:
-        rows.files(source, "data.train")
+        local_files(source, "data.train")
     assert str(raised.value).startswith(problem)
 
 
@@ -288,7 +287,7 @@ def test_a_hub_id_gives_the_split_that_the_field_means(
     field: str, splits: tuple[str, ...], read: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_the_hub(monkeypatch, *splits)
-    assert list(rows.read("owner/name", field)) == [Row(f"owner/name ({read})", 1, {"from": read})]
+    assert list(read_rows("owner/name", field)) == [Row(f"owner/name ({read})", 1, {"from": read})]
 
 
 @pytest.mark.parametrize(
@@ -303,14 +302,16 @@ def test_a_hub_id_without_that_split_is_a_problem_that_names_the_others(
 ) -> None:
     on_the_hub(monkeypatch, *splits)
     with pytest.raises(UserError) as raised:
-        list(rows.read("owner/name", field))
-    assert str(raised.value) == f"{problem}download what you mean and name its file"
+        list(read_rows("owner/name", field))
+    assert str(raised.value) == f"{problem}download the split that you want and name its file"
 
 
 def test_a_hub_that_cannot_be_reached_is_one_clear_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     (problem,) = problems_of("owner/name")
-    assert problem.startswith("data.train: no path owner/name here, and the hub does not give it (")
+    assert problem.startswith(
+        "data.train: no path owner/name here, and the hub has no such data set or cannot be reached ("
+    )
 
 
 def test_what_looks_like_a_file_is_not_looked_for_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,14 +330,14 @@ def test_the_hash_of_one_file_is_its_sha256_and_of_several_depends_on_their_orde
 
 
 def hash_of(source: Any) -> str:
-    return rows.contents(source, "data.train").hash
+    return hash_contents(source, "data.train").hash
 
 
 def test_the_contents_of_equal_bytes_differ_where_they_are_read_differently() -> None:
     for name in ("a.csv", "a.txt", "b.txt"):
         Path(name).write_bytes(b'{"a": 1}\n')
-    assert [rows.contents(name, "data.train").readers for name in ("a.csv", "a.txt")] == [("csv",), ("json_lines",)]
-    assert rows.contents("a.txt", "data.train") == rows.contents("b.txt", "data.train")
+    assert [hash_contents(name, "data.train").readers for name in ("a.csv", "a.txt")] == [("csv",), ("json_lines",)]
+    assert hash_contents("a.txt", "data.train") == hash_contents("b.txt", "data.train")
 
 
 def test_the_contents_of_files_that_may_not_be_read_are_a_problem_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,7 +349,7 @@ def test_the_contents_of_files_that_may_not_be_read_are_a_problem_each(monkeypat
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(UserError) as raised:
-        rows.contents(["a.jsonl", "b.jsonl"], "data.train")
+        hash_contents(["a.jsonl", "b.jsonl"], "data.train")
     assert tuple(map(str, raised.value.problems)) == (
         "a.jsonl: cannot be read (Permission denied)",
         "b.jsonl: cannot be read (Permission denied)",
@@ -363,7 +364,7 @@ TOO_LONG = "an integer of more than 4,300 digits; write it as text"
 
 def test_json_that_python_refuses_is_a_problem_of_its_row() -> None:
     Path("a.jsonl").write_bytes(b'{"a": 1}\n' + DEEP + b"\n" + LONG_NUMBER + b'\n{"a": 2}\n')
-    reading = rows.read("a.jsonl", "data.train")
+    reading = read_rows("a.jsonl", "data.train")
     assert [next(reading).values["a"] for _ in range(2)] == [1, 2]
     with pytest.raises(UserError) as raised:
         next(reading)
@@ -385,7 +386,7 @@ def test_json_lines_are_read_with_little_memory() -> None:
     line = json.dumps({"text": "x" * 1000}) + "\n"
     Path("big.jsonl").write_text(line * 20_000)
     tracemalloc.start()
-    count = sum(1 for _ in rows.read("big.jsonl", "data.train"))
+    count = sum(1 for _ in read_rows("big.jsonl", "data.train"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 20_000
@@ -394,7 +395,8 @@ def test_json_lines_are_read_with_little_memory() -> None:
 
 def test_the_check_before_a_run_needs_neither_torch_nor_datasets() -> None:
     code = (
-        "import sys; from fmstune.data import read; read.files('package:complaints/train.jsonl', 'data.train');"
+        "import sys; from fmstune.data import locate, read;"
+        "locate.local_files('package:complaints/train.jsonl', 'data.train');"
         "print(sorted({'torch', 'datasets', 'pyarrow', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from fmstune.config.job import Data
-from fmstune.data import dataset, show, tokens
-from fmstune.data.dataset import Prepared
-from fmstune.data.show import Run
+from fmstune.data import show, tokens
+from fmstune.data.dataset import Prepared, prepare_data
+from fmstune.data.show import Run, render_rows, write_rows_json
 from fmstune.data.tokens import Segment
 from tests.tokenizers_for_tests import gpt2_style, llama_style
 
@@ -24,11 +24,11 @@ def job_data() -> Data:
 
 @pytest.fixture
 def prepared(job_data: Data) -> Prepared:
-    return dataset.prepare(job_data, gpt2_style(), 42)
+    return prepare_data(job_data, gpt2_style(), 42)
 
 
 def test_without_colour_brackets_stand_around_what_is_trained(prepared: Prepared) -> None:
-    shown = show.render(prepared, gpt2_style(), rows=2, color=False)
+    shown = render_rows(prepared, gpt2_style(), rows=2, color=False)
     assert shown.startswith(
         "⟦trained⟧·masked; ↵ is a line break, · a space, → a tab\n"
         "\n"
@@ -46,13 +46,13 @@ def test_without_colour_brackets_stand_around_what_is_trained(prepared: Prepared
 
 
 def test_with_colour_there_are_no_brackets(prepared: Prepared) -> None:
-    shown = show.render(prepared, gpt2_style(), rows=1, color=True)
+    shown = render_rows(prepared, gpt2_style(), rows=1, color=True)
     assert "\x1b[2ma→b ↵\n### Label:\x1b[0m\x1b[1;32m·yes<|endoftext|>\x1b[0m" in shown
     assert "⟦" not in shown
 
 
 def test_sums_follow_the_rows(prepared: Prepared) -> None:
-    shown = show.render(prepared, gpt2_style(), rows=0, color=False).splitlines()
+    shown = render_rows(prepared, gpt2_style(), rows=0, color=False).splitlines()
     assert "rows    3 = 3 trained + 0 dropped" in shown
     assert "        formatted: 3 of 3" in shown
     assert "cut     1 of 3 rows lose their end (33.3%)" in shown
@@ -61,8 +61,8 @@ def test_sums_follow_the_rows(prepared: Prepared) -> None:
 
 
 def test_held_out_rows_have_sums_of_their_own(job_data: Data) -> None:
-    prepared = dataset.prepare(Data(**vars(job_data) | {"eval_fraction": 0.4}), gpt2_style(), 42)
-    shown = show.render(prepared, gpt2_style(), rows=0, color=False)
+    prepared = prepare_data(Data(**vars(job_data) | {"eval_fraction": 0.4}), gpt2_style(), 42)
+    shown = render_rows(prepared, gpt2_style(), rows=0, color=False)
     assert shown.index("training rows\nrows    2 =") < shown.index("held-out rows\nrows    1 =")
 
 
@@ -114,7 +114,7 @@ def test_rows_that_do_not_end_in_a_trained_stop_are_seen() -> None:
 
 
 def test_json_holds_every_row_with_what_it_trains(prepared: Prepared) -> None:
-    show.write_json(prepared, gpt2_style(), Path("out.json"))
+    write_rows_json(prepared, gpt2_style(), Path("out.json"))
     written = json.loads(Path("out.json").read_text())
     assert [row["trained_text"] for row in written] == [
         " yes<|endoftext|>",

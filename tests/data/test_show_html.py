@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from fmstune.config.job import Data
-from fmstune.data import dataset, show, show_html
-from fmstune.data.dataset import Prepared
+from fmstune.data import show
+from fmstune.data.dataset import Prepared, prepare_data
+from fmstune.data.show_html import rows_page, write_rows_page
 from tests.conftest import Result
 from tests.tokenizers_for_tests import gpt2_style
 
@@ -57,12 +58,12 @@ class Page(HTMLParser):
 def prepared() -> Prepared:
     Path("rows.jsonl").write_text("".join(json.dumps({"output": text}) + "\n" for text in HOSTILE))
     named = {"_target_": "fmstune.data.formats.text", "text_field": "output", "response_template": "\n### Label:"}
-    return dataset.prepare(Data(format=named, train="rows.jsonl", eval_fraction=0.3), gpt2_style(), 42)
+    return prepare_data(Data(format=named, train="rows.jsonl", eval_fraction=0.3), gpt2_style(), 42)
 
 
 @pytest.fixture
 def page(prepared: Prepared) -> Page:
-    show_html.write(prepared, gpt2_style(), Path("seen.html"), title="<i>", rows=3)
+    write_rows_page(prepared, gpt2_style(), Path("seen.html"), title="<i>", rows=3)
     assert sorted(path.name for path in Path().glob("seen*")) == ["seen.html"]
     return Page(Path("seen.html").read_text(encoding="utf-8"))
 
@@ -87,7 +88,7 @@ def test_hostile_rows_were_among_them(page: Page) -> None:
 def test_a_title_a_row_and_a_ledger_cannot_leave_their_element(text: str, tmp_path: Path) -> None:
     runs = [show.Run(text, trained=True), show.Run(text, trained=False)]
     split = show.Split(text, [f"stop    {text}"], {})
-    made = show_html.page(text, [show.Row(text, runs)], [split])
+    made = rows_page(text, [show.Row(text, runs)], [split])
     assert Page(made).runs[2:] == [("mark", text), ("span", text)]
     assert f"stop{text}" == "".join(Page(made).cells)
     with show.written_aside(tmp_path / "page") as file:
@@ -107,7 +108,7 @@ def test_the_page_asks_for_nothing_outside(page: Page) -> None:
 
 
 def test_the_sums_are_those_of_the_terminal(page: Page, prepared: Prepared) -> None:
-    for split in show.splits(prepared, gpt2_style()):
+    for split in show.split_sums(prepared, gpt2_style()):
         for line in split.lines:
             assert re.split(r"\s+", line, maxsplit=1)[1] in page.cells
         for bar in show.bins(split.lengths):
@@ -115,7 +116,7 @@ def test_the_sums_are_those_of_the_terminal(page: Page, prepared: Prepared) -> N
 
 
 def test_bars_are_as_long_as_their_share() -> None:
-    made = show_html.page("x", [], [show.Split("x", [], {5: 1, 15: 4})])
+    made = rows_page("x", [], [show.Split("x", [], {5: 1, 15: 4})])
     widths = [float(width) for width in re.findall(r'<div style="width: ([\d.]+)%">', made)]
     assert widths == [25, 0, 0, 0, 0, 100]
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from fmstune.config.job import Data, OverLength, StoppingStrategy, Untrainable
-from fmstune.data import dataset, show, streaming
-from fmstune.data.dataset import Prepared
+from fmstune.data import streaming
+from fmstune.data.dataset import Prepared, prepare_data
+from fmstune.data.show import render_rows
 from fmstune.errors import UserError
 from tests.tokenizers_for_tests import gpt2_style
 
@@ -27,7 +28,7 @@ def rows(count: int, mark: str = "q") -> list[dict[str, str]]:
 
 def prepare(seed: int = 42, **changes: Any) -> Prepared:
     job_data = Data(**{"format": FORMAT, "train": "train.jsonl", "streaming": True, "max_length": 64} | changes)
-    return dataset.prepare(job_data, gpt2_style(), seed)
+    return prepare_data(job_data, gpt2_style(), seed)
 
 
 def seen(prepared: Prepared, count: int) -> list[str]:
@@ -92,7 +93,7 @@ def test_what_is_wrong_with_the_first_rows_is_said_before_the_run() -> None:
         prepare()
     assert tuple(map(str, raised.value.problems)) == (
         "train.jsonl, row 1: no column 'a'; its columns are 'q'",
-        "train.jsonl, row 4: the answer is empty; mend it, or set data.untrainable=drop",
+        "train.jsonl, row 4: the answer is empty; fix the row, or set data.untrainable=drop",
     )
 
 
@@ -132,4 +133,4 @@ def test_a_streamed_run_trains_and_counts_its_rows(fmstune: Any) -> None:
 
 def test_the_view_of_streamed_rows_says_that_they_are_the_first_ones() -> None:
     write(rows(3), "train.jsonl")
-    assert "\nthe first training rows\nrows    3 =" in show.render(prepare(), gpt2_style(), color=False)
+    assert "\nthe first training rows\nrows    3 =" in render_rows(prepare(), gpt2_style(), color=False)

@@ -1,24 +1,28 @@
-"""Rows are tokenised by threads, batch after batch, and nobody can tell from the result."""
+"""Rows are tokenised by threads with the same result, and the cache's key knows the code that it depends on."""
 
+import ast
+import gc
 from pathlib import Path
 
 import pytest
 
 from fmstune.config.job import OverLength
-from fmstune.data import dataset, tokenized
+from fmstune.data import tokenized, tokens
+from fmstune.data.dataset import load_recipes
 from fmstune.data.ledger import Ledger
-from fmstune.data.read import Problems
-from fmstune.data.splits import TRAIN, splits
-from fmstune.data.tokenized import Recipe
-from tests.data.test_dataset import job_data, problems_of, text, write
+from fmstune.data.read import RowProblems
+from fmstune.data.splits import TRAIN, Recipe, split_rows
+from fmstune.data.tokens import Encoded
+from tests import ROOT
+from tests.data.test_dataset import job_data, prepare, problems_of, text, write
 from tests.tokenizers_for_tests import gpt2_style
 
 ROWS = [text(f"{number} " + "far " * (number % 7), f" answer {number}") for number in range(50)]
 
 
 def recipe() -> Recipe:
-    (found,) = dataset.formats(job_data(over_length=OverLength.drop, max_length=30), None)
-    return Recipe(found[0], job_data(over_length=OverLength.drop, max_length=30), found[1], gpt2_style())
+    (found,) = load_recipes(job_data(over_length=OverLength.drop, max_length=30), gpt2_style())
+    return found
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 20])
@@ -26,10 +30,10 @@ def test_rows_tokenised_ahead_are_the_same_in_the_same_order(monkeypatch: pytest
     monkeypatch.setattr(tokenized, "BATCH", 7)
     write(ROWS)
 
-    def made(ahead: int) -> tuple[list[list[tokenized.Tokenised]], Ledger]:
+    def made(ahead: int) -> tuple[list[dict[int, Encoded]], Ledger]:
         ledger, one = Ledger(), recipe()
-        rows = splits(one.place, one.data, 42)[TRAIN]
-        return list(tokenized.batches(rows, one, ledger, Problems(), ahead=ahead)), ledger
+        rows = split_rows(one, 42)[TRAIN]
+        return list(tokenized.tokenize_batches(rows, one, ledger, RowProblems(), ahead=ahead)), ledger
 
     expected, ledger = made(0)
     assert len(expected) == 8
@@ -47,3 +51,38 @@ def test_what_cannot_be_read_hides_no_problem_of_rows_that_can(monkeypatch: pyte
         "train.jsonl, row 1",
         "train.jsonl",
     ]
+
+
+def imported_modules(name: str) -> set[str]:
+    """The modules of the room that this one imports."""
+    tree = ast.parse((ROOT / f"src/fmstune/data/{name}.py").read_text(encoding="utf-8"))
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "fmstune.data":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("fmstune.data."):
+            found.add(node.module.removeprefix("fmstune.data."))
+    return found
+
+
+def test_the_key_of_an_entry_covers_exactly_the_modules_that_tokens_depend_on() -> None:
+    reached, waiting = set[str](), ["tokenized"]
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting += imported_modules(name)
+    assert {path.stem for path in tokenized.CODE} == reached
+    assert len(tokenized.CODE) == len(reached) == 10
+
+
+def test_rows_are_tokenised_with_a_collector_that_waits_longer_and_is_as_before_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    former, during = gc.get_threshold(), []
+    encode = tokens.encode_rows
+    monkeypatch.setattr(tokens, "encode_rows", lambda *rest: during.append(gc.get_threshold()) or encode(*rest))
+    write(ROWS)
+    prepare()
+    assert [threshold[0] for threshold in during] == [20_000]
+    assert gc.isenabled() and gc.get_threshold() == former

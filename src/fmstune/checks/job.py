@@ -25,7 +25,7 @@ from fmstune.config.job import (
     tunes_an_adapter,
 )
 from fmstune.config.metrics import Place, metrics_of, names_at
-from fmstune.data import read
+from fmstune.data.locate import local_files
 from fmstune.errors import Problem, UserError, did_you_mean, shown
 from fmstune.runs import run_folder
 
@@ -219,7 +219,7 @@ def _sources(data: Data, part: str) -> Iterator[Problem]:
         if name and not re.fullmatch(r"\w[\w-]*", name):
             yield Problem(field, ": a source's name is made of letters, digits, _ and -; change it")
         try:
-            read.files(source.path, field)
+            local_files(source.path, field)
         except UserError as err:
             yield from err.problems
         if source.max_rows is not None and source.max_rows != data.max_rows:

@@ -15,7 +15,7 @@ from fmstune.config import freeze
 from fmstune.config.job import Device, Job
 from fmstune.config.metrics import metrics_of
 from fmstune.config.verbs import Verb
-from fmstune.data import preparation
+from fmstune.data.preparation import was_prepared
 from fmstune.errors import raise_if_any
 from fmstune.exit_codes import INTERNAL_ERROR, exit_code_of
 from fmstune.files import write_json
@@ -85,7 +85,7 @@ def _train(job: Job, flags: Sequence[str], typed: Typed | None, start: Start | N
     if job.launcher.slurm is not None:
         return _submit(claimed, flags)
     code = 0
-    prepared = preparation.is_known(claimed.job)
+    prepared = was_prepared(claimed.job)
     for argv in subprocesses.commands(claimed.job, folder / run_folder.JOB, *flags, prepared=prepared):
         code = code or (start or subprocesses.start)(argv, subprocesses.environment(claimed.job, os.environ))
     if not (folder / run_folder.SUMMARY).is_file():

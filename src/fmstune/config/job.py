@@ -77,7 +77,7 @@ class StoppingStrategy(Enum):
 
 
 class Overlap(Enum):
-    """What happens to training rows that are held out, too."""
+    """What happens to training rows that are also held out."""
 
     keep = "keep"
     drop = "drop"
@@ -207,7 +207,7 @@ class Data:
     untrainable: Untrainable = Untrainable.error
     """What to do with rows that would train on nothing."""
     overlap: Overlap = Overlap.keep
-    """What to do with training rows that are held out, too; they are counted and reported in any case."""
+    """What to do with training rows that are also held out; they are counted and reported in any case."""
     stopping_strategy: StoppingStrategy = StoppingStrategy.all_exhausted
     """With weights: repeat rows of the sources that run out, or end when the first one has run out."""
     streaming: bool = False

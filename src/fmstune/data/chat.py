@@ -1,8 +1,8 @@
-"""A conversation under a chat template → segments: which characters the assistant says.
+"""A conversation under a chat template → segments: the characters that the assistant says are trained.
 
-Templates with `{% generation %}` blocks say it themselves. For the others every assistant turn is what the
-conversation up to it adds to the text that asks for it; that holds only where later turns leave earlier ones
-as they are, and is checked for every row.
+Templates with `{% generation %}` blocks mark them. With other templates, an assistant turn is the text that the
+conversation up to that turn adds to the text that asks for it. That holds only where later turns leave earlier ones
+unchanged, which is checked for every row.
 """
 
 import json
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, Any]
-
+Tools = list[dict[str, Any]] | None
 Span = tuple[int, int]
 """Start and end of a stretch of the rendered text, in characters."""
 
@@ -58,7 +58,7 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
-def check_tools(value: Any, field: str) -> list[dict[str, Any]] | None:
+def check_tools(value: Any, field: str) -> Tools:
     """The tools that the row offers, as JSON schemas; text is read as JSON."""
     if isinstance(value, str) and value.strip():
         try:
@@ -73,12 +73,10 @@ def check_tools(value: Any, field: str) -> list[dict[str, Any]] | None:
     return found
 
 
-def chat_segments(
-    turns: Sequence[Message], tools: list[dict[str, Any]] | None, tokenizer: "PreTrainedTokenizerBase | None"
-) -> Templated:
-    """The conversation as the model's template writes it; trained is what the assistant says, and its stop token.
+def chat_segments(turns: Sequence[Message], tools: Tools, tokenizer: "PreTrainedTokenizerBase | None") -> Templated:
+    """The conversation as the model's template writes it; the assistant's words and their stop tokens are trained.
 
-    Without a tokenizer only the words themselves are there, which is what a scan counts.
+    Without a tokenizer the segments are the turns' words alone, which a scan counts.
     """
     if tokenizer is None:
         return Templated(Segment(str(turn.get("content", "")), turn["role"] == "assistant") for turn in turns)
@@ -90,13 +88,15 @@ def chat_segments(
     return Templated(_divided(text, spans))
 
 
-def render_question(
-    turns: Sequence[Message], tools: list[dict[str, Any]] | None, tokenizer: "PreTrainedTokenizerBase"
-) -> str:
+def render_question(turns: Sequence[Message], tools: Tools, tokenizer: "PreTrainedTokenizerBase") -> str:
     """The conversation so far, and the template's words that ask the assistant to speak."""
     _template(tokenizer)
+    return _render(turns, tools, tokenizer, asks=True)
+
+
+def _render(turns: Sequence[Message], tools: Tools, tokenizer: "PreTrainedTokenizerBase", *, asks: bool) -> str:
     with _template_problems():
-        return str(tokenizer.apply_chat_template(list(turns), tools=tools, tokenize=False, add_generation_prompt=True))
+        return str(tokenizer.apply_chat_template(list(turns), tools=tools, tokenize=False, add_generation_prompt=asks))
 
 
 def _template(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -112,9 +112,9 @@ def _template(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def _marked(
-    turns: Sequence[Message], tools: list[dict[str, Any]] | None, tokenizer: "PreTrainedTokenizerBase", template: str
+    turns: Sequence[Message], tools: Tools, tokenizer: "PreTrainedTokenizerBase", template: str
 ) -> tuple[str, list[Span]]:
-    """The text, and what the template's own blocks mark; a stop token right behind a block belongs to it."""
+    """The text, and the spans that the template's own blocks mark, each with a stop token that follows it."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     with _template_problems():
@@ -135,27 +135,19 @@ def _marked(
 
 
 def _by_prefixes(
-    turns: Sequence[Message], tools: list[dict[str, Any]] | None, tokenizer: "PreTrainedTokenizerBase"
+    turns: Sequence[Message], tools: Tools, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[str, list[Span]]:
-    """The text, and for each assistant turn what it adds to the text that asks for it."""
-
-    def text_of(count: int, *, asks: bool = False) -> str:
-        with _template_problems():
-            return str(
-                tokenizer.apply_chat_template(
-                    list(turns[:count]), tools=tools, tokenize=False, add_generation_prompt=asks
-                )
-            )
-
-    whole = text_of(len(turns))
+    """The text, and for each assistant turn the span that it adds to the text that asks for it."""
+    whole = _render(turns, tools, tokenizer, asks=False)
     spans = []
     for number, turn in enumerate(turns):
         if turn["role"] != "assistant":
             continue
         if number == 0:
             raise RowProblem("the conversation begins with the assistant; begin with a turn of user or system")
-        before = text_of(number, asks=True)
-        up_to = whole if number + 1 == len(turns) else text_of(number + 1)
+        before = _render(turns[:number], tools, tokenizer, asks=True)
+        last = number + 1 == len(turns)
+        up_to = whole if last else _render(turns[: number + 1], tools, tokenizer, asks=False)
         if not whole.startswith(up_to):
             raise RowProblem(
                 f"the chat template writes turn {number + 1} differently when later turns follow, so what the model "
@@ -173,7 +165,7 @@ def _by_prefixes(
 
 
 def _with_stop(text: str, span: Span, content: str) -> Span:
-    """The span up to its stop token; where the template has none, the white space behind it is its end."""
+    """The span up to its stop token; without a stop token, white space ends the turn and stays in the span."""
     start, end = span
     said, content = text[start:end].rstrip(), content.strip()
     stops = not content or not said.endswith(content)
@@ -182,7 +174,7 @@ def _with_stop(text: str, span: Span, content: str) -> Span:
 
 @contextmanager
 def _template_problems() -> Iterator[None]:
-    """What a template says of a conversation that it was not made for."""
+    """Turn the errors of a template that cannot write the conversation into RowProblem."""
     try:
         yield
     except (TemplateError, TypeError, ValueError, LookupError) as err:
@@ -190,7 +182,7 @@ def _template_problems() -> Iterator[None]:
 
 
 def _divided(text: str, spans: Sequence[Span]) -> Iterator[Segment]:
-    """The whole text; white space behind the last trained span goes, since nobody writes it."""
+    """The whole text in segments; white space after the last trained span is left out."""
     position = 0
     for start, end in spans:
         if start > position:

@@ -1,7 +1,4 @@
-"""`data.format` → the function that it names, its settings bound; and the check of what that function returns.
-
-Messages speak of `data.format`; whoever loads the format of a named source puts that source's field in its place.
-"""
+"""`data.format` → the function that it names, its settings bound; and the check of what that function returns."""
 
 import importlib
 import inspect
@@ -37,7 +34,7 @@ def load_format(format: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase |
 
 
 def format_row(format: Format, values: Mapping[str, Any]) -> Formatted:
-    """What the format makes of the row, checked, since it may be anybody's and not every string can be tokenised."""
+    """The row as the format returns it, checked: the format may be a user's, and not every string can be tokenised."""
     made = format(values)
     if isinstance(made, TokenRow):
         return made
@@ -53,23 +50,17 @@ def format_row(format: Format, values: Mapping[str, Any]) -> Formatted:
 
 
 def source_files(format: Mapping[str, Any]) -> list[Path]:
-    """The files that the format may use: those that its settings name, and Python files of the user's own.
+    """The files that the format may use: those that its settings name, and all Python files of a user's own package.
 
-    Of these it is all of its top-level package, or its one module; those of fmstune are known to whoever asks.
+    Files of fmstune itself are left out.
     """
-    return [*_files_of_settings(format), *_own_code(format)]
-
-
-def _files_of_settings(format: Mapping[str, Any]) -> list[Path]:
-    """Files such as a template's; a setting that names no file is no file."""
-    places = [value for name, value in format.items() if name != "_target_" and isinstance(value, str) and value]
-    paths = (Path(files.resolve(place)).expanduser() for place in places if _may_be_a_path(place))
-    return [path for path in paths if path.is_file()]
-
-
-def _may_be_a_path(text: str) -> bool:
-    """Whether the system can be asked for such a file at all."""
-    return len(text) < 1024 and "\0" not in text and "\n" not in text
+    found = []
+    for name, value in format.items():
+        # a text such as a response template may be longer than a path can be, or hold what no path holds
+        if name != "_target_" and isinstance(value, str) and 0 < len(value) < 1024 and not {"\0", "\n"} & set(value):
+            path = Path(files.resolve(value)).expanduser()
+            found += [path] if path.is_file() else []
+    return [*found, *_own_code(format)]
 
 
 def _own_code(format: Mapping[str, Any]) -> list[Path]:
@@ -114,11 +105,11 @@ def _is_own(value: object, module: ModuleType) -> bool:
 
 
 def _no_format(module: str, name: str, found: object, known: tuple[str, ...]) -> str:
-    """Why this name is none of the known ones."""
+    """The problem of a name that is not one of the known formats."""
     if not inspect.isfunction(found):
         return f"{module} has no function {name!r}{did_you_mean(name, known)}"
     if module.partition(".")[0] == "fmstune":
-        return f"{module}.{name} is no format; the formats of fmstune.data.formats are {', '.join(formats.FORMATS)}"
+        return f"{module}.{name} is not a format; the formats of fmstune.data.formats are {', '.join(formats.FORMATS)}"
     if name.startswith("_"):
         return f"{module}.{name} is private; name a public function"
     return f"{module} only imports {name!r}; name the module that defines it, {found.__module__}.{found.__name__}"
@@ -137,7 +128,7 @@ def _wants_tokenizer(function: Callable[..., Any]) -> bool:
 
 
 def _misfits(function: Callable[..., Any], settings: Mapping[str, Any]) -> Iterator[Problem]:
-    """How the settings differ from what the function takes after the row."""
+    """Yield a problem for each setting that the function does not take, or needs and is not given."""
     name = function.__name__
     row, *parameters = inspect.signature(function).parameters.values()
     parameters = [p for p in parameters if p.name != "tokenizer"]

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "RowProblem", "Segment", "TemplateMissing", "Templated", "TokenRow"]
 
 FORMATS = ("text", "alpaca", "labelled_text", "input_output", "template", "chat", "tokenized")
-"""The functions of this module that a job may name: all else here is not meant to be given rows."""
-
+"""The functions of this module that a job may name; its other functions take no rows."""
 
 ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -40,9 +39,8 @@ ALPACA_WITHOUT_INPUT = (
 def text(row: Mapping[str, Any], *, text_field: str, response_template: str | None) -> list[Segment]:
     """One column holds the prompt, the response template and the answer; without a template all is trained.
 
-    The template is looked for in characters, since its tokens depend on what stands around it. Its last
-    occurrence counts, as in the collator of the early tool: a prompt may quote the template, and what
-    follows the last one is the answer under every reading.
+    The template is found in characters, since its tokens depend on the text around it. The last occurrence counts,
+    as in the collator of the early tool: a prompt may quote the template.
     """
     whole = _column(row, text_field)
     if response_template is None:
@@ -90,7 +88,7 @@ def chat(
     messages_field: str = "messages",
     tools_field: str = "tools",
 ) -> Templated:
-    """A conversation under the model's own chat template; what the assistant says is trained, with what ends its turn.
+    """A conversation under the model's own chat template; the assistant's turns are trained, with what ends each.
 
     The column of tools may be missing or empty; it holds JSON schemas, as a list or as text.
     """
@@ -115,9 +113,9 @@ def tokenized(
 
 
 def unescape(typed: str) -> str:
-    r"""Make what a shell hands over as the two characters `\n` (`\t`, `\r`, `\\`) the one that is meant.
+    r"""The text with `\n`, `\t`, `\r` and `\\`, as a shell passes them, made one character each.
 
-    Nothing else changes: Python's `unicode_escape` would turn é into Ã©.
+    Python's `unicode_escape` would turn é into Ã©.
     """
     meant = {r"\n": "\n", r"\t": "\t", r"\r": "\r", r"\\": "\\"}
     return re.sub(r"\\[ntr\\]", lambda found: meant[found[0]], typed)

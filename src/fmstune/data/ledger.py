@@ -1,30 +1,20 @@
-"""What became of every row and token: nothing vanishes uncounted."""
+"""The count of every row and token of a split: trained, dropped or masked."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
-from enum import Enum
 
 from fmstune.data.tokens import IGNORED, Encoded
 
 
-class Fate(Enum):
-    """What becomes of a row that was tokenised."""
-
-    trained = "trained"
-    truncated = "truncated"
-    too_long = "too_long"
-    without_answer = "without_answer"
-
-
 @dataclass
 class Ledger:
-    """What became of every row and token of one split: each row that was read is trained or dropped."""
+    """The rows and tokens of one split; each row that was read is trained or dropped."""
 
     rows_read: int = 0
     rows_formatted: int = 0
-    """Made into segments: all but those without template."""
+    """Made into segments: all rows that have the template."""
     rows_with_several_templates: int = 0
-    """The last template counts, and the others are taken for part of the prompt."""
+    """The last template counts; the others are part of the prompt."""
     rows_without_template: int = 0
     """Dropped."""
     rows_without_answer: int = 0
@@ -35,7 +25,7 @@ class Ledger:
     """Dropped because a held-out row has the same tokens."""
     rows_trained: int = 0
     rows_truncated: int = 0
-    """Trained without their end."""
+    """Trained, with their end cut off."""
     tokens_total: int = 0
     """Tokens of the trained rows, after cutting."""
     tokens_trained: int = 0
@@ -46,9 +36,9 @@ class Ledger:
     longest: int = 0
     """Tokens of the longest row before cutting."""
     longest_row: int = 0
-    """Which one that is, counted from 1 through the split."""
+    """Its number in the split, from 1."""
     lengths: dict[int, int] = field(default_factory=dict)
-    """Rows by their number of tokens before cutting, also those that were dropped after that."""
+    """Rows by their number of tokens before cutting, those included that were then dropped."""
 
     @property
     def rows_dropped(self) -> int:
@@ -83,20 +73,21 @@ class Ledger:
             tokens_trained=self.tokens_trained - trained,
         )
 
-    def add(self, encoded: Encoded, fate: Fate, number: int) -> None:
-        """Count a row that was tokenised, the split's `number`-th."""
-        if encoded.length > self.longest:
-            self.longest, self.longest_row = encoded.length, number
-        self.lengths[encoded.length] = self.lengths.get(encoded.length, 0) + 1
-        self.rows_too_long += fate is Fate.too_long
-        self.rows_without_answer += fate is Fate.without_answer
-        if fate in (Fate.trained, Fate.truncated):
-            self.rows_trained += 1
-            self.rows_truncated += fate is Fate.truncated
-            self.tokens_total += len(encoded.input_ids)
-            self.tokens_trained += encoded.trained
-            self.tokens_cut += encoded.length - len(encoded.input_ids)
-            self.tokens_straddling += encoded.straddling
+    def add_length(self, length: int, number: int) -> None:
+        """Count the tokens of a row, the split's `number`-th, before it is cut or dropped."""
+        if length > self.longest:
+            self.longest, self.longest_row = length, number
+        self.lengths[length] = self.lengths.get(length, 0) + 1
+
+    def add_trained(self, encoded: Encoded) -> None:
+        """Count a row that is trained."""
+        tokens = len(encoded.input_ids)
+        self.rows_trained += 1
+        self.rows_truncated += encoded.length > tokens
+        self.tokens_total += tokens
+        self.tokens_trained += encoded.trained
+        self.tokens_cut += encoded.length - tokens
+        self.tokens_straddling += encoded.straddling
 
     def lines(self) -> list[str]:
         """The ledger as it is printed."""
@@ -106,9 +97,9 @@ class Ledger:
             f"        formatted: {self.rows_formatted:,} of {self.rows_read:,}",
             f"        dropped: {self.rows_without_template:,} without template, "
             f"{self.rows_without_answer:,} without answer, {self.rows_too_long:,} too long"
-            + (f", {self.rows_held_out_too:,} held out, too" if self.rows_held_out_too else ""),
-            f"        trained: {self.rows_truncated:,} without their end, "
-            f"{self.rows_with_several_templates:,} from the last of several templates on",
+            + (f", {self.rows_held_out_too:,} also held out" if self.rows_held_out_too else ""),
+            f"        trained: {self.rows_truncated:,} truncated; "
+            f"{self.rows_with_several_templates:,} with more than one response template (the last one counts)",
             f"tokens  {self.tokens_total:,} = {self.tokens_trained:,} trained ({share:.1%}) "
             f"+ {self.tokens_masked:,} masked",
             f"        {self.tokens_cut:,} cut off, {self.tokens_straddling:,} straddling a boundary",

@@ -1,7 +1,6 @@
 """Whether the model and the rows of a job were prepared here before, so that its ranks can start at once.
 
-A hint without torch, and no promise: what has changed meanwhile is found by the ranks, of which one on each machine
-tokenises while the others wait.
+A hint that needs no torch. The ranks find what has changed since: one on each machine tokenises while the others wait.
 """
 
 import dataclasses
@@ -15,38 +14,36 @@ from pathlib import Path
 from typing import Any
 
 from fmstune import __version__, cache
-from fmstune import files as package_files
 from fmstune.config.job import Job
 from fmstune.errors import UserError
-
-_OWN_FORMATS = "fmstune."
-"""Functions of fmstune; a user's own is code, whose files only its import can tell."""
-
-
-def mark(job: Job) -> None:
-    """Remember that its rows are in the cache and its model can be trained."""
-    name = _name(job)
-    if name is None:
-        return
-    with suppress(OSError):  # a cache that others filled, and nobody may write into
-        name.parent.mkdir(parents=True, exist_ok=True)
-        name.touch()
+from fmstune.files import resolve
+from fmstune.flatten import flatten
 
 
-def is_known(job: Job) -> bool:
+def mark_prepared(job: Job) -> None:
+    """Remember that the job's rows are in the cache and its model can be trained."""
+    mark = _mark(job)
+    if mark is not None:
+        with suppress(OSError):  # a cache that others filled may be read-only
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+
+
+def was_prepared(job: Job) -> bool:
     """Whether the same model and rows were prepared before, from files that have not been touched since."""
-    name = _name(job)
-    return name is not None and name.is_file()
+    mark = _mark(job)
+    return mark is not None and mark.is_file()
 
 
-def _name(job: Job) -> Path | None:
-    """The file that says so; beside the tokens, to go when they go. None where nobody can tell."""
+def _mark(job: Job) -> Path | None:
+    """The mark's file, which is cleared with the tokens; None for a user's own format, whose files are not known."""
     data = dataclasses.asdict(job.data)
     parts = {"model": dataclasses.asdict(job.model), "data": data}
-    if any(not text.startswith(_OWN_FORMATS) for text in _targets(data)):
+    targets = [value for name, value in flatten(data).items() if name.endswith("_target_")]
+    if not all(str(target).startswith("fmstune.") for target in targets):
         return None
-    files = [path for text in _texts(parts) for path in _named(text)]
-    files += [path for text in _texts([data["train"], data["eval"]]) for path in _matching(text)]
+    files = [path for text in _texts(parts) for path in _named_files(text)]
+    files += [path for text in _texts([data["train"], data["eval"]]) for path in _matching_files(text)]
     facts = {
         **parts,
         "seed": job.seed,
@@ -66,25 +63,16 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(inner)
 
 
-def _targets(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        if isinstance(value.get("_target_"), str):
-            yield value["_target_"]
-        for inner in value.values():
-            yield from _targets(inner)
-
-
-def _named(text: str) -> list[Path]:
+def _named_files(text: str) -> list[Path]:
     """The file that a text names, or those of the folder; most texts name none."""
-    # some are too long for a path, or hold what none can
+    # a text may be too long for a path or hold characters that no path has
     with suppress(OSError, ValueError, UserError):
-        path = Path(package_files.resolve(text)).expanduser()
+        path = Path(resolve(text)).expanduser()
         return sorted(path.iterdir()) if path.is_dir() else [path]
     return []
 
 
-def _matching(text: str) -> list[Path]:
-    """The files of a pattern."""
+def _matching_files(text: str) -> list[Path]:
     return [Path(name) for name in sorted(glob.glob(text, recursive=True))] if glob.has_magic(text) else []
 
 

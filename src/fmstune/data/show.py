@@ -1,6 +1,7 @@
-"""What training will see: some rows with their trained tokens marked, and sums; or all rows as JSON."""
+"""The view of `show-data`: the first rows with their trained tokens marked, and sums; or all rows as JSON."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,8 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from fmstune.data import mixing
 from fmstune.data.dataset import Prepared
+from fmstune.data.mixing import mixture_lines
 from fmstune.data.tokenized import Part
 from fmstune.data.tokens import IGNORED
 from fmstune.files import write_aside
@@ -25,15 +26,9 @@ VISIBLE = {code: chr(0x2400 + code) for code in range(32)} | {ord("\t"): "→", 
 """Unicode has a picture for each control character."""
 
 
-class Paint(NamedTuple):
-    """What stands around a trained and around a masked piece of text."""
-
-    trained: tuple[str, str]
-    masked: tuple[str, str]
-
-
-PLAIN = Paint(trained=("⟦", "⟧"), masked=("", ""))
-COLOR = Paint(trained=("\x1b[1;32m", "\x1b[0m"), masked=("\x1b[2m", "\x1b[0m"))
+PLAIN = {True: "⟦{}⟧", False: "{}"}
+COLOR = {True: "\x1b[1;32m{}\x1b[0m", False: "\x1b[2m{}\x1b[0m"}
+"""How trained and masked text is printed."""
 
 
 class Run(NamedTuple):
@@ -73,11 +68,11 @@ class Bin(NamedTuple):
     rows: int
 
 
-def render(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", rows: int = 3, *, color: bool) -> str:
+def render_rows(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", rows: int = 3, *, color: bool) -> str:
     """The first rows as the model gets them, then lengths, end-of-sequence and ledger of each split."""
     paint = COLOR if color else PLAIN
     shown = [f"{row.title}\n{_painted(row.runs, paint)}" for row in first_rows(prepared, tokenizer, rows)]
-    sums = ["\n".join([s.title, *s.lines, *histogram(s.lengths)]) for s in splits(prepared, tokenizer)]
+    sums = ["\n".join([s.title, *s.lines, *histogram(s.lengths)]) for s in split_sums(prepared, tokenizer)]
     return "\n\n".join([f"{_painted(LEGEND, paint)}; {WHITE_SPACE}", *shown, *sums])
 
 
@@ -92,19 +87,19 @@ def first_rows(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", rows: i
             yield Row(title, [Run(visible(run.text), run.trained) for run in runs(row, tokenizer)])
 
 
-def splits(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Split]:
+def split_sums(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Split]:
     """The sums of the training rows and of the held-out rows, by source, and of their mixture."""
     train = "training rows" if prepared.streamed is None else "the first training rows"
     for title, parts in ((train, prepared.sources), ("held-out rows", prepared.held_out)):
         for part in parts:
             yield _split(f"{title} of {part.name}" if part.name else title, part, tokenizer)
     if len(prepared.mixture) > 1:
-        yield Split("mixture", mixing.lines(prepared.mixture), {})
+        yield Split("mixture", mixture_lines(prepared.mixture), {})
     if prepared.shared:
         yield Split("rows of both", [f"note    {note}" for note in prepared.notes()], {})
 
 
-def write_json(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
+def write_rows_json(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
     """All training rows in file order as one JSON array; the file appears when it is complete."""
     with written_aside(path) as file:
         for number, (source, row) in enumerate((part.name, row) for part in prepared.sources for row in part.rows):
@@ -183,15 +178,10 @@ def _split(title: str, part: Part, tokenizer: "PreTrainedTokenizerBase") -> Spli
     return Split(title, lines, ledger.lengths)
 
 
-def _painted(runs: Sequence[Run], paint: Paint) -> str:
-    around = ((run.text, *(paint.trained if run.trained else paint.masked)) for run in runs)
-    return "".join(f"{before}{text}{after}" for text, before, after in around)
+def _painted(runs: Sequence[Run], paint: Mapping[bool, str]) -> str:
+    return "".join(paint[run.trained].format(run.text) for run in runs)
 
 
 def visible(text: str) -> str:
-    """The text with white space that would not be seen shown, and no control character left for the terminal."""
-    inner = text.strip(" ")
-    start = text[: len(text) - len(text.lstrip(" "))]
-    end = text[len(start) + len(inner) :]
-    marked = "·" * len(start) + inner + "·" * len(end)
-    return marked.translate(VISIBLE)
+    """The text with spaces at its ends, line breaks, tabs and control characters as characters that are seen."""
+    return re.sub(r"^ +| +\Z", lambda spaces: "·" * len(spaces[0]), text).translate(VISIBLE)

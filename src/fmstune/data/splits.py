@@ -2,35 +2,56 @@
 
 import random
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fmstune.config.job import Data, Source, Untrainable
-from fmstune.data import formats
-from fmstune.data import read as rows
 from fmstune.data.format_loading import Format, format_row
+from fmstune.data.formats import has_answer, repeats_template
 from fmstune.data.ledger import Ledger
-from fmstune.data.read import Problems, Row
+from fmstune.data.read import Row, RowProblems, read_rows
 from fmstune.data.tokens import Formatted, RowProblem, TemplateMissing
 from fmstune.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TRAIN = "train"
 HELD_OUT = "held_out"
 
 
-class Place(NamedTuple):
-    """One source of the job, and the field that names it."""
+class Recipe(NamedTuple):
+    """How the rows of one source become tokens."""
 
     source: Source
     field: str
-    """`data.train`, or `data.train.NAME` of several."""
+    """Names the source: `data.train`, or `data.train.NAME` of several."""
+    data: Data
+    format: Format
+    tokenizer: "PreTrainedTokenizerBase | None"
+    """None where rows are formatted and not tokenised."""
+
+    @property
+    def name(self) -> str:
+        """The source's name; "" for the only one."""
+        return ".".join(self.field.split(".")[2:])
 
     @property
     def trains(self) -> bool:
+        """Whether the source is `data.train` or one of it."""
         return self.field.split(".")[1] == TRAIN
+
+    @property
+    def streamed(self) -> bool:
+        """Whether its rows are read while the model trains."""
+        return self.data.streaming and self.trains
+
+    def rows(self) -> Iterator[Row]:
+        """Read the source from its first row on."""
+        return read_rows(self.source.path, self.field, self.source.max_rows, stream=self.streamed)
 
 
 class FormattedRow(NamedTuple):
-    """A row, its place in the split counted from 1, and what the format made of it."""
+    """A row, its number in the split from 1, and what the format made of it."""
 
     number: int
     row: Row
@@ -38,10 +59,10 @@ class FormattedRow(NamedTuple):
 
 
 def held_out_numbers(count: int, eval_fraction: float, seed: int) -> frozenset[int]:
-    """Which of so many rows are held out, counted from 0 in reading order: exactly the rounded share.
+    """The numbers, from 0 in reading order, of the rows that are held out: exactly the rounded share.
 
-    Only count, share and seed decide, so the same file gives the same split anywhere; rows that are
-    dropped later are missing from the split that they fell into.
+    Only count, share and seed decide, so the same file gives the same split on every machine; a row that is dropped
+    later is missing from its split.
     """
     share = round(eval_fraction * count)
     if not 0 < share < count:
@@ -53,60 +74,54 @@ def held_out_numbers(count: int, eval_fraction: float, seed: int) -> frozenset[i
     return frozenset(random.Random(seed).sample(range(count), share))
 
 
-def splits(place: Place, data: Data, seed: int) -> dict[str, Iterable[Row]]:
+def split_rows(recipe: Recipe, seed: int) -> dict[str, Iterable[Row]]:
     """The rows of a source to train on and to hold out; files are read again for each, so that memory stays flat."""
-
-    def read() -> Iterator[Row]:
-        return rows.read(place.source.path, place.field, place.source.max_rows)
-
-    if not place.trains:
-        return {HELD_OUT: read()}
-    if not draws(data):
-        return {TRAIN: read()}
-    chosen = held_out_numbers(sum(1 for _ in read()), data.eval_fraction, seed)
+    if not recipe.trains:
+        return {HELD_OUT: recipe.rows()}
+    if not draws_held_out(recipe.data):
+        return {TRAIN: recipe.rows()}
+    chosen = held_out_numbers(sum(1 for _ in recipe.rows()), recipe.data.eval_fraction, seed)
     return {
-        TRAIN: (row for number, row in enumerate(read()) if number not in chosen),
-        HELD_OUT: (row for number, row in enumerate(read()) if number in chosen),
+        TRAIN: (row for number, row in enumerate(recipe.rows()) if number not in chosen),
+        HELD_OUT: (row for number, row in enumerate(recipe.rows()) if number in chosen),
     }
 
 
-def draws(data: Data) -> bool:
+def draws_held_out(data: Data) -> bool:
     """Whether training sources give some of their rows to be held out."""
     return data.eval is None and data.eval_fraction > 0
 
 
-def formatted(
-    split: Iterable[Row], place: Place, format: Format, data: Data, ledger: Ledger, problems: Problems
-) -> Iterator[FormattedRow]:
+def format_rows(split: Iterable[Row], recipe: Recipe, ledger: Ledger, problems: RowProblems) -> Iterator[FormattedRow]:
     """The rows that have an answer; the others are counted, and are problems unless they may be dropped.
 
-    What cannot be read is a problem, too, once the others have been read.
+    Rows that cannot be read are problems, too, noted after the last row.
     """
-    strict = data.untrainable is Untrainable.error
-    template = (place.source.format or {}).get("response_template")
+    strict = recipe.data.untrainable is Untrainable.error
+    template = (recipe.source.format or {}).get("response_template")
     for row in _readable(split, problems):
         ledger.rows_read += 1
         try:
-            made = _made(row, format)
+            made = _format(row, recipe.format)
         except TemplateMissing as err:
             ledger.rows_without_template += 1
             if strict:
-                problems.add_row(row, f"{err}; mend it, set data.response_template or data.untrainable=drop")
+                problems.add_row(row, f"{err}; fix the row, set data.response_template or data.untrainable=drop")
         except RowProblem as err:
             problems.add_row(row, str(err))
         else:
             ledger.rows_formatted += 1
-            if template and isinstance(made, list) and formats.repeats_template(made, template):
+            if template and isinstance(made, list) and repeats_template(made, template):
                 ledger.rows_with_several_templates += 1
-            if formats.has_answer(made):
+            if has_answer(made):
                 yield FormattedRow(ledger.rows_read, row, made)
                 continue
             ledger.rows_without_answer += 1
             if strict:
-                problems.add_row(row, "the answer is empty; mend it, or set data.untrainable=drop")
+                problems.add_row(row, "the answer is empty; fix the row, or set data.untrainable=drop")
 
 
-def _readable(split: Iterable[Row], problems: Problems) -> Iterator[Row]:
+def _readable(split: Iterable[Row], problems: RowProblems) -> Iterator[Row]:
     try:
         yield from split
     except UserError as err:
@@ -114,7 +129,7 @@ def _readable(split: Iterable[Row], problems: Problems) -> Iterator[Row]:
             problems.add(problem)
 
 
-def _made(row: Row, format: Format) -> Formatted:
+def _format(row: Row, format: Format) -> Formatted:
     try:
         return format_row(format, row.values)
     except (RowProblem, UserError):

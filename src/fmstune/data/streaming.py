@@ -4,16 +4,14 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmstune.config.job import Data
-from fmstune.data import read as rows
-from fmstune.data import tokenized
 from fmstune.data.ledger import Ledger
-from fmstune.data.read import Problems, Row
-from fmstune.data.splits import Place
-from fmstune.data.tokenized import Part, Recipe
+from fmstune.data.locate import local_files
+from fmstune.data.read import RowProblems
+from fmstune.data.splits import Recipe
+from fmstune.data.tokenized import TRAINED, Part, in_memory_dataset, tokenize_batches
 from fmstune.errors import UserError, raise_if_any
 
 if TYPE_CHECKING:
@@ -23,15 +21,14 @@ SAMPLE = 1000
 """Rows of each source that are looked at before the run."""
 
 
-def sample(recipe: Recipe, name: str) -> Part:
+def sample_stream(recipe: Recipe) -> Part:
     """The first rows of a source, in memory, with their ledger; raises UserError with all that is wrong with them."""
-    ledger, problems = Ledger(), Problems()
-    first = islice(_read(recipe), SAMPLE)
-    made = tokenized.dataset(list(tokenized.batches(first, recipe, ledger, problems)))
+    ledger, problems = Ledger(), RowProblems()
+    made = in_memory_dataset(list(tokenize_batches(islice(recipe.rows(), SAMPLE), recipe, ledger, problems)))
     raise_if_any(problems.first())
     if not len(made):
-        raise UserError(recipe.place.field, "\n".join([f": no row is left of the first {SAMPLE:,}", *ledger.lines()]))
-    return Part(name, made, ledger, cached=False)
+        raise UserError(recipe.field, "\n".join([f": no row is left of the first {SAMPLE:,}", *ledger.lines()]))
+    return Part(recipe.name, made, ledger, cached=False)
 
 
 @dataclass(frozen=True)
@@ -48,24 +45,24 @@ class Stream:
 
     def rows(self) -> Iterator[dict[str, list[int]]]:
         """One pass; raises UserError at the end of a batch with all that is wrong with it."""
-        problems = Problems()
-        for batch in tokenized.batches(_read(self.recipe), self.recipe, self.ledger, problems):
+        problems = RowProblems()
+        for batch in tokenize_batches(self.recipe.rows(), self.recipe, self.ledger, problems):
             raise_if_any(problems.first())
-            for row in batch:
-                yield {"input_ids": row.encoded.input_ids, "labels": row.encoded.labels}
+            for row in batch.values():
+                yield {"input_ids": row.input_ids, "labels": row.labels}
         raise_if_any(problems.first())
 
 
-def dataset(streams: Sequence[Stream], data: Data, seed: int) -> "IterableDataset":
+def streamed_dataset(streams: Sequence[Stream], data: Data, seed: int) -> "IterableDataset":
     """The rows of all sources, mixed by their weights where they have some, and shuffled in a buffer."""
     from datasets import Features, IterableDataset, concatenate_datasets, interleave_datasets
 
-    columns = tokenized.TRAINED.empty_table().select(["input_ids", "labels"]).schema
+    columns = TRAINED.empty_table().select(["input_ids", "labels"]).schema
     features = Features.from_arrow_schema(columns)
     parts = [
         IterableDataset.from_generator(_rows, features=features, gen_kwargs={"stream": stream}) for stream in streams
     ]
-    given = [w for w in (stream.recipe.place.source.weight for stream in streams) if w is not None]
+    given = [w for w in (stream.recipe.source.weight for stream in streams) if w is not None]
     if given:
         mixed = interleave_datasets(
             parts,
@@ -83,15 +80,10 @@ def _rows(stream: Stream) -> Iterator[dict[str, list[int]]]:
     return stream.rows()
 
 
-def _read(recipe: Recipe) -> Iterator[Row]:
-    source = recipe.place.source
-    return rows.read(source.path, recipe.place.field, source.max_rows, stream=True)
-
-
-def listing(place: Place) -> str:
-    """A hash of the names, sizes and times of the files, in place of their content, which is not read through."""
+def hash_listing(recipe: Recipe) -> str:
+    """A hash of the names, sizes and times of the files, since their content is not read before the run."""
     digest = hashlib.sha256()
-    for path in rows.files(place.source.path, place.field):
-        facts = Path(path).stat()
+    for path in local_files(recipe.source.path, recipe.field):
+        facts = path.stat()
         digest.update(f"{path.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
     return f"listing:{digest.hexdigest()}"

@@ -1,4 +1,4 @@
-"""A Jinja file and a row → segments: what the template's `generation` blocks write is trained."""
+"""A Jinja file and a row → segments: the text of the template's `generation` blocks is trained."""
 
 import re
 import secrets
@@ -20,7 +20,7 @@ from fmstune.errors import UserError
 
 
 class RowTemplate(NamedTuple):
-    """A compiled template, and the words around its trained text, which no row can guess."""
+    """A compiled template, and the random words around its trained text, which no row can hold."""
 
     template: Template
     begin: str
@@ -72,7 +72,7 @@ def load_template(template_file: str) -> RowTemplate:
 
 @lru_cache(maxsize=16)
 def _compiled(path: Path, *version: Any) -> RowTemplate:
-    """The template of the file as it is at this time, which `version` tells from other times."""
+    """The template of one version of the file."""
     text = path.read_text(encoding="utf-8")
     environment = ImmutableSandboxedEnvironment(
         undefined=StrictUndefined, extensions=[_Generation], trim_blocks=True, lstrip_blocks=True
@@ -83,9 +83,8 @@ def _compiled(path: Path, *version: Any) -> RowTemplate:
         parsed = environment.parse(text)
         template = environment.from_string(text)
     except TemplateSyntaxError as err:
-        raise UserError(
-            "data.format.template_file", f": {path}:{err.lineno}: {err.message}; mend the template"
-        ) from err
+        where = f"{path}:{err.lineno}"
+        raise UserError("data.format.template_file", f": {where}: {err.message}; fix the template") from err
     if not any(isinstance(node.call, nodes.Call) and _marks(node.call) for node in parsed.find_all(nodes.CallBlock)):
         raise UserError(
             "data.format.template_file",
@@ -100,7 +99,7 @@ def _marks(call: nodes.Call) -> bool:
 
 
 class _Generation(Extension):
-    """The block that transformers' chat templates mark the assistant's words with, for templates of rows."""
+    """`{% generation %}`, with which transformers' chat templates mark the assistant's words, for templates of rows."""
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)

@@ -1,5 +1,6 @@
 """One source → tokens in Arrow files, once: an entry of the cache by content, and mapped from there."""
 
+import gc
 import hashlib
 import json
 import logging
@@ -9,29 +10,28 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from tqdm import tqdm
 
 from fmstune import cache
 from fmstune.config.job import Data, OverLength, Untrainable
-from fmstune.data import format_loading, splits, tokens
-from fmstune.data.format_loading import Format
-from fmstune.data.ledger import Fate, Ledger
-from fmstune.data.read import Contents, Problems, Row
-from fmstune.data.splits import HELD_OUT, FormattedRow, Place
+from fmstune.data import tokens
+from fmstune.data.format_loading import source_files
+from fmstune.data.ledger import Ledger
+from fmstune.data.read import Contents, Row, RowProblems
+from fmstune.data.splits import HELD_OUT, FormattedRow, Recipe, draws_held_out, format_rows, split_rows
 from fmstune.data.tokens import Encoded
 from fmstune.errors import Problem, UserError, raise_if_any
-from fmstune.garbage import seldom_collected
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +39,11 @@ BATCH = 1000
 """Rows that are tokenised in one call."""
 AHEAD = 2
 """Batches that threads tokenise while an earlier one is written; the tokenizer lets go of Python's lock meanwhile."""
-CODE = tuple(
-    Path(__file__).with_name(f"{name}.py")
-    for name in (
-        *("read", "formats", "templates", "chat"),
-        *("format_loading", "tokens", "splits", "tokenized"),
-    )
-)
-"""What the tokens depend on: a change in one of these makes a new cache entry."""
+OBJECTS = 20_000
+"""Objects that are made before the garbage collector looks at the young ones; Python 3.11 waits for 700."""
+_MODULES = "locate read formats templates chat format_loading tokens ledger splits tokenized"
+CODE = tuple(Path(__file__).with_name(f"{name}.py") for name in _MODULES.split())
+"""The modules that tokens and ledgers depend on: a change in one of these makes a new cache entry."""
 INTEGERS = pa.list_(pa.int32())
 TRAINED = pa.schema(
     {"input_ids": INTEGERS, "labels": INTEGERS, "number": pa.int32(), "fingerprint": pa.int64()},
@@ -54,22 +51,6 @@ TRAINED = pa.schema(
 """`number` is the row's place in its split, counted from 1; equal tokens have equal fingerprints."""
 HELD_OUT_TOO = pa.schema([*TRAINED, pa.field("prompt_ids", INTEGERS), pa.field("answer_ids", INTEGERS)])
 """Held-out rows say where they are divided, so that their last answers can be generated and compared."""
-
-
-class Tokenised(NamedTuple):
-    """A row that is trained."""
-
-    number: int
-    encoded: Encoded
-
-
-class Recipe(NamedTuple):
-    """What turns the rows of a source into tokens."""
-
-    place: Place
-    data: Data
-    format: Format
-    tokenizer: "PreTrainedTokenizerBase"
 
 
 @dataclass(frozen=True)
@@ -86,18 +67,18 @@ class Part:
     """Name of the cache entry, a hash of all that the tokens depend on; "" where they are streamed."""
 
 
-def parts(recipe: Recipe, name: str, seed: int, contents: Contents) -> dict[str, Part]:
+def tokenize_source(recipe: Recipe, seed: int, contents: Contents) -> dict[str, Part]:
     """The source's rows by split, tokenised now or by an earlier run.
 
     Raises one UserError with everything that is wrong with the rows.
     """
-    entry = cache.place() / "tokenized" / key(recipe, seed, contents)
-    found = _open(entry, name, cached=True)
+    entry = cache.place() / "tokenized" / cache_key(recipe, seed, contents)
+    found = _open(entry, recipe.name, cached=True)
     if found is None:
         _make(entry, recipe, seed)
-        found = _open(entry, name, cached=False)
+        found = _open(entry, recipe.name, cached=False)
         if found is None:
-            raise UserError("", f"the cache entry {entry} went away while it was used; start again")
+            raise UserError("", f"the cache entry {entry} was removed while it was used; start again")
     return found
 
 
@@ -121,15 +102,15 @@ def _make(entry: Path, recipe: Recipe, seed: int) -> None:
 def _write_entry(made: Path, recipe: Recipe, seed: int) -> None:
     problems: list[Problem] = []
     ledgers: dict[str, Ledger] = {}
-    for split, rows in splits.splits(recipe.place, recipe.data, seed).items():
-        words = f"tokenising {recipe.place.field} ({split})"
+    for split, rows in split_rows(recipe, seed).items():
+        words = f"tokenising {recipe.field} ({split})"
         shown = tqdm(rows, desc=words, unit=" rows", delay=2, disable=not sys.stderr.isatty())
         try:
             ledgers[split] = _write_split(shown, made / f"{split}.arrow", recipe)
         except UserError as err:
             problems += err.problems
     raise_if_any(problems)
-    raise_if_any(_empty(recipe.place, ledgers))
+    raise_if_any(_empty(recipe.field, ledgers))
     facts = {
         "ledgers": {name: asdict(ledger) for name, ledger in ledgers.items()},
         "bytes": {name: (made / f"{name}.arrow").stat().st_size for name in ledgers},
@@ -137,33 +118,47 @@ def _write_entry(made: Path, recipe: Recipe, seed: int) -> None:
     (made / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _empty(place: Place, ledgers: dict[str, Ledger]) -> Iterator[Problem]:
+def _empty(field: str, ledgers: dict[str, Ledger]) -> Iterator[Problem]:
     for split, ledger in ledgers.items():
         if ledger.rows_trained == 0:
-            yield Problem(place.field, "\n".join([f": no row is left in the {split} split", *ledger.lines()]))
+            yield Problem(field, "\n".join([f": no row is left in the {split} split", *ledger.lines()]))
 
 
 def _write_split(split: Iterable[Row], path: Path, recipe: Recipe) -> Ledger:
     """Tokenise a split in batches; raises all its problems at the end."""
-    ledger, problems = Ledger(), Problems()
+    ledger, problems = Ledger(), RowProblems()
     schema = HELD_OUT_TOO if path.stem == HELD_OUT else TRAINED
-    with seldom_collected(), pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for batch in batches(split, recipe, ledger, problems, ahead=AHEAD):
+    with _seldom_collected(), pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for batch in tokenize_batches(split, recipe, ledger, problems, ahead=AHEAD):
             writer.write_batch(_record_batch(batch, schema))
     raise_if_any(problems.first())
     return ledger
 
 
-def batches(
-    split: Iterable[Row], recipe: Recipe, ledger: Ledger, problems: Problems, *, ahead: int = 0
-) -> Iterator[list[Tokenised]]:
-    """The rows that are trained, tokenised in batches; all are counted, and what is wrong is noted.
+@contextmanager
+def _seldom_collected() -> Iterator[None]:
+    """Let the garbage collector wait for more objects: rows are made and dropped in great numbers, without cycles.
+
+    Collecting takes a fifth of the time in which rows are tokenised, most of it in looking through the libraries.
+    """
+    former = gc.get_threshold()
+    gc.set_threshold(OBJECTS, *former[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*former)
+
+
+def tokenize_batches(
+    split: Iterable[Row], recipe: Recipe, ledger: Ledger, problems: RowProblems, *, ahead: int = 0
+) -> Iterator[dict[int, Encoded]]:
+    """The rows that are trained, in batches, by their number in the split; the ledger counts all rows.
 
     With `ahead`, so many further batches are read, and tokenised by threads, while one is used.
     """
-    formatted = splits.formatted(split, recipe.place, recipe.format, recipe.data, ledger, problems)
+    formatted = format_rows(split, recipe, ledger, problems)
     for batch, encodings in _encoded(iter(lambda: list(islice(formatted, BATCH)), []), recipe, ahead):
-        yield _kept(batch, encodings, recipe.data, ledger, problems)
+        yield _trainable(batch, encodings, recipe.data, ledger, problems)
 
 
 def _encoded(
@@ -187,34 +182,30 @@ def _encoded(
         yield from ((done, made.result()) for done, made in waiting)
 
 
-def _kept(
-    batch: list[FormattedRow], encodings: list[Encoded], data: Data, ledger: Ledger, problems: Problems
-) -> list[Tokenised]:
-    kept = []
-    for formatted, encoded in zip(batch, encodings, strict=True):
-        fate = _fate(encoded, data)
-        ledger.add(encoded, fate, formatted.number)
-        if fate is Fate.too_long and data.over_length is OverLength.error:
-            long = f"more than data.max_length={data.max_length} tokens"
-            problems.add_row(formatted.row, f"{long}; raise it, or set data.over_length to truncate or drop")
-        elif fate is Fate.without_answer and data.untrainable is Untrainable.error:
-            cut = f"data.max_length={data.max_length} leaves no token of the answer"
-            problems.add_row(formatted.row, f"{cut}; raise it, or set data.untrainable=drop")
-        elif fate in (Fate.trained, Fate.truncated):
-            kept.append(Tokenised(formatted.number, encoded))
+def _trainable(
+    batch: list[FormattedRow], encodings: list[Encoded], data: Data, ledger: Ledger, problems: RowProblems
+) -> dict[int, Encoded]:
+    """The rows of a batch that are trained; the others are counted, and are problems unless they may be dropped."""
+    kept = {}
+    for (number, row, _), encoded in zip(batch, encodings, strict=True):
+        ledger.add_length(encoded.length, number)
+        if encoded.length > data.max_length and data.over_length is not OverLength.truncate:
+            ledger.rows_too_long += 1
+            if data.over_length is OverLength.error:
+                long = f"more than data.max_length={data.max_length} tokens"
+                problems.add_row(row, f"{long}; raise it, or set data.over_length to truncate or drop")
+        elif not encoded.answered:
+            ledger.rows_without_answer += 1
+            if data.untrainable is Untrainable.error:
+                cut = f"data.max_length={data.max_length} leaves no token of the answer"
+                problems.add_row(row, f"{cut}; raise it, or set data.untrainable=drop")
+        else:
+            ledger.add_trained(encoded)
+            kept[number] = encoded
     return kept
 
 
-def _fate(encoded: Encoded, data: Data) -> Fate:
-    too_long = encoded.length > data.max_length
-    if too_long and data.over_length is not OverLength.truncate:
-        return Fate.too_long
-    if not encoded.answered:
-        return Fate.without_answer
-    return Fate.truncated if too_long else Fate.trained
-
-
-def dataset(batches: Iterable[list[Tokenised]]) -> "Dataset":
+def in_memory_dataset(batches: Iterable[dict[int, Encoded]]) -> "Dataset":
     """Tokenised rows in memory, with the columns of training rows."""
     from datasets import Dataset  # a second to import, and a scan or the cache's size need none
 
@@ -222,16 +213,16 @@ def dataset(batches: Iterable[list[Tokenised]]) -> "Dataset":
     return Dataset(pa.Table.from_batches(made, schema=TRAINED))
 
 
-def _record_batch(kept: list[Tokenised], schema: pa.Schema) -> pa.RecordBatch:
+def _record_batch(kept: dict[int, Encoded], schema: pa.Schema) -> pa.RecordBatch:
     columns = {
-        "input_ids": _lists([row.encoded.input_ids for row in kept]),
-        "labels": _lists([row.encoded.labels for row in kept]),
-        "number": pa.array([row.number for row in kept], pa.int32()),
-        "fingerprint": pa.array([fingerprint(row.encoded.input_ids) for row in kept], pa.int64()),
+        "input_ids": _lists([row.input_ids for row in kept.values()]),
+        "labels": _lists([row.labels for row in kept.values()]),
+        "number": pa.array(list(kept), pa.int32()),
+        "fingerprint": pa.array([fingerprint(row.input_ids) for row in kept.values()], pa.int64()),
     }
     if "prompt_ids" in schema.names:
-        columns["prompt_ids"] = _lists([row.encoded.prompt_ids for row in kept])
-        columns["answer_ids"] = _lists([row.encoded.answer_ids for row in kept])
+        columns["prompt_ids"] = _lists([row.prompt_ids for row in kept.values()])
+        columns["answer_ids"] = _lists([row.answer_ids for row in kept.values()])
     return pa.record_batch(columns, schema=schema)
 
 
@@ -279,11 +270,11 @@ def _ledger(values: dict[str, Any]) -> Ledger:
     return Ledger(**values | {"lengths": {int(length): count for length, count in values["lengths"].items()}})
 
 
-def key(recipe: Recipe, seed: int, contents: Contents) -> str:
+def cache_key(recipe: Recipe, seed: int, contents: Contents) -> str:
     """The name of the entry: a hash of all that the tokens depend on."""
-    data, source = recipe.data, recipe.place.source
-    own = format_loading.source_files(source.format or {})
-    drawn = recipe.place.trains and splits.draws(data)
+    data, source = recipe.data, recipe.source
+    own = source_files(source.format or {})
+    drawn = recipe.trains and draws_held_out(data)
     facts = {
         "rows": contents,
         "format": source.format,
@@ -291,7 +282,7 @@ def key(recipe: Recipe, seed: int, contents: Contents) -> str:
         "own_files": [hashlib.sha256(path.read_bytes()).hexdigest() for path in own],
         "tokenizer": _tokenizer_facts(recipe.tokenizer),
         "length": (data.max_length, data.over_length.value, data.untrainable.value, source.max_rows),
-        "split": TRAINED.names if recipe.place.trains else HELD_OUT_TOO.names,
+        "split": TRAINED.names if recipe.trains else HELD_OUT_TOO.names,
         "drawn": (data.eval_fraction, seed) if drawn else None,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -65,13 +65,12 @@ class Encoded(NamedTuple):
     """Whether a token of an answer is trained: end-of-sequence alone is none."""
     straddling: int
     """Tokens that lie on both sides of a boundary between read and trained text."""
-
     answer: int
-    """Where the last answer begins: the place of its first token."""
+    """The place of the first token of the last answer."""
 
     @property
     def prompt_ids(self) -> list[int]:
-        """What stands before the last answer: a token that straddles the start of the answer is not in it."""
+        """The tokens before the last answer, without a token that straddles the answer's start."""
         return self.input_ids[: self.answer]
 
     @property
@@ -88,11 +87,11 @@ class TokenSpan(NamedTuple):
     first_straddles: bool
     """Whether `first` starts before the stretch."""
     last_straddles: bool
-    """Whether `last` starts inside the stretch, though it ends behind it."""
+    """Whether `last` starts inside the stretch."""
 
 
 def encode_rows(batch: Sequence[Formatted], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Encoded]:
-    """Tokenise rows, in one call for those of a kind; their order is kept.
+    """Tokenise rows, all plain and all templated ones in one call each; the order is kept.
 
     End-of-sequence is trained, counted in `max_length` and never cut off a plain text. A templated text ends as its
     template ends it; it is closed with end-of-sequence only where its last answer has no special token as its end.
@@ -244,16 +243,11 @@ def _ending_after(boundary: int, text_length: int, encoding: "Encoding") -> int:
         for number, (_, end) in enumerate(encoding.offsets):
             if end > boundary:
                 return number
-    return len(encoding) - _after_the_text(encoding)
-
-
-def _after_the_text(encoding: "Encoding") -> int:
-    """How many special tokens the tokenizer put behind the text: they belong to no sequence."""
-    count = len(encoding)
-    place = count
-    while place and encoding.token_to_sequence(place - 1) is None:
-        place -= 1
-    return count - place
+    # special tokens after the text belong to no sequence
+    end = len(encoding)
+    while end and encoding.token_to_sequence(end - 1) is None:
+        end -= 1
+    return end
 
 
 def _straddles(token: int, boundary: int, encoding: "Encoding") -> bool:

@@ -11,7 +11,8 @@ import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from fmstune.config.requests import SAMPLING, Generation
-from fmstune.data import formats, read
+from fmstune.data import formats
+from fmstune.data.read import read_rows
 from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.evaluation import generate, prompts
 from fmstune.evaluation.prompts import Prompt
@@ -81,7 +82,7 @@ def _prompts(request: Generation, texts: Sequence[str], tokenizer: PreTrainedTok
     if request.format is None:
         return prompts.of_texts(texts, tokenizer)
     if request.rows_file is not None:
-        return prompts.of_rows(list(read.read(request.rows_file, "--rows_file")), request.format, tokenizer)
+        return prompts.of_rows(list(read_rows(request.rows_file, "--rows_file")), request.format, tokenizer)
     named = request.text_file if request.text_file is not None else "--text"
     return prompts.of_rows(prompts.rows_of_texts(texts, named, request.format), request.format, tokenizer)
 

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from fmstune.data import formats, read
+from fmstune.data import formats
 from fmstune.data.chat import chat_segments, check_messages, check_tools, render_question
 from fmstune.data.format_loading import Format, format_row, load_format
-from fmstune.data.read import Row
+from fmstune.data.read import Row, RowProblems
 from fmstune.data.tokens import Formatted, RowProblem, Segment, Templated, TokenRow, encode_rows
 from fmstune.errors import UserError, raise_if_any
 from fmstune.evaluation import generate
@@ -43,7 +43,7 @@ def of_rows(found: Sequence[Row], format: Mapping[str, Any], tokenizer: PreTrain
     Raises UserError with all rows that are not of this format.
     """
     make = _format(format, tokenizer)
-    problems = read.Problems()
+    problems = RowProblems()
     formatted: list[Formatted] = []
     for row in found:
         try:

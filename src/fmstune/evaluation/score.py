@@ -14,7 +14,7 @@ from trl.trainer.utils import add_fused_lm_head
 from fmstune import tables as text_table
 from fmstune.config import freeze
 from fmstune.config.requests import Method, Scoring
-from fmstune.data import dataset
+from fmstune.data.dataset import prepare_held_out
 from fmstune.data.ledger import Ledger
 from fmstune.data.tokens import IGNORED, Segment, encode_rows
 from fmstune.errors import UserError
@@ -52,7 +52,7 @@ def run(request: Scoring) -> int:
     job = freeze.freeze(request.job or {}, trusted=request.trusted).job
     place, base = tuned.with_base(request)
     tokenizer = tuned.tokenizer_of(place)
-    parts = dataset.held_out(job.data, tokenizer.tokenizer, job.seed)
+    parts = prepare_held_out(job.data, tokenizer.tokenizer, job.seed)
     ledger = Ledger.total([part.ledger for part in parts])
     rows = [row for part in parts for row in _rows(part.rows, tokenizer.tokenizer)]
     found: dict[str, tuple[Answers, list[str]]] = {}

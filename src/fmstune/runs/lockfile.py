@@ -20,7 +20,7 @@ from fmstune import __version__, hardware, ranks
 from fmstune import files as package_files
 from fmstune.config import secrets
 from fmstune.config.job import Attention, Backend, Job, Model, sources
-from fmstune.data import read
+from fmstune.data.locate import local_files
 from fmstune.errors import UserError
 from fmstune.files import write_json
 from fmstune.runs import hashes, run_folder
@@ -196,7 +196,7 @@ def data_files(job: Job) -> dict[str, dict[str, str]]:
         for name, source in sources(job.data, part).items():
             if part == "eval" or not job.data.streaming:
                 field = f"data.{part}.{name}" if name else f"data.{part}"
-                found[field] = _by_name(read.files(source.path, field))
+                found[field] = _by_name(local_files(source.path, field))
     return found
 
 

@@ -14,8 +14,11 @@ import torch
 from fmstune import cache, ranks
 from fmstune.checks import advice, memory_plan, precision
 from fmstune.config.job import Job
-from fmstune.data import dataset, preparation, show, show_html
-from fmstune.data.dataset import Prepared
+from fmstune.data.dataset import Prepared, prepare_data
+from fmstune.data.preparation import mark_prepared
+from fmstune.data.scan import scan_data
+from fmstune.data.show import render_rows, write_rows_json
+from fmstune.data.show_html import write_rows_page
 from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.models import architecture, load, shapes
 from fmstune.models.load import Tokenizer
@@ -49,7 +52,7 @@ def check(job: Job) -> int:
         if tokenizer is None:
             rows = preflight.estimated_rows(job)
         else:
-            prepared = dataset.prepare(job.data, tokenizer.tokenizer, job.seed)
+            prepared = prepare_data(job.data, tokenizer.tokenizer, job.seed)
             rows = preflight.rows_of(job, prepared)
             problems += preflight.label_problems(job, prepared, tokenizer)
             checked = preflight.with_tokenizer(checked, tokenizer) if checked is not None else None
@@ -87,13 +90,13 @@ def show_rows(job: Job, rows: int, json: Path | None, html: Path | None) -> int:
     problems: list[Problem] = []
     if json is not None:
         with _as_problem(f"--json: {json}", problems):
-            show.write_json(prepared, tokenizer.tokenizer, json)
+            write_rows_json(prepared, tokenizer.tokenizer, json)
     if html is not None:
         with _as_problem(f"--html: {html}", problems):
-            show_html.write(prepared, tokenizer.tokenizer, html, title=f"Rows of {job.name}", rows=rows)
+            write_rows_page(prepared, tokenizer.tokenizer, html, title=f"Rows of {job.name}", rows=rows)
     raise_if_any(problems)
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    print(show.render(prepared, tokenizer.tokenizer, rows=rows, color=color))
+    print(render_rows(prepared, tokenizer.tokenizer, rows=rows, color=color))
     if json or html:
         print("", *(f"wrote {path}" for path in (json, html) if path), sep="\n")
     return 0
@@ -143,7 +146,7 @@ def _checked(job: Job) -> Checked:
         _check_arguments(job, checked)
     except UserError as err:
         try:
-            dataset.scan(job.data, job.seed)
+            scan_data(job.data, job.seed)
         except UserError as more:
             raise UserError.of([*err.problems, *_others(more.problems, err.problems)]) from err
         raise
@@ -165,6 +168,6 @@ def _others(problems: Sequence[Problem], reported: Sequence[Problem]) -> list[Pr
 def _prepare(job: Job) -> tuple[Tokenizer, Prepared]:
     tokenizer = load.load_tokenizer(job.model)
     begun = time.perf_counter()
-    prepared = dataset.prepare(job.data, tokenizer.tokenizer, job.seed)
-    preparation.mark(job)
+    prepared = prepare_data(job.data, tokenizer.tokenizer, job.seed)
+    mark_prepared(job)
     return tokenizer, dataclasses.replace(prepared, seconds=round(time.perf_counter() - begun, 3))

@@ -35,8 +35,8 @@ from fmstune.config.job import (
     stop_rules,
 )
 from fmstune.config.metrics import Place, metrics_of, names_at
-from fmstune.data import dataset
-from fmstune.data.dataset import CHARACTERS_PER_TOKEN, Prepared
+from fmstune.data.dataset import Prepared, load_recipes
+from fmstune.data.scan import CHARACTERS_PER_TOKEN, scan_data
 from fmstune.data.tokenized import Part
 from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 from fmstune.evaluation import held_out as evaluate
@@ -82,7 +82,7 @@ def check(job: Job, *, device_at_hand: bool = True) -> Checked:
             how = "" if job.launcher.device_gib else "; launcher.device_gib=80 says what fits into one of 80 GiB"
             notes.append(f"no {device} device here: the plan is for one that computes in bfloat16{how}")
     try:
-        dataset.formats(job.data, None)
+        load_recipes(job.data, None)
     except UserError as err:
         problems += err.problems
     try:
@@ -377,7 +377,7 @@ def _streamed_rows(job: Job, mean_length: float, supervised_share: float) -> mem
 
 def estimated_rows(job: Job) -> memory_plan.Rows:
     """The training rows in numbers, estimated from characters; the rows are read and formatted all the same."""
-    scan = dataset.scan(job.data, job.seed)
+    scan = scan_data(job.data, job.seed)
     if job.data.streaming:
         mean = scan.characters_total / CHARACTERS_PER_TOKEN / max(scan.rows, 1) + 2
         return _streamed_rows(job, mean, scan.characters_trained / max(scan.characters_total, 1))

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from fmstune.config import freeze
 from fmstune.config.job import Job
-from fmstune.data import dataset
+from fmstune.data.dataset import data_identity
 from fmstune.errors import Problem, UserError
 from fmstune.launch import process_counts
 from fmstune.models import load
@@ -48,7 +48,7 @@ def facts(job: Job) -> tuple[dict[str, Any], list[Problem]]:
     except UserError as err:
         problems += err.problems
     try:
-        read = dataset.identity(job.data, tokenizer and tokenizer.tokenizer, job.seed)
+        read = data_identity(job.data, tokenizer and tokenizer.tokenizer, job.seed)
     except UserError as err:
         problems += [problem for problem in err.problems if problem not in problems]
     known = {"data_hashes": {}, "tokens": {}, **read, "data_rows": {}}

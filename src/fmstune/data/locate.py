@@ -1,0 +1,139 @@
+"""A source of rows (file, glob, folder, hub id, or a list of these) → its files."""
+
+import glob
+import re
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fmstune.errors import Problem, UserError, raise_if_any
+from fmstune.files import did_you_mean_beside, resolve
+
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".arrow")
+"""What a folder is searched for; a file that is named is read whatever its suffix, by its content."""
+NOT_ROWS = ("dataset_info.json", "state.json", "dataset_dict.json")
+"""What `Dataset.save_to_disk` writes beside its Arrow files."""
+SPLITS = {"data.train": ("train",), "data.eval": ("validation", "test")}
+"""The split of a hub id that a field means: the first of these that there is."""
+SHOWN = 10
+"""Problems, and rows of one problem, that a message lists; more are counted."""
+
+
+class File(NamedTuple):
+    """A data file and the name to call it by."""
+
+    name: str
+    path: Path
+    streamed: Iterable[dict[str, Any]] | None = None
+    """The rows of a hub id that is read as it comes, without a file here."""
+
+
+HubFiles = Callable[[str, str], list[File]]
+"""The files of a hub id for a field."""
+
+
+def locate_files(source: Any, field: str, *, stream: bool = False) -> list[File]:
+    """The files of a source in the order of reading; a hub id is downloaded, unless it is to be streamed."""
+    return _distinct_files(source, field, partial(_hub_files, streaming=stream))
+
+
+def local_files(source: Any, field: str) -> list[Path]:
+    """The local files of a source in the order of reading; hub ids have none."""
+    return [file.path for file in _distinct_files(source, field, lambda hub_id, field: [])]
+
+
+def _distinct_files(source: Any, field: str, hub_files: HubFiles) -> list[File]:
+    """A list keeps its order, folders and globs are sorted by name; a file that is listed twice is a problem."""
+    entries = source if isinstance(source, list | tuple) else [source]
+    found: dict[Path, File] = {}
+    problems: dict[Problem, None] = {}
+    if not entries:
+        problems[Problem(field, "is an empty list; name a file, glob, folder or hub id")] = None
+    for entry in entries:
+        try:
+            for file in _files_of(entry, field, hub_files):
+                first = found.setdefault(file.path.resolve(), file)
+                if first is not file:
+                    problems[_twice(field, first, file)] = None
+        except UserError as err:
+            problems |= dict.fromkeys(err.problems)
+    raise_if_any([*islice(problems, SHOWN), *more_problems(len(problems))])
+    return list(found.values())
+
+
+def more_problems(count: int) -> list[Problem]:
+    """How many of so many problems are not shown."""
+    return [Problem("", f"and {count - SHOWN:,} more such problems")] if count > SHOWN else []
+
+
+def _twice(field: str, first: File, again: File) -> Problem:
+    other = f", also as {again.name}" if again.name != first.name else ""
+    return Problem(field, f"lists the file {first.name} twice{other}; list it once")
+
+
+def _files_of(entry: Any, field: str, hub_files: HubFiles) -> list[File]:
+    if not isinstance(entry, str) or not entry:
+        raise UserError(field, f"must name a file, glob, folder or hub id, found {entry!r}")
+    try:
+        path = Path(resolve(entry)).expanduser()
+    except UserError as err:
+        raise UserError(field, f": {err}") from err
+    if path.is_file():
+        return [File(entry, path)]
+    if path.is_dir():
+        return _in_folder(path, field)
+    if any(character in entry for character in "*?["):
+        matches = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+        if not matches:
+            raise UserError(field, f": no file matches {entry}")
+        return [File(str(match), match) for match in matches]
+    if _may_be_hub_id(entry):
+        return hub_files(entry, field)
+    missing = "" if path.parent.is_dir() else f" (there is no folder {path.parent})"
+    raise UserError(field, f": no file {entry}{missing}{did_you_mean_beside(path)}")
+
+
+def _in_folder(folder: Path, field: str) -> list[File]:
+    """The data files right in this folder: its sub-folders may be other splits, and must be named."""
+    found = sorted(path for path in folder.iterdir() if _is_data(path))
+    if not found:
+        below = sorted({path.parent.relative_to(folder) for path in folder.rglob("*") if _is_data(path)})
+        hint = f"; its folders {', '.join(map(str, below))} do: name one" if below else ""
+        raise UserError(field, f": the folder {folder} holds no data file ({' '.join(SUFFIXES)}){hint}")
+    return [File(str(path), path) for path in found]
+
+
+def _is_data(path: Path) -> bool:
+    hidden = path.name.startswith(".")
+    return path.suffix in SUFFIXES and path.is_file() and not hidden and path.name not in NOT_ROWS
+
+
+def _may_be_hub_id(entry: str) -> bool:
+    """`owner/name`, unless it looks like a file: by its suffix, or because its folder exists here."""
+    parts = re.fullmatch(r"([A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*", entry)
+    return parts is not None and Path(entry).suffix not in SUFFIXES and not Path(parts[1]).is_dir()
+
+
+def _hub_files(hub_id: str, field: str, *, streaming: bool = False) -> list[File]:
+    """The split that the field means: downloaded as Arrow files into the cache of `datasets`, or to be streamed."""
+    import datasets  # slow to import, and not needed for local files
+
+    try:
+        splits = datasets.load_dataset(hub_id, streaming=streaming)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as err:
+        raise UserError(
+            field, f": no path {hub_id} here, and the hub has no such data set or cannot be reached ({err})"
+        ) from err
+    wanted_names = SPLITS[".".join(field.split(".")[:2])]
+    name = next((name for name in wanted_names if name in splits), None)
+    if name is None:
+        wanted, there = " or ".join(wanted_names), ", ".join(splits)
+        raise UserError(
+            field, f": {hub_id} has no split {wanted}, only {there}; download the split that you want and name its file"
+        )
+    shown = f"{hub_id} ({name})"
+    if streaming:
+        return [File(shown, Path(hub_id), splits[name])]
+    return [File(shown, Path(part["filename"])) for part in splits[name].cache_files]
