@@ -1,4 +1,4 @@
-"""What cannot work is found without torch; tests/bad_inputs/test_bad_inputs.py has the messages as a user sees them."""
+"""What cannot work is found without torch; tests/bad_inputs has the messages as a user sees them."""
 
 import copy
 import dataclasses

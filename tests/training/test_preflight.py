@@ -1,4 +1,4 @@
-"""What the runner checks of its surroundings; tests/bad_inputs/test_bad_inputs.py has the messages about a job."""
+"""What the runner checks of its surroundings; tests/bad_inputs has the messages about a job."""
 
 import time
 from collections.abc import Callable

@@ -1,0 +1,120 @@
+"""What fmstune says to words that are no command, flag, field or choice."""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bad_inputs.cases import ROWS, Case, assert_answered, assert_says, case, content, write, wrong_inputs
+
+WORDS = [
+    case(
+        "chek",
+        "unknown verb 'chek'; did you mean 'check'?; "
+        "the verbs are train, reproduce, check, show-data, modules, generate, evaluate, merge, from-fms, report, "
+        "compare, doctor",
+    ),
+    case("check train", "train: neither FIELD=VALUE nor GROUP=CHOICE, and a verb comes first (see fmstune --help)"),
+    case("--dry-run", "unknown flag --dry-run (see fmstune --help)"),
+    case("seed=1 --dry-run seed=2", "unknown flag --dry-run (see fmstune --help)"),
+    case("name=a --cfg seed=2", "argument --cfg/-c: invalid choice: 'seed=2' (choose from 'job', …"),
+    case(
+        "hydra/sweeper=optuna -m evaluation=none,held_out",
+        "compare_by must be given: the points of this search would be compared by different numbers",
+    ),
+    case("--trus x", "unknown flag --trus; did you mean '--trust'?"),
+    case("check --rows 3", "--rows is a flag of fmstune show-data"),
+    case("show-data --from job.yaml", "--from is a flag of fmstune train"),
+    case("check --from job.yaml", "job.yaml: no such file; give the job.yaml of a run folder"),
+    case("--sources", "--sources is a flag of fmstune check, and goes with --cfg job"),
+    case("train --from job.yaml --sources", "--sources is a flag of fmstune check, and goes with --cfg job"),
+    case("modules --sources", "--sources is a flag of fmstune check"),
+    case("--cfg job --sources --package foo", "--package foo: the job has no such part"),
+    case("--cfg job --sources seed=x", "seed must be a whole number, got 'x'"),
+    case("show-data --rows x", "argument --rows: invalid int value: 'x' (see fmstune --help)"),
+    case("show-data --rows -1", "--rows must be at least 0, got -1"),
+    case("show-data --json nowhere/x.json", "--json: nowhere/x.json cannot be written (No such file or directory); …"),
+    case("show-data --html nowhere/x.html", "--html: nowhere/x.html cannot be written (No such file or directory); …"),
+    case("show-data --html .", "--html: . cannot be written (Is a directory); choose another file"),
+    case("show-data --json x --html x", "--json and --html both name x; give each a file of its own"),
+    case("check --html x.html", "--html is a flag of fmstune show-data"),
+    case(
+        "show-data --json nowhere/x --html nowhere/y",
+        "--json: nowhere/x cannot be written (No such file or directory); choose another file",
+        "--html: nowhere/y cannot be written (No such file or directory); choose another file",
+    ),
+    case("--trust", "argument --trust: expected one argument (see fmstune --help)"),
+    case("--cfg jobb", "argument --cfg/-c: invalid choice: 'jobb' (choose from …) (see fmstune --help)"),
+    case("--cfg job --package foo", "--package foo: the job has no such part"),
+    case("-m --cfg job seed=1,2", "--cfg prints one job, and -m composes several; leave one of them out"),
+    case("doctor peft=lora", "doctor takes no 'peft=lora'; its flags are --clear-cache, --help and --version"),
+    case("model=llama2_7", "model=llama2_7: no such choice; did you mean 'llama2_7b'? (causal_lm, gpt_bigcode, …)"),
+    case("peft=lorra", "peft=lorra: no such choice; did you mean 'lora'? (…)"),
+    case(
+        "model=llama2_7 peft=lorra peft.rr=3 data.trian=x training.learning_rat=1 seed=x",
+        "model=llama2_7: no such choice; did you mean 'llama2_7b'? (…)",
+        "peft=lorra: no such choice; did you mean 'lora'? (…)",
+        "seed must be a whole number, got 'x'",
+        "data.trian: unknown field; did you mean 'train'?",
+        "training.learning_rat: unknown field of trl.SFTConfig; did you mean 'learning_rate'?",
+    ),
+    case("-m peft=lora,lorra,ful", "peft=lorra: no such choice; …", "peft=ful: no such choice; did you mean 'full'? …"),
+    case("experiment=nosuch peft.r=x", "experiment=nosuch: no such choice (complaints_lora, …)"),
+    case("peft=", "peft=: no such choice (dora, full, …)"),
+    case("model=null", "model=null: choose model=NAME, or leave it out for the default"),
+    case("~model", "~model: choose model=NAME, or leave it out for the default"),
+    case("=3", "=3: name the field before the ="),
+    case("seed=1,2", "seed=1,2: one run for each value needs -m; a list is written in brackets"),
+    case("seed=[1", "seed=[1: cannot be read as FIELD=VALUE; a value with special characters needs quotes inside …"),
+    case(
+        r"'data.response_template=\n### Label:'",
+        r"data.response_template=\n### Label:: cannot be read as FIELD=VALUE; a value with special characters needs "
+        r"""quotes inside quotes, such as 'data.response_template="\n### Label:"'""",
+    ),
+    case("'seed=${nope}'", "seed: Interpolation key 'nope' not found"),
+    case("--config-dir conf data=min", "data=min: no such choice; did you mean 'mine'? …", conf__data__mine_yaml=""),
+    case("--config-dir conf data=mine", "broken YAML: …conf/data/mine.yaml…", conf__data__mine_yaml="format: [\n"),
+    case(
+        "--config-dir nowhere model=mine", "--config-dir: nowhere is no folder; give the folder that holds your groups"
+    ),
+]
+
+CASES = WORDS
+
+
+@wrong_inputs(CASES)
+def test_a_wrong_command_line_is_answered_by_one_message_and_leaves_nothing(
+    wrong: Case, fmstune: Callable[..., Any], tmp_path: Path
+) -> None:
+    assert_answered(wrong, fmstune, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        case("training.learning_rat=1", "training.learning_rat: unknown field of trl.SFTConfig; …"),
+        case("peft=lorra", "peft=lorra: no such choice; …"),
+        case(
+            f"{ROWS} peft=lora peft.target_modules=[q_prj]",
+            "peft.target_modules: no module is named 'q_prj'; …",
+            "rows.jsonl:1: broken JSON …",
+            rows_jsonl="{x\n",
+        ),
+    ],
+    ids=["parent: field", "parent: group", "runner: model and data"],
+)
+def test_the_console_script_answers_the_same(wrong: Case, tmp_path: Path) -> None:
+    write(wrong.files, tmp_path)
+    before = content(tmp_path)
+    script = Path(sys.executable).with_name("fmstune")
+
+    ended = subprocess.run([script, *shlex.split(wrong.command)], capture_output=True, text=True, timeout=300)
+
+    assert_says(ended.stderr, wrong.says)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert content(tmp_path) == before

@@ -1,0 +1,278 @@
+"""What fmstune says to files, rows, formats, templates and sources that cannot be trained on."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.bad_inputs.cases import ROW, ROWS, Case, assert_answered, case, wrong_inputs
+
+DATA_FILES = [
+    case("data=text data.train=nowhere.jsonl", "data.train: no file nowhere.jsonl"),
+    case("data=text data.train=row.jsonl", "data.train: no file row.jsonl; did you mean 'rows.jsonl'?", rows_jsonl=ROW),
+    case("data=text data.train=a/rows.jsonl", "data.train: no file a/rows.jsonl (there is no folder a)"),
+    case("data=text data.train=[a.jsonl,b.jsonl]", "data.train: no file a.jsonl", "data.train: no file b.jsonl"),
+    case("data=text data.train=[]", "data.train is an empty list; name a file, glob, folder or hub id"),
+    case("data=text data.train=3", "data.train must name a file, glob, folder or hub id, found 3"),
+    case("data=text 'data.train=parts/*.jsonl'", "data.train: no file matches parts/*.jsonl"),
+    case("data=text data.train=a", "data.train: the folder a holds no data file (.json .jsonl …)", a__readme_txt="x"),
+    case(
+        "data=text data.train=owner/name",
+        "data.train: no path owner/name here, and the hub has no such data set or cannot be reached (…",
+    ),
+    case(
+        "data.train=package:complaints/trian.jsonl",
+        "data.train: package:complaints/trian.jsonl: no such file ships with fmstune; did you mean 'complaints/train…",
+    ),
+    case(f"{ROWS} data.eval=held.jsonl", "data.eval: no file held.jsonl…", rows_jsonl=ROW),
+    case(ROWS, "data.train: rows.jsonl holds no rows", rows_jsonl=""),
+    case(ROWS, "rows.jsonl:2: broken JSON (… at column 1…); each line is one row", rows_jsonl=ROW + '{"output": "x\n'),
+    case(ROWS, "rows.jsonl:1: not UTF-8 (invalid start byte at byte 12); …", rows_jsonl=b'{"output": "\xff"}\n'),
+    case(
+        "data=text data.train=rows.json",
+        "rows.json, row 1: a row must be a JSON object, found …int",
+        "rows.json, row 2: a row must be a JSON object, found …str",
+        rows_json='[1, "x"]',
+    ),
+    case("data=text data.train=rows.json", "rows.json:1: broken JSON (…)", rows_json='[{"output": "x"},'),
+    case(
+        "data=text data.text_field=a data.response_template=null data.train=rows.csv",
+        "rows.csv, row 2 (line 3): 3 cells for 2 columns; quote commas",
+        rows_csv="a,b\nx,y\nx,y,z\n",
+    ),
+    case(
+        "data=text data.train=rows.csv",
+        "rows.csv:1: the first line must name each column once, …",
+        rows_csv="a,a\n1,2\n",
+    ),
+    case(
+        "data=text data.train=rows.txt", "rows.txt: neither JSON, CSV (named .csv), Parquet nor Arrow; …", rows_txt="x"
+    ),
+    case("data=text data.train=rows.parquet", "rows.parquet: broken after row 0 (…)", rows_parquet=b"PAR1xxx"),
+    case("data=text data.train=rows.arrow", "rows.arrow: broken after row 0 (…)", rows_arrow=b"ARROW1xxxx"),
+]
+
+
+ROW_CONTENTS = [
+    case(
+        ROWS,
+        "rows.jsonl, row 1: no column 'output'; did you mean 'otput'?; its columns are 'otput'",
+        rows_jsonl='{"otput": "x"}\n',
+    ),
+    case(
+        "data=alpaca data.train=rows.jsonl",
+        "rows.jsonl, row 1: no column 'instruction'; did you mean 'instructions'?; its columns are …",
+        rows_jsonl='{"instructions": "x", "output": "y"}\n',
+    ),
+    case(
+        ROWS,
+        "rows.jsonl, row 1: column 'output' must hold a string, found the int 3; write it as text",
+        "rows.jsonl, row 2: column 'output' must hold a string, found null; write it as text",
+        rows_jsonl='{"output": 3}\n{"output": null}\n',
+    ),
+    case(
+        f"{ROWS} data.response_template=Nope:",
+        "rows.jsonl, row 1: column 'output' does not contain the response template 'Nope:'; fix the row, set …",
+        rows_jsonl=ROW,
+    ),
+    case(
+        ROWS,
+        r"rows.jsonl, rows 2, 4: column 'output' does not contain the response template '\n### Response:'; fix the "
+        "row, set data.response_template or data.untrainable=drop",
+        rows_jsonl=ROW + '{"output":"x"}\n' + ROW + '{"output":"y"}\n',
+    ),
+    case(
+        ROWS,
+        "rows.jsonl, row 2: the answer is empty; fix the row, or set data.untrainable=drop",
+        rows_jsonl=ROW + '{"output": "a\\n### Response: "}\n',
+    ),
+    case(
+        f"{ROWS} data.max_length=5",
+        "rows.jsonl, row 1: data.max_length=5 leaves no token of the answer; raise it, or set data.untrainable=drop",
+        rows_jsonl=ROW,
+    ),
+    case(
+        f"{ROWS} data.max_length=5 data.over_length=error",
+        "rows.jsonl, row 1: more than data.max_length=5 tokens; raise it, or set data.over_length to truncate or drop",
+        rows_jsonl=ROW,
+    ),
+    case(
+        f"{ROWS} data.max_length=5 data.over_length=drop",
+        "data.train: no row is left in the train split…",
+        rows_jsonl=ROW,
+    ),
+    case(
+        f"{ROWS} data.max_length=1000",
+        "the longest row takes 6… tokens, and the model has 512 positions; set data.max_length=512",
+        rows_jsonl='{"output": "' + "a b " * 300 + '\\n### Response: yes"}\n',
+    ),
+    case(
+        f"{ROWS} data.eval=held.jsonl data.max_length=1000",
+        "data.eval: the longest held-out row takes 6… tokens, and the model has 512 positions; set data.max_length=512",
+        rows_jsonl=ROW,
+        held_jsonl='{"output": "' + "a b " * 300 + '\\n### Response: yes"}\n',
+    ),
+    case(
+        f"{ROWS} data.eval=held.jsonl data.max_length=512 peft=prompt_tuning peft.num_virtual_tokens=8",
+        "data.eval: the longest held-out row takes … tokens beside 8 virtual tokens, and the model has 512 positions; "
+        "set data.max_length=504",
+        rows_jsonl=ROW,
+        held_jsonl='{"output": "' + "a b " * 247 + '\\n### Response: y"}\n',
+    ),
+    case(
+        f"{ROWS} data.eval=held.jsonl data.max_length=512",
+        "evaluation.max_new_tokens: the longest held-out prompt takes … tokens and its answer up to 64, and the model "
+        "has 512 positions; set evaluation.max_new_tokens=…",
+        rows_jsonl=ROW,
+        held_jsonl='{"output": "' + "a b " * 240 + '\\n### Response: yes"}\n'
+        '{"output": "a\\n### Response:' + " a b" * 60 + '"}\n',
+    ),
+    case(f"{ROWS} data.text_field=null", "data.text_field must name the column that holds the text", rows_jsonl=ROW),
+    case(f"{ROWS} data.eval_fraction=0.1", "data.eval_fraction=0.1 holds 0 of 1 rows out, …", rows_jsonl=ROW),
+]
+
+
+FORMATS = [
+    case(
+        "data.format._target_=mine.rows.format",
+        "data.format._target_: 'mine.rows.format' is not in an allowed package (fmstune.data.formats); "
+        "if you trust it, add --trust mine",
+    ),
+    case("--trust mine data.format._target_=mine.rows.format", "data.format._target_: cannot import mine.rows (…)"),
+    case("--trust os data.format._target_=os.sep", "data.format._target_: os has no function 'sep'"),
+    case(
+        "data.format._target_=fmstune.data.formats.txt",
+        "data.format._target_: … no function 'txt'; did you mean 'text'?",
+    ),
+    case(
+        "data.format._target_=text",
+        "data.format._target_ must name a function such as fmstune.data.formats.text, got 'text'",
+    ),
+    case(
+        "data.format._target_=fmstune.data.formats.labelled_text",
+        "data.format.response_template: labelled_text has no such setting",
+        "data.format.label_field is missing; labelled_text needs it",
+    ),
+    case(
+        "data=twitter_complaints data.train=rows.jsonl data.format.label_field=3",
+        "data.format.label_field must be a string, found the int 3",
+        rows_jsonl=ROW,
+    ),
+    case(
+        "data=alpaca data.train=rows.jsonl 'data.response_template=x:' data.text_field=nosuch",
+        "data.text_field is not used by alpaca; leave it out",
+        "data.response_template is not used by alpaca; leave it out",
+        rows_jsonl=ROW,
+    ),
+    case(
+        "data=twitter_complaints data.train=rows.jsonl 'data.response_template=x:'",
+        "data.response_template is not used by labelled_text; leave it out",
+        rows_jsonl=ROW,
+    ),
+    case(
+        "data.format.text_field=other",
+        "data.text_field is 'output' and data.format.text_field is 'other'; change both",
+    ),
+]
+
+
+TWO = {"a.jsonl": ROW, "b.jsonl": ROW.replace("answer", "other")}
+
+
+SOURCES = [
+    case(
+        "check data=text 'data.train={a: a.jsonl, b: {pth: b.jsonl, wieght: 2, weight: x}}'",
+        "data.train.b.pth: unknown field; did you mean 'path'?",
+        "data.train.b.wieght: unknown field; did you mean 'weight'?",
+        "data.train.b.path must be given",
+        "data.train.b.weight must be a number or null, got 'x'",
+    ),
+    Case(
+        "check data=text 'data.train={a: {path: a.jsonl, weight: 0}, b: {path: b.jsonl, max_rows: 0}, b c: nosuch}'",
+        (
+            "data.train.a.weight must be above 0 and finite, got 0",
+            "data.train.b.max_rows must be at least 1, got 0",
+            "data.train.b c: a source's name is made of letters, digits, _ and -; change it",
+            "data.train.b c: no file nosuch",
+            "data.train: a has a weight and b, b c has none; give one to all, or to none",
+        ),
+        TWO,
+    ),
+    Case(
+        "check data=text data.train=a.jsonl 'data.eval={b: {path: b.jsonl, weight: 1}}'",
+        ("data.eval.b.weight: held-out rows are not mixed; leave it out",),
+        TWO,
+    ),
+    case("check data=text data.train={}", "data.train names no source; give some, such as {a: a.jsonl, b: b.jsonl}"),
+    case("check data=text 'data.train={a: null}'", "data.train.a must be given: a file, glob, folder or hub id, …"),
+    Case(
+        "check data=text 'data.train={a: {path: a.jsonl, format: {_target_: os.system}}}'",
+        ("data.train.a.format._target_: 'os.system' is not in an allowed package (fmstune.data.formats); …",),
+        TWO,
+    ),
+    Case(
+        "check data=text 'data.train={a: a.jsonl}' 'data.eval={b: a.jsonl}'",
+        ("data.eval.b holds the same rows as data.train.a; name other rows, …",),
+        TWO,
+    ),
+    Case(
+        "check data=text data.train=a.jsonl data.overlap=drp",
+        ("data.overlap must be one of keep, drop, error; got 'drp'; did you mean 'drop'?",),
+        TWO,
+    ),
+    Case(
+        "check data=text data.train=a.jsonl data.streaming=true data.eval_fraction=0.5 data.overlap=drop "
+        "training.dataloader_num_workers=2 training.train_sampling_strategy=group_by_length data.buffer_size=0",
+        (
+            "data.buffer_size must be at least 1, got 0",
+            "data.streaming=true does not know how many rows there are; set training.max_steps",
+            "data.streaming=true cannot draw data.eval_fraction from rows that are not all there; set data.eval",
+            "data.streaming=true counts its rows in the training process; set training.dataloader_num_workers=0, got 2",
+            "training.train_sampling_strategy=group_by_length needs all rows at hand; set data.streaming=false …",
+            "data.overlap=drop needs all rows at hand, and data.streaming=true reads them while training; set keep",
+        ),
+        TWO,
+    ),
+]
+
+
+TEMPLATES = [
+    case("check data=template data.train=rows.jsonl", "data.format.template_file must be given: a Jinja file, …"),
+    case(
+        "check data=template data.train=rows.jsonl data.format.template_file=rwo.jinja",
+        "data.format.template_file: no file rwo.jinja; did you mean 'row.jinja'?",
+        rows_jsonl=ROW,
+        **{"row.jinja": "x"},
+    ),
+    case(
+        "check data=template data.train=rows.jsonl data.format.template_file=row.jinja",
+        "data.format.template_file: row.jinja marks nothing as trained; put the answer between …",
+        rows_jsonl=ROW,
+        **{"row.jinja": "{{ output }}"},
+    ),
+    case(
+        "check data=template data.train=rows.jsonl data.format.template_file=row.jinja",
+        "rows.jsonl, row 1: row.jinja: 'answer' is undefined; the row's columns are 'output'",
+        rows_jsonl=ROW,
+        **{"row.jinja": "{% generation %}{{ answer }}{% endgeneration %}"},
+    ),
+    case("model.chat_template=chat.jinja", "model.chat_template: no file chat.jinja"),
+    case(
+        "check model.chat_template=chat.jinja",
+        "model.chat_template: chat.jinja is no Jinja template (…",
+        **{"chat.jinja": "{% if %}"},
+    ),
+    case(
+        "check data=chat data.train=rows.jsonl",
+        "data.format: the model's tokenizer has no chat template; set model.chat_template to a Jinja file …",
+        rows_jsonl='{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n',
+    ),
+]
+
+CASES = [*DATA_FILES, *ROW_CONTENTS, *FORMATS, *SOURCES, *TEMPLATES]
+
+
+@wrong_inputs(CASES)
+def test_wrong_data_is_answered_by_one_message_and_leaves_nothing(
+    wrong: Case, fmstune: Callable[..., Any], tmp_path: Path
+) -> None:
+    assert_answered(wrong, fmstune, tmp_path)

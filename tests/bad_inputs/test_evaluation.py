@@ -1,0 +1,285 @@
+"""What fmstune says to models to ask, to evaluate and to merge."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.bad_inputs.cases import ROW, Case, assert_answered, case, wrong_inputs
+
+ADAPTER = {
+    "a/adapter_config.json": '{"peft_type": "LORA", "base_model_name_or_path": "./gone"}',
+    "a/adapter_model.safetensors": "",
+}
+
+
+EVALUATE = "evaluate --model package:tiny_llama"
+
+
+TO_EVALUATE = [
+    case("evaluate data=complaints", "--model must be given: a run folder, an adapter or model folder, or a hub id"),
+    case("evaluate harness --model package:tiny_llama", "--tasks must be given: names of tasks, with commas"),
+    case(
+        f"{EVALUATE} --metod=rank peft=lora",
+        "evaluate has no flag --metod; did you mean '--method'?",
+        "evaluate takes flags, data=CHOICE, data.FIELD=VALUE and seed=N; got 'peft=lora'",
+    ),
+    case(f"{EVALUATE} --method guess", "argument --method: invalid choice: 'guess' (choose from …"),
+    case(
+        f"{EVALUATE} --out_file a.txt --batch_size 0 --max_rows 0 --seed -1 --label yes data=complaints",
+        "--out_file must end in .json, got a.txt; a table in Markdown is written beside it",
+        "--batch_size must be at least 1, got 0",
+        "--max_rows must be at least 1, got 0",
+        "--seed must be at least 0 and below 2**32, got -1",
+        "--label: give at least two labels that are not blank, or none for those that the rows have",
+    ),
+    case(EVALUATE, "--model: package:tiny_llama is no run, which has rows of its own; add data=CHOICE and …"),
+    case(
+        f"{EVALUATE} data=complaints data.eval=null",
+        "no row is held out; set data.eval to the rows to evaluate on, or data.eval_fraction",
+    ),
+    case(f"{EVALUATE} data=text data.eval=gone.jsonl", "data.eval: no file gone.jsonl"),
+    case(
+        f"{EVALUATE} --out_file /proc/self/e.json data=complaints",
+        "--out_file: the folder /proc/self is not yours to write into; choose another",
+    ),
+    case(
+        f"{EVALUATE} --no_base --label a --label A data=complaints",
+        "--label: two labels are the same but for case and spaces; give each once",
+    ),
+    case(
+        f"{EVALUATE} --label yes --label no data=complaints",
+        "no row of 120 is left to evaluate: 120 rows have an answer that is no --label, and were left out; the answers "
+        "that the rows have are 'complaint', 'no complaint'",
+    ),
+    case(
+        "evaluate harness --model package:tiny_llama --tasks complants --include_path .",
+        "--tasks: the harness has no task 'complants'…",
+    ),
+    case(
+        "evaluate harness --model package:tiny_llama --tasks a,,b --include_path nosuch --limit 0 data=complaints",
+        "evaluate harness takes flags; got 'data=complaints'",
+    ),
+    case(
+        "evaluate harness --model package:tiny_llama --tasks a,,b --include_path nosuch --limit 0 --num_fewshot -1",
+        "--limit must be at least 1, got 0",
+        "--tasks: an empty name in 'a,,b'; give names with commas between them",
+        "--num_fewshot must be at least 0, got -1",
+        "--include_path: there is no folder nosuch; name the one that holds the tasks' YAML",
+    ),
+    case("evaluation.sample=4", "evaluation.sample is generated when training evaluates; set training.eval_strategy=…"),
+]
+
+
+LLAMA = "generate --model package:tiny_llama"
+
+
+GENERATE = [
+    case("generate", "--model must be given: …", "nothing to ask: give --text, --text_file (…) or --rows_file"),
+    case("generate --text hi", "--model must be given: a run folder, an adapter or model folder, or a hub id"),
+    case(
+        f"{LLAMA} --txet=hi peft=lora data.text_field=x",
+        "generate has no flag --txet; did you mean '--text'?",
+        "generate takes flags, and data.FIELD=VALUE beside --format; got 'peft=lora'",
+        "data.text_field=x: fields of a data format go with --format",
+    ),
+    case(f"{LLAMA} --text hi --top_k many", "argument --top_k: invalid int value: 'many' (see fmstune --help)"),
+    case(
+        "generate --model ./nosuch --out_file nosuch/out.txt --batch_size 0 --max_new_tokens 0 --stop '' --seed -1",
+        "--model: there is no folder nosuch",
+        "nothing to ask: give --text, --text_file (one prompt a line; - reads standard input) or --rows_file",
+        "--out_file must end in .json (a list) or .jsonl (a line an answer), got nosuch/out.txt",
+        "--batch_size must be at least 1, got 0",
+        "--max_new_tokens must be at least 1, got 0",
+        "--stop is empty text, which ends nothing; leave it out",
+        "--seed must be at least 0 and below 2**32, got -1",
+    ),
+    case(f"{LLAMA} --text hi --out_file nosuch/out.json", "--out_file: there is no folder nosuch; make it, or …"),
+    case(
+        f"{LLAMA} --text hi --out_file /proc/self/out.json",
+        "--out_file: the folder /proc/self is not yours to write into; choose another",
+    ),
+    case(
+        "generate --model modle --text hi",
+        "--model: no folder is named modle, and it is neither in the hub's cache nor can the hub be reached; give a "
+        "folder; did you mean 'model'?",
+        model__config_json="{}",
+    ),
+    case(
+        f"{LLAMA} --text hi --text_file promtps.txt --rows_file rows.jsonl",
+        "--text and --text_file and --rows_file exclude each other; give one of them",
+        "--text_file: no file promtps.txt; did you mean 'prompts.txt'?",
+        "--rows_file needs --format, which makes prompts of rows, such as --format alpaca",
+        prompts_txt="hi\n",
+        rows_jsonl=ROW,
+    ),
+    case(
+        f"{LLAMA} --text hi --temperature 0 --top_k 0 --top_p 2 --repetition_penalty 0",
+        "--temperature, --top_k, --top_p without --do_sample: the likeliest token is taken in any case; …",
+        "--temperature must be above 0, got 0; leave --do_sample out for the likeliest",
+        "--top_p must be above 0 and at most 1, got 2",
+        "--top_k must be at least 1, got 0",
+        "--repetition_penalty must be above 0, got 0",
+    ),
+    case(
+        f"{LLAMA} --text hi --resume --stream",
+        "--resume needs an --out_file of JSON lines (.jsonl), got inference_result.json",
+        "--stream shows answers as they come, and --resume goes on in a file; leave one of them out",
+    ),
+    case(f"{LLAMA} --text hi --out_file o.jsonl", "--out_file: o.jsonl is there; add --resume …", o_jsonl="{}\n"),
+    case(
+        f"{LLAMA} --text hi --out_file o.jsonl --resume",
+        "--resume: o.jsonl:1 is no answer of fmstune generate; choose another file",
+        o_jsonl="{}\n",
+    ),
+    case(
+        f"{LLAMA} --text hi --out_file o.jsonl --resume",
+        "--resume: o.jsonl:1 answers another prompt than number 1 of these; give the prompts that …",
+        o_jsonl='{"input": "ho", "output": "ho ho"}\n',
+    ),
+    case(f"{LLAMA} --text hi --format alpcaa", "--format: data=alpcaa: no such choice; did you mean 'alpaca'? (…"),
+    case(
+        f"{LLAMA} --text hi --format text data.text_fild=x",
+        "data.text_fild: unknown field; did you mean 'text_field'?",
+    ),
+    case(
+        f"{LLAMA} --text hi --format tokenized",
+        "--format: what a text is to fmstune.data.formats.tokenized is not known; give rows with --rows_file",
+    ),
+    case(
+        f"{LLAMA} --rows_file rows.jsonl --format alpaca",
+        "rows.jsonl, row 1: no column 'instruction'; its columns are 'question', 'output'",
+        rows_jsonl='{"question": "hi"}\n',
+    ),
+    case(
+        f"{LLAMA} --text hi --format chat",
+        "--format chat: the model has no chat template; one that was tuned on chat has its own",
+    ),
+    case(
+        f"{LLAMA} --text_file prompts.txt",
+        "--text_file: prompts.txt holds no text; write one prompt a line",
+        prompts_txt="\n",
+    ),
+    case(f"{LLAMA} --text_file prompts.txt", "--text_file: prompts.txt is not UTF-8 (byte 0); …", prompts_txt=b"\xff"),
+    case(
+        f"{LLAMA} --text hi --max_new_tokens 512",
+        "1 of 1 prompts are too long, first number 1: its … tokens with --max_new_tokens 512 go beyond the 512 …",
+    ),
+    case(
+        f"{LLAMA} --text hi --base_model_name_or_path package:tiny_llama", "--base_model_name_or_path: … whole model …"
+    ),
+    case(
+        "generate --model run --text hi",
+        "--model: the run in run has no model (failed); wait for it, or …",
+        run__job_yaml="",
+        run__summary_json='{"status": "failed"}',
+    ),
+    case(
+        "generate --model run --text hi",
+        "--model: the run in run has no model (interrupted); wait for it, or take its checkpoint run/checkpoint-3",
+        run__job_yaml="",
+        run__summary_json='{"status": "interrupted"}',
+        **{"run__checkpoint-3__complete_json": '{"step": 3, "processes": 1, "rows_per_step": 4, "sharded": false}'},
+    ),
+    case(
+        "generate --model run --text hi",
+        "--model: run has neither config.json nor adapter_config.json; …",
+        run__x_txt="",
+    ),
+    Case(
+        "generate --model a --text hi",
+        (
+            "--model: a was tuned on ./gone, which is no folder here and cannot be had from the hub; pass "
+            "--base_model_name_or_path with the folder or hub id of its base",
+        ),
+        ADAPTER,
+    ),
+    Case(
+        "generate --model a --text hi --base_model_name_or_path ./gone --device cuda",
+        ("--base_model_name_or_path: there is no folder gone",),
+        ADAPTER,
+    ),
+    Case(
+        "generate --model a --text hi --base_model_name_or_path bsae",
+        (
+            "--base_model_name_or_path: bsae is no folder here and cannot be had from the hub; give the folder or hub "
+            "id of its base; did you mean 'base'?",
+        ),
+        {**ADAPTER, "base/config.json": "{}"},
+    ),
+    Case(
+        "generate --model a --text hi",
+        ("--model: a: adapter_config.json cannot be read as a configuration (…)",),
+        {"a/adapter_config.json": "{"},
+    ),
+    case(f"{LLAMA} --text hi --device cuda", "--device=cuda is not available here (found cpu)"),
+]
+
+
+PROMPT = {
+    "p/adapter_config.json": '{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2, '
+    '"base_model_name_or_path": "package:tiny_llama"}',
+    "p/adapter_model.safetensors": "",
+}
+
+
+DORA = {
+    "d/adapter_config.json": '{"peft_type": "LORA", "use_dora": true, "base_model_name_or_path": "package:tiny_llama"}',
+    "d/adapter_model.safetensors": "",
+}
+
+
+MERGE = [
+    case(
+        "merge --modle=a --out m peft=lora",
+        "merge has no flag --modle; did you mean '--model'?",
+        "merge takes flags; got 'peft'",
+    ),
+    case(
+        "merge --weight 1",
+        "--model must be given: run or adapter folders, or hub ids",
+        "--out must be given: a folder to write",
+    ),
+    case(
+        "merge --model ./nosuch --model ./nosuch --weight 0 --out m --max_shard_size much --export vllm_lora",
+        "--model: there is no folder nosuch",
+        "--model: ./nosuch is given 2 times; give it once, with --weight",
+        "--weight is given 1 times for 2 --model; give one for each",
+        "--weight must be a number other than 0, got 0",
+        "--out: m is there; choose another folder",
+        "--max_shard_size must be a size such as 500MB or 5GB, got much",
+        "--export vllm_lora takes one adapter as it is; leave --weight and further --model out",
+        "--dtype and --max_shard_size are of a merged model; leave them out beside --export",
+        m__x_txt="",
+    ),
+    case("merge --model package:tiny_llama --out /proc/self/m", "--out: the folder /proc/self is not yours to …"),
+    case("merge --model package:tiny_llama --out nosuch/m", "--out: there is no folder nosuch; make it, or choose …"),
+    case("merge --model package:tiny_llama --out m", "--model: … is a whole model, with nothing to merge"),
+    Case(
+        "merge --model a --out m",
+        ("--model: a was tuned on ./gone, which is no folder here and cannot be had from the hub; pass …",),
+        ADAPTER,
+    ),
+    Case(
+        "merge --model p --model d --out m",
+        (
+            "--model: p is PROMPT_TUNING: it learnt virtual tokens that stand before each prompt, and changed no "
+            "weight that could be merged; fmstune generate and PEFT use it as it is",
+            "--model: d is DoRA, which also sets the length of each column, which can neither be weighted nor added …",
+        ),
+        PROMPT | DORA,
+    ),
+    Case(
+        "merge --model d --out m --export vllm_lora",
+        ("--export vllm_lora: d is DoRA; merge it instead",),
+        DORA,
+    ),
+]
+
+CASES = [*TO_EVALUATE, *GENERATE, *MERGE]
+
+
+@wrong_inputs(CASES)
+def test_a_wrong_request_is_answered_by_one_message_and_leaves_nothing(
+    wrong: Case, fmstune: Callable[..., Any], tmp_path: Path
+) -> None:
+    assert_answered(wrong, fmstune, tmp_path)

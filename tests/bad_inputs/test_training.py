@@ -1,0 +1,245 @@
+"""What fmstune says to fields that do not go together, trackers and callbacks."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.bad_inputs.cases import ROW, ROWS, Case, assert_answered, case, wrong_inputs
+
+TOGETHER = [
+    case("peft=prompt_tuning training.packing=true", "training.packing mixes documents up with virtual tokens …"),
+    case("peft=p_tuning training.packing=true", "training.packing mixes documents up with … (PromptEncoder); set …"),
+    case("peft=prefix_tuning training.packing=true", "training.packing mixes documents up with … (PrefixTuning); …"),
+    case(
+        "peft=prefix_tuning training.activation_checkpointing=true",
+        "training.activation_checkpointing drops the keys and values that PrefixTuning learns; set it to false",
+    ),
+    case(
+        "peft=p_tuning training.eval_strategy=epoch training.load_best_model_at_end=true",
+        "training.load_best_model_at_end: a checkpoint of PromptEncoder holds the virtual tokens without the network …",
+    ),
+    case(
+        "peft=prefix_tuning peft.prefix_projection=true peft.encoder_hidden_size=8 training.eval_strategy=epoch "
+        "training.load_best_model_at_end=true",
+        "training.load_best_model_at_end: a checkpoint of PrefixTuning holds the virtual tokens without the network …",
+    ),
+    case("peft=lora_plus peft.loraplus_lr_ratio=0.5", "peft.loraplus_lr_ratio is the rate of B by that of A, at …"),
+    case(
+        "peft=ia3 peft.loraplus_lr_ratio=2",
+        "peft.loraplus_lr_ratio sets apart the two matrices of peft.LoraConfig, and peft.IA3Config has none; …",
+    ),
+    case(
+        "peft=lora_plus training.optim=galore_adamw training.optim_target_modules=[q_proj]",
+        "training.optim=galore_adamw needs the package galore-torch; …",
+        "training.optim=galore_adamw groups the parameters itself, and so does peft.loraplus_lr_ratio; choose one",
+    ),
+    case("peft=ia3 peft.feedforward_modules=[down_prj]", "peft.feedforward_modules: no module is named 'down_prj'; …"),
+    case("peft=prompt_tuning training.padding_free=true", "training.padding_free mixes documents up …; set …=false"),
+    case(
+        "launcher.device=cpu model.attention=flash_attention_2",
+        "model.attention=flash_attention_2 needs a CUDA device, and launcher.device=cpu",
+    ),
+    case(
+        "launcher.device=cpu training.fp16=true", "training.fp16 needs an accelerator, and launcher.device=cpu; set …"
+    ),
+    case("launcher.device=cpu training.activation_offloading=true", "training.activation_offloading …"),
+    case("training.fp16=true training.bf16=true", "training.bf16 and training.fp16 are both true; set one of them, …"),
+    case("model.dtype=float16", "model.dtype is float16, with which full tuning fails: …; set model.dtype to auto, …"),
+    case("launcher.device=mps", "launcher.device=mps is not available here (found …)"),
+    case("launcher.num_processes=2", "launcher.num_processes=2 needs a launcher of several processes; choose …"),
+    case("launcher=ddp launcher.device=cpu", "launcher.num_processes must be given where there is no GPU, such as …"),
+    case(
+        "launcher=fsdp launcher.device=cpu launcher.num_processes=3 launcher.num_machines=2",
+        "launcher.num_processes=3 counts the processes of all machines, and cannot be shared out evenly …",
+        "output_dir must be given with launcher.num_machines above 1, in a folder that all machines share",
+        "launcher.main_process_ip must be given with several machines: the address of machine 0",
+    ),
+    case(
+        "launcher=fsdp1 launcher.device=cpu launcher.num_processes=2",
+        "launcher.device=cpu: only FSDP2 can be rehearsed on the CPU; choose launcher=fsdp",
+    ),
+    case(
+        "launcher=slurm launcher.slurm.time=3600 launcher.slurm.gpus_per_node=all launcher.slurm.signal=TERM "
+        '\'launcher.slurm.partition="a b"\' \'launcher.slurm.sbatch=["--nodes=3","-x"]\' \'launcher.slurm.setup=[""]\' '
+        "launcher.machine_rank=1 training.save_only_model=true",
+        "launcher.num_processes must be given where launcher.slurm.gpus_per_node asks for no GPU",
+        "launcher.machine_rank: Slurm numbers the nodes, and they meet at the first; leave it out",
+        "launcher.slurm.partition must be one word without quotes, got 'a b'",
+        'launcher.slurm.time must be like "4:00:00" or "1-12" (days-hours), in quotes in a YAML file, got \'3600\'',
+        "launcher.slurm.gpus_per_node must be a number or TYPE:NUMBER, got 'all'",
+        "launcher.slurm.signal must be USR1 or USR2 and how many seconds before the time limit, …, got 'TERM'",
+        "launcher.slurm.sbatch: --nodes: set launcher.num_machines",
+        "launcher.slurm.sbatch must hold options such as --exclusive or --mail-type=END, got '-x'",
+        "launcher.slurm.setup must hold lines of shell, one text for each, got ''",
+        "training.save_only_model leaves out what a requeued job goes on from; set it to false, or …",
+    ),
+    case(
+        "launcher.slurm.gpus_per_node=2 launcher.slurm.partion=gpu",
+        "launcher.slurm.partion: unknown field; did you mean 'partition'?",
+    ),
+    case(
+        "launcher.slurm.gpus_per_node=2",
+        "launcher.slurm.gpus_per_node: launcher.strategy=single uses one GPU; choose fsdp or ddp, or ask for 1",
+    ),
+    case(
+        "hydra/launcher=submitit_slurm seed=1",
+        "hydra/launcher=submitit_slurm runs the points of a sweep; add -m, or choose launcher=slurm for one job",
+    ),
+    case("-m hydra/launcher=submitit seed=1,2", "hydra/launcher=submitit: …"),
+    case("launcher.config_file=no.yaml", "launcher.config_file: no.yaml cannot be read (No such file …); give an …"),
+    case(
+        "launcher=ddp launcher.config_file=a.yaml",
+        "launcher.config_file: a.yaml is for launcher=fsdp; choose it, or another file",
+        a_yaml="distributed_type: FSDP\n",
+    ),
+    case(
+        f"{ROWS} training.eval_strategy=epoch",
+        "training.eval_strategy=epoch needs held-out rows; set …",
+        rows_jsonl=ROW,
+    ),
+    case("data.eval_fraction=0.5", "data.eval and data.eval_fraction both say what is held out; set one of them"),
+    case(
+        "training.load_best_model_at_end=true training.eval_strategy=no",
+        "training.load_best_model_at_end needs training.eval_strategy=epoch …",
+    ),
+    case(
+        "training.load_best_model_at_end=true training.eval_strategy=steps",
+        "training.load_best_model_at_end needs save_strategy and eval_strategy to agree, got epoch and steps",
+    ),
+    case(
+        "training.save_strategy=best training.eval_strategy=steps",
+        "training.save_strategy=best needs training.metric_for_best_model, such as loss",
+    ),
+    case(
+        "training.metric_for_best_model=entropy training.eval_strategy=epoch",
+        "training.metric_for_best_model=entropy needs training.greater_is_better: true, or false for the least",
+    ),
+    case(
+        "training.metric_for_best_model=macro_f1 training.eval_strategy=epoch",
+        "training.metric_for_best_model=macro_f1 is measured on generated answers; set evaluation.sample",
+    ),
+    case(
+        f"{ROWS} data.eval=held.jsonl compare_by=tuned.macro_f1",
+        "compare_by=tuned.macro_f1 needs held-out rows whose answers are labels, up to 50 different ones; most of …",
+        rows_jsonl=ROW,
+        held_jsonl=ROW.replace("question", "another"),
+    ),
+    case(
+        "training.eval_on_start=true training.eval_strategy=no",
+        "training.eval_on_start=true needs training.eval_strategy=epoch or steps; …",
+    ),
+    case(
+        "training.dataloader_drop_last=true training.per_device_train_batch_size=4 data.max_rows=3",
+        "training.dataloader_drop_last=true leaves no batch of 3 rows: training.per_device_train_batch_size=4; lower …",
+    ),
+    case(
+        "training.save_strategy=best training.eval_strategy=no",
+        "training.save_strategy=best needs training.eval_strategy=epoch or steps, …",
+        "training.save_strategy=best needs training.metric_for_best_model, such as loss",
+    ),
+    case(
+        "training.metric_for_best_model=los",
+        "training.metric_for_best_model must be one of loss, …did you mean 'loss'?",
+    ),
+    case(
+        "training.use_liger_kernel=true", "training.use_liger_kernel needs the package liger-kernel; install it, or …"
+    ),
+    case("peft=prompt_tuning training.eval_packing=true", "training.eval_packing mixes documents up …; set …=false"),
+    case("training.packing=true training.packing_strategy=wrapped", "training.packing_strategy=wrapped cuts …"),
+    case("training.packing_strategy=bfd_splt", "training.packing_strategy must be one of bfd, …; did you mean …"),
+    case(
+        "training.padding_free=true training.eval_packing=true",
+        "training.padding_free and training.eval_packing need training.packing=true; set it, or one of them false",
+    ),
+    case("training.train_sampling_strategy=by_length", "training.train_sampling_strategy must be one of random, …"),
+    case("training.optim=galore_adamw", "training.optim=galore_adamw needs the package galore-torch; install it, or …"),
+    case("training.optim=apollo_adamw", "training.optim=apollo_adamw needs the package apollo-torch; install it, or …"),
+    case("training.optim=adalomo", "training.optim=adalomo needs the package lomo-optim; install it, or choose …"),
+    case("training.optim=adamw_bnb_8bit", "training.optim=adamw_bnb_8bit or its settings are refused: …bitsandbytes…"),
+    case(
+        "training.resume=nowhere", "training.resume: nowhere is not a checkpoint folder (no trainer_state.json); give …"
+    ),
+    case(
+        "training.resume=c",
+        "training.resume: c is not a checkpoint folder of this peft method (no model*.safetensors); give …",
+        c__trainer_state_json="{}",
+    ),
+    case(
+        "training.resume=c training.max_steps=5",
+        "training.resume: c has no optimizer.pt, which would start anew in silence; give a checkpoint …save_only_model",
+        "training.resume: c has no scheduler.pt, which would start anew in silence; give a checkpoint …save_only_model",
+        "training.resume: c is at step 5, so training.max_steps=5 leaves nothing to train",
+        c__trainer_state_json='{"global_step": 5}',
+        c__model_safetensors="x",
+    ),
+    Case(
+        "training.resume=c",
+        ("training.resume: c/trainer_state.json is damaged; give an earlier checkpoint",),
+        {"c/trainer_state.json": "{}", "c/model.safetensors": "x", "c/optimizer.pt": "x", "c/scheduler.pt": "x"},
+    ),
+]
+
+
+TRACKING = [
+    case("tracking=[aim,tensorbord]", "tracking=tensorbord: no such choice; did you mean 'tensorboard'? (aim, …)"),
+    case("tracking=aim tracking.aim.rebo=x", "tracking.aim.rebo: unknown field; did you mean 'repo'?"),
+    case(
+        "tracking.wandb.mode=sometimes tracking.aim=here",
+        "tracking.aim is a group of fields, got 'here'; set them as tracking.aim={FIELD: VALUE}",
+        "tracking.wandb.mode must be one of online, offline; got 'sometimes'",
+    ),
+    case(
+        "tracking=[aim,mlflow] tracking.aim.repo=aim:/server tracking.mlflow.tracking_uri=https://me:secret@host",
+        "tracking.aim.repo: a server is written aim://HOST:PORT, got 'aim:/server'",
+        "tracking.mlflow.tracking_uri holds a password, and secrets stay out of a job; set it to null, and …",
+    ),
+    case(
+        "training.trackers=aim training.aim_repo=. training.aim_remote_server_ip=10.0.0.1",
+        "training.trackers: choose several at once, such as tracking=[aim,tensorboard]",
+        "training.aim_repo: it is tracking.aim.repo now",
+        "training.aim_remote_server_ip: give the server as tracking.aim.repo=aim://HOST:PORT",
+    ),
+]
+
+
+CALLBACKS = [
+    case(
+        "callbacks=early_stopping callbacks.early_stopping.patience=0 callbacks.early_stopping.threshold=-1 "
+        "callbacks.stop_when=[]",
+        "callbacks.early_stopping.metric=eval_loss is measured by evaluating while training; set …",
+        "callbacks.early_stopping.patience must be at least 1, got 0",
+        "callbacks.early_stopping.threshold must be at least 0, got -1",
+        "callbacks.stop_when has no condition; write one, such as loss < 0.1, or set it to null",
+    ),
+    case(
+        "callbacks=early_stopping callbacks.early_stopping.metric=los training.eval_strategy=epoch",
+        "callbacks.early_stopping.metric=los is nothing that this job logs, which is loss, …; did you mean 'loss'?",
+    ),
+    case(
+        '\'callbacks.stop_when=["los < 1 or eval_loss < 1", "loss", "loss <", "1 < 2", "loss.real > 1", '
+        '"__import__(loss) > 1", "mean(loss, 0) < 1"]\'',
+        "callbacks.stop_when='los < 1 or eval_loss < 1': los is nothing that this job logs, …; did you mean 'loss'?",
+        "callbacks.stop_when='los < 1 or eval_loss < 1': eval_loss is measured by evaluating while training; …",
+        "callbacks.stop_when='loss': loss is a number; compare it, as in loss < 0.5",
+        "callbacks.stop_when='loss <': it cannot be read (invalid syntax); a condition is made of metrics, numbers, …",
+        "callbacks.stop_when='1 < 2': it looks at no metric, and so would hold always or never",
+        "callbacks.stop_when='loss.real > 1': loss.real has no place in a condition; …",
+        "callbacks.stop_when='__import__(loss) > 1': __import__(loss) has no place in a condition; …",
+        "callbacks.stop_when='mean(loss, 0) < 1': mean(loss, 0): the function takes METRIC or METRIC, COUNT, …",
+    ),
+    case(
+        "'callbacks.stop_when=\"eval_loss < 1\"' 'data.eval={a: package:complaints/held_out.jsonl}' "
+        "training.eval_strategy=epoch",
+        "callbacks.stop_when='eval_loss < 1': eval_loss is nothing that …, eval_a_loss, …; did you mean 'eval_a_loss'?",
+    ),
+    case("callbacks=early_stoping", "callbacks=early_stoping: no such choice; did you mean 'early_stopping'? (…)"),
+]
+
+CASES = [*TOGETHER, *TRACKING, *CALLBACKS]
+
+
+@wrong_inputs(CASES)
+def test_what_cannot_be_trained_is_answered_by_one_message_and_leaves_nothing(
+    wrong: Case, fmstune: Callable[..., Any], tmp_path: Path
+) -> None:
+    assert_answered(wrong, fmstune, tmp_path)
