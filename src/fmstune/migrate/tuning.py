@@ -128,7 +128,7 @@ def shipped_model(path: str) -> str | None:
     """The choice of the model group whose file names this path."""
     for name in groups.choices("model"):
         text = resources.files("fmstune.conf").joinpath("model", f"{name}.yaml").read_text(encoding="utf-8")
-        if yaml.safe_load(text)["path"] == path:
+        if yaml.safe_load(text).get("path") == path:
             return name
     return None
 
