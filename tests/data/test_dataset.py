@@ -1,6 +1,5 @@
 """Rows are tokenised once, every one of them is accounted for, and the cache never gives back what changed."""
 
-import dataclasses
 import json
 import logging
 import os
@@ -14,14 +13,11 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from fmstune import cache
 from fmstune.config.job import Data, Overlap, OverLength, Untrainable
-from fmstune.data import splits, tokenized, tokens
+from fmstune.data import tokenized, tokens
 from fmstune.data.dataset import Prepared, prepare_data
-from fmstune.data.ledger import Ledger
 from fmstune.errors import UserError
 from tests import ROOT
 from tests.tokenizers_for_tests import gpt2_style, llama_style
@@ -138,91 +134,6 @@ def test_the_rows_that_ship_prepare_without_a_loss() -> None:
     assert prepared.shared == ()
 
 
-# The ledger
-
-
-def test_every_fate_of_a_row_is_counted() -> None:
-    write(
-        [
-            *GOOD,
-            text("a" + TEMPLATE + " b", " yes"),
-            "no template",
-            text("empty", " "),
-            text("long prompt " * 9, " yes"),
-            text("a", " yes" * 20),
-            "also none",
-            text("thanks :", ""),
-        ]
-    )
-    ledger = prepare(max_length=20, untrainable=Untrainable.drop).ledger
-    assert dataclasses.replace(ledger, lengths={}) == Ledger(
-        rows_read=10,
-        rows_formatted=8,
-        rows_with_several_templates=1,
-        rows_without_template=2,
-        rows_without_answer=3,
-        rows_too_long=0,
-        rows_trained=5,
-        rows_truncated=1,
-        tokens_total=65,
-        tokens_trained=25,
-        tokens_cut=26,
-        tokens_straddling=0,
-        longest=88,
-        longest_row=7,
-    )
-    assert sum(ledger.lengths.values()) == 6
-    assert (ledger.rows_dropped, ledger.tokens_masked) == (5, 40)
-
-
-def test_of_rows_of_the_same_length_the_first_is_the_longest() -> None:
-    write([GOOD[0], GOOD[1], GOOD[1]])
-    assert prepare().ledger.longest_row == 2
-
-
-def test_rows_too_long_can_be_dropped() -> None:
-    write([*GOOD, text("a", " yes" * 20)])
-    ledger = prepare(max_length=20, over_length=OverLength.drop).ledger
-    assert (ledger.rows_trained, ledger.rows_too_long, ledger.rows_truncated) == (3, 1, 0)
-
-
-ANYTHING = st.lists(
-    st.sampled_from(
-        ["", "x", TEMPLATE, text("a", " yes"), text("thanks :", ")"), text("a" * 30, "b"), text("a", "b" * 30)]
-    ),
-    min_size=1,
-    max_size=12,
-)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(texts=ANYTHING, over_length=st.sampled_from([OverLength.truncate, OverLength.drop]))
-def test_rows_and_tokens_add_up(texts: list[str], over_length: OverLength) -> None:
-    write([*texts, GOOD[0]])
-    prepared = prepare(max_length=12, over_length=over_length, untrainable=Untrainable.drop)
-    ledger, rows = prepared.ledger, prepared.train.to_list()
-    assert ledger.rows_read == len(texts) + 1 == ledger.rows_trained + ledger.rows_dropped
-    assert ledger.rows_formatted == ledger.rows_read - ledger.rows_without_template
-    assert ledger.rows_trained == len(rows)
-    assert ledger.tokens_total == sum(len(row["input_ids"]) for row in rows)
-    assert ledger.tokens_trained == sum(label != -100 for row in rows for label in row["labels"])
-    assert all(row["labels"][-1] == 0 and sum(label != -100 for label in row["labels"]) > 1 for row in rows)
-    assert max(ledger.lengths) == ledger.longest
-
-
-def test_the_ledger_is_printed_with_its_sums() -> None:
-    write([*GOOD, "no template"])
-    assert prepare(untrainable=Untrainable.drop).ledger.lines() == [
-        "rows    4 = 3 trained + 1 dropped",
-        "        formatted: 3 of 4",
-        "        dropped: 1 without template, 0 without answer, 0 too long",
-        "        trained: 0 truncated; 0 with more than one response template (the last one counts)",
-        "tokens  31 = 7 trained (22.6%) + 24 masked",
-        "        0 cut off, 0 straddling a boundary",
-        "length  13 tokens in row 2, the longest",
-    ]
-
-
 # What is wrong with the data
 
 
@@ -279,43 +190,6 @@ def test_nothing_is_left_in_the_cache_by_rows_that_were_refused() -> None:
 
 def texts_of(rows: Any) -> list[str]:
     return [gpt2_style().decode(row["input_ids"]).split("\n")[0] for row in rows]
-
-
-@pytest.mark.parametrize(("count", "fraction", "held_out"), [(10, 0.2, 2), (7, 0.5, 4), (101, 0.1, 10)])
-def test_a_fraction_holds_out_exactly_its_share(count: int, fraction: float, held_out: int) -> None:
-    write([text(f"r{number}", " yes") for number in range(count)])
-    prepared = prepare(eval_fraction=fraction)
-    (part,) = prepared.held_out
-    assert (len(part.rows), len(prepared.train)) == (held_out, count - held_out)
-    assert sorted(texts_of(part.rows) + texts_of(prepared.train)) == sorted(f"r{n}" for n in range(count))
-
-
-def test_the_rows_held_out_are_fixed_by_the_seed() -> None:
-    assert splits.held_out_numbers(10, 0.3, seed=42) == {0, 1, 4}
-    assert splits.held_out_numbers(10, 0.3, seed=43) == {0, 2, 4}
-
-
-@pytest.mark.parametrize(("count", "fraction", "share"), [(3, 0.1, 0), (3, 0.9, 3)])
-def test_a_fraction_that_leaves_a_split_empty_is_a_problem(count: int, fraction: float, share: int) -> None:
-    write(GOOD[:count])
-    assert problems_of(eval_fraction=fraction) == (
-        f"data.eval_fraction={fraction} holds {share} of {count} rows out, and both splits need one; "
-        "change it or set data.eval",
-    )
-
-
-def test_max_rows_limits_training_rows_before_some_are_held_out() -> None:
-    write([text(f"r{number}", " yes") for number in range(9)])
-    prepared = prepare(max_rows=4, eval_fraction=0.5)
-    (part,) = prepared.held_out
-    assert sorted(texts_of(part.rows) + texts_of(prepared.train)) == ["r0", "r1", "r2", "r3"]
-
-
-def test_max_rows_does_not_limit_rows_that_were_held_out_by_the_user() -> None:
-    write(GOOD)
-    write(GOOD[::-1], "eval.jsonl")
-    prepared = prepare(max_rows=1, eval="eval.jsonl")
-    assert (len(prepared.train), len(prepared.held_out[0].rows)) == (1, 3)
 
 
 SAME = (

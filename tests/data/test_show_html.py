@@ -87,8 +87,8 @@ def test_hostile_rows_were_among_them(page: Page) -> None:
 @pytest.mark.parametrize("text", [*HOSTILE, "\ud800", "<!-- ", "&amp;"])
 def test_a_title_a_row_and_a_ledger_cannot_leave_their_element(text: str, tmp_path: Path) -> None:
     runs = [show.Run(text, trained=True), show.Run(text, trained=False)]
-    split = show.Split(text, [f"stop    {text}"], {})
-    made = rows_page(text, [show.Row(text, runs)], [split])
+    split = show.SplitSums(text, [f"stop    {text}"], {})
+    made = rows_page(text, [show.ShownRow(text, runs)], [split])
     assert Page(made).runs[2:] == [("mark", text), ("span", text)]
     assert f"stop{text}" == "".join(Page(made).cells)
     with show.written_aside(tmp_path / "page") as file:
@@ -116,7 +116,7 @@ def test_the_sums_are_those_of_the_terminal(page: Page, prepared: Prepared) -> N
 
 
 def test_bars_are_as_long_as_their_share() -> None:
-    made = rows_page("x", [], [show.Split("x", [], {5: 1, 15: 4})])
+    made = rows_page("x", [], [show.SplitSums("x", [], {5: 1, 15: 4})])
     widths = [float(width) for width in re.findall(r'<div style="width: ([\d.]+)%">', made)]
     assert widths == [25, 0, 0, 0, 0, 100]
 

@@ -34,50 +34,50 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """Tokenised rows, and what became of the rows that they were made of."""
+    """The tokenised rows of a job, and the counts of the rows that they were made of."""
 
     train: "Dataset | IterableDataset"
     """`input_ids` and `labels` of the rows of an epoch."""
     sources: tuple[Part, ...]
-    """The training rows of each source; of those that are streamed, the first ones."""
+    """The training rows of each source; of a streamed source, the first ones."""
     held_out: tuple[Part, ...]
-    """The sets of held-out rows; none where nothing is held out."""
+    """The sets of held-out rows."""
     mixture: tuple[Share, ...]
-    """What each source gives to an epoch; nothing where rows are streamed."""
+    """The rows of each source in an epoch; empty for streamed rows."""
     shared: tuple[Shared, ...]
     """Training rows that are also held out."""
     hashes: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of the files (`read.Contents.hash`) by the field that names them."""
     streamed: Mapping[str, Ledger] | None = None
-    """What became of the rows of each source that were read so far in training; None where all were read before."""
+    """The ledger of each source's rows that were read so far in training; None if all were read before."""
     rows_read: Mapping[str, int] = field(default_factory=dict)
-    """Rows that were read, by field; of those that are streamed, the first ones."""
+    """Rows that were read before training, by field."""
     tokens: Mapping[str, str] = field(default_factory=dict)
     """Name of the cache entry by field, a hash of all that its tokens depend on; streamed rows have none."""
     seconds: float = 0.0
-    """What reading and tokenising them took; little where they were cached."""
+    """The time that preparing took."""
 
     @property
     def cached(self) -> bool:
-        """Whether all of it had been made before."""
+        """Whether an earlier run made all of them."""
         return self.streamed is None and all(part.cached for part in (*self.sources, *self.held_out))
 
     @property
     def epoch_tokens(self) -> int:
-        """Tokens of an epoch; where rows of a source come again or are left out, their mean counts."""
+        """Tokens of an epoch; where rows of a source are repeated or left out, their mean counts."""
         taken = {share.name: share.taken / share.rows for share in self.mixture}
         return sum(round(part.ledger.tokens_total * taken.get(part.name, 1)) for part in self.sources)
 
     @property
     def ledger(self) -> Ledger:
-        """What became of the training rows of all sources; of those that are streamed, of the first ones."""
+        """The ledger of the training rows of all sources; of a streamed source, of the first ones."""
         return Ledger.total([part.ledger for part in self.sources])
 
     def lines(self) -> list[str]:
-        """The ledgers of the training rows as they are printed, with the mixture and what was found beside."""
+        """The ledgers of the training rows as they are printed, and the mixture."""
         found = []
         for part in self.sources:
-            title = f"{part.name}" if part.name else ""
+            title = part.name
             if self.streamed is not None:
                 title = f"the first {part.ledger.rows_read:,} rows{' of ' if title else ''}{title}"
             found += [*([title] if title else []), *part.ledger.lines()]
@@ -86,7 +86,7 @@ class Prepared:
         return found
 
     def notes(self) -> Iterator[str]:
-        """What works but may not be meant."""
+        """A sentence about each pair of sources with rows in common, which may be a mistake."""
         for shared in self.shared:
             yield f"{shared.message()}; data.overlap=drop leaves them out of training"
 

@@ -28,7 +28,7 @@ def load_format(format: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase |
     settings = {name: value for name, value in format.items() if name != "_target_"}
     function = _function(format.get("_target_"))
     raise_if_any(_misfits(function, settings))
-    if _wants_tokenizer(function):
+    if "tokenizer" in list(inspect.signature(function).parameters)[1:]:
         settings["tokenizer"] = tokenizer
     return partial(function, **settings)
 
@@ -76,7 +76,7 @@ def _own_code(format: Mapping[str, Any]) -> list[Path]:
 
 
 def _function(target: Any) -> Callable[..., Any]:
-    """A public function of the named module itself: what that module only imports may do anything with a row."""
+    """A public function that the named module defines: functions that it only imports may do anything with a row."""
     module_name, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
     if not module_name:
         raise UserError("data.format._target_", f"must be like fmstune.data.formats.text, found {target!r}")
@@ -88,20 +88,21 @@ def _function(target: Any) -> Callable[..., Any]:
     function = vars(module).get(name)
     if name not in known or not inspect.isfunction(function):
         raise UserError("data.format._target_", f": {_no_format(module_name, name, function, known)}")
-    if not _takes_a_row(function):
+    first = next(iter(inspect.signature(function).parameters.values()), None)
+    if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD):
         raise UserError("data.format._target_", f": {target} must take the row as its first argument")
     return function
 
 
 def _format_names(module: ModuleType) -> tuple[str, ...]:
-    """What a job may name in this module."""
+    """The functions of this module that a job may name."""
     if module.__name__.partition(".")[0] == "fmstune":
         return formats.FORMATS if module is formats else ()
-    return tuple(name for name, value in vars(module).items() if _is_own(value, module) and not name.startswith("_"))
-
-
-def _is_own(value: object, module: ModuleType) -> bool:
-    return inspect.isfunction(value) and value.__module__ == module.__name__
+    return tuple(
+        name
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+    )
 
 
 def _no_format(module: str, name: str, found: object, known: tuple[str, ...]) -> str:
@@ -113,18 +114,6 @@ def _no_format(module: str, name: str, found: object, known: tuple[str, ...]) ->
     if name.startswith("_"):
         return f"{module}.{name} is private; name a public function"
     return f"{module} only imports {name!r}; name the module that defines it, {found.__module__}.{found.__name__}"
-
-
-def _takes_a_row(function: Callable[..., Any]) -> bool:
-    parameters = list(inspect.signature(function).parameters.values())
-    return bool(parameters) and parameters[0].kind in (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    )
-
-
-def _wants_tokenizer(function: Callable[..., Any]) -> bool:
-    return "tokenizer" in list(inspect.signature(function).parameters)[1:]
 
 
 def _misfits(function: Callable[..., Any], settings: Mapping[str, Any]) -> Iterator[Problem]:

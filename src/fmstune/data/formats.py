@@ -1,10 +1,9 @@
 """Row → segments of text, each trained or not: one function a format.
 
-A new format is one function, here or in a package of your own, that takes a row and its settings and
-returns segments; `data.format` names it: `{_target_: my_package.my_format, any_setting: value}`.
-A format that has a parameter `tokenizer` is given the model's, or None where rows are only looked at without one.
-`fmstune.data.format_loading` finds it. This package is trusted whatever a job says, so nothing here imports or runs
-what it is given; templates are rendered in a sandbox (`fmstune.data.templates`).
+A new format is one function, here or in a package of your own, that takes a row and its settings and returns segments;
+`data.format` names it: `{_target_: my_package.my_format, any_setting: value}`. A parameter `tokenizer` is given the
+model's, or None for a scan. A job may name these functions without `--trust`, so none imports or runs what it is
+given; templates are rendered in a sandbox.
 """
 
 import re

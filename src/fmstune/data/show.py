@@ -42,7 +42,7 @@ LEGEND = (Run("trained", True), Run("·masked", False))
 WHITE_SPACE = "↵ is a line break, · a space, → a tab"
 
 
-class Row(NamedTuple):
+class ShownRow(NamedTuple):
     """One row as both views show it."""
 
     title: str
@@ -50,7 +50,7 @@ class Row(NamedTuple):
     """Its text, white space visible."""
 
 
-class Split(NamedTuple):
+class SplitSums(NamedTuple):
     """The sums of one split as both views show them."""
 
     title: str
@@ -76,7 +76,7 @@ def render_rows(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", rows: 
     return "\n\n".join([f"{_painted(LEGEND, paint)}; {WHITE_SPACE}", *shown, *sums])
 
 
-def first_rows(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", rows: int) -> Iterator[Row]:
+def first_rows(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", rows: int) -> Iterator[ShownRow]:
     """The first training rows of each source."""
     for part in prepared.sources:
         for number in range(min(rows, len(part.rows))):
@@ -84,19 +84,19 @@ def first_rows(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", rows: i
             trained = sum(label != IGNORED for label in row["labels"])
             name = f"{part.name} row {number + 1}".strip()
             title = f"{name}: {len(row['input_ids']):,} tokens, {trained:,} trained"
-            yield Row(title, [Run(visible(run.text), run.trained) for run in runs(row, tokenizer)])
+            yield ShownRow(title, [Run(visible(run.text), run.trained) for run in runs(row, tokenizer)])
 
 
-def split_sums(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Split]:
+def split_sums(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase") -> Iterator[SplitSums]:
     """The sums of the training rows and of the held-out rows, by source, and of their mixture."""
     train = "training rows" if prepared.streamed is None else "the first training rows"
     for title, parts in ((train, prepared.sources), ("held-out rows", prepared.held_out)):
         for part in parts:
             yield _split(f"{title} of {part.name}" if part.name else title, part, tokenizer)
     if len(prepared.mixture) > 1:
-        yield Split("mixture", mixture_lines(prepared.mixture), {})
+        yield SplitSums("mixture", mixture_lines(prepared.mixture), {})
     if prepared.shared:
-        yield Split("rows of both", [f"note    {note}" for note in prepared.notes()], {})
+        yield SplitSums("rows of both", [f"note    {note}" for note in prepared.notes()], {})
 
 
 def write_rows_json(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
@@ -112,16 +112,16 @@ def write_rows_json(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", pa
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[TextIO]:
-    """A file beside `path` that takes its place when all is written."""
-    # what is no text in UTF-8, such as half of a surrogate pair, is written as its number
+    """A file that takes the place of `path` when all is written."""
+    # half of a surrogate pair cannot be written in UTF-8; it is written as its number
     with write_aside(path) as aside, aside.open("w", encoding="utf-8", errors="xmlcharrefreplace") as file:
         yield file
 
 
 def runs(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[Run]:
-    """The row's text where training changes to masking and back.
+    """The row's text, divided where training changes to masking and back.
 
-    Each run is what its tokens add to the text before them: decoded alone, it would lose its first space.
+    Each run is the text that its tokens add to the text before them: decoded alone, it would lose its first space.
     """
     ids: list[int] = row["input_ids"]
     found, end, before = [], 0, ""
@@ -164,7 +164,7 @@ def histogram(lengths: Mapping[int, int]) -> list[str]:
     ]
 
 
-def _split(title: str, part: Part, tokenizer: "PreTrainedTokenizerBase") -> Split:
+def _split(title: str, part: Part, tokenizer: "PreTrainedTokenizerBase") -> SplitSums:
     ledger = part.ledger
     ends = trained_ends(part.rows, {tokenizer.eos_token_id, *tokenizer.all_special_ids})
     end = ends.most_common(1)[0][0] if ends else tokenizer.eos_token_id
@@ -175,7 +175,7 @@ def _split(title: str, part: Part, tokenizer: "PreTrainedTokenizerBase") -> Spli
         f"cut     {ledger.rows_truncated:,} of {ledger.rows_trained:,} rows lose their end ({cut:.1%})",
         f"stop    {ends[end]:,} of {len(part.rows):,} rows train {name} ({end}) as their last token",
     ]
-    return Split(title, lines, ledger.lengths)
+    return SplitSums(title, lines, ledger.lengths)
 
 
 def _painted(runs: Sequence[Run], paint: Mapping[bool, str]) -> str:

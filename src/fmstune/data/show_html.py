@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader
 
 from fmstune.data.dataset import Prepared
-from fmstune.data.show import LEGEND, WHITE_SPACE, Row, Split, bins, first_rows, split_sums, written_aside
+from fmstune.data.show import LEGEND, WHITE_SPACE, ShownRow, SplitSums, bins, first_rows, split_sums, written_aside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,8 +22,8 @@ def write_rows_page(
         file.write(text)
 
 
-def rows_page(title: str, rows: Sequence[Row], sums: Sequence[Split]) -> str:
-    """The whole page; all text that is not ours is escaped."""
+def rows_page(title: str, rows: Sequence[ShownRow], sums: Sequence[SplitSums]) -> str:
+    """The whole page; the text of rows and names is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

@@ -1,4 +1,4 @@
-"""Training rows that are read while the model trains: the same masks and ledger, with the memory of a few batches."""
+"""Training rows that are read while the model trains, with the memory of a few batches."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -33,24 +33,25 @@ def sample_stream(recipe: Recipe) -> Part:
 
 @dataclass(frozen=True)
 class Stream:
-    """The rows of one source, from its first to its last, each time that it is asked for them."""
+    """The rows of one source, read from the first to the last in each pass."""
 
     recipe: Recipe
     ledger: Ledger
-    """What became of the rows that were read, of all passes."""
+    """The counts of all rows that were read, in all passes."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Stream":
         """Itself: `datasets` copies what it iterates over, and the ledger must stay the one that the run reads."""
         return self
 
-    def rows(self) -> Iterator[dict[str, list[int]]]:
-        """One pass; raises UserError at the end of a batch with all that is wrong with it."""
-        problems = RowProblems()
-        for batch in tokenize_batches(self.recipe.rows(), self.recipe, self.ledger, problems):
-            raise_if_any(problems.first())
-            for row in batch.values():
-                yield {"input_ids": row.input_ids, "labels": row.labels}
+
+def _one_pass(stream: Stream) -> Iterator[dict[str, list[int]]]:
+    """Raises UserError at the end of a batch with all that is wrong with it."""
+    problems = RowProblems()
+    for batch in tokenize_batches(stream.recipe.rows(), stream.recipe, stream.ledger, problems):
         raise_if_any(problems.first())
+        for row in batch.values():
+            yield {"input_ids": row.input_ids, "labels": row.labels}
+    raise_if_any(problems.first())
 
 
 def streamed_dataset(streams: Sequence[Stream], data: Data, seed: int) -> "IterableDataset":
@@ -60,7 +61,8 @@ def streamed_dataset(streams: Sequence[Stream], data: Data, seed: int) -> "Itera
     columns = TRAINED.empty_table().select(["input_ids", "labels"]).schema
     features = Features.from_arrow_schema(columns)
     parts = [
-        IterableDataset.from_generator(_rows, features=features, gen_kwargs={"stream": stream}) for stream in streams
+        IterableDataset.from_generator(_one_pass, features=features, gen_kwargs={"stream": stream})
+        for stream in streams
     ]
     given = [w for w in (stream.recipe.source.weight for stream in streams) if w is not None]
     if given:
@@ -74,10 +76,6 @@ def streamed_dataset(streams: Sequence[Stream], data: Data, seed: int) -> "Itera
         mixed = concatenate_datasets(parts) if len(parts) > 1 else parts[0]
     # `datasets` would still put the sources themselves in another order
     return mixed if data.buffer_size == 1 else mixed.shuffle(seed=seed, buffer_size=data.buffer_size)
-
-
-def _rows(stream: Stream) -> Iterator[dict[str, list[int]]]:
-    return stream.rows()
 
 
 def hash_listing(recipe: Recipe) -> str:

@@ -1,4 +1,4 @@
-"""One source → tokens in Arrow files, once: an entry of the cache by content, and mapped from there."""
+"""The rows of one source → tokens in Arrow files: written once as an entry of the cache, and mapped."""
 
 import gc
 import hashlib
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 BATCH = 1000
 """Rows that are tokenised in one call."""
 AHEAD = 2
-"""Batches that threads tokenise while an earlier one is written; the tokenizer lets go of Python's lock meanwhile."""
+"""Batches that threads tokenise while an earlier one is written; the tokenizer releases Python's lock."""
 OBJECTS = 20_000
 """Objects that are made before the garbage collector looks at the young ones; Python 3.11 waits for 700."""
 _MODULES = "locate read formats templates chat format_loading tokens ledger splits tokenized"
@@ -50,21 +50,21 @@ TRAINED = pa.schema(
 )
 """`number` is the row's place in its split, counted from 1; equal tokens have equal fingerprints."""
 HELD_OUT_TOO = pa.schema([*TRAINED, pa.field("prompt_ids", INTEGERS), pa.field("answer_ids", INTEGERS)])
-"""Held-out rows say where they are divided, so that their last answers can be generated and compared."""
+"""Held-out rows are also divided into prompt and answer, so that the last answers can be generated and compared."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """The tokenised rows of one source, mapped, and what became of the rows that they were made of."""
+    """The tokenised rows of one source, mapped, and the counts of the rows that they were made of."""
 
     name: str
     """The source's; "" for the only one."""
     rows: "Dataset"
     ledger: Ledger
     cached: bool
-    """Whether it had been made before."""
+    """Whether an earlier run made it."""
     key: str = ""
-    """Name of the cache entry, a hash of all that the tokens depend on; "" where they are streamed."""
+    """Name of the cache entry, a hash of all that the tokens depend on; "" for streamed rows."""
 
 
 def tokenize_source(recipe: Recipe, seed: int, contents: Contents) -> dict[str, Part]:
@@ -83,7 +83,7 @@ def tokenize_source(recipe: Recipe, seed: int, contents: Contents) -> dict[str, 
 
 
 def _make(entry: Path, recipe: Recipe, seed: int) -> None:
-    """Write the entry aside and rename it, so that nobody sees half of one."""
+    """Write the entry aside and rename it, so that no process sees half of an entry."""
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".unfinished-") as aside:
@@ -242,7 +242,7 @@ def _lists(lists: list[list[int]]) -> pa.Array:
 
 
 def _open(entry: Path, name: str, *, cached: bool) -> dict[str, Part] | None:
-    """The entry, mapped; None when it is not there or, with a word in the log, when it cannot be used."""
+    """The entry, mapped; None if it does not exist or, with a warning, if it cannot be used."""
     if not entry.exists():
         return None
     try:
