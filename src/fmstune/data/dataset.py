@@ -94,7 +94,7 @@ class Prepared:
 def prepare_data(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int) -> Prepared:
     """Tokenise the training and the held-out rows, or map what an earlier run made of the same content.
 
-    Raises one UserError with everything that is wrong with the data.
+    Raises one UserError with all problems of the data.
     """
     check_tokenizer(tokenizer)
     recipes = load_recipes(data, tokenizer)
@@ -114,10 +114,7 @@ def prepare_data(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int) ->
 
 
 def data_identity(data: Data, tokenizer: "PreTrainedTokenizerBase | None", seed: int) -> dict[str, dict[str, str]]:
-    """The `data_hashes` and `tokens` by field that `prepare_data` would give, without tokenising.
-
-    Without a tokenizer there are no `tokens`.
-    """
+    """The `data_hashes` and, with a tokenizer, the `tokens` by field that `prepare_data` would give."""
     recipes = load_recipes(data, tokenizer)
     contents = hash_sources(recipes)
     keyed = [recipe for recipe in recipes if tokenizer is not None and not recipe.streamed]
@@ -128,7 +125,7 @@ def data_identity(data: Data, tokenizer: "PreTrainedTokenizerBase | None", seed:
 
 
 def prepare_held_out(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int) -> tuple[Part, ...]:
-    """The held-out rows alone, as `prepare_data` has them; raises UserError with everything wrong with them."""
+    """The held-out rows alone, as `prepare_data` has them; raises UserError with all their problems."""
     check_tokenizer(tokenizer)
     recipes = [recipe for recipe in load_recipes(data, tokenizer) if recipe.trains == draws_held_out(data)]
     made = _tokenize(recipes, seed, hash_sources(recipes))
@@ -136,7 +133,7 @@ def prepare_held_out(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int
 
 
 def load_recipes(data: Data, tokenizer: "PreTrainedTokenizerBase | None") -> list[Recipe]:
-    """A recipe for each source, those to train on first; raises UserError with all that is wrong with the formats."""
+    """A recipe for each source, those to train on first; raises UserError with all problems of the formats."""
     recipes: list[Recipe] = []
     problems: list[Problem] = []
     for part in ("train", "eval"):
@@ -152,10 +149,7 @@ def load_recipes(data: Data, tokenizer: "PreTrainedTokenizerBase | None") -> lis
 
 
 def hash_sources(recipes: Sequence[Recipe]) -> dict[str, Contents]:
-    """The contents of each source by field; raises UserError where one is trained and held out.
-
-    Streamed sources are left out.
-    """
+    """The contents of each source that is not streamed, by field; raises UserError for one that is also held out."""
     contents: dict[str, Contents] = {}
     problems: list[Problem] = []
     read_first = [recipe for recipe in recipes if not recipe.streamed]
@@ -201,7 +195,7 @@ def _tokenize(recipes: Sequence[Recipe], seed: int, contents: Mapping[str, Conte
 
 
 def _mixed(recipes: Sequence[Recipe], train: Sequence[Part], held_out: Sequence[Part], seed: int) -> Prepared:
-    """The rows of an epoch: of one source all, of several those that the weights ask for."""
+    """The rows of an epoch: all rows, or with weights the rows that the weights choose."""
     from datasets import concatenate_datasets
 
     data = recipes[0].data

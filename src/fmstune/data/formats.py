@@ -121,14 +121,14 @@ def unescape(typed: str) -> str:
 
 
 def repeats_template(segments: list[Segment], response_template: str) -> bool:
-    """Whether the template also stands before the place where the answer begins."""
+    """Whether the prompt holds the template more than once."""
     template = unescape(response_template)
     prompt = "".join(segment.text for segment in segments if not segment.trained)
     return prompt.find(template) != prompt.rfind(template)
 
 
 def has_answer(formatted: Formatted) -> bool:
-    """Whether there is something to learn: trained text that is not blank, or a trained token."""
+    """Whether trained text is not blank, or a token is trained."""
     if isinstance(formatted, TokenRow):
         return any(label != -100 for label in formatted.labels)
     return any(segment.trained and segment.text.strip() for segment in formatted)

@@ -12,11 +12,11 @@ from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.files import did_you_mean_beside, resolve
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".arrow")
-"""What a folder is searched for; a file that is named is read whatever its suffix, by its content."""
+"""The files that a folder is searched for; a file that is named may have any suffix."""
 NOT_ROWS = ("dataset_info.json", "state.json", "dataset_dict.json")
-"""What `Dataset.save_to_disk` writes beside its Arrow files."""
+"""Files that `Dataset.save_to_disk` writes in addition to its Arrow files."""
 SPLITS = {"data.train": ("train",), "data.eval": ("validation", "test")}
-"""The split of a hub id that a field means: the first of these that there is."""
+"""The split of a hub id that a field means: the first of these that exists."""
 SHOWN = 10
 """Problems, and rows of one problem, that a message lists; more are counted."""
 
@@ -27,7 +27,7 @@ class File(NamedTuple):
     name: str
     path: Path
     streamed: Iterable[dict[str, Any]] | None = None
-    """The rows of a hub id that is read as it comes, without a file here."""
+    """The rows of a hub id that is streamed and has no file here."""
 
 
 HubFiles = Callable[[str, str], list[File]]
@@ -64,7 +64,7 @@ def _distinct_files(source: Any, field: str, hub_files: HubFiles) -> list[File]:
 
 
 def more_problems(count: int) -> list[Problem]:
-    """How many of so many problems are not shown."""
+    """The number of problems that are not shown, as a last problem."""
     return [Problem("", f"and {count - SHOWN:,} more such problems")] if count > SHOWN else []
 
 

@@ -1,4 +1,4 @@
-"""Whether the model and the rows of a job were prepared here before, so that its ranks can start at once.
+"""A mark for jobs whose model and rows were prepared here before, so that their ranks can start at once.
 
 A hint that needs no torch. The ranks find what has changed since: one on each machine tokenises while the others wait.
 """

@@ -32,7 +32,7 @@ class Contents(NamedTuple):
     hash: str
     """SHA-256 of a single file's bytes, as `sha256sum` prints it; of several, over their digests in order."""
     readers: tuple[str, ...]
-    """How each file is read: the same bytes are other rows when they are called CSV."""
+    """The reader of each file: the same bytes are other rows in a file with the suffix .csv."""
 
 
 Item = Row | Problem

@@ -1,4 +1,4 @@
-"""The counts that can be had without a tokenizer: rows and characters, and everything that is wrong with the rows."""
+"""Rows counted and checked without a tokenizer: their characters, and all their problems."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -37,9 +37,9 @@ class Scan:
 
 
 def scan_data(data: Data, seed: int) -> Scan:
-    """Read and format all rows, and raise what is wrong with them; `seed` only decides which are held out.
+    """Read and format all rows, of a streamed source the first ones; raises UserError with all their problems.
 
-    Of sources that are streamed, only the first rows are read.
+    `seed` decides which rows are held out.
     """
     problems: list[Problem] = []
     scans = {TRAIN: Scan(), HELD_OUT: Scan()}
@@ -63,7 +63,7 @@ def scan_data(data: Data, seed: int) -> Scan:
 
 
 def _characters(formatted: Formatted) -> tuple[int, int]:
-    """Characters of a row, and how many of them are trained; a token counts as it usually has."""
+    """Characters of a row, and how many of them are trained; a token counts CHARACTERS_PER_TOKEN."""
     if isinstance(formatted, TokenRow):
         trained = sum(label != IGNORED for label in formatted.labels)
         return round(len(formatted.labels) * CHARACTERS_PER_TOKEN), round(trained * CHARACTERS_PER_TOKEN)

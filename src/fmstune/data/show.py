@@ -28,7 +28,7 @@ VISIBLE = {code: chr(0x2400 + code) for code in range(32)} | {ord("\t"): "→", 
 
 PLAIN = {True: "⟦{}⟧", False: "{}"}
 COLOR = {True: "\x1b[1;32m{}\x1b[0m", False: "\x1b[2m{}\x1b[0m"}
-"""How trained and masked text is printed."""
+"""The print of trained (True) and masked (False) text."""
 
 
 class Run(NamedTuple):

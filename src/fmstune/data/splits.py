@@ -1,4 +1,4 @@
-"""The rows of a source → those to train on and those to hold out, formatted, each accounted for."""
+"""The rows of a source → rows to train on and rows to hold out, formatted and counted."""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -20,7 +20,7 @@ HELD_OUT = "held_out"
 
 
 class Recipe(NamedTuple):
-    """How the rows of one source become tokens."""
+    """One source of the job, and all that its tokens depend on."""
 
     source: Source
     field: str
@@ -37,7 +37,7 @@ class Recipe(NamedTuple):
 
     @property
     def trains(self) -> bool:
-        """Whether the source is `data.train` or one of it."""
+        """Whether the rows are in `data.train`."""
         return self.field.split(".")[1] == TRAIN
 
     @property
@@ -95,7 +95,7 @@ def draws_held_out(data: Data) -> bool:
 def format_rows(split: Iterable[Row], recipe: Recipe, ledger: Ledger, problems: RowProblems) -> Iterator[FormattedRow]:
     """The rows that have an answer; the others are counted, and are problems unless they may be dropped.
 
-    Rows that cannot be read are problems, too, noted after the last row.
+    Problems of rows that cannot be read follow after the last row.
     """
     strict = recipe.data.untrainable is Untrainable.error
     template = (recipe.source.format or {}).get("response_template")

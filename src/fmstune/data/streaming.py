@@ -22,7 +22,7 @@ SAMPLE = 1000
 
 
 def sample_stream(recipe: Recipe) -> Part:
-    """The first rows of a source, in memory, with their ledger; raises UserError with all that is wrong with them."""
+    """The first rows of a source, in memory, with their ledger; raises UserError with all their problems."""
     ledger, problems = Ledger(), RowProblems()
     made = in_memory_dataset(list(tokenize_batches(islice(recipe.rows(), SAMPLE), recipe, ledger, problems)))
     raise_if_any(problems.first())
@@ -45,7 +45,7 @@ class Stream:
 
 
 def _one_pass(stream: Stream) -> Iterator[dict[str, list[int]]]:
-    """Raises UserError at the end of a batch with all that is wrong with it."""
+    """Yield the rows; raises UserError at the end of a batch with all its problems."""
     problems = RowProblems()
     for batch in tokenize_batches(stream.recipe.rows(), stream.recipe, stream.ledger, problems):
         raise_if_any(problems.first())

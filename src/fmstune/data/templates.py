@@ -28,9 +28,9 @@ class RowTemplate(NamedTuple):
 
 
 def render_row(template_file: str, row: Mapping[str, Any]) -> list[Segment]:
-    """The row's text in the template; raises RowProblem where the row lacks a column or the template fails.
+    """The row's text in the template; raises RowProblem if the row lacks a column or the template fails.
 
-    Raises UserError where the file is no template, or marks nothing as trained.
+    Raises UserError if the file is not a template, or marks nothing as trained.
     """
     compiled = load_template(template_file)
     try:
@@ -60,7 +60,7 @@ def _segments(text: str, compiled: RowTemplate) -> list[Segment]:
 
 
 def load_template(template_file: str) -> RowTemplate:
-    """The template, compiled once; raises UserError where the file is no template, or marks nothing as trained."""
+    """The template, compiled once; raises UserError if it is not a template, or marks nothing as trained."""
     path = Path(files.resolve(template_file)).expanduser()
     try:
         facts = path.stat()

@@ -68,10 +68,7 @@ class Part:
 
 
 def tokenize_source(recipe: Recipe, seed: int, contents: Contents) -> dict[str, Part]:
-    """The source's rows by split, tokenised now or by an earlier run.
-
-    Raises one UserError with everything that is wrong with the rows.
-    """
+    """The source's rows by split, tokenised now or by an earlier run; raises UserError with all their problems."""
     entry = cache.place() / "tokenized" / cache_key(recipe, seed, contents)
     found = _open(entry, recipe.name, cached=True)
     if found is None:

@@ -62,7 +62,7 @@ class Encoded(NamedTuple):
     trained: int
     """Trained tokens, end-of-sequence included."""
     answered: bool
-    """Whether a token of an answer is trained: end-of-sequence alone is none."""
+    """Whether a token of an answer is trained; end-of-sequence alone does not count."""
     straddling: int
     """Tokens that lie on both sides of a boundary between read and trained text."""
     answer: int
@@ -84,10 +84,8 @@ class TokenSpan(NamedTuple):
 
     first: int
     last: int
-    first_straddles: bool
-    """Whether `first` starts before the stretch."""
-    last_straddles: bool
-    """Whether `last` starts inside the stretch."""
+    straddling: list[int]
+    """The tokens that lie on both sides of the stretch's start or end."""
 
 
 def encode_rows(batch: Sequence[Formatted], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Encoded]:
@@ -150,7 +148,7 @@ def _cut(row: TokenRow, max_length: int) -> Encoded:
 
 
 def _last_stretch(labels: Sequence[int]) -> int:
-    """Where the last stretch of trained tokens begins."""
+    """The place where the last stretch of trained tokens begins."""
     place = len(labels)
     while place and labels[place - 1] == IGNORED:
         place -= 1
@@ -164,7 +162,7 @@ def _tokenised(
 ) -> Iterator[tuple[list[int], list[TokenSpan]]]:
     """The ids of each row's whole text, and which of them are trained."""
     texts = ["".join(segment.text for segment in row) for row in rows]
-    # verbose=False: that a text is above the tokenizer's own limit is no news, since max_length decides
+    # verbose=False: no warning about texts above the tokenizer's own limit, since max_length decides
     made = tokenizer(texts, add_special_tokens=special_tokens, return_attention_mask=False, verbose=False)
     for row, text, ids, encoding in zip(rows, texts, made["input_ids"], made.encodings, strict=True):
         yield ids, _token_spans(row, len(text), encoding)
@@ -190,12 +188,12 @@ def _encode_row(ids: list[int], spans: list[TokenSpan], end_of_sequence: int, ma
 
 
 def _last_answer(spans: list[TokenSpan], kept: int) -> int:
-    """Where the last of the spans begins that has a token among the first `kept`; the end where none has."""
+    """The first token of the last span that has tokens among the first `kept`; `kept` if no span has."""
     return next((span.first for span in reversed(spans) if span.first < min(span.last, kept)), kept)
 
 
 def _labels(ids: list[int], spans: list[TokenSpan], kept: int) -> list[int]:
-    """The first `kept` labels: ids inside the spans, nothing to learn outside."""
+    """The first `kept` labels: ids inside the spans, IGNORED outside."""
     labels: list[int] = []
     for first, last, *_ in spans:
         labels += [IGNORED] * (first - len(labels))
@@ -205,10 +203,8 @@ def _labels(ids: list[int], spans: list[TokenSpan], kept: int) -> list[int]:
 
 
 def _straddling(spans: list[TokenSpan], kept: int) -> int:
-    """How many of the first `kept` tokens lie on both sides of a span's boundary."""
-    return sum(
-        (span.first_straddles and span.first < kept) + (span.last_straddles and span.last < kept) for span in spans
-    )
+    """The number of the first `kept` tokens that lie on both sides of a span's boundary."""
+    return sum(token < kept for span in spans for token in span.straddling)
 
 
 def _token_spans(segments: list[Segment], text_length: int, encoding: "Encoding") -> list[TokenSpan]:
@@ -216,7 +212,8 @@ def _token_spans(segments: list[Segment], text_length: int, encoding: "Encoding"
     for start, end in trained_spans(segments):
         first = _ending_after(start, text_length, encoding)
         last = _ending_after(end, text_length, encoding)
-        spans.append(TokenSpan(first, last, _straddles(first, start, encoding), _straddles(last, end, encoding)))
+        ends = ((first, start), (last, end))
+        spans.append(TokenSpan(first, last, [token for token, end in ends if _straddles(token, end, encoding)]))
     return spans
 
 
