@@ -1,6 +1,6 @@
-# demo: the default run; test, lint: what CI runs; site: the documents as HTML, in site/; bench: benchmarks/RESULTS.md,
-# best on an idle machine; soak: kills and resumes. Each makes the environment that it needs. programs: what some tests
-# drive besides (Debian, as root); without them these tests are skipped.
+# demo: the default run; test, lint: what CI runs; test-fast: the tests that train nothing; site: the documents as HTML,
+# in site/; bench: benchmarks/RESULTS.md, best on an idle machine; soak: kills and resumes. Each makes the environment
+# that it needs. programs: what some tests drive besides (Debian, as root); without them these tests are skipped.
 PYTHON ?= python3
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
