@@ -78,11 +78,14 @@ def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
         yield
 
 
-@pytest.fixture
-def fmstune(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Run a command: the real parent and the real runner, but in this process, which each leaves as it was.
+Command = Callable[..., Result]
 
-    tests/cli/test_main.py runs the same through the console script, with processes and signals.
+
+def in_this_process(capfd: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch, trained: list[str]) -> Command:
+    """The real parent and the real runner, but in this process, which each leaves as it was.
+
+    The words of a command that has trained are added to `trained`. tests/cli/test_main.py runs the same through the
+    console script, with processes and signals.
     """
     from hydra.core.plugins import Plugins
 
@@ -98,15 +101,18 @@ def fmstune(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         if argv[1:3] == ["-m", "fmstune.launch.agent"]:
             return with_processes(argv, env)
         assert argv[1:3] == ["-m", "fmstune.runner"]
-        if not {"report", "compare"} & {*argv[4:]}:
+        flags = {*argv[4:]}
+        if not {"report", "compare"} & flags:
             # here and not in the run: only what is imported before it can be put back after it
             from fmstune.training import library_noise, trainer  # noqa: F401
         with process_state.kept():
-            return runner.main(argv[3:])
+            code = runner.main(argv[3:])
+        if code == 0 and not {"--verb", "--prepare"} & flags:
+            trained.append(" ".join(sys.argv))
+        return code
 
-    monkeypatch.setattr(subprocesses, "start", start)
-    monkeypatch.setattr(warm, "start", start)
-
+    patch.setattr(subprocesses, "start", start)
+    patch.setattr(warm, "start", start)
     # Hydra looks for them once in a process
     Plugins.instance()
 
@@ -121,6 +127,16 @@ def fmstune(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         return Result(code if isinstance(code, int) else 1, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def fmstune(
+    request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Command]:
+    """Run a command in this process; a test that trains by it must be marked as slow."""
+    trained: list[str] = []
+    yield in_this_process(capfd, monkeypatch, trained)
+    assert not trained or request.node.get_closest_marker("slow"), f"mark this test as slow, as it trains: {trained}"
 
 
 @pytest.fixture
@@ -184,7 +200,7 @@ RECORDED = (
 
 @pytest.fixture
 def recorded_run(
-    fmstune: Callable[..., Result], made_once: MadeOnce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str], made_once: MadeOnce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """The folder `first` of a run, with its model `m` and its rows.jsonl beside it: trained once, a copy for each."""
     from tests import small
@@ -195,7 +211,8 @@ def recorded_run(
         (place / "m" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
         rows = [json.dumps({"output": f"### Text: parcel {n}\n### Response: late"}) + "\n" for n in range(8)]
         (place / "rows.jsonl").write_text("".join(rows))
-        run = fmstune(*RECORDED)
+        with pytest.MonkeyPatch.context() as patch:
+            run = in_this_process(capfd, patch, [])(*RECORDED)
         assert run.code == 0, run.err
         monkeypatch.chdir(tmp_path)
 

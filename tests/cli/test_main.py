@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
+
 from fmstune.cli import doctor, help
 from fmstune.config.verbs import Verb
 from tests import ROOT
@@ -157,6 +159,7 @@ def test_rows_are_shown_and_written_with_their_masks(fmstune: Run) -> None:
     assert all(row["trained_text"].endswith("complaint</s>") for row in rows)
 
 
+@pytest.mark.slow
 def test_the_doctor_names_versions_devices_extras_and_the_cache() -> None:
     done = command("doctor")
     assert done.returncode == 0
@@ -171,6 +174,7 @@ def test_the_doctor_looks_at_every_extra_but_those_of_contributors() -> None:
     assert {*doctor.EXTRAS, "dev", "docs"} == set(extras)
 
 
+@pytest.mark.slow
 def test_the_doctor_clears_the_cache(fmstune: Run, tmp_path: Path) -> None:
     assert fmstune("show-data", "--rows", "1", "data.max_rows=5").code == 0
     assert list((tmp_path / "cache").rglob("*.arrow"))
@@ -179,6 +183,7 @@ def test_the_doctor_clears_the_cache(fmstune: Run, tmp_path: Path) -> None:
     assert not list((tmp_path / "cache").rglob("*.arrow"))
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_base_against_tuned_and_exit_code_0() -> None:
     done = command(*QUICK)
     assert done.returncode == 0, done.stderr
@@ -187,6 +192,7 @@ def test_a_run_ends_with_base_against_tuned_and_exit_code_0() -> None:
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_every_point_in_one_folder_also_after_a_failed_one() -> None:
     done = command("-m", *QUICK, "evaluation=none", "output_dir=sweep", "training.learning_rate=1e-3,-1,1e-4")
     assert done.returncode == 2
@@ -238,6 +244,7 @@ def interrupt(process: "subprocess.Popen[str]", number: signal.Signals) -> None:
     assert not [path for path in Path("run").iterdir() if "model" in path.name]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_so_and_leaves_no_model() -> None:
     interrupt(started(LONG), signal.SIGINT)
 
@@ -261,6 +268,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_the_runner_does_not_outlive_a_killed_parent_and_none_starts_without_it() -> None:
     process = started(LONG)
     runner = runner_pid(process.pid)
@@ -277,6 +285,7 @@ def test_the_runner_does_not_outlive_a_killed_parent_and_none_starts_without_it(
     assert late.returncode == 1
 
 
+@pytest.mark.slow
 def test_a_second_runner_is_kept_from_the_folder_and_sigterm_ends_the_first() -> None:
     process = started(LONG)
     second = subprocess.run(
@@ -288,6 +297,7 @@ def test_a_second_runner_is_kept_from_the_folder_and_sigterm_ends_the_first() ->
     interrupt(process, signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_a_runner_that_is_killed_is_recorded_by_its_parent() -> None:
     process = started(LONG)
     os.kill(runner_pid(process.pid), signal.SIGKILL)
@@ -306,6 +316,7 @@ def test_the_parent_starts_fast_because_it_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_a_parent_that_dies_before_training_gives_the_folder_back() -> None:
     process = subprocess.Popen([SCRIPT, *LONG], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: Path("run/job.yaml").exists(), "the claim")
@@ -316,6 +327,7 @@ def test_a_parent_that_dies_before_training_gives_the_folder_back() -> None:
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_starts_no_further_point() -> None:
     words = ("-m", *(word for word in LONG if not word.startswith("output_dir")), "seed=1,2", "output_dir=sweep")
     process = subprocess.Popen([SCRIPT, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -439,6 +439,7 @@ print(len(prepared.train), prepared.train[4999]["labels"][-1], prepared.ledger.r
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_prepare_the_same_at_once_both_get_it() -> None:
     write([text(f"row {number}", " yes") for number in range(5000)])
     code = WRITER.format(format=FORMAT)

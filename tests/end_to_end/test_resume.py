@@ -14,6 +14,8 @@ from fmstune.runs.checkpoints import CheckpointFacts
 from tests import ROOT
 from tests.conftest import Result
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., Result]
 QUICK = (
     "training.max_steps=4",
@@ -146,7 +148,6 @@ def small_disk(tmp_path: Path) -> Path:
     return disk
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("filled", "steps", "said"),
     [
@@ -175,7 +176,6 @@ def test_a_full_disk_is_named_and_the_former_checkpoint_is_whole(
     assert not [name for name in left if name.startswith((checkpoints.SAVING, ".model", "model"))]
 
 
-@pytest.mark.slow
 def test_kills_at_random_moments_change_nothing() -> None:
     """Full and LoRA, one process and two under FSDP, and from two to one; `make soak` does it 20 times each."""
     words = [sys.executable, str(ROOT / "tools" / "soak.py"), "--kills=2", "--steps=5"]

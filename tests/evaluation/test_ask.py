@@ -199,6 +199,7 @@ def test_draws_follow_the_seed(fmstune: Fmstune) -> None:
     assert found[0] == found[1] != found[2]
 
 
+@pytest.mark.slow
 def test_the_early_tools_script_takes_its_flags(tmp_path: Path) -> None:
     script = [sys.executable, str(ROOT / "scripts" / "run_inference.py")]
     flags = ["--model", "package:tiny_llama", "--text_file", texts_file(tmp_path), "--max_new_tokens", "5"]
@@ -212,6 +213,7 @@ def test_the_early_tools_script_takes_its_flags(tmp_path: Path) -> None:
     assert "generate has no flag --nosuch" in refused and "flash" not in refused
 
 
+@pytest.mark.slow
 def test_generating_does_not_wait_for_what_trains_to_be_imported(tmp_path: Path) -> None:
     requests.write(Generation(model="package:tiny_llama", text="Hi"), tmp_path / "request.json")
     code = (

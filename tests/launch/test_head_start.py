@@ -75,6 +75,7 @@ def test_one_that_was_ended_by_others_is_not_taken() -> None:
     assert head_start.take([sys.executable, "-m", "fmstune.launch.agent", "job.yaml", "--"], os.environ) is None
 
 
+@pytest.mark.slow
 def test_it_does_not_outlive_a_parent_that_is_killed() -> None:
     code = "from fmstune.launch import head_start; head_start.give()\n"
     code += "print(head_start._waiting[0].process.pid, flush=True)\n"

@@ -202,12 +202,14 @@ def test_a_run_that_would_mix_documents_up_stops_before_its_first_step(
     assert not (run.folder / "model").exists()
 
 
+@pytest.mark.slow
 def test_where_nothing_is_packed_nothing_is_audited(fmstune: Callable[..., Result]) -> None:
     run = fmstune(*ONE_STEP)
     assert run.summary["packing"] is None
     assert 0 < run.summary["padding_share"] < 0.5
 
 
+@pytest.mark.slow
 def test_packing_loses_no_row_of_what_was_prepared(fmstune: Callable[..., Result]) -> None:
     words = ("training.packing=true", "training.num_train_epochs=1", "training.save_strategy=no", "evaluation=none")
     run = fmstune(*words, "launcher.threads=1", "data.max_rows=64")

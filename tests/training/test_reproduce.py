@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -32,6 +33,7 @@ def rows(out: str) -> dict[str, list[str]]:
     return {fact: values for fact, *values in table}
 
 
+@pytest.mark.slow
 def test_the_same_job_on_the_same_machine_gives_the_same_bytes(fmstune: Run, recorded_run: Path) -> None:
     again = fmstune("reproduce", "first", "--strict")
     assert again.code == 0, again.err
@@ -47,6 +49,7 @@ def test_what_was_typed_is_recorded(recorded_run: Path) -> None:
     assert lock()["command"] == f"fmstune {' '.join(RECORDED)}"
 
 
+@pytest.mark.slow
 def test_another_machine_is_a_note_that_strict_lets_pass(fmstune: Run, recorded_run: Path) -> None:
     edit(platform="Plan 9", cpu="8086", environment={})
     again = fmstune("reproduce", "first", "--strict", "output_dir=again")
@@ -82,6 +85,7 @@ def test_every_difference_is_listed_and_strict_makes_nothing(fmstune: Run, recor
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_a_change_is_listed_and_by_how_much_the_result_differs_is_said(fmstune: Run, recorded_run: Path) -> None:
     changed = fmstune("reproduce", "first", "training.learning_rate=0.5", "output_dir=again")
     assert changed.code == 0, changed.err
@@ -102,6 +106,7 @@ def test_data_that_is_gone_is_a_difference_and_then_the_problem_of_the_run(fmstu
     assert "data.train: no file rows.jsonl" in gone.err
 
 
+@pytest.mark.slow
 def test_a_record_of_an_older_fmstune_is_compared_as_far_as_it_goes(fmstune: Run, recorded_run: Path) -> None:
     old = {key: value for key, value in lock().items() if key not in ("processes", "model_files", "tokens")}
     (recorded_run / "lock.json").write_text(json.dumps(old))

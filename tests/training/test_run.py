@@ -18,6 +18,8 @@ from fmstune.cli.help import choices
 from tests import small
 from tests.conftest import Result
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., Result]
 TWO_STEPS = (
     "training.max_steps=2",
@@ -176,7 +178,6 @@ def test_a_checkpoint_is_gone_on_with_to_the_same_weights(fmstune: Run) -> None:
     assert (rest.summary["steps"], rest.summary["steps_here"]) == (4, 2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "checkpoint", "steps"),
     [("train_sampling_strategy=group_by_length", 14, 36), ("packing=true", 7, 15)],
@@ -355,7 +356,6 @@ def test_an_error_in_training_is_recorded_and_no_half_model_stays(
     assert run.summary["error"] == {"kind": "internal", "message": "PermissionError: [Errno 13] Permission denied"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("peft", "at_least"),
     [
@@ -379,7 +379,6 @@ def test_the_default_learns_its_task(fmstune: Run, peft: str, at_least: float) -
 METHODS = [peft for peft in choices("peft") if peft != "full"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("peft", METHODS)
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_gpt_bigcode"])
 def test_a_method_learns_and_its_adapter_loads_in_plain_peft_to_the_same_answers(

@@ -79,6 +79,7 @@ def test_a_run_ends_where_its_rule_says_also_when_it_was_killed_just_there(fmstu
     assert Path("run/model/adapter_model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_a_run_without_rules_says_that_it_was_not_stopped(fmstune: Run) -> None:
     run = fmstune("training.max_steps=1", "training.save_strategy=no", "evaluation=none", "data.max_rows=8")
     assert json.loads((run.folder / "summary.json").read_text())["stopped"] is None

@@ -62,7 +62,15 @@ def adapted(folder: Path, *, ratio: float | None = None, quantised: bool = False
     torch.manual_seed(0)
     return Trainer(
         model=get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"])),
-        args=SFTConfig(output_dir=str(folder), use_cpu=True, bf16=False, max_length=None, report_to="none", **changes),
+        args=SFTConfig(
+            output_dir=str(folder),
+            use_cpu=True,
+            bf16=False,
+            max_length=None,
+            report_to="none",
+            activation_checkpointing=False,
+            **changes,
+        ),
         train_dataset=Dataset.from_list(ROWS),
         processing_class=tokenizer.tokenizer,
         loraplus_lr_ratio=ratio,
