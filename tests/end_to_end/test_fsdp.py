@@ -1,7 +1,7 @@
 """FSDP and DDP for real, over two gloo processes: sharded, and equal to one process with the same global batch.
 
-All jobs run one after the other in the same two processes (tests/rank.py), and then in this one. Weights may differ by
-5e-6 and losses by 1e-6: the processes add the same numbers in another order.
+All jobs run one after the other in the same two processes (tests/fixtures/rank.py), and then in this one. Weights may
+differ by 5e-6 and losses by 1e-6: the processes add the same numbers in another order.
 """
 
 import dataclasses
@@ -125,7 +125,15 @@ def freeze_into(folder: Path, words: Sequence[str], big_code: Path) -> None:
 def two_processes(place: Path, names: Sequence[str]) -> None:
     root = ROOT
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "tests.rank"]
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node=2",
+            "--standalone",
+            "-m",
+            "tests.fixtures.rank",
+        ]
         + [str(place / name / "job.yaml") for name in names],
         env={**os.environ, "PYTHONPATH": str(root)},
         capture_output=True,

@@ -17,10 +17,10 @@ from fmstune.config import freeze
 from fmstune.config.job import Job
 from fmstune.errors import UserError
 from fmstune.launch import slurm
-from tests import slurm_for_tests
 from tests.cli.test_main import SCRIPT, wait_for
 from tests.config.test_freeze import tree
 from tests.conftest import FSDP_JOB, Result
+from tests.fixtures import slurm_cluster
 
 ON_TWO_NODES: dict[str, Any] = {
     "strategy": "fsdp",
@@ -171,10 +171,10 @@ def test_the_check_shows_the_script_and_submits_nothing(fmstune: Callable[..., R
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The configuration of a Slurm that runs."""
-    why = slurm_for_tests.missing()
+    why = slurm_cluster.missing()
     if why is not None:
         pytest.skip(why)
-    with slurm_for_tests.running(tmp_path_factory.mktemp("slurm")) as conf:
+    with slurm_cluster.running(tmp_path_factory.mktemp("slurm")) as conf:
         yield conf
 
 

@@ -27,8 +27,8 @@ from fmstune.migrate import translate
 from fmstune.migrate.flags import HARNESS, INFERENCE, LAUNCH, TORCHRUN, TUNING, Fate
 from fmstune.migrate.translate import Translation
 from fmstune.migrate.words import Became, typed
-from tests import early_commands
 from tests.conftest import Result
+from tests.fixtures import early_commands
 
 VARIABLES = {
     "MODEL_PATH": "package:tiny_llama",

@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from fmstune.config.metrics import Place, metrics_of, names_at
-from tests import browser
-from tests.browser import Browser
 from tests.conftest import MadeOnce, Result
+from tests.fixtures import browser
+from tests.fixtures.browser import Browser
 
 SWEEP = (
     "-m",
