@@ -184,9 +184,9 @@ def test_a_notice_reaches_every_rank_and_all_stop_after_the_same_step() -> None:
     assert "Traceback" not in err
 
 
-def test_a_notice_before_there_are_ranks_waits_for_them_and_for_the_first_step() -> None:
+def test_a_notice_before_there_are_ranks_waits_for_them_and_for_the_first_step(fmstune: Run) -> None:
     job = (*LONG, "data.max_rows=16")
-    assert subprocess.run([SCRIPT, "show-data", *job], capture_output=True).returncode == 0
+    assert fmstune("show-data", *job).code == 0
     process = subprocess.Popen([SCRIPT, *job], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(Path("run/job.yaml").exists, "the run folder")
     process.send_signal(signal.SIGUSR1)

@@ -32,7 +32,18 @@ TOO_LONG: set[str] = {
 """Modules that are still to be cut; none may be added."""
 
 SAME_NAME: set[str] = {
-    *("check", "command", "commands", "compose", "configuration", "dataset", "differences", "generate", "here"),
+    *(
+        "check",
+        "command",
+        "commands",
+        "compose",
+        "configuration",
+        "dataset",
+        "differences",
+        "first",
+        "generate",
+        "here",
+    ),
     *("is_number", "is_sharded", "key", "learns_a_prompt", "lines", "load", "locate", "notes", "of_training"),
     *("prepare", "problems", "read", "register", "render", "report", "resolve", "run", "show", "shown", "size"),
     *("splits", "start", "text", "translate", "write", "write_json"),
