@@ -19,11 +19,6 @@ from typing import Any
 
 import pytest
 import yaml
-from aim import Repo
-from aim.storage.context import Context
-from mlflow import MlflowClient
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from wandb.proto.wandb_internal_pb2 import Record
 
 from fmstune.config import freeze
 from fmstune.config.job import Aim, Job, Mlflow, Tracking
@@ -43,6 +38,19 @@ Points = dict[str, list[tuple[int, float]]]
 def store() -> str:
     """The database of this test; MLflow keeps its connections by the address, so that is a full path."""
     return f"sqlite:///{Path('mlflow.db').resolve()}"
+
+
+def aim_repo(place: str) -> Any:
+    """Aim's own view of a folder; imported here, as trackers take seconds."""
+    from aim import Repo
+
+    return Repo(place)
+
+
+def mlflow_client(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
 
 
 def all_of_them() -> tuple[str, ...]:
@@ -73,7 +81,7 @@ def in_the_file() -> Points:
 
 def aim_run() -> Any:
     """The only run of the Aim repository here, as a query finds it."""
-    (one,) = [found.run for found in Repo(str(Path.cwd())).query_runs("run.job.peft.r == 4").iter_runs()]
+    (one,) = [found.run for found in aim_repo(str(Path.cwd())).query_runs("run.job.peft.r == 4").iter_runs()]
     return one
 
 
@@ -86,20 +94,22 @@ def in_aim(run: Any, subset: str) -> Points:
 
 
 def in_tensorboard() -> Points:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = EventAccumulator("run/tensorboard")
     events.Reload()
     return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
 def mlflow_run() -> Any:
-    client = MlflowClient(store())
+    client = mlflow_client(store())
     (experiment,) = client.search_experiments(filter_string="name = 'fmstune'")
     (one,) = client.search_runs([experiment.experiment_id])
     return one
 
 
 def in_mlflow(run: Any) -> Points:
-    client = MlflowClient(store())
+    client = mlflow_client(store())
     return {
         name: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
         for name in run.data.metrics
@@ -108,6 +118,8 @@ def in_mlflow(run: Any) -> Points:
 
 def in_wandb() -> Points:
     """The history in wandb's offline files, which are LevelDB logs of its messages."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
     found: Points = {}
     for file in sorted(Path("run/wandb").glob("offline-run-*/*.wandb")):
         for data in log_records(file.read_bytes()):
@@ -144,6 +156,8 @@ def in_trackio(database: Path) -> Points:
 
 @pytest.mark.slow
 def test_every_tracker_holds_what_the_metrics_file_holds(fmstune: Run, trackio_folder: Path) -> None:
+    from aim.storage.context import Context
+
     run = fmstune(*QUICK, *EVALUATED, *all_of_them(), "output_dir=run")
     assert run.code == 0, run.err
     assert "note:" not in run.err
@@ -217,7 +231,7 @@ def test_a_tracker_that_cannot_begin_is_left_out_and_the_others_go_on(fmstune: R
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Making one takes MLflow seconds."""
     place = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{place}").search_experiments()
+    mlflow_client(f"sqlite:///{place}").search_experiments()
     return place
 
 
@@ -312,7 +326,7 @@ def test_a_point_of_a_sweep_is_called_by_what_sets_it_apart(job: Job) -> None:
     with tracking.tracked(job, Path("run"), 0, writes=True):
         pass
     assert mlflow_run().info.run_name == "fmstune"
-    MlflowClient(store()).delete_run(mlflow_run().info.run_id)
+    mlflow_client(store()).delete_run(mlflow_run().info.run_id)
     Path("command.json").write_text('["-m", "seed=1,2"]')
     Path("run").rename("0-seed=1")
     with tracking.tracked(job, Path("0-seed=1"), 0, writes=True):
@@ -330,7 +344,7 @@ def test_a_repository_that_another_point_is_just_making_is_waited_for(job: Job) 
             assert not wait([began], timeout=3).done
             half_made.rmdir()
         run = began.result(timeout=60)
-    assert Repo("shared").list_all_runs() == [run]
+    assert aim_repo("shared").list_all_runs() == [run]
 
 
 HOLDS = """
@@ -367,14 +381,14 @@ def test_an_index_that_another_process_holds_is_waited_for_and_no_error(
         closed.result(timeout=60)
     noted = "another process holds the index of shared" in capfd.readouterr().err
     assert noted is until_it_ends
-    assert [one.hash for one in Repo("shared").iter_runs()] == ([] if until_it_ends else [run])
+    assert [one.hash for one in aim_repo("shared").iter_runs()] == ([] if until_it_ends else [run])
 
 
 def test_a_run_that_was_deleted_in_the_tracker_is_begun_anew(job: Job) -> None:
     with tracking.tracked(job, Path("run"), 0, writes=True):
         pass
     former = mlflow_run().info.run_id
-    MlflowClient(store()).delete_run(former)
+    mlflow_client(store()).delete_run(former)
     with tracking.tracked(job, Path("run"), 0, writes=True):
         pass
     assert mlflow_run().info.run_id != former
@@ -385,7 +399,7 @@ def test_only_one_process_writes(job: Job) -> None:
     with tracking.tracked(job, Path("run"), 0, writes=False) as trackers:
         trackers.log({"loss": 1.0}, 1)
     assert sorted(path.name for path in Path("run").iterdir()) == ["lock.json", "summary.json"]
-    assert MlflowClient(store()).search_experiments(filter_string="name = 'fmstune'") == []
+    assert mlflow_client(store()).search_experiments(filter_string="name = 'fmstune'") == []
 
 
 @pytest.mark.soak
@@ -411,5 +425,5 @@ def test_a_run_ends_in_order_whether_its_aim_server_lives_or_dies(dies: bool) ->
             os.killpg(server.pid, signal.SIGKILL)
     noted = json.loads(Path("run/summary.json").read_text())["tracking"]["aim"]
     assert (noted["error"] is not None) is dies
-    assert Repo(str(Path("served").resolve())).list_all_runs() == [noted["run"]]
+    assert aim_repo(str(Path("served").resolve())).list_all_runs() == [noted["run"]]
     assert len(in_the_file()["loss"]) == 40
