@@ -101,13 +101,13 @@ def in_this_process(capfd: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch
         if argv[1:3] == ["-m", "fmstune.launch.agent"]:
             return with_processes(argv, env)
         assert argv[1:3] == ["-m", "fmstune.runner"]
-        flags = {*argv[4:]}
-        if not {"report", "compare"} & flags:
+        flags = argv[4:]
+        if not {"--verb=report", "--verb=compare"} & {*flags}:
             # here and not in the run: only what is imported before it can be put back after it
             from fmstune.training import library_noise, trainer  # noqa: F401
         with process_state.kept():
             code = runner.main(argv[3:])
-        if code == 0 and not {"--verb", "--prepare"} & flags:
+        if code == 0 and not any(flag.startswith(("--verb", "--prepare")) for flag in flags):
             trained.append(" ".join(sys.argv))
         return code
 
