@@ -331,6 +331,7 @@ def test_ctrl_c_ends_the_run_of_a_sweep_in_order_and_starts_no_further_point() -
     assert [path.name for path in Path("sweep").iterdir() if path.is_dir()] == ["0-seed=1"]
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     done = subprocess.run(
         f"{SCRIPT} check data.max_rows=4 | head -1", shell=True, capture_output=True, text=True, timeout=120

@@ -99,7 +99,10 @@ def check(loader: ConfigLoaderImpl, words: list[str]) -> None:
     assert set(origins) == {key for key, _ in sources.leaves(composed)}
 
 
-@pytest.mark.parametrize("model", CHOICES["model"])
+# one model is enough for a quick look, as the others take seconds each
+@pytest.mark.parametrize(
+    "model", [pytest.param(one, marks=[pytest.mark.slow] * (one != "tiny_llama")) for one in CHOICES["model"]]
+)
 def test_every_field_of_every_combination_names_the_last_file_that_holds_it(
     model: str, composing: ConfigLoaderImpl
 ) -> None:
@@ -109,6 +112,7 @@ def test_every_field_of_every_combination_names_the_last_file_that_holds_it(
         check(composing, [f"{group}={choice}" for group, choice in zip(_groups(combination), combination, strict=True)])
 
 
+@pytest.mark.slow
 def test_so_do_the_groups_beside_them(composing: ConfigLoaderImpl) -> None:
     for words in itertools.product(*([f"{group}={choice}" for choice in groups.choices(group)] for group in BESIDE)):
         check(composing, list(words))
