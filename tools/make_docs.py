@@ -38,6 +38,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "fmstune"
 JOB = tuple(SOURCE / "config" / name for name in ("job.py", "objective.py"))
 CONF = ROOT / "conf"
+TRACKERS = SOURCE / "training" / "trackers"
 DECISIONS = ROOT / "docs" / "decisions"
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -49,6 +50,7 @@ TYPES = {
     "None": "null",
     "Any": "see the meaning",
     "dict[str, Any]": "mapping",
+    "dict[str, dict[str, Any]]": "mapping",
     "list[str]": "list of texts",
 }
 YAML_WORDS = {"None": "null", "True": "true", "False": "false"}
@@ -89,10 +91,20 @@ def group_fields(group: str) -> str:
         return _field_table(_by_name([own, *upstream_fields.training()]))
     if group == "peft":
         return "\n\n".join(map(_of_peft, dict.fromkeys(_targets().values())))
+    if group == "tracking":
+        return _field_table(row for path in sorted(TRACKERS.glob("*.py")) for row in _of_tracker(path))
     rows = list(_fields(_classes()[group.capitalize()], f"{group}.", _classes()))
     if group == "data":
         rows += _fields(_classes()["Source"], "data.train.NAME.", _classes())
     return _field_table(rows)
+
+
+def _of_tracker(path: Path) -> Iterator[tuple[str, ...]]:
+    """The settings of a tracker, by the name that its file in conf/ gives it; none for other modules."""
+    classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    for node in classes if (CONF / "tracking" / path.name).with_suffix(".yaml").is_file() else []:
+        rows = _fields(node, f"tracking.{path.stem}.", {})
+        yield from (row for row in rows if not row[0].startswith(f"`tracking.{path.stem}._"))
 
 
 def _of_peft(target: str) -> str:
@@ -135,6 +147,8 @@ def _fields(node: ast.ClassDef, prefix: str, classes: dict[str, ast.ClassDef]) -
         if annotation in classes and not _choices(classes[annotation]):
             yield from _fields(classes[annotation], f"{name}.", classes)
             continue
+        if stands := re.search(r"'stands_as': '([^']+)'", ast.unparse(statement)):
+            name = stands[1]
         yield f"`{name}`", _type(annotation, classes), _default(statement.value), _doc(after)
         group = annotation.removesuffix(" | None")
         if group != annotation and group in classes and not _choices(classes[group]):
@@ -151,6 +165,8 @@ def _doc(statement: ast.stmt | None) -> str:
 def _type(annotation: str, classes: dict[str, ast.ClassDef]) -> str:
     if annotation in classes:
         return ", ".join(f"`{choice}`" for choice in _choices(classes[annotation]))
+    if annotation.startswith("Literal["):
+        return ", ".join(f"`{choice}`" for choice in re.findall(r"'([^']+)'", annotation))
     parts = [part.strip() for part in annotation.split("|")]
     return " or ".join("mapping" if part in classes else TYPES[part] for part in parts)
 

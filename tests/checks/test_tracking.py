@@ -10,13 +10,12 @@ import pytest
 
 from fmstune.checks import tracking
 from fmstune.config import freeze
-from fmstune.config.job import Tracking
 from tests.config.test_freeze import tree
 
 TRACKERS = ("aim", "tensorboard", "mlflow", "wandb", "trackio")
 
 
-def given(**trackers: dict[str, Any]) -> Tracking:
+def given(**trackers: dict[str, Any]) -> dict[str, Any]:
     return freeze.freeze({**tree(), "tracking": trackers}).job.tracking
 
 

@@ -47,6 +47,11 @@ def test_verbs_and_training_fields_are_suggested(line: str, suggested: list[str]
     assert completion.suggestions(line) == suggested
 
 
+def test_the_settings_of_a_tracker_are_suggested() -> None:
+    assert completion.suggestions("fmstune tracking=aim tracking.aim.re") == ["tracking.aim.repo="]
+    assert completion.suggestions("fmstune tracking.none.re") == []
+
+
 def test_owned_fields_are_not_suggested() -> None:
     assert "training.max_length=" not in completion.suggestions("fmstune training.max")
 

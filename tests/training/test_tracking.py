@@ -21,8 +21,10 @@ import pytest
 import yaml
 
 from fmstune.config import freeze
-from fmstune.config.job import Aim, Job, Mlflow, Tracking
-from fmstune.training import trackers, tracking
+from fmstune.config.job import Job
+from fmstune.training import tracking
+from fmstune.training.trackers import aim
+from fmstune.training.trackers.base import Outcome, Subject
 from tests.cli.test_main import SCRIPT, wait_for
 from tests.config.test_freeze import tree
 from tests.conftest import Result
@@ -243,11 +245,12 @@ def job(tmp_path: Path, empty_database: Path) -> Job:
     (tmp_path / "run" / "lock.json").write_text('{"seed": 42}')
     (tmp_path / "run" / "summary.json").write_text('{"status": "running", "steps": 2}')
     made = freeze.freeze({**tree(), "name": "fmstune"}).job
-    return _with(made, Mlflow(tracking_uri=store()))
+    return _with(made, store())
 
 
-def _with(job: Job, mlflow: Mlflow) -> Job:
-    return dataclasses.replace(job, tracking=Tracking(mlflow=mlflow))
+def _with(job: Job, address: str | None) -> Job:
+    mlflow = {"_target_": "fmstune.training.trackers.mlflow.MlflowTracker", "tracking_uri": address}
+    return dataclasses.replace(job, tracking={"mlflow": mlflow})
 
 
 def error() -> str | None:
@@ -286,7 +289,7 @@ def test_a_tracker_that_does_not_answer_does_not_hold_up_the_run(
     job: Job, silent_server: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tracking, "LONGEST_WAIT", 0.5)
-    silent = _with(job, Mlflow(tracking_uri=f"http://127.0.0.1:{silent_server}"))
+    silent = _with(job, f"http://127.0.0.1:{silent_server}")
     with tracking.tracked(silent, Path("run"), 0, writes=True) as trackers:
         trackers.log({"loss": 1.0}, 1)
     assert error() == "it has not answered for 0.5 seconds"
@@ -301,7 +304,7 @@ def test_a_password_in_the_address_of_a_tracker_is_not_shown(
         port = free.getsockname()[1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hunter2@127.0.0.1:{port}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with tracking.tracked(_with(job, Mlflow(tracking_uri=None)), Path("run"), 0, writes=True):
+    with tracking.tracked(_with(job, None), Path("run"), 0, writes=True):
         pass
     assert f"http://…@127.0.0.1:{port}" in (error() or "")
     shown = capfd.readouterr()
@@ -334,12 +337,16 @@ def test_a_point_of_a_sweep_is_called_by_what_sets_it_apart(job: Job) -> None:
     assert mlflow_run().info.run_name == "fmstune 0-seed=1"
 
 
+def shared_aim(job: Job) -> aim.AimTracker:
+    return aim.AimTracker(subject=Subject(job, Path("run"), {}, 0), repo="shared", system_tracking_interval=None)
+
+
 def test_a_repository_that_another_point_is_just_making_is_waited_for(job: Job) -> None:
-    aim, half_made = Aim(repo="shared", system_tracking_interval=None), Path("shared/.aim")
+    half_made = Path("shared/.aim")
     half_made.mkdir(parents=True)
-    tracker = trackers.AimTracker(aim, trackers.Subject(job, Path("run"), {}, 0))
+    tracker = shared_aim(job)
     with ThreadPoolExecutor() as pool:
-        with trackers.alone_at("shared"):
+        with aim.alone_at("shared"):
             began = pool.submit(tracker.start, None)
             assert not wait([began], timeout=3).done
             half_made.rmdir()
@@ -370,12 +377,11 @@ def test_an_index_that_another_process_holds_is_waited_for_and_no_error(
     job: Job, until_it_ends: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """As a point that ends at the same moment does, or `aim up`."""
-    monkeypatch.setattr(trackers.AimTracker, "LONGEST_WAIT_FOR_INDEX", 1.0 if until_it_ends else 60.0)
-    aim = Aim(repo="shared", system_tracking_interval=None)
-    tracker = trackers.AimTracker(aim, trackers.Subject(job, Path("run"), {}, 0))
+    monkeypatch.setattr(aim.AimTracker, "LONGEST_WAIT_FOR_INDEX", 1.0 if until_it_ends else 60.0)
+    tracker = shared_aim(job)
     run = tracker.start(None)
     with holds_the_index(Path("shared")) as holder, ThreadPoolExecutor() as pool:
-        closed = pool.submit(tracker.close, trackers.Outcome("finished", {"steps": 1}, ""))
+        closed = pool.submit(tracker.close, Outcome("finished", {"steps": 1}, ""))
         assert bool(wait([closed], timeout=4).done) is until_it_ends
         holder.communicate()
         closed.result(timeout=60)

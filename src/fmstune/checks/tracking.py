@@ -1,84 +1,74 @@
 """Trackers → what is wrong with them, before a run; a tracker that fails later only warns."""
 
-import dataclasses
 import importlib.util
 import netrc
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from fmstune.config.job import Aim, Mlflow, Tensorboard, Tracking, Trackio, Wandb, WandbMode
+from fmstune.config.named_classes import OWN_TRACKERS
 from fmstune.errors import Problem
 
 
-def problems(tracking: Tracking) -> Iterator[Problem]:
-    """All that can be known without asking a server."""
-    chosen = [field.name for field in dataclasses.fields(tracking) if getattr(tracking, field.name) is not None]
-    for name in chosen:
-        # a folder of that name in the working folder is no package
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:
-            yield Problem(
-                f"tracking.{name}", f"needs the package {name}; pip install 'fmstune[{name}]', or set it to null"
-            )
-        for field, value in dataclasses.asdict(getattr(tracking, name)).items():
+def problems(tracking: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
+    """Yield all problems that are found without asking a server."""
+    rules = {"aim": _aim, "tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb, "trackio": _trackio}
+    for name, settings in tracking.items():
+        field = f"tracking.{name}"
+        for key, value in settings.items():
             if value == "":
-                yield Problem(f"tracking.{name}.{field}", "is empty; give a name, or leave it out")
-    if tracking.aim:
-        yield from _aim(tracking.aim)
-    if tracking.tensorboard:
-        yield from _tensorboard(tracking.tensorboard)
-    if tracking.mlflow:
-        yield from _mlflow(tracking.mlflow)
-    if tracking.wandb:
-        yield from _wandb(tracking.wandb)
-    if tracking.trackio:
-        yield from _trackio(tracking.trackio)
+                yield Problem(f"{field}.{key}", "is empty; give a name, or leave it out")
+        module = settings["_target_"].split(".")[-2]
+        if settings["_target_"].startswith(f"{OWN_TRACKERS}.") and module in rules:
+            # a folder of that name in the working folder is no package
+            spec = importlib.util.find_spec(module)
+            if spec is None or spec.origin is None:
+                yield Problem(field, f"needs the package {module}; pip install 'fmstune[{module}]', or set it to null")
+            yield from rules[module](field, settings)
 
 
-def _aim(aim: Aim) -> Iterator[Problem]:
-    if aim.system_tracking_interval is not None and aim.system_tracking_interval < 1:
-        yield Problem(
-            "tracking.aim.system_tracking_interval", f"must be at least 1, or null, got {aim.system_tracking_interval}"
-        )
-    if re.match(r"\w+:/", aim.repo):
-        if not re.fullmatch(r"aim://[\w.-]+(:\d+)?(/[\w./-]*)?", aim.repo):
-            yield Problem("tracking.aim.repo", f": a server is written aim://HOST:PORT, got {aim.repo!r}")
-    elif aim.repo:
-        yield from _folder("tracking.aim.repo", Path(aim.repo))
+def _aim(field: str, settings: Mapping[str, Any]) -> Iterator[Problem]:
+    interval, repo = settings["system_tracking_interval"], settings["repo"]
+    if interval is not None and interval < 1:
+        yield Problem(f"{field}.system_tracking_interval", f"must be at least 1, or null, got {interval}")
+    if re.match(r"\w+:/", repo):
+        if not re.fullmatch(r"aim://[\w.-]+(:\d+)?(/[\w./-]*)?", repo):
+            yield Problem(f"{field}.repo", f": a server is written aim://HOST:PORT, got {repo!r}")
+    elif repo:
+        yield from _folder(f"{field}.repo", Path(repo))
 
 
-def _tensorboard(tensorboard: Tensorboard) -> Iterator[Problem]:
-    if tensorboard.log_dir:
-        yield from _folder("tracking.tensorboard.log_dir", Path(tensorboard.log_dir))
+def _tensorboard(field: str, settings: Mapping[str, Any]) -> Iterator[Problem]:
+    if settings["log_dir"]:
+        yield from _folder(f"{field}.log_dir", Path(settings["log_dir"]))
 
 
-def _mlflow(mlflow: Mlflow) -> Iterator[Problem]:
-    uri = mlflow.tracking_uri
+def _mlflow(field: str, settings: Mapping[str, Any]) -> Iterator[Problem]:
+    field, uri = f"{field}.tracking_uri", settings["tracking_uri"]
     if not uri:
         return
     if urlsplit(uri).password is not None:
         yield Problem(
-            "tracking.mlflow.tracking_uri",
+            field,
             "holds a password, and secrets stay out of a job; set it to null, and the "
             "environment variable MLFLOW_TRACKING_URI",
         )
     elif uri.startswith("sqlite:///"):
-        yield from _folder("tracking.mlflow.tracking_uri", Path(uri.removeprefix("sqlite:///")).parent)
+        yield from _folder(field, Path(uri.removeprefix("sqlite:///")).parent)
     elif not re.match(r"(https?|postgresql|mysql|mssql|databricks|file)\b", uri):
         yield Problem(
-            "tracking.mlflow.tracking_uri",
-            f"must be a database such as sqlite:///mlflow.db or a server such as http://HOST:5000, got {uri!r}",
+            field, f"must be a database such as sqlite:///mlflow.db or a server such as http://HOST:5000, got {uri!r}"
         )
 
 
-def _wandb(wandb: Wandb) -> Iterator[Problem]:
+def _wandb(field: str, settings: Mapping[str, Any]) -> Iterator[Problem]:
     # without a key wandb asks for one, and the run would wait for an answer
-    if wandb.mode is WandbMode.online and not os.environ.get("WANDB_API_KEY") and not _has_logins():
+    if settings["mode"] == "online" and not os.environ.get("WANDB_API_KEY") and not _has_logins():
         yield Problem(
-            "tracking.wandb.mode",
+            f"{field}.mode",
             "=online needs an API key; set the environment variable WANDB_API_KEY, log in with "
             "`wandb login`, or set it to offline",
         )
@@ -92,11 +82,10 @@ def _has_logins() -> bool:
         return False
 
 
-def _trackio(trackio: Trackio) -> Iterator[Problem]:
-    if trackio.space_id and not re.fullmatch(r"[\w.-]+/[\w.-]+", trackio.space_id):
-        yield Problem(
-            "tracking.trackio.space_id", f"must be OWNER/NAME of a Space on the hub, got {trackio.space_id!r}"
-        )
+def _trackio(field: str, settings: Mapping[str, Any]) -> Iterator[Problem]:
+    space = settings["space_id"]
+    if space and not re.fullmatch(r"[\w.-]+/[\w.-]+", space):
+        yield Problem(f"{field}.space_id", f"must be OWNER/NAME of a Space on the hub, got {space!r}")
 
 
 def _folder(field: str, path: Path) -> Iterator[Problem]:

@@ -1,10 +1,11 @@
 """Tab completion beyond Hydra's: verbs, and the fields that no YAML lists."""
 
+import re
 from collections.abc import Container
 from dataclasses import fields
 
 from fmstune.cli.arguments import force_plain_overrides
-from fmstune.config import upstream_fields
+from fmstune.config import named_classes, upstream_fields
 from fmstune.config.renamed_fields import OWNED
 from fmstune.config.requests import Comparison, Generation, Harness, Merge, Report, Scoring
 from fmstune.config.verbs import Verb
@@ -36,6 +37,10 @@ def suggestions(line: str) -> list[str]:
         names = [
             f"training.{name}=" for name in upstream_fields.fields_of(upstream_fields.SFT_CONFIG) if name not in OWNED
         ]
+        return [name for name in names if name.startswith(last)]
+    if match := re.match(r"tracking\.(\w+)\.\w*$", last):
+        target = named_classes.shipped_tracker(match[1])
+        names = [f"tracking.{match[1]}.{name}=" for name in (upstream_fields.fields_of(target) if target else ())]
         return [name for name in names if name.startswith(last)]
     return []
 

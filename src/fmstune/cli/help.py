@@ -35,7 +35,7 @@ _FLAGS = {
     Verb.reproduce: [
         "RUN                   the folder of the run; fields can be overridden, groups not",
         "--strict              run only where nothing that can change the result differs; 2 where the result does",
-        "--trust PACKAGE       allow a format function from your own package",
+        "--trust PACKAGE       allow a format, tracker or callback from your own package",
     ],
     Verb.check: [
         "--sources             show which file or override set each field",
@@ -133,7 +133,7 @@ _OF_A_JOB = (
     "  -m, --multirun        one run for each combination of comma-separated values",
     "  --cfg job             print the composed job and stop; --sources: where each field comes from",
     "  --config-dir DIR      your own groups beside these",
-    "  --trust PACKAGE       allow a format function from your own package",
+    "  --trust PACKAGE       allow a format, tracker or callback from your own package",
 )
 
 

@@ -13,6 +13,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from fmstune.config import named_classes
 from fmstune.config.job import FULL, LORAPLUS_LR_RATIO, EarlyStopping, Job, Slurm
 
 PROVIDER = "fmstune dataclasses"
@@ -42,7 +43,7 @@ def defaults_of(cls: Any) -> dict[str, Any]:
     """The default of each field, those of its groups included; of a field without one `???`, or an empty mapping."""
     hints = typing.get_type_hints(cls)
     found: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):
+    for field in (one for one in dataclasses.fields(cls) if not one.metadata):
         if dataclasses.is_dataclass(hints[field.name]):
             found[field.name] = defaults_of(hints[field.name])
         elif field.default is not dataclasses.MISSING:
@@ -79,6 +80,9 @@ def settled(config: DictConfig) -> DictConfig:
     training: Any = OmegaConf.to_container(config.training, resolve=False)
     for key in [key for key, value in training.items() if CALLS.match(str(value))]:
         config.training[key] = config.training[key]
+    if OmegaConf.is_dict(config.get("tracking")):
+        tracking: Any = OmegaConf.to_container(config.tracking, resolve=False)
+        config.tracking = named_classes.with_tracker_defaults(tracking)
     if OmegaConf.is_dict(config.get("peft")):
         config.peft.pop(USUAL_RATE, None)
     return config

@@ -1,7 +1,6 @@
 """A composed configuration → a typed, frozen Job, or every problem that it has; and the job as a file."""
 
 import dataclasses
-import math
 import re
 import types
 import typing
@@ -14,13 +13,14 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fmstune.config import upstream_fields
+from fmstune.config import named_classes, upstream_fields
+from fmstune.config.convert import convert_into, unknown_field
 from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO, Job, Source
 from fmstune.config.metrics import metric_problems
 from fmstune.config.objective import SFT
 from fmstune.config.renamed_fields import OWN, OWNED, TRANSLATED, with_compare_by, with_todays_targets
 from fmstune.config.upstream_fields import SFT_CONFIG, Field
-from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
+from fmstune.errors import Problem, UserError, raise_if_any
 
 _MISSING = "???"
 _HINTS = {
@@ -44,11 +44,12 @@ def freeze(tree: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Frozen:
     """Turn the resolved tree of a composed configuration into a Job.
 
     Raises UserError with every unknown key, wrong type, missing value and target that is not allowed.
-    `trusted` names packages whose functions `data.format._target_` may also name.
+    `trusted` names packages that a `_target_` of a format, tracker or callback may also come from.
     """
     tree, notes = with_compare_by(with_todays_targets(tree))
     problems: list[Problem] = []
-    values = _typed(Job, tree, "", problems)
+    callbacks, others = named_classes.split_callbacks(tree.get("callbacks"))
+    values = _typed(Job, {**tree, "callbacks": callbacks} if others else tree, "", problems)
     config_class = SFT_CONFIG
     if isinstance(tree.get("objective"), Mapping):
         objective_problems = list(_objective_problems(tree["objective"], trusted))
@@ -58,6 +59,10 @@ def freeze(tree: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Frozen:
         values["training"] = _training(tree["training"], config_class, problems, notes)
     if isinstance(tree.get("peft"), Mapping):
         values["peft"] = _peft(tree["peft"], problems)
+    if isinstance(tree.get("tracking"), Mapping):
+        values["tracking"] = named_classes.typed_trackers(tree["tracking"], trusted, problems)
+    if others:
+        values["callbacks"]["others"] = named_classes.typed_callbacks(others, trusted, problems)
     data = tree.get("data")
     if isinstance(data, Mapping):
         if isinstance(data.get("format"), Mapping):
@@ -118,7 +123,9 @@ def dump(job: Job) -> str:
 
 def as_tree(job: Job) -> dict[str, Any]:
     """The job as what YAML can hold: mappings, lists and plain values."""
-    return dataclasses.asdict(job, dict_factory=_plain)
+    tree = dataclasses.asdict(job, dict_factory=_plain)
+    tree["callbacks"] |= tree["callbacks"].pop("others")
+    return tree
 
 
 def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -128,10 +135,10 @@ def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
 def _typed(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[Problem]) -> dict[str, Any]:
     """The values of one dataclass's fields, converted; problems are appended."""
     hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = {field.name: field for field in dataclasses.fields(cls) if not field.metadata}
     for key in tree:
         if key not in fields:
-            problems.append(_unknown(f"{prefix}{key}", str(key), fields))
+            problems.append(unknown_field(f"{prefix}{key}", str(key), fields))
     values: dict[str, Any] = {}
     for name, field in fields.items():
         path, hint = f"{prefix}{name}", hints[name]
@@ -143,7 +150,7 @@ def _typed(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[Probl
             if group is hint or tree[name] is not None:
                 values[name] = _group(group, tree[name], path, problems)
         else:
-            _convert_into(values, name, tree[name], path, _field_of(name, hint), problems)
+            convert_into(values, name, tree[name], path, _field_of(name, hint), problems)
     return values
 
 
@@ -188,70 +195,6 @@ def _field_of(name: str, hint: Any) -> Field:
     return Field(name, (str,) if enums else kinds, type(None) in parts, choices)
 
 
-def _convert_into(
-    values: dict[str, Any], name: str, value: Any, path: str, field: Field, problems: list[Problem]
-) -> None:
-    try:
-        values[name] = convert(value, field)
-    except ValueError as err:
-        problems.append(Problem(path, f"{err}"))
-
-
-def convert(value: Any, field: Field) -> Any:
-    """The value as one of the field's types; raises ValueError with the end of a sentence that starts with its name."""
-    if value is None:
-        if field.optional:
-            return None
-        raise ValueError(f"must be {_kinds(field)}, got null")
-    if not field.primitives:
-        return value
-    if field.choices and isinstance(value, bool) and bool not in field.primitives:
-        value = "yes" if value else "no"  # YAML reads a bare `no` as false
-    for kind in field.primitives:
-        converted = _as_kind(value, kind)
-        if converted is not None and (kind is not str or not field.choices or converted in field.choices):
-            return converted
-    if field.choices:
-        word = str(value)
-        raise ValueError(f"must be one of {', '.join(field.choices)}; got {word!r}{did_you_mean(word, field.choices)}")
-    raise ValueError(f"must be {_kinds(field)}, got {value!r}")
-
-
-def _as_kind(value: Any, kind: type) -> Any:
-    """The value as this type, or None where that would lose or invent something."""
-    if kind is bool:
-        return value if isinstance(value, bool) else {"true": True, "false": False}.get(str(value).lower())
-    if isinstance(value, bool):
-        return None
-    if kind is str:
-        return str(value) if isinstance(value, (str, int, float)) else None
-    if kind in (int, float) and isinstance(value, (int, float, str)):
-        try:
-            number = float(value)
-        except (ValueError, OverflowError):
-            return None
-        if kind is float:
-            # a number that is none compares false with every limit
-            return None if math.isnan(number) else number
-        if not number.is_integer():
-            return None
-        return int(number) if isinstance(value, str) else int(value)
-    return value if isinstance(value, kind) else None
-
-
-def _kinds(field: Field) -> str:
-    names = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "text",
-        dict: "a mapping of keys to values",
-        list: "a list",
-    }
-    kinds = [names.get(kind, kind.__name__) for kind in field.primitives]
-    return " or ".join([*kinds, *(["null"] if field.optional else [])])
-
-
 def _objective_problems(tree: Mapping[str, Any], trusted: Sequence[str]) -> Iterator[Problem]:
     """Yield a problem for a class of the objective that is not allowed or not there, and for each wrong metric."""
     target = tree.get("_target_", SFT)
@@ -288,10 +231,10 @@ def _training(tree: Mapping[str, Any], config_class: str, problems: list[Problem
         elif name in OWN:
             values[name] = value
         elif name in fields:
-            _convert_into(values, name, value, path, fields[name], problems)
+            convert_into(values, name, value, path, fields[name], problems)
         else:
             known = [*(f for f in fields if f not in OWNED), *TRANSLATED, *OWN]
-            problems.append(_unknown(path, given, known, of=config_class))
+            problems.append(unknown_field(path, given, known, of=config_class))
     return values
 
 
@@ -322,9 +265,9 @@ def _peft(tree: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
                 Problem(f"peft.{key}", f"sets apart the two matrices of {LORA}, and {target} has none; leave it out")
             )
         elif key in fields:
-            _convert_into(values, key, value, f"peft.{key}", fields[key], problems)
+            convert_into(values, key, value, f"peft.{key}", fields[key], problems)
         else:
-            problems.append(_unknown(f"peft.{key}", key, fields, of=target))
+            problems.append(unknown_field(f"peft.{key}", key, fields, of=target))
     return values
 
 
@@ -352,20 +295,7 @@ def _format_problems(path: str, tree: Mapping[str, Any], trusted: Sequence[str])
     for name, value in tree.items():
         if value == _MISSING:
             yield Problem(f"{path}.{name}", f"must be given{': ' + _HINTS[name] if name in _HINTS else ''}")
-    allowed = ("fmstune.data.formats", *trusted)
-    if not any(target.startswith(f"{package}.") for package in allowed):
-        package = target.partition(".")[0]
-        yield Problem(
-            f"{path}._target_",
-            f": {target!r} is not in an allowed package ({', '.join(allowed)}); if you trust it, add --trust {package}",
-        )
-
-
-def _unknown(path: str, key: str, known: Any, of: str = "") -> Problem:
-    hint = did_you_mean(key, known)
-    if not hint and not of:
-        hint = f"; its group has {', '.join(known)}" if "." in path else f"; the job has {', '.join(known)}"
-    return Problem(path, f": unknown field{' of ' + of if of else ''}{hint}")
+    yield from named_classes.not_allowed(path, target, ("fmstune.data.formats", *trusted))
 
 
 def _first_line(err: BaseException) -> str:

@@ -306,69 +306,6 @@ class Evaluation:
     """Generate answers to so many held-out rows at each `training.eval_strategy`; log exact match, accuracy, F1."""
 
 
-class WandbMode(Enum):
-    """Where a run of Weights & Biases goes, by its own names."""
-
-    online = "online"
-    offline = "offline"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Aim:
-    repo: str = "."
-    """Folder that holds Aim's `.aim`, made where there is none; or an Aim server, `aim://HOST:PORT`."""
-    experiment: str | None = None
-    """Experiment that the run belongs to; null takes the job's `name`."""
-    system_tracking_interval: int | None = 10
-    """Seconds between two readings of CPU, memory and GPU; null reads none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tensorboard:
-    log_dir: str | None = None
-    """Folder of the event files; null takes `tensorboard` in the run folder."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mlflow:
-    tracking_uri: str | None = "sqlite:///mlflow.db"
-    """Database or server, as MLflow writes it; null takes the environment variable MLFLOW_TRACKING_URI."""
-    experiment_name: str | None = None
-    """Experiment that the run belongs to; null takes the job's `name`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wandb:
-    project: str = "fmstune"
-    """Project that the run belongs to."""
-    entity: str | None = None
-    """User or team; null takes that of the API key, which is read from WANDB_API_KEY or `wandb login`."""
-    mode: WandbMode = WandbMode.online
-    """`offline` writes into the run folder, for `wandb sync`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trackio:
-    project: str = "fmstune"
-    """Project that the run belongs to."""
-    space_id: str | None = None
-    """Space on the hub, `OWNER/NAME`; null keeps the run in this machine's database (TRACKIO_DIR)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tracking:
-    aim: Aim | None = None
-    """Track the run in Aim; null does not, like the others."""
-    tensorboard: Tensorboard | None = None
-    """Write event files for TensorBoard."""
-    mlflow: Mlflow | None = None
-    """Track the run in MLflow."""
-    wandb: Wandb | None = None
-    """Track the run in Weights & Biases."""
-    trackio: Trackio | None = None
-    """Track the run in Trackio."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class EarlyStopping:
     metric: str = "eval_loss"
@@ -387,6 +324,12 @@ class Callbacks:
     """Stop when a metric does not get better any more; null does not."""
     stop_when: str | list[str] | None = None
     """Stop when this condition holds, or one of these: `loss < 0.1`; null does not."""
+    others: dict[str, dict[str, Any]] = field(default_factory=dict, metadata={"stands_as": "callbacks.NAME"})
+    """The user's own by name: `_target_` of a `transformers.TrainerCallback`, and its arguments."""
+
+
+BUILT_IN_CALLBACKS = ("early_stopping", "stop_when")
+"""Keys of the group that are no callbacks of the user's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,8 +358,8 @@ class Job:
     """What it is tuned for."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     """How base and tuned model are compared."""
-    tracking: Tracking = field(default_factory=Tracking)
-    """Where metrics go beside `metrics.jsonl` in the run folder; several at once."""
+    tracking: dict[str, Any] = field(default_factory=dict)
+    """Trackers of the run by name, each with its `_target_` and settings; `metrics.jsonl` is always written."""
     callbacks: Callbacks = field(default_factory=Callbacks)
     """What ends the training before its last step."""
 

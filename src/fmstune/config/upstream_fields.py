@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from fmstune.errors import UserError
 
@@ -55,6 +56,18 @@ def fields_of(target: str) -> Mapping[str, Field]:
     return found
 
 
+def defaults_in_source(target: str) -> dict[str, Any]:
+    """The literal default of each field of the class `target`, its bases left out."""
+    node = _classes(target)[target.rpartition(".")[2]]
+    fields = fields_of(target)
+    return {
+        statement.target.id: ast.literal_eval(statement.value)
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value
+        if statement.target.id in fields
+    }
+
+
 def has_class(target: str) -> bool:
     """Whether the installed package defines the configuration class that `target` names."""
     return target.rpartition(".")[2] in _classes(target)
@@ -84,6 +97,12 @@ def _source_files(target: str) -> Iterator[Path]:
         files = sorted((package_folder("trl") / "trainer").glob("*_config.py"))
         yield from (file for file in files if f"class {name}(" in file.read_text(encoding="utf-8"))
         yield from (package_folder(package) / file for package, file in _BASES_OF_TRL)
+        return
+    if target.startswith("fmstune."):
+        # a tracker: its module imports more than the parent needs
+        _, *module, _ = target.split(".")
+        file = package_folder("fmstune").joinpath(*module).with_suffix(".py")
+        yield from [file] if file.is_file() else []
         return
     folder = package_folder("peft")
     files = sorted(folder.glob("tuners/*/config.py"))

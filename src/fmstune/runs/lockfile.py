@@ -146,8 +146,9 @@ def extras(job: Job) -> Iterator[str]:
         "flash-attn": job.model.attention is Attention.flash_attention_2,
         "ibm-fms": job.model.backend is Backend.fms,
     }
+    targets = " ".join(str(one["_target_"]) for one in job.tracking.values())
     for name in ("aim", "mlflow-skinny", "tensorboard", "trackio", "wandb"):
-        wanted[name] = getattr(job.tracking, name.partition("-")[0], None) is not None
+        wanted[name] = f".{name.partition('-')[0]}." in targets
     for name, used in wanted.items():
         if used and any(distributions(name=name)):
             yield name

@@ -44,6 +44,7 @@ from fmstune.evaluation import metrics
 from fmstune.launch import process_counts
 from fmstune.models import adapters, architecture, load, shapes
 from fmstune.models.load import Tokenizer
+from fmstune.training.named_classes import named_class_problems
 from fmstune.units import GIB
 
 
@@ -85,6 +86,7 @@ def check(job: Job, *, device_at_hand: bool = True) -> Checked:
         load_recipes(job.data, None)
     except UserError as err:
         problems += err.problems
+    problems += named_class_problems(job)
     try:
         peft_config = adapters.configuration(job.peft, job.model)
         configuration = architecture.configuration(job.model)

@@ -35,6 +35,7 @@ from fmstune.runs.lockfile import Lock
 from fmstune.runs.report import plots
 from fmstune.training import figures, fsdp_on_cpu, memory, tracking
 from fmstune.training.callbacks import LossPlot, MetricsFile, Progress
+from fmstune.training.named_classes import make_callbacks
 from fmstune.training.preflight import Checked
 from fmstune.training.stopping import Stopping
 from fmstune.training.trainer import Trainer
@@ -69,6 +70,8 @@ def run(
         trainer.add_callback(tracked)
         stopping = Stopping(job.callbacks)
         trainer.add_callback(stopping)
+        for callback in make_callbacks(job):
+            trainer.add_callback(callback)
         tracked.log({"preparation_seconds": prepared.seconds, "load_seconds": seconds["load_seconds"]}, done)
         if checkpoint is not None and (made := checkpoints.read_checkpoint_facts(checkpoint)) is not None:
             raise_if_any(checkpoints.checkpoint_mismatches(checkpoint, made, trainer.about()))

@@ -20,8 +20,8 @@ from fmstune.files import write_json
 from fmstune.launch import parent
 from fmstune.runs import run_folder
 from fmstune.runs.report import terminal_summary
-from fmstune.training import trackers
-from fmstune.training.trackers import Outcome, Subject, Tracker
+from fmstune.training.named_classes import make_trackers
+from fmstune.training.trackers.base import Outcome, Subject, Tracker, is_number
 
 IDS = "tracking.json"
 """File of the run folder: the id and the place of each tracker's run, to go on with it after a resume."""
@@ -118,7 +118,7 @@ class Trackers(TrainerCallback):
 
     def log(self, values: Mapping[str, Any], step: int, epoch: float = 0.0) -> None:
         """Send the numbers to every tracker."""
-        metrics = {key: float(value) for key, value in values.items() if key != "epoch" and trackers.is_number(value)}
+        metrics = {key: float(value) for key, value in values.items() if key != "epoch" and is_number(value)}
         for one in self._all:
             one.do(partial(one.tracker.log, metrics, step, epoch))
 
@@ -148,7 +148,7 @@ def tracked(job: Job, folder: Path, step: int, *, writes: bool) -> Iterator[Trac
     given: dict[str, Tracker] = {}
     if writes:
         provenance = json.loads((folder / run_folder.PROVENANCE).read_text(encoding="utf-8"))
-        given = trackers.of(job.tracking, Subject(job, folder, provenance, step))
+        given = make_trackers(job, Subject(job, folder, provenance, step))
     every = Trackers(given, folder, metrics_of(job))
     try:
         yield every

@@ -1,0 +1,80 @@
+"""A value of YAML or of the command line → the type that its field has, or a problem."""
+
+import math
+from typing import Any
+
+from fmstune.config.upstream_fields import Field
+from fmstune.errors import Problem, did_you_mean
+
+
+def convert_into(
+    values: dict[str, Any], name: str, value: Any, path: str, field: Field, problems: list[Problem]
+) -> None:
+    """Put the converted value into `values`, or what is wrong with it into `problems`."""
+    try:
+        values[name] = convert(value, field)
+    except ValueError as err:
+        problems.append(Problem(path, f"{err}"))
+
+
+def convert(value: Any, field: Field) -> Any:
+    """The value as one of the field's types; raises ValueError with the end of a sentence that starts with its name."""
+    if value is None:
+        if field.optional:
+            return None
+        raise ValueError(f"must be {_kinds(field)}, got null")
+    if not field.primitives:
+        return value
+    if field.choices and isinstance(value, bool) and bool not in field.primitives:
+        value = "yes" if value else "no"  # YAML reads a bare `no` as false
+    for kind in field.primitives:
+        converted = _as_kind(value, kind)
+        if converted is not None and (kind is not str or not field.choices or converted in field.choices):
+            return converted
+    if field.choices:
+        word = str(value)
+        raise ValueError(f"must be one of {', '.join(field.choices)}; got {word!r}{did_you_mean(word, field.choices)}")
+    raise ValueError(f"must be {_kinds(field)}, got {value!r}")
+
+
+def _as_kind(value: Any, kind: type) -> Any:
+    """The value as this type, or None where that would lose or invent something."""
+    if kind is bool:
+        return value if isinstance(value, bool) else {"true": True, "false": False}.get(str(value).lower())
+    if isinstance(value, bool):
+        return None
+    if kind is str:
+        return str(value) if isinstance(value, (str, int, float)) else None
+    if kind in (int, float) and isinstance(value, (int, float, str)):
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            return None
+        if kind is float:
+            # a number that is none compares false with every limit
+            return None if math.isnan(number) else number
+        if not number.is_integer():
+            return None
+        return int(number) if isinstance(value, str) else int(value)
+    return value if isinstance(value, kind) else None
+
+
+def _kinds(field: Field) -> str:
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        dict: "a mapping of keys to values",
+        list: "a list",
+    }
+    kinds = [names.get(kind, kind.__name__) for kind in field.primitives]
+    return " or ".join([*kinds, *(["null"] if field.optional else [])])
+
+
+def unknown_field(path: str, key: str, known: Any, of: str = "") -> Problem:
+    """The problem of a key that its group, or the class `of`, does not have."""
+    hint = did_you_mean(key, known)
+    if not hint and not of:
+        hint = f"; its group has {', '.join(known)}" if "." in path else f"; the job has {', '.join(known)}"
+    return Problem(path, f": unknown field{' of ' + of if of else ''}{hint}")
