@@ -15,7 +15,7 @@ GROUPS = (
     "callbacks",
     "experiment",
 )
-"""Groups that a user chooses from; `training_for` is chosen by two of them."""
+"""Groups that a user chooses from."""
 
 
 def choices(group: str, extra: Path | None = None) -> list[str]:
