@@ -24,7 +24,7 @@ from tests.conftest import Result
 
 CONF = Path(next(iter(fmstune.conf.__path__)))
 GROUPS = ("model", "peft", "data", "training", "launcher", "evaluation")
-BESIDE = ("tracking", "callbacks")
+BESIDE = ("objective", "tracking", "callbacks")
 """Groups whose choices are not combined with the others': nothing depends on them."""
 CHOICES = {group: groups.choices(group) for group in GROUPS}
 COMBINATIONS = [
