@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 PYTEST_ARGS ?= -n auto --dist worksteal -rs
 
-.PHONY: demo test test-fast lint site bench soak programs clean
+.PHONY: demo test test-fast lint site bench soak newest oldest programs clean
 
 demo: .venv/.installed
 	.venv/bin/fmstune
@@ -31,6 +31,16 @@ bench: .venv-test/.installed
 	.venv-test/bin/python benchmarks/run_all.py $(BENCH_ARGS)
 	.venv-test/bin/python tools/make_docs.py
 
+# the fast tests with the newest libraries of training that pyproject.toml admits; torch stays as it is pinned
+newest: .venv-newest/.installed
+	.venv-newest/bin/python tools/versions.py
+	.venv-newest/bin/python -m pytest -m "not slow and not soak" $(PYTEST_ARGS)
+
+# the same with the oldest, which is the floor of each in pyproject.toml
+oldest: .venv-oldest/.installed
+	.venv-oldest/bin/python tools/versions.py
+	.venv-oldest/bin/python -m pytest -m "not slow and not soak" $(PYTEST_ARGS)
+
 # kills runs at random moments and goes on, 20 times a combination; takes machines away
 soak: .venv-test/.installed
 	.venv-test/bin/python -m pytest -m soak
@@ -53,5 +63,24 @@ programs:
 		-e ".[dev,docs,aim,eval,fms,mlflow,sweep,tensorboard,trackio,wandb]"
 	touch $@
 
+# made anew by `make clean newest`, when the registry has newer ones
+.venv-newest/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet -c constraints.txt torch
+	.venv-newest/bin/python -m pip install --quiet -c constraints.txt \
+		-e ".[dev,docs,aim,eval,fms,mlflow,sweep,tensorboard,trackio,wandb]"
+	grep '^torch==' constraints.txt > .venv-newest/torch.txt
+	.venv-newest/bin/python -m pip install --quiet --upgrade -c .venv-newest/torch.txt -e . \
+		transformers accelerate peft datasets trl
+	touch $@
+
+.venv-oldest/.installed: pyproject.toml constraints.txt tools/versions.py
+	$(PYTHON) -m venv .venv-oldest
+	$(PYTHON) tools/versions.py --floors > .venv-oldest/floors.txt
+	.venv-oldest/bin/python -m pip install --quiet -c .venv-oldest/floors.txt torch
+	.venv-oldest/bin/python -m pip install --quiet -c .venv-oldest/floors.txt \
+		-e ".[dev,docs,aim,eval,fms,mlflow,sweep,tensorboard,trackio,wandb]"
+	touch $@
+
 clean:
-	rm -rf .venv .venv-test build dist site src/*.egg-info
+	rm -rf .venv .venv-test .venv-newest .venv-oldest build dist site src/*.egg-info

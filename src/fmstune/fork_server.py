@@ -18,10 +18,11 @@ from contextlib import suppress
 from types import FrameType
 from typing import IO
 
-from fmstune import lean, runner
+from fmstune import runner
 from fmstune.exit_codes import INTERRUPTING, NOTICES
 from fmstune.launch import parent
 from fmstune.launch.subprocesses import PARENT
+from fmstune.unused_imports import hide_unused_packages
 
 _EVERY_SECONDS = 0.02
 _INTERRUPTED = 130
@@ -44,7 +45,7 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, NOTICES)
     with socket.socket(fileno=int(sys.argv[1])) as connection:
         line = connection.makefile("rw", encoding="utf-8")
-    with lean.imports():
+    with hide_unused_packages():
         importlib.import_module("fmstune.training.pipeline")
         for module in _LATE:
             importlib.import_module(module)

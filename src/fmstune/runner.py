@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from fmstune import lean, ranks
+from fmstune import ranks
 from fmstune.checks import launcher
 from fmstune.config import freeze, requests
 from fmstune.config.job import Job
@@ -16,6 +16,7 @@ from fmstune.config.verbs import Verb
 from fmstune.errors import Preempted, UserError, raise_if_any, render
 from fmstune.launch import agent, parent, preemption
 from fmstune.runs import run_folder
+from fmstune.unused_imports import hide_unused_packages
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -87,7 +88,7 @@ def _act(options: argparse.Namespace) -> int:
         # one process speaks for all
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     # here and not above: it imports torch for seconds, in which a signal or the parent's death must be heeded already
-    with lean.imports():
+    with hide_unused_packages():
         from fmstune.training import library_noise, pipeline
 
     library_noise.quiet()
@@ -117,7 +118,7 @@ def _after(verb: Verb, file: Path) -> int:
     if verb is Verb.evaluate:
         return _evaluate(file)
     # these alone: what trains takes seconds more to import
-    with lean.imports():
+    with hide_unused_packages():
         from fmstune.evaluation import ask
         from fmstune.models import merge
         from fmstune.training import library_noise
@@ -141,7 +142,7 @@ def _look_back(verb: Verb, file: Path) -> int:
 
 def _evaluate(file: Path) -> int:
     harness = "tasks" in json.loads(file.read_text(encoding="utf-8"))
-    with lean.imports():
+    with hide_unused_packages():
         from fmstune.training import library_noise
 
     library_noise.quiet()
@@ -149,7 +150,7 @@ def _evaluate(file: Path) -> int:
         from fmstune.evaluation import harness as tasks
 
         return tasks.run(requests.read_harness(file))
-    with lean.imports():
+    with hide_unused_packages():
         from fmstune.evaluation import score
 
     return score.run(requests.read_scoring(file))

@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from fmstune.config.metrics import metrics_of
-from fmstune.runs.report import plots
-from fmstune.training.callbacks import LossPlot, MetricsFile, Progress
+from fmstune.training.callbacks import LossPlot, MetricsFile, Progress, draw_loss
 
 
 @pytest.fixture
@@ -64,59 +64,69 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(
 
 
 @pytest.fixture
-def plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: TrainingArguments, state: TrainerState) -> LossPlot:
-    """A picture that is due at the first log, of a run in this folder."""
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
-    monkeypatch.setattr(LossPlot, "FIRST_AFTER_SECONDS", 0.0)
+def plot(tmp_path: Path, args: TrainingArguments, state: TrainerState) -> LossPlot:
+    """A picture of a run in this folder, which is due at the first log."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
     made = LossPlot(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
-    made.on_train_begin(args, state, TrainerControl())
+    made.FIRST_AFTER_SECONDS = 0.0
     return made
 
 
-def test_the_loss_is_drawn_while_it_trains_by_a_process_that_no_step_waits_for(
+def test_the_loss_is_drawn_during_training_for_a_hundredth_of_the_time(
     plot: LossPlot, tmp_path: Path, args: TrainingArguments, state: TrainerState
 ) -> None:
-    state.is_world_process_zero = True
-    begun = time.perf_counter()
+    plot.on_train_begin(args, state, TrainerControl())
+    begun = time.monotonic()
     plot.on_log(args, state, TrainerControl())
-    waited = time.perf_counter() - begun
-    drawing = plot._drawing
-    assert drawing is not None
-    assert drawing.wait(timeout=120) == 0
-    took = time.perf_counter() - begun
-    assert waited < took / 2
+    took = time.monotonic() - begun
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
-    # the next one waits until this one was a hundredth of the time
+    assert plot._next - begun == pytest.approx(101 * took, rel=0.1)
+    (tmp_path / "loss.png").unlink()
     plot.on_log(args, state, TrainerControl())
-    assert plot._drawing is None
-    assert plot._next - plot._begun == pytest.approx(100 * ((tmp_path / "loss.png").stat().st_mtime - plot._begun))
-    assert sorted(os.listdir(tmp_path)) == ["loss.png", "metrics.jsonl"]
-
-
-def test_a_drawing_that_goes_on_at_the_end_is_given_up_and_leaves_nothing(
-    plot: LossPlot, tmp_path: Path, args: TrainingArguments, state: TrainerState
-) -> None:
-    plot.on_log(args, state, TrainerControl())
-    drawing = plot._drawing
-    assert drawing is not None
-    plots.aside(tmp_path / "loss.png", drawing.pid).touch()
-    plot.on_train_end(args, state, TrainerControl())
-    assert drawing.poll() is not None
     assert os.listdir(tmp_path) == ["metrics.jsonl"]
 
 
-def test_a_picture_that_cannot_be_drawn_is_said_once_and_the_training_goes_on(
+def test_the_loss_is_not_drawn_in_the_first_two_minutes(
+    tmp_path: Path, args: TrainingArguments, state: TrainerState
+) -> None:
+    plot = LossPlot(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    begun = time.monotonic()
+    plot.on_train_begin(args, state, TrainerControl())
+    assert plot._next - begun == pytest.approx(120, abs=1)
+    plot.on_log(args, state, TrainerControl())
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_picture_that_cannot_be_drawn_is_noted_once_and_does_not_end_the_training(
     plot: LossPlot, tmp_path: Path, args: TrainingArguments, state: TrainerState, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "metrics.jsonl").write_text("{x\n")
+    (tmp_path / "loss.png").mkdir()
+    plot.on_train_begin(args, state, TrainerControl())
     for _ in range(3):
         plot.on_log(args, state, TrainerControl())
-        if plot._drawing is not None:
-            plot._drawing.wait(timeout=120)
-    assert capsys.readouterr().err == "fmstune: note: loss.png cannot be drawn while training\n"
+    assert capsys.readouterr().err.count("fmstune: note: loss.png cannot be drawn during training (") == 1
 
 
-def test_another_rank_draws_nothing(plot: LossPlot, args: TrainingArguments, state: TrainerState) -> None:
+def test_another_rank_draws_nothing(
+    plot: LossPlot, tmp_path: Path, args: TrainingArguments, state: TrainerState
+) -> None:
     state.is_world_process_zero = False
+    plot.on_train_begin(args, state, TrainerControl())
     plot.on_log(args, state, TrainerControl())
-    assert plot._drawing is None
+    assert os.listdir(tmp_path) == ["metrics.jsonl"]
+
+
+def test_a_drawn_loss_is_a_picture_and_no_other_file_stays(tmp_path: Path) -> None:
+    lines = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)] + [{"step": 3, "eval_loss": 0.5}, {"step": 3}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    draw_loss(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    with Image.open(tmp_path / "loss.png") as picture:
+        assert picture.width > 600
+        assert len(picture.convert("RGB").getcolors(1_000_000)) > 10
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "loss.png"}
+
+
+def test_a_loss_that_is_not_a_number_is_left_out_of_the_picture(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": "nan"}\n')
+    draw_loss(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").stat().st_size > 0

@@ -349,7 +349,7 @@ def test_an_error_in_training_is_recorded_and_no_half_model_stays(
     def no_permission(*_args: object, **_kwargs: object) -> None:
         raise OSError(13, "Permission denied")
 
-    monkeypatch.setattr(train.plots, "plot_loss", no_permission)
+    monkeypatch.setattr(train, "draw_loss", no_permission)
     run = fmstune(*QUICK)
     assert run.code == 1
     assert run.summary["status"] == "failed"

@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import gc
 import os
 import re
 import sys
@@ -23,7 +22,6 @@ from fmstune.config import compose_once, defaults, freeze
 from fmstune.config.groups import GROUPS, choices
 from fmstune.config.verbs import FLAG_OF
 from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
-from fmstune.garbage import uncollected
 
 ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 """What composing raises for what a user typed; `explained` says it in one sentence."""
@@ -37,16 +35,11 @@ def compose(words: Sequence[str], task: Callable[[DictConfig], Any]) -> None:
 
     compose_once.register()
 
-    collects = gc.isenabled()
-
     # holds only what can be pickled: Hydra's launchers may send it elsewhere
     def fmstune(config: DictConfig) -> Any:
-        if collects:
-            gc.enable()
         return task(config)
 
-    with uncollected():
-        hydra.main(version_base="1.3", config_path="pkg://fmstune.conf", config_name="job")(fmstune)()
+    hydra.main(version_base="1.3", config_path="pkg://fmstune.conf", config_name="job")(fmstune)()
 
 
 def task_words() -> list[str]:

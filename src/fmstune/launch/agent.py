@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from fmstune import lean
 from fmstune.exit_codes import INTERRUPTING, NOTICES
-from fmstune.launch import head_start, parent, preemption
+from fmstune.launch import parent, preemption
 from fmstune.launch.subprocesses import AGENT, PARENT
 from fmstune.runs import run_folder
+from fmstune.unused_imports import hide_unused_packages
 
 _SECONDARY = (
     "Connection closed by peer",
@@ -53,9 +53,6 @@ class Failure(NamedTuple):
 def main(words: Sequence[str] | None = None) -> int:
     """Start the ranks and wait; the first failing rank's exit code, shown once."""
     words = sys.argv[1:] if words is None else words
-    if words[0] == head_start.WAIT:
-        _import_launcher()
-        words = head_start.wait(int(words[1]))
     job_file, *options = words
     options, flags = options[: options.index("--")], options[options.index("--") + 1 :]
     # before any thread: a thread that lets notices through would be ended by them
@@ -93,7 +90,7 @@ def _import_launcher() -> None:
     """The seconds that this process takes; in silence, as torch's launcher has its own words on what is said here."""
     former = os.environ.get("LOGLEVEL")
     os.environ["LOGLEVEL"] = "CRITICAL"
-    with lean.imports():
+    with hide_unused_packages():
         for name in ("accelerate.commands.launch", "torch.distributed.run"):
             importlib.import_module(name)
     os.environ.pop("LOGLEVEL") if former is None else os.environ.update(LOGLEVEL=former)

@@ -13,7 +13,7 @@ from typing import Protocol
 from fmstune import files, hardware
 from fmstune.config.job import Device, Job, Launcher, Strategy, is_sharded
 from fmstune.exit_codes import INTERRUPTING, NOTICES
-from fmstune.launch import head_start, preemption, process_counts
+from fmstune.launch import preemption, process_counts
 
 PARENT = "FMSTUNE_PARENT"
 """Environment variable: the process id without which the runner must not live."""
@@ -60,7 +60,7 @@ def agent_command(launcher: Launcher, job_file: Path) -> list[str]:
         ]
     # instead of the user's default file, which could say anything
     neutral = files.resolve("package:accelerate.yaml")
-    return [sys.executable, "-m", head_start.AGENT, str(job_file), f"--config_file={neutral}", *words]
+    return [sys.executable, "-m", "fmstune.launch.agent", str(job_file), f"--config_file={neutral}", *words]
 
 
 def doctor_command(*, clear_cache: bool) -> list[str]:
@@ -102,7 +102,7 @@ class Signalled(Protocol):
 def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
     """Run to the end, hand on Ctrl-C and SIGTERM, and give back the exit code (negative: the signal it died of)."""
     with preemption.kept_back():
-        process = head_start.take(argv, env) or subprocess.Popen(argv, env=env)
+        process = subprocess.Popen(argv, env=env)
     with handing_on(process) as seen:
         code = process.wait()
     # killed because somebody insisted: an interruption, and no failure

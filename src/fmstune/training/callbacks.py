@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fmstune.config.metrics import Table
-from fmstune.runs.report import plots
+from fmstune.files import write_aside
 
 
 class MetricsFile(TrainerCallback):
@@ -42,22 +41,20 @@ def _finite(value: Any) -> Any:
 
 
 class LossPlot(TrainerCallback):
-    """`loss.png` while the run goes on, by a process of its own: no step waits, and none of our memory is taken."""
+    """Draw `loss.png` now and then while the run trains, for at most a hundredth of its time."""
 
-    FIRST_AFTER_SECONDS = 30.0
+    FIRST_AFTER_SECONDS = 120.0
     SHARE = 0.01
-    """Of the time at most; the process computes for a second or two beside the training."""
 
     def __init__(self, metrics: Path, picture: Path) -> None:
         self._metrics, self._picture = metrics, picture
-        self._drawing: subprocess.Popen[bytes] | None = None
-        self._begun = self._next = 0.0
-        self._failed = False
+        self._next = math.inf
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._next = time.time() + self.FIRST_AFTER_SECONDS
+        if state.is_world_process_zero:
+            self._next = time.monotonic() + self.FIRST_AFTER_SECONDS
 
     def on_log(
         self,
@@ -67,34 +64,26 @@ class LossPlot(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not state.is_world_process_zero or self._failed:
+        begun = time.monotonic()
+        if begun < self._next:
             return
-        if self._drawing is not None and self._drawing.poll() is not None:
-            self._ended(self._drawing.returncode)
-        if self._drawing is None and time.time() >= self._next:
-            self._begun = time.time()
-            argv = plots.command(self._metrics, self._picture)
-            self._drawing = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """The picture of the whole run is drawn by the run itself; an older one must not come after it."""
-        if self._drawing is not None:
-            self._drawing.kill()
-            self._drawing.wait()
-            plots.aside(self._picture, self._drawing.pid).unlink(missing_ok=True)
-
-    def _ended(self, code: int) -> None:
-        """Wait until the drawing was a small part of the time; after a failure there is none any more."""
-        self._drawing = None
-        if code != 0 or not self._picture.is_file():
-            self._failed = True
-            print(f"fmstune: note: {self._picture.name} cannot be drawn while training", file=sys.stderr, flush=True)
+        try:
+            draw_loss(self._metrics, self._picture)
+        except OSError as err:
+            self._next = math.inf
+            print(f"fmstune: note: {self._picture.name} cannot be drawn during training ({err})", file=sys.stderr)
             return
-        # its own time: we may see its end much later
-        took = max(self._picture.stat().st_mtime - self._begun, 0.0)
-        self._next = self._begun + took / self.SHARE
+        ended = time.monotonic()
+        self._next = ended + (ended - begun) / self.SHARE
+
+
+def draw_loss(metrics: Path, picture: Path) -> None:
+    """Draw the training and held-out loss by step, from the metrics file, into a PNG file."""
+    from fmstune.runs.report import charts  # matplotlib takes a second to import
+
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    with write_aside(picture) as aside:
+        charts.save_curves(charts.loss_lines(lines), charts.LOSS, aside)
 
 
 class Progress(TrainerCallback):

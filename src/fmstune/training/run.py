@@ -32,9 +32,8 @@ from fmstune.models import adapters, base_identity, load, save, sharding
 from fmstune.models.load import Tokenizer
 from fmstune.runs import checkpoints, hashes, lockfile, model_card, run_folder
 from fmstune.runs.lockfile import Lock
-from fmstune.runs.report import plots
 from fmstune.training import figures, fsdp_on_cpu, memory, tracking
-from fmstune.training.callbacks import LossPlot, MetricsFile, Progress
+from fmstune.training.callbacks import LossPlot, MetricsFile, Progress, draw_loss
 from fmstune.training.named_classes import make_callbacks
 from fmstune.training.preflight import Checked
 from fmstune.training.stopping import Stopping
@@ -93,7 +92,7 @@ def run(
             card = model_card.run_card(job, lock, {**came_to, **scores}, _licence(job))
         save.save(trainer.model, tokenizer, folder / run_folder.MODEL, base_model, card=card, writes=main)
         if main:
-            plots.plot_loss(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT)
+            draw_loss(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT)
             weights = {"weights_sha256": hashes.hash_weights(folder / run_folder.MODEL)}
             run_folder.update_summary(folder, {**seconds, **came_to, **scores, **weights})
 
