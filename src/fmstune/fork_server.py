@@ -22,7 +22,7 @@ from fmstune import runner
 from fmstune.exit_codes import INTERRUPTING, NOTICES
 from fmstune.launch import parent
 from fmstune.launch.subprocesses import PARENT
-from fmstune.unused_imports import hide_unused_packages
+from fmstune.upstream import hide_unused_packages
 
 _EVERY_SECONDS = 0.02
 _INTERRUPTED = 130

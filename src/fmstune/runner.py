@@ -16,7 +16,7 @@ from fmstune.config.verbs import Verb
 from fmstune.errors import Preempted, UserError, raise_if_any, render
 from fmstune.launch import agent, parent, preemption
 from fmstune.runs import run_folder
-from fmstune.unused_imports import hide_unused_packages
+from fmstune.upstream import hide_unused_packages
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from huggingface_hub.utils import http_backoff
 from fmstune.config.job import Device
 from fmstune.errors import UserError
 from fmstune.models import load
-from fmstune.training import library_noise
+from fmstune.training import hub_internals, library_noise
 
 
 @pytest.mark.parametrize(("given", "threads"), [("3", 3), ("4,2", 4), (" 2 ", 2)])
@@ -72,7 +72,7 @@ def test_a_check_without_a_gpu_does_not_pass_what_needs_one(
 def test_the_hub_is_not_tried_again_where_no_connection_comes_about(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its client would wait a second before the second try, and 23 in all; an answer that breaks off is tried again."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    library_noise.fail_at_once_without_a_network()
+    hub_internals.fail_at_once_without_a_network()
     began = time.monotonic()
     with pytest.raises(Exception, match="refused") as raised:
         http_backoff("HEAD", "http://127.0.0.1:9/none")

@@ -9,12 +9,12 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from fmstune.config.job import Evaluation
 from fmstune.evaluation import metrics
 from fmstune.evaluation.generate import begin, by_length, generate
 from fmstune.models.sharding import gathered_from_all, of_this_process
+from fmstune.models.trl_internals import DataCollatorForLanguageModeling
 
 SAMPLES = 8
 """Held-out rows whose answers are kept: the first ones, so that nobody picks those that look well."""

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
-from trl.trainer.utils import add_fused_lm_head
 
 from fmstune import tables as text_table
 from fmstune.config import freeze
@@ -22,7 +21,7 @@ from fmstune.evaluation import generate, held_out, metrics
 from fmstune.evaluation.metrics import LABELS_AT_MOST, Answers, key
 from fmstune.files import explain_write_errors, write_json
 from fmstune.models import tuned
-from fmstune.models.fused_head import score_supervised_positions_on_cpu
+from fmstune.models.trl_internals import add_fused_lm_head, score_supervised_positions_on_cpu
 from fmstune.models.tuned import Tuned
 
 

@@ -21,7 +21,7 @@ from fmstune.exit_codes import INTERRUPTING, NOTICES
 from fmstune.launch import parent, preemption
 from fmstune.launch.subprocesses import AGENT, PARENT
 from fmstune.runs import run_folder
-from fmstune.unused_imports import hide_unused_packages
+from fmstune.upstream import hide_unused_packages
 
 _SECONDARY = (
     "Connection closed by peer",

@@ -138,8 +138,8 @@ def _under(name: str) -> property:
 def _register(module: nn.Module, names: Mapping[str, str]) -> None:
     """Give modules transformers' names, in transformers' order: an optimizer's state goes by it."""
     found = {here: module.get_submodule(theirs) for theirs, here in names.items()}
-    for theirs in names:
-        module._modules.pop(theirs.partition(".")[0], None)
+    for theirs in dict.fromkeys(name.partition(".")[0] for name in names):
+        delattr(module, theirs)
     for here, child in found.items():
         module.add_module(here, child)
 

@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import pack_dataset
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from fmstune.errors import UserError
+from fmstune.models.trl_internals import DataCollatorForLanguageModeling
+from fmstune.training.transformers_internals import LengthGroupedSampler, reads_document_ends
 
 PADDING = "padding"
 """Key of a batch without a mask: how many of its positions hold no token. It is for counting, not for the model."""
@@ -59,9 +59,8 @@ def _documents(packed: Dataset) -> np.ndarray[Any, np.dtype[np.int32]]:
 
 
 def reads_ends(model: Any) -> bool:
-    """Whether the model's kernels are told where documents end: FlashAttention's, and those of models with a state."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return bool(base.config._attn_implementation.startswith("flash") or base._is_stateful)
+    """Whether the kernels of the model, or of an adapter's base, learn where documents end."""
+    return reads_document_ends(model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""FSDP2 on the CPU, really sharded: the one place that changes what accelerate does.
+"""FSDP2 on the CPU, really sharded: the only module that changes accelerate or uses its private names.
 
 accelerate 1.15 takes an FSDP configuration on the CPU and then trains with DDP: its state looks at the configuration
 only where the distributed type is that of an accelerator (accelerate/state.py, `AcceleratorState.__init__`), and
@@ -11,6 +11,12 @@ from typing import Any
 
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+
+from fmstune.upstream import explain_missing_names, require_attributes
+
+with explain_missing_names("accelerate"):
+    require_attributes(PartialState, "_shared_state")
+    require_attributes(AcceleratorState, "_mixed_precision")
 
 
 def enable() -> None:

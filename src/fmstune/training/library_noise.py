@@ -7,10 +7,10 @@ import warnings
 import datasets
 import torch
 import transformers
-from huggingface_hub.utils._http import http_backoff
 
 from fmstune import ranks
 from fmstune.errors import UserError
+from fmstune.training.hub_internals import fail_at_once_without_a_network
 
 _SILENT = (
     *("httpx", "huggingface_hub", "filelock", "fsspec", "matplotlib", "trl", "accelerate"),
@@ -38,22 +38,6 @@ def quiet() -> None:
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads:
         torch.set_num_threads(first_level(threads))
-
-
-def fail_at_once_without_a_network() -> None:
-    """Where no connection comes about, the hub's client fails at once; reads and answers that fail are tried again.
-
-    It tries five times more, for 23 seconds a file and with two lines each time (huggingface_hub 2.4,
-    utils/_http.py, `http_backoff`): a wrong name on a machine without a network took over a minute.
-    """
-    defaults = http_backoff.__kwdefaults__ or {}
-    kinds: list[type[Exception]] = []
-    for kind in defaults.get("retry_on_exceptions", ()):
-        # the error of a connection is one of those of the network
-        narrower = kind.__subclasses__()
-        others = [one for one in narrower if one.__name__ != "ConnectError"]
-        kinds += [kind] if len(others) == len(narrower) else others
-    defaults["retry_on_exceptions"] = tuple(kinds)
 
 
 def first_level(threads: str) -> int:

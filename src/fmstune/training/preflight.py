@@ -45,6 +45,7 @@ from fmstune.launch import process_counts
 from fmstune.models import adapters, architecture, load, shapes
 from fmstune.models.load import Tokenizer
 from fmstune.training.named_classes import named_class_problems
+from fmstune.training.torch_internals import list_mode_options
 from fmstune.units import GIB
 
 
@@ -237,7 +238,7 @@ def _backends() -> list[str]:
 
 
 def _modes() -> list[str]:
-    return list(torch._inductor.list_mode_options())
+    return list(list_mode_options())
 
 
 def optimizer_problems(arguments: TrainingArguments) -> Iterator[Problem]:

@@ -13,14 +13,12 @@ from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
-from trl.trainer.utils import global_then_local_main_first
 
 from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.launch import preemption
 from fmstune.models import base_identity, sharding
-from fmstune.models.fused_head import score_supervised_positions_on_cpu
+from fmstune.models.trl_internals import global_then_local_main_first, score_supervised_positions_on_cpu
 from fmstune.runs.checkpoints import (
     SAVING,
     CheckpointFacts,
@@ -31,6 +29,7 @@ from fmstune.runs.checkpoints import (
 )
 from fmstune.training import collate, packing_audit
 from fmstune.training.packing_audit import Audit
+from fmstune.training.transformers_internals import rotate_checkpoints
 
 
 class Trainer(SFTTrainer):

@@ -1,0 +1,33 @@
+"""TRL's names that it does not promise to keep, and the change that makes its fused LM head fast on a CPU."""
+
+from trl import SFTTrainer
+
+from fmstune.upstream import explain_missing_names, require_attributes
+
+OVERRIDDEN = ("_prepare_dataset", "_metrics", "_total_train_tokens")
+"""Private names of SFTTrainer that fmstune's trainer overrides or reads."""
+
+with explain_missing_names("trl"):
+    import trl.trainer.utils
+    from trl.kernels.chunked_logprob import _use_triton
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+    from trl.trainer.utils import add_fused_lm_head, global_then_local_main_first
+
+    trl.trainer.utils._use_triton  # noqa: B018 (replaced below)
+    require_attributes(SFTTrainer, *OVERRIDDEN)
+
+__all__ = [
+    "DataCollatorForLanguageModeling",
+    "add_fused_lm_head",
+    "global_then_local_main_first",
+    "score_supervised_positions_on_cpu",
+]
+
+
+def score_supervised_positions_on_cpu() -> None:
+    """Let TRL's fused LM head skip masked positions on the CPU, as it does on a GPU.
+
+    TRL 1.16 (trainer/utils.py, `_fused_forward`) compacts the positions only where Triton runs, because a changing
+    shape would recompile on Neuron; on a CPU scoring every position costs 5 to 15 times as much.
+    """
+    trl.trainer.utils._use_triton = lambda device: device.type == "cpu" or _use_triton(device)

@@ -1,0 +1,22 @@
+"""The private name of huggingface_hub that decides how often its client tries again."""
+
+from fmstune.upstream import explain_missing_names
+
+with explain_missing_names("huggingface_hub"):
+    from huggingface_hub.utils._http import http_backoff
+
+
+def fail_at_once_without_a_network() -> None:
+    """Where no connection comes about, the hub's client fails at once; reads and answers that fail are tried again.
+
+    It tries five times more, for 23 seconds a file and with two lines each time (huggingface_hub 2.4,
+    utils/_http.py, `http_backoff`): a wrong name on a machine without a network took over a minute.
+    """
+    defaults = http_backoff.__kwdefaults__ or {}
+    kinds: list[type[Exception]] = []
+    for kind in defaults.get("retry_on_exceptions", ()):
+        # the error of a connection is one of those of the network
+        narrower = kind.__subclasses__()
+        others = [one for one in narrower if one.__name__ != "ConnectError"]
+        kinds += [kind] if len(others) == len(narrower) else others
+    defaults["retry_on_exceptions"] = tuple(kinds)

@@ -1,0 +1,26 @@
+"""transformers' names that it does not promise to keep."""
+
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer
+
+from fmstune.upstream import explain_missing_names, require_attributes
+
+OVERRIDDEN = (
+    *("_get_output_dir", "_get_train_sampler", "_load_from_checkpoint", "_prepare_for_training"),
+    *("_prepare_inputs", "_run_epoch", "_save", "_save_checkpoint"),
+)
+"""Private names of Trainer that fmstune's trainer overrides or calls."""
+
+with explain_missing_names("transformers"):
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+    from transformers.trainer_utils import rotate_checkpoints
+
+    require_attributes(Trainer, *OVERRIDDEN)
+    require_attributes(PreTrainedModel, "_is_stateful")
+    require_attributes(PreTrainedConfig, "_attn_implementation")
+
+__all__ = ["LengthGroupedSampler", "reads_document_ends", "rotate_checkpoints"]
+
+
+def reads_document_ends(model: PreTrainedModel) -> bool:
+    """Whether the model's kernels learn where documents end: FlashAttention's, and those of models with a state."""
+    return bool(model.config._attn_implementation.startswith("flash") or model._is_stateful)

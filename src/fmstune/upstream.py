@@ -1,0 +1,56 @@
+"""How fmstune imports other libraries: without their unused packages, and with an error that names a misfit version."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import requires, version
+from typing import Any
+
+from fmstune.errors import UserError
+
+UNUSED = ("boto3", "scipy", "wandb")
+"""accelerate imports boto3 to ask about SageMaker, transformers scipy for object detection, TRL wandb for model cards
+that fmstune's trainer does not write. A tracker imports wandb itself, later.
+"""
+
+
+@contextmanager
+def hide_unused_packages() -> Iterator[None]:
+    """Make these packages look not installed (None in `sys.modules`), which saves a sixth of the start of a run."""
+    modules: dict[str, Any] = sys.modules
+    hidden = [name for name in UNUSED if name not in modules]
+    modules.update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del modules[name]
+
+
+@contextmanager
+def explain_missing_names(library: str) -> Iterator[None]:
+    """Turn a failed import of a library's private names into a UserError with the library's version and range."""
+    try:
+        yield
+    except (ImportError, AttributeError) as err:
+        raise UserError(
+            f"{library} {version(library)} does not have a private name that fmstune needs ({err}); "
+            f"install {_range(library)}"
+        ) from err
+
+
+def require_attributes(cls: type, *names: str) -> None:
+    """Raise AttributeError for a name that neither the class has nor its `__init__` sets."""
+    for name in names:
+        if not hasattr(cls, name) and not any(name in _names_in_init(base) for base in cls.__mro__):
+            raise AttributeError(f"class {cls.__module__}.{cls.__qualname__} has no attribute {name!r}")
+
+
+def _names_in_init(cls: type) -> tuple[str, ...]:
+    code = getattr(vars(cls).get("__init__"), "__code__", None)
+    return code.co_names if code is not None else ()
+
+
+def _range(library: str) -> str:
+    found = [one for one in requires("fmstune") or () if one.startswith(library)]
+    return found[0] if found else f"another version of {library}"

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A runner imports other libraries without their unused packages, and says which version has not what it needs."""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fmstune import upstream
+from fmstune.errors import UserError
+from fmstune.upstream import explain_missing_names, hide_unused_packages, require_attributes
+
+INSTALLED = [name for name in upstream.UNUSED if importlib.util.find_spec(name) is not None]
+
+
+def test_a_runner_imports_no_unused_package_and_a_tracker_can_import_one_later() -> None:
+    imported = "fmstune.training.library_noise, fmstune.training.pipeline"
+    runner = f"from fmstune.upstream import hide_unused_packages\nwith hide_unused_packages(): import {imported}\n"
+    found = "import json, sys; print(json.dumps([name for name in fmstune.upstream.UNUSED if name in sys.modules]))\n"
+    later = "".join(f"import {name}\n" for name in INSTALLED)
+    argv = [sys.executable, "-c", runner + found + later + found]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=200)
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [[], INSTALLED]
+
+
+def test_a_package_looks_absent_inside_and_is_there_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "UNUSED", ("this",))
+    monkeypatch.delitem(sys.modules, "this", raising=False)
+    with hide_unused_packages():
+        assert importlib.util.find_spec("this") is None
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module("this")
+    assert importlib.util.find_spec("this") is not None
+    assert "this" not in sys.modules
+
+
+def test_a_package_that_is_imported_already_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "UNUSED", ("json",))
+    with hide_unused_packages():
+        assert importlib.import_module("json") is json
+    assert sys.modules["json"] is json
+
+
+def test_nothing_stays_hidden_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "UNUSED", ("this",))
+    with pytest.raises(ModuleNotFoundError), hide_unused_packages():
+        importlib.import_module("no_such_module")
+    assert "this" not in sys.modules
+
+
+def test_a_missing_private_name_is_an_error_with_the_version_and_the_range_to_install() -> None:
+    with pytest.raises(UserError) as raised, explain_missing_names("trl"):
+        importlib.import_module("trl.trainer.no_such_module")
+    (problem,) = map(str, raised.value.problems)
+    installed = importlib.metadata.version("trl")
+    assert problem.startswith(f"trl {installed} does not have a private name that fmstune needs (No module named")
+    assert "; install trl<" in problem or "; install trl>=" in problem
+
+
+def test_a_library_without_a_range_of_its_own_is_named_all_the_same() -> None:
+    said = "; install another version of huggingface_hub"
+    with pytest.raises(UserError, match=said), explain_missing_names("huggingface_hub"):
+        require_attributes(Named, "_gone")
+
+
+class Named:
+    _of_the_class = 1
+
+    def __init__(self) -> None:
+        self._of_an_instance = 1
+
+
+class Inherits(Named):
+    pass
+
+
+def test_attributes_of_a_class_and_those_that_its_init_sets_are_found() -> None:
+    require_attributes(Inherits, "_of_the_class", "_of_an_instance")
+    with pytest.raises(AttributeError, match="Inherits has no attribute '_gone'"):
+        require_attributes(Inherits, "_of_the_class", "_gone")
