@@ -118,7 +118,9 @@ def test_auto_takes_sdpa_where_flash_attention_cannot_run() -> None:
 
 
 def test_flash_attention_says_all_that_it_misses() -> None:
-    with pytest.raises(UserError, match=r"needs a CUDA device \(this is cpu\) and .* and a dtype of bfloat16 or float16"):
+    with pytest.raises(
+        UserError, match=r"needs a CUDA device \(this is cpu\) and .* and a dtype of bfloat16 or float16"
+    ):
         load.find_attention(Attention.flash_attention_2, "cpu", PLAIN)
 
 
