@@ -108,7 +108,7 @@ def differences(job: Job, job_file: Path) -> Iterator[str]:
     except UserError as err:
         yield f"its job.yaml cannot be read: {'; '.join(map(str, err.problems))}"
         return
-    here, there = (flatten(yaml.safe_load(freeze.dump(given))) for given in (job, former))
+    here, there = (_values(yaml.safe_load(freeze.dump(given))) for given in (job, former))
     for name in {**here, **there}:
         one, other = (shown(values[name]) if name in values else "not given" for values in (here, there))
         if one != other and not _OWN_FOLDER.fullmatch(name):
@@ -118,4 +118,9 @@ def differences(job: Job, job_file: Path) -> Iterator[str]:
 def _leaves(job: Job) -> dict[str, Any]:
     """Return the values that decide about training, by dotted name."""
     tree = yaml.safe_load(freeze.dump(job))
-    return flatten({group: tree[group] for group in ("seed", "model", "peft", "data", "training")})
+    return _values({group: tree[group] for group in ("seed", "model", "peft", "data", "training")})
+
+
+def _values(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the values by dotted name; an empty mapping says nothing."""
+    return {name: value for name, value in flatten(tree).items() if value != {}}

@@ -334,7 +334,7 @@ def test_two_runs_are_compared_in_settings_results_and_curves(
 
 def test_a_run_is_equal_to_itself(a_run: Path, fmstune: Callable[..., Result]) -> None:
     done = fmstune("compare", str(a_run), str(a_run))
-    assert "loss: equal, number for number, at all 3 steps that both have logged" in done.out
+    assert "loss: identical at all 3 steps that both have logged" in done.out
 
 
 @pytest.fixture

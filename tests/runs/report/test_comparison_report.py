@@ -24,7 +24,7 @@ def test_versions_commit_and_data_are_compared_each_in_its_place() -> None:
     text = shown(a, b)
     data, code = text.index("Data and model\n"), text.index("Code, versions and devices\n")
     assert "data_hashes.data.train " in text[data:code]
-    assert "model_files.model.path.model.safetensors  (not there)  3" in text[data:code]
+    assert "model_files.model.path.model.safetensors  (not set)  3" in text[data:code]
     # the settings say it already
     assert "command" not in text
     assert "git_commit      abc  def" in text[code:]
@@ -49,7 +49,7 @@ def test_curves_say_where_they_part_and_how_far() -> None:
 
 def test_runs_without_records_or_steps_in_common_say_so() -> None:
     text = shown(run("a", [1.0]), Run(Path("b"), {}, {}, [], {}, {}, [], []))
-    assert "One of the runs lacks a record of its settings." in text
+    assert "One of the runs has no record of its settings." in text
     assert "The runs have no logged step in common." in text
     assert "Neither run has a record of its facts of data and model." in text
 

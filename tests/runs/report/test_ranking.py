@@ -74,10 +74,10 @@ def test_more_can_be_better_and_runs_without_a_figure_are_last() -> None:
 @pytest.mark.parametrize(
     ("best", "second", "says"),
     [
-        ((1.0, 1.1), (3.0, 3.1), "ahead of the second by 2, more than the seeds explain"),
+        ((1.0, 1.1), (3.0, 3.1), "It leads the second by 2, more than the seeds explain"),
         ((1.0, 2.0), (1.2, 2.2), "which may be noise"),
         ((1.0, 2.0), (2.0, 1.0), "The second is just as good."),
-        ((1.0,), (3.0,), "whether that is noise cannot be told without two seeds of each"),
+        ((1.0,), (3.0,), "Two seeds of each setting would tell whether that is noise"),
     ],
 )
 def test_the_lead_is_compared_with_the_noise(best: tuple[float, ...], second: tuple[float, ...], says: str) -> None:

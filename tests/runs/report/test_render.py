@@ -6,13 +6,26 @@ from html.parser import HTMLParser
 import pytest
 
 from fmstune.runs.report import render
-from fmstune.runs.report.document import Cell, Command, Document, Example, More, Section, Table, Text, number, word
+from fmstune.runs.report.document import (
+    Cell,
+    Command,
+    Document,
+    Example,
+    More,
+    Section,
+    Table,
+    Text,
+    make_document,
+    make_table,
+    number_cell,
+    setting_cell,
+)
 
 HOSTILE = ["</td></pre></dd><script>alert(1)</script>", "a|b`c*d_e", "```\n# head", "&amp; <!-- \"'", "\ud800"]
 
 
 def document(text: str) -> Document:
-    table = Table((text, "n"), [[Cell(text), number(2.0)], [Cell(""), number(None)]], sortable=True, first=True)
+    table = make_table((text, "n"), [[text, 2.0], ["", None]], sortable=True, best_first=True)
     blocks = (Text(text, strong=True), Command(text), table, Example(text, [(text, text)]), More(text, [Text(text)]))
     return Document(text, text, text, [Section(text, blocks)])
 
@@ -60,7 +73,7 @@ def test_markdown_keeps_its_tables_and_fences(text: str) -> None:
 
 
 def test_columns_of_numbers_stand_right_and_are_aligned_for_a_terminal() -> None:
-    table = Table(("name", "value"), [[Cell("a"), number(1234567)], [Cell("bc"), number(None)]])
+    table = Table(("name", "value"), [[Cell("a"), number_cell(1234567)], [Cell("bc"), number_cell(None)]])
     shown = render.render_text(Document("t", "s", "p", [Section("S", [table])]))
     assert shown.splitlines()[-4:] == ["name      value", "───────────────", "a     1,234,567", "bc            –"]
 
@@ -70,12 +83,12 @@ def test_columns_of_numbers_stand_right_and_are_aligned_for_a_terminal() -> None
     [(None, "–"), (float("nan"), "–"), (3, "3"), (1234567, "1,234,567"), (0.000123456, "0.0001235"), (2.0, "2")],
 )
 def test_numbers_are_short(value: float | None, text: str) -> None:
-    assert number(value).text == text
+    assert number_cell(value).text == text
 
 
 def test_a_word_that_is_a_number_is_sorted_as_one() -> None:
-    assert word(3) == Cell("3", 3.0)
-    assert word("x") == Cell("x")
+    assert setting_cell(3) == Cell("3", 3.0)
+    assert setting_cell("x") == Cell("x")
 
 
 def test_a_long_name_is_broken_between_its_words_and_a_number_never() -> None:
@@ -83,3 +96,8 @@ def test_a_long_name_is_broken_between_its_words_and_a_number_never() -> None:
     page = render.render_html(Document("t", "s", "p", [Section("S", [table])]))
     assert "tuned.<wbr>exact_<wbr>match</th>" in page
     assert "<td>0-learning_<wbr>rate=<wbr>0.001,a&amp;b_<wbr>c</td>" in page
+
+
+def test_a_table_without_rows_and_a_section_without_blocks_are_left_out() -> None:
+    sections = {"Empty": [make_table(("a",), [])], "Full": [make_table(("a",), []), Text("x")]}
+    assert make_document("t", "s", "p", sections).sections == [Section("Full", [Text("x")])]

@@ -57,5 +57,5 @@ def test_runs_come_by_their_number() -> None:
 
 def test_a_folder_of_folders_of_runs_names_these() -> None:
     make(Path("runs/today/a"))
-    with pytest.raises(UserError, match="runs: holds no run, .*; runs are in runs/today"):
+    with pytest.raises(UserError, match="runs: no run here .*; runs are in runs/today"):
         run_data.raise_if_no_run(Path("runs"))

@@ -1,9 +1,9 @@
-"""The verbs `report` and `compare`: run folders → files beside them, or a text; no model and no torch is needed."""
+"""The verbs `report` and `compare`: read run folders, write reports; neither needs a model or torch."""
 
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +14,43 @@ from fmstune.flatten import flatten
 from fmstune.runs.report import comparison_report, ranking, render, run_report, sweep_report
 from fmstune.runs.report.document import Document
 from fmstune.runs.report.ranking import Column
-from fmstune.runs.report.run_data import Refused, Run, is_run, raise_if_no_run, read_refused_points, read_run, read_runs
+from fmstune.runs.report.run_data import (
+    RefusedPoint,
+    Run,
+    is_run,
+    raise_if_no_run,
+    read_refused_points,
+    read_run,
+    read_runs,
+)
 from fmstune.runs.run_folder import FAILED
 
 PAGE, MARKDOWN, CSV = "report.html", "report.md", "report.csv"
 
 
-def write_report(asked: Report) -> int:
-    """Write the three files into the folder; raises UserError where it holds no run, or what it holds is broken."""
-    folder = Path(asked.folder)
+def write_report(request: Report) -> int:
+    """Write the three files into the folder; raises UserError if it holds no run or a broken one."""
+    folder = Path(request.folder)
     raise_if_no_run(folder)
     one = is_run(folder)
     runs = [read_run(folder)] if one else read_runs(folder)
-    not_run = [] if one else read_refused_points(folder)
-    by = ranking.choose_metric(runs, asked.metric, asked.direction)
-    made = run_report.run_document(runs[0]) if one else sweep_report.sweep_document(folder, runs, by, not_run)
+    refused = [] if one else read_refused_points(folder)
+    by = ranking.choose_metric(runs, request.metric, request.direction)
+    document = run_report.run_document(runs[0]) if one else sweep_report.sweep_document(folder, runs, by, refused)
     files = {
-        PAGE: render.render_html(made),
-        MARKDOWN: render.render_markdown(made),
-        CSV: _csv(runs, [] if one else ranking.differing_columns(runs), not_run),
+        folder / PAGE: render.render_html(document),
+        folder / MARKDOWN: render.render_markdown(document),
+        folder / CSV: _csv(runs, [] if one else ranking.differing_columns(runs), refused),
     }
-    _write({folder / name: text for name, text in files.items()})
-    print(_first_words(made))
-    print("\n".join(f"wrote {folder / name}" for name in files))
+    _write(files)
+    print(f"{document.status}: {document.place}\n{_headline(document)}")
+    print("\n".join(f"wrote {path}" for path in files))
     return 0
 
 
-def compare_runs(asked: Comparison) -> int:
-    """Print how two runs differ, and write it as a page where that is asked for."""
-    a, b = (Path(place) for place in (asked.a, asked.b))
+def compare_runs(request: Comparison) -> int:
+    """Print the differences of two runs, and write them as a page if one is asked for."""
+    a, b = (Path(place) for place in (request.a, request.b))
     problems: list[Problem] = []
     for place in (a, b):
         try:
@@ -50,64 +58,60 @@ def compare_runs(asked: Comparison) -> int:
         except UserError as err:
             problems += err.problems
     raise_if_any(problems)
-    made = comparison_report.comparison_document(read_run(a), read_run(b))
-    if asked.html is not None:
-        _write({Path(asked.html): render.render_html(made)})
-    print(render.render_text(made))
-    if asked.html is not None:
-        print(f"\nwrote {asked.html}")
+    document = comparison_report.comparison_document(read_run(a), read_run(b))
+    if request.html is not None:
+        _write({Path(request.html): render.render_html(document)})
+    print(render.render_text(document))
+    if request.html is not None:
+        print(f"\nwrote {request.html}")
     return 0
 
 
-def _first_words(made: Document) -> str:
-    """The status, and the result in one sentence."""
-    return f"{made.status}: {made.place}\n{_result(made)}"
+def _headline(document: Document) -> str:
+    """Return the result in one sentence."""
+    result = next((section for section in document.sections if section.title == "Result"), None)
+    return str(getattr(result.blocks[0], "text", "")) if result is not None else ""
 
 
-def _result(made: Document) -> str:
-    found = next((section for section in made.sections if section.title == "Result"), None)
-    return str(getattr(found.blocks[0], "text", "")) if found is not None else ""
-
-
-def _csv(runs: Sequence[Run], columns: Sequence[Column], not_run: Sequence[Refused]) -> str:
-    """A line for each run: its settings that differ, and every number of its summary at full precision."""
+def _csv(runs: Sequence[Run], columns: Sequence[Column], refused: Sequence[RefusedPoint]) -> str:
+    """Return a line for each run: the settings that differ, and every number of its summary at full precision."""
     rows = [dict(_row(run, index, columns)) for index, run in enumerate(runs)]
-    rows += [dict(_row_of_refused(one, columns)) for one in not_run]
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    rows += [dict(_refused_row(point, columns)) for point in refused]
     file = io.StringIO()
-    writer = csv.DictWriter(file, names, lineterminator="\n")
+    writer = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return file.getvalue()
 
 
 def _row(run: Run, index: int, columns: Sequence[Column]) -> Iterator[tuple[str, Any]]:
-    yield "run", run.folder.name
-    yield "status", run.status
-    yield "error", run.error or ""
-    yield "seed", run.job.get("seed")
+    yield from (("run", run.folder.name), ("status", run.status), ("error", run.error or ""))
+    yield ranking.SEED, run.job.get(ranking.SEED)
     for column in columns:
-        yield column.name, ranking.show_value(column.values[index])
+        yield column.name, ranking.short_value(column.values[index])
     for name in flatten(run.summary):
         if (value := run.figure(name)) is not None and name != ranking.SEED:
             yield name, value
 
 
-def _row_of_refused(one: Refused, columns: Sequence[Column]) -> Iterator[tuple[str, Any]]:
-    yield "run", one.name
-    yield "status", FAILED
-    yield "error", one.error
+def _refused_row(point: RefusedPoint, columns: Sequence[Column]) -> Iterator[tuple[str, Any]]:
+    yield from (("run", point.name), ("status", FAILED), ("error", point.error))
     for name in (ranking.SEED, *(column.name for column in columns)):
-        yield name, one.fields.get(name, "")
+        yield name, point.fields.get(name, "")
 
 
 def _write(files: dict[Path, str]) -> None:
-    """Write all files, then rename all; raises UserError where one cannot be written, and keeps the former ones."""
+    """Write all files, then rename all; raises UserError if one cannot be written, and keeps the former ones."""
+    with ExitStack() as stack:
+        # the first file is renamed first
+        for path, text in reversed(files.items()):
+            stack.enter_context(_explain(path))
+            stack.enter_context(write_aside(path)).write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+@contextmanager
+def _explain(path: Path) -> Iterator[None]:
     try:
-        with ExitStack() as stack:
-            for path, text in files.items():
-                stack.enter_context(write_aside(path)).write_text(text, encoding="utf-8", errors="backslashreplace")
+        yield
     except OSError as err:
-        raise UserError(
-            str(path), f": cannot be written ({err.strerror}); give it a folder that can be written"
-        ) from err
+        raise UserError(str(path), f": cannot be written ({err.strerror}); choose another folder") from err

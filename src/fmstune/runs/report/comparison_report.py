@@ -1,4 +1,4 @@
-"""Two runs → what differs between them: settings, data, versions, curves and results."""
+"""The report of two runs: which settings, data, versions, curves and results differ between them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,88 +6,91 @@ from typing import Any
 from fmstune.config.metrics import Place, comparable, metrics_of, names_at
 from fmstune.flatten import flatten
 from fmstune.runs.report import charts
-from fmstune.runs.report.document import Block, Cell, Charts, Document, Section, Table, Text, change, number
-from fmstune.runs.report.ranking import show_value
+from fmstune.runs.report.document import (
+    Block,
+    Charts,
+    Document,
+    Text,
+    change_cell,
+    make_document,
+    make_table,
+    show_value,
+)
 from fmstune.runs.report.run_data import Run
 
 _DATA = ("data_hashes", "data_rows", "data_files", "tokens", "model_config_hash", "model_commits", "model_files")
-_TOLD_ELSEWHERE = ("command", "seed")
-"""Of `lock.json`, what the settings say already."""
-_PARTS = 5
-"""Places at which two curves are laid side by side."""
+_IN_SETTINGS = ("command", "seed")
+"""Entries of `lock.json` that the settings show already."""
+_SAMPLED_STEPS = 5
+"""Steps at which the table shows two curves."""
 
 
 def comparison_document(a: Run, b: Run) -> Document:
-    """How two runs differ; what is the same is counted."""
-    sections = [
-        ("Settings", _fields(a.job, b.job, "field", "settings")),
-        ("Data and model", _fields(_locked(a, data=True), _locked(b, data=True), "what", "facts of data and model")),
-        ("Code, versions and devices", _fields(_locked(a, data=False), _locked(b, data=False), "what", "facts")),
-        ("Results", _results(a, b)),
-        ("Curves", _curves(a, b)),
-    ]
-    kept = [Section(title, made) for title, blocks in sections if (made := list(blocks))]
-    return Document(f"A {a.folder.name} and B {b.folder.name}", "compared", f"A: {a.folder}, B: {b.folder}", kept)
+    """Return the differences of two runs; values that are equal are counted."""
+    (data_a, code_a), (data_b, code_b) = _facts(a), _facts(b)
+    sections = {
+        "Settings": _differences(a.job, b.job, "field", "settings"),
+        "Data and model": _differences(data_a, data_b, "what", "facts of data and model"),
+        "Code, versions and devices": _differences(code_a, code_b, "what", "facts"),
+        "Results": _results(a, b),
+        "Curves": _curves(a, b),
+    }
+    return make_document(
+        f"A {a.folder.name} and B {b.folder.name}", "compared", f"A: {a.folder}, B: {b.folder}", sections
+    )
 
 
-def _locked(run: Run, *, data: bool) -> dict[str, Any]:
-    kept = {key: value for key, value in run.lock.items() if (key in _DATA) is data}
-    return {key: value for key, value in kept.items() if key not in _TOLD_ELSEWHERE}
+def _facts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what `lock.json` says of data and model, and what it says of code and devices."""
+    facts = {key: value for key, value in run.lock.items() if key not in _IN_SETTINGS}
+    data = {key: facts.pop(key) for key in _DATA if key in facts}
+    return data, facts
 
 
-def _fields(a: Mapping[str, Any], b: Mapping[str, Any], what: str, plural: str) -> Iterator[Block]:
-    """What two mappings hold differently; where the runs write to is no difference."""
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any], head: str, plural: str) -> Iterator[Block]:
+    """Show the values of two mappings that differ; the folders of the runs always do."""
     if not a or not b:
-        yield Text(f"{'Neither run has' if not a and not b else 'One of the runs lacks'} a record of its {plural}.")
+        yield Text(f"{'Neither run has a' if not a and not b else 'One of the runs has no'} record of its {plural}.")
         return
     first, second = flatten(a), flatten(b)
     names = [name for name in dict.fromkeys([*first, *second]) if name != "output_dir"]
-    rows = [
-        [Cell(name), _value(name, first), _value(name, second)]
-        for name in names
-        if not _same(first.get(name, ...), second.get(name, ...))
-    ]
-    if rows:
-        yield Table((what, "A", "B"), rows)
+    rows = [[name, _shown(first, name), _shown(second, name)] for name in names if not _is_same(first, second, name)]
+    yield make_table((head, "A", "B"), rows)
     yield Text(f"{len(names) - len(rows):,} of {len(names):,} {plural} are the same.")
 
 
-def _same(x: Any, y: Any) -> bool:
+def _is_same(a: Mapping[str, Any], b: Mapping[str, Any], name: str) -> bool:
     """Whether two values mean the same: a line break does, whether YAML or a shell wrote it."""
+    x, y = a.get(name, ...), b.get(name, ...)
     return x == y or (isinstance(x, str) and isinstance(y, str) and show_value(x) == show_value(y))
 
 
-def _value(name: str, of: Mapping[str, Any]) -> Cell:
-    return Cell(show_value(of[name]) if name in of else "(not there)")
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    return show_value(values[name]) if name in values else "(not set)"
 
 
 def _results(a: Run, b: Run) -> Iterator[Block]:
     yield Text(f"A: {a.status}, B: {b.status}.")
     table = {**metrics_of(a.job), **metrics_of(b.job)}
     scores = [f"{model}.{name}" for model in ("base", "tuned") for name in names_at(table, Place.held_out)]
-    rows = []
-    for name in dict.fromkeys((*scores, *names_at(table, Place.result), *comparable(table))):
-        x, y = a.figure(name), b.figure(name)
-        if x is not None or y is not None:
-            difference = y - x if x is not None and y is not None else None
-            rows.append([Cell(name), number(x), number(y), change(difference)])
-    if rows:
-        yield Table(("", "A", "B", "B − A"), rows)
+    names = dict.fromkeys((*scores, *names_at(table, Place.result), *comparable(table)))
+    pairs = [(name, a.figure(name), b.figure(name)) for name in names]
+    rows = [[name, x, y, change_cell(x, y)] for name, x, y in pairs if (x, y) != (None, None)]
+    yield make_table(("", "A", "B", "B − A"), rows)
 
 
 def _curves(a: Run, b: Run) -> Iterator[Block]:
-    both = []
+    found = False
     for name in ("loss", "eval_loss"):
         first, second = dict(a.curve(name)), dict(b.curve(name))
-        steps = sorted(first.keys() & second.keys())
-        if not steps:
-            continue
-        both.append(name)
-        yield Text(f"{name}: {_how(first, second, steps)}")
-        at = sorted({steps[round(part * (len(steps) - 1) / max(_PARTS - 1, 1))] for part in range(_PARTS)})
-        rows = [[number(s), number(first[s]), number(second[s]), change(second[s] - first[s])] for s in at]
-        yield Table(("step", "A", "B", "B − A"), rows)
-    if not both:
+        if steps := sorted(first.keys() & second.keys()):
+            found = True
+            yield Text(f"{name}: {_curve_difference(first, second, steps)}")
+            last = len(steps) - 1
+            sampled = sorted({steps[round(part * last / (_SAMPLED_STEPS - 1))] for part in range(_SAMPLED_STEPS)})
+            rows = [[step, first[step], second[step], change_cell(first[step], second[step])] for step in sampled]
+            yield make_table(("step", "A", "B", "B − A"), rows)
+    if not found:
         yield Text("The runs have no logged step in common.")
         return
     lines = [
@@ -98,14 +101,14 @@ def _curves(a: Run, b: Run) -> Iterator[Block]:
     yield Charts([charts.draw_curves(lines, charts.LOSS)])
 
 
-def _how(a: Mapping[int, float], b: Mapping[int, float], steps: Sequence[int]) -> str:
-    """Where two curves part, and how far."""
-    apart = [step for step in steps if a[step] != b[step]]
-    if not apart:
-        return f"equal, number for number, at all {len(steps):,} steps that both have logged"
-    widest = max(apart, key=lambda step: abs(b[step] - a[step]))
+def _curve_difference(a: Mapping[int, float], b: Mapping[int, float], steps: Sequence[int]) -> str:
+    """Say from which step on two curves differ, and by how much."""
+    different = [step for step in steps if a[step] != b[step]]
+    if not different:
+        return f"identical at all {len(steps):,} steps that both have logged"
+    widest = max(different, key=lambda step: abs(b[step] - a[step]))
     mean = sum(b[step] - a[step] for step in steps) / len(steps)
     return (
-        f"they differ from step {apart[0]:,} on, most at step {widest:,} ({b[widest] - a[widest]:+.4g}); "
+        f"they differ from step {different[0]:,} on, most at step {widest:,} ({b[widest] - a[widest]:+.4g}); "
         f"B − A is {mean:+.4g} in the mean over {len(steps):,} steps"
     )

@@ -1,59 +1,69 @@
-"""What a report says, apart from how it looks: sections of texts, commands, tables, pictures and examples."""
+"""The content of a report without its looks: sections of texts, commands, tables, charts and examples."""
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fmstune.config.compare_by import is_number
+
+MISSING = "–"
+"""Shown where there is no number."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A cell of a table; numbers stand right and are sorted by their value."""
+class Cell(NamedTuple):
+    """A cell of a table; a number is aligned to the right and sorted by its value."""
 
     text: str
     value: float | None = None
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
+    """Rows of cells under their heads; a reader may sort it on the page."""
+
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     sortable: bool = False
-    first: bool = False
-    """The first row is the one to look at."""
+    best_first: bool = False
+    """Highlight the first row."""
+
+    def is_numeric(self, column: int) -> bool:
+        """Whether the column holds numbers alone; missing ones do not matter."""
+        cells = [row[column] for row in self.rows]
+        return any(cell.value is not None for cell in cells) and all(
+            cell.value is not None or cell.text in (MISSING, "") for cell in cells
+        )
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
+    """A paragraph."""
+
     text: str
     strong: bool = False
 
 
-@dataclass(frozen=True)
-class Command:
-    """A line for a shell."""
+class Command(NamedTuple):
+    """A command line for a shell."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class Charts:
-    """Pictures beside each other, as SVG; `files` are those of the folder that a text can show instead."""
+class Charts(NamedTuple):
+    """Charts next to each other, as SVG; Markdown shows the `files` of the run folder in their place."""
 
     pictures: Sequence[str]
     files: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class Example:
-    """A prompt with what was expected and what models made of it, each under its name."""
+class Example(NamedTuple):
+    """A prompt with its expected answer and the answers of models, each under its name."""
 
     title: str
     parts: Sequence[tuple[str, str]]
 
 
-@dataclass(frozen=True)
-class More:
-    """What few readers want: closed until it is asked for."""
+class More(NamedTuple):
+    """Details that stay closed on the page until a reader opens them."""
 
     title: str
     blocks: Sequence["Block"]
@@ -62,39 +72,73 @@ class More:
 Block = Table | Text | Command | Charts | Example | More
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
+    """Blocks under a title."""
+
     title: str
     blocks: Sequence[Block]
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
+    """A report."""
+
     title: str
     status: str
-    """One word, shown beside the title."""
+    """A word or two, shown next to the title."""
     place: str
-    """The folder that it is about."""
-    sections: Sequence[Section] = field(default_factory=tuple)
+    """The folder of the report."""
+    sections: Sequence[Section] = ()
 
 
-def number(value: float | None, form: str = "") -> Cell:
-    """A number as a reader wants it: whole ones with commas, others with four digits; a dash where there is none."""
+def make_document(title: str, status: str, place: str, sections: Mapping[str, Iterable[Block]]) -> Document:
+    """Build a document without the tables that have no rows and without the sections that have no blocks."""
+    kept = {name: [b for b in blocks if not isinstance(b, Table) or b.rows] for name, blocks in sections.items()}
+    return Document(title, status, place, [Section(name, blocks) for name, blocks in kept.items() if blocks])
+
+
+def make_table(
+    head: Sequence[str],
+    rows: Iterable[Iterable[object]],
+    *,
+    sortable: bool = False,
+    best_first: bool = False,
+) -> Table:
+    """Build a table of cells, texts and numbers."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    return Table(head, cells, sortable, best_first)
+
+
+def _cell(value: object) -> Cell:
+    if isinstance(value, Cell):
+        return value
+    return number_cell(value) if value is None or isinstance(value, int | float) else Cell(str(value))
+
+
+def number_cell(value: float | None, form: str = "") -> Cell:
+    """Show a number: with commas if it is whole or large, else with four digits; a dash if there is none."""
     if value is None or not math.isfinite(value):
-        return Cell("–")
+        return Cell(MISSING)
     if form:
         return Cell(f"{value:{form}}", value)
-    whole = isinstance(value, int) or (float(value).is_integer() and abs(value) >= 1000)
-    return Cell(f"{value:,.0f}" if whole or abs(value) >= 1000 else f"{value:.4g}", value)
+    whole = isinstance(value, int) or abs(value) >= 1000
+    return Cell(f"{value:,.0f}" if whole else f"{value:.4g}", value)
 
 
-def change(value: float | None) -> Cell:
-    """A difference with its sign."""
-    if value is None or not math.isfinite(value):
-        return Cell("–")
-    return Cell(f"{value:+,.0f}" if abs(value) >= 1000 else f"{value:+.4g}", value)
+def change_cell(before: float | None, after: float | None) -> Cell:
+    """Show the difference of two numbers with its sign; a dash if one of them is missing."""
+    if before is None or after is None or not math.isfinite(after - before):
+        return Cell(MISSING)
+    change = after - before
+    return Cell(f"{change:+,.0f}" if abs(change) >= 1000 else f"{change:+.4g}", change)
 
 
-def word(text: object) -> Cell:
-    """A text, or a value as it stands."""
-    return Cell(str(text), float(text) if isinstance(text, int | float) and not isinstance(text, bool) else None)
+def setting_cell(value: Any) -> Cell:
+    """Show the value of a field; numbers are sorted as numbers."""
+    return Cell(show_value(value), float(value) if is_number(value) else None)
+
+
+def show_value(value: Any) -> str:
+    r"""Return a field's value in one line, as it is typed in a shell: a line break is `\n`."""
+    if isinstance(value, str):
+        return value.replace("\n", r"\n").replace("\t", r"\t").replace("\r", r"\r")
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,29 +1,29 @@
-"""Several runs → what they differ in, which of them differ in the seed alone, and their order by one figure."""
+"""Rank several runs: in which settings they differ, which of them differ only in the seed, and which one is best."""
 
 import json
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fmstune.config.compare_by import USUAL
 from fmstune.config.job import Direction
 from fmstune.config.metrics import better_end, metrics_of
 from fmstune.errors import UserError, did_you_mean
 from fmstune.flatten import flatten
+from fmstune.runs.report.document import show_value
 from fmstune.runs.report.run_data import Run
 from fmstune.runs.run_folder import FINISHED
 
 SEED = "seed"
 _NOT_SETTINGS = frozenset({"output_dir", "name", SEED})
-"""Fields that name a run, or repeat it."""
+"""Fields that name a run or repeat it."""
 _SIGNIFICANT = 2.0
-"""Standard errors from which on a difference is called more than noise."""
+"""Standard errors above which a difference is more than noise."""
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """A setting that differs between the runs, with its value in each of them."""
 
     name: str
@@ -32,16 +32,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs with the same settings, the seed aside."""
+    """Runs with the same settings and different seeds."""
 
     values: tuple[Any, ...]
-    """Of each column."""
+    """One of each column."""
     runs: tuple[Run, ...]
     scores: tuple[float, ...]
-    """The figure of those that finished."""
+    """The metric of the runs that finished."""
 
     @property
     def mean(self) -> float | None:
+        """Mean over the seeds; None if no run finished."""
         return statistics.fmean(self.scores) if self.scores else None
 
     @property
@@ -50,140 +51,132 @@ class Group:
         return statistics.stdev(self.scores) if len(self.scores) > 1 else None
 
     def label(self, columns: Sequence[Column]) -> str:
-        """The settings in one line."""
+        """Return the settings in one line."""
         pairs = zip(columns, self.values, strict=True)
-        return (
-            ", ".join(f"{short_field(column.name)}={show_value(value)}" for column, value in pairs) or "the one setting"
-        )
+        return ", ".join(f"{short_field(c.name)}={short_value(value)}" for c, value in pairs) or "the only setting"
 
 
-@dataclass(frozen=True)
-class Metric:
-    """The figure of `summary.json` that runs are ordered by."""
+class Metric(NamedTuple):
+    """The number of `summary.json` that ranks the runs."""
 
     name: str
     smaller: bool
     """Whether less is better."""
 
+    def rank(self, score: float | None) -> float:
+        """Return a key that sorts the best first and a missing score last."""
+        return math.inf if score is None else score if self.smaller else -score
+
 
 def choose_metric(runs: Sequence[Run], name: str | None, direction: str | None) -> Metric:
-    """The figure to compare by: the one that is asked for, else the one that the jobs name, else a usual one.
+    """Return the metric that was asked for, else the one that the jobs name, else a usual one.
 
-    Raises UserError where no run has the one that is asked for.
+    Raises UserError if no run has the metric that was asked for.
     """
     known = sorted({key for run in runs for key in flatten(run.summary) if run.figure(key) is not None})
     if name is not None and known and name not in known:
-        near = did_you_mean(name, known) or f"; there are {', '.join(key for key in known if 'tuned' in key)}"
-        raise UserError("--metric", f"{name}: no run has such a figure in its summary.json{near}")
+        near = did_you_mean(name, known) or f"; choose one of {', '.join(key for key in known if 'tuned' in key)}"
+        raise UserError("--metric", f"{name}: no run has this number in its summary.json{near}")
     finished = [run for run in runs if run.status == FINISHED]
     usual = next((key for key in USUAL if any(run.figure(key) is not None for run in finished)), USUAL[0])
-    own = _said_by_all(runs, "compare_by") or usual
+    own = _same_in_all(runs, "compare_by") or usual
     found = name or own
-    given = direction or (_said_by_all(runs, "direction") if found == own else None)
+    given = direction or (_same_in_all(runs, "direction") if found == own else None)
     way = better_end(metrics_of(runs[0].job), found) if given is None else Direction(given)
     return Metric(found, way is Direction.minimize)
 
 
-def _said_by_all(runs: Sequence[Run], field: str) -> str | None:
-    """A field that has one value in all jobs."""
+def _same_in_all(runs: Sequence[Run], field: str) -> str | None:
+    """Return the value of a field that is the same in all jobs, else None."""
     values = {run.job.get(field) for run in runs}
     return str(values.pop()) if len(values) == 1 and None not in values else None
 
 
 def differing_columns(runs: Sequence[Run]) -> list[Column]:
-    """What the runs differ in: by the words that were typed where these tell it all, else field by field.
+    """Return the settings that differ: as they were typed if the typed words tell the runs apart, else by field.
 
-    Fields that change together are one column, under the first name: a choice of a group changes many. Words are not:
-    in a search, the values of two intervals differ in every run.
+    Fields that change together are one column under the first name, because a choice of a group changes many. Typed
+    words are not joined: in a search, the values of two intervals differ in every run.
     """
-    fields = _distinct([Column(name, values) for name, values in _differing(runs)])
+    kept: dict[tuple[int, ...], Column] = {}
+    for column in _differing([flatten(run.job) for run in runs]):
+        kept.setdefault(_partition([column.values]), column)
+    fields = list(kept.values())
     typed = _typed(runs)
     if typed and _partition([column.values for column in typed]) == _partition([column.values for column in fields]):
         return typed
     return fields
 
 
-def group_runs(runs: Sequence[Run], found: Sequence[Column], by: Metric) -> list[Group]:
-    """Runs with equal settings together, the best first; those without a figure last."""
-    keys = list(zip(*(column.values for column in found), strict=True)) if found else [()] * len(runs)
+def group_runs(runs: Sequence[Run], columns: Sequence[Column], by: Metric) -> list[Group]:
+    """Return the runs with equal settings together: the best first, those without a score last."""
+    keys = list(zip(*(column.values for column in columns), strict=True)) if columns else [()] * len(runs)
     members: dict[str, list[int]] = {}
     for index, key in enumerate(keys):
         members.setdefault(_text(key), []).append(index)
-    made = [_group(keys[places[0]], [runs[i] for i in places], by) for places in members.values()]
-    return sorted(made, key=lambda group: _rank(group.mean, by))
+    groups = [_group(keys[places[0]], [runs[i] for i in places], by) for places in members.values()]
+    return sorted(groups, key=lambda group: by.rank(group.mean))
 
 
 def sort_by_score(runs: Sequence[Run], by: Metric) -> list[Run]:
-    """The runs, the best first; those without a figure last."""
-    return sorted(runs, key=lambda run: _rank(run.figure(by.name) if run.status == FINISHED else None, by))
+    """Return the runs: the best first, those without a score last."""
+    return sorted(runs, key=lambda run: by.rank(_score(run, by)))
 
 
 def verdict(best: Group, second: Group) -> str:
-    """Whether the best setting is ahead of the second by more than the seeds make a difference."""
+    """Say whether the best setting leads the second by more than the seeds explain."""
     assert best.mean is not None
     assert second.mean is not None
-    ahead = abs(best.mean - second.mean)
-    if ahead == 0:
+    lead = abs(best.mean - second.mean)
+    if lead == 0:
         return "The second is just as good."
     if best.spread is None or second.spread is None:
         return (
-            f"It is ahead of the second by {ahead:.4g}; whether that is noise cannot be told without two seeds of "
-            "each: sweep over seeds too (seed=1,2,3)."
+            f"It leads the second by {lead:.4g}. Two seeds of each setting would tell whether that is noise: sweep "
+            "over seeds too (seed=1,2,3)."
         )
     error = math.hypot(best.spread / math.sqrt(len(best.scores)), second.spread / math.sqrt(len(second.scores)))
-    told = "more than the seeds explain" if ahead > _SIGNIFICANT * error else "which may be noise"
-    return f"It is ahead of the second by {ahead:.4g}, {told}: the standard error of that difference is {error:.2g}."
+    told = "more than the seeds explain" if lead > _SIGNIFICANT * error else "which may be noise"
+    return f"It leads the second by {lead:.4g}, {told}: the standard error of that difference is {error:.2g}."
 
 
 def short_field(name: str) -> str:
-    """The last part of a dotted name; that before it for a target, which says nothing alone."""
+    """Return the last part of a dotted name, or the part before `_target_` and `path`."""
     parts = name.split(".")
     return parts[-2] if parts[-1] in ("_target_", "path") and len(parts) > 1 else parts[-1]
 
 
-def show_value(value: Any) -> str:
-    r"""A setting's value in one line, a line break as `\n`: as it is typed in a shell."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, str):
-        line = value.replace("\n", r"\n").replace("\t", r"\t").replace("\r", r"\r")
-        return line.removeprefix("peft.").removesuffix("Config") if line.startswith("peft.") else line
-    return str(value) if isinstance(value, int) else json.dumps(value, ensure_ascii=False)
+def short_value(value: Any) -> str:
+    """Return a setting's value in one line, a PEFT class by its method."""
+    text = show_value(value)
+    return text.removeprefix("peft.").removesuffix("Config") if text.startswith("peft.") else text
+
+
+def _score(run: Run, by: Metric) -> float | None:
+    return run.figure(by.name) if run.status == FINISHED else None
 
 
 def _group(key: tuple[Any, ...], runs: Sequence[Run], by: Metric) -> Group:
-    scores = [run.figure(by.name) for run in runs if run.status == FINISHED]
-    return Group(key, tuple(sort_by_score(runs, by)), tuple(score for score in scores if score is not None))
-
-
-def _rank(score: float | None, by: Metric) -> float:
-    return math.inf if score is None else score if by.smaller else -score
-
-
-def _differing(runs: Sequence[Run]) -> list[tuple[str, tuple[Any, ...]]]:
-    """Fields of the jobs with unequal values; one that a job lacks is null there."""
-    jobs = [flatten(run.job) for run in runs]
-    names = dict.fromkeys(name for job in jobs for name in job)
-    values = {name: tuple(job.get(name) for job in jobs) for name in names}
-    return [(name, of) for name, of in values.items() if name not in _NOT_SETTINGS and len(set(map(_text, of))) > 1]
+    scores = tuple(score for run in runs if (score := _score(run, by)) is not None)
+    return Group(key, tuple(sort_by_score(runs, by)), scores)
 
 
 def _typed(runs: Sequence[Run]) -> list[Column]:
-    """What the recorded words set differently; none where a run has no record."""
+    """Return what the recorded words set differently; nothing if a run recorded none."""
     if not all(run.words for run in runs):
         return []
-    given = [dict(_set(word) for word in run.words if "=" in word and not word.startswith("-")) for run in runs]
-    names = dict.fromkeys(name for words in given for name in words)
-    found = [Column(name, tuple(words.get(name) for words in given)) for name in names if name not in _NOT_SETTINGS]
-    return [column for column in found if len(set(map(_text, column.values))) > 1]
+    return _differing([dict(_assignment(w) for w in run.words if "=" in w and w[0] != "-") for run in runs])
 
 
-def _set(word: str) -> tuple[str, Any]:
-    """`++a.b=1e-3` → its name, and its value as a number where it is one."""
+def _differing(given: Sequence[dict[str, Any]]) -> list[Column]:
+    """Return the names with unequal values; a name that one of the mappings lacks is null there."""
+    names = dict.fromkeys(name for values in given for name in values if name not in _NOT_SETTINGS)
+    columns = [Column(name, tuple(values.get(name) for values in given)) for name in names]
+    return [column for column in columns if len(set(map(_text, column.values))) > 1]
+
+
+def _assignment(word: str) -> tuple[str, Any]:
+    """Return the name in `++a.b=1e-3`, and its value, as a number if it is one."""
     name, _, value = word.lstrip("+~").partition("=")
     try:
         number = float(value)
@@ -192,17 +185,9 @@ def _set(word: str) -> tuple[str, Any]:
     return name, int(number) if number.is_integer() and value.lstrip("+-").isdecimal() else number
 
 
-def _distinct(found: Sequence[Column]) -> list[Column]:
-    """One column of those that change together."""
-    kept: dict[tuple[int, ...], Column] = {}
-    for column in found:
-        kept.setdefault(_partition([column.values]), column)
-    return list(kept.values())
-
-
-def _partition(of: Sequence[Sequence[Any]]) -> tuple[int, ...]:
-    """For each run, the number of the first run with equal values."""
-    keys = [_text(key) for key in zip(*of, strict=True)]
+def _partition(values: Sequence[Sequence[Any]]) -> tuple[int, ...]:
+    """Return, for each run, the index of the first run with equal values."""
+    keys = [_text(key) for key in zip(*values, strict=True)]
     return tuple(keys.index(key) for key in keys)
 
 

@@ -1,17 +1,18 @@
-"""One run → what its report says: the result first, then how it came about, and how to do it again."""
+"""The report of one run: its result, how the run got there, and how to repeat it."""
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from fmstune.config import metrics
 from fmstune.config.compare_by import is_number
 from fmstune.config.metrics import Place, label_with_unit, names_at
+from fmstune.config.metrics import Table as Metrics
 from fmstune.flatten import flatten
 from fmstune.runs import run_folder
 from fmstune.runs.report import charts
 from fmstune.runs.report.charts import Axes, Line
 from fmstune.runs.report.document import (
+    MISSING,
     Block,
     Cell,
     Charts,
@@ -19,83 +20,89 @@ from fmstune.runs.report.document import (
     Document,
     Example,
     More,
-    Section,
-    Table,
     Text,
-    change,
-    number,
-    word,
+    change_cell,
+    make_document,
+    make_table,
+    number_cell,
+    setting_cell,
 )
 from fmstune.runs.report.run_data import Run
 from fmstune.units import size
 
 _COUNTS = frozenset({"rows", "rows_left_out", "answers_too_long", "answer_tokens"})
-"""Of the scores, what says how much was scored."""
+"""Entries of `base` and `tuned` that count what was scored."""
 _LEDGER = (
     ("rows read", "rows_read"),
     ("rows trained on", "rows_trained"),
     ("dropped: no template", "rows_without_template"),
     ("dropped: no answer", "rows_without_answer"),
     ("dropped: too long", "rows_too_long"),
-    ("dropped: held out too", "rows_held_out_too"),
-    ("trained without their end", "rows_truncated"),
+    ("dropped: also held out", "rows_held_out_too"),
+    ("trained truncated", "rows_truncated"),
     ("tokens", "tokens_total"),
     ("tokens trained", "tokens_trained"),
     ("tokens cut off", "tokens_cut"),
     ("longest row, tokens", "longest"),
 )
-_STEP = "optimizer step"
+_CURVES = (
+    ("learning_rate", "Learning rate by step", "learning rate", True),
+    ("tokens_per_second", "Speed by step", "tokens a second", True),
+    ("mean_token_accuracy", "Accuracy on trained tokens by step", "share of tokens", False),
+    ("grad_norm", "Norm of the gradient by step", "norm", True),
+)
+"""Name in `metrics.jsonl`, title, unit, and whether the axis begins at zero."""
 
 
 def run_document(run: Run) -> Document:
-    """The report of a run, whatever it got to."""
-    sections = [
-        ("Result", [*_result(run), *_scores(run)]),
-        ("Curves", _curves(run)),
-        ("Samples", _samples(run)),
-        ("Cost", _cost(run)),
-        ("Plan and actual", _plan(run)),
-        ("Rows", _ledger(run)),
-        ("Again", repeat_commands(run)),
-        ("Job", _job(run)),
-        ("Made with", _made_with(run)),
-    ]
-    kept = [Section(title, made) for title, blocks in sections if (made := list(blocks))]
-    return Document(f"{run.job.get('name', 'run')}: report of a run", run.status, str(run.folder), kept)
+    """Return the report of a run in any state."""
+    sections = {
+        "Result": [*_result(run), *_scores(run)],
+        "Curves": _curves(run),
+        "Samples": _samples(run),
+        "Cost": _cost(run),
+        "Plan and actual": _plan(run),
+        "Rows": _ledger(run),
+        "Again": repeat_commands(run),
+        "Job": _job(run),
+        "Made with": _made_with(run),
+    }
+    return make_document(f"{run.job.get('name', 'run')}: report of a run", run.status, str(run.folder), sections)
 
 
 def headline(run: Run) -> str:
-    """What came out, in one sentence."""
-    if run.status == run_folder.FAILED or run.status == run_folder.INTERRUPTED:
-        return (
-            f"The run {'failed' if run.status == run_folder.FAILED else 'was interrupted'}: {run.error or 'no cause'}"
-        )
-    changes = []
+    """Say the result in one sentence."""
+    if run.status in (run_folder.FAILED, run_folder.INTERRUPTED):
+        ended = "failed" if run.status == run_folder.FAILED else "was interrupted"
+        return f"The run {ended}: {run.error or 'no cause was recorded'}"
+    if changes := list(_changes(run)):
+        text = ", ".join(changes)
+        return f"{text[0].upper()}{text[1:]}, on {run.summary['tuned']['rows']:,} held-out rows."
+    loss = run.figure("train_loss")
+    if loss is not None:
+        return f"Train loss {loss:.4g}; no rows were held out, so nothing measures answers to new prompts."
+    if not (seen := run.curve("loss")):
+        return "The run has no result yet."
+    total = run.figure("plan.total_steps")
+    steps = f"{total:,}" if total is not None else "?"
+    return f"The run has no result yet. It is at step {seen[-1][0]:,} of {steps}, with loss {seen[-1][1]:.4g}."
+
+
+def _changes(run: Run) -> Iterator[str]:
     # the last of the table says most to a reader
     for key in reversed(names_at(run.table, Place.headline)):
         name = run.table[key].label
         before, after = run.figure(f"base.{key}"), run.figure(f"tuned.{key}")
         if after is not None:
-            of = f" from {before:.4g}" if before is not None else ""
-            changes.append(f"{name}{of} to {after:.4g}" if of else f"{name} {after:.4g}")
-    if changes:
-        text = ", ".join(changes)
-        return f"{text[0].upper()}{text[1:]}, on {run.summary['tuned']['rows']:,} held-out rows."
-    loss = run.figure("train_loss")
-    if loss is not None:
-        return f"Train loss {loss:.4g}; no row was held out, so nothing tells how it does on new ones."
-    seen = run.curve("loss")
-    at = f" It is at step {seen[-1][0]:,} of {_total_steps(run)}, with loss {seen[-1][1]:.4g}." if seen else ""
-    return f"The run has no result yet.{at}"
+            yield f"{name} {after:.4g}" if before is None else f"{name} from {before:.4g} to {after:.4g}"
 
 
 def repeat_commands(run: Run) -> Iterator[Block]:
-    """The commands that repeat the run."""
+    """Yield the commands that repeat the run."""
     yield Command(shlex.join(["fmstune", "--from", str(run.folder / run_folder.JOB)]))
     if run.words:
-        words = [word for word in run.words if not word.startswith("output_dir=")]
-        yield Text("or, composed anew, as it was typed:")
-        yield Command(shlex.join(["fmstune", *words]))
+        yield Text("or composed anew, as it was typed:")
+        yield Command(shlex.join(["fmstune", *(w for w in run.words if not w.startswith("output_dir="))]))
 
 
 def _result(run: Run) -> Iterator[Block]:
@@ -108,82 +115,68 @@ def _scores(run: Run) -> Iterator[Block]:
     base, tuned = run.summary.get("base") or {}, run.summary.get("tuned") or {}
     if not base and not tuned:
         return
-    yield Table(("held-out rows", "base", "tuned", "change"), list(_score_rows(base, tuned, run.table)))
-    sets = dict.fromkeys([*base.get("sets", {}), *tuned.get("sets", {})])
+    yield make_table(("held-out rows", "base", "tuned", "change"), _score_rows(base, tuned, run.table))
+    sets = [one.get("sets", {}) for one in (base, tuned)]
     rows = [
-        row
-        for name in sets
-        for one, other in [[part.get("sets", {}).get(name, {}) for part in (base, tuned)]]
-        for row in _score_rows(one, other, run.table, f"{name}: ")
+        [f"{name}: {label}", *cells]
+        for name in dict.fromkeys([*sets[0], *sets[1]])
+        for label, *cells in _score_rows(sets[0].get(name, {}), sets[1].get(name, {}), run.table)
     ]
-    if rows:
-        yield Table(("of each set", "base", "tuned", "change"), rows)
+    yield make_table(("of each set", "base", "tuned", "change"), rows)
     scores = tuned or base
     if scores.get("rows_left_out"):
-        yield Text(f"{scores['rows_left_out']:,} more held-out rows were left out by evaluation.max_rows.")
+        yield Text(f"{scores['rows_left_out']:,} more held-out rows were not scored (evaluation.max_rows).")
     if scores.get("answers_too_long"):
         yield Text(f"{scores['answers_too_long']:,} answers are longer than max_new_tokens and cannot match.")
 
 
-def _score_rows(
-    base: Mapping[str, Any], tuned: Mapping[str, Any], table: metrics.Table, before: str = ""
-) -> Iterator[list[Cell]]:
+def _score_rows(base: Mapping[str, Any], tuned: Mapping[str, Any], metrics: Metrics) -> Iterator[list[Any]]:
     for key in dict.fromkeys([*base, *tuned]):
         if key in _COUNTS or key == "sets":
             continue
         b, t = base.get(key), tuned.get(key)
         if is_number(b) or is_number(t):
-            gained = t - b if is_number(b) and is_number(t) else None
-            yield [Cell(before + label_with_unit(table, key)), number(b), number(t), change(gained)]
+            b, t = (value if is_number(value) else None for value in (b, t))
+            yield [label_with_unit(metrics, key), b, t, change_cell(b, t)]
         elif _is_interval(b) or _is_interval(t):
-            yield [Cell(before + label_with_unit(table, key)), _interval(b), _interval(t), Cell("")]
-    yield [Cell(f"{before}rows scored"), number(base.get("rows")), number(tuned.get("rows")), Cell("")]
+            yield [label_with_unit(metrics, key), _interval(b), _interval(t), ""]
+    yield ["rows scored", base.get("rows"), tuned.get("rows"), ""]
 
 
 def _is_interval(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
 
 
-def _interval(value: Any) -> Cell:
-    return Cell(f"{value[0]:.4g} to {value[1]:.4g}") if _is_interval(value) else Cell("–")
+def _interval(value: Any) -> str:
+    return f"{value[0]:.4g} to {value[1]:.4g}" if _is_interval(value) else MISSING
 
 
 def _curves(run: Run) -> Iterator[Block]:
     losses = charts.loss_lines(run.metrics)
     pictures = [charts.draw_curves(losses, charts.LOSS)] if losses else []
-    for name, title, unit, zero in (
-        ("learning_rate", "Learning rate by step", "learning rate", True),
-        ("tokens_per_second", "Speed by step", "tokens a second", True),
-        ("mean_token_accuracy", "Accuracy on trained tokens by step", "share of tokens", False),
-        ("grad_norm", "Norm of the gradient by step", "norm", True),
-    ):
+    for name, title, unit, zero in _CURVES:
         if points := run.curve(name):
-            pictures.append(charts.draw_curves([Line("", points)], Axes(title, _STEP, unit, from_zero=zero)))
+            axes = Axes(title, "optimizer step", unit, from_zero=zero)
+            pictures.append(charts.draw_curves([Line("", points)], axes))
     if pictures:
         yield Charts(pictures, [run_folder.LOSS_PLOT] if (run.folder / run_folder.LOSS_PLOT).is_file() else [])
 
 
 def _samples(run: Run) -> Iterator[Block]:
-    if not run.samples:
-        return
-    yield Text("The first held-out rows, chosen before any answer was seen.")
+    if run.samples:
+        yield Text("The first held-out rows, chosen before any answer was seen.")
     for sample in run.samples:
         of = f" of {sample['set']}" if sample.get("set") else ""
-        names = ("prompt", "expected", "base", "tuned")
+        parts = [(name, sample.get(name)) for name in ("prompt", "expected", "base", "tuned")]
         yield Example(
-            f"Held-out row {sample.get('row')}{of}",
-            [(name, str(sample[name])) for name in names if sample.get(name) is not None],
+            f"Held-out row {sample.get('row')}{of}", [(name, str(text)) for name, text in parts if text is not None]
         )
 
 
 def _cost(run: Run) -> Iterator[Block]:
-    rows = [
-        [Cell(run.table[name].label), number(run.figure(name), run.table[name].form)]
-        for name in names_at(run.table, Place.cost)
-        if run.figure(name) is not None
-    ]
-    if rows:
-        yield Table(("what", "how much"), rows)
+    found = ((run.table[name], run.figure(name)) for name in names_at(run.table, Place.cost))
+    rows = [[metric.label, number_cell(value, metric.form)] for metric, value in found if value is not None]
+    yield make_table(("what", "how much"), rows)
 
 
 def _plan(run: Run) -> Iterator[Block]:
@@ -192,77 +185,58 @@ def _plan(run: Run) -> Iterator[Block]:
         return
     peak, before = run.figure("peak_memory_bytes"), run.figure("memory_before_model_bytes")
     used = peak - before if peak is not None and before is not None else None
-    rows = [[Cell("memory"), _bytes(plan.get("total")), _bytes(used)]]
-    for name, planned, actual in (
-        ("steps", plan.get("total_steps"), run.figure("steps")),
-        (
-            "parameters",
-            plan.get("base_parameters", 0) + plan.get("adapter_parameters", 0),
-            run.figure("total_parameters"),
-        ),
-        ("trainable", plan.get("trainable_parameters"), run.figure("trainable_parameters")),
-    ):
-        rows.append([Cell(name), number(planned), number(actual)])
-    yield Table(("", "planned", "actual"), rows)
+    parameters = plan.get("base_parameters", 0) + plan.get("adapter_parameters", 0)
+    rows: list[list[object]] = [
+        ["memory", _bytes_cell(plan.get("total")), _bytes_cell(used)],
+        ["steps", plan.get("total_steps"), run.figure("steps")],
+        ["parameters", parameters, run.figure("total_parameters")],
+        ["trainable", plan.get("trainable_parameters"), run.figure("trainable_parameters")],
+    ]
+    yield make_table(("", "planned", "actual"), rows)
     parts = ", ".join(f"{name} {size(value)}" for name, value in plan.get("memory", {}).items() if value)
-    yield Text(f"Planned memory: {parts}. Actual is what the process took beyond what the libraries had before.")
+    yield Text(f"Planned memory: {parts}. Actual memory leaves out what the libraries take before the model is loaded.")
 
 
-def _bytes(count: float | None) -> Cell:
-    return Cell("–") if count is None else Cell(size(int(count)), float(count))
+def _bytes_cell(count: float | None) -> Cell:
+    return Cell(MISSING) if count is None else Cell(size(int(count)), float(count))
 
 
 def _ledger(run: Run) -> Iterator[Block]:
     data = run.summary.get("data") or {}
     found: dict[str, Mapping[str, Any]] = {}
     for whole, parts in (("train", "sources"), ("held_out", "held_out_sets")):
-        if data.get(whole):
-            found[whole.replace("_", " ")] = data[whole]
-        found |= {f"{whole.replace('_', ' ')}: {name}": one for name, one in data.get(parts, {}).items()}
+        title = whole.replace("_", " ")
+        found |= {title: data[whole]} if data.get(whole) else {}
+        found |= {f"{title}: {name}": one for name, one in data.get(parts, {}).items()}
     if not found:
         return
-    rows = [
-        [Cell(name), *(number(one.get(key)) for one in found.values())]
-        for name, key in _LEDGER
-        if any(one.get(key) for one in found.values())
-    ]
-    yield Table(("", *found), rows)
+    rows = [[name, *(one.get(key) for one in found.values())] for name, key in _LEDGER]
+    yield make_table(("", *found), [row for row in rows if any(row[1:])])
     dropped = sum(data[part]["rows_dropped"] for part in ("train", "held_out") if data.get(part))
-    yield Text(f"{dropped:,} rows were dropped; every row that was read is in one of these lines.")
+    yield Text(f"{dropped:,} rows were dropped; each row that was read is counted in one of these lines.")
 
 
 def _job(run: Run) -> Iterator[Block]:
-    fields = list(flatten(run.job).items())
     if not run.origins:
-        yield Text("Where the values come from was not recorded when this run began.")
-        yield Table(("field", "value"), [_field(name, value) for name, value in fields], sortable=True)
+        yield Text("This run did not record where its values come from.")
+        yield _fields(flatten(run.job).items(), ("field", "value"))
         return
-    head = ("field", "value", "set by")
-    parts: dict[str, list[list[Cell]]] = {"typed": [], "chosen": [], "default": []}
-    for name, value in fields:
+    parts: dict[str, list[tuple[str, ...]]] = {"typed": [], "chosen": [], "default": []}
+    for name, value in flatten(run.job).items():
         source = run.origins.get(name, "default")
         part = "typed" if source.startswith("command line") else "default" if source == "default" else "chosen"
-        parts[part].append(_field(name, value, source))
-    if parts["typed"]:
-        yield Table(head, parts["typed"], sortable=True)
-    yield More(f"{len(parts['chosen'])} fields that chosen files set", [Table(head, parts["chosen"], sortable=True)])
-    yield More(f"{len(parts['default'])} fields with their defaults", [Table(head, parts["default"], sortable=True)])
+        parts[part].append((name, value, source))
+    head = ("field", "value", "set by")
+    yield _fields(parts["typed"], head)
+    yield More(f"{len(parts['chosen'])} fields that chosen files set", [_fields(parts["chosen"], head)])
+    yield More(f"{len(parts['default'])} fields with their defaults", [_fields(parts["default"], head)])
 
 
-def _field(name: str, value: Any, *source: str) -> list[Cell]:
-    return [
-        Cell(name),
-        word("null" if value is None else str(value).lower() if isinstance(value, bool) else value),
-        *map(Cell, source),
-    ]
+def _fields(rows: Iterable[tuple[Any, ...]], head: tuple[str, ...]) -> Block:
+    return make_table(head, [[name, setting_cell(value), *source] for name, value, *source in rows], sortable=True)
 
 
 def _made_with(run: Run) -> Iterator[Block]:
-    rows = [[Cell(name), word("null" if value is None else value)] for name, value in flatten(run.lock).items()]
-    if rows:
-        yield More("Versions, devices and hashes", [Table(("what", "value"), rows)])
-
-
-def _total_steps(run: Run) -> str:
-    total = run.figure("plan.total_steps")
-    return f"{total:,}" if total is not None else "?"
+    if facts := flatten(run.lock):
+        rows = [[name, setting_cell(value)] for name, value in facts.items()]
+        yield More("Versions, devices and hashes", [make_table(("what", "value"), rows)])
