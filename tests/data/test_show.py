@@ -123,3 +123,10 @@ def test_json_holds_every_row_with_what_it_trains(prepared: Prepared) -> None:
     ]
     assert [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in written] == prepared.train.to_list()
     assert sorted(path.name for path in Path().glob("out*")) == ["out.json"]
+
+
+def test_a_folder_is_not_written_over(prepared: Prepared) -> None:
+    for folder in (Path(), Path("below")):
+        folder.mkdir(exist_ok=True)
+        with pytest.raises(IsADirectoryError):
+            write_rows_json(prepared, gpt2_style(), folder)

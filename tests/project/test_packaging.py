@@ -60,6 +60,7 @@ def test_every_yaml_and_asset_is_in_the_wheel(wheel: Path) -> None:
         for p in (ROOT / "src/fmstune/assets").rglob("*")
         if p.is_file() and p.suffix != ".pyc"
     }
+    assets |= {str(p.relative_to(ROOT / "src")) for p in (ROOT / "src").rglob("*.jinja")}
     assert len(groups) > 20
     assert len(assets) >= 7
     assert (groups | assets) - names == set()

@@ -1,6 +1,8 @@
 """The view of `show-data`: the first rows with their trained tokens marked, and sums; or all rows as JSON."""
 
+import errno
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -113,6 +115,8 @@ def write_rows_json(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", pa
 @contextmanager
 def written_aside(path: Path) -> Iterator[TextIO]:
     """A file that takes the place of `path` when all is written."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     # half of a surrogate pair cannot be written in UTF-8; it is written as its number
     with write_aside(path) as aside, aside.open("w", encoding="utf-8", errors="xmlcharrefreplace") as file:
         yield file
