@@ -76,6 +76,11 @@ def test_a_folder_appears_with_all_its_files_and_not_with_those_of_a_killed_proc
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_working_folder_itself_is_refused() -> None:
+    with pytest.raises(IsADirectoryError, match="Is a directory"):
+        write_json(Path(), {})
+
+
 def _interrupted(path: Path) -> Path:
     """The path that a block which failed wrote to."""
     with suppress(KeyboardInterrupt), write_aside(path) as aside:

@@ -1,5 +1,6 @@
 """Find the files that a user names, and write files so that a reader sees the old one or the new one, never half."""
 
+import errno
 import json
 import os
 import shutil
@@ -51,6 +52,8 @@ def _suggestion(name: str, shipped: list[str]) -> str:
 @contextmanager
 def write_aside(path: Path) -> Iterator[Path]:
     """Yield a path in the same folder for a new file or folder; it is renamed to `path`, or removed after an error."""
+    if not path.name:  # `.` or `/`
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     _remove(aside)  # left by a killed process that had this id
     try:
