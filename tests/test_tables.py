@@ -1,6 +1,9 @@
-"""Tables on a terminal."""
+"""Tables and sizes on a terminal."""
+
+import pytest
 
 from fmstune import tables
+from fmstune.tables import show_bytes
 
 
 def test_words_begin_alike_and_numbers_end_alike() -> None:
@@ -18,3 +21,8 @@ def test_columns_are_as_wide_as_is_asked_or_wider() -> None:
 
 def test_a_table_without_rows_has_its_heads() -> None:
     assert tables.lines(("a", "b"), []) == ["a  b", "────"]
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0.0 MiB"), (2**20, "1.0 MiB"), (3 * 2**29, "1.50 GiB")])
+def test_bytes_are_shown_in_mib_or_gib(count: int, text: str) -> None:
+    assert show_bytes(count) == text

@@ -32,7 +32,7 @@ from fmstune.config.renamed_fields import OWNED, TRANSLATED, Translation
 from fmstune.config.verbs import SUMMARIES
 from fmstune.migrate import flags as fms_flags
 from fmstune.migrate.flags import Fate, Flag
-from fmstune.units import GIB
+from fmstune.tables import GIB
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "fmstune"

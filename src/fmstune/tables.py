@@ -1,6 +1,14 @@
-"""A table as text for a terminal; all that fmstune prints look alike."""
+"""Tables and sizes as text for a terminal."""
 
 from collections.abc import Collection, Sequence
+
+MIB = 2**20
+GIB = 2**30
+
+
+def show_bytes(count: int) -> str:
+    """Show a number of bytes in MiB or GiB."""
+    return f"{count / GIB:,.2f} GiB" if count >= GIB else f"{count / MIB:,.1f} MiB"
 
 
 def lines(

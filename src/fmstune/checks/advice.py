@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from fmstune.checks.memory_plan import Plan, Work, make, memory, row_length
-from fmstune.units import size
+from fmstune.tables import show_bytes
 
 
 def fits(plan: Plan, device_bytes: int) -> list[str]:
@@ -133,4 +133,4 @@ def _smallest(work: Work) -> Work:
 
 def _advice(change: str, total: int, device_bytes: int) -> str:
     verdict = "fits" if total <= device_bytes else "still too much"
-    return f"{change}: {size(total)}, {verdict}"
+    return f"{change}: {show_bytes(total)}, {verdict}"

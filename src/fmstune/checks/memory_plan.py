@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fmstune.checks.precision import BYTES, Precision
-from fmstune.units import size
+from fmstune.tables import show_bytes
 
 
 @dataclass(frozen=True)
@@ -503,7 +503,7 @@ def render(plan: Plan) -> str:
     t, machine, held = plan.work.training, plan.work.machine, plan.memory
     share = 100 * plan.trainable_parameters / (plan.base_parameters + plan.adapter_parameters)
     parts = ("weights", "gradients", "optimizer", "activations", "logits")
-    split = ", ".join(f"{part} {size(getattr(held, part))}" for part in parts)
+    split = ", ".join(f"{part} {show_bytes(getattr(held, part))}" for part in parts)
     length = "max_steps" if t.max_steps >= 0 else f"{t.num_train_epochs:g} epochs"
     batch = f"{t.per_device_train_batch_size} rows x {t.gradient_accumulation_steps} accumulated"
     if plan.work.sharing.processes > 1:
@@ -514,19 +514,19 @@ def render(plan: Plan) -> str:
     if plan.work.rows.streamed:
         epoch, estimated = "", f"≈ {plan.tokens_per_epoch:,} in all, if they go on like the first rows"
     d = plan.work.dimensions
-    quantised = f"quantised {d.quantised_parameters:,} of the base, in {size(d.quantised_bytes)}"
+    quantised = f"quantised {d.quantised_parameters:,} of the base, in {show_bytes(d.quantised_bytes)}"
     lines = [
         ("parameters", f"base {plan.base_parameters:,}, adapter {plan.adapter_parameters:,}"),
         ("", f"trainable {plan.trainable_parameters:,} ({share:.3g} %)"),
         *([("", quantised)] if d.quantised_parameters else []),
         ("precision", f"{machine.precision.describe()}; {machine.attention} attention on {machine.device}"),
         ("", machine.precision.reason),
-        ("memory", f"{size(plan.total)}{_where(plan.work.sharing)}, estimated"),
+        ("memory", f"{show_bytes(plan.total)}{_where(plan.work.sharing)}, estimated"),
         ("", split),
         ("steps", f"{plan.total_steps:,} ({length}, {epoch}{batch})"),
         ("tokens", estimated if plan.tokens_estimated else tokens),
         ("", f"at most {plan.positions_per_step:,} positions a step, padding included"),
-        ("checkpoint", size(plan.checkpoint_bytes)),
+        ("checkpoint", show_bytes(plan.checkpoint_bytes)),
         *(("note", note) for note in plan.notes),
     ]
     return "\n".join(f"{label:<12}{text}" for label, text in lines)

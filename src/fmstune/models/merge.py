@@ -27,7 +27,7 @@ from fmstune.models import architecture, base_identity, load, shapes, tuned, vll
 from fmstune.models.load import Tokenizer
 from fmstune.models.tuned import Place
 from fmstune.runs import model_card, run_folder
-from fmstune.units import size
+from fmstune.tables import show_bytes
 
 RECORD = "merge.json"
 """Beside the merged weights: what was merged into what, and how well that went."""
@@ -311,7 +311,7 @@ def _report(
             f"{found.moved:.1e}; --dtype float32 keeps more of what was learnt"
         )
     files = "1 file" if len(sizes) == 1 else f"{len(sizes)} files"
-    print(f"wrote {request.out}: {files} of weights, {size(sum(sizes))}")
+    print(f"wrote {request.out}: {files} of weights, {show_bytes(sum(sizes))}")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or not there: written aside, marked, renamed; and which of them to go on from."""
+"""Write checkpoints so that each is complete or absent, and find the one to resume from."""
 
 import errno
 import json
@@ -12,15 +12,15 @@ from fmstune.errors import Problem
 from fmstune.runs import run_folder
 
 SAVING = ".saving"
-"""Folder in the run folder where a checkpoint is written before it has its name."""
+"""Folder in the run folder where a checkpoint is written before it is renamed."""
 MARKER = "complete.json"
-"""File that is written last into a checkpoint; says what it was made with."""
+"""File that is written last into a checkpoint; it holds its CheckpointFacts."""
 _STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """What a checkpoint was made with, as far as going on from it depends on that."""
+    """How a checkpoint was made, as far as resuming depends on it."""
 
     step: int
     processes: int
@@ -31,21 +31,21 @@ class CheckpointFacts:
 
 
 def publish_checkpoint(made: Path, place: Path, facts: CheckpointFacts) -> None:
-    """Mark the checkpoint as complete and give it its name: a reader sees all of it, or nothing."""
+    """Mark a checkpoint as complete, then rename it, so that a reader sees a complete one or none."""
     _name_best(made / _STATE, place.parent)
     (made / MARKER).write_text(json.dumps(asdict(facts)) + "\n", encoding="utf-8")
     run_folder.share_weights(made)
     for path in (*made.rglob("*"), made):
         _to_disk(path)
     if place.exists():
-        # of a run that was killed after this step and went on from an earlier one
+        # of a run that was killed after this step and resumed from an earlier one
         shutil.rmtree(place)
     made.rename(place)
     _to_disk(place.parent)
 
 
 def _name_best(state_file: Path, run: Path) -> None:
-    """Trainer has noted the best checkpoint where it was written; it is looked for where it is kept."""
+    """Change the path of the best checkpoint from where Trainer wrote it to where it is kept."""
     state = json.loads(state_file.read_text(encoding="utf-8"))
     if state.get("best_model_checkpoint"):
         state["best_model_checkpoint"] = str(run / Path(state["best_model_checkpoint"]).name)
@@ -53,7 +53,7 @@ def _name_best(state_file: Path, run: Path) -> None:
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until the system has written it: a rename may else be on the disk before what it names."""
+    """Flush to the disk; otherwise a rename may reach the disk before the renamed content."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -62,7 +62,7 @@ def _to_disk(path: Path) -> None:
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The complete checkpoint of this run with the most steps, None where there is none."""
+    """Return the complete checkpoint with the most steps; None if there is none."""
     found = [
         (made.step, path) for path in run.glob("checkpoint-*") if (made := read_checkpoint_facts(path)) is not None
     ]
@@ -70,7 +70,7 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 
 def read_checkpoint_facts(checkpoint: Path) -> CheckpointFacts | None:
-    """What is noted in a checkpoint; None where it is not complete."""
+    """Read how a checkpoint was made; None if it is not complete."""
     try:
         return CheckpointFacts(**json.loads((checkpoint / MARKER).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -78,7 +78,7 @@ def read_checkpoint_facts(checkpoint: Path) -> CheckpointFacts | None:
 
 
 def checkpoint_mismatches(checkpoint: Path, made: CheckpointFacts, here: CheckpointFacts) -> Iterator[Problem]:
-    """Why these processes cannot go on from that checkpoint; another number of them can, with as many rows a step."""
+    """Yield why these processes cannot resume from the checkpoint; another number can, with as many rows a step."""
     if made.sharded != here.sharded:
         kind = "with FSDP" if made.sharded else "without FSDP"
         choice = "launcher=fsdp" if made.sharded else "launcher=local or launcher=ddp"
@@ -98,22 +98,22 @@ def checkpoint_mismatches(checkpoint: Path, made: CheckpointFacts, here: Checkpo
 
 
 def remove_unfinished(run: Path) -> None:
-    """Take away what a killed process was writing."""
+    """Remove the unfinished checkpoint of a killed process."""
     shutil.rmtree(run / SAVING, ignore_errors=True)
 
 
 _NO_SPACE = 2**20
-"""Bytes; with less, a failed write is put down to the disk."""
+"""Bytes; with less free space, a failed write is blamed on the disk."""
 
 
 def disk_is_full(err: BaseException, run: Path) -> bool:
-    """Whether a write failed for that, in whichever words a library says so; torch's writer does not at all."""
+    """Whether a write failed because the disk is full; torch's writer does not say so."""
     if getattr(err, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(err):
         return True
     return shutil.disk_usage(run).free < _NO_SPACE
 
 
 def name_newest(run: Path) -> str:
-    """The checkpoint that a run can go on from, as the beginning of a sentence; nothing where there is none."""
+    """Return the newest checkpoint as the beginning of a sentence; empty if there is none."""
     former = newest_checkpoint(run)
     return f"{former.name} is whole; " if former is not None else ""

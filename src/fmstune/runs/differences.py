@@ -1,4 +1,4 @@
-"""`lock.json` and the summary of a run against those of now: what differs, and whether that can change the result."""
+"""Compare the recorded `lock.json`, job and results of a run with those of its repetition."""
 
 import json
 import re
@@ -33,7 +33,7 @@ _NOT_READ = "not recorded"
 
 
 class Difference(NamedTuple):
-    """A fact that is another one now."""
+    """A fact with another value than the recorded one."""
 
     fact: str
     recorded: str
@@ -60,7 +60,7 @@ def read_lock(folder: Path) -> dict[str, Any]:
 
 
 def lock_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
-    """The facts that differ, those that count first; what an older fmstune has not recorded is no difference."""
+    """Return the facts that differ, those that can change the result first; facts never recorded do not count."""
     found = []
     for key, value in now.items():
         if key in _NOT_COMPARED:
@@ -84,7 +84,7 @@ def changes_result(fact: str, recorded: Mapping[str, Any]) -> bool:
 
 
 def job_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
-    """The fields of two jobs that differ, the folder of the run aside; its name and trackers do not count."""
+    """Return the fields of two jobs that differ, without output_dir; name and trackers cannot change the result."""
     here, there = ({name: _as_text(value) for name, value in flatten(job).items()} for job in (now, recorded))
     return [
         Difference(name, there.get(name, _NOTHING), here.get(name, _NOTHING), not name.startswith(("name", "tracking")))
@@ -103,7 +103,7 @@ def _as_text(value: Any) -> str:
 
 
 def render_differences(found: Iterable[Difference]) -> Iterator[str]:
-    """The differences as one table: those that count, then the notes."""
+    """Yield the lines of a table: the differences that count, then the notes."""
     rows = [(one.fact, _short(one.recorded), f"{_short(one.now)}{'' if one.counts else '  (note)'}") for one in found]
     yield from tables.lines(("fact", "recorded", "now"), rows, left=(0, 1, 2))
 
@@ -116,10 +116,10 @@ def _short(value: str) -> str:
 
 
 class Results(NamedTuple):
-    """What two runs of one job came to."""
+    """Results of two runs of one job."""
 
     rows: tuple[tuple[str, float | None, float | None], ...]
-    """Figures of the two by name."""
+    """Name, and the value of each run."""
     weights: bool | None
     """Whether their weights are the same bytes; None where one has none."""
 
@@ -145,7 +145,7 @@ def compare_results(recorded: Path, again: Path, job: Job) -> Results:
 
 
 def last_loss(folder: Path) -> float | None:
-    """The loss of the last step that was logged."""
+    """Return the loss of the last logged step."""
     path = folder / run_folder.METRICS
     if not path.is_file():
         return None
@@ -154,12 +154,12 @@ def last_loss(folder: Path) -> float | None:
         try:
             found = json.loads(line).get("loss", found)
         except ValueError:
-            continue  # half a line of a process that was killed
+            continue  # an unfinished line of a killed process
     return found
 
 
 def render_results(found: Results) -> Iterator[str]:
-    """Both runs' figures beside each other."""
+    """Yield the lines of a table with the results of both runs."""
     rows = [(name, _figure(one), _figure(other), _change(one, other)) for name, one, other in found.rows]
     yield from tables.lines(("result", "recorded", "now", "difference"), rows, least=(20, 14, 14, 12))
 

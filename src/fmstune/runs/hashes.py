@@ -1,4 +1,4 @@
-"""SHA-256 of files, remembered by path, size and time: weights are large, and seldom change between two runs."""
+"""SHA-256 of files, cached by path, size and time: weights are large and seldom change between two runs."""
 
 import hashlib
 import json
@@ -10,11 +10,11 @@ from fmstune import cache
 from fmstune.files import write_aside
 
 _SMALL = 1_000_000
-"""Bytes that are hashed sooner than looked up."""
+"""Bytes of a file that is hashed faster than looked up."""
 
 
 def hash_file(path: Path) -> str:
-    """The digest of the file's bytes, as `sha256sum` prints it; raises OSError where it cannot be read."""
+    """Return the digest as `sha256sum` prints it; raises OSError if the file cannot be read."""
     found = path.stat()
     if _is_digest(path.resolve().name):
         # a large file in the hub's cache is named by its digest (huggingface_hub: an LFS blob's etag)
@@ -23,13 +23,13 @@ def hash_file(path: Path) -> str:
         return _read(path)
     facts = [str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ino]
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    # beside the tokens, to go when they go
+    # in the folder of the tokens, so that both are cleared together
     known = cache.place() / "tokenized" / f".hash-{name}"
     with suppress(OSError):
         if _is_digest(digest := known.read_text(encoding="ascii")):
             return digest
     digest = _read(path)
-    with suppress(OSError):  # a cache that others filled, and nobody may write into
+    with suppress(OSError):  # a read-only cache
         known.parent.mkdir(parents=True, exist_ok=True)
         with write_aside(known) as aside:
             aside.write_text(digest, encoding="ascii")
@@ -37,7 +37,7 @@ def hash_file(path: Path) -> str:
 
 
 def hash_weights(folder: Path) -> dict[str, str]:
-    """The digests of the weight files of a model or an adapter, by name."""
+    """Return the digests of a model's or an adapter's weight files by name."""
     return {path.name: hash_file(path) for path in sorted(folder.glob("*.safetensors"))}
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves: the names of its files, and writing them so that they are whole or not there."""
+"""The run folder: names of its files, and the status of the run in `summary.json`."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from fmstune.exit_codes import INTERRUPTING
 from fmstune.files import write_aside, write_json
 
 RUNS = "runs"
-"""Where runs without an output_dir go."""
+"""Parent of run folders without an output_dir."""
 JOB = "job.yaml"
 LOCK_FILE = ".lock"
 """Held by the runner while it writes into the folder."""
@@ -21,24 +21,24 @@ PROVENANCE = "lock.json"
 METRICS = "metrics.jsonl"
 LOSS_PLOT = "loss.png"
 SOURCES = "sources.json"
-"""The words of the command, and what set each field of the job."""
+"""Words of the command, and the source of each field of the job."""
 SAMPLES = "samples.json"
 """The first held-out rows, with the answers of base and tuned model."""
 SUMMARY = "summary.json"
 MODEL = "model"
 
 MARKS = (JOB, PROVENANCE, METRICS, SUMMARY, MODEL)
-"""Any of these in a folder means that a run lives there."""
+"""Any of these files makes a folder a run folder."""
 
 FINISHED, FAILED, INTERRUPTED, RUNNING, QUEUED = "finished", "failed", "interrupted", "running", "queued"
 PREEMPTED = "preempted"
-"""Kind of an interruption that a checkpoint was saved for."""
+"""Kind of an interruption after which a checkpoint was saved."""
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing into the folder; raises UserError when one does already."""
-    import filelock  # only who trains or submits needs it
+    """Keep other processes from writing into the folder; raises UserError if another process does."""
+    import filelock  # training and submitting alone need it
 
     lock = filelock.FileLock(folder / LOCK_FILE)
     try:
@@ -54,14 +54,14 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def share_weights(folder: Path) -> None:
-    """Let others read weights as they may read the folder: safetensors 0.8 keeps each file to its owner."""
+    """Give weight files the folder's read permissions: safetensors 0.8 lets only the owner read them."""
     mode = folder.stat().st_mode & 0o666
     for path in folder.rglob("*.safetensors"):
         path.chmod(mode)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """The summary of a run, empty when there is none yet."""
+    """Read `summary.json`; it is empty before the run has written one."""
     path = folder / SUMMARY
     if not path.is_file():
         return {}
@@ -70,24 +70,24 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def update_summary(folder: Path, values: Mapping[str, Any]) -> None:
-    """Set these keys of the summary and keep the others."""
+    """Set keys of the summary and keep the others."""
     write_json(folder / SUMMARY, {**read_summary(folder), **values})
 
 
 def mark_begun(folder: Path) -> None:
-    """Record that a run which waited in a queue waits no more, as soon as one of its processes knows."""
+    """Change the status of a queued run to running."""
     if read_summary(folder).get("status") == QUEUED:
         update_summary(folder, {"status": RUNNING, "error": None})
 
 
 def is_preempted(folder: Path) -> bool:
-    """Whether the run has stopped after it had saved a checkpoint."""
+    """Whether the run was preempted after it had saved a checkpoint."""
     summary = read_summary(folder)
     return summary.get("status") == INTERRUPTED and summary["error"]["kind"] == PREEMPTED
 
 
 def drop_metrics_after(folder: Path, step: int) -> None:
-    """Drop the lines after this step: the steps are taken again."""
+    """Remove the lines of later steps, which a resumed run takes again."""
     path = folder / METRICS
     if not path.is_file():
         return
@@ -100,29 +100,29 @@ def _until(line: str, step: int) -> bool:
     try:
         return bool(json.loads(line)["step"] <= step)
     except (ValueError, KeyError, TypeError):
-        return False  # a line that a killed process has not finished
+        return False  # an unfinished line of a killed process
 
 
 def mark_ended(folder: Path, status: str, kind: str, message: str) -> None:
-    """Record that the run ended before its end, and take away a model that is not whole."""
+    """Record how a run ended early, and remove an unfinished model."""
     update_summary(folder, {"status": status, "error": {"kind": kind, "message": message}})
     for unfinished in folder.glob(f".{MODEL}.*"):
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def mark_killed(folder: Path, number: int) -> None:
-    """Record that a signal ended the runner before it could say so itself."""
+    """Record the signal that killed the runner."""
     status = INTERRUPTED if number in INTERRUPTING else FAILED
     mark_ended(folder, status, "signal", f"the runner died of {signal.Signals(number).name}")
 
 
 def mark_orphaned(folder: Path) -> None:
-    """Leave a run's folder in order when its parent is gone: say so, or give back what has not begun."""
+    """Record that the parent of a run has died; remove the files of a run that has not begun."""
     status = read_summary(folder).get("status")
     if status == RUNNING:
         mark_ended(folder, INTERRUPTED, "interrupted", "the process that started this run has died")
     elif status is None:
         for name in (JOB, SOURCES, LOCK_FILE):
             (folder / name).unlink(missing_ok=True)
-        with suppress(OSError):  # somebody's files are in it
+        with suppress(OSError):  # the folder holds other files
             folder.rmdir()

@@ -21,16 +21,16 @@ from fmstune.runs import run_folder
 FILE = "sweep.json"
 """What each point came to, in the sweep's folder."""
 COMMAND = "command.json"
-"""The words of the sweep's command, for `--resume`."""
+"""Words of the sweep's command, for `--resume`."""
 HYDRAS_NOTE = "multirun.yaml"
-"""What Hydra writes into the folder of each sweep."""
+"""File that Hydra writes into the folder of each sweep."""
 _LEFT = ".points"
-"""Folder in the sweep's folder: what points have left that `sweep.json` does not hold yet."""
+"""Folder of results of points that `sweep.json` does not hold yet."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """What became of one point; the fields are those of `sweep.json`."""
+    """Result of one point; its fields are those of `sweep.json`."""
 
     number: int
     folder: str
@@ -55,7 +55,7 @@ class Point:
 def summarize_point(
     number: int, folder: Path, overrides: Sequence[str], code: int, *, job: Job, skipped: bool = False
 ) -> Point:
-    """What the run folder says of a point that has ended; `code` is its exit code."""
+    """Return the result of a point that has ended, from its run folder and its exit code."""
     summary = run_folder.read_summary(folder)
     path, direction = compare_by.path(job), compare_by.direction(job)
     names = (*compare_by.comparable_figures(job), *names_at(metrics_of(job), Place.result))
@@ -77,24 +77,24 @@ def summarize_point(
 
 
 def refused_point(number: int, folder: Path, overrides: Sequence[str], code: int, problems: Sequence[Problem]) -> Point:
-    """A point that was wrong, and has not begun."""
+    """Return the result of a point whose job was refused before it began."""
     error = first_line("; ".join(map(str, problems)))
     return Point(number, folder.name, list(overrides), run_folder.FAILED, code, False, "", "", {}, error)
 
 
 def first_line(text: str) -> str:
-    """The first line that says something."""
+    """Return the first line that is not blank."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def record_point(sweep: Path, point: Point) -> None:
-    """Leave what became of a point: it may have run on another machine, beside others."""
+    """Write the result of a point, which may have run on another machine at the same time as others."""
     (sweep / _LEFT).mkdir(parents=True, exist_ok=True)
     write_json(sweep / _LEFT / f"{point.number}.json", dataclasses.asdict(point))
 
 
 def gather_points(sweep: Path, *, keep: bool = False) -> list[Point]:
-    """Take what points have left into `sweep.json`; those points, in their order. They are kept for the next time."""
+    """Merge the results of points into `sweep.json` and return them in order; with `keep`, their files stay."""
     files = sorted((sweep / _LEFT).glob("[0-9]*.json"), key=lambda file: int(file.stem))
     found = [_point(json.loads(file.read_text(encoding="utf-8"))) for file in files]
     if found:
@@ -110,7 +110,7 @@ def _in_order(points: Any) -> list[Point]:
 
 
 def read_points(sweep: Path) -> list[Point]:
-    """What `sweep.json` holds; nothing where there is none."""
+    """Read `sweep.json`; without the file, no points."""
     file = sweep / FILE
     return [_point(one) for one in json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
 
@@ -121,13 +121,13 @@ def _point(fields: dict[str, Any]) -> Point:
 
 
 def record_command(sweep: Path, words: Sequence[str]) -> None:
-    """Keep the command of a sweep; its points do it, and all write the same."""
+    """Write the command of a sweep; each point writes the same."""
     sweep.mkdir(parents=True, exist_ok=True)
     write_json(sweep / COMMAND, list(words))
 
 
 def recorded_command(sweep: Path, more: Sequence[str]) -> list[str]:
-    """The words that `record` kept, with more fields after its own; raises UserError where there are none."""
+    """Return the recorded words of the command and `more` after them; raises UserError if none were recorded."""
     try:
         words = json.loads((sweep / COMMAND).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -142,7 +142,7 @@ def recorded_command(sweep: Path, more: Sequence[str]) -> list[str]:
 
 
 def release_sweep_folder(sweep: Path, notes: Sequence[str] = ()) -> None:
-    """Take back a sweep's folder of which no point has left anything, and the folders of the default name."""
+    """Remove the folder of a sweep without results, and the empty folders of the default name above it."""
     own = {FILE, COMMAND, HYDRAS_NOTE, run_folder.LOCK_FILE, *notes}
     if not sweep.is_dir() or not {path.name for path in sweep.iterdir()} <= own:
         return
@@ -155,7 +155,7 @@ def release_sweep_folder(sweep: Path, notes: Sequence[str] = ()) -> None:
 
 
 def render_points(sweep: Path, points: Sequence[Point]) -> str:
-    """Each point with its overrides, its status and the number that compares them; failures with their cause."""
+    """Return the table of points with overrides, status and compared number, and the causes of failures."""
     return "\n".join(_lines(sweep, points))
 
 
@@ -181,7 +181,7 @@ def _cells(point: Point, named: Sequence[str]) -> tuple[str, ...]:
 
 
 def best_point(points: Sequence[Point]) -> Point | None:
-    """The best of the points that finished; None where they cannot be compared."""
+    """Return the best of the finished points; None if they cannot be compared."""
     done = [point for point in points if point.status == run_folder.FINISHED and point.compare_by in point.metrics]
     if not done or len({(point.compare_by, point.direction) for point in done}) > 1:
         return None

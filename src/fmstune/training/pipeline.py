@@ -23,10 +23,10 @@ from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.models import architecture, load, shapes
 from fmstune.models.load import Tokenizer
 from fmstune.runs import run_folder
+from fmstune.tables import show_bytes
 from fmstune.training import preflight
 from fmstune.training import run as train
 from fmstune.training.preflight import Checked
-from fmstune.units import size
 
 
 def modules(job: Job) -> int:
@@ -74,7 +74,7 @@ def _print_plan(job: Job, made: memory_plan.Plan, checked: Checked) -> None:
         print(f"note: {note}")
     available = preflight.device_bytes(job.launcher, checked.device)
     if available is not None and made.total > available:
-        print(f"note: the plan does not fit: {size(made.total)} of {size(available)}; what would help:")
+        print(f"note: the plan does not fit: {show_bytes(made.total)} of {show_bytes(available)}; what would help:")
         print("\n".join(f"  {change}" for change in advice.fits(made, available)))
 
 

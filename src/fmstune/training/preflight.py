@@ -44,9 +44,9 @@ from fmstune.evaluation import metrics
 from fmstune.launch import process_counts
 from fmstune.models import adapters, architecture, load, shapes
 from fmstune.models.load import Tokenizer
+from fmstune.tables import GIB
 from fmstune.training.named_classes import named_class_problems
 from fmstune.training.torch_internals import list_mode_options
-from fmstune.units import GIB
 
 
 @dataclass(frozen=True)

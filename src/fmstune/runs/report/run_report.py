@@ -28,7 +28,7 @@ from fmstune.runs.report.document import (
     setting_cell,
 )
 from fmstune.runs.report.run_data import Run
-from fmstune.units import size
+from fmstune.tables import show_bytes
 
 _COUNTS = frozenset({"rows", "rows_left_out", "answers_too_long", "answer_tokens"})
 """Entries of `base` and `tuned` that count what was scored."""
@@ -193,12 +193,12 @@ def _plan(run: Run) -> Iterator[Block]:
         ["trainable", plan.get("trainable_parameters"), run.figure("trainable_parameters")],
     ]
     yield make_table(("", "planned", "actual"), rows)
-    parts = ", ".join(f"{name} {size(value)}" for name, value in plan.get("memory", {}).items() if value)
+    parts = ", ".join(f"{name} {show_bytes(value)}" for name, value in plan.get("memory", {}).items() if value)
     yield Text(f"Planned memory: {parts}. Actual memory leaves out what the libraries take before the model is loaded.")
 
 
 def _bytes_cell(count: float | None) -> Cell:
-    return Cell(MISSING) if count is None else Cell(size(int(count)), float(count))
+    return Cell(MISSING) if count is None else Cell(show_bytes(int(count)), float(count))
 
 
 def _ledger(run: Run) -> Iterator[Block]:

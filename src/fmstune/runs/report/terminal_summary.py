@@ -8,7 +8,7 @@ from typing import Any
 from fmstune import tables
 from fmstune.config.metrics import Place, Table, names_at
 from fmstune.runs import run_folder
-from fmstune.units import size
+from fmstune.tables import show_bytes
 
 
 def metric_rows(
@@ -92,6 +92,9 @@ def _plan_against_actual(plan: Mapping[str, Any], summary: Mapping[str, Any]) ->
         ("parameters", plan["base_parameters"] + plan["adapter_parameters"], summary["total_parameters"]),
         ("trainable", plan["trainable_parameters"], summary["trainable_parameters"]),
     )
-    rows = [("memory", size(plan["total"]), size(used)), *((label, f"{a:,}", f"{b:,}") for label, a, b in counts)]
+    rows = [
+        ("memory", show_bytes(plan["total"]), show_bytes(used)),
+        *((label, f"{a:,}", f"{b:,}") for label, a, b in counts),
+    ]
     yield ""
     yield from tables.lines(("", "planned", "actual"), rows, least=(22, 13, 13))
