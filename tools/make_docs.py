@@ -22,7 +22,18 @@ import yaml
 from omegaconf import DictConfig
 
 import upstream_fields
-from fmstune.checks import memory_plan, precision
+from fmstune.checks import precision
+from fmstune.checks.memory import (
+    activation_bytes,
+    attention_mask_bytes,
+    autocast_copies,
+    device_memory,
+    logit_bytes,
+    optimizer_bytes,
+    quantised_bytes,
+)
+from fmstune.checks.memory_plan import count_steps
+from fmstune.checks.plan_inputs import Rows, Sharing, Work, row_count
 from fmstune.cli.arguments import force_plain_overrides
 from fmstune.cli.help import GROUPS
 from fmstune.config import compose, freeze
@@ -306,14 +317,14 @@ def precisions() -> str:
 def memory() -> str:
     """How each part of the plan is computed, in the words of the code."""
     parts: dict[str, Callable[..., object]] = {
-        "quantised weights": memory_plan.quantised_bytes,
-        "autocast": memory_plan._autocast_copies,
-        "optimizer": memory_plan.optimizer_bytes,
-        "activations": memory_plan.activation_bytes,
-        "masks": memory_plan.attention_mask_bytes,
-        "logits": memory_plan.logit_bytes,
-        "steps": memory_plan.steps,
-        "rows": memory_plan.row_count,
+        "quantised weights": quantised_bytes,
+        "autocast": autocast_copies,
+        "optimizer": optimizer_bytes,
+        "activations": activation_bytes,
+        "masks": attention_mask_bytes,
+        "logits": logit_bytes,
+        "steps": count_steps,
+        "rows": row_count,
     }
     return "\n\n".join(f"**{part}.** {_paragraph(function)}" for part, function in parts.items())
 
@@ -397,7 +408,7 @@ def fits() -> str:
     return _table(("model", "what is trained", "1 GPU", *(f"{count} GPUs" for count in DEVICES[1:])), rows)
 
 
-def _work(*words: str) -> memory_plan.Work:
+def _work(*words: str) -> Work:
     """What a plan is computed from, for batches of four rows that are all as long as `ROW`."""
     # torch, which the other tables do without
     from fmstune.training import preflight
@@ -410,13 +421,13 @@ def _work(*words: str) -> memory_plan.Work:
 
     compose.compose(force_plain_overrides([*words, *rest], compose.groups(None)), keep)
     checked = preflight.check(found[0], device_at_hand=False)
-    return preflight.make_plan(found[0], checked, memory_plan.Rows(rows=ROW, tokens=ROW * ROW, longest=ROW), None).work
+    return preflight.make_plan(found[0], checked, Rows(rows=ROW, tokens=ROW * ROW, longest=ROW), None).work
 
 
-def _of_each(work: memory_plan.Work, devices: int) -> str:
+def _of_each(work: Work, devices: int) -> str:
     """GiB of one of these GPUs, under FSDP where there are several."""
-    sharing = memory_plan.Sharing(devices, sharded_over=devices)
-    return f"{memory_plan.memory(dataclasses.replace(work, sharing=sharing)).total / GIB:,.0f} GiB"
+    sharing = Sharing(devices, sharded_over=devices)
+    return f"{device_memory(dataclasses.replace(work, sharing=sharing)).total / GIB:,.0f} GiB"
 
 
 TABLES: dict[str, Callable[[], str]] = {

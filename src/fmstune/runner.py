@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fmstune import ranks
-from fmstune.checks import launcher
+from fmstune.checks.launcher import rank_problems
 from fmstune.config import freeze, requests
 from fmstune.config.job import Job
 from fmstune.config.verbs import Verb
@@ -79,7 +79,7 @@ def _act(options: argparse.Namespace) -> int:
         return _look_back(verb, options.job)
     rank = ranks.here()
     job = freeze.read(options.job, trusted=options.trust).job
-    raise_if_any(launcher.started_problems(job.launcher, rank))
+    raise_if_any(rank_problems(job.launcher, rank))
     folder = Path(job.output_dir) if verb is Verb.train and job.output_dir and rank.is_main else None
     if folder is not None:
         run_folder.mark_begun(folder)

@@ -137,7 +137,7 @@ TYPES = [
     ),
     case(
         "model.special_tokens.pad_token='\"\"'",
-        "model.special_tokens.pad_token is empty text, which is no token; name one, or leave it out",
+        "model.special_tokens.pad_token is empty; give the token's text, or leave the field out",
     ),
     case(
         "data.format=fmstune.data.formats.text",
@@ -187,7 +187,10 @@ OWNED = [
 RANGES = [
     case("training.learning_rate=-1e-4", "training.learning_rate must be above 0 and below 10, got -0.0001"),
     case("training.num_train_epochs=inf", "training.num_train_epochs must be above 0 and finite, got inf"),
-    case("training.max_steps=0", "training.max_steps must be at least 1, or -1 for whole epochs, got 0"),
+    case(
+        "training.max_steps=0",
+        "training.max_steps must be at least 1, or -1 to train for training.num_train_epochs, got 0",
+    ),
     case("training.per_device_train_batch_size=0", "training.per_device_train_batch_size must be at least 1, got 0"),
     case("training.gradient_accumulation_steps=0", "training.gradient_accumulation_steps must be at least 1, got 0"),
     case("training.weight_decay=-0.1", "training.weight_decay must be at least 0, got -0.1"),
@@ -205,7 +208,7 @@ RANGES = [
         "peft=prompt_tuning peft.num_virtual_tokens=600",
         "peft.num_virtual_tokens=600 leaves no room for a row in the 512 positions of the model; lower it",
     ),
-    case("data.eval=null data.eval_fraction=1", "data.eval_fraction must be at least 0 and below 1, got 1.0"),
+    case("data.eval=null data.eval_fraction=1", "data.eval_fraction must be at least 0 and below 1, got 1"),
     case(
         "data.max_rows=0 launcher.threads=0 evaluation.batch_size=0 evaluation.max_new_tokens=0 evaluation.max_rows=0",
         "data.max_rows must be at least 1, got 0",

@@ -26,7 +26,7 @@ TO_EVALUATE = [
     case(f"{EVALUATE} --method guess", "argument --method: invalid choice: 'guess' (choose from …"),
     case(
         f"{EVALUATE} --out_file a.txt --batch_size 0 --max_rows 0 --seed -1 --label yes data=complaints",
-        "--out_file must end in .json, got a.txt; a table in Markdown is written beside it",
+        "--out_file must end in .json, got a.txt; a table is written next to it, as .md",
         "--batch_size must be at least 1, got 0",
         "--max_rows must be at least 1, got 0",
         "--seed must be at least 0 and below 2**32, got -1",
@@ -40,7 +40,7 @@ TO_EVALUATE = [
     case(f"{EVALUATE} data=text data.eval=gone.jsonl", "data.eval: no file gone.jsonl"),
     case(
         f"{EVALUATE} --out_file /proc/self/e.json data=complaints",
-        "--out_file: the folder /proc/self is not yours to write into; choose another",
+        "--out_file: you have no permission to write into the folder /proc/self; choose another",
     ),
     case(
         f"{EVALUATE} --no_base --label a --label A data=complaints",
@@ -62,11 +62,14 @@ TO_EVALUATE = [
     case(
         "evaluate harness --model package:tiny_llama --tasks a,,b --include_path nosuch --limit 0 --num_fewshot -1",
         "--limit must be at least 1, got 0",
-        "--tasks: an empty name in 'a,,b'; give names with commas between them",
         "--num_fewshot must be at least 0, got -1",
-        "--include_path: there is no folder nosuch; name the one that holds the tasks' YAML",
+        "--tasks: an empty name in 'a,,b'; give names with commas between them",
+        "--include_path: no folder nosuch; name the folder that holds the YAML files of the tasks",
     ),
-    case("evaluation.sample=4", "evaluation.sample is generated when training evaluates; set training.eval_strategy=…"),
+    case(
+        "evaluation.sample=4",
+        "evaluation.sample needs training.eval_strategy=epoch or steps: samples are generated at each …",
+    ),
 ]
 
 
@@ -85,18 +88,18 @@ GENERATE = [
     case(f"{LLAMA} --text hi --top_k many", "argument --top_k: invalid int value: 'many' (see fmstune --help)"),
     case(
         "generate --model ./nosuch --out_file nosuch/out.txt --batch_size 0 --max_new_tokens 0 --stop '' --seed -1",
-        "--model: there is no folder nosuch",
+        "--model: no folder nosuch",
         "nothing to ask: give --text, --text_file (one prompt a line; - reads standard input) or --rows_file",
-        "--out_file must end in .json (a list) or .jsonl (a line an answer), got nosuch/out.txt",
+        "--out_file must end in .json (a list) or .jsonl (one line for each answer), got nosuch/out.txt",
         "--batch_size must be at least 1, got 0",
         "--max_new_tokens must be at least 1, got 0",
-        "--stop is empty text, which ends nothing; leave it out",
         "--seed must be at least 0 and below 2**32, got -1",
+        "--stop is empty text, which would never stop an answer; leave it out",
     ),
-    case(f"{LLAMA} --text hi --out_file nosuch/out.json", "--out_file: there is no folder nosuch; make it, or …"),
+    case(f"{LLAMA} --text hi --out_file nosuch/out.json", "--out_file: no folder nosuch; make it, or …"),
     case(
         f"{LLAMA} --text hi --out_file /proc/self/out.json",
-        "--out_file: the folder /proc/self is not yours to write into; choose another",
+        "--out_file: you have no permission to write into the folder /proc/self; choose another",
     ),
     case(
         "generate --model modle --text hi",
@@ -114,16 +117,16 @@ GENERATE = [
     ),
     case(
         f"{LLAMA} --text hi --temperature 0 --top_k 0 --top_p 2 --repetition_penalty 0",
-        "--temperature, --top_k, --top_p without --do_sample: the likeliest token is taken in any case; …",
-        "--temperature must be above 0, got 0; leave --do_sample out for the likeliest",
+        "--temperature must be above 0 and finite (leave --do_sample out to take the likeliest token), got 0",
         "--top_p must be above 0 and at most 1, got 2",
         "--top_k must be at least 1, got 0",
-        "--repetition_penalty must be above 0, got 0",
+        "--repetition_penalty must be above 0 and finite, got 0",
+        "--temperature, --top_k, --top_p: no effect without --do_sample; add it, or leave the others out",
     ),
     case(
         f"{LLAMA} --text hi --resume --stream",
         "--resume needs an --out_file of JSON lines (.jsonl), got inference_result.json",
-        "--stream shows answers as they come, and --resume goes on in a file; leave one of them out",
+        "--stream shows answers as they come, and --resume continues a file; leave one of them out",
     ),
     case(f"{LLAMA} --text hi --out_file o.jsonl", "--out_file: o.jsonl is there; add --resume …", o_jsonl="{}\n"),
     case(
@@ -195,7 +198,7 @@ GENERATE = [
     ),
     Case(
         "generate --model a --text hi --base_model_name_or_path ./gone --device cuda",
-        ("--base_model_name_or_path: there is no folder gone",),
+        ("--base_model_name_or_path: no folder gone",),
         ADAPTER,
     ),
     Case(
@@ -241,18 +244,18 @@ MERGE = [
     ),
     case(
         "merge --model ./nosuch --model ./nosuch --weight 0 --out m --max_shard_size much --export vllm_lora",
-        "--model: there is no folder nosuch",
+        "--model: no folder nosuch",
         "--model: ./nosuch is given 2 times; give it once, with --weight",
         "--weight is given 1 times for 2 --model; give one for each",
         "--weight must be a number other than 0, got 0",
-        "--out: m is there; choose another folder",
+        "--out: m exists; choose another folder",
         "--max_shard_size must be a size such as 500MB or 5GB, got much",
         "--export vllm_lora takes one adapter as it is; leave --weight and further --model out",
-        "--dtype and --max_shard_size are of a merged model; leave them out beside --export",
+        "--dtype and --max_shard_size apply to a merged model; leave them out with --export",
         m__x_txt="",
     ),
     case("merge --model package:tiny_llama --out /proc/self/m", "--out: the folder /proc/self is not yours to …"),
-    case("merge --model package:tiny_llama --out nosuch/m", "--out: there is no folder nosuch; make it, or choose …"),
+    case("merge --model package:tiny_llama --out nosuch/m", "--out: no folder nosuch; make it, or choose …"),
     case("merge --model package:tiny_llama --out m", "--model: … is a whole model, with nothing to merge"),
     Case(
         "merge --model a --out m",

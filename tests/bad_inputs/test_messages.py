@@ -3,7 +3,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 
@@ -29,26 +29,33 @@ FIXED = 20
 """Letters that a message of the source has beside what is filled in, to be compared with a quoted one."""
 
 
-def pattern(node: ast.expr) -> str:
-    """A text of the source, with `…` for what is filled in."""
+def pattern(node: ast.expr, names: Mapping[str, str] = {}) -> str:
+    """A text of the source, with `…` for what is filled in; `names` are the texts of local names."""
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
-        return re.sub("…+", "…", "".join(map(pattern, node.values)))
-    return "…"
+        return re.sub("…+", "…", "".join(pattern(part, names) for part in node.values))
+    if isinstance(node, ast.FormattedValue):
+        return pattern(node.value, names)
+    return names.get(node.id, "…") if isinstance(node, ast.Name) else "…"
 
 
 def messages() -> Iterator[str]:
-    """Every message of the source that is written out where its Problem or UserError is made."""
+    """Every message of the source, where its Problem or UserError is made."""
     for path in sorted((ROOT / "src" / "fmstune").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call) or len(node.args) != 2:
-                continue
-            field, text = map(pattern, node.args)
-            if isinstance(node.func, ast.Name) and node.func.id in ("Problem", "UserError"):
-                yield field + ("" if not field or text.startswith((":", "=", "…")) else " ") + text
-            elif isinstance(node.func, ast.Attribute) and node.func.attr == "add_row":
-                yield f"…: {text}"
+        names: dict[str, str] = {}
+        nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if hasattr(node, "lineno")]
+        for node in sorted(nodes, key=lambda node: node.lineno):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                names[node.targets[0].id] = pattern(node.value, names)
+            elif isinstance(node, ast.FunctionDef):
+                names = {}
+            elif isinstance(node, ast.Call) and len(node.args) == 2:
+                field, text = (pattern(argument, names) for argument in node.args)
+                if isinstance(node.func, ast.Name) and node.func.id in ("Problem", "UserError"):
+                    yield field + ("" if not field or text.startswith((":", "=", "…")) else " ") + text
+                elif isinstance(node.func, ast.Attribute) and node.func.attr == "add_row":
+                    yield f"…: {text}"
 
 
 def notes() -> Iterator[str]:

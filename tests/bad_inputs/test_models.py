@@ -116,7 +116,7 @@ FMS = [
     ),
     case(
         "check model.backend=fms peft=lora launcher.device=cuda 'model.quantization={load_in_4bit: true}'",
-        "model.quantization: bitsandbytes on the blocks of ibm-fms is not tried; set model.backend=transformers",
+        "model.quantization: bitsandbytes is untested on the blocks of ibm-fms; set model.backend=transformers",
     ),
     case(
         "model.backend=fms peft=lora peft.target_modules=[attn.in_proj.qkv_fused,dense]",
@@ -247,7 +247,7 @@ ADAPTERS = [
     ),
     case(
         "peft=lora peft.init_lora_weights=loftq",
-        "peft.init_lora_weights=loftq wants a base that PEFT quantises itself, from all of its weights; leave it out",
+        "peft.init_lora_weights=loftq needs an unquantised base, which PEFT quantises itself; leave it out",
     ),
     case(
         "peft=lora peft.init_lora_weights=eva",
@@ -258,7 +258,7 @@ ADAPTERS = [
         "peft.init_lora_weights=pissa_niter_4 changes the base weights, so …; set evaluation.base=false",
     ),
     case("peft=lora peft.modules_to_save=[foo]", "peft.modules_to_save: no module is named 'foo'"),
-    case("peft=lora peft.task_type=SEQ_CLS", "peft.task_type is CAUSAL_LM here, got 'SEQ_CLS'; leave it out"),
+    case("peft=lora peft.task_type=SEQ_CLS", "peft.task_type must be CAUSAL_LM, got 'SEQ_CLS'; leave it out"),
     case(
         "peft=prompt_tuning peft.prompt_tuning_init=TEXT", "peft.prompt_tuning_init=TEXT needs …init_text, the words …"
     ),
@@ -266,7 +266,7 @@ ADAPTERS = [
     case("peft=lora peft._target_=peft.LoRaConfig", "peft._target_: the installed peft has no … class 'LoRaConfig'"),
     case("peft=lora peft._target_=os.system", "peft._target_ must be a PEFT configuration such as peft.LoraConfig, …"),
     case(
-        "model.adapter=there", "model.adapter goes on training an adapter, and peft=full has none; choose its method …"
+        "model.adapter=there", "model.adapter is an adapter to train further, and peft=full has none; choose peft=lora"
     ),
     case("peft=lora model.adapter=./there", "model.adapter: no folder there, and './there' is not a hub id …"),
     case("peft=lora model.adapter=there", "model.adapter: there cannot be read as an adapter (…); give a folder …"),
@@ -297,7 +297,7 @@ ADAPTERS = [
     ),
     case(
         "peft=prompt_tuning model.adapter=a",
-        "model.adapter: PEFT goes on with no saved virtual tokens (PromptTuning); leave it out and train anew",
+        "model.adapter: PEFT cannot train saved virtual tokens further (PromptTuning); leave it out and train anew",
         a__adapter_config_json=SAVED_PROMPT,
         a__adapter_model_safetensors="x",
     ),

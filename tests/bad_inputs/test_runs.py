@@ -86,7 +86,7 @@ RESUMED = [
         "--from job.yaml training.resume=run/checkpoint-2 seed=7 model.dtype=float32 data.max_length=64 "
         "training.learning_rate=0.5 training.num_train_epochs=9 training.eval_strategy=no training.save_steps=3",
         (
-            "seed is 7 here and 42 in run/job.yaml; a resumed run keeps what its checkpoint began with",
+            "seed is 7 here and 42 in run/job.yaml; a resumed run keeps the values of its checkpoint",
             "model.dtype is 'float32' here and 'auto' in run/job.yaml; a resumed run keeps …",
             "data.max_length is 64 here and 4096 in run/job.yaml; a resumed run keeps …",
             "training.learning_rate is 0.5 here and not given in run/job.yaml; a resumed run keeps …",

@@ -7,9 +7,18 @@ from typing import Any
 from tests.bad_inputs.cases import ROW, ROWS, Case, assert_answered, case, wrong_inputs
 
 TOGETHER = [
-    case("peft=prompt_tuning training.packing=true", "training.packing mixes documents up with virtual tokens …"),
-    case("peft=p_tuning training.packing=true", "training.packing mixes documents up with … (PromptEncoder); set …"),
-    case("peft=prefix_tuning training.packing=true", "training.packing mixes documents up with … (PrefixTuning); …"),
+    case(
+        "peft=prompt_tuning training.packing=true",
+        "training.packing lets documents with virtual tokens (PromptTuning) see each other; …",
+    ),
+    case(
+        "peft=p_tuning training.packing=true",
+        "training.packing lets documents with … (PromptEncoder) see each other; set …",
+    ),
+    case(
+        "peft=prefix_tuning training.packing=true",
+        "training.packing lets documents with … (PrefixTuning) see each other; …",
+    ),
     case(
         "peft=prefix_tuning training.activation_checkpointing=true",
         "training.activation_checkpointing drops the keys and values that PrefixTuning learns; set it to false",
@@ -34,7 +43,7 @@ TOGETHER = [
         "training.optim=galore_adamw groups the parameters itself, and so does peft.loraplus_lr_ratio; choose one",
     ),
     case("peft=ia3 peft.feedforward_modules=[down_prj]", "peft.feedforward_modules: no module is named 'down_prj'; …"),
-    case("peft=prompt_tuning training.padding_free=true", "training.padding_free mixes documents up …; set …=false"),
+    case("peft=prompt_tuning training.padding_free=true", "training.padding_free lets documents …; set …=false"),
     case(
         "launcher.device=cpu model.attention=flash_attention_2",
         "model.attention=flash_attention_2 needs a CUDA device, and launcher.device=cpu",
@@ -47,11 +56,11 @@ TOGETHER = [
     case("model.dtype=float16", "model.dtype is float16, with which full tuning fails: …; set model.dtype to auto, …"),
     case("launcher.device=mps", "launcher.device=mps is not available here (found …)"),
     case("launcher.num_processes=2", "launcher.num_processes=2 needs a launcher of several processes; choose …"),
-    case("launcher=ddp launcher.device=cpu", "launcher.num_processes must be given where there is no GPU, such as …"),
+    case("launcher=ddp launcher.device=cpu", "launcher.num_processes must be given where no GPU is found, such as …"),
     case(
         "launcher=fsdp launcher.device=cpu launcher.num_processes=3 launcher.num_machines=2",
-        "launcher.num_processes=3 counts the processes of all machines, and cannot be shared out evenly …",
-        "output_dir must be given with launcher.num_machines above 1, in a folder that all machines share",
+        "launcher.num_processes=3 is the number of all processes, and launcher.num_machines=2 does not divide it; …",
+        "output_dir must be given with several machines: a folder that all of them share",
         "launcher.main_process_ip must be given with several machines: the address of machine 0",
     ),
     case(
@@ -62,16 +71,16 @@ TOGETHER = [
         "launcher=slurm launcher.slurm.time=3600 launcher.slurm.gpus_per_node=all launcher.slurm.signal=TERM "
         '\'launcher.slurm.partition="a b"\' \'launcher.slurm.sbatch=["--nodes=3","-x"]\' \'launcher.slurm.setup=[""]\' '
         "launcher.machine_rank=1 training.save_only_model=true",
-        "launcher.num_processes must be given where launcher.slurm.gpus_per_node asks for no GPU",
-        "launcher.machine_rank: Slurm numbers the nodes, and they meet at the first; leave it out",
+        "launcher.num_processes must be given where launcher.slurm.gpus_per_node asks for no GPU, such as …",
+        "launcher.machine_rank: Slurm numbers the nodes and chooses the first; leave it out",
         "launcher.slurm.partition must be one word without quotes, got 'a b'",
         'launcher.slurm.time must be like "4:00:00" or "1-12" (days-hours), in quotes in a YAML file, got \'3600\'',
         "launcher.slurm.gpus_per_node must be a number or TYPE:NUMBER, got 'all'",
-        "launcher.slurm.signal must be USR1 or USR2 and how many seconds before the time limit, …, got 'TERM'",
+        "launcher.slurm.signal must be USR1 or USR2 and the seconds before the time limit, …, got 'TERM'",
         "launcher.slurm.sbatch: --nodes: set launcher.num_machines",
         "launcher.slurm.sbatch must hold options such as --exclusive or --mail-type=END, got '-x'",
         "launcher.slurm.setup must hold lines of shell, one text for each, got ''",
-        "training.save_only_model leaves out what a requeued job goes on from; set it to false, or …",
+        "training.save_only_model leaves out the state to resume a requeued job from; set it to false, or …",
     ),
     case(
         "launcher.slurm.gpus_per_node=2 launcher.slurm.partion=gpu",
@@ -97,7 +106,9 @@ TOGETHER = [
         "training.eval_strategy=epoch needs held-out rows; set …",
         rows_jsonl=ROW,
     ),
-    case("data.eval_fraction=0.5", "data.eval and data.eval_fraction both say what is held out; set one of them"),
+    case(
+        "data.eval_fraction=0.5", "data.eval and data.eval_fraction both say which rows are held out; set one of them"
+    ),
     case(
         "training.load_best_model_at_end=true training.eval_strategy=no",
         "training.load_best_model_at_end needs training.eval_strategy=epoch …",
@@ -112,7 +123,7 @@ TOGETHER = [
     ),
     case(
         "training.metric_for_best_model=entropy training.eval_strategy=epoch",
-        "training.metric_for_best_model=entropy needs training.greater_is_better: true, or false for the least",
+        "training.metric_for_best_model=entropy needs training.greater_is_better: true, or false if less is better",
     ),
     case(
         "training.metric_for_best_model=macro_f1 training.eval_strategy=epoch",
@@ -144,12 +155,12 @@ TOGETHER = [
     case(
         "training.use_liger_kernel=true", "training.use_liger_kernel needs the package liger-kernel; install it, or …"
     ),
-    case("peft=prompt_tuning training.eval_packing=true", "training.eval_packing mixes documents up …; set …=false"),
+    case("peft=prompt_tuning training.eval_packing=true", "training.eval_packing lets documents …; set …=false"),
     case("training.packing=true training.packing_strategy=wrapped", "training.packing_strategy=wrapped cuts …"),
     case("training.packing_strategy=bfd_splt", "training.packing_strategy must be one of bfd, …; did you mean …"),
     case(
         "training.padding_free=true training.eval_packing=true",
-        "training.padding_free and training.eval_packing need training.packing=true; set it, or one of them false",
+        "training.padding_free and training.eval_packing need training.packing=true; set it, or one of them to false",
     ),
     case("training.train_sampling_strategy=by_length", "training.train_sampling_strategy must be one of random, …"),
     case("training.optim=galore_adamw", "training.optim=galore_adamw needs the package galore-torch; install it, or …"),
@@ -213,16 +224,16 @@ CALLBACKS = [
     ),
     case(
         "callbacks=early_stopping callbacks.early_stopping.metric=los training.eval_strategy=epoch",
-        "callbacks.early_stopping.metric=los is nothing that this job logs, which is loss, …; did you mean 'loss'?",
+        "callbacks.early_stopping.metric=los is never logged by this job, which logs loss, …; did you mean 'loss'?",
     ),
     case(
         '\'callbacks.stop_when=["los < 1 or eval_loss < 1", "loss", "loss <", "1 < 2", "loss.real > 1", '
         '"__import__(loss) > 1", "mean(loss, 0) < 1"]\'',
-        "callbacks.stop_when='los < 1 or eval_loss < 1': los is nothing that this job logs, …; did you mean 'loss'?",
+        "callbacks.stop_when='los < 1 or eval_loss < 1': los is never logged by this job, …; did you mean 'loss'?",
         "callbacks.stop_when='los < 1 or eval_loss < 1': eval_loss is measured by evaluating while training; …",
         "callbacks.stop_when='loss': loss is a number; compare it, as in loss < 0.5",
         "callbacks.stop_when='loss <': it cannot be read (invalid syntax); a condition is made of metrics, numbers, …",
-        "callbacks.stop_when='1 < 2': it looks at no metric, and so would hold always or never",
+        "callbacks.stop_when='1 < 2': no metric stands in it, so that it would be always true or never; …",
         "callbacks.stop_when='loss.real > 1': loss.real has no place in a condition; …",
         "callbacks.stop_when='__import__(loss) > 1': __import__(loss) has no place in a condition; …",
         "callbacks.stop_when='mean(loss, 0) < 1': mean(loss, 0): the function takes METRIC or METRIC, COUNT, …",
@@ -230,7 +241,7 @@ CALLBACKS = [
     case(
         "'callbacks.stop_when=\"eval_loss < 1\"' 'data.eval={a: package:complaints/held_out.jsonl}' "
         "training.eval_strategy=epoch",
-        "callbacks.stop_when='eval_loss < 1': eval_loss is nothing that …, eval_a_loss, …; did you mean 'eval_a_loss'?",
+        "callbacks.stop_when='eval_loss < 1': eval_loss is never logged …, eval_a_loss, …; did you mean 'eval_a_loss'?",
     ),
     case("callbacks=early_stoping", "callbacks=early_stoping: no such choice; did you mean 'early_stopping'? (…)"),
 ]

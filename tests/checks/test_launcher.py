@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fmstune.checks import launcher as launch_rules
+from fmstune.checks.launcher import device_problems, launcher_problems
 from fmstune.config import freeze
 from fmstune.config.job import Job
 from fmstune.launch import process_counts
@@ -23,41 +23,44 @@ def test_sensible_launchers_have_no_problem() -> None:
     slurm = {"time": "12:00:00", "gpus_per_node": "a100:4", "sbatch": ["--exclusive"], "setup": ["ml cuda"]}
     on_nodes = {"strategy": "ddp", "num_machines": 2, "slurm": slurm}
     for launcher in ({}, DDP, FSDP, {**FSDP, "fsdp_version": 1, "device": "cuda"}, {"slurm": {}}, on_nodes):
-        assert list(launch_rules.problems(job(launcher))) == []
+        assert list(launcher_problems(job(launcher))) == []
 
 
 @pytest.mark.parametrize(
     ("launcher", "start"),
     [
-        ({"threads": 0}, "launcher.threads must be at least 1, got 0"),
         ({"num_processes": 2}, "launcher.num_processes=2 needs a launcher of several processes; choose"),
         ({"num_machines": 2}, "launcher.num_machines=2 needs a launcher of several processes; choose"),
         ({"cpu_offload": True}, "launcher.cpu_offload keeps FSDP's shards in memory; choose launcher=fsdp"),
-        ({**DDP, "num_processes": 0}, "launcher.num_processes must be at least 1, got 0"),
-        ({**DDP, "num_processes": None}, "launcher.num_processes must be given where there is no GPU"),
-        ({**DDP, "num_processes": 1}, "launcher=ddp with one process shares nothing; choose launcher=local"),
-        ({**FSDP, "device": "mps"}, "launcher.device=mps: torch has no way for processes to talk"),
+        ({**DDP, "num_processes": None}, "launcher.num_processes must be given where no GPU is found"),
+        ({**DDP, "num_processes": 1}, "launcher=ddp has one process; choose launcher=local"),
+        ({**FSDP, "device": "mps"}, "launcher.device=mps: torch cannot connect processes on it"),
         (
             {**DDP, "machine_rank": 1},
             "launcher.machine_rank must be at least 0 and below launcher.num_machines=1, got 1",
         ),
-        ({**DDP, "device_gib": 0}, "launcher.device_gib must be above 0, got 0"),
         ({**DDP, "main_process_port": 70000}, "launcher.main_process_port must be at least 1 and below 65536"),
         ({**FSDP, "fsdp_version": 3}, "launcher.fsdp_version must be 1 or 2, got 3"),
-        ({**FSDP, "forward_prefetch": True}, "launcher.forward_prefetch is FSDP1's; choose launcher=fsdp1"),
-        ({**FSDP, "backward_prefetch": "NO_PREFETCH"}, "launcher.backward_prefetch is FSDP1's; choose launcher=fsdp1"),
-        ({**FSDP, "sharding_strategy": "hybrid_shard"}, "launcher.sharding_strategy=hybrid_shard is FSDP1's"),
+        ({**FSDP, "forward_prefetch": True}, "launcher.forward_prefetch is a setting of FSDP1; choose launcher=fsdp1"),
+        (
+            {**FSDP, "backward_prefetch": "NO_PREFETCH"},
+            "launcher.backward_prefetch is a setting of FSDP1; choose launcher=fsdp1",
+        ),
+        (
+            {**FSDP, "sharding_strategy": "hybrid_shard"},
+            "launcher.sharding_strategy=hybrid_shard is a setting of FSDP1",
+        ),
         ({**FSDP, "fsdp_version": 1}, "launcher.device=cpu: only FSDP2 can be rehearsed on the CPU"),
         ({**FSDP, "cpu_offload": True}, "launcher.cpu_offload moves shards off a GPU, and launcher.device=cpu"),
         ({**FSDP, "transformer_layer_cls_to_wrap": [1]}, "launcher.transformer_layer_cls_to_wrap must be a class name"),
         (
             {**FSDP, "fsdp_version": 1, "device": "cuda", "use_orig_params": False},
-            "launcher.use_orig_params=false cannot freeze some weights of a block; an adapter needs it true",
+            "launcher.use_orig_params=false cannot freeze some weights of a block, as an adapter needs; set it to true",
         ),
     ],
 )
 def test_a_launcher_that_cannot_work_is_refused(launcher: dict[str, Any], start: str) -> None:
-    problems = list(map(str, launch_rules.problems(job(launcher))))
+    problems = list(map(str, launcher_problems(job(launcher))))
     assert len(problems) == 1, problems
     assert problems[0].startswith(start)
 
@@ -65,29 +68,29 @@ def test_a_launcher_that_cannot_work_is_refused(launcher: dict[str, Any], start:
 def test_what_needs_gpus_is_refused_where_auto_finds_none() -> None:
     """Torch itself says so only when the ranks have started."""
     early = job({**FSDP, "device": "auto", "fsdp_version": 1, "cpu_offload": True}).launcher
-    assert list(launch_rules.found_problems(early, "cuda")) == []
-    assert [problem.partition(";")[0] for problem in map(str, launch_rules.found_problems(early, "cpu"))] == [
+    assert list(device_problems(early, "cuda")) == []
+    assert [problem.partition(";")[0] for problem in map(str, device_problems(early, "cpu"))] == [
         "launcher=fsdp1 needs GPUs, and the device is cpu",
         "launcher.cpu_offload moves shards off a GPU, and the device is cpu",
     ]
-    assert list(launch_rules.found_problems(job({**FSDP, "device": "auto"}).launcher, "cpu")) == []
+    assert list(device_problems(job({**FSDP, "device": "auto"}).launcher, "cpu")) == []
 
 
 def test_several_machines_need_a_shared_folder_and_an_address() -> None:
-    assert list(map(str, launch_rules.problems(job({**DDP, "num_machines": 2, "num_processes": 3})))) == [
-        "launcher.num_processes=3 counts the processes of all machines, and cannot be shared out evenly among "
-        "launcher.num_machines=2",
-        "output_dir must be given with launcher.num_machines above 1, in a folder that all machines share",
+    assert list(map(str, launcher_problems(job({**DDP, "num_machines": 2, "num_processes": 3})))) == [
+        "launcher.num_processes=3 is the number of all processes, and launcher.num_machines=2 does not divide it; "
+        "change one of them",
+        "output_dir must be given with several machines: a folder that all of them share",
         "launcher.main_process_ip must be given with several machines: the address of machine 0",
     ]
 
 
 def test_an_optimizer_that_needs_whole_matrices_is_refused_under_fsdp() -> None:
     optim = job(FSDP, training__optim="galore_adamw")
-    assert list(map(str, launch_rules.problems(optim))) == [
+    assert list(map(str, launcher_problems(optim))) == [
         "training.optim=galore_adamw needs whole matrices, which FSDP shards; choose another"
     ]
-    assert list(launch_rules.problems(dataclasses.replace(optim, launcher=job(DDP).launcher))) == []
+    assert list(launcher_problems(dataclasses.replace(optim, launcher=job(DDP).launcher))) == []
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,15 @@ from peft import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 
-from fmstune.checks import memory_plan
-from fmstune.checks.memory_plan import Dimensions, Machine, Rows, Sharing, Training, Work
+from fmstune.checks.memory import (
+    activation_bytes,
+    attention_mask_bytes,
+    device_memory,
+    optimizer_bytes,
+    quantised_bytes,
+)
+from fmstune.checks.memory_plan import count_steps, packing_slowdown, plan_work, render_plan
+from fmstune.checks.plan_inputs import Dimensions, Machine, Rows, Sharing, Training, Work
 from fmstune.checks.precision import Precision
 from fmstune.models import shapes
 
@@ -69,7 +76,7 @@ def with_training(work, **changes):
 
 
 def test_the_memory_of_lora_on_a_gpu():
-    held = memory_plan.memory(LORA_GPU)
+    held = device_memory(LORA_GPU)
     assert held.weights == 2 * 6_738_415_616 + 4 * 4_194_304
     assert (held.gradients, held.optimizer) == (4 * 4_194_304, 8 * 4_194_304)
     # a block keeps two norm inputs in float32, q k v and output, three tensors of the MLP, q's and v's inputs
@@ -80,45 +87,45 @@ def test_the_memory_of_lora_on_a_gpu():
 
 
 def test_float32_weights_under_autocast_are_held_twice_but_for_the_embedding():
-    assert memory_plan.memory(FULL_7B_GPU).weights == 4 * 6_738_415_616 + 2 * (6_738_415_616 - 32000 * 4096)
-    assert memory_plan.memory(FULL_7B_CPU).weights == 4 * 6_738_415_616
+    assert device_memory(FULL_7B_GPU).weights == 4 * 6_738_415_616 + 2 * (6_738_415_616 - 32000 * 4096)
+    assert device_memory(FULL_7B_CPU).weights == 4 * 6_738_415_616
 
 
 def test_full_tuning_in_float32_takes_sixteen_bytes_a_parameter_before_activations():
-    held = memory_plan.memory(FULL_7B_CPU)
+    held = device_memory(FULL_7B_CPU)
     assert held.weights + held.gradients + held.optimizer == 16 * 6_738_415_616
 
 
 def test_pure_bfloat16_takes_eight():
     pure = Precision("bfloat16", "bfloat16", None, "because")
-    held = memory_plan.memory(replace(FULL_7B_GPU, machine=Machine("cuda", "sdpa", pure)))
+    held = device_memory(replace(FULL_7B_GPU, machine=Machine("cuda", "sdpa", pure)))
     assert held.weights + held.gradients + held.optimizer == 8 * 6_738_415_616
 
 
 def test_off_cuda_the_logits_of_the_supervised_positions_are_held_three_times():
-    assert memory_plan.memory(FULL_7B_CPU).logits == 3 * (4 * 512 // 4) * 32000 * 4
+    assert device_memory(FULL_7B_CPU).logits == 3 * (4 * 512 // 4) * 32000 * 4
 
 
 def test_on_cuda_the_logits_are_held_in_one_tile():
-    assert memory_plan.memory(with_training(LORA_GPU, per_device_train_batch_size=4096)).logits == 4096 * 32768 * 2
+    assert device_memory(with_training(LORA_GPU, per_device_train_batch_size=4096)).logits == 4096 * 32768 * 2
 
 
 def test_eager_attention_keeps_the_scores():
     eager = replace(LORA_GPU, machine=replace(LORA_GPU.machine, attention="eager"))
     scores = 4 * 32 * 32 * 512 * 512 * (4 + 2)
-    assert memory_plan.activation_bytes(eager) - memory_plan.activation_bytes(LORA_GPU) == scores
+    assert activation_bytes(eager) - activation_bytes(LORA_GPU) == scores
 
 
 def test_activation_checkpointing_keeps_the_inputs_of_the_blocks_and_one_block():
     block = 8 * 4096 + 2 * 4 * 4096 + 2 * 3 * 11008 + 2 * 2 * 4096
     checkpointed = with_training(LORA_GPU, activation_checkpointing=True)
-    assert memory_plan.activation_bytes(checkpointed) == 4 * 512 * (32 * 2 * 4096 + block + 8 * 4096)
+    assert activation_bytes(checkpointed) == 4 * 512 * (32 * 2 * 4096 + block + 8 * 4096)
 
 
 def test_virtual_tokens_are_positions_too():
     longer = replace(LORA_GPU, dimensions=replace(LORA_7B, virtual_tokens=8))
-    assert memory_plan.activation_bytes(longer) * 512 == memory_plan.activation_bytes(LORA_GPU) * 520
-    assert memory_plan.make(longer).positions_per_step == 4 * 4 * 520
+    assert activation_bytes(longer) * 512 == activation_bytes(LORA_GPU) * 520
+    assert plan_work(longer).positions_per_step == 4 * 4 * 520
 
 
 QUANTISED = [
@@ -131,22 +138,22 @@ QUANTISED = [
 
 @pytest.mark.parametrize(("bits", "double", "expected"), QUANTISED)
 def test_quantised_weights_are_held_with_their_scales(bits, double, expected):
-    assert memory_plan.quantised_bytes(2**20, 1024, bits=bits, double=double) == expected
+    assert quantised_bytes(2**20, 1024, bits=bits, double=double) == expected
 
 
 def test_what_is_not_quantised_stays_in_the_dtype_of_the_weights():
     linears = 6_476_005_376
     quantised = replace(LORA_7B, quantised_parameters=linears, quantised_bytes=linears * 9 // 16)
-    made = memory_plan.make(replace(LORA_GPU, dimensions=quantised))
+    made = plan_work(replace(LORA_GPU, dimensions=quantised))
     others = 6_738_415_616 - linears
     assert made.memory.weights == 2 * others + linears * 9 // 16 + 4 * 4_194_304
-    assert made.memory.activations == memory_plan.memory(LORA_GPU).activations
-    assert "quantised 6,476,005,376 of the base, in 3.39 GiB" in memory_plan.render(made)
+    assert made.memory.activations == device_memory(LORA_GPU).activations
+    assert "quantised 6,476,005,376 of the base, in 3.39 GiB" in render_plan(made)
 
 
 def test_a_prefix_goes_through_no_block_but_is_read_in_every_one():
     prefix = replace(LORA_GPU, dimensions=replace(LORA_7B, virtual_tokens=8, prefix_tokens=8))
-    more = memory_plan.activation_bytes(prefix) - memory_plan.activation_bytes(LORA_GPU)
+    more = activation_bytes(prefix) - activation_bytes(LORA_GPU)
     assert more == 4 * 32 * 8 * 2 * 4096 * 2
 
 
@@ -173,11 +180,11 @@ OPTIMIZERS = {
 @pytest.mark.parametrize(("optim", "expected"), OPTIMIZERS.items())
 def test_the_optimizer_s_state_depends_on_its_name(optim, expected):
     thousand = replace(LLAMA_7B, trainable_parameters=1000, hidden_size=100)
-    assert memory_plan.optimizer_bytes(optim, thousand, trained=4) == expected
+    assert optimizer_bytes(optim, thousand, trained=4) == expected
 
 
 def test_an_unknown_optimizer_is_counted_as_adamw_and_noted():
-    (note,) = memory_plan.make(with_training(LORA_GPU, optim="lomo")).notes
+    (note,) = plan_work(with_training(LORA_GPU, optim="lomo")).notes
     assert note == "the memory of optim=lomo is not known here; counted as AdamW in float32"
 
 
@@ -270,9 +277,9 @@ def test_activations_are_what_autograd_keeps_within_an_eighth(architecture, meth
                 parameter.data = parameter.data.bfloat16()
     work = Work(dimensions, Rows(2, 2, 96), Training(512, 2), Machine("cpu", attention, precision))
     weights = dimensions.base_parameters * (2 if precision is ADAPTER_GPU else 4) + dimensions.adapter_parameters * 4
-    copies = memory_plan.memory(work).weights - weights
+    copies = device_memory(work).weights - weights
     measured = saved_bytes(model, 2, 96, half)
-    assert memory_plan.activation_bytes(work) + copies == pytest.approx(measured, rel=0.12)
+    assert activation_bytes(work) + copies == pytest.approx(measured, rel=0.12)
 
 
 @pytest.mark.parametrize("architecture", [SMALL_LLAMA, SMALL_BIGCODE], ids=["llama", "bigcode"])
@@ -293,9 +300,9 @@ def test_the_mask_of_packed_documents_is_counted(architecture, method, attention
     training = Training(longest, batch, packing=not flat, padding_free=flat)
     work = Work(dimensions, Rows(6, 192, longest), training, Machine("cpu", attention, FLOAT32))
     measured = saved_bytes(model, rows, width, False, position_ids=positions)
-    assert memory_plan.activation_bytes(work) == pytest.approx(measured, rel=0.12)
+    assert activation_bytes(work) == pytest.approx(measured, rel=0.12)
     without = replace(work, machine=Machine("cpu", "flash_attention_2", FLOAT32))
-    assert memory_plan.attention_mask_bytes(without) == 0
+    assert attention_mask_bytes(without) == 0
 
 
 # steps
@@ -322,7 +329,7 @@ def test_steps_are_those_of_the_trainer(tmp_path, rows, batch, accumulation, epo
         max_steps=max_steps,
         dataloader_drop_last=drop_last,
     )
-    counted = memory_plan.steps(rows, training)
+    counted = count_steps(rows, training)
     assert (counted.batches_per_epoch, counted.steps_per_epoch, counted.total_steps) == expected
     arguments = TrainingArguments(
         str(tmp_path),
@@ -354,7 +361,7 @@ TINY = {
 
 
 def test_a_plan_of_lora():
-    made = memory_plan.make(LORA_GPU)
+    made = plan_work(LORA_GPU)
     assert (made.rows, made.steps_per_epoch, made.total_steps) == (1000, 63, 189)
     assert (made.tokens_per_epoch, made.tokens_estimated, made.positions_per_step) == (200_000, False, 8192)
     assert made.checkpoint_bytes == 4 * 4_194_304 + 8 * 4_194_304
@@ -362,11 +369,11 @@ def test_a_plan_of_lora():
 
 
 def test_rows_longer_than_max_length_count_as_cut():
-    assert memory_plan.make(with_training(LORA_GPU, max_length=100)).positions_per_step == 1600
+    assert plan_work(with_training(LORA_GPU, max_length=100)).positions_per_step == 1600
 
 
 def test_packed_rows_are_full_ones():
-    made = memory_plan.make(with_training(LORA_GPU, packing=True, max_length=1024))
+    made = plan_work(with_training(LORA_GPU, packing=True, max_length=1024))
     assert (made.rows, made.steps_per_epoch, made.positions_per_step) == (196, 13, 16 * 1024)
     assert made.notes == ("packing is counted as perfect: the real number of rows and steps is a little higher",)
 
@@ -376,29 +383,29 @@ def test_packing_that_costs_more_than_it_saves_is_noted():
     small = replace(LLAMA_7B, base_parameters=800_000, hidden_size=64, layers=8, heads=4, head_dim=16, vocabulary=4000)
     work = with_training(replace(FULL_7B_CPU, dimensions=small, rows=rows), packing=True, max_length=256)
     # 2 x 36,000 of a block's parameters, and 256 for each of 256 positions or of 35
-    assert memory_plan.packing_slowdown(work) == pytest.approx((72_000 + 256 * 256) / (72_000 + 256 * 35))
+    assert packing_slowdown(work) == pytest.approx((72_000 + 256 * 256) / (72_000 + 256 * 35))
     assert any(
         note.startswith("training.packing: sdpa scores every position with the 256 of its row, and documents have 35: ")
-        for note in memory_plan.make(work).notes
+        for note in plan_work(work).notes
     )
     flash = replace(work, machine=Machine("cuda", "flash_attention_2", FULL_GPU))
-    assert memory_plan.packing_slowdown(flash) == memory_plan.packing_slowdown(with_training(work, packing=False)) == 1
-    assert memory_plan.packing_slowdown(with_training(LORA_GPU, packing=True)) < 1.1
+    assert packing_slowdown(flash) == packing_slowdown(with_training(work, packing=False)) == 1
+    assert packing_slowdown(with_training(LORA_GPU, packing=True)) < 1.1
 
 
 def test_rows_beyond_the_model_s_positions_are_noted():
     long = replace(with_training(LORA_GPU, max_length=8192), rows=replace(ROWS, longest=6000))
-    assert memory_plan.make(long).notes == ("the longest row takes 6,000 positions, but the model sees 4,096",)
+    assert plan_work(long).notes == ("the longest row takes 6,000 positions, but the model sees 4,096",)
 
 
 def test_fewer_rows_than_a_batch_are_noted():
-    assert memory_plan.make(replace(LORA_GPU, rows=replace(ROWS, rows=3))).notes == (
+    assert plan_work(replace(LORA_GPU, rows=replace(ROWS, rows=3))).notes == (
         "training.per_device_train_batch_size is 4, with 3 rows",
     )
 
 
 def test_a_plan_goes_through_json():
-    values = json.loads(json.dumps(asdict(memory_plan.make(LORA_GPU))))
+    values = json.loads(json.dumps(asdict(plan_work(LORA_GPU))))
     assert values["memory"]["weights"] == 13_493_608_448
     assert values["total"] == 23_341_834_240
     assert values["work"]["machine"]["precision"]["autocast"] == "bfloat16"
@@ -408,7 +415,7 @@ def test_a_plan_goes_through_json():
 
 
 def test_a_plan_is_a_table():
-    assert memory_plan.render(memory_plan.make(LORA_GPU)).splitlines() == [
+    assert render_plan(plan_work(LORA_GPU)).splitlines() == [
         "parameters  base 6,738,415,616, adapter 4,194,304",
         "            trainable 4,194,304 (0.0622 %)",
         "precision   bfloat16 weights, float32 trained, bfloat16 autocast; sdpa attention on cuda",
@@ -424,9 +431,7 @@ def test_a_plan_is_a_table():
 
 def test_estimated_tokens_say_so():
     estimated = replace(LORA_GPU, rows=replace(ROWS, estimated=True))
-    assert "tokens      ≈ 200,000 an epoch, estimated from characters" in memory_plan.render(
-        memory_plan.make(estimated)
-    )
+    assert "tokens      ≈ 200,000 an epoch, estimated from characters" in render_plan(plan_work(estimated))
 
 
 # several processes
@@ -436,7 +441,7 @@ HEAD_7B = 32000 * 4096
 
 
 def shared(work, **sharing):
-    return memory_plan.memory(replace(work, sharing=Sharing(**sharing)))
+    return device_memory(replace(work, sharing=Sharing(**sharing)))
 
 
 def test_full_shard_divides_what_is_kept_and_adds_what_is_whole_for_a_moment():
@@ -444,7 +449,7 @@ def test_full_shard_divides_what_is_kept_and_adds_what_is_whole_for_a_moment():
     assert held.weights == 4 * 6_738_415_616 // 8 + 2 * (2 * BLOCK_7B + HEAD_7B)
     assert held.gradients == 4 * 6_738_415_616 // 8 + 2 * 2 * BLOCK_7B
     assert held.optimizer == 8 * 6_738_415_616 // 8
-    assert held.activations == memory_plan.memory(FULL_7B_GPU).activations
+    assert held.activations == device_memory(FULL_7B_GPU).activations
 
 
 def test_grad_op_keeps_all_weights_from_forward_to_backward():
@@ -463,7 +468,7 @@ def test_hybrid_shards_within_a_machine_only():
 
 
 def test_ddp_keeps_everything_and_buckets_of_gradients():
-    alone, held = memory_plan.memory(FULL_7B_GPU), shared(FULL_7B_GPU, processes=8)
+    alone, held = device_memory(FULL_7B_GPU), shared(FULL_7B_GPU, processes=8)
     assert (held.weights, held.optimizer) == (alone.weights, alone.optimizer)
     assert held.gradients == 2 * alone.gradients
 
@@ -483,12 +488,12 @@ def test_steps_of_several_processes_are_those_of_accelerate(rows, processes, dro
     sampler = BatchSampler(SequentialSampler(range(rows)), 4, drop_last)
     expected = len(BatchSamplerShard(sampler, processes, 0))
     training = Training(512, 4, dataloader_drop_last=drop_last)
-    assert memory_plan.steps(rows, training, processes).batches_per_epoch == expected
+    assert count_steps(rows, training, processes).batches_per_epoch == expected
 
 
 def test_the_plan_says_which_devices_it_is_for():
-    made = memory_plan.make(replace(FULL_7B_GPU, sharing=Sharing(8, 8)))
-    text = memory_plan.render(made)
+    made = plan_work(replace(FULL_7B_GPU, sharing=Sharing(8, 8)))
+    text = render_plan(made)
     assert "on each of 8 devices, sharded over 8, estimated" in text
     assert "4 rows x 4 accumulated x 8 processes" in text
     assert made.checkpoint_bytes == 12 * 6_738_415_616

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fmstune.checks.precision import Situation, notes, problems, resolve
+from fmstune.checks.precision import Situation, precision_notes, precision_problems, resolve_precision
 from fmstune.config.job import Dtype
 
 AUTO = {
@@ -20,7 +20,7 @@ AUTO = {
 @pytest.mark.parametrize(("situation", "expected"), AUTO.items())
 def test_auto_depends_on_device_and_method(situation, expected):
     adapter, device, supported = situation
-    precision = resolve(Situation(Dtype.auto, adapter, device, supported))
+    precision = resolve_precision(Situation(Dtype.auto, adapter, device, supported))
     assert (precision.weights, precision.trained, precision.autocast) == expected
 
 
@@ -38,7 +38,7 @@ EXPLICIT = {
 @pytest.mark.parametrize(("situation", "expected"), EXPLICIT.items())
 def test_an_explicit_dtype_is_taken_as_it_is(situation, expected):
     dtype, adapter, device = situation
-    precision = resolve(Situation(dtype, adapter, device, True))
+    precision = resolve_precision(Situation(dtype, adapter, device, True))
     assert (precision.weights, precision.trained, precision.autocast) == expected
 
 
@@ -59,23 +59,23 @@ ASKED = {
 @pytest.mark.parametrize(("situation", "expected"), ASKED.items())
 def test_training_bf16_and_fp16_choose_the_autocast(situation, expected):
     dtype, adapter, device, bf16, fp16 = situation
-    precision = resolve(Situation(dtype, adapter, device, True, bf16, fp16))
+    precision = resolve_precision(Situation(dtype, adapter, device, True, bf16, fp16))
     assert (precision.weights, precision.autocast) == expected
 
 
 def test_the_reason_of_full_tuning_on_a_gpu_names_the_lost_updates():
-    assert "below about 1/256 of a weight" in resolve(Situation(Dtype.auto, False, "cuda", True)).reason
+    assert "below about 1/256 of a weight" in resolve_precision(Situation(Dtype.auto, False, "cuda", True)).reason
 
 
 def test_the_reason_names_what_kept_auto_from_bfloat16():
-    assert "this GPU has no bfloat16" in resolve(Situation(Dtype.auto, True, "cuda", False)).reason
-    assert "training.bf16 is false" in resolve(Situation(Dtype.auto, True, "cuda", True, bf16=False)).reason
+    assert "this GPU has no bfloat16" in resolve_precision(Situation(Dtype.auto, True, "cuda", False)).reason
+    assert "training.bf16 is false" in resolve_precision(Situation(Dtype.auto, True, "cuda", True, bf16=False)).reason
 
 
 def test_describe_is_one_line():
-    precision = resolve(Situation(Dtype.auto, True, "cuda", True))
+    precision = resolve_precision(Situation(Dtype.auto, True, "cuda", True))
     assert precision.describe() == "bfloat16 weights, float32 trained, bfloat16 autocast"
-    assert resolve(Situation(Dtype.auto, True, "cpu", True)).describe() == (
+    assert resolve_precision(Situation(Dtype.auto, True, "cpu", True)).describe() == (
         "float32 weights, float32 trained, no autocast"
     )
 
@@ -83,7 +83,7 @@ def test_describe_is_one_line():
 PROBLEMS = {
     Situation(Dtype.auto, True, "cuda", True, bf16=True, fp16=True): "training.bf16 and training.fp16 are both true",
     Situation(Dtype.auto, True, "cpu", True, fp16=True): "training.fp16 is true, but the device is the CPU",
-    Situation(Dtype.float16, False, "cuda", True): "GradScaler refuses to unscale float16 gradients",
+    Situation(Dtype.float16, False, "cuda", True): "GradScaler refuses float16 gradients",
     Situation(Dtype.auto, True, "cuda", False, bf16=True): "training.bf16 is true, but this GPU has no bfloat16",
     Situation(Dtype.bfloat16, True, "cuda", False): "model.dtype is bfloat16, but this GPU has no bfloat16",
 }
@@ -91,17 +91,17 @@ PROBLEMS = {
 
 @pytest.mark.parametrize(("situation", "message"), PROBLEMS.items())
 def test_what_cannot_be_trained_is_one_problem(situation, message):
-    (problem,) = map(str, problems(situation))
+    (problem,) = map(str, precision_problems(situation))
     assert message in problem
 
 
 @pytest.mark.parametrize("situation", [Situation(Dtype.auto, *rest) for rest in AUTO])
 def test_auto_alone_is_never_a_problem(situation):
-    assert list(problems(situation)) == []
+    assert list(precision_problems(situation)) == []
 
 
 def test_only_pure_bfloat16_full_tuning_gets_a_note():
-    (note,) = notes(resolve(Situation(Dtype.bfloat16, False, "cuda", True)), adapter=False)
+    (note,) = precision_notes(resolve_precision(Situation(Dtype.bfloat16, False, "cuda", True)), adapter=False)
     assert "1/256 of its weight is lost" in note
-    assert list(notes(resolve(Situation(Dtype.bfloat16, True, "cuda", True)), adapter=True)) == []
-    assert list(notes(resolve(Situation(Dtype.auto, False, "cuda", True)), adapter=False)) == []
+    assert list(precision_notes(resolve_precision(Situation(Dtype.bfloat16, True, "cuda", True)), adapter=True)) == []
+    assert list(precision_notes(resolve_precision(Situation(Dtype.auto, False, "cuda", True)), adapter=False)) == []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fmstune.checks import tracking
+from fmstune.checks.tracking import tracking_problems
 from fmstune.config import freeze
 from tests.config.test_freeze import tree
 
@@ -75,7 +75,7 @@ def test_a_tracker_that_cannot_work_is_refused(
     Path("here").touch()
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    assert list(map(str, tracking.problems(given(**trackers)))) == [says.format(folder=tmp_path)]
+    assert list(map(str, tracking_problems(given(**trackers)))) == [says.format(folder=tmp_path)]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_tracker_that_cannot_work_is_refused(
     ],
 )
 def test_a_tracker_that_can_work_is_not(trackers: dict[str, Any]) -> None:
-    assert list(tracking.problems(given(**trackers))) == []
+    assert list(tracking_problems(given(**trackers))) == []
 
 
 def test_wandb_is_content_with_a_key_in_the_environment_or_a_login(
@@ -101,11 +101,11 @@ def test_wandb_is_content_with_a_key_in_the_environment_or_a_login(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_API_KEY", "key")
-    assert list(tracking.problems(given(wandb={}))) == []
+    assert list(tracking_problems(given(wandb={}))) == []
     monkeypatch.delenv("WANDB_API_KEY")
     Path(".netrc").write_text("machine api.wandb.ai login user password key\n")
     Path(".netrc").chmod(0o600)
-    assert list(tracking.problems(given(wandb={}))) == []
+    assert list(tracking_problems(given(wandb={}))) == []
 
 
 @pytest.mark.parametrize("name", TRACKERS)
@@ -113,6 +113,6 @@ def test_a_missing_package_is_named_with_its_extra(name: str, installed: dict[st
     """A folder of that name in the working folder, such as wandb makes, is none."""
     installed[name] = None
     settings = {"mode": "offline"} if name == "wandb" else {}
-    assert list(map(str, tracking.problems(given(**{name: settings})))) == [
+    assert list(map(str, tracking_problems(given(**{name: settings})))) == [
         f"tracking.{name} needs the package {name}; pip install 'fmstune[{name}]', or set it to null"
     ]

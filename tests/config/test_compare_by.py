@@ -31,7 +31,7 @@ HELD_OUT = {"data__eval_fraction": 0.25}
 def test_what_is_compared_and_which_way(fields: dict[str, object], path: str, direction: Direction) -> None:
     one = job(**fields)
     assert (compare_by.path(one), compare_by.direction(one)) == (path, direction)
-    assert list(compare_by.problems(one)) == []
+    assert list(compare_by.compare_by_problems(one)) == []
 
 
 def test_a_number_is_found_by_its_path_and_nothing_else_is_one() -> None:
@@ -41,11 +41,11 @@ def test_a_number_is_found_by_its_path_and_nothing_else_is_one() -> None:
 
 
 def test_a_number_that_the_summary_will_not_hold_is_refused() -> None:
-    assert list(map(str, compare_by.problems(job(compare_by="tuned.exact_match")))) == [
+    assert list(map(str, compare_by.compare_by_problems(job(compare_by="tuned.exact_match")))) == [
         "compare_by: tuned.exact_match is measured on held-out rows, and this job measures none; set data.eval or "
         "data.eval_fraction, and an evaluation group that is not none"
     ]
-    (unknown,) = map(str, compare_by.problems(job(**HELD_OUT, compare_by="tuned.exact_mach")))
+    (unknown,) = map(str, compare_by.compare_by_problems(job(**HELD_OUT, compare_by="tuned.exact_mach")))
     assert "compare_by: tuned.exact_mach is no number of summary.json; did you mean 'tuned.exact_match'? (" in unknown
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_module
 
-from fmstune.checks import job as rules
+from fmstune.checks.job import job_notes, job_problems
 from fmstune.config import compose as composition
 from fmstune.config import defaults, freeze, groups, job
 from fmstune.config.job import FULL
@@ -115,7 +115,7 @@ def test_every_experiment_composes_without_a_problem(experiment: str) -> None:
     if composed(*words)["data"]["train"] == "???":
         words.append("++data.train=package:complaints/train.jsonl")
     job = freeze.freeze(composed(*words)).job
-    assert list(rules.problems(job)) == []
+    assert list(job_problems(job)) == []
 
 
 def test_there_are_worked_presets() -> None:
@@ -124,8 +124,8 @@ def test_there_are_worked_presets() -> None:
 
 def test_the_default_job_has_no_problem_and_nothing_to_note() -> None:
     job = freeze.freeze(composed()).job
-    assert list(rules.problems(job)) == []
-    assert list(rules.notes(job)) == []
+    assert list(job_problems(job)) == []
+    assert list(job_notes(job)) == []
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,9 @@ def test_a_job_for_one_process_is_not_run_by_two(
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
     assert runner.main(["job.yaml"]) == 2
-    assert "the job is for one process (launcher=local), and 2 were started; freeze" in capsys.readouterr().err
+    assert (
+        "launcher: the job is for one process (launcher=local), and 2 were started; freeze" in capsys.readouterr().err
+    )
 
 
 def test_what_is_wrong_is_found_before_a_rank_starts_and_leaves_nothing(fmstune: Run) -> None:

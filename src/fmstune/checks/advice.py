@@ -1,24 +1,26 @@
-"""A plan that does not fit → the changes that would help, each with what it comes to; arithmetic, torch-free."""
+"""Changes that make a plan fit the device, each with its memory; arithmetic, torch-free."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 
-from fmstune.checks.memory_plan import Plan, Work, make, memory, row_length
+from fmstune.checks.memory import device_memory
+from fmstune.checks.memory_plan import Plan, plan_work
+from fmstune.checks.plan_inputs import Work, row_length
 from fmstune.tables import show_bytes
 
 
-def fits(plan: Plan, device_bytes: int) -> list[str]:
-    """What would make a plan fit that does not, with what each change comes to; empty when it fits."""
+def memory_advice(plan: Plan, device_bytes: int) -> list[str]:
+    """The changes that reduce the memory of a plan that does not fit, with the memory of each; empty when it fits."""
     if plan.total <= device_bytes:
         return []
     changes = list(_changes(plan.work, device_bytes))
-    advice = [_advice(text, make(work).total, device_bytes) for text, work in changes]
-    if not any(make(work).total <= device_bytes for _, work in changes):
+    advice = [_advice(text, plan_work(work).total, device_bytes) for text, work in changes]
+    if not any(plan_work(work).total <= device_bytes for _, work in changes):
         together = _smallest(plan.work)
-        advice.append(_advice("all of these, with a batch of 1", make(together).total, device_bytes))
-        if make(together).total > device_bytes:
+        advice.append(_advice("all of these, with a batch of 1", plan_work(together).total, device_bytes))
+        if plan_work(together).total > device_bytes:
             over = _first_devices(together, device_bytes)
-            advice += [_advice(text, make(work).total, device_bytes) for text, work in over]
+            advice += [_advice(text, plan_work(work).total, device_bytes) for text, work in over]
             advice.append("take a smaller model or a larger device")
     return advice
 
@@ -75,9 +77,9 @@ def _first_devices(work: Work, device_bytes: int) -> Iterator[tuple[str, Work]]:
 def _sharded_until(work: Work, device_bytes: int) -> Work | None:
     """The same work sharded over as many devices as make it fit; None where none are enough."""
     processes = work.sharing.processes
-    while memory(over := with_processes(work, processes)).total > device_bytes and processes < _MOST_DEVICES:
+    while device_memory(over := with_processes(work, processes)).total > device_bytes and processes < _MOST_DEVICES:
         processes *= 2
-    return over if memory(over).total <= device_bytes else None
+    return over if device_memory(over).total <= device_bytes else None
 
 
 def with_processes(work: Work, processes: int) -> Work:
@@ -91,7 +93,7 @@ def _batch_that_fits(work: Work, device_bytes: int) -> int:
     """The largest divisor of the batch that fits, else 1."""
     batch = work.training.per_device_train_batch_size
     divisors = [smaller for smaller in range(batch, 0, -1) if batch % smaller == 0]
-    return next((b for b in divisors if memory(with_batch(work, b)).total <= device_bytes), 1)
+    return next((b for b in divisors if device_memory(with_batch(work, b)).total <= device_bytes), 1)
 
 
 def with_batch(work: Work, batch: int) -> Work:

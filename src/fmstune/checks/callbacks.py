@@ -1,4 +1,4 @@
-"""Rules that end a training early → what is wrong with them: a metric that this job never logs, or no condition."""
+"""Rules on the callbacks group: stop rules that can never be true."""
 
 from collections.abc import Iterator
 
@@ -11,8 +11,8 @@ _PLACE = ("step", "epoch")
 """Stand beside each of the others."""
 
 
-def problems(job: Job) -> Iterator[Problem]:
-    """Why a rule could never hold, or not be read."""
+def callback_problems(job: Job) -> Iterator[Problem]:
+    """Yield a problem for each stop rule that cannot be read, or can never be true."""
     if job.callbacks.early_stopping is not None:
         yield from _early_stopping(job, job.callbacks.early_stopping)
     rules = stop_rules(job.callbacks)
@@ -38,14 +38,14 @@ def _wrong_in_condition(job: Job, text: str) -> Iterator[str]:
         yield str(err)
         return
     if not names:
-        yield "it looks at no metric, and so would hold always or never"
+        yield "no metric stands in it, so that it would be always true or never; name one, such as loss"
     for name in names:
         if (problem := _unknown(job, name, _PLACE)) is not None:
             yield problem
 
 
 def _unknown(job: Job, metric: str, more: tuple[str, ...] = ()) -> str | None:
-    """Why this job never logs a metric, as a sentence that begins with its name; None where it does."""
+    """Why this job never logs a metric; None where it does."""
     evaluates = job.training.get("eval_strategy", "no") != "no" and has_held_out(job.data)
     trained = (*names_at(metrics_of(job), Place.training), *more)
     known = [*trained, *_held_out(job)]
@@ -56,7 +56,7 @@ def _unknown(job: Job, metric: str, more: tuple[str, ...] = ()) -> str | None:
             f"{metric} is measured by evaluating while training; set training.eval_strategy=epoch or steps, "
             "and data.eval or data.eval_fraction"
         )
-    return f"{metric} is nothing that this job logs, which is {', '.join(known)}{did_you_mean(metric, known)}"
+    return f"{metric} is never logged by this job, which logs {', '.join(known)}{did_you_mean(metric, known)}"
 
 
 def _held_out(job: Job) -> list[str]:

@@ -1,4 +1,4 @@
-"""Job and configuration → what the backend fms cannot do; torch-free, and without ibm-fms itself."""
+"""Rules on `model.backend=fms`, without ibm-fms itself."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -25,51 +25,43 @@ _ROPE_TYPES = ("default", "llama3")
 """Rotary positions that both compute alike; transformers' linear, dynamic and longrope are not in ibm-fms."""
 
 
-def problems(job: Job) -> Iterator[Problem]:
-    """What shows without the model."""
+def fms_problems(job: Job) -> Iterator[Problem]:
+    """Yield the problems of `model.backend=fms` that need no model."""
     model = job.model
     if model.backend is not Backend.fms:
         return
-    yield from missing()
+    yield from package_problems()
     if model.attention in (Attention.eager, Attention.flash_attention_2):
-        yield Problem(
-            "model.attention", f"={model.attention.value}: ibm-fms computes with torch's SDPA; set auto, or {_INSTEAD}"
-        )
+        text = f"={model.attention.value}: ibm-fms computes with torch's SDPA; set auto, or {_INSTEAD}"
+        yield Problem("model.attention", text)
     if model.quantization is not None:
-        yield Problem("model.quantization", f": bitsandbytes on the blocks of ibm-fms is not tried; {_INSTEAD}")
+        yield Problem("model.quantization", f": bitsandbytes is untested on the blocks of ibm-fms; {_INSTEAD}")
     asked = job.peft.get("target_modules")
     for name in asked if isinstance(asked, list) else ():
         if (here := _NAMES.get(str(name).rpartition(".")[2])) is not None:
-            yield Problem(
-                "peft.target_modules",
-                f": {name!r} is ibm-fms' own name; fmstune keeps those of transformers, which the "
-                f"saved adapter has: {here}",
-            )
+            text = f": {name!r} is a name of ibm-fms; give the names of transformers, which the adapter is saved with"
+            yield Problem("peft.target_modules", f"{text}: {here}")
 
 
-def missing() -> Iterator[Problem]:
-    """Whether ibm-fms is not there; a folder that happens to be called fms is not it."""
+def package_problems() -> Iterator[Problem]:
+    """Yield a problem where ibm-fms is not installed; a folder that is called fms does not count."""
     spec = importlib.util.find_spec("fms")
     if spec is None or spec.origin is None:
         yield Problem("model.backend", f"=fms needs the package ibm-fms; pip install 'fmstune[fms]', or {_INSTEAD}")
 
 
 def architecture_problems(config: Any) -> Iterator[Problem]:
-    """Why this transformers configuration cannot be built from the blocks of ibm-fms."""
+    """Yield a problem for each value of a transformers configuration that ibm-fms cannot build."""
     if config.model_type not in MODEL_TYPES:
-        yield Problem(
-            "model.backend",
-            f"=fms takes {' and '.join(MODEL_TYPES)}, and this model is {config.model_type}; {_INSTEAD}",
-        )
+        text = f"=fms takes {' and '.join(MODEL_TYPES)}, and this model is {config.model_type}; {_INSTEAD}"
+        yield Problem("model.backend", text)
         return
     if getattr(config, "quantization_config", None) is not None:
         yield Problem("model.backend", f"=fms: the weights of {config.model_type} are quantised; {_INSTEAD}")
     found = _llama(config) if config.model_type == "llama" else _gpt_bigcode(config)
     for name, value, wanted in found:
-        yield Problem(
-            "model.backend",
-            f"=fms: ibm-fms has no {config.model_type} with {name}={value!r}, only {wanted}; {_INSTEAD}",
-        )
+        text = f"=fms: ibm-fms has no {config.model_type} with {name}={value!r}, only {wanted}; {_INSTEAD}"
+        yield Problem("model.backend", text)
 
 
 def _llama(config: Any) -> Iterator[tuple[str, Any, str]]:

@@ -1,4 +1,4 @@
-"""Job → problems of its launcher group that show without a device."""
+"""Rules on the launcher group: processes, machines, Slurm and FSDP."""
 
 import re
 from collections.abc import Iterator
@@ -28,65 +28,44 @@ _SBATCH_OWNED = {
 """Options that have a field of their own or one meaning here; those of `Slurm` come in addition."""
 
 
-def problems(job: Job) -> Iterator[Problem]:
-    """What cannot be launched, or would be passed over."""
+def launcher_problems(job: Job) -> Iterator[Problem]:
+    """Yield a problem for each setting that cannot be launched, or would have no effect."""
     launcher = job.launcher
-    for name in ("threads", "num_processes", "num_machines", "rdzv_timeout"):
-        value = getattr(launcher, name)
-        if value is not None and value < 1:
-            yield Problem(f"launcher.{name}", f"must be at least 1, got {value}")
-    if launcher.device_gib is not None and not launcher.device_gib > 0:
-        yield Problem("launcher.device_gib", f"must be above 0, got {launcher.device_gib:g}")
     if launcher.strategy is Strategy.single:
-        yield from _single(launcher)
+        for name in ("num_processes", "num_machines"):
+            if ((value := getattr(launcher, name)) or 1) > 1:
+                text = f"={value} needs a launcher of several processes; choose launcher=fsdp or launcher=ddp"
+                yield Problem(f"launcher.{name}", text)
     else:
-        yield from _processes(launcher)
-        yield from _machines(job)
-        yield from _together(job)
+        yield from _process_problems(launcher)
+        yield from _machine_problems(job)
+        if job.training.get("auto_find_batch_size"):
+            text = "works in one process only; set it to false, and set per_device_train_batch_size"
+            yield Problem("training.auto_find_batch_size", text)
     if launcher.slurm is not None:
-        yield from _slurm(job, launcher.slurm)
+        yield from _slurm_problems(job, launcher.slurm)
     if is_sharded(launcher):
-        yield from _sharded(job)
+        yield from _fsdp_problems(job)
     elif launcher.cpu_offload:
         yield Problem("launcher.cpu_offload", "keeps FSDP's shards in memory; choose launcher=fsdp, or leave it out")
 
 
-def _single(launcher: Launcher) -> Iterator[Problem]:
-    for name in ("num_processes", "num_machines"):
-        value = getattr(launcher, name)
-        if (value or 1) > 1:
-            yield Problem(
-                f"launcher.{name}",
-                f"={value} needs a launcher of several processes; choose launcher=fsdp or launcher=ddp",
-            )
-
-
-def _processes(launcher: Launcher) -> Iterator[Problem]:
+def _process_problems(launcher: Launcher) -> Iterator[Problem]:
     total, machines = launcher.num_processes, launcher.num_machines
     if launcher.device is Device.mps:
-        yield Problem(
-            "launcher.device", "=mps: torch has no way for processes to talk to each other there; choose launcher=local"
-        )
-    if total is None:
-        if launcher.slurm is not None and local_processes(launcher) == 0:
-            yield Problem("launcher.num_processes", "must be given where launcher.slurm.gpus_per_node asks for no GPU")
-        elif local_processes(launcher) == 0:
-            yield Problem(
-                "launcher.num_processes", "must be given where there is no GPU, such as launcher.num_processes=2"
-            )
-    elif total >= 1 and machines >= 1 and total % machines:
-        yield Problem(
-            "launcher.num_processes",
-            f"={total} counts the processes of all machines, and cannot be shared out "
-            f"evenly among launcher.num_machines={machines}",
-        )
+        yield Problem("launcher.device", "=mps: torch cannot connect processes on it; choose launcher=local")
+    if total is None and local_processes(launcher) == 0:
+        where = "launcher.slurm.gpus_per_node asks for no GPU" if launcher.slurm is not None else "no GPU is found"
+        yield Problem("launcher.num_processes", f"must be given where {where}, such as launcher.num_processes=2")
+    if total is not None and total >= 1 and machines >= 1 and total % machines:
+        text = f"={total} is the number of all processes, and launcher.num_machines={machines} does not divide it"
+        yield Problem("launcher.num_processes", f"{text}; change one of them")
     if launcher.strategy is Strategy.ddp and total_processes(launcher) == 1:
-        yield Problem(
-            "launcher", "=ddp with one process shares nothing; choose launcher=local, or set launcher.num_processes"
-        )
+        text = "=ddp has one process; choose launcher=local, or set launcher.num_processes"
+        yield Problem("launcher", text)
 
 
-def _machines(job: Job) -> Iterator[Problem]:
+def _machine_problems(job: Job) -> Iterator[Problem]:
     launcher = job.launcher
     port = launcher.main_process_port
     if port is not None and not 0 < port < 2**16:
@@ -94,68 +73,53 @@ def _machines(job: Job) -> Iterator[Problem]:
     if launcher.slurm is not None:
         for name, neutral in (("machine_rank", 0), ("main_process_ip", None)):
             if getattr(launcher, name) != neutral:
-                yield Problem(f"launcher.{name}", ": Slurm numbers the nodes, and they meet at the first; leave it out")
+                yield Problem(f"launcher.{name}", ": Slurm numbers the nodes and chooses the first; leave it out")
         return
     if launcher.num_machines > 1 and job.output_dir is None:
-        yield Problem(
-            "output_dir", "must be given with launcher.num_machines above 1, in a folder that all machines share"
-        )
+        yield Problem("output_dir", "must be given with several machines: a folder that all of them share")
     if not 0 <= launcher.machine_rank < max(launcher.num_machines, 1):
-        yield Problem(
-            "launcher.machine_rank",
-            f"must be at least 0 and below launcher.num_machines={launcher.num_machines}, got {launcher.machine_rank}",
-        )
+        text = f"must be at least 0 and below launcher.num_machines={launcher.num_machines}"
+        yield Problem("launcher.machine_rank", f"{text}, got {launcher.machine_rank}")
     if launcher.num_machines > 1 and launcher.main_process_ip is None:
         yield Problem("launcher.main_process_ip", "must be given with several machines: the address of machine 0")
 
 
-def _slurm(job: Job, slurm: Slurm) -> Iterator[Problem]:
-    """Options that `sbatch` would refuse or read otherwise: they become lines of its script."""
+def _slurm_problems(job: Job, slurm: Slurm) -> Iterator[Problem]:
+    """Yield a problem for each option that `sbatch` would refuse or misread in its script."""
     for name in _SBATCH_VALUES:
         value = getattr(slurm, name)
         if value is not None and not re.fullmatch(r"[^\s#\"'\\]+", value):
             yield Problem(f"launcher.slurm.{name}", f"must be one word without quotes, got {value!r}")
     if slurm.time is not None and not re.fullmatch(r"\d+-\d+(:\d+){0,2}|\d+(:\d+){1,2}", slurm.time):
-        yield Problem(
-            "launcher.slurm.time",
-            f'must be like "4:00:00" or "1-12" (days-hours), in quotes in a YAML file, got {slurm.time!r}',
-        )
+        text = f'must be like "4:00:00" or "1-12" (days-hours), in quotes in a YAML file, got {slurm.time!r}'
+        yield Problem("launcher.slurm.time", text)
     if slurm.gpus_per_node is not None and gpus_per_node(slurm) is None:
         yield Problem("launcher.slurm.gpus_per_node", f"must be a number or TYPE:NUMBER, got {slurm.gpus_per_node!r}")
-    if slurm.cpus_per_task is not None and slurm.cpus_per_task < 1:
-        yield Problem("launcher.slurm.cpus_per_task", f"must be at least 1, got {slurm.cpus_per_task}")
     if not re.fullmatch(r"USR[12]@[1-9]\d{0,4}", slurm.signal) or int(slurm.signal[5:]) >= 2**16:
-        yield Problem(
-            "launcher.slurm.signal",
-            f"must be USR1 or USR2 and how many seconds before the time limit, such as USR1@120, got {slurm.signal!r}",
-        )
-    yield from _lines(slurm)
+        text = "must be USR1 or USR2 and the seconds before the time limit, such as USR1@120"
+        yield Problem("launcher.slurm.signal", f"{text}, got {slurm.signal!r}")
+    yield from _script_problems(slurm)
     folder = str(Path(job.output_dir or "runs").absolute())
     if re.search(r'["\\\n\r]', folder):
-        yield Problem(
-            "output_dir", f": sbatch takes no quote, backslash or line break in a folder's name, got {folder!r}"
-        )
+        text = f": sbatch takes no quote, backslash or line break in a folder's name, got {folder!r}"
+        yield Problem("output_dir", text)
     if job.launcher.strategy is Strategy.single and (gpus_per_node(slurm) or 0) > 1:
-        yield Problem(
-            "launcher.slurm.gpus_per_node", ": launcher.strategy=single uses one GPU; choose fsdp or ddp, or ask for 1"
-        )
+        text = ": launcher.strategy=single uses one GPU; choose fsdp or ddp, or ask for 1"
+        yield Problem("launcher.slurm.gpus_per_node", text)
     if slurm.requeue and job.training.get("save_only_model"):
-        yield Problem(
-            "training.save_only_model",
-            "leaves out what a requeued job goes on from; set it to false, or launcher.slurm.requeue=false",
-        )
+        text = "leaves out the state to resume a requeued job from; set it to false, or launcher.slurm.requeue=false"
+        yield Problem("training.save_only_model", text)
 
 
-def _lines(slurm: Slurm) -> Iterator[Problem]:
-    """What the script takes over as it is."""
+def _script_problems(slurm: Slurm) -> Iterator[Problem]:
+    """Yield a problem for each line of the script that Slurm or fmstune sets already, or that is no line."""
     owned = {name: f"set launcher.slurm.{name}" for name in Slurm.__dataclass_fields__}
     owned = {name.replace("_", "-"): hint for name, hint in owned.items()} | _SBATCH_OWNED
     for option in slurm.sbatch:
         found = re.fullmatch(r"--([a-z][a-z-]*)(=[^\n\r]*)?", option) if isinstance(option, str) else None
         if found is None:
-            yield Problem(
-                "launcher.slurm.sbatch", f"must hold options such as --exclusive or --mail-type=END, got {option!r}"
-            )
+            text = f"must hold options such as --exclusive or --mail-type=END, got {option!r}"
+            yield Problem("launcher.slurm.sbatch", text)
         elif found[1] in owned:
             yield Problem("launcher.slurm.sbatch", f": --{found[1]}: {owned[found[1]]}")
     for line in slurm.setup:
@@ -163,64 +127,49 @@ def _lines(slurm: Slurm) -> Iterator[Problem]:
             yield Problem("launcher.slurm.setup", f"must hold lines of shell, one text for each, got {line!r}")
 
 
-def _together(job: Job) -> Iterator[Problem]:
-    """Settings of training that several processes cannot share."""
-    if job.training.get("auto_find_batch_size"):
-        yield Problem(
-            "training.auto_find_batch_size", "tries again in one process only; set it to false, and a batch size"
-        )
-
-
-def _sharded(job: Job) -> Iterator[Problem]:
+def _fsdp_problems(job: Job) -> Iterator[Problem]:
     launcher = job.launcher
     if launcher.fsdp_version not in (1, 2):
         yield Problem("launcher.fsdp_version", f"must be 1 or 2, got {launcher.fsdp_version}")
     elif launcher.fsdp_version == 2:
         for name, default in _FSDP1_ONLY.items():
             if getattr(launcher, name) != default:
-                yield Problem(f"launcher.{name}", "is FSDP1's; choose launcher=fsdp1, or leave it out")
+                yield Problem(f"launcher.{name}", "is a setting of FSDP1; choose launcher=fsdp1, or leave it out")
         if launcher.sharding_strategy is Sharding.hybrid_shard:
-            yield Problem("launcher.sharding_strategy", "=hybrid_shard is FSDP1's; choose launcher=fsdp1")
+            yield Problem("launcher.sharding_strategy", "=hybrid_shard is a setting of FSDP1; choose launcher=fsdp1")
     else:
         if launcher.device is Device.cpu:
             yield Problem("launcher.device", "=cpu: only FSDP2 can be rehearsed on the CPU; choose launcher=fsdp")
         if tunes_an_adapter(job) and not launcher.use_orig_params:
-            yield Problem(
-                "launcher.use_orig_params", "=false cannot freeze some weights of a block; an adapter needs it true"
-            )
+            text = "=false cannot freeze some weights of a block, as an adapter needs; set it to true"
+            yield Problem("launcher.use_orig_params", text)
     if launcher.cpu_offload and launcher.device is Device.cpu:
         yield Problem("launcher.cpu_offload", "moves shards off a GPU, and launcher.device=cpu; leave it out")
     blocks = launcher.transformer_layer_cls_to_wrap
     names = [blocks] if isinstance(blocks, str) else blocks
     if names is not None and not (isinstance(names, list) and names and all(isinstance(n, str) and n for n in names)):
-        yield Problem(
-            "launcher.transformer_layer_cls_to_wrap", f"must be a class name or a list of them, got {blocks!r}"
-        )
+        text = f"must be a class name or a list of them, got {blocks!r}"
+        yield Problem("launcher.transformer_layer_cls_to_wrap", text)
     for name in ("galore", "apollo", "lomo", "adalomo"):
         if str(job.training.get("optim", "")).startswith(name):
-            yield Problem(
-                "training.optim", f"={job.training['optim']} needs whole matrices, which FSDP shards; choose another"
-            )
+            text = f"={job.training['optim']} needs whole matrices, which FSDP shards; choose another"
+            yield Problem("training.optim", text)
 
 
-def found_problems(launcher: Launcher, device: str) -> Iterator[Problem]:
-    """What FSDP cannot do on the device that `launcher.device=auto` came to."""
+def device_problems(launcher: Launcher, device: str) -> Iterator[Problem]:
+    """Yield a problem for each setting of FSDP that the device found by `launcher.device=auto` cannot do."""
     if launcher.strategy is not Strategy.fsdp or launcher.device is not Device.auto or device == "cuda":
         return
     instead = "or plan for GPUs with fmstune check launcher.device=cuda"
     if launcher.fsdp_version == 1:
         yield Problem("launcher", f"=fsdp1 needs GPUs, and the device is {device}; choose launcher=fsdp, {instead}")
     if launcher.cpu_offload:
-        yield Problem(
-            "launcher.cpu_offload", f"moves shards off a GPU, and the device is {device}; leave it out, {instead}"
-        )
+        text = f"moves shards off a GPU, and the device is {device}; leave it out, {instead}"
+        yield Problem("launcher.cpu_offload", text)
 
 
-def started_problems(launcher: Launcher, rank: Rank) -> Iterator[Problem]:
-    """Why this process cannot be one of the job's, whoever started it."""
+def rank_problems(launcher: Launcher, rank: Rank) -> Iterator[Problem]:
+    """Yield a problem where more processes were started than the job is for."""
     if launcher.strategy is Strategy.single and rank.processes > 1:
-        yield Problem(
-            "",
-            f"the job is for one process (launcher=local), and {rank.processes} were started; "
-            "freeze it with launcher=fsdp or launcher=ddp",
-        )
+        text = f": the job is for one process (launcher=local), and {rank.processes} were started"
+        yield Problem("launcher", f"{text}; freeze it with launcher=fsdp or launcher=ddp")

@@ -1,4 +1,4 @@
-"""What `model.dtype` and `training.bf16/fp16` come to: one pure function, torch-free.
+"""`model.dtype` and `training.bf16/fp16` resolved in one pure function, torch-free.
 
 `auto` means:
 
@@ -55,8 +55,8 @@ class Situation:
     """`training.fp16`; null when the user has not set it."""
 
 
-def resolve(situation: Situation) -> Precision:
-    """The precision of a run in which `problems` finds nothing."""
+def resolve_precision(situation: Situation) -> Precision:
+    """The precision of a run in which `precision_problems` finds nothing."""
     if situation.dtype is Dtype.auto:
         return _automatic(situation)
     weights = situation.dtype.value
@@ -66,19 +66,16 @@ def resolve(situation: Situation) -> Precision:
     return Precision(weights, trained, autocast, f"model.dtype is {weights}, and taken as it is")
 
 
-def problems(situation: Situation) -> Iterator[Problem]:
-    """What cannot be trained, one message each."""
+def precision_problems(situation: Situation) -> Iterator[Problem]:
+    """Yield a problem for each dtype that cannot be trained on this device."""
     s = situation
     if s.bf16 and s.fp16:
         yield Problem("training.bf16", "and training.fp16 are both true; set one of them to false or null")
     if s.fp16 and s.device == "cpu":
         yield Problem("training.fp16", "is true, but the device is the CPU; set it to false, or training.bf16 to true")
     if s.dtype is Dtype.float16 and not s.adapter:
-        yield Problem(
-            "model.dtype",
-            "is float16, with which full tuning fails: small gradients underflow to 0, and "
-            "torch's GradScaler refuses to unscale float16 gradients; set model.dtype to auto, float32 or bfloat16",
-        )
+        text = "is float16, with which full tuning fails: small gradients underflow to 0, and torch's GradScaler"
+        yield Problem("model.dtype", f"{text} refuses float16 gradients; set it to auto, float32 or bfloat16")
     if s.device == "cuda" and not s.bf16_supported:
         if s.bf16:
             yield Problem("training.bf16", "is true, but this GPU has no bfloat16; set training.fp16=true, or neither")
@@ -86,8 +83,8 @@ def problems(situation: Situation) -> Iterator[Problem]:
             yield Problem("model.dtype", "is bfloat16, but this GPU has no bfloat16; set it to auto or float32")
 
 
-def notes(precision: Precision, adapter: bool) -> Iterator[str]:
-    """What works and still deserves a sentence."""
+def precision_notes(precision: Precision, adapter: bool) -> Iterator[str]:
+    """Yield a note on a dtype that works and loses accuracy."""
     if precision.trained == "bfloat16" and not adapter:
         yield (
             "full tuning of bfloat16 weights rounds every update: with 8 bits of mantissa an update below "

@@ -1,4 +1,4 @@
-"""Job → why it cannot go on from the checkpoint of `training.resume` as if it had never stopped."""
+"""Rules on `training.resume`: a resumed run must train as if it had never stopped."""
 
 import json
 import re
@@ -15,17 +15,17 @@ from fmstune.flatten import flatten
 from fmstune.runs import run_folder
 
 AUTO = "auto"
-"""`training.resume=auto`: go on from the newest complete checkpoint of the run's own folder, where there is one."""
+"""`training.resume=auto`: resume from the newest complete checkpoint in the run's own folder, if any."""
 
-_GOES_ON = re.compile(
+_MAY_CHANGE = re.compile(
     r"training\.(num_train_epochs|max_steps|(logging|save|eval)_\w+|per_device_eval_batch_size"
     r"|load_best_model_at_end|metric_for_best_model|greater_is_better|resume)"
 )
-"""What a resumed run may change: how long it goes on, and how it is watched."""
+"""Fields that a resumed run may change: its length, and how it is watched."""
 
 
-def problems(job: Job) -> Iterator[Problem]:
-    """Why this job cannot go on from its checkpoint as if it had never stopped."""
+def resume_problems(job: Job) -> Iterator[Problem]:
+    """Yield a problem for a checkpoint that is incomplete, finished or of another job."""
     if job.training.get("resume") in (None, AUTO):
         return
     folder = Path(str(job.training["resume"]))
@@ -33,21 +33,16 @@ def problems(job: Job) -> Iterator[Problem]:
     missing = [name for name in ("trainer_state.json", weights) if not any(folder.glob(name))]
     if missing:
         hint = " of this peft method" if missing == [weights] else ""
-        yield Problem(
-            "training.resume",
-            f": {folder} is not a checkpoint folder{hint} (no {missing[0]}); give RUN/checkpoint-STEP",
-        )
+        text = f": {folder} is not a checkpoint folder{hint} (no {missing[0]}); give RUN/checkpoint-STEP"
+        yield Problem("training.resume", text)
         return
     for name, found in (("optimizer.pt", "optimizer.*"), ("scheduler.pt", "scheduler.pt")):
         # FSDP's is optimizer.bin
         if not any(folder.glob(found)):
-            yield Problem(
-                "training.resume",
-                f": {folder} has no {name}, which would start anew in silence; "
-                "give a checkpoint that was saved without training.save_only_model",
-            )
-    yield from _steps_left(folder, job.training.get("max_steps", -1))
-    yield from _changes(job, folder.resolve().parent / run_folder.JOB)
+            text = f": {folder} has no {name}; give a checkpoint that was saved without training.save_only_model"
+            yield Problem("training.resume", text)
+    yield from _step_problems(folder, job.training.get("max_steps", -1))
+    yield from _change_problems(job, folder.resolve().parent / run_folder.JOB)
 
 
 def steps_done(checkpoint: Path) -> int:
@@ -59,7 +54,7 @@ def steps_done(checkpoint: Path) -> int:
         raise UserError("training.resume", f": {state} is damaged; give an earlier checkpoint") from err
 
 
-def _steps_left(checkpoint: Path, max_steps: int) -> Iterator[Problem]:
+def _step_problems(checkpoint: Path, max_steps: int) -> Iterator[Problem]:
     try:
         done = steps_done(checkpoint)
     except UserError as err:
@@ -70,27 +65,24 @@ def _steps_left(checkpoint: Path, max_steps: int) -> Iterator[Problem]:
         yield Problem("training.resume", f": {checkpoint} is at step {done}, so {left}")
 
 
-def _changes(job: Job, job_file: Path) -> Iterator[Problem]:
-    """What this job would train otherwise than the one whose checkpoint it goes on with, where that one is there."""
+def _change_problems(job: Job, job_file: Path) -> Iterator[Problem]:
+    """Yield a problem for each field that changes training and differs from the job of the checkpoint."""
     if not job_file.is_file():
         return
     try:
         # the package of this job's format has been allowed already
         former = freeze.read(job_file, trusted=[job.data.format["_target_"].partition(".")[0]]).job
     except UserError as err:
-        hint = "copy it elsewhere to go on without comparing"
-        yield Problem(
-            "training.resume",
-            f": the checkpoint's job cannot be compared ({'; '.join(map(str, err.problems))}); {hint}",
-        )
+        text = f": the checkpoint's job cannot be compared ({'; '.join(map(str, err.problems))})"
+        yield Problem("training.resume", f"{text}; copy the checkpoint elsewhere to resume without comparing")
         return
     here, there = _leaves(job), _leaves(former)
     place = f"{job_file.parent.name}/{job_file.name}"
     for name in {**here, **there}:
         one, other = (shown(values[name]) if name in values else "not given" for values in (here, there))
-        if one != other and not _GOES_ON.fullmatch(name):
+        if one != other and not _MAY_CHANGE.fullmatch(name):
             yield Problem(
-                name, f"is {one} here and {other} in {place}; a resumed run keeps what its checkpoint began with"
+                name, f"is {one} here and {other} in {place}; a resumed run keeps the values of its checkpoint"
             )
 
 
@@ -98,11 +90,11 @@ _OWN_FOLDER = re.compile(
     r"output_dir|compare_by|direction|objective\.metrics.*|(launcher|tracking)(\..*)?"
     r"|training\.(resume|per_device_train_batch_size|gradient_accumulation_steps)"
 )
-"""What may differ when a run is gone on with in its folder; that rows a step stay the same is seen when it starts."""
+"""Fields that may differ when a run is resumed in its folder; the rows of a step are compared when it starts."""
 
 
 def differences(job: Job, job_file: Path) -> Iterator[str]:
-    """How this job differs from the one of a run folder; nothing where it is the same, and can go on there."""
+    """Yield each difference from the job of a run folder; a job without any can be resumed there."""
     try:
         former = freeze.read(job_file, trusted=[job.data.format["_target_"].partition(".")[0]]).job
     except UserError as err:

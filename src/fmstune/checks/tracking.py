@@ -1,4 +1,4 @@
-"""Trackers → what is wrong with them, before a run; a tracker that fails later only warns."""
+"""Rules on the tracking group; a tracker that fails during the run only warns."""
 
 import importlib.util
 import netrc
@@ -13,8 +13,8 @@ from fmstune.config.named_classes import OWN_TRACKERS
 from fmstune.errors import Problem
 
 
-def problems(tracking: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
-    """Yield all problems that are found without asking a server."""
+def tracking_problems(tracking: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
+    """Yield the problems of the trackers that are found without asking a server."""
     rules = {"aim": _aim, "tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb, "trackio": _trackio}
     for name, settings in tracking.items():
         field = f"tracking.{name}"
@@ -51,27 +51,20 @@ def _mlflow(field: str, settings: Mapping[str, Any]) -> Iterator[Problem]:
     if not uri:
         return
     if urlsplit(uri).password is not None:
-        yield Problem(
-            field,
-            "holds a password, and secrets stay out of a job; set it to null, and the "
-            "environment variable MLFLOW_TRACKING_URI",
-        )
+        text = "holds a password, and secrets stay out of a job"
+        yield Problem(field, f"{text}; set it to null, and the environment variable MLFLOW_TRACKING_URI")
     elif uri.startswith("sqlite:///"):
         yield from _folder(field, Path(uri.removeprefix("sqlite:///")).parent)
     elif not re.match(r"(https?|postgresql|mysql|mssql|databricks|file)\b", uri):
-        yield Problem(
-            field, f"must be a database such as sqlite:///mlflow.db or a server such as http://HOST:5000, got {uri!r}"
-        )
+        text = "must be a database such as sqlite:///mlflow.db or a server such as http://HOST:5000"
+        yield Problem(field, f"{text}, got {uri!r}")
 
 
 def _wandb(field: str, settings: Mapping[str, Any]) -> Iterator[Problem]:
     # without a key wandb asks for one, and the run would wait for an answer
     if settings["mode"] == "online" and not os.environ.get("WANDB_API_KEY") and not _has_logins():
-        yield Problem(
-            f"{field}.mode",
-            "=online needs an API key; set the environment variable WANDB_API_KEY, log in with "
-            "`wandb login`, or set it to offline",
-        )
+        text = "=online needs an API key; set the environment variable WANDB_API_KEY, log in with `wandb login`, or"
+        yield Problem(f"{field}.mode", f"{text} set it to offline")
 
 
 def _has_logins() -> bool:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from fmstune.checks import job as rules
+from fmstune.checks.job import folder_problems
 from fmstune.config import freeze
 from fmstune.config.job import Job
 from fmstune.errors import UserError, raise_if_any
@@ -37,7 +37,7 @@ def claim(job: Job) -> Claim:
     for number in range(1, 1000):
         folder = Path(given) if given is not None else _default_folder(job.name, number)
         claimed = dataclasses.replace(job, output_dir=str(folder))
-        raise_if_any(rules.folder_problems(folder, job) if given is not None else ())
+        raise_if_any(folder_problems(folder, job) if given is not None else ())
         if given is not None and (folder / run_folder.JOB).is_file():
             return _resumed(claimed, folder)
         try:
@@ -74,7 +74,7 @@ def _joined(job: Job, folder: Path) -> Claim:
                 "seconds; start machine 0, and give a folder that all machines share",
             )
         time.sleep(0.2)
-    raise_if_any(rules.folder_problems(folder, job))
+    raise_if_any(folder_problems(folder, job))
     return Claim(job, folder, (), resumed=True)
 
 

@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fmstune.checks import job as rules
+from fmstune.checks.job import job_problems
 from fmstune.cli import start_job
 from fmstune.cli.arguments import CommandLine, choice_problems, force_plain_overrides, swept_keys
 from fmstune.cli.start_job import Start, Typed
@@ -222,7 +222,7 @@ def _problems_away(job: Job) -> Iterator[Problem]:
     """What is wrong with a point, before the first of its sweep is started."""
     if job.launcher.slurm is not None:
         yield Problem("launcher.slurm", ": hydra/launcher makes each point a job already; leave one of the two out")
-    yield from rules.problems(job)
+    yield from job_problems(job)
 
 
 def _away(words: Sequence[str], tasks: Points) -> list[int]:

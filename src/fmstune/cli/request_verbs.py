@@ -9,8 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fmstune.checks import job as rules
-from fmstune.checks import requests as request_rules
+from fmstune.checks.job import job_problems
+from fmstune.checks.requests import evaluation_problems, generation_problems, merge_problems, run_model
 from fmstune.cli.arguments import CommandLine, force_plain_overrides
 from fmstune.config import compose, freeze, requests
 from fmstune.config.job import Device, Job, has_held_out
@@ -54,8 +54,8 @@ def _expanded(place: Any) -> Any:
 
 def _generate(line: CommandLine, asked: Generation) -> int:
     """Check what the parent can of `fmstune generate`, then hand it to the runner."""
-    asked = dataclasses.replace(asked, model=request_rules.model_place(asked.model))
-    problems = list(request_rules.generation(asked, line.data_format))
+    asked = dataclasses.replace(asked, model=run_model(asked.model))
+    problems = list(generation_problems(asked, line.data_format))
     try:
         format = _data_format(line)
     except UserError as err:
@@ -66,15 +66,15 @@ def _generate(line: CommandLine, asked: Generation) -> int:
 
 def _merge(asked: Merge) -> int:
     """Check what the parent can of `fmstune merge`, then hand it to the runner; it is done on the CPU."""
-    asked = dataclasses.replace(asked, model=tuple(request_rules.model_place(model) for model in asked.model))
-    raise_if_any(request_rules.merge(asked))
+    asked = dataclasses.replace(asked, model=tuple(run_model(model) for model in asked.model))
+    raise_if_any(merge_problems(asked))
     return _hand_over(asked, Verb.merge, Device.cpu)
 
 
 def _evaluate(line: CommandLine, asked: Scoring | Harness) -> int:
     """Check what the parent can of `fmstune evaluate`, choose rows and base, then hand it to the runner."""
-    place = request_rules.model_place(asked.model)
-    problems = list(request_rules.evaluation(dataclasses.replace(asked, model=place)))
+    place = run_model(asked.model)
+    problems = list(evaluation_problems(dataclasses.replace(asked, model=place)))
     run, adapts = Path(asked.model) / run_folder.JOB, (Path(place) / "adapter_config.json").is_file()
     try:
         if isinstance(asked, Scoring):
@@ -103,7 +103,7 @@ def _evaluated(line: CommandLine, run: Path) -> Job:
         raise UserError("", "no row is held out; set data.eval to the rows to evaluate on, or data.eval_fraction")
     # rows to train on are not read where others are held out
     read = "data." if job.data.eval is None else ("data.eval", "data.format", "data.max", "data.text", "data.resp")
-    raise_if_any(problem for problem in rules.problems(job) if problem.field.startswith(read))
+    raise_if_any(problem for problem in job_problems(job) if problem.field.startswith(read))
     return job
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fmstune.checks import job as rules
+from fmstune.checks.job import job_notes, job_problems
 from fmstune.cli import claim
 from fmstune.cli.arguments import CommandLine
 from fmstune.config import freeze
@@ -38,8 +38,8 @@ class Typed(NamedTuple):
 
 def act(job: Job, notes: Sequence[str], line: CommandLine, typed: Typed | None, start: Start | None = None) -> int:
     """Check what the parent can, then hand the job to the runner, which `start` starts."""
-    raise_if_any(rules.problems(job))
-    for note in (*notes, *rules.notes(job)):
+    raise_if_any(job_problems(job))
+    for note in (*notes, *job_notes(job)):
         print(f"fmstune: note: {note}", file=sys.stderr)
     flags = [f"--trust={package}" for package in line.trusted]
     if line.verb is Verb.train:

@@ -47,7 +47,7 @@ def value(summary: Mapping[str, Any], name: str) -> float | None:
     return None if found is None else float(found)
 
 
-def problems(job: Job) -> Iterator[Problem]:
+def compare_by_problems(job: Job) -> Iterator[Problem]:
     """Yield a problem where the summary of this job will not hold the number that it is compared by."""
     name = job.compare_by
     if name is None:

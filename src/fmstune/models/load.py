@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from fmstune import files
-from fmstune.checks import fms
+from fmstune.checks.fms import package_problems
 from fmstune.checks.precision import Precision
 from fmstune.config.job import Attention, Backend, Device, Dtype, Model, Quantization
 from fmstune.errors import Problem, UserError, raise_if_any
@@ -195,7 +195,7 @@ def load(
 
 def _fms_class(model: Model) -> type[PreTrainedModel]:
     """The model's class with the blocks of ibm-fms; an extra, and so imported where it is asked for alone."""
-    raise_if_any(fms.missing())
+    raise_if_any(package_problems())
     from fmstune.models import fms as fms_models
 
     return fms_models.model_class(architecture.configuration(model))

@@ -32,8 +32,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from fmstune.checks import memory_plan
-from fmstune.checks.memory_plan import Dimensions
+from fmstune.checks.memory import quantised_bytes
+from fmstune.checks.plan_inputs import Dimensions
 from fmstune.config.job import Quantization
 from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 from fmstune.models.architecture import build_empty
@@ -121,7 +121,7 @@ def dimensions(
 
 def _quantised_bytes(weights: Sequence[torch.nn.Parameter], quantization: Quantization) -> int:
     bits, double = 4 if quantization.load_in_4bit else 8, quantization.bnb_4bit_use_double_quant
-    return sum(memory_plan.quantised_bytes(w.numel(), w.shape[0], bits=bits, double=double) for w in weights)
+    return sum(quantised_bytes(w.numel(), w.shape[0], bits=bits, double=double) for w in weights)
 
 
 def attach(model: PreTrainedModel, peft_config: PeftConfig) -> torch.nn.Module:

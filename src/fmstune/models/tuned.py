@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from fmstune import files
-from fmstune.checks.precision import Situation, resolve
+from fmstune.checks.precision import Situation, resolve_precision
 from fmstune.config.job import Attention, Device, Dtype, Model
 from fmstune.config.requests import Harness, Scoring
 from fmstune.errors import Problem, UserError, raise_if_any
@@ -167,7 +167,7 @@ def load(place: Place, tokenizer: Tokenizer, *, dtype: Dtype, attention: Attenti
         where = models.find_device(device)
     # the weights of an adapter's base, and of a model that is not trained, can have half the bits on a GPU
     situation = Situation(dtype, True, where, where == "cuda" and torch.cuda.is_bf16_supported())
-    precision = resolve(situation)
+    precision = resolve_precision(situation)
     with _of_flag("--attention"):
         kernel = models.find_attention(attention, where, precision)
     model: PreTrainedModel | PeftModel = whole(place, tokenizer, dtype=precision.weights, attention=kernel)

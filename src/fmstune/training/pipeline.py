@@ -12,7 +12,10 @@ import filelock
 import torch
 
 from fmstune import cache, ranks
-from fmstune.checks import advice, memory_plan, precision
+from fmstune.checks.advice import memory_advice
+from fmstune.checks.memory_plan import Plan, render_plan
+from fmstune.checks.plan_inputs import Rows
+from fmstune.checks.precision import precision_notes
 from fmstune.config.job import Job
 from fmstune.data.dataset import Prepared, prepare_data
 from fmstune.data.preparation import mark_prepared
@@ -40,7 +43,7 @@ def check(job: Job) -> int:
     """All that can be known before a weight is read; problems of model and data together."""
     problems: list[Problem] = []
     checked: Checked | None = None
-    rows: memory_plan.Rows | None = None
+    rows: Rows | None = None
     prepared: Prepared | None = None
     try:
         checked = preflight.check(job, device_at_hand=False)
@@ -68,14 +71,14 @@ def check(job: Job) -> int:
     return 0
 
 
-def _print_plan(job: Job, made: memory_plan.Plan, checked: Checked) -> None:
-    print(memory_plan.render(made))
-    for note in (*checked.notes, *precision.notes(checked.precision, checked.peft is not None)):
+def _print_plan(job: Job, made: Plan, checked: Checked) -> None:
+    print(render_plan(made))
+    for note in (*checked.notes, *precision_notes(checked.precision, checked.peft is not None)):
         print(f"note: {note}")
     available = preflight.device_bytes(job.launcher, checked.device)
     if available is not None and made.total > available:
         print(f"note: the plan does not fit: {show_bytes(made.total)} of {show_bytes(available)}; what would help:")
-        print("\n".join(f"  {change}" for change in advice.fits(made, available)))
+        print("\n".join(f"  {change}" for change in memory_advice(made, available)))
 
 
 def _print_ledger(prepared: Prepared) -> None:

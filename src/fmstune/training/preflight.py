@@ -17,10 +17,12 @@ from peft import PeftConfig
 from transformers import PreTrainedConfig, Trainer, TrainingArguments, get_scheduler
 
 from fmstune import ranks
-from fmstune.checks import fms, memory_plan, precision, resume
-from fmstune.checks import launcher as launch_rules
-from fmstune.checks.memory_plan import Dimensions, Plan
-from fmstune.checks.precision import Precision, Situation
+from fmstune.checks import resume
+from fmstune.checks.fms import architecture_problems
+from fmstune.checks.launcher import device_problems
+from fmstune.checks.memory_plan import Plan, plan_work
+from fmstune.checks.plan_inputs import Dimensions, Machine, Rows, Sharing, Training, Work
+from fmstune.checks.precision import Precision, Situation, precision_problems, resolve_precision
 from fmstune.config import conditions
 from fmstune.config.job import (
     Attention,
@@ -92,12 +94,12 @@ def check(job: Job, *, device_at_hand: bool = True) -> Checked:
         peft_config = adapters.configuration(job.peft, job.model)
         configuration = architecture.configuration(job.model)
         if job.model.backend is Backend.fms:
-            problems += fms.architecture_problems(configuration)
+            problems += architecture_problems(configuration)
         dimensions = shapes.dimensions(configuration, peft_config, job.model.quantization)
     except UserError as err:
         problems += err.problems
     situation = _situation(job, device, adapter=peft_config is not None)
-    problems += precision.problems(situation)
+    problems += precision_problems(situation)
     problems += compile_problems(job.training)
     if job.training.get("activation_offloading") and device == "cpu":
         problems.append(
@@ -109,8 +111,8 @@ def check(job: Job, *, device_at_hand: bool = True) -> Checked:
         problems += quantization_problems(device, here=device_at_hand)
     if device_at_hand or job.launcher.slurm is None:
         # a Slurm job runs on nodes that have what this machine need not have
-        problems += launch_rules.found_problems(job.launcher, device)
-    resolved = precision.resolve(situation)
+        problems += device_problems(job.launcher, device)
+    resolved = resolve_precision(situation)
     try:
         # ibm-fms has no other
         asked = Attention.sdpa if job.model.backend is Backend.fms else job.model.attention
@@ -139,7 +141,7 @@ def quantization_problems(device: str, *, here: bool) -> Iterator[Problem]:
         )
 
 
-def length_problems(job: Job, checked: Checked, rows: memory_plan.Rows) -> Iterator[Problem]:
+def length_problems(job: Job, checked: Checked, rows: Rows) -> Iterator[Problem]:
     """Rows, or packs of rows, with more positions than the model has."""
     positions, virtual = checked.dimensions.max_positions, checked.dimensions.virtual_tokens
     longest = job.data.max_length if job.training.get("packing") else min(rows.longest, job.data.max_length)
@@ -210,7 +212,7 @@ def _generation(held_out: Dataset, evaluation: Evaluation) -> Generation:
     return Generation(max(map(len, rows["prompt_ids"])), min(evaluation.max_new_tokens, answer))
 
 
-def batch_problems(training: memory_plan.Training, rows: memory_plan.Rows) -> Iterator[Problem]:
+def batch_problems(training: Training, rows: Rows) -> Iterator[Problem]:
     """Fewer rows than one batch needs, where an incomplete one is dropped; of packed rows the plan knows the least."""
     batch = training.per_device_train_batch_size
     if training.dataloader_drop_last and not training.packing and rows.rows < batch:
@@ -349,13 +351,13 @@ def label_problems(job: Job, prepared: Prepared, tokenizer: Tokenizer) -> Iterat
             )
 
 
-def rows_of(job: Job, prepared: Prepared) -> memory_plan.Rows:
+def rows_of(job: Job, prepared: Prepared) -> Rows:
     """The training rows of an epoch in numbers, counted; those that are streamed are like the first ones."""
     ledger = prepared.ledger
     share = ledger.tokens_trained / max(ledger.tokens_total, 1)
     if prepared.streamed is not None:
         return _streamed_rows(job, ledger.tokens_total / ledger.rows_trained, share)
-    return memory_plan.Rows(
+    return Rows(
         rows=len(prepared.train),
         tokens=prepared.epoch_tokens,
         longest=max(ledger.lengths, default=0),
@@ -363,12 +365,12 @@ def rows_of(job: Job, prepared: Prepared) -> memory_plan.Rows:
     )
 
 
-def _streamed_rows(job: Job, mean_length: float, supervised_share: float) -> memory_plan.Rows:
+def _streamed_rows(job: Job, mean_length: float, supervised_share: float) -> Rows:
     """What `max_steps` takes of a stream; any of its rows may be as long as `max_length`."""
     training = job.training
     batch = training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1)
     rows = training["max_steps"] * batch
-    return memory_plan.Rows(
+    return Rows(
         rows=rows,
         tokens=round(rows * mean_length),
         longest=job.data.max_length,
@@ -378,13 +380,13 @@ def _streamed_rows(job: Job, mean_length: float, supervised_share: float) -> mem
     )
 
 
-def estimated_rows(job: Job) -> memory_plan.Rows:
+def estimated_rows(job: Job) -> Rows:
     """The training rows in numbers, estimated from characters; the rows are read and formatted all the same."""
     scan = scan_data(job.data, job.seed)
     if job.data.streaming:
         mean = scan.characters_total / CHARACTERS_PER_TOKEN / max(scan.rows, 1) + 2
         return _streamed_rows(job, mean, scan.characters_trained / max(scan.characters_total, 1))
-    return memory_plan.Rows(
+    return Rows(
         rows=scan.rows,
         tokens=round(scan.characters_total / CHARACTERS_PER_TOKEN) + 2 * scan.rows,
         longest=min(round(scan.characters_longest / CHARACTERS_PER_TOKEN) + 2, job.data.max_length),
@@ -393,7 +395,7 @@ def estimated_rows(job: Job) -> memory_plan.Rows:
     )
 
 
-def resume_problems(job: Job, made: Plan) -> Iterator[Problem]:
+def resumed_steps_problems(job: Job, made: Plan) -> Iterator[Problem]:
     """A checkpoint with nothing left to train after it."""
     if job.training.get("resume") not in (None, resume.AUTO):
         done = resume.steps_done(Path(job.training["resume"]))
@@ -405,33 +407,31 @@ def resume_problems(job: Job, made: Plan) -> Iterator[Problem]:
             )
 
 
-def make_plan(job: Job, checked: Checked, rows: memory_plan.Rows, prepared: Prepared | None) -> Plan:
+def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None) -> Plan:
     """What the run will take; raises UserError when a row, held out or not, does not fit the model.
 
     `prepared` is None where the rows are only estimated.
     """
-    names = memory_plan.Training.__dataclass_fields__.keys() & job.training.keys()
-    training = memory_plan.Training(
-        max_length=job.data.max_length, **{name: job.training[name] for name in names - {"max_length"}}
-    )
+    names = Training.__dataclass_fields__.keys() & job.training.keys()
+    training = Training(max_length=job.data.max_length, **{name: job.training[name] for name in names - {"max_length"}})
     problems = [*length_problems(job, checked, rows), *batch_problems(training, rows)]
     if prepared is not None:
         problems += held_out_problems(job, checked, prepared)
     raise_if_any(problems)
-    machine = memory_plan.Machine(checked.device, checked.attention, checked.precision)
-    made = memory_plan.make(memory_plan.Work(checked.dimensions, rows, training, machine, sharing_of(job.launcher)))
-    raise_if_any(resume_problems(job, made))
+    machine = Machine(checked.device, checked.attention, checked.precision)
+    made = plan_work(Work(checked.dimensions, rows, training, machine, sharing_of(job.launcher)))
+    raise_if_any(resumed_steps_problems(job, made))
     return made
 
 
-def sharing_of(launcher: Launcher) -> memory_plan.Sharing:
+def sharing_of(launcher: Launcher) -> Sharing:
     """How the job's processes share the work, as many as were started or will be."""
     rank = ranks.here()
     processes = rank.processes if rank.started else max(process_counts.total_processes(launcher), 1)
     if not is_sharded(launcher):
-        return memory_plan.Sharing(processes)
+        return Sharing(processes)
     hybrid = launcher.sharding_strategy is Sharding.hybrid_shard
-    return memory_plan.Sharing(
+    return Sharing(
         processes,
         sharded_over=max(processes // launcher.num_machines, 1) if hybrid else processes,
         reshard=launcher.sharding_strategy is not Sharding.shard_grad_op,

@@ -1,0 +1,82 @@
+"""Rules on the data group: sources, streaming, and the settings of its format."""
+
+import math
+import re
+from collections.abc import Iterator
+
+from fmstune import files
+from fmstune.checks.limits import Limit, limit_problems
+from fmstune.config.job import Data, Job, Overlap, sources
+from fmstune.data.locate import local_files
+from fmstune.errors import Problem, UserError, shown
+
+
+def data_problems(job: Job) -> Iterator[Problem]:
+    """Yield the problems of the data group; files are looked for, and no row is read."""
+    data = job.data
+    for part in ("train", "eval"):
+        yield from _source_problems(data, part)
+    if data.eval is not None and 0 < data.eval_fraction < 1:
+        yield Problem("data.eval", "and data.eval_fraction both say which rows are held out; set one of them")
+    if "text_field" in data.format and not data.format["text_field"]:
+        yield Problem("data.text_field", "must name the column that holds the text")
+    yield from _format_problems(data)
+    if data.streaming:
+        yield from _streaming_problems(job)
+
+
+def _source_problems(data: Data, part: str) -> Iterator[Problem]:
+    found = sources(data, part)
+    for name, source in found.items():
+        field = f"data.{part}.{name}" if name else f"data.{part}"
+        if name and not re.fullmatch(r"\w[\w-]*", name):
+            yield Problem(field, ": a source's name is made of letters, digits, _ and -; change it")
+        try:
+            local_files(source.path, field)
+        except UserError as err:
+            yield from err.problems
+        if source.max_rows != data.max_rows:
+            yield from limit_problems(f"{field}.max_rows", source.max_rows, Limit(lambda n: n >= 1, "at least 1"))
+        weights = Limit(lambda n: 0 < n < math.inf, "above 0 and finite")
+        yield from limit_problems(f"{field}.weight", source.weight, weights)
+    weighted = [name for name, source in found.items() if source.weight is not None]
+    if weighted and part == "eval":
+        yield Problem(f"data.eval.{weighted[0]}.weight", ": held-out rows are not mixed; leave it out")
+    elif weighted and len(weighted) < len(found):
+        without = ", ".join(name for name in found if name not in weighted)
+        text = f": {', '.join(weighted)} has a weight and {without} has none; give all of them one, or none"
+        yield Problem("data.train", text)
+    if getattr(data, part) == {}:
+        yield Problem(f"data.{part}", "names no source; give some, such as {a: a.jsonl, b: b.jsonl}")
+
+
+def _streaming_problems(job: Job) -> Iterator[Problem]:
+    """Yield a problem for each setting that needs the number of rows, or all of them."""
+    training = job.training
+    if training.get("max_steps", -1) < 1:
+        yield Problem("data.streaming", "=true does not know the number of rows; set training.max_steps")
+    if job.data.eval is None and job.data.eval_fraction > 0:
+        yield Problem("data.streaming", "=true cannot draw the rows of data.eval_fraction; set data.eval")
+    if workers := training.get("dataloader_num_workers"):
+        text = f"=true counts rows in the training process; set training.dataloader_num_workers=0, got {workers}"
+        yield Problem("data.streaming", text)
+    if (order := training.get("train_sampling_strategy")) not in (None, "random"):
+        yield Problem(
+            "training.train_sampling_strategy",
+            f"={order} needs all rows before training; set data.streaming=false "
+            "(data.buffer_size says how streamed rows are shuffled)",
+        )
+    if job.data.overlap is Overlap.drop:
+        yield Problem("data.overlap", "=drop needs all rows before training; set keep, or data.streaming=false")
+
+
+def _format_problems(data: Data) -> Iterator[Problem]:
+    """Yield a problem for each setting that the format does not read, or reads under another value."""
+    if data.format["_target_"] == "fmstune.data.formats.template":
+        yield from files.absent("data.format.template_file", str(data.format.get("template_file")))
+    for name, value in (("text_field", data.text_field), ("response_template", data.response_template)):
+        if name not in data.format and value is not None:
+            yield Problem(f"data.{name}", f"is not used by {data.format['_target_'].rpartition('.')[2]}; leave it out")
+        elif name in data.format and data.format[name] != value:
+            other = shown(data.format[name])
+            yield Problem(f"data.{name}", f"is {shown(value)} and data.format.{name} is {other}; change both")

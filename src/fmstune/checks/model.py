@@ -1,0 +1,83 @@
+"""Rules on the model group: folders, special tokens and quantization."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from fmstune import files
+from fmstune.checks.peft import are_names
+from fmstune.config.job import Attention, Device, Job, Model, tunes_an_adapter
+from fmstune.errors import Problem, UserError, did_you_mean
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "extra_special_tokens")
+
+
+def model_problems(job: Job) -> Iterator[Problem]:
+    """Yield the problems of the model group; folders are looked into, and the hub is not asked."""
+    model = job.model
+    yield from _place_problems("model.path", model.path, wants="config.json")
+    if model.tokenizer is not None:
+        yield from _place_problems("model.tokenizer", model.tokenizer, wants="tokenizer_config.json")
+    if model.adapter is not None:
+        yield from _place_problems("model.adapter", model.adapter, wants="adapter_config.json")
+        if not tunes_an_adapter(job):
+            yield Problem("model.adapter", "is an adapter to train further, and peft=full has none; choose peft=lora")
+    yield from _quantization_problems(job)
+    if model.chat_template is not None:
+        yield from files.absent("model.chat_template", model.chat_template)
+    if model.architecture is not None and "model_type" not in model.architecture:
+        yield Problem("model.architecture", "needs model_type, such as llama")
+    yield from _token_problems(model)
+    device = job.launcher.device
+    if model.attention is Attention.flash_attention_2 and device in (Device.cpu, Device.mps):
+        yield Problem("model.attention", f"=flash_attention_2 needs a CUDA device, and launcher.device={device.value}")
+
+
+def _token_problems(model: Model) -> Iterator[Problem]:
+    for name, value in model.special_tokens.items():
+        field = f"model.special_tokens.{name}"
+        if name not in SPECIAL_TOKENS:
+            hint = did_you_mean(name, SPECIAL_TOKENS)
+            yield Problem(field, f": unknown{hint}; the names are {', '.join(SPECIAL_TOKENS)}")
+        elif name == "extra_special_tokens":
+            if not are_names(value):
+                yield Problem(field, f"must be a list of text, got {value!r}")
+        elif not isinstance(value, str):
+            yield Problem(field, f"must be text, got {value!r}")
+        elif not value:
+            yield Problem(field, "is empty; give the token's text, or leave the field out")
+
+
+def _quantization_problems(job: Job) -> Iterator[Problem]:
+    quantization, device = job.model.quantization, job.launcher.device
+    if quantization is None:
+        return
+    if not tunes_an_adapter(job):
+        text = ": quantised weights cannot be trained; choose an adapter (peft=lora), or null"
+        yield Problem("model.quantization", text)
+    if quantization.load_in_4bit == quantization.load_in_8bit:
+        chosen = "both set" if quantization.load_in_4bit else "both false"
+        yield Problem("model.quantization", f": load_in_4bit and load_in_8bit are {chosen}; set one of them to true")
+    if device in (Device.cpu, Device.mps):
+        yield Problem("model.quantization", f"needs a CUDA device, and launcher.device={device.value}; set it to null")
+
+
+def _place_problems(field: str, place: str, wants: str) -> Iterator[Problem]:
+    """Yield a problem where a folder lacks a file, or where the place is neither a folder nor a hub id."""
+    try:
+        folder = Path(files.resolve(place)).expanduser()
+    except UserError as err:
+        yield Problem(field, f": {err}")
+        return
+    if folder.is_dir():
+        if not (folder / wants).is_file():
+            yield Problem(field, f": {folder} has no {wants}; give the folder that save_pretrained wrote")
+        elif wants != "tokenizer_config.json" and not any(folder.glob("*.safetensors")):
+            # pickled weights can run code on loading
+            found = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "no weights"
+            hint = "fmstune reads nothing else; save it again with save_pretrained"
+            yield Problem(field, f": {folder} holds no *.safetensors (found {found}); {hint}")
+    elif folder.is_file():
+        yield Problem(field, f": {folder} is a file; give the folder that holds it")
+    elif not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", place):
+        yield Problem(field, f": no folder {folder}, and {place!r} is not a hub id (owner/name); give one of them")

@@ -1,0 +1,137 @@
+"""The numbers that a memory plan is computed from."""
+
+import math
+from dataclasses import dataclass
+
+from fmstune.checks.precision import Precision
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """The architecture, and the adapter on it, in numbers; `fmstune.models.shapes.dimensions` measures them."""
+
+    base_parameters: int
+    adapter_parameters: int
+    trainable_parameters: int
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocabulary: int
+    """Rows of the embedding."""
+    tied: bool
+    """Embedding and output layer are one matrix, counted once."""
+    max_positions: int | None
+    """Positions that the model can see; null has no limit of its own."""
+    mlp_kept: int
+    """Tensors of `intermediate_size` that the activation function keeps: 3 gated, else 1 (4 for gelu_new)."""
+    rms_norm: bool
+    """Norms are transformers' RMSNorm, which keeps the normalised input too when its weight is trained."""
+    dropout: bool
+    """The architecture itself drops out attention scores or residuals in training."""
+    linear_inputs: int
+    """Numbers a position that are kept because a trained linear reads them, in all blocks; shared once."""
+    linear_inputs_each: int
+    """The same, with an input counted for every module that reads it."""
+    adapter_dropout: bool
+    """The adapter drops out its inputs, so that every adapted module keeps its own, and a mask."""
+    virtual_tokens: int
+    """Positions that a prompt-learning adapter puts before every row."""
+    prefix_tokens: int = 0
+    """Those of them that are keys and values alone, as in prefix tuning, and go through no block."""
+    quantised_parameters: int = 0
+    """Those of `base_parameters` that are held in 4 or 8 bits."""
+    quantised_bytes: int = 0
+    """Bytes that they take together, scales included."""
+    dora_outputs: int = 0
+    """Numbers a position that the modules adapted by DoRA put out, in all blocks."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The training rows in numbers."""
+
+    rows: int
+    tokens: int
+    """Tokens of all rows, cut to `max_length`."""
+    longest: int
+    """Tokens of the longest row."""
+    estimated: bool = False
+    """`tokens` and `longest` are estimated from characters, not counted."""
+    supervised_share: float = 1.0
+    """Share of the tokens that are trained, 0 to 1."""
+    streamed: bool = False
+    """They are read while training: `rows` are those that `max_steps` takes, and what they are like is estimated."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """The values of `training` and `data` that a plan depends on, under their own names."""
+
+    max_length: int
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    num_train_epochs: float = 3.0
+    max_steps: int = -1
+    optim: str = "adamw_torch"
+    activation_checkpointing: bool = False
+    packing: bool = False
+    padding_free: bool = False
+    dataloader_drop_last: bool = False
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the run computes, and how."""
+
+    device: str
+    """`cpu`, `cuda` or `mps`."""
+    attention: str
+    """Attention kernel, by transformers' name; `eager` alone keeps the scores of every pair of positions."""
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How processes, one for each device, share the work."""
+
+    processes: int = 1
+    """On all machines."""
+    sharded_over: int = 1
+    """Processes that one copy of weights, gradients and optimizer is shared out over; 1 without FSDP."""
+    reshard: bool = True
+    """Weights are given back between forward and backward: `full_shard` and `hybrid_shard`."""
+    cpu_offload: bool = False
+    """Shards, and the optimizer with them, are kept in the machine's memory."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a plan is computed from."""
+
+    dimensions: Dimensions
+    rows: Rows
+    training: Training
+    machine: Machine
+    sharing: Sharing = Sharing()
+
+
+def row_count(rows: Rows, training: Training) -> int:
+    """Rows that the trainer sees; packed rows are full ones but the last, which no packing can beat."""
+    return math.ceil(rows.tokens / training.max_length) if training.packing else rows.rows
+
+
+def row_length(work: Work) -> int:
+    """Positions of the longest row that the model sees."""
+    t = work.training
+    longest = t.max_length if t.packing else min(work.rows.longest, t.max_length)
+    return longest + work.dimensions.virtual_tokens
+
+
+def positions_scored(work: Work) -> int:
+    """Positions that one position is scored with: those of its row, which `padding_free` alone makes of all rows."""
+    t = work.training
+    flat = t.padding_free and not t.packing
+    return row_length(work) * (t.per_device_train_batch_size if flat else 1)

@@ -1,0 +1,149 @@
+"""Rules on the training group, and on what of it goes with the other groups."""
+
+import importlib.util
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from fmstune.checks.peft import PREFIXES, learns_a_prompt, makes_its_prompt
+from fmstune.config.job import LORAPLUS_LR_RATIO, Device, Job, has_held_out
+from fmstune.config.metrics import Place, metrics_of, names_at
+from fmstune.errors import Problem, did_you_mean
+
+_LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
+"""transformers' `trainer_log_levels` (training_args.py)."""
+_FOR_METRICS = ("inputs", "loss")
+_OPTIMIZER_PACKAGES = {
+    "galore": "galore_torch",
+    "apollo": "apollo_torch",
+    "lomo": "lomo_optim",
+    "adalomo": "lomo_optim",
+}
+"""Families of `optim` that transformers builds from the model, and so only after it is loaded."""
+_EVALUATE = "needs training.eval_strategy=epoch or steps"
+
+
+def training_problems(job: Job) -> Iterator[Problem]:
+    """Yield the problems of the training group; transformers' own checks need torch and come later."""
+    training, steps = job.training, job.training.get("max_steps", -1)
+    epochs = training.get("num_train_epochs", 3.0)
+    if steps < 0 and not 0 < epochs < math.inf:
+        yield Problem("training.num_train_epochs", f"must be above 0 and finite, got {epochs:g}")
+    if training.get("bf16") and training.get("fp16"):
+        yield Problem("training.bf16", "and training.fp16 are both true; set one of them to false or null")
+    if training.get("fp16") and job.launcher.device is Device.cpu:
+        yield Problem("training.fp16", "needs an accelerator, and launcher.device=cpu; set training.fp16=false")
+    if training.get("activation_offloading") and job.launcher.device is Device.cpu:
+        text = "moves activations off an accelerator, and launcher.device=cpu; set it to false"
+        yield Problem("training.activation_offloading", text)
+    yield from _word_problems(training)
+    yield from _optimizer_problems(job)
+    yield from _evaluation_problems(job)
+    yield from _best_model_problems(job)
+    yield from _packing_problems(training)
+    if learns_a_prompt(job.peft):
+        yield from _virtual_token_problems(job)
+
+
+def _word_problems(training: dict[str, Any]) -> Iterator[Problem]:
+    """Yield a problem for each word that transformers would look up only while training."""
+    for name in ("log_level", "log_level_replica"):
+        word = training.get(name, "passive")
+        if word not in _LOG_LEVELS:
+            hint = did_you_mean(word, _LOG_LEVELS)
+            yield Problem(f"training.{name}", f"must be one of {', '.join(_LOG_LEVELS)}; got {word!r}{hint}")
+    wanted = training.get("include_for_metrics")
+    if wanted is not None and not (isinstance(wanted, list) and all(word in _FOR_METRICS for word in wanted)):
+        text = f"must be a list of some of {', '.join(_FOR_METRICS)}; got {wanted!r}"
+        yield Problem("training.include_for_metrics", text)
+
+
+def _optimizer_problems(job: Job) -> Iterator[Problem]:
+    """Yield a problem for a package that is missing, or a setting that the optimizer cannot do without."""
+    training, optim = job.training, job.training.get("optim", "adamw_torch")
+    if training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
+        yield Problem("training.use_liger_kernel", "needs the package liger-kernel; install it, or set it to false")
+    package = _OPTIMIZER_PACKAGES.get(optim.partition("_")[0])
+    if package is not None and importlib.util.find_spec(package) is None:
+        text = f"={optim} needs the package {package.replace('_', '-')}; install it, or choose another"
+        yield Problem("training.optim", text)
+    elif optim.startswith(("galore", "apollo")) and not training.get("optim_target_modules"):
+        yield Problem("training.optim", f"={optim} needs training.optim_target_modules, the modules to apply it to")
+    if package is not None and job.peft.get(LORAPLUS_LR_RATIO) is not None:
+        text = f"={optim} groups the parameters itself, and so does peft.{LORAPLUS_LR_RATIO}; choose one"
+        yield Problem("training.optim", text)
+
+
+def _evaluation_problems(job: Job) -> Iterator[Problem]:
+    training = job.training
+    evaluates, saves = training.get("eval_strategy", "no"), training.get("save_strategy", "steps")
+    if evaluates != "no" and not has_held_out(job.data):
+        text = f"={evaluates} needs held-out rows; set data.eval or data.eval_fraction"
+        yield Problem("training.eval_strategy", text)
+    if evaluates == "no":
+        if job.evaluation.sample > 0:
+            yield Problem("evaluation.sample", f"{_EVALUATE}: samples are generated at each evaluation")
+        if training.get("eval_on_start"):
+            yield Problem("training.eval_on_start", f"=true {_EVALUATE}; set it, or leave eval_on_start out")
+        if training.get("load_best_model_at_end"):
+            yield Problem("training.load_best_model_at_end", f"{_EVALUATE}, to know the best")
+        elif saves == "best":
+            yield Problem("training.save_strategy", f"=best {_EVALUATE}, to know the best")
+    elif training.get("load_best_model_at_end") and saves not in (evaluates, "best"):
+        text = f"needs save_strategy and eval_strategy to agree, got {saves} and {evaluates}"
+        yield Problem("training.load_best_model_at_end", text)
+
+
+def _best_model_problems(job: Job) -> Iterator[Problem]:
+    """Yield a problem where the metric of the best model is missing, unknown, or of unknown direction."""
+    training, table, field = job.training, metrics_of(job), "training.metric_for_best_model"
+    sampled = names_at(table, Place.sample)
+    measured = (*names_at(table, Place.evaluation), *sampled)
+    metric = training.get("metric_for_best_model")
+    name = (metric or "").removeprefix("eval_")
+    if metric is None:
+        # transformers takes the loss when it loads the best model
+        if training.get("save_strategy") == "best" and not training.get("load_best_model_at_end"):
+            yield Problem("training.save_strategy", "=best needs training.metric_for_best_model, such as loss")
+    elif name not in measured:
+        yield Problem(field, f"must be one of {', '.join(measured)}; got {metric!r}{did_you_mean(metric, measured)}")
+    elif name in sampled and not job.evaluation.sample:
+        yield Problem(field, f"={metric} is measured on generated answers; set evaluation.sample")
+    elif table[name].better is None and training.get("greater_is_better") is None:
+        yield Problem(field, f"={metric} needs training.greater_is_better: true, or false if less is better")
+
+
+def _packing_problems(training: dict[str, Any]) -> Iterator[Problem]:
+    if training.get("packing_strategy") == "wrapped":
+        yield Problem(
+            "training.packing_strategy",
+            "=wrapped cuts documents at the end of a row, and documents of a row see each other; "
+            "leave it out (bfd keeps documents whole and separate)",
+        )
+    if training.get("padding_free") and training.get("eval_packing") and not training.get("packing"):
+        text = "and training.eval_packing need training.packing=true; set it, or one of them to false"
+        yield Problem("training.padding_free", text)
+
+
+def _virtual_token_problems(job: Job) -> Iterator[Problem]:
+    """Yield a problem for each setting that does not work with tokens that the adapter puts before every row."""
+    training, method = job.training, job.peft["_target_"].removeprefix("peft.").removesuffix("Config")
+    for name in ("packing", "eval_packing", "padding_free"):
+        if training.get(name):
+            # measured: packed documents see each other, because PEFT drops position_ids
+            text = f"lets documents with virtual tokens ({method}) see each other; set training.{name}=false"
+            yield Problem(f"training.{name}", text)
+    if job.model.adapter is not None:
+        text = f": PEFT cannot train saved virtual tokens further ({method}); leave it out and train anew"
+        yield Problem("model.adapter", text)
+    for name in ("resume", "load_best_model_at_end") if makes_its_prompt(job.peft) else ():
+        if training.get(name):
+            # measured: the tokens are put into a network that is not the one that made them
+            yield Problem(
+                f"training.{name}",
+                f": a checkpoint of {method} holds the virtual tokens without the network that "
+                "makes them, and cannot be resumed; leave it out",
+            )
+    if job.peft["_target_"] in PREFIXES and training.get("activation_checkpointing"):
+        text = f"drops the keys and values that {method} learns; set it to false"
+        yield Problem("training.activation_checkpointing", text)

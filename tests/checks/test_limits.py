@@ -1,0 +1,43 @@
+"""Numbers out of their range are found in every group of the job, and in every request."""
+
+from typing import Any
+
+import pytest
+
+from fmstune.checks.limits import flag_problems, number_problems
+from fmstune.config.requests import Generation, Harness
+from tests.checks.test_job import job
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"seed": 2**32}, f"seed must be at least 0 and below 2**32, got {2**32}"),
+        ({"launcher": {"threads": 0}}, "launcher.threads must be at least 1, got 0"),
+        ({"launcher": {"num_processes": 0}}, "launcher.num_processes must be at least 1, got 0"),
+        ({"launcher": {"device_gib": 0}}, "launcher.device_gib must be above 0, got 0"),
+        ({"training__learning_rate": 10.0}, "training.learning_rate must be above 0 and below 10, got 10"),
+        ({"data__max_length": 1}, "data.max_length must be at least 2, got 1"),
+        ({"evaluation": {"sample": -1}}, "evaluation.sample must be at least 0, got -1"),
+    ],
+)
+def test_a_number_out_of_its_range_is_a_problem_of_its_field(changes: dict[str, Any], says: str) -> None:
+    (problem,) = number_problems(job(**changes))
+    assert str(problem) == says
+
+
+def test_numbers_at_the_ends_of_their_ranges_are_right() -> None:
+    ends = job(seed=0, data__max_length=2, data__eval_fraction=0.0, training__warmup_steps=0, training__max_steps=-1)
+    assert list(number_problems(ends)) == []
+    assert list(flag_problems(Generation(model="m", batch_size=1, seed=2**32 - 1, top_p=1.0))) == []
+
+
+def test_a_number_of_a_request_is_a_problem_of_its_flag() -> None:
+    found = [str(problem) for problem in flag_problems(Generation(model="m", batch_size=0, top_p=1.5, top_k=0))]
+    assert found == [
+        "--batch_size must be at least 1, got 0",
+        "--top_p must be above 0 and at most 1, got 1.5",
+        "--top_k must be at least 1, got 0",
+    ]
+    (shots,) = flag_problems(Harness(model="m", tasks=("boolq",), num_fewshot=-1))
+    assert str(shots) == "--num_fewshot must be at least 0, got -1"
