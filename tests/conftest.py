@@ -104,7 +104,8 @@ def in_this_process(capfd: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch
         flags = argv[4:]
         if not {"--verb=report", "--verb=compare"} & {*flags}:
             # here and not in the run: only what is imported before it can be put back after it
-            from fmstune.training import library_noise, trainer  # noqa: F401
+            from fmstune.training import library_noise  # noqa: F401
+            from fmstune.training.objectives import sft  # noqa: F401
         with process_state.kept():
             code = runner.main(argv[3:])
         if code == 0 and not any(flag.startswith(("--verb", "--prepare")) for flag in flags):

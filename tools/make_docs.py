@@ -411,7 +411,7 @@ def fits() -> str:
 def _work(*words: str) -> Work:
     """What a plan is computed from, for batches of four rows that are all as long as `ROW`."""
     # torch, which the other tables do without
-    from fmstune.training import preflight
+    from fmstune.training import planning, preflight
 
     rest = ("launcher.device=cuda", "data=alpaca", "data.train=none", f"data.max_length={ROW}")
     found = []
@@ -420,8 +420,8 @@ def _work(*words: str) -> Work:
         found.append(freeze.freeze(compose.tree(config)).job)
 
     compose.compose(force_plain_overrides([*words, *rest], compose.groups(None)), keep)
-    checked = preflight.check(found[0], device_at_hand=False)
-    return preflight.make_plan(found[0], checked, Rows(rows=ROW, tokens=ROW * ROW, longest=ROW), None).work
+    checked = preflight.check_job(found[0], device_at_hand=False)
+    return planning.make_plan(found[0], checked, Rows(rows=ROW, tokens=ROW * ROW, longest=ROW), None).work
 
 
 def _of_each(work: Work, devices: int) -> str:

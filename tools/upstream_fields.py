@@ -23,7 +23,7 @@ DECIDED = {
     "logging_nan_inf_filter": "`false`",
     "dataloader_pin_memory": "`true` on a CUDA device",
 }
-"""Defaults that `fmstune.training.run.arguments` sets in place of TRL's, beside those of `training/default.yaml`."""
+"""Defaults that `fmstune.training.arguments` sets in place of TRL's, beside those of `training/default.yaml`."""
 
 
 class Said(NamedTuple):
@@ -55,13 +55,13 @@ def peft(target: str) -> Iterator[tuple[str, ...]]:
 
 
 def _compare_with_train(shipped: Mapping[str, object]) -> None:
-    """Raise where `train.arguments` sets other fields than this page says."""
-    tree = ast.parse((ROOT / "src" / "fmstune" / "training" / "run.py").read_text(encoding="utf-8"))
-    function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "arguments")
+    """Raise where `training_arguments` sets other fields than this page says."""
+    tree = ast.parse((ROOT / "src" / "fmstune" / "training" / "arguments.py").read_text(encoding="utf-8"))
+    function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "training_arguments")
     sets = [n.value for n in function.body if isinstance(n, ast.Assign) and isinstance(n.value, ast.Dict)]
     names = {key.value for one in sets for key in one.keys if isinstance(key, ast.Constant)}
     if missing := names ^ {*DECIDED, *(names & {*OWNED, *shipped})}:
-        raise ValueError(f"train.arguments and DECIDED differ in {', '.join(sorted(map(str, missing)))}")
+        raise ValueError(f"training_arguments and DECIDED differ in {', '.join(sorted(map(str, missing)))}")
 
 
 def _said(target: str) -> dict[str, Said]:

@@ -12,8 +12,9 @@ from fmstune.config import freeze
 from fmstune.config.job import FULL, Job
 from fmstune.data.dataset import prepare_data
 from fmstune.models import load
-from fmstune.training import preflight, run
-from fmstune.training.trainer import Trainer
+from fmstune.training import preflight
+from fmstune.training.arguments import training_arguments
+from fmstune.training.objectives.base import load_objective
 
 
 def main(rows: str, model: str, folder: str) -> None:
@@ -23,13 +24,14 @@ def main(rows: str, model: str, folder: str) -> None:
 def share(rows: str, model: str, folder: str, packing: bool) -> float:
     """Tokens of the rows over positions of the batches."""
     job = _job(rows, model, packing)
-    checked = preflight.check(job)
+    checked = preflight.check_job(job)
     tokenizer = load.load_tokenizer(job.model)
     prepared = prepare_data(job.data, tokenizer.tokenizer, job.seed)
     loaded = load.load(job.model, tokenizer, dtype=checked.precision.weights, attention=checked.attention)
-    trainer = Trainer(
+    objective = load_objective(job)
+    trainer = objective.trainer_class(
         model=loaded,
-        args=run.arguments(job, checked, Path(folder)),
+        args=training_arguments(job, objective, checked, Path(folder)),
         train_dataset=prepared.train,
         processing_class=tokenizer.tokenizer,
     )

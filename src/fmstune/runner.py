@@ -100,7 +100,7 @@ def _act(options: argparse.Namespace) -> int:
         return pipeline.show_rows(job, options.rows, options.json, options.html)
     if verb is Verb.reproduce:
         return _reproduce(job, options)
-    return pipeline.prepare(job) if options.prepare else pipeline.run(job, options.command)
+    return pipeline.prepare(job) if options.prepare else pipeline.train(job, options.command)
 
 
 def _reproduce(job: Job, options: argparse.Namespace) -> int:
@@ -126,7 +126,7 @@ def _after(verb: Verb, file: Path) -> int:
     library_noise.quiet()
     if verb is Verb.merge:
         return merge.run(requests.read_merge(file))
-    return ask.run(requests.read_generation(file))
+    return ask.answer_prompts(requests.read_generation(file))
 
 
 def _look_back(verb: Verb, file: Path) -> int:
@@ -147,13 +147,13 @@ def _evaluate(file: Path) -> int:
 
     library_noise.quiet()
     if harness:
-        from fmstune.evaluation import harness as tasks
+        from fmstune.evaluation import harness as harness_tasks
 
-        return tasks.run(requests.read_harness(file))
+        return harness_tasks.run_harness(requests.read_harness(file))
     with hide_unused_packages():
         from fmstune.evaluation import score
 
-    return score.run(requests.read_scoring(file))
+    return score.evaluate_rows(requests.read_scoring(file))
 
 
 if __name__ == "__main__":

@@ -224,7 +224,9 @@ RANGES = [
         "compare_by=tuned.exact_match evaluation=none",
         "compare_by: tuned.exact_match is measured on held-out rows, and this job measures none; set …",
     ),
-    case("compare_by=tuned.sets.a.exact_match", "compare_by: tuned.sets.a.exact_match is no number of summary.json…"),
+    case(
+        "compare_by=tuned.sets.a.exact_match", "compare_by: tuned.sets.a.exact_match is not a number of summary.json…"
+    ),
     case("--resume nowhere", "--resume: nowhere is no sweep's folder (no command.json); give the folder of a sweep"),
     case("check --resume nowhere", "--resume is a flag of fmstune train"),
 ]

@@ -113,7 +113,7 @@ ROW_CONTENTS = [
     ),
     case(
         f"{ROWS} data.eval=held.jsonl data.max_length=512 peft=prompt_tuning peft.num_virtual_tokens=8",
-        "data.eval: the longest held-out row takes … tokens beside 8 virtual tokens, and the model has 512 positions; "
+        "data.eval: the longest held-out row takes … tokens and 8 virtual tokens, and the model has 512 positions; "
         "set data.max_length=504",
         rows_jsonl=ROW,
         held_jsonl='{"output": "' + "a b " * 247 + '\\n### Response: y"}\n',

@@ -48,8 +48,8 @@ TO_EVALUATE = [
     ),
     case(
         f"{EVALUATE} --label yes --label no data=complaints",
-        "no row of 120 is left to evaluate: 120 rows have an answer that is no --label, and were left out; the answers "
-        "that the rows have are 'complaint', 'no complaint'",
+        "no row of 120 is left to evaluate: 120 rows have an answer that is not a --label, and were left out; the "
+        "answers that the rows have are 'complaint', 'no complaint'",
     ),
     case(
         "evaluate harness --model package:tiny_llama --tasks complants --include_path .",
@@ -131,7 +131,7 @@ GENERATE = [
     case(f"{LLAMA} --text hi --out_file o.jsonl", "--out_file: o.jsonl is there; add --resume …", o_jsonl="{}\n"),
     case(
         f"{LLAMA} --text hi --out_file o.jsonl --resume",
-        "--resume: o.jsonl:1 is no answer of fmstune generate; choose another file",
+        "--resume: o.jsonl:1 is not an answer of fmstune generate; choose another file",
         o_jsonl="{}\n",
     ),
     case(

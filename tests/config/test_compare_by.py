@@ -46,7 +46,9 @@ def test_a_number_that_the_summary_will_not_hold_is_refused() -> None:
         "data.eval_fraction, and an evaluation group that is not none"
     ]
     (unknown,) = map(str, compare_by.compare_by_problems(job(**HELD_OUT, compare_by="tuned.exact_mach")))
-    assert "compare_by: tuned.exact_mach is no number of summary.json; did you mean 'tuned.exact_match'? (" in unknown
+    assert "compare_by: tuned.exact_mach is not a number of summary.json; did you mean 'tuned.exact_match'? (" in (
+        unknown
+    )
 
 
 def test_the_early_name_is_translated_with_a_note_in_a_job_and_on_the_command_line() -> None:

@@ -13,7 +13,7 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from fmstune.launch import preemption, subprocesses
-from fmstune.training.trainer import SaveAndStop
+from fmstune.training.callbacks import SaveAndStop
 from tests.cli.test_main import SCRIPT, wait_for
 from tests.conftest import Result
 
@@ -131,7 +131,7 @@ def test_a_run_that_gets_sigusr1_saves_and_stops_and_the_same_command_ends_it(fm
     step = int(checkpoint.name.rpartition("-")[2])
     assert 0 < step < 40
     summary = json.loads(Path("run/summary.json").read_text())
-    said = f"preempted; a checkpoint was saved at step {step}, and the same command goes on"
+    said = f"preempted; a checkpoint was saved at step {step}, and the same command resumes the run"
     assert (summary["status"], summary["error"]) == ("interrupted", {"kind": "preempted", "message": said})
     assert f"interrupted: run\n  {said}" in out
     assert not Path("run/model").exists()

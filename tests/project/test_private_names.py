@@ -28,7 +28,8 @@ OF_PYTHON = frozenset({"_asdict", "_exit", "_fields", "_make", "_replace"})
 
 
 def private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__")
+    # Hydra's `_target_` is a public name
+    return name.startswith("_") and not name.startswith("__") and not name.endswith("_")
 
 
 def private_imports(tree: ast.Module) -> Iterator[str]:

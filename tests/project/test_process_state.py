@@ -39,9 +39,9 @@ def differing(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
 @pytest.mark.slow
 def test_a_run_leaves_the_process_as_it_was(fmstune: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
+    from trl import SFTTrainer
 
     from fmstune.training import library_noise
-    from fmstune.training.trainer import SFTTrainer
 
     assert library_noise.__name__ in sys.modules
     torch.set_num_threads(2)

@@ -4,18 +4,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trl
 
 from fmstune.checks.precision import Precision
 from fmstune.config.job import Data, Job, Launcher, Model, Strategy
 from fmstune.models import sharding
-from fmstune.training import fsdp_on_cpu, run
+from fmstune.training import fsdp_on_cpu
+from fmstune.training.arguments import training_arguments
+from fmstune.training.objectives.base import load_objective
 from fmstune.training.preflight import Checked
 
 
 @pytest.fixture(autouse=True)
 def _as_a_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what SFTConfig does with the fields, which looks for devices."""
-    monkeypatch.setattr(run, "SFTConfig", dict)
+    monkeypatch.setattr(trl, "SFTConfig", dict)
 
 
 def arguments(device: str, autocast: str | None, launcher: Launcher | None = None, **training: Any) -> dict[str, Any]:
@@ -31,7 +34,7 @@ def arguments(device: str, autocast: str | None, launcher: Launcher | None = Non
     precision = Precision(weights="float32", trained="float32", autocast=autocast, reason="because")
     of_the_model: Any = None
     checked = Checked(of_the_model, None, of_the_model, device, precision, "sdpa")
-    return dict(run.arguments(job, checked, Path("run")))
+    return dict(training_arguments(job, load_objective(job), checked, Path("run")))
 
 
 CPU_FLOAT32 = {

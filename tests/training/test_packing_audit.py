@@ -71,7 +71,7 @@ def documents(lengths: Sequence[int] = (20, 11, 33, 7)) -> list[torch.Tensor]:
 
 
 def audited(model: Any, *, packs: bool = True, **settings: Any) -> Audit:
-    return packing_audit.audit(model, documents(), Collator(PAD, **settings), packs=packs, tolerance=1e-3)
+    return packing_audit.audit_packing(model, documents(), Collator(PAD, **settings), packs=packs, tolerance=1e-3)
 
 
 @pytest.mark.parametrize("flat", [False, True], ids=["rows", "flat"])
@@ -81,7 +81,7 @@ def test_architectures_that_tell_documents_apart_by_their_positions_pass(name: s
     assert found.apart
     assert found.conclusive
     assert found.difference < 1e-5
-    assert list(found.problems()) == []
+    assert list(found.packing_problems()) == []
 
 
 @pytest.mark.parametrize("name", MIXED)
@@ -89,7 +89,7 @@ def test_architectures_that_do_not_are_found_out(name: str) -> None:
     made = model(name, MIXED[name])
     found = audited(made, flat=collate.reads_ends(made))
     assert not found.apart
-    (problem,) = map(str, found.problems())
+    (problem,) = map(str, found.packing_problems())
     assert problem.startswith("training.packing: packed documents see each other in this model: their log-prob")
     assert problem.endswith(
         "set training.packing, training.eval_packing and training.padding_free to false "
@@ -226,6 +226,6 @@ def test_an_audit_of_a_packed_dataset_is_one_of_its_first_batch() -> None:
     packed = collate.pack(Dataset.from_list(rows([9, 14, 5, 20, 3, 8])), 24)
     batch = Collator(PAD)(list(packed))
     made = model("llama", STANDARD)
-    found = packing_audit.audit(made, packing_audit.documents(batch), Collator(PAD), packs=True, tolerance=1e-3)
+    found = packing_audit.audit_packing(made, packing_audit.documents(batch), Collator(PAD), packs=True, tolerance=1e-3)
     assert found.apart
     assert found.documents == COUNT

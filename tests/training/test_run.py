@@ -327,7 +327,7 @@ def test_a_run_that_breaks_says_so_and_leaves_no_model(fmstune: Run) -> None:
 def test_a_full_memory_names_the_step_the_rows_and_what_to_change(
     fmstune: Run, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    from fmstune.training.trainer import SFTTrainer
+    from trl import SFTTrainer
 
     def full(*_args: object, **_kwargs: object) -> None:
         raise error
@@ -344,12 +344,12 @@ def test_a_full_memory_names_the_step_the_rows_and_what_to_change(
 def test_an_error_in_training_is_recorded_and_no_half_model_stays(
     fmstune: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fmstune.training import run as train
+    from fmstune.training import run as module
 
     def no_permission(*_args: object, **_kwargs: object) -> None:
         raise OSError(13, "Permission denied")
 
-    monkeypatch.setattr(train, "draw_loss", no_permission)
+    monkeypatch.setattr(module, "draw_loss", no_permission)
     run = fmstune(*QUICK)
     assert run.code == 1
     assert run.summary["status"] == "failed"

@@ -16,7 +16,8 @@ from fmstune.config.job import Model
 from fmstune.errors import UserError
 from fmstune.launch import preemption
 from fmstune.models import load
-from fmstune.training.trainer import Trainer, numbers
+from fmstune.training.objectives.sft import SftTrainer
+from fmstune.training.trainer import numbers
 
 TINY = Model(path="package:tiny_llama")
 IDS = [[1, 5, 6, 7, 8, 9, 2], [1, 15, 16, 2], [1, 25, 26, 27, 28, 2], [1, 3, 4, 2]]
@@ -24,7 +25,7 @@ ROWS = [{"input_ids": ids, "labels": [-100] * (len(ids) - 2) + ids[-2:]} for ids
 
 
 def trainer(
-    folder: Path, cls: type[SFTTrainer] = Trainer, *, rows: Any = ROWS, eval_rows: Any = None, **changes: object
+    folder: Path, cls: type[SFTTrainer] = SftTrainer, *, rows: Any = ROWS, eval_rows: Any = None, **changes: object
 ) -> Any:
     tokenizer = load.load_tokenizer(TINY)
     settings = {
@@ -53,14 +54,14 @@ def trainer(
     return made
 
 
-def adapted(folder: Path, *, ratio: float | None = None, quantised: bool = False, **changes: object) -> Trainer:
+def adapted(folder: Path, *, ratio: float | None = None, quantised: bool = False, **changes: object) -> SftTrainer:
     """A trainer of LoRA on queries and on the embedding."""
     tokenizer = load.load_tokenizer(TINY)
     base = load.load(TINY, tokenizer, dtype="float32", attention="sdpa")
     # the mark that transformers leaves on a base of bitsandbytes, and that TRL looks for
     base.is_loaded_in_4bit = quantised
     torch.manual_seed(0)
-    return Trainer(
+    return SftTrainer(
         model=get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"])),
         args=SFTConfig(
             output_dir=str(folder),
@@ -77,7 +78,7 @@ def adapted(folder: Path, *, ratio: float | None = None, quantised: bool = False
     )
 
 
-def rates(made: Trainer) -> dict[str, float]:
+def rates(made: SftTrainer) -> dict[str, float]:
     """The learning rate of each trained parameter, by the name of its matrix."""
     optimizer = made.create_optimizer()
     of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}

@@ -33,7 +33,9 @@ def device_memory(work: Work) -> Memory:
     d, precision, sharing = work.dimensions, work.machine.precision, work.sharing
     trained = BYTES[precision.trained]
     whole = d.base_parameters - d.quantised_parameters
-    weights = whole * BYTES[precision.weights] + d.quantised_bytes + d.adapter_parameters * BYTES["float32"]
+    models = 1 + work.training.frozen_copies
+    weights = models * (whole * BYTES[precision.weights] + d.quantised_bytes)
+    weights += d.adapter_parameters * BYTES["float32"]
     gradients = d.trainable_parameters * trained
     optimizer = optimizer_bytes(work.training.optim, d, trained)
     if sharing.sharded_over > 1 or sharing.cpu_offload:
@@ -153,7 +155,7 @@ def activation_bytes(work: Work) -> int:
     keeps its input, and one block at a time is computed again (Chen et al. 2016, arXiv:1604.06174).
     """
     d, t = work.dimensions, work.training
-    positions = t.per_device_train_batch_size * (row_length(work) - d.prefix_tokens)
+    positions = t.texts_in_batch * (row_length(work) - d.prefix_tokens)
     block = _block_bytes(work)
     last_norm = 2 * 4 * d.hidden_size
     if not t.activation_checkpointing:
@@ -172,7 +174,7 @@ def attention_mask_bytes(work: Work) -> int:
     d, t, precision = work.dimensions, work.training, work.machine.precision
     if not (t.packing or t.padding_free) or work.machine.attention.startswith("flash"):
         return 0
-    pairs = t.per_device_train_batch_size * row_length(work) * positions_scored(work)
+    pairs = t.texts_in_batch * row_length(work) * positions_scored(work)
     size = BYTES[precision.autocast or precision.weights]
     if work.machine.attention == "eager":
         return pairs * size
@@ -199,7 +201,7 @@ def _prefix_bytes(work: Work) -> int:
     """Bytes of the keys and values that prefix tuning puts before those of the rows."""
     d, precision = work.dimensions, work.machine.precision
     numbers = d.layers * d.prefix_tokens * 2 * d.kv_heads * d.head_dim
-    return numbers * work.training.per_device_train_batch_size * BYTES[precision.autocast or precision.weights]
+    return numbers * work.training.texts_in_batch * BYTES[precision.autocast or precision.weights]
 
 
 def _mask_bytes(work: Work, size: int) -> int:
@@ -238,7 +240,9 @@ def logit_bytes(work: Work) -> int:
     At once: log-probabilities, their gradient and the logits' gradient, in float32 (torch's cross-entropy).
     """
     d, machine = work.dimensions, work.machine
-    positions = work.training.per_device_train_batch_size * (row_length(work) - d.virtual_tokens)
+    if not work.training.scores_vocabulary:
+        return 0
+    positions = work.training.texts_in_batch * (row_length(work) - d.virtual_tokens)
     supervised = math.ceil(positions * work.rows.supervised_share)
     if machine.device == "cuda":
         size = BYTES[machine.precision.autocast or machine.precision.weights]

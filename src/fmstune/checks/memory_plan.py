@@ -63,10 +63,7 @@ def plan_work(work: Work) -> Plan:
         total_steps=step_counts.total_steps,
         tokens_per_epoch=work.rows.tokens,
         tokens_estimated=work.rows.estimated,
-        positions_per_step=work.sharing.processes
-        * t.per_device_train_batch_size
-        * t.gradient_accumulation_steps
-        * row_length(work),
+        positions_per_step=work.sharing.processes * t.texts_in_batch * t.gradient_accumulation_steps * row_length(work),
         checkpoint_bytes=trained + optimizer_bytes(t.optim, d, BYTES[work.machine.precision.trained]),
         notes=tuple(_notes(work)),
         work=work,

@@ -80,6 +80,17 @@ class Training:
     packing: bool = False
     padding_free: bool = False
     dataloader_drop_last: bool = False
+    texts_in_row: int = 1
+    """Texts that the model reads of each row, such as the two of a pair."""
+    frozen_copies: int = 0
+    """Models of the same size that are held and not trained."""
+    scores_vocabulary: bool = True
+    """The model scores every token of the vocabulary, as a head of one label does not."""
+
+    @property
+    def texts_in_batch(self) -> int:
+        """Texts that go through the model together."""
+        return self.per_device_train_batch_size * self.texts_in_row
 
 
 @dataclass(frozen=True)
@@ -134,4 +145,4 @@ def positions_scored(work: Work) -> int:
     """Positions that one position is scored with: those of its row, which `padding_free` alone makes of all rows."""
     t = work.training
     flat = t.padding_free and not t.packing
-    return row_length(work) * (t.per_device_train_batch_size if flat else 1)
+    return row_length(work) * (t.texts_in_batch if flat else 1)

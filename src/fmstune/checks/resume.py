@@ -45,6 +45,12 @@ def resume_problems(job: Job) -> Iterator[Problem]:
     yield from _change_problems(job, folder.resolve().parent / run_folder.JOB)
 
 
+def _allowed(job: Job) -> list[str]:
+    """The packages that this job names, which have been allowed already."""
+    named = [job.data.format, *job.tracking.values(), *job.callbacks.others.values()]
+    return [str(target).partition(".")[0] for target in (job.objective._target_, *(one["_target_"] for one in named))]
+
+
 def steps_done(checkpoint: Path) -> int:
     """The optimizer step that a checkpoint was saved at; raises UserError when its state cannot be read."""
     state = checkpoint / "trainer_state.json"
@@ -70,8 +76,7 @@ def _change_problems(job: Job, job_file: Path) -> Iterator[Problem]:
     if not job_file.is_file():
         return
     try:
-        # the package of this job's format has been allowed already
-        former = freeze.read(job_file, trusted=[job.data.format["_target_"].partition(".")[0]]).job
+        former = freeze.read(job_file, trusted=_allowed(job)).job
     except UserError as err:
         text = f": the checkpoint's job cannot be compared ({'; '.join(map(str, err.problems))})"
         yield Problem("training.resume", f"{text}; copy the checkpoint elsewhere to resume without comparing")
@@ -96,7 +101,7 @@ _OWN_FOLDER = re.compile(
 def differences(job: Job, job_file: Path) -> Iterator[str]:
     """Yield each difference from the job of a run folder; a job without any can be resumed there."""
     try:
-        former = freeze.read(job_file, trusted=[job.data.format["_target_"].partition(".")[0]]).job
+        former = freeze.read(job_file, trusted=_allowed(job)).job
     except UserError as err:
         yield f"its job.yaml cannot be read: {'; '.join(map(str, err.problems))}"
         return

@@ -9,7 +9,7 @@ from fmstune.config.metrics import Place, better_end, comparable, metrics_of, na
 from fmstune.errors import Problem, did_you_mean
 
 USUAL = ("tuned.eval_loss", "train_loss")
-"""What runs are compared by where nothing else is asked: on held-out answers, else in training."""
+"""The numbers that runs are compared by unless a job names another: on held-out rows, else in training."""
 
 
 def path(job: Job) -> str:
@@ -28,7 +28,7 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def curve(metrics: Iterable[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
-    """Step and value of one metric of `metrics.jsonl`, without what is no number."""
+    """Step and value of one metric of `metrics.jsonl`, without values that are not numbers."""
     pairs = ((line.get("step"), line.get(name)) for line in metrics)
     return [(step, float(value)) for step, value in pairs if isinstance(step, int) and is_number(value)]
 
@@ -58,7 +58,7 @@ def compare_by_problems(job: Job) -> Iterator[Problem]:
         yield Problem("compare_by", f": {name} is measured on held-out rows, and this job measures none; {hint}")
     elif name not in known:
         yield Problem(
-            "compare_by", f": {name} is no number of summary.json{did_you_mean(name, known)} ({', '.join(known)})"
+            "compare_by", f": {name} is not a number of summary.json{did_you_mean(name, known)} ({', '.join(known)})"
         )
     elif direction(job) is None:
         yield Problem("direction", f"must be given for compare_by={name}: minimize or maximize")

@@ -24,11 +24,15 @@ class Objective:
     columns: list[str] = field(default_factory=lambda: ["input_ids", "labels"])
     """Columns of a tokenised row; any but these two hold the tokens of texts that the format returns by these names."""
     frozen_copies: int = 0
-    """Models of the same size that are held beside the trained one, such as a reference; the plan counts them."""
+    """Models of the same size that are held and not trained, such as a reference; the plan counts them."""
     metrics: dict[str, Any] = field(default_factory=dict)
-    """Metrics by name, besides those of every run: `label`, `better`, `where`, and if need be `unit` and `form`."""
+    """Metrics by name that a run has in addition: `label`, `better`, `where`, and if need be `unit` and `form`."""
 
 
-def texts_in_row(objective: Objective) -> int:
-    """How many texts a row gives to the model: a pair has two."""
-    return 1 if "input_ids" in objective.columns else len(objective.columns)
+SUPERVISED = Objective()
+"""That of jobs without one, and of models that are loaded to answer."""
+
+
+def text_columns(objective: Objective) -> tuple[str, ...]:
+    """The columns that hold texts of their own; none where a row is one text."""
+    return tuple(name for name in objective.columns if name not in SUPERVISED.columns)

@@ -128,7 +128,7 @@ MOVED_TARGETS = {"fmstune.adapters.": "fmstune.models.adapters.", "fmstune.forma
 
 
 COMPARE_BY = "objective"
-"""What `compare_by` was called before `objective` became a group."""
+"""The name of `compare_by` before `objective` became a group."""
 
 
 def with_compare_by(tree: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:

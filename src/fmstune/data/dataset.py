@@ -91,13 +91,15 @@ class Prepared:
             yield f"{shared.message()}; data.overlap=drop leaves them out of training"
 
 
-def prepare_data(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int) -> Prepared:
+def prepare_data(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int, texts: Sequence[str] = ()) -> Prepared:
     """Tokenise the training and the held-out rows, or map what an earlier run made of the same content.
+
+    `texts` are the columns for texts of their own.
 
     Raises one UserError with all problems of the data.
     """
     check_tokenizer(tokenizer)
-    recipes = load_recipes(data, tokenizer)
+    recipes = load_recipes(data, tokenizer, texts)
     contents = hash_sources(recipes)
     made = _tokenize(recipes, seed, contents)
     train = [parts[TRAIN] for parts in made.values() if TRAIN in parts]
@@ -113,9 +115,11 @@ def prepare_data(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int) ->
     return found
 
 
-def data_identity(data: Data, tokenizer: "PreTrainedTokenizerBase | None", seed: int) -> dict[str, dict[str, str]]:
+def data_identity(
+    data: Data, tokenizer: "PreTrainedTokenizerBase | None", seed: int, texts: Sequence[str] = ()
+) -> dict[str, dict[str, str]]:
     """The `data_hashes` and, with a tokenizer, the `tokens` by field that `prepare_data` would give."""
-    recipes = load_recipes(data, tokenizer)
+    recipes = load_recipes(data, tokenizer, texts)
     contents = hash_sources(recipes)
     keyed = [recipe for recipe in recipes if tokenizer is not None and not recipe.streamed]
     return {
@@ -132,7 +136,7 @@ def prepare_held_out(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int
     return tuple(parts[HELD_OUT] for parts in made.values())
 
 
-def load_recipes(data: Data, tokenizer: "PreTrainedTokenizerBase | None") -> list[Recipe]:
+def load_recipes(data: Data, tokenizer: "PreTrainedTokenizerBase | None", texts: Sequence[str] = ()) -> list[Recipe]:
     """A recipe for each source, those to train on first; raises UserError with all problems of the formats."""
     recipes: list[Recipe] = []
     problems: list[Problem] = []
@@ -140,7 +144,8 @@ def load_recipes(data: Data, tokenizer: "PreTrainedTokenizerBase | None") -> lis
         for name, source in sources(data, part).items():
             field = f"data.{part}.{name}" if name else f"data.{part}"
             try:
-                recipes.append(Recipe(source, field, data, load_format(source.format or {}, tokenizer), tokenizer))
+                format = load_format(source.format or {}, tokenizer)
+                recipes.append(Recipe(source, field, data, format, tokenizer, tuple(texts)))
             except UserError as err:
                 named = f"{field}.format" if source.format != data.format else "data.format"
                 problems += [problem.moved("data.format", named) for problem in err.problems]
@@ -211,7 +216,9 @@ def _mixed(recipes: Sequence[Recipe], train: Sequence[Part], held_out: Sequence[
         for part, share in zip(train, mixture, strict=True)
     ]
     epoch = concatenate_datasets(taken) if len(taken) > 1 else taken[0]
-    return Prepared(epoch.select_columns(["input_ids", "labels"]), tuple(train), tuple(held_out), mixture, shared)
+    return Prepared(
+        epoch.select_columns(["input_ids", "labels", *recipes[0].texts]), tuple(train), tuple(held_out), mixture, shared
+    )
 
 
 def _streamed(recipes: Sequence[Recipe], train: Sequence[Part], held_out: Sequence[Part], seed: int) -> Prepared:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmstune import files
 from fmstune.data import formats
-from fmstune.data.tokens import Formatted, RowProblem, Segment, TokenRow, in_words
+from fmstune.data.tokens import Formatted, RowProblem, Segment, Texts, TokenRow, in_words
 from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 
 if TYPE_CHECKING:
@@ -38,6 +38,15 @@ def format_row(format: Format, values: Mapping[str, Any]) -> Formatted:
     made = format(values)
     if isinstance(made, TokenRow):
         return made
+    if isinstance(made, Texts):
+        for text in made.values():
+            _check_segments(text)
+        return made
+    return _check_segments(made)
+
+
+def _check_segments(made: Any) -> list[Segment]:
+    """Return the segments of a text; raises RowProblem for anything else, and for text that cannot be tokenised."""
     if not isinstance(made, list) or not all(isinstance(segment, Segment) for segment in made):
         raise RowProblem(f"the format must return a list of fmstune.data.formats.Segment, found {made!r:.80}")
     try:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from fmstune.data.chat import chat_segments, check_messages, check_tools
 from fmstune.data.templates import render_row
-from fmstune.data.tokens import Formatted, RowProblem, Segment, Templated, TemplateMissing, TokenRow, in_words
+from fmstune.data.tokens import Formatted, RowProblem, Segment, Templated, TemplateMissing, Texts, TokenRow, in_words
 from fmstune.errors import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["FORMATS", "RowProblem", "Segment", "TemplateMissing", "Templated", "TokenRow"]
+__all__ = ["FORMATS", "RowProblem", "Segment", "TemplateMissing", "Templated", "Texts", "TokenRow"]
 
 FORMATS = ("text", "alpaca", "labelled_text", "input_output", "template", "chat", "tokenized")
 """The functions of this module that a job may name; its other functions take no rows."""
@@ -131,6 +131,8 @@ def has_answer(formatted: Formatted) -> bool:
     """Whether trained text is not blank, or a token is trained."""
     if isinstance(formatted, TokenRow):
         return any(label != -100 for label in formatted.labels)
+    if isinstance(formatted, Texts):
+        return all(map(has_answer, formatted.values()))
     return any(segment.trained and segment.text.strip() for segment in formatted)
 
 

@@ -9,7 +9,7 @@ from fmstune.data.ledger import Ledger
 from fmstune.data.read import RowProblems
 from fmstune.data.splits import HELD_OUT, TRAIN, format_rows, split_rows
 from fmstune.data.streaming import SAMPLE
-from fmstune.data.tokens import IGNORED, Formatted, TokenRow
+from fmstune.data.tokens import IGNORED, Formatted, Texts, TokenRow
 from fmstune.errors import Problem, UserError, raise_if_any
 
 CHARACTERS_PER_TOKEN = 3.6
@@ -64,6 +64,9 @@ def scan_data(data: Data, seed: int) -> Scan:
 
 def _characters(formatted: Formatted) -> tuple[int, int]:
     """Characters of a row, and how many of them are trained; a token counts CHARACTERS_PER_TOKEN."""
+    if isinstance(formatted, Texts):
+        counts = [_characters(text) for text in formatted.values()]
+        return sum(length for length, _ in counts), sum(trained for _, trained in counts)
     if isinstance(formatted, TokenRow):
         trained = sum(label != IGNORED for label in formatted.labels)
         return round(len(formatted.labels) * CHARACTERS_PER_TOKEN), round(trained * CHARACTERS_PER_TOKEN)

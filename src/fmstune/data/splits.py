@@ -29,6 +29,8 @@ class Recipe(NamedTuple):
     format: Format
     tokenizer: "PreTrainedTokenizerBase | None"
     """None where rows are formatted and not tokenised."""
+    texts: tuple[str, ...] = ()
+    """Columns for texts of their own, by the names that the format returns them by."""
 
     @property
     def name(self) -> str:

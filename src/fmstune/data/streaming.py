@@ -10,8 +10,8 @@ from fmstune.config.job import Data
 from fmstune.data.ledger import Ledger
 from fmstune.data.locate import local_files
 from fmstune.data.read import RowProblems
-from fmstune.data.splits import Recipe
-from fmstune.data.tokenized import TRAINED, Part, in_memory_dataset, tokenize_batches
+from fmstune.data.splits import TRAIN, Recipe
+from fmstune.data.tokenized import Part, cache_schema, in_memory_dataset, tokenize_batches
 from fmstune.errors import UserError, raise_if_any
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ SAMPLE = 1000
 def sample_stream(recipe: Recipe) -> Part:
     """The first rows of a source, in memory, with their ledger; raises UserError with all their problems."""
     ledger, problems = Ledger(), RowProblems()
-    made = in_memory_dataset(list(tokenize_batches(islice(recipe.rows(), SAMPLE), recipe, ledger, problems)))
+    batches = list(tokenize_batches(islice(recipe.rows(), SAMPLE), recipe, ledger, problems))
+    made = in_memory_dataset(batches, cache_schema(recipe, TRAIN))
     raise_if_any(problems.first())
     if not len(made):
         raise UserError(recipe.field, "\n".join([f": no row is left of the first {SAMPLE:,}", *ledger.lines()]))
@@ -50,7 +51,7 @@ def _one_pass(stream: Stream) -> Iterator[dict[str, list[int]]]:
     for batch in tokenize_batches(stream.recipe.rows(), stream.recipe, stream.ledger, problems):
         raise_if_any(problems.first())
         for row in batch.values():
-            yield {"input_ids": row.input_ids, "labels": row.labels}
+            yield {"input_ids": row.input_ids, "labels": row.labels, **row.texts}
     raise_if_any(problems.first())
 
 
@@ -58,7 +59,8 @@ def streamed_dataset(streams: Sequence[Stream], data: Data, seed: int) -> "Itera
     """The rows of all sources, mixed by their weights where they have some, and shuffled in a buffer."""
     from datasets import Features, IterableDataset, concatenate_datasets, interleave_datasets
 
-    columns = TRAINED.empty_table().select(["input_ids", "labels"]).schema
+    recipe = streams[0].recipe
+    columns = cache_schema(recipe, TRAIN).empty_table().select(["input_ids", "labels", *recipe.texts]).schema
     features = Features.from_arrow_schema(columns)
     parts = [
         IterableDataset.from_generator(_one_pass, features=features, gen_kwargs={"stream": stream})

@@ -21,12 +21,12 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from fmstune import cache
-from fmstune.config.job import Data, OverLength, Untrainable
+from fmstune.config.job import OverLength, Untrainable
 from fmstune.data import tokens
 from fmstune.data.format_loading import source_files
 from fmstune.data.ledger import Ledger
 from fmstune.data.read import Contents, Row, RowProblems
-from fmstune.data.splits import HELD_OUT, FormattedRow, Recipe, draws_held_out, format_rows, split_rows
+from fmstune.data.splits import HELD_OUT, TRAIN, FormattedRow, Recipe, draws_held_out, format_rows, split_rows
 from fmstune.data.tokens import Encoded
 from fmstune.errors import Problem, UserError, raise_if_any
 
@@ -51,6 +51,12 @@ TRAINED = pa.schema(
 """`number` is the row's place in its split, counted from 1; equal tokens have equal fingerprints."""
 HELD_OUT_TOO = pa.schema([*TRAINED, pa.field("prompt_ids", INTEGERS), pa.field("answer_ids", INTEGERS)])
 """Held-out rows are also divided into prompt and answer, so that the last answers can be generated and compared."""
+
+
+def cache_schema(recipe: Recipe, split: str) -> pa.Schema:
+    """The columns of a split in the cache."""
+    fields = HELD_OUT_TOO if split == HELD_OUT else TRAINED
+    return pa.schema([*fields, *(pa.field(name, INTEGERS) for name in recipe.texts)])
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ def _empty(field: str, ledgers: dict[str, Ledger]) -> Iterator[Problem]:
 def _write_split(split: Iterable[Row], path: Path, recipe: Recipe) -> Ledger:
     """Tokenise a split in batches; raises all its problems at the end."""
     ledger, problems = Ledger(), RowProblems()
-    schema = HELD_OUT_TOO if path.stem == HELD_OUT else TRAINED
+    schema = cache_schema(recipe, path.stem)
     with _seldom_collected(), pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for batch in tokenize_batches(split, recipe, ledger, problems, ahead=AHEAD):
             writer.write_batch(_record_batch(batch, schema))
@@ -155,7 +161,7 @@ def tokenize_batches(
     """
     formatted = format_rows(split, recipe, ledger, problems)
     for batch, encodings in _encoded(iter(lambda: list(islice(formatted, BATCH)), []), recipe, ahead):
-        yield _trainable(batch, encodings, recipe.data, ledger, problems)
+        yield _trainable(batch, encodings, recipe, ledger, problems)
 
 
 def _encoded(
@@ -180,11 +186,14 @@ def _encoded(
 
 
 def _trainable(
-    batch: list[FormattedRow], encodings: list[Encoded], data: Data, ledger: Ledger, problems: RowProblems
+    batch: list[FormattedRow], encodings: list[Encoded], recipe: Recipe, ledger: Ledger, problems: RowProblems
 ) -> dict[int, Encoded]:
     """The rows of a batch that are trained; the others are counted, and are problems unless they may be dropped."""
-    kept = {}
+    kept, data = {}, recipe.data
     for (number, row, _), encoded in zip(batch, encodings, strict=True):
+        if tuple(encoded.texts) != recipe.texts:
+            found, wanted = (" and ".join(names) or "one text" for names in (encoded.texts, recipe.texts))
+            problems.add_row(row, f"the format returns {found}, and the objective reads {wanted}")
         ledger.add_length(encoded.length, number)
         if encoded.length > data.max_length and data.over_length is not OverLength.truncate:
             ledger.rows_too_long += 1
@@ -202,12 +211,12 @@ def _trainable(
     return kept
 
 
-def in_memory_dataset(batches: Iterable[dict[int, Encoded]]) -> "Dataset":
+def in_memory_dataset(batches: Iterable[dict[int, Encoded]], schema: pa.Schema) -> "Dataset":
     """Tokenised rows in memory, with the columns of training rows."""
     from datasets import Dataset  # a second to import, and a scan or the cache's size need none
 
-    made = [_record_batch(batch, TRAINED) for batch in batches]
-    return Dataset(pa.Table.from_batches(made, schema=TRAINED))
+    made = [_record_batch(batch, schema) for batch in batches]
+    return Dataset(pa.Table.from_batches(made, schema=schema))
 
 
 def _record_batch(kept: dict[int, Encoded], schema: pa.Schema) -> pa.RecordBatch:
@@ -220,6 +229,8 @@ def _record_batch(kept: dict[int, Encoded], schema: pa.Schema) -> pa.RecordBatch
     if "prompt_ids" in schema.names:
         columns["prompt_ids"] = _lists([row.prompt_ids for row in kept.values()])
         columns["answer_ids"] = _lists([row.answer_ids for row in kept.values()])
+    texts = [name for name in schema.names if name not in columns]
+    columns |= {name: _lists([row.texts.get(name, []) for row in kept.values()]) for name in texts}
     return pa.record_batch(columns, schema=schema)
 
 
@@ -279,7 +290,7 @@ def cache_key(recipe: Recipe, seed: int, contents: Contents) -> str:
         "own_files": [hashlib.sha256(path.read_bytes()).hexdigest() for path in own],
         "tokenizer": _tokenizer_facts(recipe.tokenizer),
         "length": (data.max_length, data.over_length.value, data.untrainable.value, source.max_rows),
-        "split": TRAINED.names if recipe.trains else HELD_OUT_TOO.names,
+        "split": cache_schema(recipe, TRAIN if recipe.trains else HELD_OUT).names,
         "drawn": (data.eval_fraction, seed) if drawn else None,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

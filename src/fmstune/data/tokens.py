@@ -4,7 +4,8 @@ The rule holds for a token that straddles the start of an answer, too: that toke
 has to write. Counting the tokens of the prompt alone would train nothing of such an answer.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fmstune.errors import UserError
@@ -35,7 +36,11 @@ class TokenRow(NamedTuple):
     labels: list[int]
 
 
-Formatted = list[Segment] | TokenRow
+class Texts(dict[str, list[Segment]]):
+    """Several texts of one row by name, such as the chosen and the rejected answer; the model reads each alone."""
+
+
+Formatted = list[Segment] | TokenRow | Texts
 """A row as a format returns it."""
 
 
@@ -67,6 +72,8 @@ class Encoded(NamedTuple):
     """Tokens that lie on both sides of a boundary between read and trained text."""
     answer: int
     """The place of the first token of the last answer."""
+    texts: Mapping[str, list[int]] = MappingProxyType({})
+    """The ids of each text by name, where the row has several; `input_ids` and `labels` hold them end to end."""
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -108,6 +115,8 @@ def encode_rows(batch: Sequence[Formatted], tokenizer: "PreTrainedTokenizerBase"
 def _encoder(row: Formatted) -> Callable[..., Iterator[Encoded]]:
     if isinstance(row, TokenRow):
         return _encode_tokens
+    if isinstance(row, Texts):
+        return _encode_texts
     return _encode_templated if isinstance(row, Templated) else _encode_plain
 
 
@@ -131,6 +140,24 @@ def _encode_templated(
         count = len(kept.input_ids)
         answer = _last_answer(spans, count)
         yield kept._replace(answered=answer < count, straddling=_straddling(spans, count), answer=answer)
+
+
+def _encode_texts(rows: Sequence[Texts], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Iterator[Encoded]:
+    """Each text as it is alone; the row is as long as the longest of them."""
+    flat = iter(encode_rows([text for row in rows for text in row.values()], tokenizer, max_length))
+    for row in rows:
+        parts = {name: next(flat) for name in row}
+        each = list(parts.values())
+        yield Encoded(
+            input_ids=[token for part in each for token in part.input_ids],
+            labels=[label for part in each for label in part.labels],
+            length=max(part.length for part in each),
+            trained=sum(part.trained for part in each),
+            answered=all(part.answered for part in each),
+            straddling=sum(part.straddling for part in each),
+            answer=each[0].answer,
+            texts={name: part.input_ids for name, part in parts.items()},
+        )
 
 
 def _encode_tokens(

@@ -25,7 +25,7 @@ BATCHES = 8
 """Batches between two writes and two lines of progress; prompts of like length are put together among these."""
 
 
-def run(request: Generation) -> int:
+def answer_prompts(request: Generation) -> int:
     """Answer every prompt; what cannot be answered is said before the weights are read, where that can be known."""
     texts = _texts(request)
     place = tuned.locate(request.model, request.base_model_name_or_path, force=request.force)
@@ -88,7 +88,7 @@ def _prompts(request: Generation, texts: Sequence[str], tokenizer: PreTrainedTok
 
 
 def _too_long(asked: Sequence[Prompt], model: Tuned, max_new_tokens: int) -> Iterator[Problem]:
-    """Prompts that leave no room for their answer; transformers would fail, or go on with positions it never saw."""
+    """Prompts that leave no room for their answer; transformers would fail, or use positions unknown to the model."""
     config = model.model.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
@@ -98,12 +98,12 @@ def _too_long(asked: Sequence[Prompt], model: Tuned, max_new_tokens: int) -> Ite
     long = [number for number, prompt in enumerate(asked, start=1) if len(prompt.ids) > room]
     if long:
         first = len(asked[long[0] - 1].ids)
-        beside = f" and {virtual} virtual tokens" if virtual else ""
+        prompt_tokens = f" and {virtual} virtual tokens" if virtual else ""
         yield Problem(
             "",
             f"{len(long):,} of {len(asked):,} prompts are too long, first number {long[0]:,}: its {first:,} "
-            f"tokens{beside} with --max_new_tokens {max_new_tokens:,} go beyond the {positions:,} positions of the "
-            "model; shorten them, or lower --max_new_tokens",
+            f"tokens{prompt_tokens} with --max_new_tokens {max_new_tokens:,} go beyond the {positions:,} "
+            "positions of the model; shorten them, or lower --max_new_tokens",
         )
 
 
@@ -122,7 +122,7 @@ def _answered(request: Generation, asked: Sequence[Prompt]) -> int:
             given = json.loads(line)["input"]
         except (ValueError, KeyError, TypeError) as err:
             raise UserError(
-                "--resume", f": {path}:{number} is no answer of fmstune generate; choose another file"
+                "--resume", f": {path}:{number} is not an answer of fmstune generate; choose another file"
             ) from err
         if number > len(asked) or given != asked[number - 1].text:
             raise UserError(

@@ -14,7 +14,7 @@ from fmstune.models.sharding import gathered_from_all, is_sharded, learns_a_prom
 
 
 def begin(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What an empty prompt is asked with: the begin of a text."""
+    """Return the token that stands for an empty prompt: the beginning of a text."""
     found: int = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     return found
 
@@ -37,7 +37,7 @@ def generate(
     They are greedy, unless `sampling` (fields of GenerationConfig) says otherwise. `stop_texts` end an answer too and
     are cut off. `show` is given each answer's text as it grows; `batch_size` must be 1 then.
 
-    `behind_prompt` gives the text as it goes on from its prompt: many tokenizers write no space before the first word
+    `behind_prompt` gives the text as it continues its prompt: many tokenizers write no space before the first word
     of what they decode alone.
 
     Prompts are padded on the left. Under prompt learning they are not padded at all, but grouped by length: PEFT drops
@@ -53,11 +53,11 @@ def generate(
     )
     answers: dict[int, str] = {}
     lengths = [len(prompt) for prompt in prompts]
-    # each process goes on until the last one has ended, as all hold a part of the weights
-    beside: dict[str, Any] = {"synced_gpus": is_sharded(model)}
+    # each process generates until the last one has ended, as all hold a part of the weights
+    more: dict[str, Any] = {"synced_gpus": is_sharded(model)}
     if stop_texts:
         # they are looked for in text
-        beside["tokenizer"] = tokenizer
+        more["tokenizer"] = tokenizer
     with _without_own_generation_config(model):
         for batch in of_this_process(list(by_length(lengths, batch_size, equal=learns_a_prompt(model)))):
             encoded = tokenizer.pad(
@@ -65,7 +65,7 @@ def generate(
             ).to(model.device)
             texts = [Continued(tokenizer, prompts[i] if behind_prompt else ()) for i in batch]
             streamer = Streamer(texts[0], stop_texts, show) if show is not None else None
-            output = model.generate(**encoded, generation_config=settings, streamer=streamer, **beside)
+            output = model.generate(**encoded, generation_config=settings, streamer=streamer, **more)
             new = output[:, encoded["input_ids"].shape[1] :].tolist()
             for i, text, ids in zip(batch, texts, new, strict=True):
                 answers[i] = cut(text.of(ids), stop_texts)

@@ -22,7 +22,7 @@ from fmstune.models.sharding import learns_a_prompt
 from fmstune.models.tuned import Tuned
 
 
-def run(request: Harness) -> int:
+def run_harness(request: Harness) -> int:
     """Do the tasks, print the table, and write it with all figures; raises UserError."""
     for name in ("lm_eval", "huggingface_hub"):
         # the latter tells of each try to reach the hub; what came of it is said below
@@ -117,11 +117,11 @@ def _report(request: Harness, found: dict[str, dict[str, Any]], base: str | None
     path = Path(request.out_file)
     asked = {name: getattr(request, name) for name in ("num_fewshot", "limit", "seed")}
     tasks = list(request.tasks)
-    beside = path.with_suffix(".md")
+    page = path.with_suffix(".md")
     with explain_write_errors("--out_file", path):
         write_json(path, {"model": request.model, "base_model": base, "tasks": tasks, **asked, **found})
-        beside.write_text(f"{metrics.markdown(heads, rows)}\n\n{note}\n", encoding="utf-8")
-    print(f"wrote {path} and {beside}")
+        page.write_text(f"{metrics.markdown(heads, rows)}\n\n{note}\n", encoding="utf-8")
+    print(f"wrote {path} and {page}")
 
 
 def _rows(tuned_ones: dict[str, Any], base: dict[str, Any]) -> Iterator[tuple[str, ...]]:

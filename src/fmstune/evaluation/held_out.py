@@ -17,7 +17,7 @@ from fmstune.models.sharding import gathered_from_all, of_this_process
 from fmstune.models.trl_internals import DataCollatorForLanguageModeling
 
 SAMPLES = 8
-"""Held-out rows whose answers are kept: the first ones, so that nobody picks those that look well."""
+"""Held-out rows whose answers are kept: the first ones, and not those that look well."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Scores:
     expected: tuple[str, ...] = ()
     """The answer of each row."""
     answers: tuple[str, ...] = ()
-    """What was generated for each row."""
+    """The generated answer of each row."""
     samples: tuple[Sample, ...] = ()
     """The first rows."""
 
     @property
     def figures(self) -> dict[str, Any]:
-        """What the summary holds; accuracy, micro and macro F1 too where the rows have labels."""
+        """The figures of the summary; accuracy, micro and macro F1 too where the rows have labels."""
         texts = ("labels", "expected", "answers", "samples")
         plain = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in texts}
         return plain | metrics.of_labels(self.expected, self.answers, self.labels)
@@ -89,7 +89,7 @@ def score(
         loss, tokens = _loss(model, rows, tokenizer.pad_token_id, evaluation.batch_size)
         got = generate(model, tokenizer, prompts, batch_size=evaluation.batch_size, max_new_tokens=limit, stops=ends)
     model.train(was_training)
-    # decoded alike, so that neither spaces at a boundary nor a straddling token tells them apart
+    # decoded alike, so that neither spaces at a boundary nor a straddling token makes a difference
     wanted = tokenizer.batch_decode(expected, skip_special_tokens=True)
     return Scores(
         eval_loss=loss,
@@ -115,7 +115,7 @@ def labels_of(held_out: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[str
 
 
 def stops(answers: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What ends an answer: end-of-sequence, and the special tokens that a chat template ends a turn with."""
+    """Return the tokens that end an answer: end-of-sequence, and special tokens that end a chat turn."""
     special = set(tokenizer.all_special_ids)
     return sorted({tokenizer.eos_token_id, *(ids[-1] for ids in answers if ids[-1] in special)})
 

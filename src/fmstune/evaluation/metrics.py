@@ -1,4 +1,4 @@
-"""Answers beside the right ones → measures with intervals, each class apart, and the table of base against tuned."""
+"""Answers and the right ones → metrics with intervals, for each class too, and the table of base against tuned."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,12 +14,12 @@ RESAMPLES = 1000
 
 
 class Answers(NamedTuple):
-    """What a model made of each row."""
+    """A model's answer to each row."""
 
     wanted: Sequence[int]
     """The number of the right label; no row has another."""
     got: Sequence[int]
-    """The number of the label that was answered; -1 for an answer that is no label."""
+    """The number of the label that was answered; -1 for an answer that is not a label."""
     exact: Sequence[bool]
     """Whether the answer is the right one word for word."""
     losses: Sequence[float]
@@ -29,7 +29,7 @@ class Answers(NamedTuple):
 
 
 def key(answer: str) -> str:
-    """What two spellings of one label have in common: neither case nor spaces count."""
+    """Return what two spellings of one label share: neither case nor spaces count."""
     return " ".join(answer.casefold().split())
 
 
@@ -77,7 +77,7 @@ def of_labels(wanted: Sequence[str], got: Sequence[str], labels: Sequence[str]) 
 def measures(answers: Answers, labels: int) -> dict[str, float]:
     """The measures by name; with no label there are none of labels.
 
-    Micro F1 counts an answer that is no label as missed only, so that it differs from accuracy where there are such.
+    Micro F1 counts an answer that is not a label as missed only, so that it differs from accuracy where there are such.
     Macro F1 is the mean over the labels that a row has or that were answered.
     """
     arrays = _arrays(answers)
@@ -87,7 +87,7 @@ def measures(answers: Answers, labels: int) -> dict[str, float]:
 def compared(tuned: Answers, base: Answers | None, labels: int, seed: int) -> dict[str, dict[str, dict[str, float]]]:
     """Each model's measures and the change, each with the bounds of 95 % that a bootstrap over the rows gives.
 
-    The same rows are drawn for both models, so that the bounds of the change are those of the paired difference.
+    The same rows are drawn for both models, so that the bounds of the change belong to the paired difference.
     """
     models = {"tuned": tuned, **({"base": base} if base is not None else {})}
     arrays = {name: _arrays(one) for name, one in models.items()}

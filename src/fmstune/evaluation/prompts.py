@@ -9,19 +9,19 @@ from fmstune.data import formats
 from fmstune.data.chat import chat_segments, check_messages, check_tools, render_question
 from fmstune.data.format_loading import Format, format_row, load_format
 from fmstune.data.read import Row, RowProblems
-from fmstune.data.tokens import Formatted, RowProblem, Segment, Templated, TokenRow, encode_rows
+from fmstune.data.tokens import Formatted, RowProblem, Segment, Templated, Texts, TokenRow, encode_rows
 from fmstune.errors import UserError, raise_if_any
 from fmstune.evaluation import generate
 
 ANSWER = "a"
 """In place of an answer that is not there. Where it follows a space, nearly every vocabulary of English has a token of
-the two, as of a real answer, and the space is no token of the prompt."""
+the two, as of a real answer, and the space is not a token of the prompt."""
 
 _UNCUT = 2**31
 
 
 class Prompt(NamedTuple):
-    """What the model is asked, as text and as tokens."""
+    """A prompt as text and as tokens."""
 
     text: str
     ids: list[int]
@@ -116,12 +116,12 @@ def _prompt(
     answer = _answer_field(format)
     given = {**values, answer: values.get(answer) or ANSWER} if answer is not None else values
     made = format_row(make, given)
-    if isinstance(made, TokenRow):
+    if isinstance(made, TokenRow | Texts):
         return made
     if _own_name(format) != "text":
         return made
     if format["response_template"] is None:
-        # all of it was trained, and the model goes on with it
+        # all of it was trained, and the model continues it
         return [segment._replace(trained=False) for segment in made]
     *before, last = made
     return [*before, last if last.text.strip() else Segment(last.text + ANSWER, trained=True)]
@@ -144,7 +144,7 @@ def _conversation(
 def _text(made: Formatted, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     """The prompt as text: up to the answer, without white space that is part of the answer's first token."""
     decoded = str(tokenizer.decode(ids, skip_special_tokens=True))
-    if isinstance(made, TokenRow):
+    if isinstance(made, TokenRow | Texts):
         return decoded
     segments = list(made)
     while segments and segments[-1].trained:
@@ -154,7 +154,7 @@ def _text(made: Formatted, ids: Sequence[int], tokenizer: PreTrainedTokenizerBas
 
 
 def turn_ends(format: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What ends an answer under this format beside end-of-sequence: the special token of a chat template's turn."""
+    """Return the tokens that end an answer besides end-of-sequence: the special token of a chat template's turn."""
     if _own_name(format) != "chat":
         return []
     turns = [{"role": "user", "content": ANSWER}, {"role": "assistant", "content": ANSWER}]

@@ -46,7 +46,7 @@ class Task:
     counts: dict[str, int]
 
 
-def run(request: Scoring) -> int:
+def evaluate_rows(request: Scoring) -> int:
     """Evaluate, print the table, and write it with all figures; raises UserError."""
     job = freeze.freeze(request.job or {}, trusted=request.trusted).job
     place, base = tuned.with_base(request)
@@ -175,7 +175,7 @@ def _ranked(task: Task, model: Tuned, batch_size: int) -> list[str]:
 
 
 def label_ids(task: Task, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """The tokens of each label as an answer: those of a row that has it, else as they would follow the first prompt."""
+    """Return each label's tokens: from a row with that answer, else as they would follow the first prompt."""
     found: dict[str, list[int]] = {}
     for label in task.labels:
         row = next((row for row in task.rows if key(row.answer) == key(label)), None)
@@ -234,11 +234,11 @@ def _report(request: Scoring, task: Task, found: dict[str, tuple[Answers, list[s
     print("\n".join(["", *notes]))
     path = Path(request.out_file)
     tables = [metrics.markdown(heads, rows), *([metrics.markdown(_CLASS_HEADS, of_classes)] if of_classes else [])]
-    beside = path.with_suffix(".md")
+    page = path.with_suffix(".md")
     with explain_write_errors("--out_file", path):
         write_json(path, report)
-        beside.write_text("\n\n".join([*tables, "\n".join(f"- {note}" for note in notes)]) + "\n", encoding="utf-8")
-    print(f"wrote {path} and {beside}")
+        page.write_text("\n\n".join([*tables, "\n".join(f"- {note}" for note in notes)]) + "\n", encoding="utf-8")
+    print(f"wrote {path} and {page}")
 
 
 _LEFT_OUT = {
@@ -246,7 +246,7 @@ _LEFT_OUT = {
     "rows_truncated": "rows were cut to data.max_length",
     "rows_left_out": "more rows were left out by --max_rows",
     "rows_beyond_positions": "rows with their answer are longer than the model's positions, and were left out",
-    "rows_with_unknown_label": "rows have an answer that is no --label, and were left out",
+    "rows_with_unknown_label": "rows have an answer that is not a --label, and were left out",
 }
 
 

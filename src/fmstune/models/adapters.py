@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from fmstune import files
 from fmstune.config.job import FULL, LORAPLUS_LR_RATIO, Model
+from fmstune.config.objective import SUPERVISED, Objective
 from fmstune.errors import UserError
 from fmstune.models.shapes import REFUSALS
 
@@ -22,7 +23,7 @@ def full() -> None:
     """The `_target_` of `peft=full`: no adapter, every weight is trained."""
 
 
-def configuration(settings: dict[str, Any], model: Model) -> PeftConfig | None:
+def configuration(settings: dict[str, Any], model: Model, objective: Objective = SUPERVISED) -> PeftConfig | None:
     """The PEFT configuration of the job's peft group; None for full tuning.
 
     Raises UserError where PEFT itself refuses the values.
@@ -38,7 +39,7 @@ def configuration(settings: dict[str, Any], model: Model) -> PeftConfig | None:
     if values.get("prompt_tuning_init") == "TEXT" and not values.get("tokenizer_name_or_path"):
         values["tokenizer_name_or_path"] = files.resolve(model.tokenizer or model.path)
     try:
-        config: PeftConfig = cls(**{"task_type": TaskType.CAUSAL_LM, **values})
+        config: PeftConfig = cls(**{"task_type": TaskType(objective.task_type), **values})
     except REFUSALS as err:
         raise UserError("peft", f": {target} refuses these fields: {err}") from err
     return config if model.adapter is None else _saved(model.adapter, config)

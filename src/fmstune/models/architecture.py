@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -15,18 +16,19 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     StrictDataclassError,
 )
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from fmstune import files
 from fmstune.config.job import Model
+from fmstune.config.objective import SUPERVISED, Objective
 from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 
 _RENAMED = {"rope_theta": "rope_parameters", "rope_scaling": "rope_parameters", "torch_dtype": "dtype"}
 """Keys of older configurations that transformers 5 takes and keeps under another name."""
 
 
-def configuration(model: Model) -> PreTrainedConfig:
+def configuration(model: Model, objective: Objective = SUPERVISED) -> PreTrainedConfig:
     """The configuration of the model: from its folder, else from `model.architecture`, else from the hub."""
     given = None if model.architecture is None else _from_architecture(model.architecture)
     place = files.resolve(model.path)
@@ -38,7 +40,9 @@ def configuration(model: Model) -> PreTrainedConfig:
         config = given
     else:
         config = _from_hub(place, model.revision)
-    raise_if_any(_causal_problems(model.path, config))
+    raise_if_any(_causal_problems(model.path, config, objective))
+    for name, value in objective.model_fields.items():
+        setattr(config, name, value)
     return config
 
 
@@ -150,7 +154,7 @@ def _disagreements(model: Model, given: PreTrainedConfig, found: PreTrainedConfi
             yield Problem(f"model.architecture.{key}", f"is {here!r}, but {model.path} has {there!r}; correct it")
 
 
-def _causal_problems(path: str, config: PreTrainedConfig) -> Iterator[Problem]:
+def _causal_problems(path: str, config: PreTrainedConfig, objective: Objective) -> Iterator[Problem]:
     """Models that do not predict the next token, or would get a random head to do so."""
     named = config.architectures or []
     expected = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
@@ -159,20 +163,29 @@ def _causal_problems(path: str, config: PreTrainedConfig) -> Iterator[Problem]:
             "model.path", f": {path} ({config.model_type}) is no causal language model; only these can be tuned"
         )
         return
-    if named and not any(name == expected or "CausalLM" in name or "LMHead" in name for name in named):
+    is_causal = objective.model_class == SUPERVISED.model_class
+    if is_causal and named and not any(name == expected or "CausalLM" in name or "LMHead" in name for name in named):
         yield Problem(
             "model.path", f": {path} holds a {named[0]}, but tuning needs a {expected}, a causal language model"
         )
 
 
-def build_empty(config: PreTrainedConfig) -> PreTrainedModel:
+def model_class(objective: Objective) -> Any:
+    """Return the class of transformers that holds the weights; raises UserError where there is none."""
+    found = getattr(transformers, objective.model_class, None)
+    if found is None:
+        raise UserError("objective.model_class", f": transformers has no {objective.model_class!r}; give an AutoModel")
+    return found
+
+
+def build_empty(config: PreTrainedConfig, objective: Objective = SUPERVISED) -> PreTrainedModel:
     """The model on the meta device: names and shapes, no memory.
 
     Raises UserError where the values of the configuration make no model.
     """
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+            model: PreTrainedModel = model_class(objective).from_config(config)
     except (ValueError, TypeError, AssertionError, RuntimeError, ZeroDivisionError) as error:
         raise UserError("model", f": the configuration makes no {config.model_type} model: {_flat(error)}") from error
     return model

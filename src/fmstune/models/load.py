@@ -11,7 +11,6 @@ import torch
 from jinja2.exceptions import TemplateError
 from safetensors import SafetensorError
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -23,6 +22,7 @@ from fmstune import files
 from fmstune.checks.fms import package_problems
 from fmstune.checks.precision import Precision
 from fmstune.config.job import Attention, Backend, Device, Dtype, Model, Quantization
+from fmstune.config.objective import SUPERVISED, Objective
 from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.models import architecture
 
@@ -162,6 +162,7 @@ def bits_and_bytes(quantization: Quantization | None, precision: Precision) -> B
 def load(
     model: Model,
     tokenizer: Tokenizer,
+    objective: Objective = SUPERVISED,
     *,
     dtype: str,
     attention: str,
@@ -172,7 +173,7 @@ def load(
     Raises UserError when it cannot be had.
     """
     place = files.resolve(model.path)
-    kind = _fms_class(model) if model.backend is Backend.fms else AutoModelForCausalLM
+    kind = _fms_class(model) if model.backend is Backend.fms else architecture.model_class(objective)
     try:
         loaded, found = kind.from_pretrained(
             place,
@@ -185,10 +186,11 @@ def load(
             # both are refused below, with names
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **objective.model_fields,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as err:
         raise UserError("model.path", _cannot_load("model", place, err)) from err
-    raise_if_any(_incomplete(place, found))
+    raise_if_any(_incomplete(place, found, objective.new_modules))
     add_tokens(loaded, tokenizer.tokenizer, tokenizer.added)
     return loaded
 
@@ -201,10 +203,11 @@ def _fms_class(model: Model) -> type[PreTrainedModel]:
     return fms_models.model_class(architecture.configuration(model))
 
 
-def _incomplete(place: str, found: Mapping[str, Any]) -> Iterator[Problem]:
+def _incomplete(place: str, found: Mapping[str, Any], new_modules: Sequence[str]) -> Iterator[Problem]:
     """Weights that transformers would make up at random, with a warning that nobody reads."""
     for kind, what in (("missing_keys", "has no weights for"), ("mismatched_keys", "has weights of another shape for")):
         names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in found.get(kind) or ())
+        names = [name for name in names if name.partition(".")[0] not in new_modules]
         if names:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             yield Problem(

@@ -35,6 +35,7 @@ from transformers.pytorch_utils import Conv1D
 from fmstune.checks.memory import quantised_bytes
 from fmstune.checks.plan_inputs import Dimensions
 from fmstune.config.job import Quantization
+from fmstune.config.objective import SUPERVISED, Objective
 from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 from fmstune.models.architecture import build_empty
 
@@ -78,10 +79,13 @@ def parameters(model: torch.nn.Module, *, trained: bool = False) -> int:
 
 
 def dimensions(
-    config: PreTrainedConfig, peft_config: PeftConfig | None, quantization: Quantization | None = None
+    config: PreTrainedConfig,
+    peft_config: PeftConfig | None,
+    quantization: Quantization | None = None,
+    objective: Objective = SUPERVISED,
 ) -> Dimensions:
     """The numbers that a plan needs; the parameters are exact. No adapter is full tuning."""
-    model = build_empty(config)
+    model = build_empty(config, objective)
     quantised = [module.get_parameter("weight") for _, module in _linears(model)] if quantization else []
     base = parameters(model)
     vocabulary = _vocabulary(model)

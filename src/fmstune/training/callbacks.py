@@ -1,9 +1,10 @@
-"""What a run shows and writes while it trains: progress on the terminal, metrics.jsonl."""
+"""Callbacks of every run: metrics.jsonl, progress on the terminal, time of steps, and the stop at a notice."""
 
 import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,42 @@ class MetricsFile(TrainerCallback):
 def _finite(value: Any) -> Any:
     """JSON has no NaN; a string keeps what was there."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class StepClock(TrainerCallback):
+    """Seconds spent in optimizer steps, gradient accumulation included."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.steps = 0
+        self._begun = 0.0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._begun = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.seconds += time.perf_counter() - self._begun
+        self.steps += 1
+
+
+class SaveAndStop(TrainerCallback):
+    """Save a checkpoint after the step in which `asked` becomes true, and end training there."""
+
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self._asked = asked
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._asked():
+            control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Trainer takes the stop for the end of the epoch, where it would evaluate and save once more."""
+        if self._asked():
+            control.should_save = control.should_evaluate = False
 
 
 class LossPlot(TrainerCallback):

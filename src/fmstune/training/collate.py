@@ -1,6 +1,4 @@
-"""Rows of different lengths → batches that waste little: packed rows, the batches that keep their documents apart, and
-batches of rows of like length.
-"""
+"""Rows of different lengths → batches that waste little: packed rows, and batches of rows of like length."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a run planned and came to, in the numbers that `summary.json` holds."""
+"""The plan and the results of a run, in the numbers that `summary.json` holds."""
 
 import dataclasses
 from typing import Any
@@ -9,25 +9,27 @@ from fmstune.data.ledger import Ledger
 from fmstune.models import sharding
 from fmstune.training import memory
 from fmstune.training.preflight import Checked
-from fmstune.training.trainer import Trainer
+from fmstune.training.trainer import RunMixin
 
 
-def of_plan(plan: Plan) -> dict[str, Any]:
+def plan_figures(plan: Plan) -> dict[str, Any]:
     """The plan as `summary.json` holds it."""
     values = dataclasses.asdict(plan)
     values.pop("work")
     return values
 
 
-def of_training(trainer: Trainer, checked: Checked, prepared: Prepared, metrics: dict[str, float]) -> dict[str, Any]:
-    """What training came to."""
+def training_figures(
+    trainer: RunMixin, checked: Checked, prepared: Prepared, metrics: dict[str, float]
+) -> dict[str, Any]:
+    """Return the results of the training."""
     dimensions = checked.dimensions
     parameters = list(trainer.model.parameters())
     seconds = trainer.clock.seconds
     return {
         "train_loss": metrics["train_loss"],
         "steps": trainer.state.global_step,
-        # fewer than `steps` where a checkpoint was gone on with
+        # fewer than `steps` in a resumed run
         "steps_here": trainer.clock.steps,
         "epochs": trainer.state.epoch,
         "train_seconds": round(metrics["train_runtime"], 3),
@@ -37,7 +39,7 @@ def of_training(trainer: Trainer, checked: Checked, prepared: Prepared, metrics:
         "tokens_padded": trainer.positions - trainer.tokens,
         "positions": trainer.positions,
         "padding_share": round(1 - trainer.tokens / trainer.positions, 6) if trainer.positions else None,
-        "packing": trainer.audit and dataclasses.asdict(trainer.audit),
+        **trainer.own_figures(),
         "total_parameters": sum(p.numel() for p in parameters),
         "base_parameters": dimensions.base_parameters,
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
@@ -49,7 +51,7 @@ def of_training(trainer: Trainer, checked: Checked, prepared: Prepared, metrics:
 
 
 def _data(prepared: Prepared) -> dict[str, Any]:
-    """What became of all rows: of each source where there are several, and of those that were streamed."""
+    """Return the ledgers of all rows, and of each source where there are several."""
     train = {part.name: part.ledger for part in prepared.sources} if prepared.streamed is None else prepared.streamed
     held_out = {part.name: part.ledger for part in prepared.held_out}
     found: dict[str, Any] = {

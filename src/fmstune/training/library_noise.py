@@ -1,4 +1,4 @@
-"""What the libraries below may say in a runner, how many threads they take, and how long they wait for the hub."""
+"""Logs and warnings of other libraries in a runner, their threads, and how long they wait for the hub."""
 
 import logging
 import os

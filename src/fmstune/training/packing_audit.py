@@ -34,7 +34,7 @@ class Audit:
     difference: float
     """Packed against alone, of the document that moves most."""
     mixed_difference: float
-    """The same if nothing kept the documents apart: what a difference would look like in this model."""
+    """The difference if the documents saw each other, which shows how large one would be in this model."""
     tolerance: float
 
     @property
@@ -55,13 +55,13 @@ class Audit:
             f"(limit {self.tolerance:g}; {self.mixed_difference:.1e} if they saw each other{doubt})"
         )
 
-    def problems(self) -> Iterator[Problem]:
-        """Why the run must not go on."""
+    def packing_problems(self) -> Iterator[Problem]:
+        """Yield a problem where the documents see each other."""
         if not self.apart:
             yield Problem(
                 "training.packing",
                 f": packed documents see each other in this model: their log-probabilities differ by "
-                f"{self.difference:.2g} nats a token from those of the documents alone (limit {self.tolerance:g}); "
+                f"{self.difference:.2g} nats a token when the documents stand alone (limit {self.tolerance:g}); "
                 f"{_INSTEAD}",
             )
 
@@ -89,7 +89,7 @@ def _all_documents(batch: Mapping[str, Any]) -> Iterator[torch.Tensor]:
         yield from (ids[start:end] for start, end in pairwise([*starts, len(ids)]))
 
 
-def audit(
+def audit_packing(
     model: torch.nn.Module, found: Sequence[torch.Tensor], collate: Collate, *, packs: bool, tolerance: float
 ) -> Audit:
     """Compare the documents packed by `collate` with the same documents alone; no dropout and no gradient.
@@ -154,7 +154,7 @@ def _logits(model: torch.nn.Module, batch: Mapping[str, Any], device: torch.devi
     try:
         logits: torch.Tensor = model(**moved, use_cache=False).logits
     except (TypeError, ValueError) as err:
-        # such as transformers' layers with a state, which ask for a kernel that can keep documents apart
+        # such as transformers' layers with a state, which ask for a kernel that knows where documents end
         raise UserError("training.packing", f": the model refuses packed rows ({err}); {_INSTEAD}") from err
     # a prompt that is learnt comes before the row
     return logits[:, -batch["input_ids"].shape[1] :]

@@ -17,6 +17,7 @@ from fmstune.checks.memory_plan import Plan, render_plan
 from fmstune.checks.plan_inputs import Rows
 from fmstune.checks.precision import precision_notes
 from fmstune.config.job import Job
+from fmstune.config.objective import text_columns
 from fmstune.data.dataset import Prepared, prepare_data
 from fmstune.data.preparation import mark_prepared
 from fmstune.data.scan import scan_data
@@ -27,14 +28,16 @@ from fmstune.models import architecture, load, shapes
 from fmstune.models.load import Tokenizer
 from fmstune.runs import run_folder
 from fmstune.tables import show_bytes
-from fmstune.training import preflight
-from fmstune.training import run as train
+from fmstune.training import planning, preflight, row_checks
+from fmstune.training.arguments import training_arguments
+from fmstune.training.objectives.base import load_objective
 from fmstune.training.preflight import Checked
+from fmstune.training.run import train_job
 
 
 def modules(job: Job) -> int:
     """List what an adapter can target."""
-    model = architecture.build_empty(architecture.configuration(job.model))
+    model = architecture.build_empty(architecture.configuration(job.model, job.objective), job.objective)
     print(shapes.render_modules(model, job.model.lora_targets))
     return 0
 
@@ -46,25 +49,25 @@ def check(job: Job) -> int:
     rows: Rows | None = None
     prepared: Prepared | None = None
     try:
-        checked = preflight.check(job, device_at_hand=False)
+        checked = preflight.check_job(job, device_at_hand=False)
         _check_arguments(job, checked)
     except UserError as err:
         problems += err.problems
     try:
         tokenizer = preflight.tokenizer_at_hand(job)
         if tokenizer is None:
-            rows = preflight.estimated_rows(job)
+            rows = planning.estimate_rows(job)
         else:
-            prepared = prepare_data(job.data, tokenizer.tokenizer, job.seed)
-            rows = preflight.rows_of(job, prepared)
-            problems += preflight.label_problems(job, prepared, tokenizer)
+            prepared = prepare_data(job.data, tokenizer.tokenizer, job.seed, text_columns(job.objective))
+            rows = planning.count_rows(job, prepared)
+            problems += row_checks.label_problems(job, prepared, tokenizer)
             checked = preflight.with_tokenizer(checked, tokenizer) if checked is not None else None
     except UserError as err:
         problems += _others(err.problems, problems)
     raise_if_any(problems)
     assert checked is not None
     assert rows is not None
-    _print_plan(job, preflight.make_plan(job, checked, rows, prepared), checked)
+    _print_plan(job, planning.make_plan(job, checked, rows, prepared), checked)
     if prepared is not None:
         _print_ledger(prepared)
     print("\nno problems found")
@@ -75,7 +78,7 @@ def _print_plan(job: Job, made: Plan, checked: Checked) -> None:
     print(render_plan(made))
     for note in (*checked.notes, *precision_notes(checked.precision, checked.peft is not None)):
         print(f"note: {note}")
-    available = preflight.device_bytes(job.launcher, checked.device)
+    available = planning.find_device_bytes(job.launcher, checked.device)
     if available is not None and made.total > available:
         print(f"note: the plan does not fit: {show_bytes(made.total)} of {show_bytes(available)}; what would help:")
         print("\n".join(f"  {change}" for change in memory_advice(made, available)))
@@ -118,34 +121,34 @@ def prepare(job: Job) -> int:
     checked = _checked(job)
     tokenizer, prepared = _prepare(job)
     checked = preflight.with_tokenizer(checked, tokenizer)
-    preflight.make_plan(job, checked, preflight.rows_of(job, prepared), prepared)
+    planning.make_plan(job, checked, planning.count_rows(job, prepared), prepared)
     return 0
 
 
-def run(job: Job, command: str | None = None) -> int:
+def train(job: Job, command: str | None = None) -> int:
     """Check, prepare, train; in the run folder that the parent made. `command` is what was typed."""
     if job.output_dir is None:
         raise UserError("output_dir", "must be given when the runner is started by hand")
     rank = ranks.here()
     with run_folder.lock_folder(Path(job.output_dir)) if rank.is_main else nullcontext():
         checked = _checked(job)
-        # whoever starts several processes without preparing has one of each machine tokenise
+        # processes that were started without preparing: one of each machine tokenises
         with filelock.FileLock(cache.place() / ".preparing") if rank.started else nullcontext():
             tokenizer, prepared = _prepare(job)
-        raise_if_any(preflight.label_problems(job, prepared, tokenizer))
+        raise_if_any(row_checks.label_problems(job, prepared, tokenizer))
         checked = preflight.with_tokenizer(checked, tokenizer)
-        made = preflight.make_plan(job, checked, preflight.rows_of(job, prepared), prepared)
+        made = planning.make_plan(job, checked, planning.count_rows(job, prepared), prepared)
         _print_plan(job, made, checked)
         _print_ledger(prepared)
         print(flush=True)
-        train.run(job, checked, tokenizer, prepared, made, command)
+        train_job(job, checked, tokenizer, prepared, made, command)
     return 0
 
 
 def _checked(job: Job) -> Checked:
     """The check before a run; where it fails, the rows are looked at too, so that all is said at once."""
     try:
-        checked = preflight.check(job)
+        checked = preflight.check_job(job)
         _check_arguments(job, checked)
     except UserError as err:
         try:
@@ -159,7 +162,8 @@ def _checked(job: Job) -> Checked:
 def _check_arguments(job: Job, checked: Checked) -> None:
     """Raise what TRL refuses; where the device is only planned for, TRL would refuse that it is not there."""
     if checked.device != "cuda" or torch.cuda.is_available():
-        raise_if_any(preflight.optimizer_problems(train.arguments(job, checked, Path(job.output_dir or "."))))
+        arguments = training_arguments(job, load_objective(job), checked, Path(job.output_dir or "."))
+        raise_if_any(preflight.optimizer_problems(arguments))
 
 
 def _others(problems: Sequence[Problem], reported: Sequence[Problem]) -> list[Problem]:
@@ -171,6 +175,6 @@ def _others(problems: Sequence[Problem], reported: Sequence[Problem]) -> list[Pr
 def _prepare(job: Job) -> tuple[Tokenizer, Prepared]:
     tokenizer = load.load_tokenizer(job.model)
     begun = time.perf_counter()
-    prepared = prepare_data(job.data, tokenizer.tokenizer, job.seed)
+    prepared = prepare_data(job.data, tokenizer.tokenizer, job.seed, text_columns(job.objective))
     mark_prepared(job)
     return tokenizer, dataclasses.replace(prepared, seconds=round(time.perf_counter() - begun, 3))

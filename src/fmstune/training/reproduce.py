@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from fmstune.config import freeze
 from fmstune.config.job import Job
+from fmstune.config.objective import text_columns
 from fmstune.data.dataset import data_identity
 from fmstune.errors import Problem, UserError
 from fmstune.launch import process_counts
@@ -37,18 +38,18 @@ def check(job: Job, recorded: Path, *, strict: bool, trusted: Sequence[str]) -> 
 
 
 def facts(job: Job) -> tuple[dict[str, Any], list[Problem]]:
-    """What `lock.json` would hold for this job, and why what is missing in that cannot be known."""
+    """Return what `lock.json` would hold for this job, and the problems that keep the rest from being known."""
     problems: list[Problem] = []
     device, config, tokenizer, read = job.launcher.device.value, "", None, {}
     try:
-        checked = preflight.check(job)
+        checked = preflight.check_job(job)
         device, config = checked.device, checked.configuration.to_json_string(use_diff=False)
         tokenizer = load.load_tokenizer(job.model)
         config = preflight.with_tokenizer(checked, tokenizer).configuration.to_json_string(use_diff=False)
     except UserError as err:
         problems += err.problems
     try:
-        read = data_identity(job.data, tokenizer and tokenizer.tokenizer, job.seed)
+        read = data_identity(job.data, tokenizer and tokenizer.tokenizer, job.seed, text_columns(job.objective))
     except UserError as err:
         problems += [problem for problem in err.problems if problem not in problems]
     known = {"data_hashes": {}, "tokens": {}, **read, "data_rows": {}}

@@ -26,7 +26,7 @@ class Stopping(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A run that is gone on with may have been about to stop."""
+        """Look at once: a resumed run may have been about to stop."""
         self._look(state, control)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -37,7 +37,7 @@ class Stopping(TrainerCallback):
         if self.reason is not None or state.global_step >= state.max_steps:
             return
         self._read(state.log_history)
-        self.reason = why(self._early, self._conditions, self._logged)
+        self.reason = find_stop_reason(self._early, self._conditions, self._logged)
         if self.reason is not None:
             control.should_training_stop = True
             if state.is_world_process_zero:
@@ -52,8 +52,8 @@ class Stopping(TrainerCallback):
         self._seen = len(history)
 
 
-def why(early: EarlyStopping | None, rules: Sequence[Condition], logged: Logged) -> str | None:
-    """Why to stop after these values; None where the training goes on."""
+def find_stop_reason(early: EarlyStopping | None, rules: Sequence[Condition], logged: Logged) -> str | None:
+    """Return why to stop after these values, or None."""
     if early is not None and (reason := stalled(early, logged.get(early.metric, ()))) is not None:
         return reason
     holds = next((rule for rule in rules if rule.truth(logged)), None)

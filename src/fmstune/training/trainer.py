@@ -1,8 +1,6 @@
-"""TRL's SFTTrainer with its CPU loss made fast, its packing audited, everything counted, and LoRA+'s optimizer."""
+"""The part of a trainer that every objective shares: checkpoints, notices, counts, broken losses, memory, LoRA+."""
 
 import math
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,11 @@ from datasets import Dataset
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from safetensors import SafetensorError
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import SFTConfig, SFTTrainer
+from transformers import Trainer
 
 from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.launch import preemption
 from fmstune.models import base_identity, sharding
-from fmstune.models.trl_internals import global_then_local_main_first, score_supervised_positions_on_cpu
 from fmstune.runs.checkpoints import (
     SAVING,
     CheckpointFacts,
@@ -27,19 +23,20 @@ from fmstune.runs.checkpoints import (
     publish_checkpoint,
     remove_unfinished,
 )
-from fmstune.training import collate, packing_audit
-from fmstune.training.packing_audit import Audit
+from fmstune.training.callbacks import SaveAndStop, StepClock
+from fmstune.training.collate import PADDING
 from fmstune.training.transformers_internals import rotate_checkpoints
 
 
-class Trainer(SFTTrainer):
-    """SFTTrainer on rows that are tokenised and masked already."""
+class RunMixin(Trainer):
+    """A trainer of TRL on rows that are tokenised already: `class X(RunMixin, trl.XTrainer)`."""
 
     _total_train_tokens: int
     """TRL's count, from which it logs `num_tokens`."""
+    _metrics: dict[str, dict[str, list[float]]]
+    """Values that TRL averages into the next log, of training and of evaluation."""
 
     def __init__(self, model: Any, *args: Any, loraplus_lr_ratio: float | None = None, **kwargs: Any) -> None:
-        score_supervised_positions_on_cpu()
         adapter = {name: p.data for name, p in model.named_parameters() if p.requires_grad and _is_quantised(model)}
         super().__init__(model, *args, **kwargs)
         if self.is_fsdp_enabled:
@@ -47,14 +44,6 @@ class Trainer(SFTTrainer):
         # TRL 1.16 rounds the adapter on a quantised base to bfloat16 (sft_trainer.py:908), where small updates vanish
         for name, parameter in self.model.named_parameters():
             parameter.data = adapter.get(name, parameter.data)
-        self.data_collator = collate.Collator(
-            pad_token_id=self.processing_class.pad_token_id,
-            padding_free=self.args.padding_free,
-            pad_to_multiple_of=self.args.pad_to_multiple_of,
-            flat=collate.reads_ends(self.model),
-        )
-        self.answer_sample: Callable[[], dict[str, float]] | None = None
-        """Measures of generated answers, logged at each evaluation beside the loss; None where none is asked for."""
         self.adapter_base: base_identity.Base | None = None
         """Which base an adapter is tuned on, written into its checkpoints; None for full tuning."""
         self.loraplus_lr_ratio = loraplus_lr_ratio
@@ -66,9 +55,6 @@ class Trainer(SFTTrainer):
         self.add_callback(SaveAndStop(lambda: self.stops))
         self.positions = 0
         """Positions that went through the model in training, padding included; of all processes."""
-        self.audit: Audit | None = None
-        """How packed documents compare with the same alone; None where nothing is packed, or before the first step."""
-        self._scored = torch.zeros(2, dtype=torch.float64)
         self._tokens_at_last_log = 0
         self._seconds_at_last_log = 0.0
         self._before_training: Callable[[], None] | None = None
@@ -91,12 +77,12 @@ class Trainer(SFTTrainer):
             action()
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Sharded, the model is at hand here and still the base."""
+        """A sharded model can be used here, and is still the base."""
         self._sharded_now()
         super()._load_from_checkpoint(*args, **kwargs)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Sharded, and without a checkpoint, the model is at hand after this."""
+        """A sharded model can be used after this where no checkpoint is loaded."""
         prepared = super()._prepare_for_training(*args, **kwargs)
         self._sharded_now()
         return prepared
@@ -111,7 +97,7 @@ class Trainer(SFTTrainer):
             self._save(output_dir, state_dict=state)
 
     def about(self) -> CheckpointFacts:
-        """What a checkpoint that is saved now is made with."""
+        """Return the facts that a checkpoint saved now is made with."""
         return CheckpointFacts(
             step=self.state.global_step,
             processes=self.args.world_size,
@@ -171,34 +157,27 @@ class Trainer(SFTTrainer):
         """Tokens that went through the model in training, padding not included."""
         return self._total_train_tokens
 
-    def _prepare_dataset(
-        self, dataset: Any, processing_class: Any, args: SFTConfig, packs: bool, *rest: Any, **kwargs: Any
-    ) -> Any:
-        """Pack where that is asked for; the rows are tokenised, masked and cut already, and none is lost here.
+    def look_at_batch(self, model: torch.nn.Module, batch: dict[str, Any]) -> None:
+        """Look at a batch before it is trained on; does nothing unless an objective's trainer says otherwise."""
 
-        TRL's own would cut rows to `max_length` again, drop what has no label left, and pack 1000 rows at a time.
-        """
-        if not isinstance(dataset, Dataset):
-            return super()._prepare_dataset(dataset, processing_class, args, packs, *rest, **kwargs)
-        with global_then_local_main_first():
-            rows = dataset.select_columns(["input_ids", "labels"])
-            rows = collate.pack(rows, args.max_length) if packs else rows
-            return rows.shuffle(seed=args.seed) if args.shuffle_dataset else rows
+    def own_figures(self) -> dict[str, Any]:
+        """Return what the summary holds beyond the figures of every run."""
+        return {}
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Rows of like length together, where that is asked for: the lengths are known, and the order is the seed's."""
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(rows, Dataset):
-            return super()._get_train_sampler(train_dataset)
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return collate.LengthGrouped(collate.lengths(rows).tolist(), batch, seed)
+    def score_rows(self, rows: Dataset) -> dict[str, float]:
+        """Return the loss on these rows, and the means of what else the trainer measures as it evaluates."""
+        self._metrics["eval"].clear()
+        was_training = self.model.training
+        output = self.evaluation_loop(self.get_eval_dataloader(rows), "scoring", prediction_loss_only=True)
+        self.model.train(was_training)
+        measured = {name: sum(values) / len(values) for name, values in self._metrics["eval"].items()}
+        self._metrics["eval"].clear()
+        return {**measured, "eval_loss": output.metrics["eval_loss"]}
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Count the positions and tokens of the batch, then train on it; the first batch is audited where rows pack."""
-        batch, padding = _without_count(inputs)
-        if self.audit is None and self._packs():
-            self._audit(model, batch)
+        """Count the positions and tokens of the batch, then train on it."""
+        batch, padding = without_count(inputs)
+        self.look_at_batch(model, batch)
         positions = batch["input_ids"].numel()
         masked = batch["attention_mask"].sum() if "attention_mask" in batch else positions - padding
         # the notice goes along: it reaches processes at different steps, and they must stop after the same one
@@ -220,24 +199,6 @@ class Trainer(SFTTrainer):
         self._total_train_tokens = before + round(tokens)
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return loss
-
-    def _packs(self) -> bool:
-        return bool(self.args.packing or self.args.eval_packing or self.args.padding_free)
-
-    def _audit(self, model: torch.nn.Module, batch: dict[str, Any]) -> None:
-        """Raises UserError when packed documents see each other."""
-        computed_in = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else self.model.dtype
-        with self.compute_loss_context_manager():
-            self.audit = packing_audit.audit(
-                model,
-                packing_audit.documents(self._prepare_inputs(batch)),
-                self.data_collator,
-                packs=bool(self.args.packing or self.args.eval_packing),
-                tolerance=packing_audit.TOLERANCE[computed_in],
-            )
-        raise_if_any(self.audit.problems())
-        if self.is_world_process_zero():
-            print(self.audit.line(), file=sys.stderr, flush=True)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The optimizer of the training arguments, for LoRA+ with PEFT's groups of parameters."""
@@ -261,15 +222,14 @@ class Trainer(SFTTrainer):
         yield Problem(
             "",
             f"step {self.state.global_step + 1}: out of memory on a batch of {batch} x {length:,} tokens "
-            f"({self._rows(ids)}); set training.per_device_train_batch_size below {self.args.train_batch_size} and "
-            "training.gradient_accumulation_steps up, training.activation_checkpointing=true or a smaller "
-            "data.max_length; fmstune check says what each comes to",
+            f"({self.rows_of_batch(ids)}); set training.per_device_train_batch_size below "
+            f"{self.args.train_batch_size} and training.gradient_accumulation_steps up, "
+            "training.activation_checkpointing=true or a smaller data.max_length; "
+            "fmstune check shows the memory that each takes",
         )
 
-    def _rows(self, ids: torch.Tensor) -> str:
+    def rows_of_batch(self, ids: torch.Tensor) -> str:
         """Which training rows a batch holds, from 0; found by what they hold, as nothing else reaches the model."""
-        if self._packs():
-            return "packed rows"
         if not isinstance(self.train_dataset, Dataset):
             return "streamed rows"
         wanted = ids.tolist()
@@ -281,15 +241,15 @@ class Trainer(SFTTrainer):
         return f"training rows {numbers(found)}" if found else "rows unknown"
 
     def _where(self, name: str) -> str:
-        """The step and the rows that a loss which is no number comes from."""
+        """The step and the rows of the loss that is not a finite number."""
         for step, ids, loss in self._since_log if name == "loss" else ():
             if not torch.isfinite(loss):
-                return f"step {step} ({self._rows(ids)})"
+                return f"step {step} ({self.rows_of_batch(ids)})"
         return f"step {self.state.global_step}"
 
     @property
     def _more_exact(self) -> str:
-        """What else helps against a loss that is no number, where it is not done already."""
+        """Further changes that help against such a loss, where the job does not have them."""
         half = self.args.bf16 or self.args.fp16 or self.model.dtype != torch.float32
         clips = self.args.max_grad_norm and self.args.max_grad_norm > 0
         return f"{'' if clips else ', set training.max_grad_norm=1'}{', or set model.dtype=float32' if half else ''}"
@@ -297,7 +257,7 @@ class Trainer(SFTTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add `tokens_per_second` since the last log, evaluation and saving not counted.
 
-        Raises UserError when the loss is no number any more: going on would cost and not train.
+        Raises UserError when the loss is not a finite number: more steps would train nothing.
         """
         for name in ("loss", "eval_loss"):
             if not math.isfinite(logs.get(name, 0.0)):
@@ -314,44 +274,13 @@ class Trainer(SFTTrainer):
             self._seconds_at_last_log = self.clock.seconds
         super().log(logs, start_time)
 
-    def prediction_step(
-        self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Score a batch, and weigh its loss by the tokens that it is a mean of."""
-        batch, _ = _without_count(inputs)
-        loss, logits, labels = super().prediction_step(model, batch, *args, **kwargs)
-        supervised = (batch["labels"][:, 1:] != -100).sum()
-        weighed = torch.stack([loss.detach() * supervised, supervised.to(loss.dtype)])
-        self._scored += weighed.cpu().double()
-        return loss, logits, labels
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate, and let the model answer a sample of the rows, once for all sets of them."""
-        found: dict[str, float] = super().evaluate(*args, **kwargs)
-        # of several sets, Trainer calls this again for each, with a prefix
-        if self.answer_sample is not None and kwargs.get("metric_key_prefix", "eval") == "eval":
-            answered = self.answer_sample()
-            self.log(dict(answered))
-            found |= answered
-        return found
-
-    def evaluation_loop(
-        self, dataloader: Any, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
-    ) -> Any:
-        """Evaluate, with `eval_loss` as the mean over tokens, as the final table has it; Trainer's is over batches."""
-        self._scored = torch.zeros(2, dtype=torch.float64)
-        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        loss, tokens = self.accelerator.reduce(self._scored.float().to(self.args.device), "sum").tolist()
-        output.metrics[f"{metric_key_prefix}_loss"] = loss / max(tokens, 1)
-        return output
-
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL writes one into the run folder at each checkpoint; the run's own files say more."""
 
 
-def _without_count(inputs: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """What the model takes, and how many positions of it are padding where no mask says so."""
-    return {key: value for key, value in inputs.items() if key != collate.PADDING}, inputs.get(collate.PADDING, 0)
+def without_count(inputs: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Return the model's inputs, and how many of their positions are padding where no mask says so."""
+    return {key: value for key, value in inputs.items() if key != PADDING}, inputs.get(PADDING, 0)
 
 
 def _is_quantised(model: Any) -> bool:
@@ -382,39 +311,3 @@ def _not_saved(err: Exception, run: Path, step: int) -> Iterator[Problem]:
             f"step {step}: the checkpoint cannot be saved, as the disk of {run} is full; {name_newest(run)}free "
             "space, or set training.save_total_limit, and start the same command again",
         )
-
-
-class StepClock(TrainerCallback):
-    """Seconds spent in optimizer steps, gradient accumulation included."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.steps = 0
-        self._begun = 0.0
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._begun = time.perf_counter()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.seconds += time.perf_counter() - self._begun
-        self.steps += 1
-
-
-class SaveAndStop(TrainerCallback):
-    """Save a checkpoint after the step in which `asked` becomes true, and end training there."""
-
-    def __init__(self, asked: Callable[[], bool]) -> None:
-        self._asked = asked
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._asked():
-            control.should_save = control.should_training_stop = True
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Trainer takes the stop for the end of the epoch, where it would evaluate and save once more."""
-        if self._asked():
-            control.should_save = control.should_evaluate = False

@@ -1,0 +1,191 @@
+"""Supervised fine-tuning: the next token of the trained part of each row, with TRL's SFTTrainer."""
+
+import dataclasses
+import json
+import random
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from fmstune.config.job import Evaluation
+from fmstune.config.metrics import Place, metrics_of, names_at
+from fmstune.errors import raise_if_any
+from fmstune.evaluation.held_out import Scores, labels_of, score, together
+from fmstune.files import write_json
+from fmstune.models.trl_internals import global_then_local_main_first, score_supervised_positions_on_cpu
+from fmstune.runs import run_folder
+from fmstune.training import collate, packing_audit
+from fmstune.training.objectives.base import BaseObjective
+from fmstune.training.packing_audit import Audit
+from fmstune.training.trainer import RunMixin, without_count
+
+
+class SftTrainer(RunMixin, SFTTrainer):
+    """SFTTrainer on rows that are masked already, with its CPU loss made fast and its packing audited."""
+
+    def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        score_supervised_positions_on_cpu()
+        super().__init__(model, *args, **kwargs)
+        self.data_collator = collate.Collator(
+            pad_token_id=self.processing_class.pad_token_id,
+            padding_free=self.args.padding_free,
+            pad_to_multiple_of=self.args.pad_to_multiple_of,
+            flat=collate.reads_ends(self.model),
+        )
+        self.answer_sample: Callable[[], dict[str, float]] | None = None
+        """Measures of generated answers, logged with the loss at each evaluation; None where none is asked for."""
+        self.audit: Audit | None = None
+        """How packed documents compare with the same alone; None where nothing is packed, or before the first step."""
+        self._scored = torch.zeros(2, dtype=torch.float64)
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: SFTConfig, packs: bool, *rest: Any, **kwargs: Any
+    ) -> Any:
+        """Pack where that is asked for; the rows are tokenised, masked and cut already, and none is lost here.
+
+        TRL's own would cut rows to `max_length` again, drop what has no label left, and pack 1000 rows at a time.
+        """
+        if not isinstance(dataset, Dataset):
+            return super()._prepare_dataset(dataset, processing_class, args, packs, *rest, **kwargs)
+        with global_then_local_main_first():
+            rows = dataset.select_columns(["input_ids", "labels"])
+            rows = collate.pack(rows, args.max_length) if packs else rows
+            return rows.shuffle(seed=args.seed) if args.shuffle_dataset else rows
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Rows of like length together, where that is asked for: the lengths are known, and the order is the seed's."""
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(rows, Dataset):
+            return super()._get_train_sampler(train_dataset)
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return collate.LengthGrouped(collate.lengths(rows).tolist(), batch, seed)
+
+    def look_at_batch(self, model: torch.nn.Module, batch: dict[str, Any]) -> None:
+        """Audit the first batch where rows pack."""
+        if self.audit is None and self._packs():
+            self._audit(model, batch)
+
+    def rows_of_batch(self, ids: torch.Tensor) -> str:
+        """Which training rows a batch holds; packed rows cannot be told."""
+        return "packed rows" if self._packs() else super().rows_of_batch(ids)
+
+    def _packs(self) -> bool:
+        return bool(self.args.packing or self.args.eval_packing or self.args.padding_free)
+
+    def _audit(self, model: torch.nn.Module, batch: dict[str, Any]) -> None:
+        """Raises UserError when packed documents see each other."""
+        computed_in = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else self.model.dtype
+        with self.compute_loss_context_manager():
+            self.audit = packing_audit.audit_packing(
+                model,
+                packing_audit.documents(self._prepare_inputs(batch)),
+                self.data_collator,
+                packs=bool(self.args.packing or self.args.eval_packing),
+                tolerance=packing_audit.TOLERANCE[computed_in],
+            )
+        raise_if_any(self.audit.packing_problems())
+        if self.is_world_process_zero():
+            print(self.audit.line(), file=sys.stderr, flush=True)
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Score a batch, and weigh its loss by the tokens that it is a mean of."""
+        batch, _ = without_count(inputs)
+        loss, logits, labels = super().prediction_step(model, batch, *args, **kwargs)
+        supervised = (batch["labels"][:, 1:] != -100).sum()
+        weighed = torch.stack([loss.detach() * supervised, supervised.to(loss.dtype)])
+        self._scored += weighed.cpu().double()
+        return loss, logits, labels
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate, and let the model answer a sample of the rows, once for all sets of them."""
+        found: dict[str, float] = super().evaluate(*args, **kwargs)
+        # of several sets, Trainer calls this again for each, with a prefix
+        if self.answer_sample is not None and kwargs.get("metric_key_prefix", "eval") == "eval":
+            answered = self.answer_sample()
+            self.log(dict(answered))
+            found |= answered
+        return found
+
+    def evaluation_loop(
+        self, dataloader: Any, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> Any:
+        """Evaluate, with `eval_loss` as the mean over tokens, as the final table has it; Trainer's is over batches."""
+        self._scored = torch.zeros(2, dtype=torch.float64)
+        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        loss, tokens = self.accelerator.reduce(self._scored.float().to(self.args.device), "sum").tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = loss / max(tokens, 1)
+        return output
+
+    def own_figures(self) -> dict[str, Any]:
+        """Return how packed documents compare with the same alone."""
+        return {"packing": self.audit and dataclasses.asdict(self.audit)}
+
+
+class Sft(BaseObjective):
+    """Supervised fine-tuning, compared on the loss and on generated answers."""
+
+    trainer_class = SftTrainer
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what the rows decide: what is trained is known, and only packing needs to know the length."""
+        packs = self.job.training.get("packing") or self.job.training.get("eval_packing")
+        return {"max_length": self.job.data.max_length if packs else None, "completion_only_loss": False}
+
+    def prepare_trainer(self, trainer: SftTrainer, held_out: Mapping[str, Dataset]) -> None:
+        """Let the model answer a sample of the held-out rows at each evaluation, where that is asked for."""
+        if self.job.evaluation.sample and held_out:
+            trainer.answer_sample = lambda: self._score_sample(trainer, held_out)
+
+    def score(self, trainer: SftTrainer, held_out: Mapping[str, Dataset], answered: str) -> dict[str, Any]:
+        """Return the loss on the held-out answers and how well generated answers match; keep the first answers."""
+        scores = self._scores(trainer, held_out, held_out, self.job.evaluation)
+        if trainer.is_world_process_zero():
+            _keep_samples(Path(trainer.args.output_dir), scores, answered)
+        return together(scores)
+
+    def _scores(
+        self, trainer: SftTrainer, scored: Mapping[str, Dataset], held_out: Mapping[str, Dataset], how: Evaluation
+    ) -> dict[str, Scores]:
+        tokenizer, args = trainer.processing_class, trainer.args
+        autocast = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
+        return {
+            # labels of all held-out rows, as an answer may be a label that none of a few scored rows has
+            name: score(trainer.model, tokenizer, rows, how, labels=labels, autocast=autocast)
+            for name, rows in scored.items()
+            for labels in [labels_of(held_out[name], tokenizer)]
+        }
+
+    def _score_sample(self, trainer: SftTrainer, held_out: Mapping[str, Dataset]) -> dict[str, float]:
+        """How the model answers a sample of each set of held-out rows, always the same one, while it is trained."""
+        size = self.job.evaluation.sample
+        few = {}
+        for name, rows in held_out.items():
+            drawn = random.Random(self.job.seed).sample(range(len(rows)), min(len(rows), size))
+            few[name] = rows.select(sorted(drawn))
+        scores = self._scores(trainer, few, held_out, dataclasses.replace(self.job.evaluation, max_rows=size))
+        figures = {"eval": together(scores)}
+        figures |= {f"eval_{name}": one.figures for name, one in scores.items() if name}
+        logged = names_at(metrics_of(self.job), Place.sample)
+        return {f"{prefix}_{key}": float(one[key]) for prefix, one in figures.items() for key in logged if key in one}
+
+
+def _keep_samples(folder: Path, scores: Mapping[str, Scores], answered: str) -> None:
+    """Add this model's answers to the first held-out rows in `samples.json`."""
+    path = folder / run_folder.SAMPLES
+    former = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    known = {(row["set"], row["row"]): row for row in former}
+    rows = [
+        {**known.get((name, number), {}), "set": name, "row": number, "prompt": sample.prompt}
+        | {"expected": sample.expected, answered: sample.answer}
+        for name, one in scores.items()
+        for number, sample in enumerate(one.samples, start=1)
+    ]
+    write_json(path, {"rows": rows})
