@@ -122,6 +122,23 @@ def test_activation_checkpointing_keeps_the_inputs_of_the_blocks_and_one_block()
     assert activation_bytes(checkpointed) == 4 * 512 * (32 * 2 * 4096 + block + 8 * 4096)
 
 
+def test_a_pair_is_two_texts_of_the_batch():
+    pairs = with_training(LORA_GPU, texts_in_row=2)
+    assert activation_bytes(pairs) == 2 * activation_bytes(LORA_GPU)
+    assert plan_work(pairs).positions_per_step == 2 * plan_work(LORA_GPU).positions_per_step
+    assert plan_work(pairs).total_steps == plan_work(LORA_GPU).total_steps
+
+
+def test_a_frozen_copy_holds_the_weights_once_more_and_nothing_else():
+    one, two = (device_memory(with_training(LORA_GPU, frozen_copies=count)) for count in (0, 1))
+    assert two.weights == one.weights + 2 * 6_738_415_616
+    assert replace(two, weights=one.weights) == one
+
+
+def test_a_head_of_one_label_has_no_logits_of_the_vocabulary():
+    assert device_memory(with_training(FULL_7B_CPU, scores_vocabulary=False)).logits == 0
+
+
 def test_virtual_tokens_are_positions_too():
     longer = replace(LORA_GPU, dimensions=replace(LORA_7B, virtual_tokens=8))
     assert activation_bytes(longer) * 512 == activation_bytes(LORA_GPU) * 520

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
 from fmstune.data import tokens
-from fmstune.data.tokens import IGNORED, Encoded, Segment
+from fmstune.data.tokens import IGNORED, Encoded, Segment, Texts
 from fmstune.errors import UserError
 from tests.tokenizers_for_tests import ALL, gpt2_style, llama_style, llama_style_with_end, normalising
 
@@ -216,6 +216,18 @@ def test_a_tokenizer_without_end_of_sequence_is_refused(monkeypatch: pytest.Monk
     with pytest.raises(UserError) as raised:
         tokens.check_tokenizer(gpt2_style())
     assert str(raised.value) == ("model.tokenizer has no end-of-sequence token; set model.special_tokens.eos_token")
+
+
+def test_several_texts_of_a_row_are_tokenised_as_each_would_be_alone() -> None:
+    tokenizer = llama_style()
+    chosen, rejected = ([Segment("a b", trained=False), Segment(answer, trained=True)] for answer in (" c d e", " f"))
+    one, other = tokens.encode_rows([chosen, rejected], tokenizer, NO_LIMIT)
+    (both,) = tokens.encode_rows([Texts(chosen_ids=chosen, rejected_ids=rejected)], tokenizer, NO_LIMIT)
+    assert both.texts == {"chosen_ids": one.input_ids, "rejected_ids": other.input_ids}
+    assert (both.input_ids, both.labels) == (one.input_ids + other.input_ids, one.labels + other.labels)
+    assert (both.length, both.trained) == (max(one.length, other.length), one.trained + other.trained)
+    (cut,) = tokens.encode_rows([Texts(chosen_ids=chosen, rejected_ids=rejected)], tokenizer, 3)
+    assert cut.length == both.length and {len(ids) for ids in cut.texts.values()} == {3}
 
 
 def test_no_rows_are_no_tokens() -> None:

@@ -123,7 +123,9 @@ def _stop(trainer: RunMixin, folder: Path) -> NoReturn:
     """End at a notice: what is left to do is not done, and the same command does it; raises Preempted."""
     # the others end as soon as one of them does
     parent.interrupt_no_more()
-    said = f"preempted; a checkpoint was saved at step {trainer.state.global_step}, and the same command resumes it"
+    said = (
+        f"preempted; a checkpoint was saved at step {trainer.state.global_step}, and the same command resumes the run"
+    )
     if ranks.here().is_main:
         run_folder.mark_ended(folder, run_folder.INTERRUPTED, run_folder.PREEMPTED, said)
     trainer.accelerator.wait_for_everyone()
