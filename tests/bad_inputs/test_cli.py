@@ -11,6 +11,8 @@ import pytest
 
 from tests.bad_inputs.cases import ROWS, Case, assert_answered, assert_says, case, content, write, wrong_inputs
 
+pytestmark = pytest.mark.sampled(4)
+
 WORDS = [
     case(
         "chek",

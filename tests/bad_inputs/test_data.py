@@ -4,7 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.bad_inputs.cases import ROW, ROWS, Case, assert_answered, case, wrong_inputs
+
+pytestmark = pytest.mark.sampled(4)
 
 DATA_FILES = [
     case("data=text data.train=nowhere.jsonl", "data.train: no file nowhere.jsonl"),

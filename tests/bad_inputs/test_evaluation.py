@@ -4,7 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.bad_inputs.cases import ROW, Case, assert_answered, case, wrong_inputs
+
+pytestmark = pytest.mark.sampled(4)
 
 ADAPTER = {
     "a/adapter_config.json": '{"peft_type": "LORA", "base_model_name_or_path": "./gone"}',

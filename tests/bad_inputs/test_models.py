@@ -19,6 +19,8 @@ from tests.bad_inputs.cases import (
     wrong_inputs,
 )
 
+pytestmark = pytest.mark.sampled(4)
+
 TINY = ROOT / "src" / "fmstune" / "assets" / "tiny_llama"
 
 

@@ -30,6 +30,8 @@ from fmstune.checks.plan_inputs import Dimensions, Machine, Rows, Sharing, Train
 from fmstune.checks.precision import Precision
 from fmstune.models import shapes
 
+pytestmark = pytest.mark.sampled(4)
+
 FLOAT32 = Precision("float32", "float32", None, "because")
 FULL_GPU = Precision("float32", "float32", "bfloat16", "because")
 ADAPTER_GPU = Precision("bfloat16", "float32", "bfloat16", "because")

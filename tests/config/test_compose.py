@@ -16,6 +16,8 @@ from fmstune.config import defaults, freeze, groups, job
 from fmstune.config.job import FULL
 from fmstune.data.format_loading import load_format
 
+pytestmark = pytest.mark.sampled(8)
+
 GROUPS = {group: groups.choices(group) for group in ("model", "peft", "data", "launcher", "evaluation")}
 COMBINATIONS = [
     # every method on every model and every launcher with every kind of data; the groups meet nowhere else

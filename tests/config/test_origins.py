@@ -22,6 +22,8 @@ from fmstune.config import origins as sources
 from fmstune.config.job import FULL, EarlyStopping, Job, Launcher, Slurm
 from tests.conftest import Result
 
+pytestmark = pytest.mark.sampled(4)
+
 CONF = Path(next(iter(fmstune.conf.__path__)))
 GROUPS = ("model", "peft", "data", "training", "launcher", "evaluation")
 BESIDE = ("objective", "tracking", "callbacks")
