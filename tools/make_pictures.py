@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
 from fmstune.config import compose as composition
-from fmstune.config import freeze
+from fmstune.config import defaults, freeze
 from fmstune.data import show
 from fmstune.data.dataset import Prepared, prepare_data
 from fmstune.data.tokens import IGNORED
@@ -116,8 +115,7 @@ def shown_file(name: str, page: Path) -> str:
 
 def prepared(*words: str) -> tuple[Prepared, Any]:
     """The rows of a job as a run prepares them, and their tokenizer."""
-    # of a sweep's folder, which is not looked at here
-    OmegaConf.register_new_resolver("first", lambda *values: values[0], replace=True)
+    defaults.register()
     with initialize_config_module("fmstune.conf", version_base="1.3"):
         config = compose("job", overrides=[*words])
     job = freeze.freeze(composition.tree(config)).job

@@ -16,13 +16,12 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fmstune import runner
 from fmstune.config import compose as composition
-from fmstune.config import freeze
+from fmstune.config import defaults, freeze
 from tests import ROOT, small
 from tests.conftest import MadeOnce
 
@@ -114,7 +113,7 @@ def run_all(place: Path) -> None:
 def freeze_into(folder: Path, words: Sequence[str], big_code: Path) -> None:
     model = ("model=causal_lm", f"++model.path={big_code}", "++model.layer_cls=GPTBigCodeBlock")
     given = [word for given in words for word in (model if given == "BIG_CODE" else (given,))]
-    OmegaConf.register_new_resolver("first", lambda *v: next((x for x in v if x is not None), None), replace=True)
+    defaults.register()
     with initialize_config_module("fmstune.conf", version_base="1.3"):
         # what a job says comes after what all say
         tree = composition.tree(compose("job", overrides=[*QUICK, *given]))
