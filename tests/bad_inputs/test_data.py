@@ -172,10 +172,6 @@ FORMATS = [
         "data.response_template is not used by labelled_text; leave it out",
         rows_jsonl=ROW,
     ),
-    case(
-        "data.format.text_field=other",
-        "data.text_field is 'output' and data.format.text_field is 'other'; change both",
-    ),
 ]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fmstune.config import freeze
 from fmstune.config.job import Attention, Dtype, Job, OverLength, Quantization, QuantType
@@ -163,7 +164,6 @@ def test_full_tuning_takes_no_adapter_fields() -> None:
 def test_a_job_that_is_written_reads_back_equal(tmp_path: Path) -> None:
     job = freeze.freeze(
         tree(
-            data__response_template="\n### Label:",
             data__format={
                 "_target_": "fmstune.data.formats.text",
                 "text_field": "ü",
@@ -199,13 +199,32 @@ def test_what_is_no_job_is_refused(tmp_path: Path, text: str, message: str) -> N
         freeze.read(tmp_path / "job.yaml")
 
 
-def test_a_change_reaches_the_places_that_the_field_was_copied_to(tmp_path: Path) -> None:
-    whole = tree(data__text_field="text", model__lora_targets=["q_proj"], peft__target_modules=["q_proj"])
+def test_a_change_of_lora_targets_reaches_the_adapter_that_took_them(tmp_path: Path) -> None:
+    whole = tree(model__lora_targets=["q_proj"], peft__target_modules=["q_proj"])
     freeze.write(freeze.freeze(whole).job, tmp_path / "job.yaml")
-    changes = {"data.text_field": "body", "model.lora_targets": ["k_proj"]}
-    job = freeze.read(tmp_path / "job.yaml", changes=changes).job
-    assert job.data.format["text_field"] == job.data.text_field == "body"
+    job = freeze.read(tmp_path / "job.yaml", changes={"model.lora_targets": ["k_proj"]}).job
     assert job.peft["target_modules"] == ["k_proj"]
+
+
+@pytest.mark.parametrize("change", ["data.text_field", "data.format.text_field"])
+@pytest.mark.parametrize("of_before", [True, False])
+def test_the_text_field_of_a_format_is_one_field_under_two_names(tmp_path: Path, change: str, of_before: bool) -> None:
+    """A job frozen before holds it in `data` and in the format."""
+    whole = yaml.safe_load(freeze.dump(freeze.freeze(tree()).job))
+    assert "text_field" not in whole["data"]
+    if of_before:
+        whole["data"] |= {"text_field": "text", "response_template": None}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(whole))
+    assert freeze.read(tmp_path / "job.yaml").job == freeze.freeze(tree()).job
+    job = freeze.read(tmp_path / "job.yaml", changes={change: "body"}).job
+    assert job.data.format["text_field"] == "body"
+
+
+def test_a_format_without_a_text_field_refuses_one() -> None:
+    alpaca = {"_target_": "fmstune.data.formats.alpaca"}
+    (problem,) = problems_of(tree(data__format=alpaca, data__text_field="x"))
+    assert problem == "data.text_field is not used by alpaca; leave it out"
+    freeze.freeze(tree(data__format=alpaca, data__text_field=None))
 
 
 def test_a_file_is_checked_as_strictly_as_a_composed_job(tmp_path: Path) -> None:

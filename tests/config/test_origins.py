@@ -195,8 +195,7 @@ def read(text: str) -> dict[str, list[str]]:
             'data.response_template="${first:${data.eval},x}"',
             "data.format.response_template",
             "package:complaints/held_out.jsonl",
-            "data/complaints.yaml → ${data.response_template} "
-            "(command line → ${first:${data.eval},x} (data/complaints.yaml))",
+            "command line → ${first:${data.eval},x} (data/complaints.yaml) as data.response_template",
         ),
         ("experiment=complaints_lora", "peft.target_modules", "all-linear", "experiment/complaints_lora.yaml"),
         ("experiment=complaints_lora", "name", "complaints-lora", "experiment/complaints_lora.yaml"),
@@ -214,8 +213,13 @@ def read(text: str) -> dict[str, list[str]]:
         ),
         ("~launcher.device", "launcher.device", "auto", "default"),
         ("~evaluation.base", "evaluation.base", "true", "default"),
-        (r'data.response_template="\n### Label:"', "data.response_template", r"'\n### Label:'", "command line"),
-        ("", "data.response_template", r'"\n### Label:"', "data/complaints.yaml"),
+        (
+            r'data.response_template="\n### Label:"',
+            "data.format.response_template",
+            r"'\n### Label:'",
+            "command line as data.response_template",
+        ),
+        ("", "data.format.response_template", r'"\n### Label:"', "data/complaints.yaml"),
         ("data=text", "data.train", "???", "data/text.yaml"),
         ("model=llama2_7b", "model.architecture.hidden_size", "4096", "model/llama2_7b.yaml"),
     ],
@@ -303,8 +307,6 @@ def test_a_frozen_job_is_its_own_source_and_changes_are_the_command_line(
                     "response_template": "${seed}",
                 },
                 "train": "package:complaints/train.jsonl",
-                "text_field": "output",
-                "response_template": "${seed}",
                 "untrainable": "drop",
             },
             "training": {"max_steps": 1},
@@ -316,9 +318,7 @@ def test_a_frozen_job_is_its_own_source_and_changes_are_the_command_line(
     shown = read(done.out.partition("\n\n")[0])
     assert shown["name"] == ["x", "job.yaml"]
     assert shown["seed"] == ["7", "command line"]
-    assert shown["data.response_template"][1] == "command line"
-    copied = "command line, with the field that it was copied from"
-    assert shown["data.format.response_template"][1] == copied
+    assert shown["data.format.response_template"][1] == "command line as data.response_template"
     assert shown["output_dir"] == ["null", "command line; train fills it"]
 
 

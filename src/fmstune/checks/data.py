@@ -8,7 +8,7 @@ from fmstune import files
 from fmstune.checks.limits import Limit, limit_problems
 from fmstune.config.job import Data, Job, Overlap, sources
 from fmstune.data.locate import local_files
-from fmstune.errors import Problem, UserError, shown
+from fmstune.errors import Problem, UserError
 
 
 def data_problems(job: Job) -> Iterator[Problem]:
@@ -74,9 +74,3 @@ def _format_problems(data: Data) -> Iterator[Problem]:
     """Yield a problem for each setting that the format does not read, or reads under another value."""
     if data.format["_target_"] == "fmstune.data.formats.template":
         yield from files.absent("data.format.template_file", str(data.format.get("template_file")))
-    for name, value in (("text_field", data.text_field), ("response_template", data.response_template)):
-        if name not in data.format and value is not None:
-            yield Problem(f"data.{name}", f"is not used by {data.format['_target_'].rpartition('.')[2]}; leave it out")
-        elif name in data.format and data.format[name] != value:
-            other = shown(data.format[name])
-            yield Problem(f"data.{name}", f"is {shown(value)} and data.format.{name} is {other}; change both")

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fmstune.config import named_classes
 from fmstune.config.job import FULL, LORAPLUS_LR_RATIO, EarlyStopping, Job, Slurm
+from fmstune.config.renamed_fields import with_format_settings
 
 PROVIDER = "fmstune dataclasses"
 """Name under which Hydra knows that a value is the default of a dataclass."""
@@ -80,6 +81,9 @@ def settled(config: DictConfig) -> DictConfig:
     training: Any = OmegaConf.to_container(config.training, resolve=False)
     for key in [key for key, value in training.items() if CALLS.match(str(value))]:
         config.training[key] = config.training[key]
+    if OmegaConf.is_dict(config.get("data")) and OmegaConf.is_dict(config.data.get("format")):
+        data: Any = OmegaConf.to_container(config.data, resolve=False)
+        config.data.format = with_format_settings(data)[0]["format"]
     if OmegaConf.is_dict(config.get("tracking")):
         tracking: Any = OmegaConf.to_container(config.tracking, resolve=False)
         config.tracking = named_classes.with_tracker_defaults(tracking)

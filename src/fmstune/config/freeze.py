@@ -15,10 +15,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fmstune.config import named_classes, upstream_fields
 from fmstune.config.convert import convert_into, unknown_field
-from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO, Job, Source
+from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO, Data, Job, Source
 from fmstune.config.metrics import metric_problems
 from fmstune.config.objective import SFT
-from fmstune.config.renamed_fields import OWN, OWNED, TRANSLATED, with_compare_by, with_todays_targets
+from fmstune.config.renamed_fields import (
+    FORMAT_SETTINGS,
+    OWN,
+    OWNED,
+    TRANSLATED,
+    with_compare_by,
+    with_format_settings,
+    with_todays_targets,
+)
 from fmstune.config.upstream_fields import SFT_CONFIG, Field
 from fmstune.errors import Problem, UserError, raise_if_any
 
@@ -48,6 +56,11 @@ def freeze(tree: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Frozen:
     """
     tree, notes = with_compare_by(with_todays_targets(tree))
     problems: list[Problem] = []
+    if isinstance(tree.get("data"), Mapping):
+        group, unused = with_format_settings(tree["data"])
+        tree = {**tree, "data": group}
+        target = str(group.get("format", {}).get("_target_")).rpartition(".")[2]
+        problems += [Problem(f"data.{name}", f"is not used by {target}; leave it out") for name in unused]
     callbacks, others = named_classes.split_callbacks(tree.get("callbacks"))
     values = _typed(Job, {**tree, "callbacks": callbacks} if others else tree, "", problems)
     config_class = SFT_CONFIG
@@ -77,9 +90,7 @@ def freeze(tree: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Frozen:
 def read(path: Path, *, trusted: Sequence[str] = (), changes: Mapping[str, Any] | None = None) -> Frozen:
     """The job of a frozen `job.yaml`, with dotted `changes` applied; checked as strictly as a composed one."""
     try:
-        config = OmegaConf.load(path)
-        if not isinstance(config, DictConfig):
-            raise UserError(str(path), ": a job is a mapping of groups, found a list")
+        config = load_file(path)
         for key, value in with_copies(config, changes or {}).items():
             OmegaConf.update(config, key, value, force_add=True)
         # not resolved: a frozen job holds no interpolation, and text that looks like one stays text
@@ -92,18 +103,22 @@ def read(path: Path, *, trusted: Sequence[str] = (), changes: Mapping[str, Any] 
     return freeze({str(key): value for key, value in tree.items()}, trusted=trusted)
 
 
+def load_file(path: Path) -> DictConfig:
+    """The job file as it is, with the settings of a format in the format: a file of before has them in `data` too."""
+    config = OmegaConf.load(path)
+    if not isinstance(config, DictConfig):
+        raise UserError(str(path), ": a job is a mapping of groups, found a list")
+    if OmegaConf.is_dict(config.get("data")):
+        data: Any = OmegaConf.to_container(config.data, resolve=False)
+        config.data = with_format_settings(data)[0]
+    return config
+
+
 def with_copies(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes of a field, carried to where freezing has copied it: interpolations are resolved in a job file."""
-    copies = {
-        **{f"data.{name}": f"data.format.{name}" for name in ("text_field", "response_template")},
-        "model.lora_targets": "peft.target_modules",
-    }
-    carried = dict(changes)
-    for field, copy in copies.items():
-        former = OmegaConf.select(config, field)
-        if field in changes and copy not in changes and OmegaConf.select(config, copy, default=_MISSING) == former:
-            carried[copy] = changes[field]
-    return carried
+    """The changes; those of `model.lora_targets` also where freezing has copied it into the PEFT fields."""
+    field, copy = "model.lora_targets", "peft.target_modules"
+    same = OmegaConf.select(config, copy, default=_MISSING) == OmegaConf.select(config, field)
+    return {**changes, copy: changes[field]} if field in changes and copy not in changes and same else dict(changes)
 
 
 def write(job: Job, path: Path) -> None:
@@ -138,7 +153,8 @@ def _typed(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[Probl
     fields = {field.name: field for field in dataclasses.fields(cls) if not field.metadata}
     for key in tree:
         if key not in fields:
-            problems.append(unknown_field(f"{prefix}{key}", str(key), fields))
+            known = [*fields, *(FORMAT_SETTINGS if cls is Data else ())]
+            problems.append(unknown_field(f"{prefix}{key}", str(key), known))
     values: dict[str, Any] = {}
     for name, field in fields.items():
         path, hint = f"{prefix}{name}", hints[name]

@@ -187,7 +187,10 @@ class Source:
 @dataclass(frozen=True, kw_only=True)
 class Data:
     format: dict[str, Any]
-    """`_target_` and arguments of the function that turns a row into segments (see `fmstune.data.formats`)."""
+    """`_target_` and arguments of the function that turns a row into segments (see `fmstune.data.formats`).
+
+    `data.text_field=x` and `data.response_template=x` set the arguments of these names.
+    """
     train: Any
     """File, glob, folder, a list of these, or a hub id (its train split); or several by name: `{a: a.jsonl}`."""
     eval: Any = None
@@ -196,10 +199,6 @@ class Data:
     """Share of the training rows, of each source, to hold out when `eval` is null; drawn with `seed`."""
     max_rows: int | None = None
     """Read at most this many training rows of each source; null reads all."""
-    text_field: str | None = None
-    """Column that holds the text."""
-    response_template: str | None = None
-    """What precedes the answer; only what follows its last occurrence is trained. Null trains the whole text."""
     max_length: int = 4096
     """Tokens in a row at most, end-of-sequence included."""
     over_length: OverLength = OverLength.truncate

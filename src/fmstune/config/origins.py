@@ -84,8 +84,7 @@ def compose(loader: ConfigLoaderImpl, name: str, words: Sequence[str]) -> tuple[
 
 def of_file(path: Path, changes: Mapping[str, Any]) -> Origins:
     """The origins of a frozen job that is read from a file and changed by `field=value` words."""
-    merged = OmegaConf.load(path)
-    assert isinstance(merged, DictConfig)
+    merged = freeze.load_file(path)
     origins = _after({}, merged, merged, str(path))
     for field, value in freeze.with_copies(merged, changes).items():
         place = COMMAND_LINE if field in changes else f"{COMMAND_LINE}, with the field that it was copied from"
@@ -151,7 +150,9 @@ def _described(key: Key, value: Any, origins: Origins) -> str:
 
 
 def _given(key: Key, origins: Origins) -> Key:
-    """The key under which a field was given: early names of training's fields are translated, and the last counts."""
+    """The key under which a field was given: an early name of `training` (the last counts), or one of `data`."""
+    if key[:2] == ("data", "format") and ("data", *key[2:]) in origins:
+        return ("data", *key[2:])
     if len(key) < 2 or key[0] != "training":
         return key
     given = [k[1] for k in origins if len(k) > 1 and k[0] == "training" and _today(k[1]) == key[1]]

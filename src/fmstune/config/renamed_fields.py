@@ -172,3 +172,19 @@ def _todays_target(target: Any) -> Any:
         if isinstance(target, str) and target.startswith(former):
             return now + target.removeprefix(former)
     return target
+
+
+FORMAT_SETTINGS = ("text_field", "response_template")
+"""Settings of `data.format` that may also be given as fields of `data`."""
+
+
+def with_format_settings(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The group `data` with these settings in its format, and the names of those that its format does not have."""
+    format = data.get("format")
+    rest = {key: value for key, value in data.items() if key not in FORMAT_SETTINGS}
+    given = {name: data[name] for name in FORMAT_SETTINGS if name in data}
+    if not isinstance(format, Mapping):
+        return rest, []
+    moved = {name: value for name, value in given.items() if name in format}
+    unused = [name for name, value in given.items() if name not in format and value is not None]
+    return {**rest, "format": {**format, **moved}}, unused
