@@ -71,6 +71,6 @@ def _streaming_problems(job: Job) -> Iterator[Problem]:
 
 
 def _format_problems(data: Data) -> Iterator[Problem]:
-    """Yield a problem for each setting that the format does not read, or reads under another value."""
+    """Yield a problem for a template file that is not there."""
     if data.format["_target_"] == "fmstune.data.formats.template":
         yield from files.absent("data.format.template_file", str(data.format.get("template_file")))
