@@ -213,7 +213,7 @@ def test_the_charts_say_what_they_show_and_the_rate_has_a_log_axis(sweep: Path, 
 
 
 def test_the_table_of_all_runs_has_every_number_of_their_summaries(sweep: Path) -> None:
-    rows = list(csv.DictReader((sweep / "report.csv").open()))
+    rows = list(csv.DictReader((sweep / "report.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["run"] for row in rows] == [run.name for run in runs(sweep)]
     for row, run in zip(rows, runs(sweep), strict=True):
         assert float(row["tuned.eval_loss"]) == summary(run)["tuned"]["eval_loss"]
