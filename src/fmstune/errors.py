@@ -29,7 +29,7 @@ class Problem:
 class UserError(Exception):
     """One problem in what the user gave, or with `of` several; each names the file, row or field, and what to do."""
 
-    def __init__(self, field: str, text: str = "") -> None:
+    def __init__(self, field: str, text: str) -> None:
         super().__init__(field, text)
         self.problems: tuple[Problem, ...] = (Problem(field, text),)
 

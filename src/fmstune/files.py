@@ -84,4 +84,4 @@ def explain_write_errors(flag: str, path: Path) -> Iterator[None]:
         # of the terminal, not of the file
         raise
     except OSError as err:
-        raise UserError(f"{flag}: {path} cannot be written ({err.strerror}); choose another") from err
+        raise UserError(flag, f": {path} cannot be written ({err.strerror}); choose another") from err

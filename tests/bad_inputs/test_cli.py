@@ -81,7 +81,8 @@ WORDS = [
     case("--config-dir conf data=min", "data=min: no such choice; did you mean 'mine'? …", conf__data__mine_yaml=""),
     case("--config-dir conf data=mine", "broken YAML: …conf/data/mine.yaml…", conf__data__mine_yaml="format: [\n"),
     case(
-        "--config-dir nowhere model=mine", "--config-dir: nowhere is no folder; give the folder that holds your groups"
+        "--config-dir nowhere model=mine",
+        "--config-dir: nowhere is not a folder; give the folder that holds your groups",
     ),
 ]
 

@@ -4,11 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.bad_inputs.cases import ROW, ROWS, Case, assert_answered, case, content, wrong_inputs
-
-pytestmark = pytest.mark.sampled(4)
 
 UNKNOWN_NAMES = [
     case("zzz=1", "zzz: unknown field; the job has name, seed, output_dir, compare_by, direction, model, …"),
@@ -231,7 +227,7 @@ RANGES = [
     case(
         "compare_by=tuned.sets.a.exact_match", "compare_by: tuned.sets.a.exact_match is not a number of summary.json…"
     ),
-    case("--resume nowhere", "--resume: nowhere is no sweep's folder (no command.json); give the folder of a sweep"),
+    case("--resume nowhere", "--resume: nowhere is not a sweep's folder (no command.json); give the folder of a sweep"),
     case("check --resume nowhere", "--resume is a flag of fmstune train"),
 ]
 

@@ -258,7 +258,7 @@ TEMPLATES = [
     case("model.chat_template=chat.jinja", "model.chat_template: no file chat.jinja"),
     case(
         "check model.chat_template=chat.jinja",
-        "model.chat_template: chat.jinja is no Jinja template (…",
+        "model.chat_template: chat.jinja is not a Jinja template (…",
         **{"chat.jinja": "{% if %}"},
     ),
     case(

@@ -36,7 +36,7 @@ TO_EVALUATE = [
         "--seed must be at least 0 and below 2**32, got -1",
         "--label: give at least two labels that are not blank, or none for those that the rows have",
     ),
-    case(EVALUATE, "--model: package:tiny_llama is no run, which has rows of its own; add data=CHOICE and …"),
+    case(EVALUATE, "--model: package:tiny_llama is not a run with held-out rows; add data=CHOICE and …"),
     case(
         f"{EVALUATE} data=complaints data.eval=null",
         "no row is held out; set data.eval to the rows to evaluate on, or data.eval_fraction",
@@ -86,7 +86,7 @@ GENERATE = [
     case(
         f"{LLAMA} --txet=hi peft=lora data.text_field=x",
         "generate has no flag --txet; did you mean '--text'?",
-        "generate takes flags, and data.FIELD=VALUE beside --format; got 'peft=lora'",
+        "generate takes flags, and data.FIELD=VALUE with --format; got 'peft=lora'",
         "data.text_field=x: fields of a data format go with --format",
     ),
     case(f"{LLAMA} --text hi --top_k many", "argument --top_k: invalid int value: 'many' (see fmstune --help)"),
@@ -195,7 +195,7 @@ GENERATE = [
     Case(
         "generate --model a --text hi",
         (
-            "--model: a was tuned on ./gone, which is no folder here and cannot be had from the hub; pass "
+            "--model: a was tuned on ./gone, which is neither a folder here nor available from the hub; pass "
             "--base_model_name_or_path with the folder or hub id of its base",
         ),
         ADAPTER,
@@ -208,8 +208,8 @@ GENERATE = [
     Case(
         "generate --model a --text hi --base_model_name_or_path bsae",
         (
-            "--base_model_name_or_path: bsae is no folder here and cannot be had from the hub; give the folder or hub "
-            "id of its base; did you mean 'base'?",
+            "--base_model_name_or_path: bsae is neither a folder here nor available from the hub; give the folder or "
+            "hub id of its base; did you mean 'base'?",
         ),
         {**ADAPTER, "base/config.json": "{}"},
     ),
@@ -263,7 +263,7 @@ MERGE = [
     case("merge --model package:tiny_llama --out m", "--model: … is a whole model, with nothing to merge"),
     Case(
         "merge --model a --out m",
-        ("--model: a was tuned on ./gone, which is no folder here and cannot be had from the hub; pass …",),
+        ("--model: a was tuned on ./gone, which is neither a folder here nor available from the hub; pass …",),
         ADAPTER,
     ),
     Case(

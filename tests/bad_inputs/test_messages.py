@@ -96,6 +96,31 @@ def is_given(message: str) -> bool:
     return source or any(covers(message, answer) for answer in ANSWERS)
 
 
+UNCLEAR = re.compile(
+    r"^What\b|\b(?:beside|goes on|go on|gone on|comes to|came to|is no|apart|at hand|nobody|whoever|those of)\b"
+)
+"""Words that a message is clearer without."""
+NAMED = re.compile(
+    r"…|--?\w|\w[./=]\w|^(?:name|seed|output_dir|compare_by|direction|launcher|peft|data|model|training)\b"
+)
+"""A field, a flag, a file, or a value that is filled in."""
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_a_message_is_plain_english_and_names_what_it_is_about(message: str) -> None:
+    assert UNCLEAR.search(message) is None
+    assert NAMED.search(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["What is read goes on", "the file is no model", "a table is written beside it", "the row comes to nothing"],
+)
+def test_an_unclear_message_is_found_out(message: str) -> None:
+    assert UNCLEAR.search(message)
+    assert not NAMED.search(message)
+
+
 def test_the_specification_keeps_its_size() -> None:
     assert len(CASES) == 458
 

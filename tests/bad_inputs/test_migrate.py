@@ -19,8 +19,8 @@ EARLY = [
         'from-fms "python tuning/sft_trainer.py --model \'a b"',
         "the quote at 'a b does not end; put the whole command into single quotes, or into a file",
     ),
-    case(f"from-fms '{SCRIPT} --learning_rat 1'", "--learning_rat is no flag of the early tool; did you mean …?"),
-    case(f"from-fms '{SCRIPT} --zzz'", "--zzz is no flag of the early tool (docs/migration.md has all)"),
+    case(f"from-fms '{SCRIPT} --learning_rat 1'", "--learning_rat is not a flag of the early tool; did you mean …?"),
+    case(f"from-fms '{SCRIPT} --zzz'", "--zzz is not a flag of the early tool (docs/migration.md has all)"),
     case(
         f"from-fms '{SCRIPT} --deepspeed x --tpu_num_cores 8 --packing maybe --peft_method qlora'",
         "--peft_method must be one of lora, pt, none; got 'qlora'",
@@ -40,16 +40,16 @@ EARLY = [
         "--config_file $NOPE/a.yaml cannot be read, …",
     ),
     case(f"from-fms '{SCRIPT} --learning_rate'", "--learning_rate takes one value, got none"),
-    case(f"from-fms '{SCRIPT} $(date)'", "$(date): a shell would have to run this; write what it comes to"),
+    case(f"from-fms '{SCRIPT} $(date)'", "$(date): only a shell can run this; write its result"),
     case("from-fms job.json", "the job: broken JSON (…)", job_json='{"output_dir": '),
-    case("from-fms job.json", "job.json is no text (invalid start byte); …", job_json=b"\xff"),
+    case("from-fms job.json", "job.json is not text (invalid start byte); …", job_json=b"\xff"),
     case(
         f"from-fms 'accelerate launch --config_file nowhere.yaml {SCRIPT.removeprefix('python ')}'",
         "--config_file nowhere.yaml cannot be read, and it says how the job is launched; give its path here",
     ),
     case(
         f"from-fms 'accelerate launch --num_process 2 {SCRIPT.removeprefix('python ')}'",
-        "--num_process is no flag of the early tool; did you mean '--num_processes'?",
+        "--num_process is not a flag of the early tool; did you mean '--num_processes'?",
     ),
     case(
         f"from-fms 'torchrun --nproc_per_node --nnodes 1 {SCRIPT.removeprefix('python ')}'",

@@ -203,7 +203,7 @@ ADAPTERS = [
     case("peft=lora peft.target_modules=[mlp]", "peft.target_modules: 'mlp' matches LlamaMLP, without a weight …"),
     case("peft=lora peft.target_modules=[]", "peft.target_modules is empty, so nothing would be trained; give names …"),
     case("peft=lora peft.target_modules=q_proj", f"peft.target_modules: 'q_proj' matches no module …; {LLAMA_TARGETS}"),
-    case("peft=lora peft.target_modules='\"(\"'", "peft.target_modules: '(' is no regular expression: …"),
+    case("peft=lora peft.target_modules='\"(\"'", "peft.target_modules: '(' is not a regular expression: …"),
     case(
         "peft=lora peft.target_modules=3", "peft.target_modules must be a list of names, one name or all-linear, got 3"
     ),
@@ -228,7 +228,7 @@ ADAPTERS = [
     ),
     case(
         "peft=lora peft.trainable_token_indices=[1,99999]",
-        "peft.trainable_token_indices: there is no token 99999; the ids end at …",
+        "peft.trainable_token_indices: no token 99999; the ids end at …",
     ),
     case(
         "peft=prompt_tuning peft.token_dim=7 peft.num_layers=7",

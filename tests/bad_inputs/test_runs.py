@@ -114,7 +114,7 @@ REPRODUCE = [
     case("reproduce", "reproduce takes the folder of one run, such as runs/first; got none"),
     case("reproduce one two", "reproduce takes the folder of one run, such as runs/first; got one, two"),
     case("reproduce run --strct", "reproduce has no flag --strct; did you mean '--strict'?"),
-    case("reproduce run", "reproduce: there is no folder run"),
+    case("reproduce run", "reproduce: no folder run"),
     case(
         "reproduce sweep",
         "reproduce: sweep has no job.yaml, so it is not the folder of a run; it holds those of 0-r=8",
@@ -133,7 +133,7 @@ REPRODUCE = [
     ),
     case(
         "reproduce run",
-        "run/lock.json: has no packages, seed, data_hashes, so it is no record of a run; …",
+        "run/lock.json: has no packages, seed, data_hashes, so it is not the record of a run; …",
         run__job_yaml="name: x\n",
         run__lock_json='{"fmstune": "0.1.0"}',
     ),

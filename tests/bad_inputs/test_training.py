@@ -39,7 +39,7 @@ TOGETHER = [
     case("peft=lora_plus peft.loraplus_lr_ratio=0.5", "peft.loraplus_lr_ratio is the rate of B by that of A, at …"),
     case(
         "peft=ia3 peft.loraplus_lr_ratio=2",
-        "peft.loraplus_lr_ratio sets apart the two matrices of peft.LoraConfig, and peft.IA3Config has none; …",
+        "peft.loraplus_lr_ratio is a setting of peft.LoraConfig, and the method is peft.IA3Config; …",
     ),
     case(
         "peft=lora_plus training.optim=galore_adamw training.optim_target_modules=[q_proj]",

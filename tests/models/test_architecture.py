@@ -40,7 +40,7 @@ ARCHITECTURES = [
     ({"model_type": "lama"}, "transformers knows no 'lama'; did you mean 'llama'?"),
     ({"model_type": "llama", "hiden_size": 64}, "model.architecture.hiden_size: llama has no such value; did you mean"),
     ({"model_type": "llama", "hidden_size": "big"}, "Field 'hidden_size' expected int, got str (value: 'big')"),
-    ({"model_type": "t5"}, "(t5) is no causal language model"),
+    ({"model_type": "t5"}, "(t5) is not a causal language model"),
     (
         {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
         "holds a BertForMaskedLM, but tuning needs a BertLM",

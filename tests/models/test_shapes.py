@@ -260,7 +260,7 @@ TARGET_PROBLEMS = [
     (["self_attn"], "'self_attn' matches LlamaAttention, without a weight of its own to adapt"),
     ("q_proj", "'q_proj' matches no module (a string is a regular expression for the whole name"),
     (r".*(q_proj|lm_head)", "matches the output layer"),
-    ("*_proj", "'*_proj' is no regular expression: nothing to repeat"),
+    ("*_proj", "'*_proj' is not a regular expression: nothing to repeat"),
 ]
 
 

@@ -69,7 +69,7 @@ def test_a_command_is_gone_on_with_as_it_was_typed_and_more_words_come_after_its
 
 
 def test_a_folder_without_a_sweep_is_not_gone_on_with() -> None:
-    with pytest.raises(UserError, match=r"--resume: \. is no sweep's folder \(no command.json\)"):
+    with pytest.raises(UserError, match=r"--resume: \. is not a sweep's folder \(no command.json\)"):
         sweep_folder.recorded_command(Path(), [])
 
 

@@ -66,7 +66,7 @@ def test_each_end_and_each_choice_is_checked_once_before_the_search() -> None:
         ),
         (("peft=lora",), "hydra/sweeper=optuna has nothing to search; give a field an interval or several values"),
         (("evaluation=none,held_out",), "compare_by must be given: the points of this search would be compared by"),
-        (("seed=1,2", "hydra.sweeper.sampler=TPSampler"), "TPSampler is no class of optuna.samplers; did you mean"),
+        (("seed=1,2", "hydra.sweeper.sampler=TPSampler"), "TPSampler is not a class of optuna.samplers; did you mean"),
         (
             ("seed=1,2", "hydra.sweeper.storage=postgresql://me:secret@host/x"),
             "hydra.sweeper.storage holds a password, and the sweep's folder keeps the command",

@@ -237,7 +237,7 @@ def _not_of_generate(words: Sequence[str], known: Sequence[str], data_format: st
             flag = word.partition("=")[0]
             yield Problem("generate", f"has no flag {flag}{did_you_mean(flag, known)}")
         elif not word.startswith("data.") or "=" not in word:
-            yield Problem("generate", f"takes flags, and data.FIELD=VALUE beside --format; got {word!r}")
+            yield Problem("generate", f"takes flags, and data.FIELD=VALUE with --format; got {word!r}")
         elif data_format is None:
             yield Problem("", f"{word}: fields of a data format go with --format")
 

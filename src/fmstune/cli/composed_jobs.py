@@ -237,7 +237,7 @@ def _away(words: Sequence[str], tasks: Points) -> list[int]:
         raise UserError(
             "",
             f"a point's job ended without a result: {str(err).strip().splitlines()[0]}; its log says why, and the "
-            "other jobs go on",
+            "other jobs continue",
         ) from err
     (folder,) = callback.Sweep.away
     return [point.code for point in _end(folder)]

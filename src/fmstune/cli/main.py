@@ -106,7 +106,7 @@ def _text_of(name: str) -> str | None:
     try:
         return Path(name).expanduser().read_text(encoding="utf-8")
     except UnicodeDecodeError as err:
-        raise UserError(name, f"is no text ({err.reason}); give a script or a job file") from err
+        raise UserError(name, f"is not text ({err.reason}); give a script or a job file") from err
     except OSError:
         return None
 

@@ -90,7 +90,7 @@ def _reproduce(line: CommandLine, run: Path) -> int:
 
 def _not_a_run(folder: Path) -> Iterator[Problem]:
     if not folder.is_dir():
-        yield Problem("reproduce", f": there is no folder {folder}{files.did_you_mean_beside(folder)}")
+        yield Problem("reproduce", f": no folder {folder}{files.did_you_mean_beside(folder)}")
     elif not (folder / run_folder.JOB).is_file():
         found = sorted(path.parent.name for path in folder.glob(f"*/{run_folder.JOB}"))
         hint = f"; it holds those of {', '.join(found[:5])}" if found else ""

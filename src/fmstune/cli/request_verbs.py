@@ -97,7 +97,7 @@ def _evaluated(line: CommandLine, run: Path) -> Job:
         job = freeze.read(run, trusted=line.trusted, changes=compose.changes(line.hydra)).job
     else:
         raise UserError(
-            "--model", f": {run.parent} is no run, which has rows of its own; add data=CHOICE and data.eval=FILE"
+            "--model", f": {run.parent} is not a run with held-out rows; add data=CHOICE and data.eval=FILE"
         )
     if not has_held_out(job.data):
         raise UserError("", "no row is held out; set data.eval to the rows to evaluate on, or data.eval_fraction")

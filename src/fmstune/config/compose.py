@@ -191,7 +191,7 @@ def config_dir(words: Sequence[str]) -> Path | None:
     """The user's own folder of groups, if one is named."""
     given = _hydra_flags(words)[0].config_dir
     if given and not Path(given).is_dir():
-        raise UserError("--config-dir", f": {given} is no folder; give the folder that holds your groups")
+        raise UserError("--config-dir", f": {given} is not a folder; give the folder that holds your groups")
     return Path(given) if given else None
 
 

@@ -277,9 +277,7 @@ def _peft(tree: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
     values: dict[str, Any] = {"_target_": target}
     for key, value in rest.items():
         if key == LORAPLUS_LR_RATIO and target != LORA:
-            problems.append(
-                Problem(f"peft.{key}", f"sets apart the two matrices of {LORA}, and {target} has none; leave it out")
-            )
+            problems.append(Problem(f"peft.{key}", f"is a setting of {LORA}, and the method is {target}; leave it out"))
         elif key in fields:
             convert_into(values, key, value, f"peft.{key}", fields[key], problems)
         else:

@@ -60,7 +60,7 @@ def values(path: Path) -> dict[str, Any]:
 def values_of(tree: Any, path: Path | str) -> dict[str, Any]:
     """The same of a file that was read; `path` names it."""
     if not isinstance(tree, dict):
-        raise UserError("launcher.config_file", f": {path} is no mapping of settings; give an accelerate YAML")
+        raise UserError("launcher.config_file", f": {path} is not a mapping of settings; give an accelerate YAML")
     problems: list[Problem] = []
     found = {**_top(tree, problems), **_fsdp(tree.get("fsdp_config") or {}, problems)}
     raise_if_any(Problem("launcher.config_file", f": {path}: {problem}") for problem in problems)

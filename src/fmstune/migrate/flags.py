@@ -350,4 +350,4 @@ def unknown(name: str, flags: Mapping[str, Flag]) -> Problem:
     if flags is TUNING:
         known += [f"--{flag}" for flag in upstream_fields.fields_of(upstream_fields.SFT_CONFIG) if flag not in OWNED]
     hint = did_you_mean(f"--{name}", known) or " (docs/migration.md has all)"
-    return Problem(f"--{name}", f"is no flag of the early tool{hint}")
+    return Problem(f"--{name}", f"is not a flag of the early tool{hint}")

@@ -84,7 +84,9 @@ def of_torchrun(words: Sequence[str]) -> Launched:
         flags["num_processes"] = [each]
     else:
         said = spelled["num_processes"]
-        out.problems.append(Problem(said, ": launcher.num_processes counts those of all machines; give a number"))
+        out.problems.append(
+            Problem(said, ": launcher.num_processes counts the processes of all machines; give a number")
+        )
     flags["multi_gpu"] = []
     return Launched(flags, rest, spelled, tuple(out.notes), tuple(out.problems))
 

@@ -143,7 +143,7 @@ def _expanded(text: str, values: Mapping[str, str]) -> str:
     """The text with its variables' values; one without a value keeps its name, between UNSET."""
     # $(…), `…` and what ${NAME…} can do beyond naming a variable
     if "`" in text or re.search(r"\$\(|\$\{(?!\w+\})", text):
-        raise UserError("", f"{text.strip()[:60]}: a shell would have to run this; write what it comes to")
+        raise UserError("", f"{text.strip()[:60]}: only a shell can run this; write its result")
 
     def value(found: re.Match[str]) -> str:
         name = found[1] or found[2]

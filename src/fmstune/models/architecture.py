@@ -88,7 +88,7 @@ def _from_folder(folder: str) -> PreTrainedConfig:
 
 def _from_hub(path: str, revision: str | None) -> PreTrainedConfig:
     if path.startswith(("/", "./", "../", "~")):
-        raise UserError("model.path", f": there is no folder {path}; give an existing folder or a hub id")
+        raise UserError("model.path", f": no folder {path}; give an existing folder or a hub id")
     try:
         values, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
         raise_if_any(_code_problems(path, values))
@@ -160,7 +160,7 @@ def _causal_problems(path: str, config: PreTrainedConfig, objective: Objective) 
     expected = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     if config.is_encoder_decoder or expected is None:
         yield Problem(
-            "model.path", f": {path} ({config.model_type}) is no causal language model; only these can be tuned"
+            "model.path", f": {path} ({config.model_type}) is not a causal language model; only these can be tuned"
         )
         return
     is_causal = objective.model_class == SUPERVISED.model_class

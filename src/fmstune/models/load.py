@@ -81,7 +81,7 @@ def _chat_template(file: str) -> str:
     except (OSError, UnicodeDecodeError) as err:
         raise UserError("model.chat_template", f": {path} cannot be read ({err})") from err
     except TemplateError as err:
-        raise UserError("model.chat_template", f": {path} is no Jinja template ({err})") from err
+        raise UserError("model.chat_template", f": {path} is not a Jinja template ({err})") from err
     return text
 
 

@@ -320,7 +320,7 @@ def _feedforward_problems(model: PreTrainedModel, peft_config: IA3Config) -> Ite
     if asked is None and model.config.model_type not in TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING:
         yield Problem(
             "peft.feedforward_modules",
-            f": PEFT has no default for {model.config.model_type}; name those of "
+            f": PEFT has no default for {model.config.model_type}; name the modules of "
             "peft.target_modules that are scaled at their input (the last linear layer of the MLP), or [] for none",
         )
     for name in sorted(asked or ()) if not isinstance(asked, str) else ():
@@ -335,7 +335,7 @@ def _pattern_problems(model: PreTrainedModel, pattern: str) -> Iterator[Problem]
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        yield Problem("peft.target_modules", f": {pattern!r} is no regular expression: {error}")
+        yield Problem("peft.target_modules", f": {pattern!r} is not a regular expression: {error}")
         return
     matched = {name: module for name, module in model.named_modules() if expression.fullmatch(name)}
     if not matched:

@@ -96,7 +96,7 @@ def _same_base(model: str, place: Place, recorded: base_identity.Base | None, *,
         found = base_identity.at(place.base, place.revision)
     except (OSError, ValueError, UserError) as err:
         what = recorded.id if recorded is not None and not recorded.local else "its base"
-        gone = "is no folder here and cannot be had from the hub"
+        gone = "is neither a folder here nor available from the hub"
         if given:
             hint = files.did_you_mean_beside(Path(place.base))
             text = f": {place.base} {gone}; give the folder or hub id of {what}{hint}"

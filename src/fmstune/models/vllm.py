@@ -167,7 +167,7 @@ def token_problems(
         yield Problem(
             "--export",
             f"vllm_lora: {model} trained the embeddings of tokens that the base has rows for (first "
-            f"{within[0]}), and vLLM reads those of the base; merge it instead",
+            f"{within[0]}), and vLLM reads the embeddings of the base; merge it instead",
         )
     if added and _last(embeddings.input) != "embed_tokens":
         yield Problem(

@@ -84,8 +84,7 @@ def checkpoint_mismatches(checkpoint: Path, made: CheckpointFacts, here: Checkpo
         choice = "launcher=fsdp" if made.sharded else "launcher=local or launcher=ddp"
         yield Problem(
             "launcher",
-            f": {checkpoint} was made {kind}, and the optimizer's state is kept in another form there; "
-            f"go on with {choice}",
+            f": {checkpoint} was made {kind}, and its optimizer state has another form; resume with {choice}",
         )
     if made.rows_per_step != here.rows_per_step:
         yield Problem(

@@ -49,12 +49,12 @@ def read_lock(folder: Path) -> dict[str, Any]:
     try:
         lock = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; it is written when a run begins to train. {again}") from None
+        raise UserError(str(path), f": no such file; it is written when a run begins to train. {again}") from None
     except (OSError, ValueError) as err:
-        raise UserError(f"{path}: cannot be read ({err}); {again}") from err
+        raise UserError(str(path), f": cannot be read ({err}); {again}") from err
     missing = [key for key in _NEEDED if not isinstance(lock, dict) or key not in lock]
     if missing:
-        raise UserError(f"{path}: has no {', '.join(missing)}, so it is no record of a run; {again}")
+        raise UserError(str(path), f": has no {', '.join(missing)}, so it is not the record of a run; {again}")
     assert isinstance(lock, dict)
     return lock
 

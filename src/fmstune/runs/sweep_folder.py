@@ -132,7 +132,7 @@ def recorded_command(sweep: Path, more: Sequence[str]) -> list[str]:
         words = json.loads((sweep / COMMAND).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            "--resume", f": {sweep} is no sweep's folder (no {COMMAND}); give the folder of a sweep"
+            "--resume", f": {sweep} is not a sweep's folder (no {COMMAND}); give the folder of a sweep"
         ) from None
     except (OSError, ValueError) as err:
         raise UserError(

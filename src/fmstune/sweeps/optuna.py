@@ -196,7 +196,9 @@ def _sampler(name: str) -> Any:
 
     known = [one for one in optuna.samplers.__all__ if one.endswith("Sampler")]
     if name not in known:
-        raise UserError("hydra.sweeper.sampler", f": {name} is no class of optuna.samplers{did_you_mean(name, known)}")
+        raise UserError(
+            "hydra.sweeper.sampler", f": {name} is not a class of optuna.samplers{did_you_mean(name, known)}"
+        )
     return getattr(optuna.samplers, name)
 
 

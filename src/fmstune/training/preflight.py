@@ -210,7 +210,7 @@ def _tokenizer_problems(checked: Checked, tokenizer: Tokenizer) -> Iterator[Prob
     if any(i >= max(ids, embeddings) for i in unknown):
         yield Problem(
             "peft.trainable_token_indices",
-            f": there is no token {max(unknown)}; the ids end at {max(ids, embeddings) - 1:,}",
+            f": no token {max(unknown)}; the ids end at {max(ids, embeddings) - 1:,}",
         )
 
 
