@@ -34,8 +34,8 @@ def explain_missing_names(library: str) -> Iterator[None]:
         yield
     except (ImportError, AttributeError) as err:
         raise UserError(
-            f"{library} {version(library)} does not have a private name that fmstune needs ({err}); "
-            f"install {_range(library)}"
+            f"{library} {version(library)}",
+            f"does not have a private name that fmstune needs ({err}); install {_range(library)}",
         ) from err
 
 

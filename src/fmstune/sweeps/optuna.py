@@ -180,8 +180,8 @@ def _study(
             study.set_user_attr(_SPACE, searched)
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError) as err:
         said = sweep_folder.first_line(str(err))
-        text = f"hydra.sweeper.storage: {storage} cannot be used as Optuna's storage ({said})"
-        raise UserError(secrets.left_out(text)) from err
+        text = secrets.left_out(f": {storage} cannot be used as Optuna's storage ({said})")
+        raise UserError("hydra.sweeper.storage", text) from err
     if former not in (None, searched) or study.direction != way:
         raise UserError(
             "hydra.sweeper.storage",
