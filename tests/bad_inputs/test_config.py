@@ -4,7 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.bad_inputs.cases import ROW, ROWS, Case, assert_answered, case, content, wrong_inputs
+
+pytestmark = pytest.mark.sampled(4)
 
 UNKNOWN_NAMES = [
     case("zzz=1", "zzz: unknown field; the job has name, seed, output_dir, compare_by, direction, model, …"),
