@@ -91,7 +91,8 @@ def test_what_a_shell_starts_may_be_given_notice_at_once_too() -> None:
     assert process.stdout is not None and process.stdout.readline()
     wait_for(lambda: bool(blocked(process.pid) >> (signal.SIGTERM - 1) & 1), "notices kept back")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
+    process.communicate(timeout=60)
+    assert process.returncode == 0
 
 
 KEPT_BACK = (sys.executable, "-m", "fmstune.launch.preemption")
