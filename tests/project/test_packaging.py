@@ -41,6 +41,31 @@ def test_constraints_pin_every_dependency_exactly() -> None:
     assert pins["torch"] == "2.13.0"
 
 
+NOT_RUN_WITHOUT_A_GPU = {"bitsandbytes", "flash-attn"}
+
+
+def test_every_floor_is_a_version_that_the_tests_run_with() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").lower().replace("_", "-").splitlines()
+    pins = {Requirement(line).name: Requirement(line).specifier for line in lines if not line.startswith("#")}
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    required = [Requirement(text) for texts in (PROJECT["project"]["dependencies"], *extras) for text in texts]
+    floors = {
+        (canonicalize_name(one.name), bound.version)
+        for one in required
+        for bound in one.specifier
+        if bound.operator == ">=" and one.name not in NOT_RUN_WITHOUT_A_GPU
+    }
+    assert len(floors) > 30
+    assert {name: floor for name, floor in floors if not pins[name].contains(floor)} == {}
+
+
+def test_accelerate_that_saves_one_slice_of_an_adapter_is_refused() -> None:
+    """Releases before 1.15 lack huggingface/accelerate pull request 4206."""
+    (accelerate,) = (text for text in PROJECT["project"]["dependencies"] if text.startswith("accelerate"))
+    assert not Requirement(accelerate).specifier.contains("1.14.0")
+    assert Requirement(accelerate).specifier.contains("1.15.0")
+
+
 @pytest.fixture(scope="session")
 def wheel(made_once: MadeOnce) -> Path:
     def build(folder: Path) -> None:
