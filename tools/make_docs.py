@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
-from omegaconf import DictConfig
 
 import upstream_fields
 from fmstune.checks import precision
@@ -34,13 +33,14 @@ from fmstune.checks.memory import (
 )
 from fmstune.checks.memory_plan import count_steps
 from fmstune.checks.plan_inputs import Rows, Sharing, Work, row_count
-from fmstune.cli.arguments import force_plain_overrides
 from fmstune.cli.help import GROUPS
-from fmstune.config import compose, freeze
+from fmstune.config import freeze
+from fmstune.config.compose import compose_job
 from fmstune.config.defaults import USUAL_RATE, usual_rate
 from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO
+from fmstune.config.overrides import parse_overrides
 from fmstune.config.renamed_fields import OWNED, TRANSLATED, Translation
-from fmstune.config.verbs import SUMMARIES
+from fmstune.config.requests import Verb, summary
 from fmstune.migrate import flags as fms_flags
 from fmstune.migrate.flags import Fate, Flag
 from fmstune.tables import GIB
@@ -340,7 +340,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def verbs() -> str:
     """The verbs, each with what `fmstune --help` says of it."""
-    return _table(("verb", "does"), [(f"`{verb.value}`", summary) for verb, summary in SUMMARIES.items()])
+    return _table(("verb", "does"), [(f"`{verb.value}`", summary(verb)) for verb in Verb])
 
 
 def rooms() -> str:
@@ -414,14 +414,9 @@ def _work(*words: str) -> Work:
     from fmstune.training import planning, preflight
 
     rest = ("launcher.device=cuda", "data=alpaca", "data.train=none", f"data.max_length={ROW}")
-    found = []
-
-    def keep(config: DictConfig) -> None:
-        found.append(freeze.freeze(compose.tree(config)).job)
-
-    compose.compose(force_plain_overrides([*words, *rest], compose.groups(None)), keep)
-    checked = preflight.check_job(found[0], device_at_hand=False)
-    return planning.make_plan(found[0], checked, Rows(rows=ROW, tokens=ROW * ROW, longest=ROW), None).work
+    job = freeze.freeze(compose_job(parse_overrides([*words, *rest])).tree()).job
+    checked = preflight.check_job(job, device_at_hand=False)
+    return planning.make_plan(job, checked, Rows(rows=ROW, tokens=ROW * ROW, longest=ROW), None).work
 
 
 def _of_each(work: Work, devices: int) -> str:

@@ -18,10 +18,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra import compose, initialize_config_module
-
-from fmstune.config import compose as composition
-from fmstune.config import defaults, freeze
+from fmstune.config import freeze
+from fmstune.config.compose import compose_job
+from fmstune.config.overrides import parse_overrides
 from fmstune.data import show
 from fmstune.data.dataset import Prepared, prepare_data
 from fmstune.data.tokens import IGNORED
@@ -115,10 +114,7 @@ def shown_file(name: str, page: Path) -> str:
 
 def prepared(*words: str) -> tuple[Prepared, Any]:
     """The rows of a job as a run prepares them, and their tokenizer."""
-    defaults.register()
-    with initialize_config_module("fmstune.conf", version_base="1.3"):
-        config = compose("job", overrides=[*words])
-    job = freeze.freeze(composition.tree(config)).job
+    job = freeze.freeze(compose_job(parse_overrides(words)).tree()).job
     tokenizer = load.load_tokenizer(job.model).tokenizer
     return prepare_data(job.data, tokenizer, job.seed), tokenizer
 

@@ -31,14 +31,14 @@ from typing import Any
 os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
 
 import torch
-from hydra import compose, initialize_config_module
 from matplotlib.backends import backend_agg
 from safetensors.torch import load_file
 
 from fmstune import runner
-from fmstune.config import compose as composition
-from fmstune.config import defaults, freeze
+from fmstune.config import freeze
+from fmstune.config.compose import compose_job
 from fmstune.config.job import Job
+from fmstune.config.overrides import parse_overrides
 from fmstune.runs import checkpoints
 from fmstune.training import pipeline
 
@@ -120,9 +120,7 @@ def holds(name: str, kills: int, steps: int, chance: random.Random) -> bool:
 
 
 def frozen(words: Sequence[str], folder: Path) -> Job:
-    defaults.register()
-    with initialize_config_module("fmstune.conf", version_base="1.3"):
-        tree = composition.tree(compose("job", overrides=[*COMMON, *words]))
+    tree = compose_job(parse_overrides([*COMMON, *words])).tree()
     return dataclasses.replace(freeze.freeze(tree).job, output_dir=str(folder))
 
 

@@ -10,9 +10,21 @@ from pathlib import Path
 
 from fmstune import ranks
 from fmstune.checks.launcher import rank_problems
-from fmstune.config import freeze, requests
+from fmstune.config import freeze
+from fmstune.config.flags import add_flags
 from fmstune.config.job import Job
-from fmstune.config.verbs import Verb
+from fmstune.config.requests import (
+    Comparison,
+    Generation,
+    Harness,
+    Merge,
+    Report,
+    Reproduce,
+    Scoring,
+    ShowData,
+    Verb,
+    read_request,
+)
 from fmstune.errors import Preempted, UserError, raise_if_any, render
 from fmstune.launch import agent, parent, preemption
 from fmstune.runs import run_folder
@@ -56,14 +68,12 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--verb", choices=[v.value for v in Verb if v is not Verb.doctor], default=Verb.train.value)
     parser.add_argument("--prepare", action="store_true", help="stop when the rows are tokenised and cached")
-    parser.add_argument("--trust", action="append", default=[], help="package whose format functions are allowed")
     parser.add_argument("--command", help="what was typed, to be recorded")
     parser.add_argument("--recorded", type=Path, help="reproduce: the folder of the run to compare with")
     parser.add_argument("--again", type=Path, help="reproduce: the folder of the run again, to compare the weights")
-    parser.add_argument("--strict", action="store_true", help="reproduce: refuse where a recorded fact differs")
-    parser.add_argument("--rows", type=int, default=3, help="show-data: rows to print")
-    parser.add_argument("--json", type=Path, help="show-data: file for every training row")
-    parser.add_argument("--html", type=Path, help="show-data: file for the view as a page")
+    add_flags(parser, ShowData)
+    add_flags(parser, Reproduce, {"strict"})
+    parser.set_defaults(**{**vars(ShowData()), "trusted": []}, strict=False)
     return parser.parse_args(words)
 
 
@@ -78,7 +88,7 @@ def _act(options: argparse.Namespace) -> int:
     if verb in (Verb.report, Verb.compare):
         return _look_back(verb, options.job)
     rank = ranks.here()
-    job = freeze.read(options.job, trusted=options.trust).job
+    job = freeze.read(options.job, trusted=tuple(options.trusted)).job
     raise_if_any(rank_problems(job.launcher, rank))
     folder = Path(job.output_dir) if verb is Verb.train and job.output_dir and rank.is_main else None
     if folder is not None:
@@ -109,7 +119,7 @@ def _reproduce(job: Job, options: argparse.Namespace) -> int:
 
     if options.again is not None:
         return reproduce.compare_weights(options.recorded, options.again)
-    return reproduce.check(job, options.recorded, strict=options.strict, trusted=options.trust)
+    return reproduce.check(job, options.recorded, strict=options.strict, trusted=tuple(options.trusted))
 
 
 def _after(verb: Verb, file: Path) -> int:
@@ -125,8 +135,8 @@ def _after(verb: Verb, file: Path) -> int:
 
     library_noise.quiet()
     if verb is Verb.merge:
-        return merge.run(requests.read_merge(file))
-    return ask.answer_prompts(requests.read_generation(file))
+        return merge.run(read_request(Merge, file))
+    return ask.answer_prompts(read_request(Generation, file))
 
 
 def _look_back(verb: Verb, file: Path) -> int:
@@ -136,8 +146,8 @@ def _look_back(verb: Verb, file: Path) -> int:
     from fmstune.runs.report import build
 
     if verb is Verb.report:
-        return build.write_report(requests.read_report(file))
-    return build.compare_runs(requests.read_comparison(file))
+        return build.write_report(read_request(Report, file))
+    return build.compare_runs(read_request(Comparison, file))
 
 
 def _evaluate(file: Path) -> int:
@@ -149,11 +159,11 @@ def _evaluate(file: Path) -> int:
     if harness:
         from fmstune.evaluation import harness as harness_tasks
 
-        return harness_tasks.run_harness(requests.read_harness(file))
+        return harness_tasks.run_harness(read_request(Harness, file))
     with hide_unused_packages():
         from fmstune.evaluation import score
 
-    return score.evaluate_rows(requests.read_scoring(file))
+    return score.evaluate_rows(read_request(Scoring, file))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import requires, version
 from typing import Any
 
 from fmstune.errors import UserError
@@ -33,6 +32,9 @@ def explain_missing_names(library: str) -> Iterator[None]:
     try:
         yield
     except (ImportError, AttributeError) as err:
+        # not at the top: it takes longer than what it is needed for so seldom
+        from importlib.metadata import version
+
         raise UserError(
             f"{library} {version(library)}",
             f"does not have a private name that fmstune needs ({err}); install {_range(library)}",
@@ -52,5 +54,7 @@ def _names_in_init(cls: type) -> tuple[str, ...]:
 
 
 def _range(library: str) -> str:
+    from importlib.metadata import requires
+
     found = [one for one in requires("fmstune") or () if one.startswith(library)]
     return found[0] if found else f"another version of {library}"

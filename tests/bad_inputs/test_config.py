@@ -232,7 +232,7 @@ RANGES = [
         "compare_by=tuned.sets.a.exact_match", "compare_by: tuned.sets.a.exact_match is not a number of summary.json…"
     ),
     case("--resume nowhere", "--resume: nowhere is not a sweep's folder (no command.json); give the folder of a sweep"),
-    case("check --resume nowhere", "--resume is a flag of fmstune train"),
+    case("check --resume nowhere", "--resume is a flag of fmstune train, generate"),
 ]
 
 CASES = [*UNKNOWN_NAMES, *SEVERAL_AT_ONCE, *TYPES, *MISSING_VALUES, *OWNED, *RANGES]

@@ -239,12 +239,12 @@ MERGE = [
     case(
         "merge --modle=a --out m peft=lora",
         "merge has no flag --modle; did you mean '--model'?",
-        "merge takes flags; got 'peft'",
+        "merge takes flags; got 'peft=lora'",
     ),
     case(
         "merge --weight 1",
-        "--model must be given: run or adapter folders, or hub ids",
-        "--out must be given: a folder to write",
+        "--model must be given: run folders, adapter folders or hub ids, one flag each",
+        "--out must be given: an empty or new folder for the merged model",
     ),
     case(
         "merge --model ./nosuch --model ./nosuch --weight 0 --out m --max_shard_size much --export vllm_lora",

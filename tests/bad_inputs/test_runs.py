@@ -59,7 +59,7 @@ FROZEN_JOBS = [
         job_yaml=FROZEN,
     ),
     case("--from job.yaml ~seed", "~seed: with --from single fields can change, not groups or sweeps", job_yaml=FROZEN),
-    case("--from job.yaml -m seed=1", "-m: --from repeats one job and takes fields only", job_yaml=FROZEN),
+    case("--from job.yaml -m seed=1", "--multirun: --from repeats one job and takes fields only", job_yaml=FROZEN),
     case(
         "--from job.yaml training.learning_rat=3",
         "training.learning_rat: unknown field of trl.SFTConfig; did you mean 'learning_rate'?",
@@ -157,8 +157,8 @@ JOB_FILE = "name: x\nseed: 1\n"
 
 
 REPORTS = [
-    case("report", "report takes one folder, of a run or of runs such as a sweep's; got 0"),
-    case("report a b", "report takes one folder, of a run or of runs such as a sweep's; got 2"),
+    case("report", "report takes one folder, of a run or of runs such as a sweep's; got none"),
+    case("report a b", "report takes one folder, of a run or of runs such as a sweep's; got a, b"),
     case("report nosuch", "nosuch: no such folder; give a run folder or a folder of runs"),
     case("report .", ".: no run here (no job.yaml in it or in a folder of it)"),
     case(
@@ -196,7 +196,7 @@ REPORTS = [
         run__job_yaml=JOB_FILE,
         **{"run__report.html__file_txt": "a folder is in the way"},
     ),
-    case("compare a", "compare takes two run folders; got 1"),
+    case("compare a", "compare takes two run folders; got a"),
     case("compare a b --htlm=x", "compare has no flag --htlm; did you mean '--html'?"),
     case(
         "compare a all",

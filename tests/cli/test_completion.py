@@ -21,7 +21,7 @@ from fmstune.config import groups
     ],
 )
 def test_hydra_gets_the_line_without_the_verb(line: str, for_hydra: str) -> None:
-    assert completion.for_hydra(line, {"peft", "model"}) == for_hydra
+    assert completion.line_for_hydra(line) == for_hydra
 
 
 @pytest.mark.parametrize(

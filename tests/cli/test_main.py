@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fmstune.cli import doctor, help
-from fmstune.config.verbs import Verb
+from fmstune.config.requests import Verb
 from tests import ROOT
 from tests.conftest import Result
 
@@ -54,7 +54,7 @@ def test_help_of_a_verb_is_about_that_verb() -> None:
 
 def test_every_verb_has_a_help_of_one_screen() -> None:
     for verb in Verb:
-        lines = help.text(verb).splitlines()
+        lines = help.help_text(verb).splitlines()
         assert lines[0].startswith(f"usage: fmstune {verb.value}"), verb
         assert len(lines) <= 45 and max(map(len, lines)) <= 120, verb
 
@@ -304,7 +304,7 @@ def test_a_runner_that_is_killed_is_recorded_by_its_parent() -> None:
 def test_the_parent_starts_fast_because_it_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom fmstune.cli import main as cli\n"
-        "try:\n    cli.run(['--cfg', 'job'])\nfinally:\n"
+        "try:\n    cli.run_command(['--cfg', 'job'])\nfinally:\n"
         "    print([m for m in ('torch', 'transformers', 'trl', 'peft', 'datasets', 'pyarrow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,7 +1,7 @@
 """Every combination of the shipped groups composes and freezes; a new YAML is picked up without touching this file."""
 
 import itertools
-from collections.abc import Iterator
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,20 @@ import fmstune.conf
 import pytest
 import yaml
 from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from fmstune.checks.job import job_notes, job_problems
-from fmstune.config import compose as composition
 from fmstune.config import defaults, freeze, groups, job
+from fmstune.config.compose import Composed, call_with_job, compose_job, compose_points
+from fmstune.config.hydra_internals import RecordingLoader
 from fmstune.config.job import FULL
+from fmstune.config.origins import COMMAND_LINE, Origin, composition_origins
+from fmstune.config.overrides import parse_overrides
+from fmstune.config.requests import NO_HYDRA_FLAGS, HydraFlags
 from fmstune.data.format_loading import load_format
+from fmstune.errors import UserError
+from tests.composing import composed, composed_tree
 
 pytestmark = pytest.mark.sampled(8)
 
@@ -59,17 +67,6 @@ RATES = {
 CONF = Path(next(iter(fmstune.conf.__path__)))
 
 
-@pytest.fixture(autouse=True)
-def composing() -> Iterator[None]:
-    defaults.register()
-    with initialize_config_module("fmstune.conf", version_base="1.3"):
-        yield
-
-
-def composed(*overrides: str) -> dict[str, Any]:
-    return composition.tree(compose("job", overrides=list(overrides)))
-
-
 def test_the_matrix_is_what_is_shipped() -> None:
     assert len(COMBINATIONS) >= 48
     assert len(GROUPS["evaluation"]) >= 2
@@ -86,7 +83,7 @@ def test_every_combination_composes_and_freezes(model: str, peft: str, data: str
     words += ["++model.path=owner/name"] if model == "causal_lm" else []
     words += ["++data.train=rows.jsonl"] if data != "complaints" else []
     words += ["++data.format.template_file=row.jinja"] if data == "template" else []
-    job = freeze.freeze(composed(*words)).job
+    job = freeze.freeze(composed_tree(*words)).job
     assert (job.peft["_target_"] == FULL) is (peft == "full")
     assert callable(load_format(job.data.format))
     if peft in RATES.get(model, {}):
@@ -98,13 +95,13 @@ def test_every_combination_composes_and_freezes(model: str, peft: str, data: str
 
 @pytest.mark.parametrize("evaluation", GROUPS["evaluation"])
 def test_every_way_of_evaluation_composes(evaluation: str) -> None:
-    job = freeze.freeze(composed(f"evaluation={evaluation}")).job
+    job = freeze.freeze(composed_tree(f"evaluation={evaluation}")).job
     assert job.evaluation.enabled is (evaluation != "none")
 
 
 @pytest.mark.parametrize("names", [*itertools.combinations(groups.choices("tracking"), 2), groups.choices("tracking")])
 def test_any_trackers_compose_together(names: tuple[str, ...]) -> None:
-    tracking = freeze.freeze(composed(f"tracking=[{','.join(names)}]")).job.tracking
+    tracking = freeze.freeze(composed_tree(f"tracking=[{','.join(names)}]")).job.tracking
     assert set(tracking) == {*names} - {"file"}
 
 
@@ -114,9 +111,9 @@ EXPERIMENTS = groups.choices("experiment")
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_composes_without_a_problem(experiment: str) -> None:
     words = [f"experiment={experiment}"]
-    if composed(*words)["data"]["train"] == "???":
+    if composed_tree(*words)["data"]["train"] == "???":
         words.append("++data.train=package:complaints/train.jsonl")
-    job = freeze.freeze(composed(*words)).job
+    job = freeze.freeze(composed_tree(*words)).job
     assert list(job_problems(job)) == []
 
 
@@ -125,7 +122,7 @@ def test_there_are_worked_presets() -> None:
 
 
 def test_the_default_job_has_no_problem_and_nothing_to_note() -> None:
-    job = freeze.freeze(composed()).job
+    job = freeze.freeze(composed_tree()).job
     assert list(job_problems(job)) == []
     assert list(job_notes(job)) == []
 
@@ -140,18 +137,20 @@ def test_the_default_job_has_no_problem_and_nothing_to_note() -> None:
     ],
 )
 def test_llama_2_keeps_the_early_readmes_rates(model: str, peft: str, rate: float) -> None:
-    assert composed(f"model={model}", f"peft={peft}")["training"]["learning_rate"] == rate
+    assert composed_tree(f"model={model}", f"peft={peft}")["training"]["learning_rate"] == rate
 
 
 def test_rates_come_with_model_and_method_and_the_command_line_wins() -> None:
-    rates = {peft: composed(f"peft={peft}")["training"]["learning_rate"] for peft in ("full", "lora", "prompt_tuning")}
+    rates = {
+        peft: composed_tree(f"peft={peft}")["training"]["learning_rate"] for peft in ("full", "lora", "prompt_tuning")
+    }
     assert rates == {"full": 1e-3, "lora": 5e-3, "prompt_tuning": 3e-2}
-    assert composed("peft=lora", "++training.learning_rate=0.5")["training"]["learning_rate"] == 0.5
+    assert composed_tree("peft=lora", "++training.learning_rate=0.5")["training"]["learning_rate"] == 0.5
 
 
 def test_lora_adapts_what_the_architecture_says() -> None:
-    assert composed("peft=lora")["peft"]["target_modules"] == ["q_proj", "v_proj"]
-    assert composed("peft=lora", "model=causal_lm", "++model.path=a/b")["peft"]["target_modules"] is None
+    assert composed_tree("peft=lora")["peft"]["target_modules"] == ["q_proj", "v_proj"]
+    assert composed_tree("peft=lora", "model=causal_lm", "++model.path=a/b")["peft"]["target_modules"] is None
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
@@ -186,3 +185,120 @@ def test_a_file_sets_only_values_that_differ_from_the_default_of_the_dataclass(g
         assert given.keys() <= fields.keys(), path
         # `???` says which value the user must give
         assert [name for name, value in given.items() if value == fields[name] != "???"] == [], path
+
+
+SWEEP = """\
+# @package _global_
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    params:
+      ++training.seed: 1,2
+"""
+
+
+@pytest.fixture
+def hydras_work(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """How Hydra composes from here on: the modes, the files that it parses, the words that it parses."""
+    seen: dict[str, list[str]] = {"modes": [], "files": [], "words": []}
+    compose, load, parse = RecordingLoader.load_configuration, OmegaConf.load, OverridesParser.parse_rule
+
+    def composing(self: Any, **kwargs: Any) -> Any:
+        seen["modes"].append(kwargs["run_mode"].name)
+        return compose(self, **kwargs)
+
+    def loading(file: Any) -> Any:
+        seen["files"].append(str(file.name))
+        return load(file)
+
+    def parsing(self: Any, word: str, rule: str) -> Any:
+        seen["words"].append(word)
+        return parse(self, word, rule)
+
+    monkeypatch.setattr(RecordingLoader, "load_configuration", composing)
+    monkeypatch.setattr(OmegaConf, "load", loading)
+    monkeypatch.setattr(OverridesParser, "parse_rule", parsing)
+    return seen
+
+
+def test_one_job_is_composed_once_and_nothing_is_read_or_parsed_twice(hydras_work: dict[str, list[str]]) -> None:
+    words = ("peft=lora", "training.learning_rate=1e-3", "~seed")
+    overrides = parse_overrides(words)
+    done = call_with_job(overrides, NO_HYDRA_FLAGS, lambda composed: len(composition_origins(composed)))
+    assert done is not None and done > 50
+    assert hydras_work["modes"] == ["RUN"]
+    assert "job.yaml" in {Path(name).name for name in hydras_work["files"]}
+    assert len(hydras_work["files"]) == len({*hydras_work["files"]})
+    # Hydra reads the forced form of a field, which is made without parsing
+    assert hydras_work["words"] == list(words)
+
+
+def test_a_job_is_composed_as_hydra_alone_composes_it() -> None:
+    words = ["peft=lora", "++training.learning_rate=1e-3", "+training.max_steps=3", "~data.eval"]
+    found = composed(*words)
+    with initialize_config_module("fmstune.conf", version_base="1.3"):
+        alone = compose("job", words)
+    assert found.job == alone
+    assert not found.is_point
+    assert found.words == ["peft=lora", "training.learning_rate=1e-3", "+training.max_steps=3", "~data.eval"]
+
+
+def test_an_error_of_the_task_rises_as_it_is() -> None:
+    def task(_: Composed) -> int:
+        raise UserError("wrong")
+
+    with pytest.raises(UserError, match="^wrong$"):
+        call_with_job([], NO_HYDRA_FLAGS, task)
+
+
+def test_a_variable_of_hydra_is_set_while_the_task_runs() -> None:
+    overrides = parse_overrides(["+hydra.job.env_set.MINE=3"])
+    assert call_with_job(overrides, NO_HYDRA_FLAGS, lambda _: int(os.environ["MINE"])) == 3
+    assert "MINE" not in os.environ
+
+
+def test_several_values_of_one_job_are_all_refused() -> None:
+    with pytest.raises(UserError) as refused:
+        composed("seed=1,2", "peft=lora,full", "name=x")
+    assert [str(problem).partition(":")[0] for problem in refused.value.problems] == ["seed=1,2", "peft=lora,full"]
+
+
+def points(flags: HydraFlags, *words: str) -> list[Composed]:
+    found: list[Composed] = []
+    compose_points(parse_overrides(words, {"peft"}), flags, found.append)
+    return found
+
+
+def test_each_point_of_a_sweep_is_composed_with_its_own_values_and_origins(tmp_path: Path) -> None:
+    found = points(HydraFlags(multirun=True), "peft=lora", "training.seed=1,2", f"hydra.sweep.dir={tmp_path}")
+    assert [one.tree()["training"]["seed"] for one in found] == [1, 2]
+    assert [one.words for one in found] == [["peft=lora", "training.seed=1"], ["peft=lora", "training.seed=2"]]
+    assert all(one.is_point for one in found)
+    assert [composition_origins(one)["training", "seed"] for one in found] == [
+        Origin(COMMAND_LINE, 1),
+        Origin(COMMAND_LINE, 2),
+    ]
+
+
+def test_a_sweep_of_one_point_is_still_a_sweep(tmp_path: Path) -> None:
+    (point,) = points(HydraFlags(multirun=True), "peft=lora", f"hydra.sweep.dir={tmp_path}")
+    assert point.is_point
+
+
+def test_a_file_may_say_that_the_job_is_a_sweep(tmp_path: Path) -> None:
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "seeds.yaml").write_text(SWEEP)
+    flags = HydraFlags(config_dir=str(tmp_path / "conf"))
+    words = ("experiment=seeds", f"hydra.sweep.dir={tmp_path}")
+    assert call_with_job(parse_overrides(words), flags, lambda _: 0) is None
+    assert [one.tree()["training"]["seed"] for one in points(flags, *words)] == [1, 2]
+
+
+def test_a_users_file_is_read_anew(tmp_path: Path) -> None:
+    file = tmp_path / "conf" / "experiment" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    flags = HydraFlags(config_dir=str(tmp_path / "conf"))
+    for seed in (1, 2):
+        file.write_text(f"# @package _global_\nseed: {seed}\n")
+        assert compose_job(parse_overrides(["experiment=mine"]), flags).tree()["seed"] == seed

@@ -4,7 +4,7 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,12 @@ from typing import Any
 import fmstune.conf
 import pytest
 import yaml
-from hydra import compose, initialize_config_module
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from fmstune.config import defaults, freeze, groups
-from fmstune.config import origins as sources
+from fmstune.config import defaults, freeze, groups, origins
 from fmstune.config.job import FULL, EarlyStopping, Job, Launcher, Slurm
+from fmstune.flatten import leaves
+from tests.composing import composed
 from tests.conftest import Result
 
 pytestmark = pytest.mark.sampled(4)
@@ -37,15 +35,6 @@ COMBINATIONS = [
     *itertools.product(["tiny_llama"], ["lora"], ["complaints"], *(CHOICES[group] for group in GROUPS[3:])),
 ]
 EXPERIMENTS = groups.choices("experiment")
-
-
-@pytest.fixture
-def composing() -> Iterator[ConfigLoaderImpl]:
-    defaults.register()
-    with initialize_config_module("fmstune.conf", version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        assert isinstance(loader, ConfigLoaderImpl)
-        yield loader
 
 
 @cache
@@ -70,10 +59,10 @@ def included(group: str, entry: str) -> list[tuple[str, dict[str, Any]]]:
         return parts(group, entry)
     name, _, package = entry.removeprefix("/fields/").partition("@")
     cls = {"slurm": Slurm, "early_stopping": EarlyStopping}[name]
-    return [(sources.DEFAULT, {group: {package: defaults.defaults_of(cls)}})]
+    return [(origins.DEFAULT, {group: {package: defaults.defaults_of(cls)}})]
 
 
-def expected(words: list[str]) -> dict[sources.Key, sources.Origin]:
+def expected(words: list[str]) -> dict[origins.Key, origins.Origin]:
     """Without Hydra: the files in the order of conf/job.yaml, and for each value the last that holds it."""
     job = {**read_yaml("job")}
     entries = [entry for entry in job.pop("defaults") if isinstance(entry, dict)]
@@ -85,39 +74,37 @@ def expected(words: list[str]) -> dict[sources.Key, sources.Origin]:
         chosen |= {next(iter(e)).removeprefix("override /"): e[next(iter(e))] for e in entries}
     chosen |= given
     del job["hydra"]
-    files = [(sources.DEFAULT, defaults.defaults_of(Job)), ("job.yaml", job)]
+    files = [(origins.DEFAULT, defaults.defaults_of(Job)), ("job.yaml", job)]
     for group in chosen:
         files += parts(group, chosen[group])
     files += parts("experiment", experiment) if experiment else []
-    found = {key: sources.Origin(name, value) for name, tree in files for key, value in sources.leaves(tree)}
+    found = {key: origins.Origin(name, value) for name, tree in files for key, value in leaves(tree)}
     # a group without a key is no value of the job where another file fills it
     return {key: o for key, o in found.items() if not any(k[: len(key)] == key and k != key for k in found)}
 
 
-def check(loader: ConfigLoaderImpl, words: list[str]) -> None:
-    composed, origins = sources.compose(loader, "job", words)
-    assert composed == OmegaConf.to_container(compose("job", overrides=words))
-    assert origins == expected(words)
-    assert set(origins) == {key for key, _ in sources.leaves(composed)}
+def check(words: list[str]) -> None:
+    job = composed(*words)
+    found = origins.composition_origins(job)
+    assert found == expected(words)
+    assert set(found) == {key for key, _ in leaves(OmegaConf.to_container(job.job))}
 
 
 # one model is enough for a quick look, as the others take seconds each
 @pytest.mark.parametrize(
     "model", [pytest.param(one, marks=[pytest.mark.slow] * (one != "tiny_llama")) for one in CHOICES["model"]]
 )
-def test_every_field_of_every_combination_names_the_last_file_that_holds_it(
-    model: str, composing: ConfigLoaderImpl
-) -> None:
+def test_every_field_of_every_combination_names_the_last_file_that_holds_it(model: str) -> None:
     combinations = [combination for combination in COMBINATIONS if combination[0] == model]
     assert len(combinations) >= 9
     for combination in combinations:
-        check(composing, [f"{group}={choice}" for group, choice in zip(_groups(combination), combination, strict=True)])
+        check([f"{group}={choice}" for group, choice in zip(_groups(combination), combination, strict=True)])
 
 
 @pytest.mark.slow
-def test_so_do_the_groups_beside_them(composing: ConfigLoaderImpl) -> None:
+def test_so_do_the_groups_beside_them() -> None:
     for words in itertools.product(*([f"{group}={choice}" for choice in groups.choices(group)] for group in BESIDE)):
-        check(composing, list(words))
+        check(list(words))
 
 
 def _groups(combination: tuple[str, ...]) -> tuple[str, ...]:
@@ -126,10 +113,8 @@ def _groups(combination: tuple[str, ...]) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize("words", [[], ["model=llama2_13b"], ["peft=prompt_tuning", "data=text"]])
-def test_so_does_every_experiment_and_a_choice_wins_over_it(
-    experiment: str, words: list[str], composing: ConfigLoaderImpl
-) -> None:
-    check(composing, [f"experiment={experiment}", *words])
+def test_so_does_every_experiment_and_a_choice_wins_over_it(experiment: str, words: list[str]) -> None:
+    check([f"experiment={experiment}", *words])
 
 
 def table(fmstune: Callable[..., Result], *words: str) -> dict[str, list[str]]:
@@ -323,6 +308,6 @@ def test_a_frozen_job_is_its_own_source_and_changes_are_the_command_line(
 
 
 def test_what_a_run_keeps_are_the_sources_that_are_no_defaults() -> None:
-    given = {("seed",): sources.Origin(sources.COMMAND_LINE, 3), ("a",): sources.Origin("a.yaml", {})}
+    given = {("seed",): origins.Origin(origins.COMMAND_LINE, 3), ("a",): origins.Origin("a.yaml", {})}
     tree = {"seed": 3, "name": "x", "a": {"b": 1}}
-    assert sources.recorded(tree, given) == {"seed": "command line", "a.b": "a.yaml"}
+    assert origins.recorded_origins(tree, given) == {"seed": "command line", "a.b": "a.yaml"}

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from fmstune.config import requests
 from fmstune.config.job import Device, Dtype
-from fmstune.config.requests import Export, Generation, Harness, Merge, Method, Scoring
+from fmstune.config.requests import Export, Generation, Harness, Merge, Method, Scoring, read_request, write_request
 
 
 def test_a_request_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -17,21 +16,21 @@ def test_a_request_is_read_as_it_was_written(tmp_path: Path) -> None:
         device=Device.cpu,
         temperature=0.5,
     )
-    requests.write(asked, tmp_path / "request.json")
-    assert requests.read_generation(tmp_path / "request.json") == asked
+    write_request(asked, tmp_path / "request.json")
+    assert read_request(Generation, tmp_path / "request.json") == asked
 
 
 def test_so_is_a_request_to_merge(tmp_path: Path) -> None:
     asked = Merge(model=("a", "b"), weight=(1.0, -0.5), out="m", export=Export.vllm_lora, dtype=Dtype.bfloat16)
     for one in (asked, Merge(model=("a",), out="m")):
-        requests.write(one, tmp_path / "request.json")
-        assert requests.read_merge(tmp_path / "request.json") == one
+        write_request(one, tmp_path / "request.json")
+        assert read_request(Merge, tmp_path / "request.json") == one
 
 
 def test_so_are_requests_to_evaluate(tmp_path: Path) -> None:
     scoring = Scoring(model="a", method=Method.rank, label=("x", "y"), job={"data": {}}, trusted=("p",))
-    requests.write(scoring, tmp_path / "request.json")
-    assert requests.read_scoring(tmp_path / "request.json") == scoring
+    write_request(scoring, tmp_path / "request.json")
+    assert read_request(Scoring, tmp_path / "request.json") == scoring
     harness = Harness(model="a", tasks=("x", "y"), limit=3, device=Device.cpu)
-    requests.write(harness, tmp_path / "harness.json")
-    assert requests.read_harness(tmp_path / "harness.json") == harness
+    write_request(harness, tmp_path / "harness.json")
+    assert read_request(Harness, tmp_path / "harness.json") == harness

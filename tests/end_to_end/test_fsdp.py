@@ -15,14 +15,13 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fmstune import runner
-from fmstune.config import compose as composition
-from fmstune.config import defaults, freeze
+from fmstune.config import freeze
 from tests import ROOT, small
+from tests.composing import composed_tree
 from tests.conftest import MadeOnce
 
 pytestmark = pytest.mark.slow
@@ -113,10 +112,8 @@ def run_all(place: Path) -> None:
 def freeze_into(folder: Path, words: Sequence[str], big_code: Path) -> None:
     model = ("model=causal_lm", f"++model.path={big_code}", "++model.layer_cls=GPTBigCodeBlock")
     given = [word for given in words for word in (model if given == "BIG_CODE" else (given,))]
-    defaults.register()
-    with initialize_config_module("fmstune.conf", version_base="1.3"):
-        # what a job says comes after what all say
-        tree = composition.tree(compose("job", overrides=[*QUICK, *given]))
+    # the words of a job come after those of all
+    tree = composed_tree(*QUICK, *given)
     folder.mkdir()
     freeze.write(dataclasses.replace(freeze.freeze(tree).job, output_dir=str(folder)), folder / "job.yaml")
 

@@ -215,7 +215,7 @@ def test_the_early_tools_script_takes_its_flags(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_generating_does_not_wait_for_what_trains_to_be_imported(tmp_path: Path) -> None:
-    requests.write(Generation(model="package:tiny_llama", text="Hi"), tmp_path / "request.json")
+    requests.write_request(Generation(model="package:tiny_llama", text="Hi"), tmp_path / "request.json")
     code = (
         "import sys\nfrom fmstune import runner\n"
         "runner.main(['request.json', '--verb=generate'])\nprint([m for m in ('trl',) if m in sys.modules])"

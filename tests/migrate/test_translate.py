@@ -10,13 +10,12 @@ import shlex
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from fmstune.cli.arguments import force_plain_overrides, parse
-from fmstune.config import compose, freeze, upstream_fields
+from fmstune.cli.arguments import parse_command_line
+from fmstune.config import freeze, upstream_fields
 from fmstune.config.job import Job
 from fmstune.config.requests import Generation
 from fmstune.config.requests import Harness as HarnessRequest
@@ -27,6 +26,7 @@ from fmstune.migrate import translate
 from fmstune.migrate.flags import HARNESS, INFERENCE, LAUNCH, TORCHRUN, TUNING, Fate
 from fmstune.migrate.translate import Translation
 from fmstune.migrate.words import Became, typed
+from tests.composing import composed_tree
 from tests.conftest import Result
 from tests.fixtures import early_commands
 
@@ -52,15 +52,9 @@ def words(text: str, **files: str) -> list[str]:
 
 def job_of(translation: Translation) -> Job:
     """The job that the printed words compose to, frozen."""
-    found: list[Job] = []
-
-    def keep(config: Any) -> None:
-        tree = compose.tree(config)
-        tree["launcher"] |= accelerate_file.taken(tree["launcher"], frozenset())
-        found.append(freeze.freeze(tree).job)
-
-    compose.compose(force_plain_overrides(list(translation.words), compose.groups(None)), keep)
-    return found[0]
+    tree = composed_tree(*translation.words)
+    tree["launcher"] |= accelerate_file.taken(tree["launcher"], frozenset())
+    return freeze.freeze(tree).job
 
 
 README_VALUES = {
@@ -147,8 +141,8 @@ def test_the_commands_for_inference_and_validation() -> None:
     ) == [
         *("evaluate", "harness", "--limit", "5", "--model", "tuned", "--dtype", "float32", "--tasks", "boolq"),
     ]
-    assert isinstance(parse(words(early_commands.ONE_TEXT)).request, Generation)
-    assert isinstance(parse(words(early_commands.HARNESS)).request, HarnessRequest)
+    assert isinstance(parse_command_line(words(early_commands.ONE_TEXT)).options, Generation)
+    assert isinstance(parse_command_line(words(early_commands.HARNESS)).options, HarnessRequest)
 
 
 @pytest.mark.parametrize("encoded", [False, True], ids=["plain", "base64"])
@@ -409,7 +403,9 @@ def test_every_field_of_the_table_is_one() -> None:
     moved = [flag.field for flags in (TUNING, LAUNCH, TORCHRUN) for flag in flags.values() if flag.fate is Fate.moved]
     assert len(moved) > 60
     assert sorted(set(moved) - schema()) == []
-    generate = {f"--{field.name}" for field in dataclasses.fields(parse(["generate", "--model", "x"]).request)}
+    generate = {
+        f"--{field.name}" for field in dataclasses.fields(parse_command_line(["generate", "--model", "x"]).options)
+    }
     assert {flag.field for flag in INFERENCE.values() if flag.field} <= generate
 
 

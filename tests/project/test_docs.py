@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from fmstune.cli import arguments
-from fmstune.config.verbs import Verb
+from fmstune.config.overrides import swept_keys
+from fmstune.config.requests import Verb
 from tests import ROOT
 from tests.conftest import Result
 
@@ -126,9 +127,8 @@ def small(line: str) -> list[str]:
     A command that would train a model of gigabytes is run as `check`: its weights are not here.
     """
     words = [word.replace(ON_THE_HUB, "./my_model") for word in shlex.split(line)[1:]]
-    typed = arguments.parse(words)
-    stops = typed.help or typed.version or "--cfg" in words
-    if typed.verb is not Verb.train or stops:
+    typed = arguments.parse_command_line(words)
+    if isinstance(typed, arguments.HelpOrVersion) or typed.verb is not Verb.train or typed.hydra.cfg:
         return words
     if any(name in line for name in ("llama2_", "model=gpt_bigcode", "model=santacoder")):
         return ["check", *words]
@@ -204,7 +204,7 @@ def test_the_sweeps_of_the_documents_are_these_and_are_read_as_sweeps() -> None:
         "fmstune -m hydra/launcher=joblib hydra.launcher.n_jobs=2 peft=lora seed=1,2,3,4 output_dir=seeds",
     ]
     for line in sweeps:
-        swept = arguments.swept_keys(shlex.split(line))
+        swept = swept_keys(arguments.parse_command_line(shlex.split(line)[1:]).overrides)
         assert swept <= {"peft", "peft.r", "seed", "training.learning_rate"}
         assert swept or "--resume" in line
 

@@ -11,10 +11,7 @@ from tests import ROOT
 SOURCES = ROOT / "src" / "fmstune"
 
 HOMES = {
-    "config/compose.py": "hydra",
-    "config/compose_once.py": "hydra",
     "config/hydra_internals.py": "hydra",
-    "config/origins.py": "hydra",
     "models/trl_internals.py": "trl",
     "training/fsdp_on_cpu.py": "accelerate",
     "training/hub_internals.py": "huggingface_hub",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fmstune import hardware
+from fmstune.config.overrides import parse_overrides
 from fmstune.errors import UserError
 from fmstune.runs import sweep_folder
 from fmstune.sweeps import callback
@@ -15,15 +16,16 @@ from tests.cli.test_main import QUICK, SCRIPT
 
 
 def test_points_of_another_launcher_are_checked_here_first() -> None:
-    words = ["-m", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "++seed=1,2"]
-    assert callback.here(words) == ["-m", "++seed=1,2"]
-    assert callback.here(["-m", "hydra/launcher=basic", "++seed=1,2"]) is None
-    assert callback.here(["-m", "++seed=1,2"]) is None
+    given = parse_overrides(["hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "++seed=1,2"])
+    assert callback.runs_elsewhere(given)
+    assert callback.without_launcher(given) == [given[-1]]
+    assert not callback.runs_elsewhere(parse_overrides(["hydra/launcher=basic", "++seed=1,2"]))
+    assert not callback.runs_elsewhere(parse_overrides(["++seed=1,2"]))
 
 
 def test_another_launcher_without_a_sweep_is_refused() -> None:
     with pytest.raises(UserError, match="hydra/launcher=submitit_slurm runs the points of a sweep; add -m"):
-        callback.here(["hydra/launcher=submitit_slurm"])
+        callback.raise_if_no_sweep(parse_overrides(["hydra/launcher=submitit_slurm"]))
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from fmstune.config.overrides import parse_overrides
 from fmstune.errors import UserError
 from fmstune.sweeps import optuna as search
 from tests.conftest import Result
@@ -45,11 +46,12 @@ def test_an_interval_that_is_none_is_refused() -> None:
 
 
 def test_each_end_and_each_choice_is_checked_once_before_the_search() -> None:
-    words = ["-m", "++a=tag(log,interval(1e-5,1e-3))", "peft=lora,full,ia3", "++b=range(1,9)", "seed=1"]
-    assert list(search.samples(words, frozenset(("a", "peft", "b")))) == [
-        ["-m", "++a=1e-05", "peft=lora", "++b=1", "seed=1"],
-        ["-m", "++a=0.001", "peft=full", "++b=8", "seed=1"],
-        ["-m", "++a=0.001", "peft=ia3", "++b=8", "seed=1"],
+    words = parse_overrides(["++a=tag(log,interval(1e-5,1e-3))", "peft=lora,full,ia3", "++b=range(1,9)", "seed=1"])
+    found = search.samples(words, frozenset(("a", "peft", "b")))
+    assert [[one.input_line for one in sample] for sample in found] == [
+        ["++a=1e-05", "peft=lora", "++b=1", "seed=1"],
+        ["++a=0.001", "peft=full", "++b=8", "seed=1"],
+        ["++a=0.001", "peft=ia3", "++b=8", "seed=1"],
     ]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from fmstune.config.job import LORAPLUS_LR_RATIO, Job
-from fmstune.config.requests import Request
+from fmstune.config.requests import RunnerRequest
 from fmstune.errors import Problem, shown
 
 
@@ -92,7 +92,7 @@ def number_problems(job: Job) -> Iterator[Problem]:
         yield from limit_problems(field, found, limit)
 
 
-def flag_problems(request: Request) -> Iterator[Problem]:
+def flag_problems(request: RunnerRequest) -> Iterator[Problem]:
     """Yield a problem for each number of the request that is out of its range."""
     for name, limit in _LIMITS_OF_FLAGS.items():
         yield from limit_problems(f"--{name}", getattr(request, name, None), limit)

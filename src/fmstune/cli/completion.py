@@ -1,38 +1,28 @@
 """Tab completion beyond Hydra's: verbs, and the fields that no YAML lists."""
 
 import re
-from collections.abc import Container
-from dataclasses import fields
+from contextlib import suppress
 
-from fmstune.cli.arguments import force_plain_overrides
 from fmstune.config import named_classes, upstream_fields
+from fmstune.config.flags import spellings
+from fmstune.config.groups import group_names
+from fmstune.config.overrides import allow_new_fields, parse_overrides, text_of
 from fmstune.config.renamed_fields import OWNED
-from fmstune.config.requests import Comparison, Generation, Harness, Merge, Report, Scoring
-from fmstune.config.verbs import Verb
-
-_MADE = ("folder", "a", "b", "job", "trusted", "run_base", "run_base_revision")
-"""Fields of a request that are no flags of its verb."""
+from fmstune.config.requests import OPTIONS, Harness, Verb
+from fmstune.errors import UserError
 
 
 def suggestions(line: str) -> list[str]:
-    """What could stand at the end of this command line, besides what Hydra suggests."""
+    """The words that could stand at the end of this command line, besides those that Hydra suggests."""
     words = line.split()
     last = "" if line.endswith(" ") else words[-1]
+    verbs = [verb.value for verb in Verb]
     if len(words) - (last != "") == 1:
-        return [verb.value for verb in Verb if verb.value.startswith(last)]
-    kinds = type[Generation] | type[Merge] | type[Scoring] | type[Harness] | type[Report] | type[Comparison]
-    requests: dict[str, kinds] = {
-        Verb.generate.value: Generation,
-        Verb.merge.value: Merge,
-        Verb.evaluate.value: Harness if "harness" in words[2:3] else Scoring,
-        Verb.report.value: Report,
-        Verb.compare.value: Comparison,
-    }
-    if words[1] in requests and last.startswith("-"):
-        flags = [f"--{field.name}" for field in fields(requests[words[1]]) if field.name not in _MADE]
-        return [flag for flag in flags if flag.startswith(last)]
-    if words[1] == Verb.from_fms.value:
-        return ["--run"] if last.startswith("-") and "--run".startswith(last) else []
+        return [verb for verb in verbs if verb.startswith(last)]
+    if last.startswith("-"):
+        verb = Verb(words[1]) if words[1] in verbs else Verb.train
+        kind = Harness if words[1:3] == ["evaluate", "harness"] else OPTIONS[verb]
+        return [flag for flag in spellings(kind) if flag.startswith(last)]
     if last.startswith("training.") and "=" not in last:
         names = [
             f"training.{name}=" for name in upstream_fields.fields_of(upstream_fields.SFT_CONFIG) if name not in OWNED
@@ -45,7 +35,7 @@ def suggestions(line: str) -> list[str]:
     return []
 
 
-def for_hydra(line: str, groups: Container[str]) -> str:
+def line_for_hydra(line: str) -> str:
     """The line without the verb, and with overrides that Hydra can compose."""
     app, _, rest = line.partition(" ")
     words = rest.split()
@@ -53,4 +43,7 @@ def for_hydra(line: str, groups: Container[str]) -> str:
         del words[0]
     done = words if line.endswith(" ") else words[:-1]
     last = [] if line.endswith(" ") else words[-1:]
-    return " ".join([app, *force_plain_overrides(done, groups), *last]) + (" " if line.endswith(" ") else "")
+    # flags, or a word in quotes that spaces divide, stay as they are
+    with suppress(UserError):
+        done = [text_of(one) for one in allow_new_fields(parse_overrides(done), group_names())]
+    return " ".join([app, *done, *last]) + (" " if line.endswith(" ") else "")

@@ -1,5 +1,6 @@
-"""Check a frozen job, claim its run folder, let a runner have it, and show what came out."""
+"""Check a job, claim its run folder, let a runner have it, and show what came out."""
 
+import dataclasses
 import os
 import shlex
 import sys
@@ -9,12 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fmstune.checks.job import job_notes, job_problems
-from fmstune.cli import claim
+from fmstune.cli import claim_folder
 from fmstune.cli.arguments import CommandLine
-from fmstune.config import freeze
+from fmstune.cli.composed import composed_origins, freeze_composed, launcher_file
+from fmstune.config import compose, freeze, origins
+from fmstune.config.compose import Composed
+from fmstune.config.flags import words_of
 from fmstune.config.job import Device, Job
 from fmstune.config.metrics import metrics_of
-from fmstune.config.verbs import Verb
+from fmstune.config.requests import ShowData, Verb
 from fmstune.data.preparation import was_prepared
 from fmstune.errors import raise_if_any
 from fmstune.exit_codes import INTERNAL_ERROR, exit_code_of
@@ -22,36 +26,66 @@ from fmstune.files import write_json
 from fmstune.launch import preemption, slurm, subprocesses
 from fmstune.runs import run_folder
 from fmstune.runs.report import terminal_summary
+from fmstune.sweeps.callback import raise_if_no_sweep
 
 Start = Callable[[Sequence[str], Mapping[str, str]], int]
 """Runs a command line in an environment; its exit code."""
 
 
-class Typed(NamedTuple):
-    """What the run folder keeps of how the job came about: `sources.json`."""
+class History(NamedTuple):
+    """How the job came about, which the run folder keeps as `sources.json`."""
 
     words: list[str]
     """Of the command; in a sweep those of one point."""
-    sources: Callable[[], dict[str, str]]
-    """Finds what set each field, those aside that have their defaults: as long as composing, so only for a folder."""
+    sources: dict[str, str]
+    """The file or override that set each field that has not its default."""
 
 
-def act(job: Job, notes: Sequence[str], line: CommandLine, typed: Typed | None, start: Start | None = None) -> int:
+def run_one_job(line: CommandLine) -> int | None:
+    """Compose the job, and do with it what the verb says; None where its configuration says that it is a sweep."""
+    raise_if_no_sweep(line.overrides)
+
+    def start(composed: Composed) -> int:
+        frozen = freeze_composed(composed, line)
+        return start_job(frozen.job, frozen.notes, line, history_of(composed, frozen.job, line))
+
+    return compose.call_with_job(line.overrides, line.hydra, start)
+
+
+def history_of(composed: Composed, job: Job, line: CommandLine) -> History | None:
+    """How a composed job that is to be trained came about."""
+    if line.verb is not Verb.train:
+        return None
+    flags = [f"--config-dir={line.config_dir}"] if line.config_dir is not None else []
+    words = [*flags, *(f"--trust={package}" for package in line.trusted), *composed.words]
+    try:
+        sources = origins.recorded_origins(
+            freeze.as_tree(job), composed_origins(composed, line, launcher_file(composed, line))
+        )
+    except RuntimeError as err:
+        # a report can do without them
+        print(f"fmstune: note: {run_folder.SOURCES} will not say what set each field: {err}", file=sys.stderr)
+        sources = {}
+    return History(words, sources)
+
+
+def start_job(
+    job: Job, notes: Sequence[str], line: CommandLine, history: History | None, start: Start | None = None
+) -> int:
     """Check what the parent can, then hand the job to the runner, which `start` starts."""
     raise_if_any(job_problems(job))
     for note in (*notes, *job_notes(job)):
         print(f"fmstune: note: {note}", file=sys.stderr)
     flags = [f"--trust={package}" for package in line.trusted]
     if line.verb is Verb.train:
-        words = typed.words if typed is not None else line.typed
+        words = history.words if history is not None else line.typed
         flags.append(f"--command={shlex.join(['fmstune', *words])}")
         # a notice before the first process, or between two, is for the next one
         with preemption.kept_back():
-            return _train(job, flags, typed, start)
+            return _train(job, flags, history, start)
     flags.append(f"--verb={line.verb.value}")
-    if line.verb is Verb.show_data:
-        files = {"--json": line.json, "--html": line.html}
-        flags += [f"--rows={line.rows}", *(f"{flag}={file}" for flag, file in files.items() if file)]
+    if isinstance(line.options, ShowData):
+        flags += words_of(dataclasses.replace(line.options, trusted=()))
     with tempfile.TemporaryDirectory(prefix="fmstune-") as folder:
         job_file = Path(folder) / "job.yaml"
         freeze.write(job, job_file)
@@ -66,22 +100,22 @@ def act(job: Job, notes: Sequence[str], line: CommandLine, typed: Typed | None, 
 _PLANNED_HERE = "the plan is for a device of this machine; launcher.device=cuda plans for GPUs of the nodes"
 
 
-def _train(job: Job, flags: Sequence[str], typed: Typed | None, start: Start | None) -> int:
+def _train(job: Job, flags: Sequence[str], history: History | None, start: Start | None) -> int:
     """Claim the run folder, freeze the job into it, run it, and show what came out."""
     if job.launcher.slurm is not None:
         slurm.raise_if_not_here()
     if job.output_dir is not None:
         slurm.raise_if_queued(Path(job.output_dir))
-    claimed = claim.claim(job)
+    claimed = claim_folder.claim_folder(job)
     folder = claimed.folder
     trust = [flag for flag in flags if flag.startswith("--trust=")]
     print(f"fmstune: run folder {folder}", file=sys.stderr)
-    if claim.is_finished(claimed):
+    if claim_folder.is_finished(claimed):
         print("fmstune: this run is finished already, and nothing is left to do", file=sys.stderr)
         print(terminal_summary.render_summary(run_folder.read_summary(folder), folder, metrics_of(job), trust))
         return 0
-    if typed is not None and job.launcher.machine_rank == 0:
-        write_json(folder / run_folder.SOURCES, {"words": typed.words, "sources": typed.sources()})
+    if history is not None and job.launcher.machine_rank == 0:
+        write_json(folder / run_folder.SOURCES, history._asdict())
     if job.launcher.slurm is not None:
         return _submit(claimed, flags)
     code = 0
@@ -90,7 +124,7 @@ def _train(job: Job, flags: Sequence[str], typed: Typed | None, start: Start | N
         code = code or (start or subprocesses.start)(argv, subprocesses.environment(claimed.job, os.environ))
     if not (folder / run_folder.SUMMARY).is_file():
         # nothing was trained: leave nothing behind
-        claim.release(claimed)
+        claim_folder.release_folder(claimed)
         return exit_code_of(code) or INTERNAL_ERROR
     if code < 0:
         run_folder.mark_killed(folder, -code)
@@ -101,12 +135,12 @@ def _train(job: Job, flags: Sequence[str], typed: Typed | None, start: Start | N
     return exit_code_of(code)
 
 
-def _submit(claimed: claim.Claim, flags: Sequence[str]) -> int:
+def _submit(claimed: claim_folder.Claim, flags: Sequence[str]) -> int:
     """Hand the claimed run to Slurm, which starts it when it can."""
     try:
         number = slurm.submit(claimed.job, claimed.folder, flags)
     except BaseException:
-        claim.release(claimed)
+        claim_folder.release_folder(claimed)
         raise
     print(slurm.submitted(number, claimed.folder))
     return 0

@@ -25,3 +25,10 @@ def choices(group: str, extra: Path | None = None) -> list[str]:
     if extra is not None:
         names |= {path.stem for path in (extra / group).glob("*.yaml")}
     return sorted(names)
+
+
+def group_names(config_dir: str | None = None) -> set[str]:
+    """Names that choose a file and not a value: our groups, and those that a user's folder adds."""
+    extra = Path(config_dir) if config_dir else None
+    own = {path.name for path in extra.iterdir() if path.is_dir()} if extra is not None and extra.is_dir() else set()
+    return {*GROUPS, *own}

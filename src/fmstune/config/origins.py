@@ -1,21 +1,17 @@
-"""Which file or override set each field of a job: Hydra's composition once more, one file after the other."""
+"""Which file or override set each field of a job, from the parts that Hydra merged."""
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.default_element import ResultDefault
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.plugins.config_source import ConfigResult
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from fmstune.config import defaults, freeze
+from fmstune.config.compose import Composed
+from fmstune.config.hydra_internals import Part
 from fmstune.config.job import Job
 from fmstune.config.renamed_fields import TRANSLATED
 from fmstune.flatten import leaves
@@ -25,12 +21,13 @@ DEFAULT = "default"
 """Nothing sets the field: it has the default of its dataclass."""
 _WIDEST = 44
 """Characters of a value that others are aligned to; longer ones push their source to the right."""
+_MISSING = "???"
 
 Key = tuple[str, ...]
 
 
 class Origin(NamedTuple):
-    """What set a value last."""
+    """The file or override that set a value last."""
 
     place: str
     written: Any = None
@@ -40,63 +37,59 @@ class Origin(NamedTuple):
 Origins = dict[Key, Origin]
 
 
-def of_composition(config: DictConfig) -> Origins:
-    """The origin of each value of the configuration that Hydra has composed in this process."""
-    settings = HydraConfig.get()
-    loader = GlobalHydra.instance().config_loader()
-    assert isinstance(loader, ConfigLoaderImpl)
-    # not resolved: a reference on the command line belongs to the job
-    given = _plain(settings.overrides)
-    words = [*given["hydra"], *given["task"]]
-    composed, origins = compose(loader, str(settings.job.config_name), words)
-    if composed != _plain(config):
+def composition_origins(composed: Composed) -> Origins:
+    """The origin of each value of a composed configuration."""
+    origins = part_origins((part.deleted, _place(part), part.tree) for part in composed.parts)
+    written = {key: origin.written for key, origin in origins.items()}
+    if written != dict(leaves(OmegaConf.to_container(composed.job, resolve=False))):
         raise RuntimeError("the sources do not add up to the composed job; compare with fmstune --cfg job")
     return origins
 
 
-def compose(loader: ConfigLoaderImpl, name: str, words: Sequence[str]) -> tuple[dict[str, Any], Origins]:
-    """Merge what Hydra would, in its order; the result, and who set each of its values last.
+def part_origins(parts: Iterable[tuple[str, str, Any]]) -> Origins:
+    """The origin of each value after all parts were merged in their order; a part is a deleted key, a place and a tree.
 
-    Hydra's own functions find the files, merge each and apply each override, so that packages, `_self_`,
-    optional entries and overridden choices mean what they mean there.
+    The rules of OmegaConf: a mapping is merged into a mapping, any other value takes the place of what was there, and
+    a missing value takes none.
     """
-    defaults = loader.compute_defaults_list(name, list(words), RunMode.RUN)
-    _, files = loader._parse_overrides_and_create_caching_repo(name, list(words))
-    merged, origins = OmegaConf.create(), Origins()
-    for default in defaults.defaults:
-        if _is_hydras(default):
-            continue
-        part = loader._compose_config_from_defaults_list([default], files)
-        part.pop("hydra", None)
-        merged.merge_with(part)
-        origins = _after(origins, merged, part, _place(default, files.load_config(str(default.config_path))))
-    OmegaConf.set_struct(merged, True)
-    for override in defaults.config_overrides:
-        if override.is_hydra_override():
-            continue
-        loader._apply_overrides_to_config([override], merged)
-        part = OmegaConf.create()
-        if not override.is_delete():
-            OmegaConf.update(part, override.key_or_group, override.value(), force_add=True)
-        origins = _after(origins, merged, part, COMMAND_LINE)
-    return _plain(merged), origins
+    origins = Origins()
+    for deleted, place, tree in parts:
+        if deleted:
+            _drop(origins, tuple(deleted.split(".")))
+        for key, value in leaves(tree):
+            if key not in origins:
+                below = any(other[: len(key)] == key for other in origins)
+                if below and value in ({}, _MISSING):
+                    continue
+                if below:
+                    _drop(origins, key)
+                for end in range(1, len(key)):
+                    # a mapping takes the place of another value
+                    origins.pop(key[:end], None)
+            if key and (value != _MISSING or key not in origins):
+                origins[key] = Origin(place, value)
+    return origins
 
 
-def of_file(path: Path, changes: Mapping[str, Any]) -> Origins:
+def _drop(origins: Origins, key: Key) -> None:
+    for other in [other for other in origins if other[: len(key)] == key]:
+        del origins[other]
+
+
+def frozen_origins(path: Path, changes: Mapping[str, Any]) -> Origins:
     """The origins of a frozen job that is read from a file and changed by `field=value` words."""
-    merged = freeze.load_file(path)
-    origins = _after({}, merged, merged, str(path))
-    for field, value in freeze.with_copies(merged, changes).items():
+    config = freeze.load_file(path)
+    parts = [("", str(path), OmegaConf.to_container(config, resolve=False))]
+    for field, value in freeze.with_copies(config, changes).items():
         place = COMMAND_LINE if field in changes else f"{COMMAND_LINE}, with the field that it was copied from"
         part = OmegaConf.create()
-        for config in (merged, part):
-            OmegaConf.update(config, field, value, force_add=True)
-        origins = _after(origins, merged, part, place)
+        OmegaConf.update(part, field, value, force_add=True)
+        parts.append(("", place, OmegaConf.to_container(part, resolve=False)))
     # a frozen job holds no reference, and text that looks like one is text
-    return {key: Origin(origin.place) for key, origin in origins.items()}
+    return {key: Origin(origin.place) for key, origin in part_origins(parts).items()}
 
 
-def render(tree: Mapping[str, Any], origins: Origins, package: str | None = None) -> str:
+def render_origins(tree: Mapping[str, Any], origins: Origins, package: str | None = None) -> str:
     """A line for each value of the job: its name, itself, and where it comes from; of one part where that is named."""
     part = tuple(package.split(".")) if package else ()
     rows = [
@@ -109,35 +102,20 @@ def render(tree: Mapping[str, Any], origins: Origins, package: str | None = None
     return "\n".join(f"{row[0]:<{name}}  {row[1]:<{value}}  {row[2]}" for row in rows)
 
 
-def recorded(tree: Mapping[str, Any], origins: Origins) -> dict[str, str]:
+def recorded_origins(tree: Mapping[str, Any], origins: Origins) -> dict[str, str]:
     """What set each field of the job by its dotted name, those aside that have their defaults."""
     found = {".".join(key): _described(key, value, origins) for key, value in leaves(tree)}
     return {name: source for name, source in found.items() if not source.startswith(DEFAULT)}
 
 
-def _after(origins: Origins, merged: DictConfig, part: DictConfig, place: str) -> Origins:
-    """The origins after `part` was merged: it set what it holds, unless that was `???` or took nothing away."""
-    now = dict(leaves(_plain(merged)))
-    kept = {key: origin for key, origin in origins.items() if key in now}
-    held = ((key, value) for key, value in leaves(_plain(part)) if key)
-    return kept | {key: Origin(place, value) for key, value in held if key in now and now[key] == value}
-
-
-def _is_hydras(default: ResultDefault) -> bool:
-    return (default.package or "").partition(".")[0] == "hydra"
-
-
-def _place(default: ResultDefault, found: ConfigResult | None) -> str:
+def _place(part: Part) -> str:
     """A shipped file by its name in conf/, another by its path, from the working folder where it is below that."""
-    assert found is not None
-    file = f"{str(default.config_path).removesuffix('.yaml')}.yaml"
-    if found.provider == defaults.PROVIDER:
-        return DEFAULT
-    if found.provider == "main":
-        return file
-    if not found.path.startswith("file://"):
-        return f"{found.path}/{file}"
-    path = Path(found.path.removeprefix("file://")) / file
+    if not part.name or part.provider == defaults.PROVIDER:
+        return DEFAULT if part.name else COMMAND_LINE
+    file = f"{part.name}.yaml"
+    if not part.folder.startswith("file://"):
+        return f"{part.folder}/{file}" if part.folder else file
+    path = Path(part.folder.removeprefix("file://")) / file
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
@@ -195,12 +173,6 @@ def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if "\n" in text else text
 
 
-def _plain(config: Any) -> dict[str, Any]:
-    tree = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(tree, dict)
-    return {str(key): value for key, value in tree.items()}
-
-
-def show(job: Job, origins: Origins) -> None:
+def print_origins(job: Job, origins: Origins) -> None:
     """Print them, before the problems that the rules find, and before what the runner prints."""
-    print(render(freeze.as_tree(job), origins), end="\n\n", flush=True)
+    print(render_origins(freeze.as_tree(job), origins), end="\n\n", flush=True)

@@ -1,65 +1,156 @@
-"""What a verb after training is asked to do, as plain typed data: made from flags, and a JSON file for the runner."""
+"""Everything that a verb can be asked, as plain typed data: the fields are its flags; some go to the runner as JSON.
+
+The first line of a class says what the verb does, and the line under a field what the flag does: the help prints both.
+"""
 
 import json
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from fmstune.config.flags import NOT_TYPED, POSITIONAL, As, Request, make_request
 from fmstune.config.job import Attention, Device, Dtype
 from fmstune.errors import Problem
 
-NOTHING_TO_ASK = Problem(
-    "", "nothing to ask: give --text, --text_file (one prompt a line; - reads standard input) or --rows_file"
-)
 
-PROMPTS = ("text", "text_file", "rows_file")
-"""Fields of `Generation` of which one says what to ask."""
+class Verb(Enum):
+    """What the command is to do."""
+
+    train = "train"
+    reproduce = "reproduce"
+    check = "check"
+    show_data = "show-data"
+    modules = "modules"
+    generate = "generate"
+    evaluate = "evaluate"
+    merge = "merge"
+    from_fms = "from-fms"
+    report = "report"
+    compare = "compare"
+    doctor = "doctor"
+
+
+Place = Annotated[str, As("PLACE")]
+File = Annotated[str, As("FILE")]
+Folder = Annotated[str, As("DIR")]
+FromJob = Annotated[Path | None, As("RUN/job.yaml", ("--from",))]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generation:
-    """`fmstune generate`: which model continues which texts, and how; the fields are its flags."""
+class _Trusting:
+    trusted: Annotated[tuple[str, ...], As("PACKAGE", ("--trust",))] = ()
+    """Allow a format, tracker or callback from this package of your own; repeatable."""
 
-    model: str
-    """Run folder, adapter folder, model folder, hub id, or `package:NAME`."""
-    base_model_name_or_path: str | None = None
-    """The base of an adapter, in place of the one that it names."""
+
+@dataclass(frozen=True, kw_only=True)
+class Train(_Trusting):
+    """Compose, check, tune, compare with the base (the default)."""
+
+    from_job: FromJob = None
+    """Repeat a run; fields can be overridden, groups cannot."""
+    resume: Annotated[Path | None, As("SWEEP_DIR")] = None
+    """Resume a sweep: finished points are skipped."""
+    sources: bool = False
+    """With --cfg job: show which file or override set each field."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduce(_Trusting):
+    """Check what a run has recorded, run it again, and compare the results."""
+
+    run: Annotated[str, POSITIONAL]
+    strict: bool = False
+    """Run only if nothing that can change the result differs; exit with 2 if the result differs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(_Trusting):
+    """Validate everything and print the plan; reads no weight."""
+
+    sources: bool = False
+    """Show which file or override set each field."""
+    from_job: FromJob = None
+    """Check a frozen job."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowData(_Trusting):
+    """Show rows with trained and masked tokens marked."""
+
+    rows: int = 3
+    """How many rows to print."""
+    json: Annotated[Path | None, As("FILE")] = None
+    """Write every training row: input_ids, labels, trained_text."""
+    html: Annotated[Path | None, As("FILE")] = None
+    """Write the printed rows and sums as one page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modules(_Trusting):
+    """List what an adapter can target in the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asking(_Trusting):
+    model: Place
+    """A run folder, an adapter or model folder, or a hub id."""
+    base_model_name_or_path: Place | None = None
+    """The base model, if it has moved since training."""
     force: bool = False
-    """Load an adapter also on a base that is not the one it was tuned on."""
+    """Load an adapter also on a base other than the one it was tuned on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OnDevice:
+    batch_size: int = 8
+    """Sequences that go through the model together."""
+    seed: int = 42
+    """Seed of random draws."""
+    dtype: Dtype = Dtype.auto
+    """As model.dtype."""
+    attention: Attention = Attention.auto
+    """As model.attention."""
+    device: Device = Device.auto
+    """As launcher.device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation(_OnDevice, _Asking):
+    """Let a tuned model continue texts, or answer rows."""
+
     text: str | None = None
     """One prompt."""
-    text_file: str | None = None
-    """File with one prompt a line; `-` is standard input."""
-    rows_file: str | None = None
-    """Data file whose rows `format` makes prompts of."""
-    format: dict[str, Any] | None = None
-    """`_target_` and settings of a data format, whose prompt is put around each text or made of each row."""
-    out_file: str = "inference_result.json"
-    """Where the answers go: a JSON list, or JSON lines where the name ends in `.jsonl`."""
+    text_file: File | None = None
+    """File with one prompt a line; - is standard input."""
+    rows_file: File | None = None
+    """Data file whose rows --format makes prompts of."""
+    data_format: Annotated[str | None, As("CHOICE", ("--format",))] = None
+    """Put the prompt of a data format around texts or rows, such as alpaca; fields as data.FIELD=VALUE."""
+    format: Annotated[dict[str, Any] | None, NOT_TYPED] = None
+    """`_target_` and settings of that format."""
+    out_file: File = "inference_result.json"
+    """Where the answers go: a JSON list, or JSON lines if the name ends in .jsonl."""
     resume: bool = False
-    """Go on after the answers that `out_file` (JSON lines) holds."""
+    """Add to the answers that --out_file (JSON lines) already holds."""
     only_new_text: bool = False
     """Leave the input out of the output."""
     stream: bool = False
     """Print each answer while it is made; one prompt at a time."""
-    batch_size: int = 8
-    """Prompts that are continued together."""
     max_new_tokens: int = 20
-    """Tokens of an answer at most."""
-    stop: tuple[str, ...] = ()
-    """Texts that end an answer, `\\n` as in a shell; they are cut off."""
+    """Most tokens of an answer."""
+    stop: Annotated[tuple[str, ...], As("TEXT")] = ()
+    """End an answer at this text, which is cut off; may be given several times."""
     do_sample: bool = False
-    """Draw tokens at random; otherwise the likeliest is taken."""
+    """Draw tokens at random instead of taking the likeliest."""
     temperature: float | None = None
+    """With --do_sample: above 1 draws more evenly."""
     top_k: int | None = None
+    """With --do_sample: draw from this many of the likeliest tokens."""
     top_p: float | None = None
+    """With --do_sample: draw from the likeliest tokens that have this probability together."""
     repetition_penalty: float | None = None
-    seed: int = 42
-    """Seed of what is drawn."""
-    dtype: Dtype = Dtype.auto
-    attention: Attention = Attention.auto
-    device: Device = Device.auto
+    """Above 1 makes tokens that were used less likely."""
 
 
 class Export(Enum):
@@ -70,46 +161,62 @@ class Export(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Merge:
-    """`fmstune merge`: which adapters go into which base, and where the model is written; the fields are its flags."""
+    """Put adapters into the weights of their base."""
 
-    model: tuple[str, ...]
+    model: Annotated[tuple[str, ...], As("PLACE")]
     """Run folders, adapter folders or hub ids, one flag each."""
     weight: tuple[float, ...] = ()
-    """By how much each adapter counts, in the order of `model`; none is given where each counts as it is."""
-    base_model_name_or_path: str | None = None
-    """The base, in place of the one that the adapters name."""
+    """How much each adapter counts, one flag for each --model in their order."""
+    base_model_name_or_path: Place | None = None
+    """The base model, if it has moved since training."""
     force: bool = False
-    """Merge also into a base that is not the one that was tuned on."""
-    out: str
-    """Folder for the model: there must be none yet, or an empty one."""
+    """Merge also into a base other than the one the adapter was tuned on."""
+    out: Folder
+    """An empty or new folder for the merged model."""
     export: Export | None = None
-    """`vllm_lora` writes the adapter as vLLM reads it, and merges nothing."""
+    """Write the adapter as vLLM reads it, and merge nothing."""
     dtype: Dtype = Dtype.auto
-    """Dtype of the merged weights; `auto` is the one that the base was saved in."""
-    max_shard_size: str = "5GB"
-    """Bytes of a file of weights at most."""
+    """Dtype of the merged weights; auto is the one that the base was saved in."""
+    max_shard_size: Annotated[str, As("SIZE")] = "5GB"
+    """Most bytes of a file of weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromFms:
+    """Translate a command or job file of the early tool, fms-hf-tuning."""
+
+    old_command: Annotated[tuple[str, ...], POSITIONAL] = ()
+    run_it: Annotated[bool, As(flags=("--run",))] = False
+    """Run the translation, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """`fmstune report`: which run, or folder of runs, is reported on; the fields are its flags but the first."""
+    """Write a page, a text and a table about a run or a sweep."""
 
-    folder: str
-    """A run folder, or a folder of runs such as a sweep's."""
-    metric: str | None = None
-    """Figure of `summary.json` that runs are compared by; null takes the loss on held-out rows, else the train loss."""
-    direction: str | None = None
-    """`minimize` or `maximize`; null tells by the figure's name."""
+    folder: Annotated[str, POSITIONAL]
+    metric: Annotated[str | None, As("NAME")] = None
+    """Figure of summary.json to compare runs by, such as tuned.exact_match."""
+    direction: Literal["minimize", "maximize"] | None = None
+    """Which way is better, if the name of the figure does not tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """`fmstune compare`: which two runs."""
+    """Show how two runs differ: settings, data, versions, results."""
 
-    a: str
-    b: str
-    html: str | None = None
-    """Where to write the comparison as a page."""
+    a: Annotated[str, POSITIONAL]
+    b: Annotated[str, POSITIONAL]
+    html: File | None = None
+    """Write the comparison as one page, with the curves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Show versions, devices, extras and the cache."""
+
+    clear_cache: Annotated[bool, As(flags=("--clear-cache",))] = False
+    """Delete the tokenised data."""
 
 
 class Method(Enum):
@@ -120,125 +227,119 @@ class Method(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scoring:
-    """`fmstune evaluate`: which model answers which held-out rows, and how; the fields are its flags."""
-
-    model: str
-    """Run folder, adapter folder, model folder, hub id, or `package:NAME`."""
-    base_model_name_or_path: str | None = None
-    """The model to compare with; null takes the adapter's base, and of a whole model the one that its run tuned."""
-    run_base: str | None = None
-    """What the run of a whole model tuned; not a flag, nor is its revision."""
-    run_base_revision: str | None = None
-    force: bool = False
-    """Load an adapter also on a base that is not the one it was tuned on."""
+class _Comparing(_OnDevice, _Asking):
     no_base: bool = False
     """Leave the base out."""
-    job: dict[str, Any] | None = None
-    """A frozen job, whose `data` says which rows are held out, in which format; made of the words beside the flags."""
-    trusted: tuple[str, ...] = ()
-    """Packages that the format may come from."""
-    method: Method = Method.generate
-    """`generate` continues the prompt greedily; `rank` takes the likeliest of the labels."""
-    label: tuple[str, ...] = ()
-    """Answers that are allowed; none given are those that the rows have."""
-    max_rows: int | None = None
-    """Evaluate at most this many rows."""
-    max_new_tokens: int = 64
-    """Tokens of an answer at most."""
-    batch_size: int = 8
-    """Sequences that go through the model together."""
-    seed: int = 42
-    """Seed of the bootstrap."""
-    out_file: str = "evaluation.json"
-    """Where the results go; a table in Markdown is written beside it."""
-    dtype: Dtype = Dtype.auto
-    attention: Attention = Attention.auto
-    device: Device = Device.auto
+    run_base: Annotated[str | None, NOT_TYPED] = None
+    """The model that the run of a whole model tuned."""
+    run_base_revision: Annotated[str | None, NOT_TYPED] = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Harness:
-    """`fmstune evaluate harness`: which model does which tasks of lm-evaluation-harness; the fields are its flags."""
+class Scoring(_Comparing):
+    """Compare a tuned model with its base on labelled rows, or on tasks of a harness."""
 
-    model: str
-    base_model_name_or_path: str | None = None
-    run_base: str | None = None
-    run_base_revision: str | None = None
-    force: bool = False
-    no_base: bool = False
-    tasks: tuple[str, ...]
-    """Names of tasks or groups of tasks."""
-    include_path: str | None = None
+    job: Annotated[dict[str, Any] | None, NOT_TYPED] = None
+    """A frozen job, whose `data` says which rows are held out, in which format."""
+    method: Method = Method.generate
+    """Continue the prompt greedily, or rank the labels and take the likeliest."""
+    label: Annotated[tuple[str, ...], As("TEXT")] = ()
+    """An answer that is allowed; may be given several times (all that the rows have)."""
+    max_rows: int | None = None
+    """Evaluate at most this many rows."""
+    max_new_tokens: int = 64
+    """Most tokens of an answer."""
+    out_file: File = "evaluation.json"
+    """Where the results go; a table in Markdown is written to the same name with .md."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Harness(_Comparing):
+    """Compare a tuned model with its base on tasks of lm-evaluation-harness (extra eval)."""
+
+    tasks: Annotated[tuple[str, ...], As("A,B", commas=True)]
+    """Names of tasks, with commas."""
+    include_path: Folder | None = None
     """Folder with YAML files of further tasks."""
     num_fewshot: int | None = None
-    """Solved examples before each question; null takes the task's own number."""
+    """Solved examples before each question (the task's own number)."""
     limit: int | None = None
-    """Questions of each task at most; null takes all."""
-    batch_size: int = 8
-    seed: int = 42
-    out_file: str = "harness.json"
-    dtype: Dtype = Dtype.auto
-    attention: Attention = Attention.auto
-    device: Device = Device.auto
+    """Most questions of each task."""
+    out_file: File = "harness.json"
+    """Where the results go."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class HydraFlags:
+    """Hydra's own flags, under their names there."""
+
+    multirun: Annotated[bool, As(flags=("--multirun", "-m"))] = False
+    """One run for each combination of comma-separated values."""
+    cfg: Annotated[Literal["job", "hydra", "all"] | None, As("job", ("--cfg", "-c"))] = None
+    """Print the composed job and stop; with --sources, where each field comes from."""
+    package: Annotated[str | None, As("PART", ("--package", "-p"))] = None
+    """With --cfg: print one part, such as training or peft.r."""
+    resolve: bool = False
+    """With --cfg: print values in place of references."""
+    config_dir: Annotated[str | None, As("DIR", ("--config-dir", "-cd"))] = None
+    """Your own groups, next to the shipped ones."""
+    config_path: Annotated[str | None, As("DIR", ("--config-path", "-cp"))] = None
+    config_name: Annotated[str | None, As("NAME", ("--config-name", "-cn"))] = None
+    info: Annotated[str | None, As("WHAT", ("--info", "-i"))] = None
+    """Hydra's own: plugins, search path, defaults list."""
+    run: Annotated[bool, As(flags=("--run", "-r"))] = False
+    hydra_help: Annotated[bool, As(flags=("--hydra-help",))] = False
+    shell_completion: Annotated[bool, As(flags=("--shell-completion", "-sc"))] = False
+    experimental_rerun: Annotated[str | None, As("FILE", ("--experimental-rerun",))] = None
+
+
+NO_HYDRA_FLAGS = HydraFlags()
+
+
+NOTHING_TO_ASK = Problem(
+    "", "nothing to ask: give --text, --text_file (one prompt a line; - reads standard input) or --rows_file"
+)
+
+PROMPTS = ("text", "text_file", "rows_file")
+"""Fields of `Generation` of which one says what to ask."""
 
 SAMPLING = ("temperature", "top_k", "top_p")
 """Fields that only drawing uses; the names are those of `transformers.GenerationConfig`."""
 
-
-Request = Generation | Merge | Scoring | Harness | Report | Comparison
+JobOptions = Train | Check | ShowData | Modules
+"""Options of the verbs that compose a job."""
+RunnerRequest = Generation | Merge | Scoring | Harness | Report | Comparison
 """What a verb asks of a runner where it composes no job."""
+Options = JobOptions | RunnerRequest | Reproduce | FromFms | Doctor
+
+OPTIONS: dict[Verb, type[Options]] = {
+    Verb.train: Train,
+    Verb.reproduce: Reproduce,
+    Verb.check: Check,
+    Verb.show_data: ShowData,
+    Verb.modules: Modules,
+    Verb.generate: Generation,
+    Verb.evaluate: Scoring,
+    Verb.merge: Merge,
+    Verb.from_fms: FromFms,
+    Verb.report: Report,
+    Verb.compare: Comparison,
+    Verb.doctor: Doctor,
+}
 
 
-def write(request: Request, path: Path) -> None:
-    """Write the request so that the function that reads its kind gives an equal one."""
+def summary(verb: Verb) -> str:
+    """What a verb does, in one line."""
+    text = (OPTIONS[verb].__doc__ or "").removesuffix(".")
+    return text[0].lower() + text[1:]
+
+
+def write_request(request: RunnerRequest, path: Path) -> None:
+    """Write the request so that `read_request` gives an equal one."""
     values = {name: getattr(value, "value", value) for name, value in asdict(request).items()}
     path.write_text(json.dumps(values), encoding="utf-8")
 
 
-def read_merge(path: Path) -> Merge:
-    """The request that `write` wrote."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    values |= {name: tuple(values[name]) for name in ("model", "weight")}
-    export = None if values["export"] is None else Export(values["export"])
-    return Merge(**{**values, "export": export, "dtype": Dtype(values["dtype"])})
-
-
-def read_report(path: Path) -> Report:
-    """The request that `write` wrote."""
-    return Report(**json.loads(path.read_text(encoding="utf-8")))
-
-
-def read_comparison(path: Path) -> Comparison:
-    """The request that `write` wrote."""
-    return Comparison(**json.loads(path.read_text(encoding="utf-8")))
-
-
-def read_generation(path: Path) -> Generation:
-    """The request that `write` wrote."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    values |= {
-        "stop": tuple(values["stop"]),
-        "dtype": Dtype(values["dtype"]),
-        "attention": Attention(values["attention"]),
-    }
-    return Generation(**{**values, "device": Device(values["device"])})
-
-
-def read_scoring(path: Path) -> Scoring:
-    """The request that `write` wrote."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    values |= {name: tuple(values[name]) for name in ("label", "trusted")}
-    return Scoring(**{**values, "method": Method(values["method"]), **_kinds(values)})
-
-
-def read_harness(path: Path) -> Harness:
-    """The request that `write` wrote."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    return Harness(**{**values, "tasks": tuple(values["tasks"]), **_kinds(values)})
-
-
-def _kinds(values: dict[str, Any]) -> dict[str, Enum]:
-    kinds: dict[str, type[Enum]] = {"dtype": Dtype, "attention": Attention, "device": Device}
-    return {name: kind(values[name]) for name, kind in kinds.items()}
+def read_request(kind: type[Request], path: Path) -> Request:
+    """The request that `write_request` wrote."""
+    return make_request(kind, json.loads(path.read_text(encoding="utf-8")))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.conf import HydraConf
+from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -64,49 +65,44 @@ def threads(settings: HydraConf, number: int) -> int | None:
     return max(hardware.cores() // max(number, 1), 1) if launcher == "submitit_local" else None
 
 
-def own(settings: HydraConf, swept: Collection[str]) -> list[tuple[str, str]]:
+def swept_values(settings: HydraConf, swept: Collection[str]) -> list[tuple[str, str]]:
     """The fields that set a point apart from the others, with their values."""
     given = [word.lstrip("+").partition("=") for word in settings.overrides.task]
     return [(key, value) for key, _, value in given if key in swept]
 
 
-def short(value: str) -> str:
+def short_number(value: str) -> str:
     """A number with many digits as a folder's name shows it."""
     return f"{float(value):.4g}" if re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", value) else value
 
 
-def searches(words: Sequence[str]) -> bool:
-    """Whether Optuna chooses the points. Raises UserError where there is no sweep, or no Optuna."""
-    word = f"{_SWEEPER}=optuna"
-    if word not in words:
-        return False
-    _raise_if_no_sweep(word, words, "chooses the points of a sweep; add -m")
-    if importlib.util.find_spec("optuna") is None:
-        raise UserError("", f"{word} needs optuna: pip install 'fmstune[sweep]'")
-    return True
+def is_search(overrides: Sequence[Override]) -> bool:
+    """Whether Optuna chooses the points; raises UserError where there is no Optuna."""
+    searched = any(one.key_or_group == _SWEEPER and one.value() == "optuna" for one in overrides)
+    if searched and importlib.util.find_spec("optuna") is None:
+        raise UserError(_SWEEPER, "=optuna needs optuna: pip install 'fmstune[sweep]'")
+    return searched
 
 
-def here(words: Sequence[str]) -> list[str] | None:
-    """The same sweep with its points in this process, to check them first; None where they are already.
-
-    Raises UserError where there is no sweep.
-    """
-    chosen = [word for word in words if word.startswith(f"{_LAUNCHER}=") and word != f"{_LAUNCHER}=basic"]
-    if not chosen:
-        return None
-    _raise_if_no_sweep(chosen[0], words, "runs the points of a sweep; add -m, or choose launcher=slurm for one job")
-    return plain(words)
+def runs_elsewhere(overrides: Sequence[Override]) -> bool:
+    """Whether the words choose a launcher that runs the points in other processes."""
+    return any(one.key_or_group == _LAUNCHER and one.value() != "basic" for one in overrides)
 
 
-def plain(words: Sequence[str]) -> list[str]:
-    """The words without the choice of who runs the points and who chooses them."""
-    chosen = (f"{_LAUNCHER}=", f"{_SWEEPER}=", "hydra.launcher.", "hydra.sweeper.")
-    return [word for word in words if not word.lstrip("+~").startswith(chosen)]
+def without_launcher(overrides: Sequence[Override]) -> list[Override]:
+    """The overrides without the choice of who runs the points and who chooses them."""
+    chosen = (_LAUNCHER, _SWEEPER, "hydra.launcher.", "hydra.sweeper.")
+    return [one for one in overrides if not one.key_or_group.startswith(chosen)]
 
 
-def _raise_if_no_sweep(chosen: str, words: Sequence[str], hint: str) -> None:
-    if not {"-m", "--multirun"} & {*words}:
-        raise UserError("", f"{chosen} {hint}")
+def raise_if_no_sweep(overrides: Sequence[Override]) -> None:
+    """Raise UserError where a sweeper or a launcher is chosen for a single job."""
+    if is_search(overrides):
+        raise UserError(_SWEEPER, "=optuna chooses the points of a sweep; add -m")
+    for one in overrides:
+        if runs_elsewhere([one]):
+            hint = "runs the points of a sweep; add -m, or choose launcher=slurm for one job"
+            raise UserError(str(one.input_line), hint)
 
 
 def requeue() -> None:

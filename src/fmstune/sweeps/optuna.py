@@ -4,7 +4,7 @@ A sweeper of our own, as the one of Hydra's authors needs an Optuna below 3 (doc
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -21,6 +21,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from fmstune.config import secrets
+from fmstune.config.overrides import parse_overrides
 from fmstune.errors import UserError, did_you_mean
 from fmstune.launch import preemption
 from fmstune.runs import run_folder, sweep_folder
@@ -147,7 +148,7 @@ class OptunaSweeper(Sweeper):
         return stopped
 
 
-def register() -> None:
+def register_sweeper() -> None:
     """Make `hydra/sweeper=optuna` a choice, also where the plugin of Hydra's authors is installed.
 
     Hydra takes plugins from the package `hydra_plugins` only. One on the disk would be loaded by every program that
@@ -231,16 +232,14 @@ def _distribution(override: Override) -> "optuna.distributions.BaseDistribution"
     return CategoricalDistribution(list(override.sweep_string_iterator()))
 
 
-def samples(words: Sequence[str], swept: frozenset[str]) -> Iterator[list[str]]:
+def samples(overrides: Sequence[Override], swept: Collection[str]) -> Iterator[list[Override]]:
     """The same command with one value for each swept field, so that each end and each choice comes up once."""
-    parser = OverridesParser.create()
-    given = {word: parser.parse_override(word) for word in words if _key(word) in swept}
-    ends = {word: _ends(one) for word, one in given.items() if one.is_sweep_override()}
+    ends = {_name(one): _ends(one) for one in overrides if _name(one) in swept}
     for number in range(max((len(values) for values in ends.values()), default=1)):
-        yield [
-            f"{word.partition('=')[0]}={ends[word][min(number, len(ends[word]) - 1)]}" if word in ends else word
-            for word in words
+        words = [
+            _word(one, {key: values[min(number, len(values) - 1)] for key, values in ends.items()}) for one in overrides
         ]
+        yield list(parse_overrides(words))
 
 
 def _ends(override: Override) -> list[str]:
@@ -249,10 +248,6 @@ def _ends(override: Override) -> list[str]:
         return [str(value.start), str(value.end)]
     values = list(override.sweep_string_iterator())
     return [values[0], values[-1]] if isinstance(value, RangeSweep) else values
-
-
-def _key(word: str) -> str:
-    return word.lstrip("+").partition("=")[0]
 
 
 def _name(override: Override) -> str:

@@ -21,12 +21,12 @@ class Claim:
     job: Job
     folder: Path
     made: tuple[Path, ...]
-    """Folders that claiming made, deepest first: what `release` may take away."""
+    """Folders that claiming made, deepest first: what `release_folder` may take away."""
     resumed: bool = False
     """The folder held this job already: nothing of it may be taken away."""
 
 
-def claim(job: Job) -> Claim:
+def claim_folder(job: Job) -> Claim:
     """Make the run folder by creating its job.yaml, which only one process can do.
 
     Machine 0 of several does it, and the others wait for it.
@@ -101,8 +101,8 @@ def _default_folder(name: str, number: int) -> Path:
     return Path(run_folder.RUNS) / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-{name}{suffix}"
 
 
-def release(claimed: Claim) -> None:
-    """Take back what `claim` made, where nothing else has come into it."""
+def release_folder(claimed: Claim) -> None:
+    """Take back what `claim_folder` made, where nothing else has come into it."""
     if claimed.resumed:
         return
     for name in (run_folder.JOB, run_folder.SOURCES, run_folder.LOCK_FILE):

@@ -3,28 +3,27 @@
 import dataclasses
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from fmstune.checks.job import job_problems
 from fmstune.checks.requests import evaluation_problems, generation_problems, merge_problems, run_model
-from fmstune.cli.arguments import CommandLine, force_plain_overrides
+from fmstune.cli.arguments import CommandLine
 from fmstune.config import compose, freeze, requests
 from fmstune.config.job import Device, Job, has_held_out
-from fmstune.config.requests import Comparison, Generation, Harness, Merge, Report, Request, Scoring
-from fmstune.config.verbs import Verb
+from fmstune.config.overrides import field_changes, parse_overrides, wrong_choices
+from fmstune.config.requests import Comparison, Generation, Harness, Merge, Report, RunnerRequest, Scoring, Verb
 from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.exit_codes import exit_code_of
 from fmstune.launch import subprocesses
 from fmstune.runs import run_folder
 
 
-def run(line: CommandLine, asked: Request) -> int:
-    """Do what is asked; the exit code."""
-    asked = _from_home(asked)
+def ask_runner(line: CommandLine, asked: RunnerRequest) -> int:
+    """Check the request, and let a runner do it; the exit code."""
+    asked = _with_home(asked)
     match asked:
         case Generation():
             return _generate(line, asked)
@@ -36,7 +35,7 @@ def run(line: CommandLine, asked: Request) -> int:
             return _hand_over(asked, line.verb, Device.cpu)
 
 
-def _from_home(asked: Request) -> Request:
+def _with_home(asked: RunnerRequest) -> RunnerRequest:
     """Places with `~` written out: a shell does so in `--model ~/run`, and not in `--model=~/run`."""
     names = {field.name for field in dataclasses.fields(asked)} & _PLACES
     given = {name: getattr(asked, name) for name in names}
@@ -55,9 +54,9 @@ def _expanded(place: Any) -> Any:
 def _generate(line: CommandLine, asked: Generation) -> int:
     """Check what the parent can of `fmstune generate`, then hand it to the runner."""
     asked = dataclasses.replace(asked, model=run_model(asked.model))
-    problems = list(generation_problems(asked, line.data_format))
+    problems = list(generation_problems(asked, asked.data_format))
     try:
-        format = _data_format(line)
+        format = _data_format(line, asked.data_format)
     except UserError as err:
         problems += err.problems
     raise_if_any(problems)
@@ -91,10 +90,10 @@ def _evaluate(line: CommandLine, asked: Scoring | Harness) -> int:
 
 def _evaluated(line: CommandLine, run: Path) -> Job:
     """The job whose rows are evaluated: that of the run, or the one that the words make; raises UserError."""
-    if any(word.startswith("data=") for word in line.hydra):
-        job = _composed_job(line, line.hydra)
+    if any(one.key_or_group == "data" for one in line.overrides):
+        job = _composed_job(line)
     elif run.is_file():
-        job = freeze.read(run, trusted=line.trusted, changes=compose.changes(line.hydra)).job
+        job = freeze.read(run, trusted=line.trusted, changes=field_changes(line.overrides)).job
     else:
         raise UserError(
             "--model", f": {run.parent} is not a run with held-out rows; add data=CHOICE and data.eval=FILE"
@@ -107,53 +106,32 @@ def _evaluated(line: CommandLine, run: Path) -> Job:
     return job
 
 
-def _composed_job(line: CommandLine, words: Sequence[str]) -> Job:
-    """The job that these words compose; rows to train on need not be given."""
-    found: list[Job] = []
-    problems: list[Problem] = []
-
-    def keep(config: DictConfig) -> None:
-        # raised here, an error would get Hydra's words around it
-        if OmegaConf.is_missing(config.data, "train") and config.data.eval is not None:
-            OmegaConf.update(config, "data.train", "none")
-        try:
-            found.append(freeze.freeze(compose.tree(config), trusted=line.trusted).job)
-        except UserError as err:
-            problems.extend(err.problems)
-
-    compose.compose(force_plain_overrides(words, compose.groups(compose.config_dir(words))), keep)
-    raise_if_any(problems)
-    return found[0]
+def _composed_job(line: CommandLine) -> Job:
+    """The job that the words compose; rows to train on need not be given."""
+    composed = compose.compose_job(line.overrides, line.hydra)
+    if OmegaConf.is_missing(composed.job.data, "train") and composed.job.data.eval is not None:
+        OmegaConf.update(composed.job, "data.train", "none")
+    return freeze.freeze(composed.tree(), trusted=line.trusted).job
 
 
-def _hand_over(asked: Request, verb: Verb, device: Device) -> int:
+def _hand_over(asked: RunnerRequest, verb: Verb, device: Device) -> int:
     """Let a runner do what is asked; its exit code."""
     with tempfile.TemporaryDirectory(prefix="fmstune-") as folder:
         file = Path(folder) / "request.json"
-        requests.write(asked, file)
+        requests.write_request(asked, file)
         argv = subprocesses.command(file, f"--verb={verb.value}")
         return exit_code_of(subprocesses.start(argv, subprocesses.environment_of(device, None, os.environ)))
 
 
-def _data_format(line: CommandLine) -> dict[str, Any] | None:
-    """The format that `--format` chooses from the data group, with the fields given beside it."""
-    if line.data_format is None:
+def _data_format(line: CommandLine, choice: str | None) -> dict[str, Any] | None:
+    """The format that `--format` chooses from the data group, with the fields that the words set."""
+    if choice is None:
         return None
-    found: list[dict[str, Any]] = []
-    problems: list[Problem] = []
-
-    def keep(config: DictConfig) -> None:
-        # raised here, an error would get Hydra's words around it
-        try:
-            found.append(freeze.freeze(compose.tree(config), trusted=line.trusted).job.data.format)
-        except UserError as err:
-            problems.extend(err.problems)
-
     # the rows of the group are not wanted, and its file may leave them open
-    words = [f"data={line.data_format}", "data.train=none", *line.hydra]
+    chosen = parse_overrides([f"data={choice}", "data.train=none"])
     try:
-        compose.compose(force_plain_overrides(words, compose.groups(compose.config_dir(words))), keep)
+        raise_if_any(Problem("--format", f": {problem}") for _, problem in wrong_choices(chosen, line.config_dir))
+        composed = compose.compose_job([*chosen, *line.overrides], line.hydra)
     except compose.ERRORS as err:
-        raise UserError("--format", f": {compose.explained(err)}") from err
-    raise_if_any(problems)
-    return found[0]
+        raise UserError("--format", f": {compose.explain(err, line.config_dir)}") from err
+    return freeze.freeze(composed.tree(), trusted=line.trusted).job.data.format

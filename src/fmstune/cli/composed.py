@@ -1,0 +1,92 @@
+"""From the command line to a frozen job: check the choices, compose, freeze; or print the job for `--cfg job`."""
+
+import dataclasses
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from fmstune.cli.arguments import CommandLine
+from fmstune.config import compose, defaults, freeze, origins
+from fmstune.config.compose import Composed
+from fmstune.config.overrides import swept_keys, wrong_choices
+from fmstune.errors import Problem, UserError, raise_if_any
+from fmstune.launch import accelerate_file
+
+
+def check_choices(line: CommandLine) -> None:
+    """Raise UserError with every choice that does not exist, and all that is wrong besides."""
+    for note in compose.shadowed_files(line.config_dir):
+        print(f"fmstune: note: {note}", file=sys.stderr)
+    wrong = list(wrong_choices(line.overrides, line.config_dir))
+    if wrong:
+        others = [one for one in line.overrides if one not in [choice for choice, _ in wrong]]
+        groups = {one.key_or_group for one, _ in wrong}
+        raise_if_any([*(problem for _, problem in wrong), *_other_problems(groups, others, line)])
+
+
+def _other_problems(groups: Collection[str], others: list[Override], line: CommandLine) -> Iterator[Problem]:
+    """Yield the problems of the rest of the command; the fields of the groups that are wrong cannot be judged."""
+    # an experiment would choose for other groups, and the points of a sweep are composed one by one
+    if "experiment" in groups or line.hydra.multirun or swept_keys(line.overrides):
+        return
+    with suppress(*compose.ERRORS):
+        try:
+            freeze.freeze(compose.compose_job(others, line.hydra).tree(), trusted=line.trusted)
+        except UserError as err:
+            yield from (problem for problem in err.problems if problem.field.partition(".")[0] not in groups)
+
+
+def print_job(line: CommandLine) -> int:
+    """`--cfg job`: check the composed job as far as it is given, then print it, or where its fields come from."""
+    composed = compose.compose_job(line.overrides, line.hydra)
+    part, found = line.hydra.package or "", launcher_file(composed, line)
+    config = OmegaConf.merge(composed.job, {"launcher": found}) if found else composed.job
+    assert isinstance(config, DictConfig)
+    tree = compose.plain_tree(config)
+    if not OmegaConf.missing_keys(config):
+        tree = freeze.as_tree(freeze.freeze(tree, trusted=line.trusted).job)
+    if getattr(line.options, "sources", False):
+        shown = origins.render_origins(tree, composed_origins(composed, line, found), part)
+        raise_if_any([] if shown else [compose.no_such_part(part, config)])
+        print(shown)
+        return 0
+    config = defaults.settled(config)
+    selected = OmegaConf.select(config, part) if part else config
+    if selected is None:
+        raise UserError.of([compose.no_such_part(part, config)])
+    text = OmegaConf.to_yaml(selected, resolve=line.hydra.resolve) if OmegaConf.is_config(selected) else f"{selected}\n"
+    print(f"# @package {part}\n{text}" if part else text, end="")
+    return 0
+
+
+def freeze_composed(composed: Composed, line: CommandLine, folder: Path | None = None) -> freeze.Frozen:
+    """The composed configuration as a job; a point of a sweep has the run folder `folder`."""
+    tree = composed.tree()
+    found = launcher_file(composed, line)
+    tree["launcher"] |= found
+    frozen = freeze.freeze(tree, trusted=line.trusted)
+    job = frozen.job if folder is None else dataclasses.replace(frozen.job, output_dir=str(folder))
+    if getattr(line.options, "sources", False):
+        origins.print_origins(job, composed_origins(composed, line, found))
+    return freeze.Frozen(job, frozen.notes)
+
+
+def launcher_file(composed: Composed, line: CommandLine) -> dict[str, Any]:
+    """The fields of the launcher group that the user's own accelerate YAML sets."""
+    if OmegaConf.select(composed.job, "launcher.config_file") is None:
+        return {}
+    return accelerate_file.taken(composed.tree()["launcher"], frozenset(one.key_or_group for one in line.overrides))
+
+
+def composed_origins(composed: Composed, line: CommandLine, launcher: Collection[str]) -> origins.Origins:
+    """What set each value of the composed configuration; a point of a sweep has a folder of its own."""
+    found = origins.composition_origins(composed)
+    found |= {("launcher", name): origins.Origin(composed.job.launcher.config_file) for name in launcher}
+    if composed.is_point:
+        found["output_dir",] = origins.Origin("a folder for each point of the sweep")
+    return found

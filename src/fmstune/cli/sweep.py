@@ -1,0 +1,232 @@
+"""The points of a sweep: checked before the first starts, run here or elsewhere, and shown in one table."""
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from hydra.core.override_parser.types import Override
+from omegaconf.errors import OmegaConfBaseException
+
+from fmstune.checks.job import job_problems
+from fmstune.cli.arguments import CommandLine, parse_command_line
+from fmstune.cli.composed import freeze_composed
+from fmstune.cli.start_job import Start, history_of, start_job
+from fmstune.config import compare_by
+from fmstune.config.compose import Composed, compose_points, explain
+from fmstune.config.flags import words_of
+from fmstune.config.job import Job
+from fmstune.config.overrides import parse_overrides, swept_keys, text_of
+from fmstune.config.requests import Verb
+from fmstune.errors import Problem, UserError, raise_if_any, render
+from fmstune.exit_codes import INTERRUPTED, USER_ERROR, closed_pipe
+from fmstune.launch import preemption
+from fmstune.runs import run_folder, sweep_folder
+from fmstune.sweeps import callback, optuna, warm
+
+
+def resume_sweep(line: CommandLine, sweep: Path) -> int:
+    """Run the command that the sweep's folder has recorded, in that folder; words given now come after its own."""
+    folder = str(sweep).replace("\\", "\\\\").replace('"', '\\"')
+    given = [*words_of(dataclasses.replace(line.hydra, multirun=False)), *map(text_of, line.overrides)]
+    recorded = sweep_folder.recorded_command(sweep, given)
+    again = parse_command_line([*recorded, f'hydra.sweep.dir="{folder}"'])
+    assert isinstance(again, CommandLine)
+    return run_sweep(dataclasses.replace(line, hydra=again.hydra, overrides=again.overrides, recorded=tuple(recorded)))
+
+
+def run_sweep(line: CommandLine) -> int:
+    """Check all points where that can be done before, then run them; the first failure's exit code."""
+    swept = swept_keys(line.overrides)
+    if line.verb is not Verb.train:
+        return _first_failure(_act_on_points(line, swept))
+    plain = callback.without_launcher(line.overrides)
+    if callback.is_search(line.overrides):
+        jobs = checked_points(optuna.samples(plain, swept), line, swept)
+        line = dataclasses.replace(line, overrides=(*line.overrides, _direction(jobs)))
+    elif callback.runs_elsewhere(line.overrides):
+        jobs = checked_points([plain], line, swept)
+    if callback.runs_elsewhere(line.overrides):
+        return _first_failure(_run_points_elsewhere(line, swept, len(jobs)))
+    return _first_failure(_run_points_here(line, swept))
+
+
+def _first_failure(codes: Sequence[int]) -> int:
+    return next((code for code in codes if code), 0)
+
+
+def _direction(jobs: Sequence[Job]) -> Override:
+    """The override that tells the sweeper which way is better."""
+    ways = {(compare_by.path(job), compare_by.direction(job)) for job in jobs}
+    if len(ways) > 1:
+        raise UserError("compare_by", "must be given: the points of this search would be compared by different numbers")
+    ((_, direction),) = ways
+    assert direction is not None
+    return parse_overrides([f"hydra.sweeper.direction={direction.value}"])[0]
+
+
+def checked_points(commands: Iterable[Sequence[Override]], line: CommandLine, swept: Collection[str]) -> list[Job]:
+    """The jobs of all points; raises UserError with all that is wrong with any of them, before the first is started."""
+    jobs: list[Job] = []
+    problems: list[Problem] = []
+    folders: set[Path] = set()
+
+    def check(composed: Composed) -> None:
+        folders.add(Path(composed.settings.sweep.dir))
+        # raised here, an error would end Hydra's sweep
+        try:
+            job = freeze_composed(composed, line, point_folder(composed, swept)).job
+            jobs.append(job)
+            found: Sequence[Problem] = list(_point_problems(job))
+        except UserError as err:
+            found = err.problems
+        except OmegaConfBaseException as err:
+            found = [explain(err)]
+        problems.extend(problem for problem in found if problem not in problems)
+
+    for overrides in commands:
+        compose_points(overrides, line.hydra, check)
+    for folder in folders:
+        sweep_folder.release_sweep_folder(folder)
+    raise_if_any(problems)
+    return jobs
+
+
+def _point_problems(job: Job) -> Iterator[Problem]:
+    """Yield what is wrong with a point, before the first of its sweep is started."""
+    if job.launcher.slurm is not None:
+        yield Problem("launcher.slurm", ": hydra/launcher makes each point a job already; leave one of the two out")
+    yield from job_problems(job)
+
+
+def _act_on_points(line: CommandLine, swept: Collection[str]) -> list[int]:
+    """Do what a verb other than train does with each point, in this process; the exit codes."""
+    if callback.is_search(line.overrides):
+        raise UserError("hydra/sweeper", f"=optuna trains to search; leave it out with fmstune {line.verb.value}")
+    codes: list[int] = []
+
+    def act(composed: Composed) -> None:
+        codes.append(_start_point(composed, line, swept, None)[0])
+
+    compose_points(callback.without_launcher(line.overrides), line.hydra, act)
+    return codes
+
+
+def _run_points_here(line: CommandLine, swept: Collection[str]) -> list[int]:
+    """Run the points in this process, one after the other; their exit codes, that of a notice alone where one came."""
+    codes: list[int] = []
+    folders: set[Path] = set()
+
+    def run(composed: Composed) -> sweep_folder.Point:
+        folders.add(Path(composed.settings.sweep.dir))
+        point = _run_point(composed, line, swept)
+        codes.append(point.code)
+        sweep_folder.record_point(Path(composed.settings.sweep.dir), point)
+        if point.code in (INTERRUPTED, preemption.CODE):
+            # Ctrl-C means all of a sweep, and so does a notice that the machine is wanted back
+            raise KeyboardInterrupt
+        return point
+
+    try:
+        compose_points(line.overrides, line.hydra, run)
+    except KeyboardInterrupt:
+        if codes[-1:] != [preemption.CODE]:
+            raise
+        return [preemption.CODE]
+    finally:
+        warm.close()
+        for folder in folders:
+            _show_sweep(folder)
+    return codes
+
+
+def _run_points_elsewhere(line: CommandLine, swept: Collection[str], number: int) -> list[int]:
+    """Let Hydra's launcher run the points elsewhere, and wait for them; their exit codes."""
+    callback.Sweep.away.clear()
+    try:
+        compose_points(line.overrides, line.hydra, partial(_run_point_elsewhere, line, swept, number))
+    except Exception as err:
+        # as submitit is an extra, its errors cannot be named
+        if type(err).__module__.partition(".")[0] != "submitit":
+            raise
+        raise UserError(
+            "",
+            f"a point's job ended without a result: {str(err).strip().splitlines()[0]}; its log says why, and the "
+            "other jobs continue",
+        ) from err
+    (folder,) = callback.Sweep.away
+    return [point.code for point in _show_sweep(folder)]
+
+
+def _run_point_elsewhere(
+    line: CommandLine, swept: Collection[str], number: int, composed: Composed
+) -> sweep_folder.Point:
+    """Run one of `number` points in a process that Hydra's launcher started, maybe on another machine."""
+    share = callback.threads(composed.settings, number)
+    if share is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(share))
+    point = _run_point(composed, line, swept)
+    if point.code == preemption.CODE:
+        callback.requeue()
+    sweep_folder.record_point(Path(composed.settings.sweep.dir), point)
+    return point
+
+
+def _run_point(composed: Composed, line: CommandLine, swept: Collection[str]) -> sweep_folder.Point:
+    """Run one point; errors do not rise, as Hydra would end the sweep."""
+    folder = point_folder(composed, swept)
+    own = [f"{key}={value}" for key, value in callback.swept_values(composed.settings, swept)]
+    words = line.recorded or (*words_of(line.hydra), *map(text_of, line.overrides))
+    sweep_folder.record_command(Path(composed.settings.sweep.dir), words)
+    done = run_folder.read_summary(folder).get("status") == run_folder.FINISHED
+    start = None if callback.is_submitit(composed.settings) else warm.start
+    code, job, problems = _start_point(composed, line, swept, start)
+    number = composed.settings.job.num
+    if job is None:
+        return sweep_folder.refused_point(number, folder, own, code, problems)
+    return sweep_folder.summarize_point(number, folder, own, code, job=job, skipped=done and code == 0)
+
+
+def _start_point(
+    composed: Composed, line: CommandLine, swept: Collection[str], start: Start | None
+) -> tuple[int, Job | None, Sequence[Problem]]:
+    """The exit code, the job where it could be handed to a runner, and the problems where it could not."""
+    try:
+        frozen = freeze_composed(composed, line, point_folder(composed, swept))
+        record = history_of(composed, frozen.job, line)
+        return start_job(frozen.job, frozen.notes, line, record, start), frozen.job, ()
+    except UserError as err:
+        problems: Sequence[Problem] = err.problems
+    except OmegaConfBaseException as err:
+        problems = [explain(err)]
+    except BrokenPipeError:
+        return closed_pipe(), None, ()
+    print(render(problems), file=sys.stderr)
+    return USER_ERROR, None, problems
+
+
+def point_folder(composed: Composed, swept: Collection[str]) -> Path:
+    """The folder of one point: its number, and the values that set it apart from the others."""
+    values = callback.swept_values(composed.settings, swept)
+    own = ",".join(f"{key.rpartition('.')[2]}={callback.short_number(value)}" for key, value in values)
+    slug = re.sub(r"[^\w.=+-]+", "_", re.sub(r"[][{}\"']", "", own))[:60]
+    name = "-".join(part for part in (str(composed.settings.job.num), slug) if part)
+    return Path(composed.settings.sweep.dir) / name
+
+
+def _show_sweep(sweep: Path) -> list[sweep_folder.Point]:
+    """Print the table of the points, those of a search's former commands too; the points of this command."""
+    ended = sweep_folder.gather_points(sweep)
+    if ended:
+        whole = sweep_folder.read_points(sweep) if (sweep / optuna.STORAGE).exists() else ended
+        print(sweep_folder.render_points(sweep, whole))
+        failed, skipped = sum(point.code != 0 for point in ended), sum(point.skipped for point in ended)
+        if skipped:
+            print(f"fmstune: {skipped} of {len(ended)} points were finished already", file=sys.stderr)
+        if failed:
+            print(f"fmstune: {failed} of {len(ended)} points failed", file=sys.stderr)
+    sweep_folder.release_sweep_folder(sweep, (optuna.STORAGE,))
+    return ended

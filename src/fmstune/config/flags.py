@@ -1,0 +1,178 @@
+"""The flags of a command, read from the dataclass that holds their values: parsed, described and completed from there.
+
+The line under a field is its help, its default the flag's, and its type says how the word is read.
+"""
+
+import argparse
+import ast
+import inspect
+import types
+import typing
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
+from enum import Enum
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+from fmstune.errors import Problem
+
+
+class As(NamedTuple):
+    """How a field is typed, where its name and its type do not say so; it stands in `Annotated`."""
+
+    metavar: str = ""
+    flags: tuple[str, ...] = ()
+    commas: bool = False
+    """One word holds several values with commas between."""
+
+
+POSITIONAL = "a word without a flag"
+NOT_TYPED = "filled in by the parent process"
+"""Stand in `Annotated` where a field is no flag."""
+
+Request = TypeVar("Request")
+"""Any dataclass."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One field of a request as it is typed."""
+
+    field: str
+    spellings: tuple[str, ...]
+    """The usual one first."""
+    metavar: str
+    kind: type
+    choices: tuple[str, ...]
+    repeated: bool
+    commas: bool
+    default: Any
+
+    def value(self, given: Any) -> Any:
+        """The field's value, from what the parser or a JSON file holds."""
+        if self.commas and isinstance(given, str):
+            given = [part.strip() for part in given.split(",")]
+        if isinstance(given, list):
+            return tuple(given)
+        return self.kind(given) if given is not None and issubclass(self.kind, Enum) else given
+
+
+def flags_of(request: type) -> list[Flag]:
+    """The fields of a request that are flags, in their order."""
+    hints = typing.get_type_hints(request, include_extras=True)
+    found = ((field, *_kind_and_marks(hints[field.name])) for field in fields(request))
+    return [_flag(field, kind, marks) for field, kind, marks in found if not {POSITIONAL, NOT_TYPED} & {*marks}]
+
+
+def _kind_and_marks(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The first type of an annotation, and what `Annotated` adds to it."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return _kind_and_marks(typing.get_args(hint)[0])
+    if typing.get_origin(hint) is Annotated:
+        kind, marks = _kind_and_marks(hint.__origin__)
+        return kind, (*marks, *hint.__metadata__)
+    return hint, ()
+
+
+def _flag(field: Any, kind: Any, marks: tuple[Any, ...]) -> Flag:
+    several = typing.get_origin(kind) is tuple
+    kind = typing.get_args(kind)[0] if several else kind
+    choices: tuple[str, ...] = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    kind = str if choices else kind
+    if issubclass(kind, Enum):
+        choices = tuple(member.value for member in kind)
+    typed = next((mark for mark in marks if isinstance(mark, As)), As())
+    usual = {int: "N", float: "X", bool: ""}.get(kind, "|".join(choices) or field.name.rpartition("_")[2].upper())
+    return Flag(
+        field=field.name,
+        spellings=typed.flags or (f"--{field.name}",),
+        metavar=typed.metavar or usual,
+        kind=kind,
+        choices=choices,
+        repeated=several and not typed.commas,
+        commas=typed.commas,
+        default=field.default,
+    )
+
+
+def add_flags(parser: argparse.ArgumentParser, request: type, only: Container[str] | None = None) -> None:
+    """Let the parser read the flags of a request; a flag that is not given sets nothing."""
+    for flag in flags_of(request):
+        if only is not None and flag.field not in only:
+            continue
+        if flag.kind is bool:
+            parser.add_argument(*flag.spellings, dest=flag.field, action="store_true", default=argparse.SUPPRESS)
+            continue
+        parser.add_argument(
+            *flag.spellings,
+            dest=flag.field,
+            action="append" if flag.repeated else "store",
+            type=str if flag.choices else flag.kind,
+            choices=flag.choices or None,
+            default=argparse.SUPPRESS,
+        )
+
+
+def spellings(request: type, only: Container[str] | None = None) -> list[str]:
+    """The usual spelling of each flag that the help describes."""
+    docs = field_docs(request)
+    flags = (flag for flag in flags_of(request) if flag.field in docs and (only is None or flag.field in only))
+    return [flag.spellings[0] for flag in flags]
+
+
+def missing_flags(request: type, given: Container[str]) -> Iterator[Problem]:
+    """Yield a problem for each flag that must be given and is not, with the words of its help."""
+    for flag in flags_of(request):
+        if flag.default is MISSING and flag.field not in given:
+            doc = field_docs(request)[flag.field]
+            yield Problem(flag.spellings[0], f"must be given: {doc[0].lower()}{doc[1:].removesuffix('.')}")
+
+
+def make_request(request: type[Request], given: Mapping[str, Any]) -> Request:
+    """The request whose fields have these values, as a parser or a JSON file holds them."""
+    flags = {flag.field: flag for flag in flags_of(request)}
+    return request(**{name: flags[name].value(value) if name in flags else value for name, value in given.items()})
+
+
+def words_of(request: Any) -> list[str]:
+    """The flags that give an equal request."""
+    found: list[str] = []
+    for flag in flags_of(type(request)):
+        value, name = getattr(request, flag.field), flag.spellings[0]
+        if value is True:
+            found.append(name)
+        elif value != flag.default:
+            found += [f"{name}={one}" for one in (value if isinstance(value, tuple) else (value,))]
+    return found
+
+
+def field_docs(request: type) -> dict[str, str]:
+    """The line under each field, those of base classes included."""
+    docs: dict[str, str] = {}
+    for base in reversed(request.__mro__[:-1]):
+        (node,) = ast.parse(inspect.getsource(base)).body
+        assert isinstance(node, ast.ClassDef)
+        for field, doc in zip(node.body, node.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
+                docs[ast.unparse(field.target)] = str(doc.value.value)
+    return docs
+
+
+def flag_lines(request: type) -> list[str]:
+    """A line of help for each flag: its spellings, its help, its default."""
+    docs = field_docs(request)
+    rows = [
+        (_usage(flag), docs[flag.field].removesuffix(".") + _default(flag))
+        for flag in flags_of(request)
+        if flag.field in docs
+    ]
+    width = max((len(usage) for usage, _ in rows), default=0)
+    return [f"{usage:<{width}}  {doc}" for usage, doc in rows]
+
+
+def _usage(flag: Flag) -> str:
+    return f"{', '.join(sorted(flag.spellings, key=len))} {flag.metavar}".rstrip()
+
+
+def _default(flag: Flag) -> str:
+    value = flag.default.value if isinstance(flag.default, Enum) else flag.default
+    return f" ({value})" if isinstance(value, int | float | str) and value not in (False, "") else ""

@@ -1,0 +1,108 @@
+"""The parts of Hydra 1.3 that are not its public interface; importing this module says which of them are missing."""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.default_element import ResultDefault
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.plugins.config_source import ConfigResult
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from fmstune.upstream import explain_missing_names, require_attributes
+
+with explain_missing_names("hydra-core"):
+    from hydra._internal.callbacks import Callbacks
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_automatic_config_search_path
+
+    require_attributes(ConfigLoaderImpl, "_load_single_config", "_parse_overrides_and_create_caching_repo")
+    require_attributes(ConfigLoaderImpl, "_process_config_searchpath", "repository")
+
+__all__ = ["Callbacks", "Hydra", "Part", "RecordingLoader"]
+
+
+class Part(NamedTuple):
+    """One file or override of a composition, as Hydra merges it."""
+
+    name: str
+    """The file without its suffix, such as `peft/lora`; empty for an override."""
+    provider: str
+    """Hydra's name of the place that the file is from."""
+    folder: str
+    """The folder or package of the file, as a URL; empty for the shipped ones."""
+    tree: Any
+    """The values that it sets, references not resolved."""
+    deleted: str = ""
+    """The key that a `~` override takes away."""
+
+
+class RecordingLoader(ConfigLoaderImpl):
+    """Hydra's loader with the search path of `hydra.main`: keeps the parts of what it composed last.
+
+    It parses no override of `known` again.
+    """
+
+    def __init__(self, config_path: str, config_dir: str | None, known: Iterable[Override]) -> None:
+        search_path = create_automatic_config_search_path(None, __name__, config_path)
+        if config_dir is not None:
+            folder = f"file://{os.path.abspath(config_dir)}"
+            search_path.prepend(provider="command-line", path=folder, anchor=SearchPathQuery(provider="schema"))
+        super().__init__(search_path)
+        self._known = {one.input_line: one for one in known}
+        self._files: list[Part] = []
+        self._overrides: list[Override] = []
+        self._repository: CachingConfigRepository | None = None
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """Compose as Hydra does."""
+        self._files = []
+        return super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+
+    def parts(self) -> tuple[Part, ...]:
+        """The files and overrides of what was composed last, in the order in which Hydra merged them."""
+        return (*self._files, *self._fields())
+
+    def _fields(self) -> Iterator[Part]:
+        assert self._repository is not None
+        for one in self._overrides:
+            value = one.value()
+            chooses = not isinstance(value, dict) and self._repository.group_exists(one.key_or_group)
+            if chooses or one.is_hydra_override() or one.is_sweep_override():
+                continue
+            if one.is_delete():
+                yield Part("", "", "", {}, deleted=one.key_or_group)
+                continue
+            tree = OmegaConf.create()
+            OmegaConf.update(tree, one.key_or_group, value, force_add=True)
+            yield Part("", "", "", OmegaConf.to_container(tree, resolve=False))
+
+    def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
+        found = super()._load_single_config(default, repo)
+        if (default.package or "").partition(".")[0] != "hydra":
+            tree: Any = OmegaConf.to_container(found.config, resolve=False)
+            tree.pop("hydra", None)
+            folder = "" if found.provider == "main" else found.path
+            self._files.append(Part(str(default.config_path).removesuffix(".yaml"), found.provider, folder, tree))
+        return found
+
+    def _parse_overrides_and_create_caching_repo(
+        self, config_name: str | None, overrides: list[str]
+    ) -> tuple[list[Override], CachingConfigRepository]:
+        parser = OverridesParser.create()
+        parsed = [self._known.get(word) or parser.parse_overrides([word])[0] for word in overrides]
+        self._overrides, self._repository = parsed, CachingConfigRepository(self.repository)
+        self._process_config_searchpath(config_name, parsed, self._repository)
+        return parsed, self._repository

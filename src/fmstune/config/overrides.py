@@ -1,0 +1,113 @@
+"""The words `GROUP=CHOICE` and `FIELD=VALUE`: parsed once by Hydra's own parser, and judged as far as that shows."""
+
+import dataclasses
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, QuotedString
+from hydra.errors import OverrideParseException
+
+from fmstune.config.groups import GROUPS, choices
+from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
+
+
+def parse_overrides(words: Sequence[str], groups: Collection[str] = ()) -> tuple[Override, ...]:
+    """Parse the words in their order; raises UserError with every word that cannot be read.
+
+    `groups` are the names that choose a file, and so always need a choice.
+    """
+    parser, found, problems = OverridesParser.create(), list[Override](), list[Problem]()
+    for word in words:
+        if "=" in word and not word.lstrip("~+").partition("=")[0]:
+            problems.append(Problem("", f"{word}: name the field before the ="))
+            continue
+        try:
+            found += parser.parse_overrides([word])
+        except OverrideParseException:
+            problems.append(_unreadable(word))
+    for one in found:
+        if one.key_or_group in groups and (one.is_delete() or one.value() is None):
+            hint = f"choose {one.key_or_group}=NAME, or leave it out for the default"
+            problems.append(Problem("", f"{text_of(one)}: {hint}"))
+    raise_if_any(problems)
+    return tuple(found)
+
+
+def _unreadable(word: str) -> Problem:
+    if "=" not in word:
+        return Problem(word, ": neither FIELD=VALUE nor GROUP=CHOICE, and a verb comes first (see fmstune --help)")
+    return Problem(
+        word,
+        ": cannot be read as FIELD=VALUE; a value with special characters needs "
+        "quotes inside quotes, such as 'data.response_template=\"\\n### Label:\"'",
+    )
+
+
+def text_of(override: Override) -> str:
+    """The word as it was typed."""
+    return override.input_line or ""
+
+
+def key_of(word: str) -> str:
+    """The key of an override's text, without what is before and after it."""
+    return word.lstrip("+~").partition("=")[0]
+
+
+def allow_new_fields(overrides: Sequence[Override], groups: Collection[str]) -> list[Override]:
+    """Let `key=value` set any key, so that `fmstune.config.freeze` reports all unknown keys at once, with suggestions.
+
+    Hydra would stop at the first, and would want a `+` before fields that no YAML lists.
+    """
+    return [_forced(one) if _is_plain_field(one, groups) else one for one in overrides]
+
+
+def _is_plain_field(one: Override, groups: Collection[str]) -> bool:
+    key = one.key_or_group
+    plain = one.type is OverrideType.CHANGE and one.package is None and "/" not in key
+    return plain and key not in groups and key.partition(".")[0] != "hydra"
+
+
+def _forced(one: Override) -> Override:
+    return dataclasses.replace(one, type=OverrideType.FORCE_ADD, input_line=f"++{text_of(one)}")
+
+
+def swept_keys(overrides: Sequence[Override]) -> frozenset[str]:
+    """The keys that several values are given for: `a=1,2`, and Hydra's functions that give several."""
+    return frozenset(one.get_key_element().lstrip("+") for one in overrides if one.is_sweep_override())
+
+
+def field_changes(overrides: Sequence[Override]) -> dict[str, Any]:
+    """`FIELD=VALUE` words as data; raises UserError for a group or a sweep, which a frozen job cannot take."""
+    for one in overrides:
+        if one.key_or_group in GROUPS or one.package is not None or one.is_sweep_override() or one.is_delete():
+            raise UserError(text_of(one), ": with --from single fields can change, not groups or sweeps")
+    return {one.key_or_group: one.value() for one in overrides}
+
+
+def wrong_choices(overrides: Sequence[Override], extra: Path | None) -> Iterator[tuple[Override, Problem]]:
+    """Yield each override that chooses a file that its group does not have, with the problem."""
+    for one in overrides:
+        if one.key_or_group not in GROUPS or one.package is not None or one.is_delete():
+            continue
+        known = choices(one.key_or_group, extra)
+        for name in _names(one):
+            # a name with a slash is a file of a folder within the group
+            if "/" not in name and name.removesuffix(".yaml") not in known:
+                yield one, no_such_choice(one.key_or_group, name, extra)
+
+
+def _names(one: Override) -> Iterator[str]:
+    """The choices of a group's override, one by one."""
+    value = one.value()
+    for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
+        for name in choice if isinstance(choice, list) else [choice]:
+            if isinstance(name, str | QuotedString | int | float):
+                yield name.text if isinstance(name, QuotedString) else str(name)
+
+
+def no_such_choice(group: str, name: str, extra: Path | None) -> Problem:
+    """The problem of a choice that its group does not have, with the choices that it has."""
+    options = choices(group, extra) if group in GROUPS else []
+    return Problem(group, f"={name}: no such choice{did_you_mean(name, options)} ({', '.join(options)})")
