@@ -245,9 +245,9 @@ def test_a_job_is_composed_as_hydra_alone_composes_it() -> None:
 
 def test_an_error_of_the_task_rises_as_it_is() -> None:
     def task(_: Composed) -> int:
-        raise UserError("wrong")
+        raise UserError("seed", "is wrong")
 
-    with pytest.raises(UserError, match="^wrong$"):
+    with pytest.raises(UserError, match="^seed is wrong$"):
         call_with_job([], NO_HYDRA_FLAGS, task)
 
 

@@ -45,7 +45,6 @@ def _command_lines(extra: Path | None) -> list[str]:
         *_job_flags(),
         "",
         "examples",
-        "  fmstune",
         "  fmstune model=causal_lm model.path=./my_model peft=lora data=text data.train=rows.jsonl",
         "  fmstune check model=llama2_13b peft=lora data=alpaca data.train=alpaca.json",
         "  fmstune -m training.learning_rate=1e-5,1e-4 peft=lora,full",

@@ -66,7 +66,7 @@ def part_origins(parts: Iterable[tuple[str, str, Any]]) -> Origins:
                 for end in range(1, len(key)):
                     # a mapping takes the place of another value
                     origins.pop(key[:end], None)
-            if key and (value != _MISSING or key not in origins):
+            if key and (value != _MISSING or key not in origins or origins[key].written == _MISSING):
                 origins[key] = Origin(place, value)
     return origins
 

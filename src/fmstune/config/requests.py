@@ -40,7 +40,7 @@ FromJob = Annotated[Path | None, As("RUN/job.yaml", ("--from",))]
 @dataclass(frozen=True, kw_only=True)
 class _Trusting:
     trusted: Annotated[tuple[str, ...], As("PACKAGE", ("--trust",))] = ()
-    """Allow a format, tracker or callback from this package of your own; repeatable."""
+    """Allow a format, tracker or callback from your own package; repeatable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class _Asking(_Trusting):
     base_model_name_or_path: Place | None = None
     """The base model, if it has moved since training."""
     force: bool = False
-    """Load an adapter also on a base other than the one it was tuned on."""
+    """Load an adapter also on another base than it was tuned on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +126,11 @@ class Generation(_OnDevice, _Asking):
     rows_file: File | None = None
     """Data file whose rows --format makes prompts of."""
     data_format: Annotated[str | None, As("CHOICE", ("--format",))] = None
-    """Put the prompt of a data format around texts or rows, such as alpaca; fields as data.FIELD=VALUE."""
+    """Data format whose prompt goes around texts or rows, such as alpaca."""
     format: Annotated[dict[str, Any] | None, NOT_TYPED] = None
     """`_target_` and settings of that format."""
     out_file: File = "inference_result.json"
-    """Where the answers go: a JSON list, or JSON lines if the name ends in .jsonl."""
+    """Where the answers go (.json or .jsonl)."""
     resume: bool = False
     """Add to the answers that --out_file (JSON lines) already holds."""
     only_new_text: bool = False
@@ -140,7 +140,7 @@ class Generation(_OnDevice, _Asking):
     max_new_tokens: int = 20
     """Most tokens of an answer."""
     stop: Annotated[tuple[str, ...], As("TEXT")] = ()
-    """End an answer at this text, which is cut off; may be given several times."""
+    """End an answer at this text, which is cut off; repeatable."""
     do_sample: bool = False
     """Draw tokens at random instead of taking the likeliest."""
     temperature: float | None = None
@@ -148,7 +148,7 @@ class Generation(_OnDevice, _Asking):
     top_k: int | None = None
     """With --do_sample: draw from this many of the likeliest tokens."""
     top_p: float | None = None
-    """With --do_sample: draw from the likeliest tokens that have this probability together."""
+    """With --do_sample: draw from tokens of this total probability."""
     repetition_penalty: float | None = None
     """Above 1 makes tokens that were used less likely."""
 
@@ -176,7 +176,7 @@ class Merge:
     export: Export | None = None
     """Write the adapter as vLLM reads it, and merge nothing."""
     dtype: Dtype = Dtype.auto
-    """Dtype of the merged weights; auto is the one that the base was saved in."""
+    """Dtype of the merged weights; auto is that of the base."""
     max_shard_size: Annotated[str, As("SIZE")] = "5GB"
     """Most bytes of a file of weights."""
 
@@ -242,15 +242,15 @@ class Scoring(_Comparing):
     job: Annotated[dict[str, Any] | None, NOT_TYPED] = None
     """A frozen job, whose `data` says which rows are held out, in which format."""
     method: Method = Method.generate
-    """Continue the prompt greedily, or rank the labels and take the likeliest."""
+    """Continue the prompt, or rank the labels."""
     label: Annotated[tuple[str, ...], As("TEXT")] = ()
-    """An answer that is allowed; may be given several times (all that the rows have)."""
+    """Allowed answer; repeatable (all that the rows have)."""
     max_rows: int | None = None
     """Evaluate at most this many rows."""
     max_new_tokens: int = 64
     """Most tokens of an answer."""
     out_file: File = "evaluation.json"
-    """Where the results go; a table in Markdown is written to the same name with .md."""
+    """Where the results go, with a .md table."""
 
 
 @dataclass(frozen=True, kw_only=True)
