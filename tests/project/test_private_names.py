@@ -121,9 +121,9 @@ def test_private_names_of_other_libraries_stand_in_the_module_for_that_library(p
 def test_every_private_override_of_the_trainer_is_listed() -> None:
     from trl import SFTTrainer
 
-    from fmstune.training.trainer import Trainer
+    from fmstune.training.objectives.sft import SftTrainer
 
-    own = [cls for cls in Trainer.__mro__ if cls.__module__.startswith("fmstune.")]
+    own = [cls for cls in SftTrainer.__mro__ if cls.__module__.startswith("fmstune.")]
     defined_here = {name for cls in own for name in vars(cls) if private(name)}
     overridden = {name for name in defined_here if hasattr(SFTTrainer, name)} - {"_abc_impl"}
     assert len(overridden) >= 5
