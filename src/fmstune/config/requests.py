@@ -290,7 +290,6 @@ class HydraFlags:
     run: Annotated[bool, As(flags=("--run", "-r"))] = False
     hydra_help: Annotated[bool, As(flags=("--hydra-help",))] = False
     shell_completion: Annotated[bool, As(flags=("--shell-completion", "-sc"))] = False
-    experimental_rerun: Annotated[str | None, As("FILE", ("--experimental-rerun",))] = None
 
 
 NO_HYDRA_FLAGS = HydraFlags()
