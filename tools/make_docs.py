@@ -47,7 +47,7 @@ from fmstune.tables import GIB
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "fmstune"
-JOB = tuple(SOURCE / "config" / name for name in ("job.py", "objective.py"))
+JOB = tuple(SOURCE / "config" / name for name in ("job.py", "choices.py", "objective.py"))
 CONF = ROOT / "conf"
 TRACKERS = SOURCE / "training" / "trackers"
 DECISIONS = ROOT / "docs" / "decisions"

@@ -3,7 +3,7 @@
 import pytest
 
 from fmstune.checks.precision import Situation, precision_notes, precision_problems, resolve_precision
-from fmstune.config.job import Dtype
+from fmstune.config.choices import Dtype
 
 AUTO = {
     # adapter, device, bf16_supported → weights, trained, autocast

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fmstune.cli.arguments import CommandLine, HelpOrVersion, parse_command_line
-from fmstune.config.job import Dtype
+from fmstune.config.choices import Dtype
 from fmstune.config.overrides import text_of
 from fmstune.config.requests import (
     Comparison,

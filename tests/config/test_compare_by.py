@@ -3,7 +3,7 @@
 import pytest
 
 from fmstune.config import compare_by, freeze
-from fmstune.config.job import Direction
+from fmstune.config.choices import Direction
 from fmstune.config.renamed_fields import with_compare_by_words
 from tests.checks.test_job import job
 from tests.config.test_freeze import tree

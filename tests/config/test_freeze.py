@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from fmstune.config import freeze
-from fmstune.config.job import Attention, Dtype, Job, OverLength, Quantization, QuantType
+from fmstune.config.choices import Attention, Dtype, OverLength, QuantType
+from fmstune.config.job import Job, Quantization
 from fmstune.errors import UserError
 
 TREE: dict[str, Any] = {

@@ -3,7 +3,7 @@
 import pytest
 
 from fmstune.config import metrics
-from fmstune.config.job import Direction
+from fmstune.config.choices import Direction
 from fmstune.config.metrics import Place
 
 TABLE = metrics.metrics_of({})

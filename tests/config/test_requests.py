@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fmstune.config.job import Device, Dtype
+from fmstune.config.choices import Device, Dtype
 from fmstune.config.requests import Export, Generation, Harness, Merge, Method, Scoring, read_request, write_request
 
 

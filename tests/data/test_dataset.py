@@ -15,7 +15,8 @@ import pytest
 from datasets import Dataset
 
 from fmstune import cache
-from fmstune.config.job import Data, Overlap, OverLength, Untrainable
+from fmstune.config.choices import Overlap, OverLength, Untrainable
+from fmstune.config.job import Data
 from fmstune.data import tokenized, tokens
 from fmstune.data.dataset import Prepared, prepare_data
 from fmstune.errors import UserError

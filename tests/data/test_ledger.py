@@ -5,7 +5,7 @@ import dataclasses
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fmstune.config.job import OverLength, Untrainable
+from fmstune.config.choices import OverLength, Untrainable
 from fmstune.data.ledger import Ledger
 from tests.data.test_dataset import GOOD, TEMPLATE, prepare, text, write
 

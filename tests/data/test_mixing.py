@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmstune.config.job import StoppingStrategy
+from fmstune.config.choices import StoppingStrategy
 from fmstune.data.mixing import Share, chosen_rows, mixture_lines, mixture_shares
 from fmstune.errors import UserError
 

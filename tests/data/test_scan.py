@@ -8,7 +8,7 @@ import datasets
 import pytest
 from datasets import Dataset, DatasetDict
 
-from fmstune.config.job import Untrainable
+from fmstune.config.choices import Untrainable
 from fmstune.data import tokens
 from fmstune.data.ledger import Ledger
 from fmstune.data.scan import Scan, scan_data

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from fmstune.config.job import Data, OverLength, StoppingStrategy, Untrainable
+from fmstune.config.choices import OverLength, StoppingStrategy, Untrainable
+from fmstune.config.job import Data
 from fmstune.data import streaming
 from fmstune.data.dataset import Prepared, prepare_data
 from fmstune.data.show import render_rows

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fmstune.config.job import OverLength
+from fmstune.config.choices import OverLength
 from fmstune.data import tokenized, tokens
 from fmstune.data.dataset import load_recipes
 from fmstune.data.ledger import Ledger

@@ -13,7 +13,8 @@ import pytest
 
 from fmstune import hardware
 from fmstune.config import freeze
-from fmstune.config.job import Device, Job
+from fmstune.config.choices import Device
+from fmstune.config.job import Job
 from fmstune.launch import subprocesses
 from tests.config.test_freeze import TREE, tree
 

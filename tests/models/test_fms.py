@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from fmstune.config.job import Backend, Model
+from fmstune.config.choices import Backend
+from fmstune.config.job import Model
 from fmstune.errors import UserError
 from fmstune.models import load
 from tests import small

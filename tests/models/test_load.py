@@ -10,7 +10,8 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 from fmstune.checks.precision import Precision
-from fmstune.config.job import Attention, Device, Model
+from fmstune.config.choices import Attention, Device
+from fmstune.config.job import Model
 from fmstune.errors import UserError
 from fmstune.models import load
 from tests import small

@@ -7,7 +7,8 @@ import pytest
 import trl
 
 from fmstune.checks.precision import Precision
-from fmstune.config.job import Data, Job, Launcher, Model, Strategy
+from fmstune.config.choices import Strategy
+from fmstune.config.job import Data, Job, Launcher, Model
 from fmstune.models import sharding
 from fmstune.training import fsdp_on_cpu
 from fmstune.training.arguments import training_arguments

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fmstune.config.job import Device
+from fmstune.config.choices import Device
 from fmstune.models import load
 
 

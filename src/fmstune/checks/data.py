@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from fmstune import files
 from fmstune.checks.limits import Limit, limit_problems
-from fmstune.config.job import Data, Job, Overlap, sources
+from fmstune.config.choices import Overlap
+from fmstune.config.job import Data, Job, sources
 from fmstune.data.locate import local_files
 from fmstune.errors import Problem, UserError
 

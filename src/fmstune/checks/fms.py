@@ -4,7 +4,8 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
-from fmstune.config.job import Attention, Backend, Job
+from fmstune.config.choices import Attention, Backend
+from fmstune.config.job import Job
 from fmstune.errors import Problem
 
 MODEL_TYPES = ("llama", "gpt_bigcode")

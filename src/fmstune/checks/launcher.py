@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from fmstune.config.job import Device, Job, Launcher, Prefetch, Sharding, Slurm, Strategy, is_sharded, tunes_an_adapter
+from fmstune.config.choices import Device, Prefetch, Sharding, Strategy
+from fmstune.config.job import Job, Launcher, Slurm, is_sharded, tunes_an_adapter
 from fmstune.errors import Problem
 from fmstune.launch.process_counts import gpus_per_node, local_processes, total_processes
 from fmstune.ranks import Rank

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from fmstune import files
 from fmstune.checks.peft import are_names
-from fmstune.config.job import Attention, Device, Job, Model, tunes_an_adapter
+from fmstune.config.choices import Attention, Device
+from fmstune.config.job import Job, Model, tunes_an_adapter
 from fmstune.errors import Problem, UserError, did_you_mean
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "extra_special_tokens")

@@ -14,7 +14,7 @@ under `auto` the base of an adapter follows that choice.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fmstune.config.job import Dtype
+from fmstune.config.choices import Dtype
 from fmstune.errors import Problem
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from fmstune.checks.peft import PREFIXES, learns_a_prompt, makes_its_prompt
-from fmstune.config.job import LORAPLUS_LR_RATIO, Device, Job, has_held_out
+from fmstune.config.choices import Device
+from fmstune.config.job import LORAPLUS_LR_RATIO, Job, has_held_out
 from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.errors import Problem, did_you_mean
 

@@ -12,7 +12,8 @@ from fmstune.checks.job import job_problems
 from fmstune.checks.requests import evaluation_problems, generation_problems, merge_problems, run_model
 from fmstune.cli.arguments import CommandLine
 from fmstune.config import compose, freeze, requests
-from fmstune.config.job import Device, Job, has_held_out
+from fmstune.config.choices import Device
+from fmstune.config.job import Job, has_held_out
 from fmstune.config.overrides import field_changes, parse_overrides, wrong_choices
 from fmstune.config.requests import Comparison, Generation, Harness, Merge, Report, RunnerRequest, Scoring, Verb
 from fmstune.errors import Problem, UserError, raise_if_any

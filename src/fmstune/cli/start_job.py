@@ -14,9 +14,10 @@ from fmstune.cli import claim_folder
 from fmstune.cli.arguments import CommandLine
 from fmstune.cli.composed import composed_origins, freeze_composed, launcher_file
 from fmstune.config import compose, freeze, origins
+from fmstune.config.choices import Device
 from fmstune.config.compose import Composed
 from fmstune.config.flags import words_of
-from fmstune.config.job import Device, Job
+from fmstune.config.job import Job
 from fmstune.config.metrics import metrics_of
 from fmstune.config.requests import ShowData, Verb
 from fmstune.data.preparation import was_prepared

@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeGuard
 
-from fmstune.config.job import Direction, Job, has_held_out, sources
+from fmstune.config.choices import Direction
+from fmstune.config.job import Job, has_held_out, sources
 from fmstune.config.metrics import Place, better_end, comparable, metrics_of, names_at
 from fmstune.errors import Problem, did_you_mean
 

@@ -7,7 +7,8 @@ from enum import Enum
 from typing import Any
 
 from fmstune.config import objective as objective_group
-from fmstune.config.job import Direction, Job
+from fmstune.config.choices import Direction
+from fmstune.config.job import Job
 from fmstune.errors import Problem, did_you_mean
 
 

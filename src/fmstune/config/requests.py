@@ -9,8 +9,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from fmstune.config.choices import Attention, Device, Dtype
 from fmstune.config.flags import NOT_TYPED, POSITIONAL, As, Request, make_request
-from fmstune.config.job import Attention, Device, Dtype
 from fmstune.errors import Problem
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fmstune.config.job import Data, Overlap, sources
+from fmstune.config.choices import Overlap
+from fmstune.config.job import Data, sources
 from fmstune.data.format_loading import load_format
 from fmstune.data.ledger import Ledger
 from fmstune.data.mixing import (

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fmstune.config.job import StoppingStrategy
+from fmstune.config.choices import StoppingStrategy
 from fmstune.data.tokenized import Part
 from fmstune.errors import UserError
 

@@ -4,7 +4,8 @@ import random
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from fmstune.config.job import Data, Source, Untrainable
+from fmstune.config.choices import Untrainable
+from fmstune.config.job import Data, Source
 from fmstune.data.format_loading import Format, format_row
 from fmstune.data.formats import has_answer, repeats_template
 from fmstune.data.ledger import Ledger

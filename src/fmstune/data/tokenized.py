@@ -21,7 +21,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from fmstune import cache
-from fmstune.config.job import OverLength, Untrainable
+from fmstune.config.choices import OverLength, Untrainable
 from fmstune.data import tokens
 from fmstune.data.format_loading import source_files
 from fmstune.data.ledger import Ledger

@@ -3,7 +3,8 @@
 import re
 
 from fmstune import hardware
-from fmstune.config.job import Device, Launcher, Slurm, Strategy
+from fmstune.config.choices import Device, Strategy
+from fmstune.config.job import Launcher, Slurm
 
 
 def local_processes(launcher: Launcher) -> int:

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fmstune.config.job import Device, Job, Launcher, Slurm, Strategy
+from fmstune.config.choices import Device, Strategy
+from fmstune.config.job import Job, Launcher, Slurm
 from fmstune.errors import UserError
 from fmstune.launch import process_counts
 from fmstune.runs import run_folder

@@ -11,7 +11,8 @@ from types import FrameType
 from typing import Protocol
 
 from fmstune import files, hardware
-from fmstune.config.job import Device, Job, Launcher, Strategy, is_sharded
+from fmstune.config.choices import Device, Strategy
+from fmstune.config.job import Job, Launcher, is_sharded
 from fmstune.exit_codes import INTERRUPTING, NOTICES
 from fmstune.launch import preemption, process_counts
 

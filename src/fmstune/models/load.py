@@ -21,7 +21,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from fmstune import files
 from fmstune.checks.fms import package_problems
 from fmstune.checks.precision import Precision
-from fmstune.config.job import Attention, Backend, Device, Dtype, Model, Quantization
+from fmstune.config.choices import Attention, Backend, Device, Dtype
+from fmstune.config.job import Model, Quantization
 from fmstune.config.objective import SUPERVISED, Objective
 from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.models import architecture

@@ -19,7 +19,8 @@ from transformers.trainer_utils import align_special_tokens
 
 from fmstune import __version__
 from fmstune import files as package_files
-from fmstune.config.job import Dtype, Model
+from fmstune.config.choices import Dtype
+from fmstune.config.job import Model
 from fmstune.config.requests import Merge
 from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.files import write_aside, write_json

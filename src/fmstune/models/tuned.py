@@ -15,7 +15,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from fmstune import files
 from fmstune.checks.precision import Situation, resolve_precision
-from fmstune.config.job import Attention, Device, Dtype, Model
+from fmstune.config.choices import Attention, Device, Dtype
+from fmstune.config.job import Model
 from fmstune.config.requests import Harness, Scoring
 from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.models import architecture, base_identity

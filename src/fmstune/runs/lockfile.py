@@ -19,7 +19,8 @@ from huggingface_hub import try_to_load_from_cache
 from fmstune import __version__, hardware, ranks
 from fmstune import files as package_files
 from fmstune.config import secrets
-from fmstune.config.job import Attention, Backend, Job, Model, sources
+from fmstune.config.choices import Attention, Backend
+from fmstune.config.job import Job, Model, sources
 from fmstune.data.locate import local_files
 from fmstune.errors import UserError
 from fmstune.files import write_json

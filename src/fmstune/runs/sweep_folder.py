@@ -11,7 +11,8 @@ from typing import Any
 
 from fmstune import tables
 from fmstune.config import compare_by
-from fmstune.config.job import Direction, Job
+from fmstune.config.choices import Direction
+from fmstune.config.job import Job
 from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.config.renamed_fields import COMPARE_BY, with_compare_by_words
 from fmstune.errors import Problem, UserError

@@ -10,12 +10,8 @@ from fmstune import ranks
 from fmstune.checks import resume
 from fmstune.checks.memory_plan import Plan, plan_work
 from fmstune.checks.plan_inputs import Machine, Rows, Sharing, Training, Work
-from fmstune.config.job import (
-    Job,
-    Launcher,
-    Sharding,
-    is_sharded,
-)
+from fmstune.config.choices import Sharding
+from fmstune.config.job import Job, Launcher, is_sharded
 from fmstune.config.objective import SUPERVISED, text_columns
 from fmstune.data.dataset import Prepared
 from fmstune.data.scan import CHARACTERS_PER_TOKEN, scan_data

@@ -16,14 +16,8 @@ from fmstune.checks.fms import architecture_problems
 from fmstune.checks.launcher import device_problems
 from fmstune.checks.plan_inputs import Dimensions
 from fmstune.checks.precision import Precision, Situation, precision_problems, resolve_precision
-from fmstune.config.job import (
-    Attention,
-    Backend,
-    Dtype,
-    Job,
-    Quantization,
-    tunes_an_adapter,
-)
+from fmstune.config.choices import Attention, Backend, Dtype
+from fmstune.config.job import Job, Quantization, tunes_an_adapter
 from fmstune.config.objective import SUPERVISED, Objective
 from fmstune.data.dataset import load_recipes
 from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from fmstune.config.choices import Direction
 from fmstune.config.compare_by import USUAL
-from fmstune.config.job import Direction
 from fmstune.config.metrics import better_end, metrics_of
 from fmstune.errors import UserError, did_you_mean
 from fmstune.flatten import flatten
