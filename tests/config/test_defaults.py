@@ -23,7 +23,7 @@ def composing() -> Iterator[None]:
 
 def training(*words: str) -> dict[str, Any]:
     """The training group of a composed job."""
-    group: dict[str, Any] = composition.tree(compose("job", overrides=list(words)))["training"]
+    group: dict[str, Any] = composition.plain_tree(compose("job", overrides=list(words)))["training"]
     return group
 
 
