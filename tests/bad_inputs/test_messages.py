@@ -52,7 +52,8 @@ def messages() -> Iterator[str]:
                 names = {}
             elif isinstance(node, ast.Call) and len(node.args) == 2:
                 field, text = (pattern(argument, names) for argument in node.args)
-                if isinstance(node.func, ast.Name) and node.func.id in ("Problem", "UserError"):
+                name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+                if name in ("Problem", "UserError", "problem"):
                     yield field + ("" if not field or text.startswith((":", "=", "…")) else " ") + text
                 elif isinstance(node.func, ast.Attribute) and node.func.attr == "add_row":
                     yield f"…: {text}"

@@ -14,30 +14,30 @@ EARLY = [
     case("from-fms --runn x", "from-fms has no flag --runn; did you mean '--run'?; the old command follows after --"),
     case("from-fms 'ls -l'", "no command of the early tool in 'ls -l'; give one that starts tuning/sft_trainer.py, …"),
     case("from-fms '# nothing'", "no command; give one that starts tuning/sft_trainer.py, …"),
-    case("from-fms nowhere.sh", "no command of the early tool in 'nowhere.sh'; …, or a file that is here"),
+    case("from-fms nowhere.sh", "no command of the early tool in 'nowhere.sh'; …, or an existing file"),
     case(
         'from-fms "python tuning/sft_trainer.py --model \'a b"',
         "the quote at 'a b does not end; put the whole command into single quotes, or into a file",
     ),
     case(f"from-fms '{SCRIPT} --learning_rat 1'", "--learning_rat is not a flag of the early tool; did you mean …?"),
-    case(f"from-fms '{SCRIPT} --zzz'", "--zzz is not a flag of the early tool (docs/migration.md has all)"),
+    case(f"from-fms '{SCRIPT} --zzz'", "--zzz is not a flag of the early tool (docs/migration.md lists the flags)"),
     case(
         f"from-fms '{SCRIPT} --deepspeed x --tpu_num_cores 8 --packing maybe --peft_method qlora'",
         "--peft_method must be one of lora, pt, none; got 'qlora'",
-        "--deepspeed: FSDP is what shards here: launcher=fsdp",
+        "--deepspeed: use FSDP instead: launcher=fsdp",
         "--tpu_num_cores: fmstune does not train on TPUs",
         "--packing must be True or False, got 'maybe'",
     ),
     case(
         "from-fms 'python tuning/sft_trainer.py --output_dir out'",
-        "--dataset_text_field is missing, without which the early tool did not start: the column that holds the text",
+        "--dataset_text_field is missing, and the early tool required it: the column that holds the text",
         "--response_template is missing, …",
         "--training_data_path is missing, …",
     ),
     case(
         f"from-fms 'accelerate launch --config_file $NOPE/a.yaml {SCRIPT.removeprefix('python ')} --packing $NOPE'",
         "--packing must be True or False, got '$NOPE'",
-        "--config_file $NOPE/a.yaml cannot be read, …",
+        "--config_file $NOPE/a.yaml cannot be read; …",
     ),
     case(f"from-fms '{SCRIPT} --learning_rate'", "--learning_rate takes one value, got none"),
     case(f"from-fms '{SCRIPT} $(date)'", "$(date): only a shell can run this; write its result"),
@@ -45,7 +45,7 @@ EARLY = [
     case("from-fms job.json", "job.json is not text (invalid start byte); …", job_json=b"\xff"),
     case(
         f"from-fms 'accelerate launch --config_file nowhere.yaml {SCRIPT.removeprefix('python ')}'",
-        "--config_file nowhere.yaml cannot be read, and it says how the job is launched; give its path here",
+        "--config_file nowhere.yaml cannot be read; give the path of this file, which sets the launcher",
     ),
     case(
         f"from-fms 'accelerate launch --num_process 2 {SCRIPT.removeprefix('python ')}'",
@@ -55,7 +55,10 @@ EARLY = [
         f"from-fms 'torchrun --nproc_per_node --nnodes 1 {SCRIPT.removeprefix('python ')}'",
         "--nproc_per_node takes one value, got none",
     ),
-    case(f"from-fms '{SCRIPT} --fsdp no_shard'", "--fsdp no_shard is not taken; full_shard, shard_grad_op, …"),
+    case(
+        f"from-fms '{SCRIPT} --fsdp no_shard'",
+        "--fsdp no_shard is not supported; choose from full_shard, shard_grad_op, …",
+    ),
     case(f"from-fms --run '{SCRIPT} --output_dir $OUT'", "$OUT has no value; set it before the command"),
     case("from-fms 'python scripts/run_inference.py --text x'", "--model is missing: the tuned model's folder"),
     case(
@@ -63,7 +66,10 @@ EARLY = [
         "one of --text and --text_file must be given, got none",
     ),
     case("from-fms 'lm_eval --tasks boolq'", "--model_args is missing: the model, as pretrained=DIR"),
-    case("from-fms 'python accelerate_launch.py'", "the container's job is in SFT_TRAINER_CONFIG_JSON_PATH or …"),
+    case(
+        "from-fms 'python accelerate_launch.py'",
+        "SFT_TRAINER_CONFIG_JSON_PATH or SFT_TRAINER_CONFIG_JSON_ENV_VAR must name the container's job; …",
+    ),
 ]
 
 CASES = EARLY

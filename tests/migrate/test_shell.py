@@ -4,7 +4,7 @@
 import pytest
 
 from fmstune.errors import UserError
-from fmstune.migrate.shell import UNSET, commands
+from fmstune.migrate.shell import UNSET, shell_commands
 
 
 @pytest.mark.parametrize(
@@ -24,28 +24,28 @@ from fmstune.migrate.shell import UNSET, commands
     ],
 )
 def test_words(text: str, words: list[str]) -> None:
-    assert [list(command.words) for command in commands(text, {"X": "one"})] == ([words] if words else [])
+    assert [list(command.words) for command in shell_commands(text, {"X": "one"})] == ([words] if words else [])
 
 
 def test_variables_are_filled_in_and_exported_ones_stay_with_each_command() -> None:
     text = "A=1\nexport B=2; C=$A$B\nD=4 run $A $C && other $D | third"
-    run, other, third = commands(text, {})
+    run, other, third = shell_commands(text, {})
     assert run.words == ("run", "1", "12") and dict(run.environment) == {"B": "2", "D": "4"}
     assert other.words == ("other", f"{UNSET}D{UNSET}") and dict(other.environment) == {"B": "2"}
     assert third.words == ("third",)
 
 
 def test_a_commented_variable_is_none() -> None:
-    (command,) = commands("# A=1 # what it is\nrun $A", {})
+    (command,) = shell_commands("# A=1 # what it is\nrun $A", {})
     assert command.words == ("run", f"{UNSET}A{UNSET}")
 
 
 @pytest.mark.parametrize("text", ["a $(date)", "a `date`", "a ${X:-b}"])
 def test_what_a_shell_would_have_to_run_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="a shell would have to run this"):
-        commands(text, {})
+    with pytest.raises(UserError, match="only a shell can run this"):
+        shell_commands(text, {})
 
 
 def test_a_quote_that_does_not_end_is_shown() -> None:
     with pytest.raises(UserError, match=r"the quote at 'b c does not end"):
-        commands("a 'b c", {})
+        shell_commands("a 'b c", {})

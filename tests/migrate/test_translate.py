@@ -17,15 +17,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from fmstune.cli.arguments import parse_command_line
 from fmstune.config import freeze, upstream_fields
 from fmstune.config.job import Job
+from fmstune.config.renamed_fields import FORMAT_SETTINGS
 from fmstune.config.requests import Generation
 from fmstune.config.requests import Harness as HarnessRequest
 from fmstune.errors import UserError
 from fmstune.launch import accelerate_file
 from fmstune.migrate import flags as fms_flags
-from fmstune.migrate import translate
 from fmstune.migrate.flags import HARNESS, INFERENCE, LAUNCH, TORCHRUN, TUNING, Fate
-from fmstune.migrate.translate import Translation
-from fmstune.migrate.words import Became, typed
+from fmstune.migrate.translate import Translation, render_command, render_notes, translate_old_commands
+from fmstune.migrate.words import Became, hydra_word
 from tests.composing import composed_tree
 from tests.conftest import Result
 from tests.fixtures import early_commands
@@ -42,7 +42,7 @@ BASIC = "python tuning/sft_trainer.py --training_data_path a.json --dataset_text
 
 
 def translated(text: str, variables: Mapping[str, str] = VARIABLES, files: Mapping[str, str] = FILES) -> Translation:
-    (found,) = translate.translate([text], variables, files.get)
+    (found,) = translate_old_commands([text], variables, files.get)
     return found
 
 
@@ -77,7 +77,8 @@ README_VALUES = {
 def test_the_command_for_one_gpu() -> None:
     job = job_of(translated(early_commands.SINGLE_GPU))
     assert {name: job.training[name] for name in README_VALUES} == README_VALUES
-    assert (job.data.text_field, job.data.response_template) == ("output", r"\n### Response:")
+    settings = {name: job.data.format[name] for name in ("text_field", "response_template")}
+    assert settings == {"text_field": "output", "response_template": r"\n### Response:"}
     assert (job.data.train, job.output_dir, job.model.dtype.value) == ("twitter_complaints.json", "out", "bfloat16")
     assert translated(early_commands.SINGLE_GPU).environment == {"CUDA_VISIBLE_DEVICES": "0"}
 
@@ -151,7 +152,7 @@ def test_a_job_file_of_the_container(encoded: bool, key: str) -> None:
     content = {key if name == "multiGPU" else name: value for name, value in early_commands.CONTAINER.items()}
     text = json.dumps(content)
     text = base64.b64encode(text.encode()).decode() if encoded else text
-    (found,) = translate.translate(["job"], {}, {"job": text}.get)
+    (found,) = translate_old_commands(["job"], {}, {"job": text}.get)
     assert {"launcher=fsdp1", "launcher.num_processes=2", "launcher.sharding_strategy=full_shard"} <= set(found.words)
     assert {"training.learning_rate=0.03", r'data.response_template="\n### Label:"'} <= set(found.words)
     by_variable = "SFT_TRAINER_CONFIG_JSON_PATH=job python accelerate_launch.py"
@@ -324,7 +325,9 @@ def test_what_the_harness_needs_is_missed_at_once() -> None:
 
 def test_processes_of_each_machine_are_not_taken_for_those_of_all() -> None:
     text = BASIC.replace("python", "torchrun --nnodes=2 --nproc_per_node=$N", 1)
-    with pytest.raises(UserError, match=r"--nproc_per_node \$N: launcher.num_processes counts those of all machines"):
+    with pytest.raises(
+        UserError, match=r"--nproc_per_node \$N: launcher.num_processes counts the processes of all machines"
+    ):
         translated(text)
 
 
@@ -342,28 +345,28 @@ def test_modules_scripts_and_words_are_the_same() -> None:
     expected = words(BASIC)
     assert words(BASIC.replace("tuning/sft_trainer.py", "-m tuning.sft_trainer")) == expected
     assert words(BASIC.replace("tuning/", "/home/me/fms-hf-tuning/tuning/")) == expected
-    (found,) = translate.translate(shlex.split(BASIC), {}, {}.get)
+    (found,) = translate_old_commands(shlex.split(BASIC), {}, {}.get)
     assert list(found.words) == expected
 
 
 def test_several_commands_of_a_script_are_several_translations() -> None:
     text = f"{BASIC} --output_dir a\n{early_commands.ONE_TEXT}"
-    first, second = translate.translate([text], {}, {}.get)
+    first, second = translate_old_commands([text], {}, {}.get)
     assert "output_dir=a" in first.words and second.words[0] == "generate"
 
 
 def test_a_secret_is_not_repeated() -> None:
     found = translated(f"{BASIC} --hub_token hf_secret")
-    assert "hf_secret" not in translate.command(found) + translate.explanation(found)
+    assert "hf_secret" not in render_command(found) + render_notes(found)
 
 
 def test_the_command_is_copied_back_as_it_was() -> None:
     """What is printed, a shell reads as the words that were meant; variables without a value stay variables."""
     found = translated(early_commands.LORA)
-    assert shlex.split(translate.command(found).replace("\\\n", " ")) == ["fmstune", *found.words]
+    assert shlex.split(render_command(found).replace("\\\n", " ")) == ["fmstune", *found.words]
     unset = translated(early_commands.SINGLE_GPU, {})
     assert unset.unset == ["MODEL_PATH", "TRAIN_DATA_PATH", "OUTPUT_PATH"]
-    lines = translate.command(unset).split(" \\\n  ")
+    lines = render_command(unset).split(" \\\n  ")
     assert lines[:3] == ["CUDA_VISIBLE_DEVICES=0 fmstune", "model=causal_lm", '"model.path=${MODEL_PATH}"']
 
 
@@ -372,12 +375,12 @@ def test_the_command_is_copied_back_as_it_was() -> None:
     ["plain", "with space", r"\n### Label:", 'say "hi"', "back\\", 'both\\" x', "a,b", "12", "null", "[x]", "it's"],
 )
 def test_a_text_is_read_by_hydra_as_it_was(value: str) -> None:
-    assert OverridesParser.create().parse_override(f"a={typed(value)}").value() == value
+    assert OverridesParser.create().parse_override(f"a={hydra_word(value)}").value() == value
 
 
 def test_every_flag_of_the_early_tool_is_in_the_table() -> None:
     assert len(early_commands.TRAINING_ARGUMENTS) == 119
-    assert [name for name in early_commands.TRAINING_ARGUMENTS if fms_flags.of_tuning(name) is None] == []
+    assert [name for name in early_commands.TRAINING_ARGUMENTS if fms_flags.tuning_flag(name) is None] == []
 
 
 def fields_of(cls: type, prefix: str) -> Iterator[str]:
@@ -393,6 +396,7 @@ def fields_of(cls: type, prefix: str) -> Iterator[str]:
 def schema() -> set[str]:
     """Every field there is: of the job's dataclasses, of SFTConfig and of the shipped PEFT methods."""
     names = set(fields_of(Job, ""))
+    names |= {f"data.{name}" for name in FORMAT_SETTINGS}
     names |= {f"training.{name}" for name in [*upstream_fields.fields_of(upstream_fields.SFT_CONFIG), "resume"]}
     for target in ("peft.LoraConfig", "peft.PromptTuningConfig"):
         names |= {f"peft.{name}" for name in upstream_fields.fields_of(target)}
@@ -504,7 +508,7 @@ def test_without_run_only_the_command_is_on_stdout(fmstune: Callable[..., Result
 
 def test_a_pickled_job_is_not_opened() -> None:
     with pytest.raises(UserError, match="pickle"):
-        translate.translate([base64.b64encode(pickle.dumps({"output_dir": "x" * 20})).decode()], {}, {}.get)
+        translate_old_commands([base64.b64encode(pickle.dumps({"output_dir": "x" * 20})).decode()], {}, {}.get)
 
 
 def test_what_is_switched_off_needs_no_field() -> None:

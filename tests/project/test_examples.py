@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tools import make_complaints
 
-from fmstune.migrate import shell
+from fmstune.migrate.shell import shell_commands
 from tests import ROOT
 from tests.conftest import Result
 
@@ -48,7 +48,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 def commands(folder: Path) -> list[list[str]]:
     """The commands of its script, as a shell reads them."""
-    return [list(command.words) for command in shell.commands((folder / "run.sh").read_text(), {})]
+    return [list(command.words) for command in shell_commands((folder / "run.sh").read_text(), {})]
 
 
 def test_the_examples_are_these() -> None:

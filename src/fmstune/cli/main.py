@@ -99,9 +99,9 @@ def _run_job(line: CommandLine) -> int:
 
 def _translate(asked: FromFms) -> int:
     """Print today's command for each old one, and what changed; with `--run`, run it; the first failure's exit code."""
-    from fmstune.migrate import translate
+    from fmstune.migrate.translate import render_command, render_notes, translate_old_commands
 
-    found = translate.translate(asked.old_command, os.environ, _text_of)
+    found = translate_old_commands(asked.old_command, os.environ, _text_of)
     if asked.run_it:
         raise_if_any(
             Problem("", f"${name} has no value; set it before the command") for one in found for name in one.unset
@@ -109,11 +109,11 @@ def _translate(asked: FromFms) -> int:
     for place, translation in enumerate(found):
         # a blank line between two commands; with --run, stdout is theirs
         print(
-            "\n" * (place > 0) + translate.command(translation),
+            "\n" * (place > 0) + render_command(translation),
             file=sys.stderr if asked.run_it else sys.stdout,
             flush=True,
         )
-        print(translate.explanation(translation), file=sys.stderr)
+        print(render_notes(translation), file=sys.stderr)
     if not asked.run_it:
         return 0
     code = 0

@@ -1,4 +1,4 @@
-"""How the early tool was started → fields of the launcher group."""
+"""The early tool's launchers, accelerate and torchrun → fields of the launcher group."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,22 +14,22 @@ from fmstune.migrate.words import (
     Became,
     Note,
     Translated,
-    by_word,
-    moved,
-    moves,
+    hydra_list,
+    hydra_word,
+    kept_or_renamed,
+    moved_flag,
+    old_flag,
     read_flags,
-    shown,
-    single,
-    switch,
-    typed,
-    typed_list,
+    single_value,
+    switch_value,
+    todays_word,
 )
 
 Read = Callable[[str], str | None]
-"""The text of a file by its name; None where there is none."""
+"""The text of a file by its name; None if it cannot be read."""
 
 Given = dict[str, list[str]]
-"""Flags with the words after them."""
+"""Flags with their values."""
 
 EARLY_FILE = "accelerate_fsdp_defaults.yaml"
 """The early tool's own configuration of accelerate, whose settings `launcher=fsdp1` has; it says one process."""
@@ -38,42 +38,42 @@ _PREFETCH = ("BACKWARD_PRE", "BACKWARD_POST", "NO_PREFETCH")
 
 
 class Launched(NamedTuple):
-    """What started the early tool."""
+    """A launcher's flags and the command that it launches."""
 
     flags: Given | None
-    """Those of `accelerate launch`, or as if; None where nothing did."""
+    """As flags of `accelerate launch`; None without a launcher."""
     rest: list[str]
     """The script with its words."""
     spelled: Mapping[str, str] = {}
-    """What was typed for a flag that has another name in `flags`."""
+    """The flag that was typed, for each that has another name in `flags`."""
     notes: tuple[Note, ...] = ()
-    """On flags that are left out."""
+    """On dropped flags."""
     problems: tuple[Problem, ...] = ()
 
 
-def of_accelerate(words: Sequence[str]) -> Launched:
-    """The flags of `accelerate launch`; `-m MODULE` stays in front of the script's words."""
+def read_accelerate_launch(words: Sequence[str]) -> Launched:
+    """Read the flags of `accelerate launch`; `-m MODULE` stays in front of the script's words."""
     given, rest = read_flags(words, LAUNCH)
     if "module" in given:
-        # a switch of accelerate's, so the word after it is the module
+        # accelerate reads it as a switch, so the word after it is the module
         rest = ["-m", *given.pop("module"), *rest]
     return Launched(given, rest)
 
 
-def of_torchrun(words: Sequence[str]) -> Launched:
-    """The flags of torchrun as those of `accelerate launch`."""
+def read_torchrun(words: Sequence[str]) -> Launched:
+    """Read the flags of torchrun as flags of `accelerate launch`."""
     given, rest = read_flags(words, TORCHRUN)
     out = Translated()
-    known = {name: values for name, values in given.items() if moves(name, values, TORCHRUN, out) is not None}
+    known = {name: values for name, values in given.items() if moved_flag(name, values, TORCHRUN, out) is not None}
     names = {flag: TORCHRUN[flag].field.partition(".")[2] for flag in known}
     flags = {names[name]: values for name, values in known.items()}
-    spelled = {names[name]: shown(name, values) for name, values in known.items()}
+    spelled = {names[name]: old_flag(name, values) for name, values in known.items()}
     endpoint = _value(given, "rdzv_endpoint", "")
     if ":" in endpoint:
         host, _, port = endpoint.partition(":")
         flags |= {"main_process_ip": [host], "main_process_port": [port]}
         spelled["main_process_port"] = spelled["main_process_ip"]
-    # of 1:4 machines as many as there can be
+    # the most machines of a range such as 1:4
     each, machines = _value(given, "nproc_per_node", "1"), _value(given, "nnodes", "1").rpartition(":")[2]
     spelled.setdefault("num_processes", "--nproc_per_node was left out")
     if each in ("gpu", "auto"):
@@ -83,37 +83,32 @@ def of_torchrun(words: Sequence[str]) -> Launched:
     elif machines == "1":
         flags["num_processes"] = [each]
     else:
-        said = spelled["num_processes"]
-        out.problems.append(
-            Problem(said, ": launcher.num_processes counts the processes of all machines; give a number")
-        )
+        counted = ": launcher.num_processes counts the processes of all machines; give a number"
+        out.problem(spelled["num_processes"], counted)
     flags["multi_gpu"] = []
     return Launched(flags, rest, spelled, tuple(out.notes), tuple(out.problems))
 
 
 def _value(given: Given, name: str, default: str) -> str:
-    return single(name, given[name]) if name in given else default
+    return single_value(name, given[name]) if name in given else default
 
 
-def translate(given: Given, old_names: str, read: Read, out: Translated) -> None:
-    """Add the launcher to a translation; `old_names` says where the flags came from, for notes."""
-    fsdp, flags = _sorted(given, out)
+def add_launcher(given: Given, old_names: str, read: Read, out: Translated) -> None:
+    """Add the launcher's fields to a translation; `old_names` stands for these flags in notes."""
+    fsdp, flags = _split_fsdp_flags(given, out)
     file = _file(flags.pop("config_file", None), read, out)
-    switches = {name: name in flags and switch(name, flags.pop(name)) for name in ("multi_gpu", "use_fsdp")}
-    version = single("fsdp_version", flags.pop("fsdp_version", ["1"]))
+    switches = {name: name in flags and switch_value(name, flags.pop(name)) for name in ("multi_gpu", "use_fsdp")}
+    version = single_value("fsdp_version", flags.pop("fsdp_version", ["1"]))
     processes = _processes(flags, file)
     strategy = _strategy(switches, fsdp, file, processes, version)
     if strategy == "local":
-        _alone(flags, file, switches, out)
+        _one_process(flags, file, switches, out)
         return
-    out.fields["launcher"] = strategy
-    why = "FSDP1, as accelerate has it without a version; launcher=fsdp is FSDP2" if strategy == "fsdp1" else ""
-    out.notes.append(Note(Became.renamed, old_names, f"launcher={strategy}", why))
+    why = "FSDP1 is accelerate's default version; launcher=fsdp is FSDP2" if strategy == "fsdp1" else ""
+    out.set(old_names, "launcher", strategy, why, Became.renamed)
     if file is not None and file.path is not None:
-        field = "launcher.config_file"
-        out.fields[field] = typed(file.path)
-        out.notes.append(Note(Became.kept, shown("config_file", [file.path]), f"{field}={typed(file.path)}"))
-    if file is not None and file.path is None and "num_processes" not in flags:
+        out.set(old_flag("config_file", [file.path]), "launcher.config_file", hydra_word(file.path))
+    elif file is not None and "num_processes" not in flags:
         out.fields["launcher.num_processes"] = "1"
     _same_names(flags, out)
     if strategy.startswith("fsdp"):
@@ -124,30 +119,23 @@ class _File(NamedTuple):
     """A configuration of accelerate."""
 
     path: str | None
-    """None where it is the early tool's own, and not here."""
+    """None for the early tool's own file, if it cannot be read."""
     values: Mapping[str, Any]
     """Fields of the launcher."""
 
 
-def _sorted(given: Given, out: Translated) -> tuple[Given, Given]:
-    """FSDP's flags and the others that move; problems and notes of the rest are added."""
-    fsdp: Given = {}
-    flags: Given = {}
-    for name, values in given.items():
-        if moves(name, values, LAUNCH, out) is None:
-            continue
-        if name.startswith("fsdp_") and name != "fsdp_version":
-            fsdp[name] = values
-        else:
-            flags[name] = values
-    return fsdp, flags
+def _split_fsdp_flags(given: Given, out: Translated) -> tuple[Given, Given]:
+    """FSDP's flags, and the launcher's other flags that have a field."""
+    moved = {name: values for name, values in given.items() if moved_flag(name, values, LAUNCH, out) is not None}
+    fsdp = {name: moved.pop(name) for name in [*moved] if name.startswith("fsdp_") and name != "fsdp_version"}
+    return fsdp, moved
 
 
 def _file(values: list[str] | None, read: Read, out: Translated) -> _File | None:
-    """The configuration file that was named; the early tool's own needs not be here."""
+    """Read the configuration file; the early tool's own may be missing."""
     if values is None:
         return None
-    path = single("config_file", values)
+    path = single_value("config_file", values)
     text = read(path)
     if text is not None:
         tree = yaml.safe_load(text)
@@ -155,22 +143,22 @@ def _file(values: list[str] | None, read: Read, out: Translated) -> _File | None
         _precision(precision, f"{path}: mixed_precision {precision}", out)
         return _File(path, accelerate_file.values_of(tree, path))
     if PurePath(path).name == EARLY_FILE:
-        out.notes.append(Note(Became.renamed, shown("config_file", [path]), "launcher=fsdp1", "it has its settings"))
+        out.note(Became.renamed, old_flag("config_file", [path]), "launcher=fsdp1", "which has the file's settings")
         return _File(None, {"strategy": "fsdp", "fsdp_version": 1, "num_processes": 1})
-    raise UserError("--config_file", f"{path} cannot be read, and it says how the job is launched; give its path here")
+    raise UserError("--config_file", f"{path} cannot be read; give the path of this file, which sets the launcher")
 
 
 def _processes(flags: Given, file: _File | None) -> str | None:
-    """How many there are; None where it is the number of GPUs."""
+    """The number of processes; None for one a GPU."""
     if "num_processes" in flags:
-        return single("num_processes", flags["num_processes"])
+        return single_value("num_processes", flags["num_processes"])
     return str(file.values["num_processes"]) if file is not None and "num_processes" in file.values else None
 
 
 def _strategy(
     switches: Mapping[str, bool], fsdp: Given, file: _File | None, processes: str | None, version: str
 ) -> str:
-    """The choice of the launcher group; one process shares nothing with any of them."""
+    """The choice of the launcher group; one process is always `local`."""
     if processes == "1":
         return "local"
     if switches["use_fsdp"] or fsdp:
@@ -182,65 +170,63 @@ def _strategy(
     return "ddp"
 
 
-def _alone(flags: Given, file: _File | None, switches: Mapping[str, bool], out: Translated) -> None:
-    """One process: what sets it up for meeting others is left out."""
+def _one_process(flags: Given, file: _File | None, switches: Mapping[str, bool], out: Translated) -> None:
+    """Add `launcher=local` without the fields that connect several processes."""
     if any(switches.values()) or file is not None:
-        out.notes.append(Note(Became.changed, "one process", "launcher=local", "it shares its work with no other"))
+        out.note(Became.changed, "one process", "launcher=local", "one process needs neither DDP nor FSDP")
     out.fields["launcher"] = "local"
     if file is not None and "device" in file.values:
         out.fields["launcher.device"] = file.values["device"]
     for name in ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port"):
         if name in flags:
-            out.notes.append(Note(Became.dropped, shown(name, flags.pop(name)), why="one process meets no other"))
+            out.drop(old_flag(name, flags.pop(name)), "one process connects to no other")
     _same_names(flags, out)
 
 
 def _same_names(flags: Given, out: Translated) -> None:
-    """Flags that are fields of the launcher."""
+    """Add each flag that has a field of the launcher."""
     for name, values in flags.items():
         flag = LAUNCH[name]
         if name == "mixed_precision":
-            _precision(single(name, values), shown(name, values), out)
+            _precision(single_value(name, values), old_flag(name, values), out)
             continue
-        value = flag.values["true" if switch(name, values) else "false"] if flag.values else single(name, values)
+        value = (
+            flag.values["true" if switch_value(name, values) else "false"]
+            if flag.values
+            else single_value(name, values)
+        )
         if value:
-            out.fields[flag.field] = typed(value, flag.kind)
-            out.notes.append(
-                Note(moved(name, flag.field), shown(name, values), f"{flag.field}={out.fields[flag.field]}")
-            )
+            out.set(old_flag(name, values), flag.field, hydra_word(value, flag.kind))
 
 
 def _precision(word: str, old: str, out: Translated) -> None:
-    """Accelerate's mixed precision, which transformers took for its own."""
-    field, _, value = by_word("mixed_precision", LAUNCH["mixed_precision"], word).partition("=")
+    """Add accelerate's mixed precision as a field of training, since transformers read it from accelerate."""
+    field, _, value = todays_word("mixed_precision", LAUNCH["mixed_precision"], word).partition("=")
     if field:
-        out.fields[f"training.{field}"] = value
-        out.notes.append(Note(Became.renamed, old, f"training.{field}={value}"))
+        out.set(old, f"training.{field}", value)
 
 
 def _fsdp_fields(given: Given, out: Translated) -> dict[str, str]:
-    """FSDP's flags as fields of today, by accelerate_file's reading."""
+    """FSDP's flags as fields of the launcher, read as accelerate_file reads a configuration."""
     tree: dict[str, Any] = {}
     for name, values in given.items():
-        value: Any = single(name, values)
+        value: Any = single_value(name, values)
         if value.lower() in ("true", "false"):
             value = value.lower() == "true"
         if LAUNCH[name].field == "launcher.backward_prefetch" and value not in _PREFETCH:
-            # as the early container's README has it
-            out.notes.append(Note(Became.dropped, shown(name, values), why=f"it is none of {', '.join(_PREFETCH)}"))
+            # the early container's README has a value that accelerate does not know
+            out.drop(old_flag(name, values), f"not one of {', '.join(_PREFETCH)}")
         elif name == "fsdp_activation_checkpointing":
             if value is True:
-                out.fields["training.activation_checkpointing"] = "true"
-                out.notes.append(Note(Became.renamed, shown(name, values), "training.activation_checkpointing=true"))
+                out.set(old_flag(name, values), "training.activation_checkpointing", "true")
         else:
             tree[name] = value
     found = accelerate_file.fsdp_values(tree)
     found.pop("fsdp_version", None)
     fields = dict(_fields_of(found))
     for name in tree:
-        field = LAUNCH[name].field
-        new = f"{field}={fields[field]}" if field in fields else field
-        out.notes.append(Note(moved(name, field), shown(name, given[name]), new))
+        field, old = LAUNCH[name].field, old_flag(name, given[name])
+        out.note(kept_or_renamed(old, field), old, f"{field}={fields[field]}" if field in fields else field)
     return fields
 
 
@@ -248,18 +234,18 @@ def _fields_of(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Values of the launcher group as they are typed."""
     for name, value in found.items():
         if isinstance(value, list):
-            yield f"launcher.{name}", typed_list(value)
+            yield f"launcher.{name}", hydra_list(value)
         elif value is not None:
             yield f"launcher.{name}", str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def of_training(words: Sequence[str], config: str | None, read: Read) -> Given:
-    """transformers' own `--fsdp "full_shard auto_wrap"` and `--fsdp_config FILE`, as flags of `accelerate launch`."""
+def read_fsdp_of_training(words: Sequence[str], config: str | None, read: Read) -> Given:
+    """Read transformers' `--fsdp "full_shard auto_wrap"` and `--fsdp_config FILE` as flags of `accelerate launch`."""
     asked = " ".join(words).replace(",", " ").split()
     known = ("full_shard", "shard_grad_op", "hybrid_shard", "offload", "auto_wrap")
     wrong = [word for word in asked if word not in known]
     if wrong:
-        raise UserError("--fsdp", f"{wrong[0]} is not taken; {', '.join(known)} are")
+        raise UserError("--fsdp", f"{wrong[0]} is not supported; choose from {', '.join(known)}")
     found: Given = {"use_fsdp": []}
     for word in known[:3]:
         if word in asked:
@@ -269,7 +255,7 @@ def of_training(words: Sequence[str], config: str | None, read: Read) -> Given:
     if config is not None:
         text = config if config.startswith("{") else read(config)
         if text is None:
-            raise UserError("--fsdp_config", f"{config} cannot be read; give its path here, or leave it out")
+            raise UserError("--fsdp_config", f"{config} cannot be read; give the path of this file, or remove the flag")
         for name, value in json_object(text, f"--fsdp_config {config}").items():
             key = name if name.startswith("fsdp_") else f"fsdp_{name}"
             listed = value if isinstance(value, list) else [value]
@@ -278,11 +264,11 @@ def of_training(words: Sequence[str], config: str | None, read: Read) -> Given:
 
 
 def json_object(text: str, name: str) -> dict[str, Any]:
-    """A JSON object; raises UserError with the place where it is broken."""
+    """Parse a JSON object; raises UserError with the place of a syntax error."""
     try:
         tree = json.loads(text)
     except ValueError as err:
         raise UserError(name, f": broken JSON ({err})") from err
     if not isinstance(tree, dict):
-        raise UserError(name, f": a job is a JSON object of flags, found {type(tree).__name__}")
+        raise UserError(name, f": expected a JSON object of flags, found {type(tree).__name__}")
     return tree

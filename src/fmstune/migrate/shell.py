@@ -1,7 +1,7 @@
-r"""Shell text as people keep it → the commands in it, each with its environment; a pure function, and no shell.
+r"""Shell text → the commands in it, each with its environment; a pure function that runs no shell.
 
-Read are quotes, comments, `\` at the end of a line, `VAR=value`, `export`, `$VAR` and `${VAR}`, and what separates
-commands. Beyond a shell, a `\` that is followed by spaces goes on, too: so the early README has it.
+Read are quotes, comments, `\` at the end of a line, `VAR=value`, `export`, `$VAR`, `${VAR}` and command separators.
+Unlike a shell, a `\` that is followed by spaces continues the line, because the early README has such lines.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from fmstune.errors import UserError
 
 UNSET = "\x00"
-"""Stands around the name of a variable that has no value, in place of `$NAME`."""
+"""Written before and after the name of a variable without a value, in place of `$NAME`."""
 
 _NAME = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=")
@@ -20,21 +20,18 @@ _REDIRECTION = re.compile(r"[0-9]?(?:>>|>&|>|<)(?:&?[0-9])?")
 
 
 class Command(NamedTuple):
-    """One command, its words as the shell would hand them over."""
+    """One command, its words as a shell would pass them."""
 
     words: tuple[str, ...]
     environment: Mapping[str, str]
-    """What stands before it, and what was exported before."""
+    """Variables that are set before its first word, and variables that were exported earlier."""
 
 
-def commands(text: str, known: Mapping[str, str]) -> list[Command]:
-    """The commands of a text, in their order; `known` are variables from outside.
-
-    Raises UserError on quotes that do not end and on what a shell would have to run first.
-    """
+def shell_commands(text: str, known: Mapping[str, str]) -> list[Command]:
+    """The commands of a text, in order; raises UserError on an open quote and on `$(…)`, which needs a shell."""
     values, exported = dict(known), dict[str, str]()
     found: list[Command] = []
-    for words in _lines(_joined(text), values):
+    for words in _lines(re.sub(r"\\[ \t]*\r?\n", " ", text), values):
         own, rest = _assignments(words)
         if rest and rest[0] == "export":
             given, names = _assignments(rest[1:])
@@ -47,12 +44,8 @@ def commands(text: str, known: Mapping[str, str]) -> list[Command]:
     return found
 
 
-def _joined(text: str) -> str:
-    return re.sub(r"\\[ \t]*\r?\n", " ", text)
-
-
 def _assignments(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The `NAME=value` words at the start, and the others; `env` is passed over."""
+    """The `NAME=value` words at the start, and the other words; `env`, `nohup` and `time` are skipped."""
     own: dict[str, str] = {}
     rest = list(words)
     while rest:
@@ -67,7 +60,7 @@ def _assignments(words: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _lines(text: str, values: Mapping[str, str]) -> Iterator[list[str]]:
-    """The words of each command; `values` may grow between two of them."""
+    """The words of each command; the caller may add to `values` between two commands."""
     place, words = 0, list[str]()
     while place < len(text):
         rest = text[place:]
@@ -78,24 +71,16 @@ def _lines(text: str, values: Mapping[str, str]) -> Iterator[list[str]]:
         elif text[place] in " \t\r":
             place += 1
         elif text[place] == "#":
-            place = _end_of_line(text, place)
+            place += len(rest.partition("\n")[0])
         elif redirected:
             place += redirected.end()
             if not redirected[0][-1].isdigit():
-                place = _word(text, _past_spaces(text, place), values)[1]
+                target = len(text) - len(text[place:].lstrip(" \t"))
+                place = _word(text, target, values)[1]
         else:
             word, place = _word(text, place, values)
             words.append(word)
     yield words
-
-
-def _end_of_line(text: str, place: int) -> int:
-    end = text.find("\n", place)
-    return len(text) if end < 0 else end
-
-
-def _past_spaces(text: str, place: int) -> int:
-    return place + len(text[place:]) - len(text[place:].lstrip(" \t"))
 
 
 def _word(text: str, place: int, values: Mapping[str, str]) -> tuple[str, int]:
@@ -121,14 +106,13 @@ def _word(text: str, place: int, values: Mapping[str, str]) -> tuple[str, int]:
 
 
 def _closing(text: str, place: int) -> int:
-    """Where the quote ends that begins at `place`."""
+    """The place of the closing quote for the quote at `place`."""
     pattern = r"'[^']*'" if text[place] == "'" else r'"(?:\\.|[^"\\])*"'
     found = re.compile(pattern, re.DOTALL).match(text, place)
     if found is None:
         start = text[place:].split("\n")[0][:40]
-        raise UserError(
-            "", f"the quote at {start} does not end; put the whole command into single quotes, or into a file"
-        )
+        hint = "put the whole command into single quotes, or into a file"
+        raise UserError("", f"the quote at {start} does not end; {hint}")
     return found.end() - 1
 
 
@@ -140,8 +124,8 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def _expanded(text: str, values: Mapping[str, str]) -> str:
-    """The text with its variables' values; one without a value keeps its name, between UNSET."""
-    # $(…), `…` and what ${NAME…} can do beyond naming a variable
+    """The text with the value of each variable; a variable without a value becomes its name between two UNSET."""
+    # $(…), `…` and ${NAME…} with an operator
     if "`" in text or re.search(r"\$\(|\$\{(?!\w+\})", text):
         raise UserError("", f"{text.strip()[:60]}: only a shell can run this; write its result")
 

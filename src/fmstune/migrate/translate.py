@@ -1,6 +1,6 @@
-"""`fmstune from-fms`: a command, a script or a job file of the early tool → the same in fmstune's words.
+"""`fmstune from-fms`: a command, a script or a job file of the early tool → commands of fmstune.
 
-A pure function of text; files that the text names are read by a function that is handed in.
+A pure function of text; the caller passes a function that reads the files that the text names.
 """
 
 import base64
@@ -14,10 +14,11 @@ from pathlib import PurePath
 from typing import Any
 
 from fmstune.errors import Problem, UserError, raise_if_any
-from fmstune.migrate import asking, launcher, shell, tuning
-from fmstune.migrate.flags import HARNESS, INFERENCE, TUNING, of_tuning
-from fmstune.migrate.launcher import Given, Launched, Read, json_object
-from fmstune.migrate.shell import UNSET, Command
+from fmstune.migrate.flags import HARNESS, INFERENCE, TUNING, Flag, tuning_flag
+from fmstune.migrate.inference import translate_harness, translate_inference
+from fmstune.migrate.launcher import Given, Launched, Read, json_object, read_accelerate_launch, read_torchrun
+from fmstune.migrate.shell import UNSET, Command, shell_commands
+from fmstune.migrate.tuning import translate_tuning
 from fmstune.migrate.words import Became, Note, Translated, read_flags, readable
 
 _TUNING = ("sft_trainer.py", "tuning.sft_trainer")
@@ -28,7 +29,7 @@ _TORCHRUN = ("torchrun", "torch.distributed.launch", "torch.distributed.run")
 _JOB_FILE, _JOB_TEXT = "SFT_TRAINER_CONFIG_JSON_PATH", "SFT_TRAINER_CONFIG_JSON_ENV_VAR"
 _LAUNCH_KEYS = ("accelerate_launch_args", "multiGPU")
 _ENVIRONMENT = re.compile(r"CUDA_VISIBLE_DEVICES|OMP_NUM_THREADS|TOKENIZERS_PARALLELISM|(HF|NCCL|WANDB|MLFLOW)_\w+")
-"""Variables that mean to fmstune what they meant to the early tool, and stay before the command."""
+"""Variables with the same meaning for fmstune; they stay before the command."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Translation:
     """One command of today."""
 
     words: tuple[str, ...]
-    """The words after `fmstune`; a variable without a value stands between UNSET."""
+    """The words after `fmstune`; the name of a variable without a value is between two UNSET."""
     environment: Mapping[str, str]
-    """What stands before the command."""
+    """Variables that are set before the command."""
     notes: tuple[Note, ...]
 
     @property
@@ -48,38 +49,35 @@ class Translation:
         return list(dict.fromkeys(found))
 
 
-def translate(given: Sequence[str], environment: Mapping[str, str], read: Read) -> list[Translation]:
-    """The commands of today for what was typed: words of a command, its text, or a file's name.
+def translate_old_commands(given: Sequence[str], environment: Mapping[str, str], read: Read) -> list[Translation]:
+    """Translate the words of one command, or a text or file with several; `environment` has variables of the text."""
 
-    `environment` has the variables that the text may use. Raises UserError where nothing is the early tool's.
-    """
+    def read_named(name: str) -> str | None:
+        # a name with a variable without a value names no file
+        return None if UNSET in name else read(name)
+
     try:
-        # a name with a variable that has no value is no file's
-        return _translated(given, environment, lambda name: None if UNSET in name else read(name))
+        return _translate(given, environment, read_named)
     except UserError as err:
         raise UserError.of(Problem(readable(one.field), readable(one.text)) for one in err.problems) from err
 
 
-def _translated(given: Sequence[str], environment: Mapping[str, str], read: Read) -> list[Translation]:
+def _translate(given: Sequence[str], environment: Mapping[str, str], read: Read) -> list[Translation]:
     if not given:
         raise UserError("from-fms", "needs an old command in single quotes or after --, or a file; - is stdin")
     if len(given) > 1:
-        return _of_commands([Command(tuple(given), {})], environment, read)
-    text = read(given[0]) if _may_be_file(given[0]) else None
-    if text is None:
-        text = given[0]
-    job = _job_of(text.strip(), "the job")
+        return _translate_commands([Command(tuple(given), {})], environment, read)
+    may_be_file = "\n" not in given[0] and len(given[0]) < 4096
+    text = read(given[0]) if may_be_file else None
+    text = given[0] if text is None else text
+    job = _read_job(text.strip(), "the job")
     if job is not None:
-        return [_of_job(job, environment, read)]
-    return _of_commands(shell.commands(text, environment), environment, read)
+        return [_translate_job(job, environment, read)]
+    return _translate_commands(shell_commands(text, environment), environment, read)
 
 
-def _may_be_file(word: str) -> bool:
-    return "\n" not in word and len(word) < 4096
-
-
-def _job_of(text: str, name: str) -> dict[str, Any] | None:
-    """The early container's job: JSON, or JSON in base64; None where the text is neither."""
+def _read_job(text: str, name: str) -> dict[str, Any] | None:
+    """Parse the early container's job, JSON or JSON in base64; None for any other text."""
     if text.startswith("{"):
         return json_object(text, name)
     if not re.fullmatch(r"[A-Za-z0-9+/\s]{16,}={0,2}", text):
@@ -95,21 +93,21 @@ def _job_of(text: str, name: str) -> dict[str, Any] | None:
     return json_object(raw.decode("utf-8", errors="replace"), name)
 
 
-def _of_job(job: Mapping[str, Any], environment: Mapping[str, str], read: Read) -> Translation:
-    """A job of the container: flags by name, and those of `accelerate launch` under a key of their own."""
-    flags = {name: value for name, value in job.items() if name not in _LAUNCH_KEYS}
+def _translate_job(job: Mapping[str, Any], environment: Mapping[str, str], read: Read) -> Translation:
+    """Translate a job of the container: flags by name, with those of `accelerate launch` under their own key."""
     launch: Given | None = None
     for key in _LAUNCH_KEYS:
         if job.get(key):
-            launch = _words_of(job[key])
-            # the container took its own file where the job named none, and all GPUs
+            launch = _values_of(job[key])
+            # without a file, the container used its own and all GPUs
             if "config_file" not in launch:
                 launch["use_fsdp"] = ["true"]
-    return _finished([], tuning.translate(_words_of(flags), launch, environment, read), {})
+    flags = _values_of({name: value for name, value in job.items() if name not in _LAUNCH_KEYS})
+    return _finish([], translate_tuning(flags, launch, environment, read), {})
 
 
-def _words_of(values: Mapping[str, Any]) -> Given:
-    """A job file's values as the words of flags; null says nothing."""
+def _values_of(values: Mapping[str, Any]) -> Given:
+    """A job file's values as the values of flags, without null."""
     found: Given = {}
     for name, value in values.items():
         if value is not None:
@@ -118,66 +116,61 @@ def _words_of(values: Mapping[str, Any]) -> Given:
     return found
 
 
-def _of_commands(commands: Sequence[Command], environment: Mapping[str, str], read: Read) -> list[Translation]:
-    found: list[Translation] = []
-    others: list[str] = []
-    for command in commands:
-        translation = _of_command(command, environment, read)
-        if translation is None:
-            others.append(" ".join(command.words)[:70])
-        else:
-            found.append(translation)
+def _translate_commands(commands: Sequence[Command], environment: Mapping[str, str], read: Read) -> list[Translation]:
+    """Translate the early tool's commands; the first translation notes the commands of other tools."""
+    all_found = [(command, _translate_command(command, environment, read)) for command in commands]
+    found = [translation for _, translation in all_found if translation is not None]
+    others = [" ".join(command.words)[:70] for command, translation in all_found if translation is None]
     if not found:
-        hint = "give one that starts tuning/sft_trainer.py, scripts/run_inference.py or lm_eval, or a file that is here"
-        raise UserError("", f"no command{f' of the early tool in {others[0]!r}' if others else ''}; {hint}")
-    passed = tuple(Note(Became.dropped, other, why="it is no command of the early tool") for other in others)
-    return [Translation(found[0].words, found[0].environment, (*found[0].notes, *passed)), *found[1:]]
+        which = f" of the early tool in {others[0]!r}" if others else ""
+        hint = "give one that starts tuning/sft_trainer.py, scripts/run_inference.py or lm_eval, or an existing file"
+        raise UserError("", f"no command{which}; {hint}")
+    skipped = tuple(Note(Became.dropped, other, why="not a command of the early tool") for other in others)
+    return [replace(found[0], notes=(*found[0].notes, *skipped)), *found[1:]]
 
 
-def _of_command(command: Command, environment: Mapping[str, str], read: Read) -> Translation | None:
-    """The translation of one command; None where it is not the early tool's."""
+def _translate_command(command: Command, environment: Mapping[str, str], read: Read) -> Translation | None:
+    """Translate one command; None for a command of another tool."""
     around = {**environment, **command.environment}
     kept = {name: value for name, value in command.environment.items() if _ENVIRONMENT.fullmatch(name)}
-    launched = _launched(list(command.words))
+    launched = _split_launcher(list(command.words))
     words = _without_python(launched.rest)
     if not words:
         return None
     program, rest = PurePath(words[0]).name, words[1:]
     if program in _CONTAINER:
-        return _of_container(around, read)
+        return _translate_container(around, read)
     if program in _TUNING:
-        out = tuning.translate(_flags(rest, TUNING), launched.flags, around, read)
-        return _finished([], _as_typed(out, launched), kept)
+        out = translate_tuning(_read_all_flags(rest, TUNING), launched.flags, around, read)
+        return _finish([], _with_typed_names(out, launched), kept)
     if program in _INFERENCE:
-        return _finished(["generate"], asking.generate(_flags(rest, INFERENCE)), kept)
+        return _finish(["generate"], translate_inference(_read_all_flags(rest, INFERENCE)), kept)
     if program in _HARNESS and any(word.startswith(("--tasks", "--model_args")) for word in rest):
-        return _finished(["evaluate", "harness"], asking.harness(_flags(rest, HARNESS)), kept)
+        return _finish(["evaluate", "harness"], translate_harness(_read_all_flags(rest, HARNESS)), kept)
     return None
 
 
-def _launched(words: list[str]) -> Launched:
-    """The launcher's flags, and the words of what it launches."""
+def _split_launcher(words: list[str]) -> Launched:
+    """Split a command into the launcher's flags and the launched words."""
     plain = _without_python(words)
     if words[:2] == ["accelerate", "launch"]:
-        return launcher.of_accelerate(words[2:])
-    if plain and plain[0] in ("accelerate.commands.launch",):
-        return launcher.of_accelerate(plain[1:])
+        return read_accelerate_launch(words[2:])
+    if plain[:1] == ["accelerate.commands.launch"]:
+        return read_accelerate_launch(plain[1:])
     if plain and PurePath(plain[0]).name in _TORCHRUN:
-        return launcher.of_torchrun(plain[1:])
+        return read_torchrun(plain[1:])
     return Launched(None, words)
 
 
-def _as_typed(out: Translated, launched: Launched) -> Translated:
-    """The translation with what the launcher's own flags came to, under the names that were typed."""
-    names = {f"--{name}": old for name, old in launched.spelled.items()}
-    notes = [_renamed(note, names.get(note.old.partition(" ")[0])) for note in out.notes]
+def _with_typed_names(out: Translated, launched: Launched) -> Translated:
+    """The translation with notes under the launcher's flags as they were typed, and the launcher's own notes."""
+    typed = {f"--{name}": old for name, old in launched.spelled.items()}
+    notes = []
+    for note in out.notes:
+        old = typed.get(note.old.partition(" ")[0])
+        became = Became.renamed if note.became is Became.kept else note.became
+        notes.append(replace(note, old=old, became=became) if old else note)
     return Translated(out.fields, [*notes, *launched.notes], [*launched.problems, *out.problems])
-
-
-def _renamed(note: Note, old: str | None) -> Note:
-    if old is None:
-        return note
-    return replace(note, old=old, became=Became.renamed if note.became is Became.kept else note.became)
 
 
 def _without_python(words: list[str]) -> list[str]:
@@ -190,35 +183,32 @@ def _without_python(words: list[str]) -> list[str]:
     return rest[1:] if rest[:1] == ["-m"] else rest
 
 
-def _flags(words: list[str], flags: Mapping[str, Any]) -> Given:
+def _read_all_flags(words: list[str], flags: Mapping[str, Flag]) -> Given:
     known = dict(flags)
     if flags is TUNING:
-        # the switches of transformers that the table does not list
+        # switches of transformers that are not in the table
         names = [word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")]
-        known |= {name: flag for name in names if (flag := of_tuning(name)) is not None}
+        known |= {name: flag for name in names if (flag := tuning_flag(name)) is not None}
     given, rest = read_flags(words, known)
-    raise_if_any([Problem("", f"{rest[0]!r} belongs to no flag; a value with spaces needs quotes")] if rest else [])
+    if rest:
+        raise UserError("", f"{rest[0]!r} belongs to no flag; put a value with spaces into quotes")
     return given
 
 
-def _of_container(environment: Mapping[str, str], read: Read) -> Translation:
-    if _JOB_FILE in environment:
-        text = read(environment[_JOB_FILE])
-        if text is None:
-            raise UserError("", f"{_JOB_FILE}={environment[_JOB_FILE]} cannot be read; give the job file itself")
-    elif _JOB_TEXT in environment:
-        text = environment[_JOB_TEXT]
-    else:
-        raise UserError("", f"the container's job is in {_JOB_FILE} or {_JOB_TEXT}; give the job file itself")
-    job = _job_of(text.strip(), "the job")
+def _translate_container(environment: Mapping[str, str], read: Read) -> Translation:
+    name = next((name for name in (_JOB_FILE, _JOB_TEXT) if name in environment), None)
+    if name is None:
+        raise UserError("", f"{_JOB_FILE} or {_JOB_TEXT} must name the container's job; or give the job file itself")
+    text = read(environment[name]) if name == _JOB_FILE else environment[name]
+    if text is None:
+        raise UserError("", f"{name}={environment[name]} cannot be read; give the job file itself")
+    job = _read_job(text.strip(), "the job")
     if job is None:
-        raise UserError(
-            "", f"the job in {_JOB_FILE if _JOB_FILE in environment else _JOB_TEXT} is neither JSON nor base64"
-        )
-    return _of_job(job, environment, read)
+        raise UserError("", f"the job in {name} is neither JSON nor base64")
+    return _translate_job(job, environment, read)
 
 
-def _finished(verb: list[str], out: Translated, environment: Mapping[str, str]) -> Translation:
+def _finish(verb: list[str], out: Translated, environment: Mapping[str, str]) -> Translation:
     raise_if_any(out.problems)
     words = list(verb)
     for field, value in out.fields.items():
@@ -226,8 +216,8 @@ def _finished(verb: list[str], out: Translated, environment: Mapping[str, str]) 
     return Translation(tuple(words), environment, tuple(out.notes))
 
 
-def command(translation: Translation) -> str:
-    """The command to copy: one field a line, quoted for the shell."""
+def render_command(translation: Translation) -> str:
+    """The command in shell quotes, one field a line."""
     words = list(translation.words)
     first = [word for word in words[:2] if not word.startswith("--") and "=" not in word]
     groups: list[list[str]] = []
@@ -243,23 +233,20 @@ def command(translation: Translation) -> str:
 
 
 def _quoted(word: str) -> str:
-    """A word in shell quotes; a variable without a value stays one."""
+    """A word in shell quotes; a variable without a value stays a variable."""
     if UNSET not in word:
         return shlex.quote(word)
     safe = re.sub(r'(["$`\\])', r"\\\1", word)
     return '"' + re.sub(f"{UNSET}(\\w+){UNSET}", r"${\1}", safe) + '"'
 
 
-def explanation(translation: Translation) -> str:
-    """What became of each flag, for people: first what stayed, last what changed."""
-    notes = [note for became in Became for note in translation.notes if note.became is became]
-    lines = [" ".join(_columns(note)).rstrip() for note in notes]
-    for name in translation.unset:
-        lines.append(f"unset    ${name} has no value here; set it before the command runs")
+def render_notes(translation: Translation) -> str:
+    """One line for each note, in the order of Became, and for each variable without a value."""
+    notes = sorted(translation.notes, key=lambda note: list(Became).index(note.became))
+    lines = []
+    for note in notes:
+        new = f"→ {readable(note.new)}" if note.new else ""
+        why = f"({note.why})" if note.why else ""
+        lines.append(f"{note.became.value:<8} {note.old:<44} {new} {why}".rstrip())
+    lines += [f"unset    ${name} has no value; set it before the command" for name in translation.unset]
     return "\n".join(lines)
-
-
-def _columns(note: Note) -> list[str]:
-    new = f"→ {readable(note.new)}" if note.new else ""
-    why = f"({note.why})" if note.why else ""
-    return [f"{note.became.value:<8}", f"{note.old:<44}", new, why]
