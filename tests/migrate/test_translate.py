@@ -26,6 +26,8 @@ from fmstune.migrate import flags as fms_flags
 from fmstune.migrate.flags import HARNESS, INFERENCE, LAUNCH, TORCHRUN, TUNING, Fate
 from fmstune.migrate.translate import Translation, render_command, render_notes, translate_old_commands
 from fmstune.migrate.words import Became, hydra_word
+from fmstune.training.trackers.aim import AimTracker
+from tests.bad_inputs.test_messages import UNCLEAR
 from tests.composing import composed_tree
 from tests.conftest import Result
 from tests.fixtures import early_commands
@@ -400,6 +402,7 @@ def schema() -> set[str]:
     names |= {f"training.{name}" for name in [*upstream_fields.fields_of(upstream_fields.SFT_CONFIG), "resume"]}
     for target in ("peft.LoraConfig", "peft.PromptTuningConfig"):
         names |= {f"peft.{name}" for name in upstream_fields.fields_of(target)}
+    names |= {f"tracking.aim.{field.name}" for field in dataclasses.fields(AimTracker)}
     return names | {"peft", "tracking", "launcher", "training"}
 
 
@@ -418,6 +421,24 @@ def test_each_flag_has_a_field_or_a_reason() -> None:
         for name, flag in flags.items():
             assert bool(flag.field) == (flag.fate is Fate.moved), name
             assert flag.field or flag.why, name
+
+
+def test_the_reasons_of_the_table_are_plain_english() -> None:
+    reasons = {flag.why for flags in (TUNING, LAUNCH, TORCHRUN, INFERENCE, HARNESS) for flag in flags.values()}
+    assert len(reasons) > 60
+    assert [why for why in reasons if UNCLEAR.search(why)] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(early_commands.SINGLE_GPU, early_commands.FSDP, early_commands.LORA, early_commands.HARNESS),
+        f"{BASIC} --packing True --peft_method lora --tracker aim; ls -l",
+        "lm_eval --model hf --model_args pretrained=base,peft=tuned --tasks boolq --batch_size auto",
+    ],
+)
+def test_the_notes_are_plain_english(text: str) -> None:
+    assert [note for note in translated(text).notes if UNCLEAR.search(note.why)] == []
 
 
 @pytest.fixture
