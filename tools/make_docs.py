@@ -285,14 +285,17 @@ def _values(translation: Translation) -> str:
 
 
 def early_flags(flags: Mapping[str, Flag]) -> str:
-    """What became of each flag: of those that moved, and of the others."""
-    moved = [
-        (f"`--{name}`", _today(flag), _early(flag), flag.why) for name, flag in flags.items() if flag.fate is Fate.moved
-    ]
-    others = [
-        (f"`--{name}`", flag.fate.value, "", flag.why) for name, flag in flags.items() if flag.fate is not Fate.moved
-    ]
-    table = _table(("early flag", "today", "written out when left out", "what to know"), [*moved, *others])
+    """The table of the early tool's flags, moved ones first; flags with the same row share it."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for name, flag in sorted(flags.items(), key=lambda item: item[1].fate is not Fate.moved):
+        today = _today(flag) if flag.fate is Fate.moved else flag.fate.value
+        rows.setdefault((today, _early(flag), flag.why), []).append(f"`--{name}`")
+    columns = ["today", "early default, written out", "what to know"]
+    used = [place for place in range(3) if any(row[place] for row in rows)]
+    table = _table(
+        ("early flag", *(columns[place] for place in used)),
+        [(", ".join(names), *(row[place] for place in used)) for row, names in rows.items()],
+    )
     return f'<div class="flags" markdown>\n\n{table}\n\n</div>'
 
 

@@ -27,6 +27,7 @@ from fmstune.migrate.flags import HARNESS, INFERENCE, LAUNCH, TORCHRUN, TUNING, 
 from fmstune.migrate.translate import Translation, render_command, render_notes, translate_old_commands
 from fmstune.migrate.words import Became, hydra_word
 from fmstune.training.trackers.aim import AimTracker
+from tests import ROOT
 from tests.bad_inputs.test_messages import UNCLEAR
 from tests.composing import composed_tree
 from tests.conftest import Result
@@ -421,6 +422,15 @@ def test_each_flag_has_a_field_or_a_reason() -> None:
         for name, flag in flags.items():
             assert bool(flag.field) == (flag.fate is Fate.moved), name
             assert flag.field or flag.why, name
+
+
+def test_the_page_lists_every_flag_of_each_table_once() -> None:
+    page = (ROOT / "docs/migration.md").read_text(encoding="utf-8")
+    tables = {"tuning": TUNING, "launch": LAUNCH, "torchrun": TORCHRUN, "inference": INFERENCE, "harness": HARNESS}
+    for name, flags in tables.items():
+        table = page.partition(f"<!-- generated: early_{name} -->")[2].partition("<!-- end -->")[0]
+        first_cells = " ".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `--"))
+        assert sorted(re.findall(r"`--(\w+)`", first_cells)) == sorted(flags)
 
 
 def test_the_reasons_of_the_table_are_plain_english() -> None:
