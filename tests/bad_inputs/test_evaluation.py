@@ -154,7 +154,7 @@ GENERATE = [
     ),
     case(
         f"{LLAMA} --rows_file rows.jsonl --format alpaca",
-        "rows.jsonl, row 1: no column 'instruction'; its columns are 'question', 'output'",
+        "rows.jsonl, row 1: no column 'instruction'; its columns are 'question'",
         rows_jsonl='{"question": "hi"}\n',
     ),
     case(

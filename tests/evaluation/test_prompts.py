@@ -1,5 +1,6 @@
 """A prompt is what stood before the answer in training, token for token."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,6 +68,34 @@ def test_a_text_takes_the_place_of_the_question(
 ) -> None:
     found = prompts.of_rows(prompts.rows_of_texts(["late"], "--text", format), format, tokenizer)
     assert found[0].text.endswith(ends)
+
+
+def test_a_format_of_the_users_own_says_how_it_asks(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "asked_stars.py").write_text(
+        """
+from fmstune.data.formats import Segment, asked_with
+
+@asked_with(lambda text, *, field: {field: text})
+def stars(row, *, field, asking=False):
+    answer = "a" if asking and "stars" not in row else row["stars"]
+    return [Segment(f"Review: {row[field]} Stars:", trained=False), Segment(f" {answer}", trained=True)]
+"""
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    format = {"_target_": "asked_stars.stars", "field": "review"}
+    (by_text,) = prompts.of_rows(prompts.rows_of_texts(["Good."], "--text", format), format, tokenizer)
+    (by_row,) = prompts.of_rows([Row("f", 1, {"review": "Good."})], format, tokenizer)
+    formatted = format_row(load_format(format, tokenizer), {"review": "Good.", "stars": "5"})
+    assert by_text == by_row
+    assert by_row.ids == encode_rows([formatted], tokenizer, 512)[0].prompt_ids
+    assert by_row.text == "Review: Good. Stars:"
+
+
+def test_a_setting_that_the_format_does_not_take_is_named_by_the_flag() -> None:
+    with pytest.raises(UserError, match="^--format.fild: alpaca has no such setting"):
+        prompts.rows_of_texts(["late"], "--text", of("alpaca", fild="x"))
 
 
 def test_a_text_that_was_trained_whole_is_gone_on_with(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -20,17 +20,29 @@ if TYPE_CHECKING:
 Format = Callable[[Mapping[str, Any]], Any]
 
 
-def load_format(format: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase | None" = None) -> Format:
+def load_format(
+    format: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase | None" = None, *, asking: bool = False
+) -> Format:
     """The function that `data.format` names, its settings bound; raises UserError when the two do not fit.
 
-    A function with a parameter `tokenizer` is given this one.
+    A function with a parameter `tokenizer` is given this one, and one with a parameter `asking` whether rows may lack
+    their answer, since a model is asked.
     """
     settings = {name: value for name, value in format.items() if name != "_target_"}
     function = _function(format.get("_target_"))
     raise_if_any(_misfits(function, settings))
-    if "tokenizer" in list(inspect.signature(function).parameters)[1:]:
-        settings["tokenizer"] = tokenizer
-    return partial(function, **settings)
+    takes = list(inspect.signature(function).parameters)[1:]
+    given = {"tokenizer": tokenizer, "asking": asking}
+    return partial(function, **settings, **{name: value for name, value in given.items() if name in takes})
+
+
+def question_row(format: Mapping[str, Any], text: str) -> dict[str, Any] | None:
+    """The row that asks this text in the format, as its `asked_with` says; None where the format does not say."""
+    function = _function(format.get("_target_"))
+    settings = {name: value for name, value in format.items() if name != "_target_"}
+    raise_if_any(_misfits(function, settings))
+    make = vars(function).get("question_row")
+    return None if make is None else make(text, **settings)
 
 
 def format_row(format: Format, values: Mapping[str, Any]) -> Formatted:
@@ -129,7 +141,7 @@ def _misfits(function: Callable[..., Any], settings: Mapping[str, Any]) -> Itera
     """Yield a problem for each setting that the function does not take, or needs and is not given."""
     name = function.__name__
     row, *parameters = inspect.signature(function).parameters.values()
-    parameters = [p for p in parameters if p.name != "tokenizer"]
+    parameters = [p for p in parameters if p.name not in ("tokenizer", "asking")]
     takes = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     for setting, value in settings.items():

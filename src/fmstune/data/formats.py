@@ -2,15 +2,16 @@
 
 A new format is one function, here or in a package of your own, that takes a row and its settings and returns segments;
 `data.format` names it: `{_target_: my_package.my_format, any_setting: value}`. A parameter `tokenizer` is given the
-model's, or None for a scan. A job may name these functions without `--trust`, so none imports or runs what it is
-given; templates are rendered in a sandbox.
+model's, or None for a scan. A parameter `asking` is true where `fmstune generate` asks: the answer may be missing then.
+`asked_with` says which row asks a text. A job may name these functions without `--trust`, so none imports or runs what
+it is given; templates are rendered in a sandbox.
 """
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from fmstune.data.chat import chat_segments, check_messages, check_tools
+from fmstune.data.chat import chat_segments, check_messages, check_tools, render_question
 from fmstune.data.templates import render_row
 from fmstune.data.tokens import Formatted, RowProblem, Segment, Templated, TemplateMissing, Texts, TokenRow, in_words
 from fmstune.errors import did_you_mean
@@ -18,10 +19,14 @@ from fmstune.errors import did_you_mean
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["FORMATS", "RowProblem", "Segment", "TemplateMissing", "Templated", "Texts", "TokenRow"]
+__all__ = ["FORMATS", "RowProblem", "Segment", "TemplateMissing", "Templated", "Texts", "TokenRow", "asked_with"]
 
 FORMATS = ("text", "alpaca", "labelled_text", "input_output", "template", "chat", "tokenized")
 """The functions of this module that a job may name; its other functions take no rows."""
+
+ANSWER = "a"
+"""In place of an answer that is missing. Where it follows a space, nearly every vocabulary of English has a token of
+the two, as of a real answer, and the space is not a token of the prompt."""
 
 ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -35,7 +40,23 @@ ALPACA_WITHOUT_INPUT = (
 )
 
 
-def text(row: Mapping[str, Any], *, text_field: str, response_template: str | None) -> list[Segment]:
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def asked_with(question_row: Callable[..., dict[str, Any]]) -> Callable[[Function], Function]:
+    """Let `fmstune generate --text` ask in this format: `question_row` takes the text and the format's settings."""
+
+    def mark(format: Function) -> Function:
+        vars(format)["question_row"] = question_row
+        return format
+
+    return mark
+
+
+@asked_with(lambda text, *, text_field, response_template: {text_field: text + unescape(response_template or "")})
+def text(
+    row: Mapping[str, Any], *, text_field: str, response_template: str | None, asking: bool = False
+) -> list[Segment]:
     """One column holds the prompt, the response template and the answer; without a template all is trained.
 
     The template is found in characters, since its tokens depend on the text around it. The last occurrence counts,
@@ -43,16 +64,20 @@ def text(row: Mapping[str, Any], *, text_field: str, response_template: str | No
     """
     whole = _column(row, text_field)
     if response_template is None:
-        return [Segment(whole, trained=True)]
+        return [Segment(whole, trained=not asking)]
     template = unescape(response_template)
     start = whole.rfind(template)
     if start < 0:
         raise TemplateMissing(f"column {text_field!r} does not contain the response template {template!r}")
     end = start + len(template)
-    return [Segment(whole[:end], trained=False), Segment(whole[end:], trained=True)]
+    answer = whole[end:]
+    if asking and not answer.strip():
+        answer += ANSWER
+    return [Segment(whole[:end], trained=False), Segment(answer, trained=True)]
 
 
-def alpaca(row: Mapping[str, Any]) -> list[Segment]:
+@asked_with(lambda text: {"instruction": text})
+def alpaca(row: Mapping[str, Any], *, asking: bool = False) -> list[Segment]:
     """Stanford Alpaca's prompts, as they were published; a row without `input` has a prompt of its own."""
     has_input = row.get("input", "") not in ("", None)
     if has_input:
@@ -60,19 +85,23 @@ def alpaca(row: Mapping[str, Any]) -> list[Segment]:
         prompt = ALPACA_WITH_INPUT.format_map(values)
     else:
         prompt = ALPACA_WITHOUT_INPUT.format_map({"instruction": _column(row, "instruction")})
-    return [Segment(prompt, trained=False), Segment(f" {_column(row, 'output')}", trained=True)]
+    return [Segment(prompt, trained=False), Segment(f" {_answer(row, 'output', asking)}", trained=True)]
 
 
-def labelled_text(row: Mapping[str, Any], *, text_field: str, label_field: str) -> list[Segment]:
+@asked_with(lambda text, *, text_field, **_: {text_field: text})
+def labelled_text(row: Mapping[str, Any], *, text_field: str, label_field: str, asking: bool = False) -> list[Segment]:
     """The twitter-complaints shape, made of a column of text and a column with its label in words."""
     prompt = f"### Text: {_column(row, text_field)}\n\n### Label:"
-    return [Segment(prompt, trained=False), Segment(f" {_column(row, label_field)}", trained=True)]
+    return [Segment(prompt, trained=False), Segment(f" {_answer(row, label_field, asking)}", trained=True)]
 
 
-def input_output(row: Mapping[str, Any], *, input_field: str, output_field: str, separator: str = "") -> list[Segment]:
+@asked_with(lambda text, *, input_field, **_: {input_field: text})
+def input_output(
+    row: Mapping[str, Any], *, input_field: str, output_field: str, separator: str = "", asking: bool = False
+) -> list[Segment]:
     """A column that is read and a column that is trained, with nothing between them but the separator."""
     prompt = _column(row, input_field) + unescape(separator)
-    return [Segment(prompt, trained=False), Segment(_column(row, output_field), trained=True)]
+    return [Segment(prompt, trained=False), Segment(_answer(row, output_field, asking), trained=True)]
 
 
 def template(row: Mapping[str, Any], *, template_file: str) -> list[Segment]:
@@ -80,12 +109,14 @@ def template(row: Mapping[str, Any], *, template_file: str) -> list[Segment]:
     return render_row(template_file, row)
 
 
+@asked_with(lambda text, *, messages_field="messages", **_: {messages_field: [{"role": "user", "content": text}]})
 def chat(
     row: Mapping[str, Any],
     *,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     messages_field: str = "messages",
     tools_field: str = "tools",
+    asking: bool = False,
 ) -> Templated:
     """A conversation under the model's own chat template; the assistant's turns are trained, with what ends each.
 
@@ -93,6 +124,9 @@ def chat(
     """
     messages = check_messages(_any_column(row, messages_field), messages_field)
     tools = check_tools(row.get(tools_field), tools_field)
+    if asking and tokenizer is not None:
+        before = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+        return Templated([Segment(render_question(before, tools, tokenizer), trained=False)])
     return chat_segments(messages, tools, tokenizer)
 
 
@@ -152,6 +186,11 @@ def _ids(row: Mapping[str, Any], name: str, least: int) -> list[int]:
         if type(value) is not int or value < least:
             raise RowProblem(f"column {name!r}: number {place} must be a token's id, found {in_words(value)}")
     return values
+
+
+def _answer(row: Mapping[str, Any], name: str, asking: bool) -> str:
+    """The text in the column of the answer; where a model is asked, an answer that is missing is stood in for."""
+    return ANSWER if asking and not row.get(name) else _column(row, name)
 
 
 def _column(row: Mapping[str, Any], name: str) -> str:
