@@ -56,8 +56,8 @@ SEVERAL_AT_ONCE = [
         "seed must be at least 0 and below 2**32, got -1",
         "peft.r must be at least 1, got 0",
         "data.max_length must be at least 2, got 1",
-        "training.num_train_epochs must be above 0 and finite, got 0",
         "training.learning_rate must be above 0 and below 10, got 0",
+        "training.num_train_epochs must be above 0 and finite, got 0",
     ),
     case(
         "check peft=lora peft.target_modules=[q_prj] data=text data.train=rows.jsonl",

@@ -108,7 +108,7 @@ GENERATE = [
     case(
         "generate --model modle --text hi",
         "--model: no folder is named modle, and it is neither in the hub's cache nor can the hub be reached; give a "
-        "folder; did you mean 'model'?",
+        "folder, or model.architecture in a job, to check without the hub; did you mean 'model'?",
         model__config_json="{}",
     ),
     case(
@@ -132,7 +132,11 @@ GENERATE = [
         "--resume needs an --out_file of JSON lines (.jsonl), got inference_result.json",
         "--stream shows answers as they come, and --resume continues a file; leave one of them out",
     ),
-    case(f"{LLAMA} --text hi --out_file o.jsonl", "--out_file: o.jsonl is there; add --resume …", o_jsonl="{}\n"),
+    case(
+        f"{LLAMA} --text hi --out_file o.jsonl",
+        "--out_file: o.jsonl exists; add --resume to continue it, or choose another",
+        o_jsonl="{}\n",
+    ),
     case(
         f"{LLAMA} --text hi --out_file o.jsonl --resume",
         "--resume: o.jsonl:1 is not an answer of fmstune generate; choose another file",
@@ -258,7 +262,10 @@ MERGE = [
         "--dtype and --max_shard_size apply to a merged model; leave them out with --export",
         m__x_txt="",
     ),
-    case("merge --model package:tiny_llama --out /proc/self/m", "--out: the folder /proc/self is not yours to …"),
+    case(
+        "merge --model package:tiny_llama --out /proc/self/m",
+        "--out: you have no permission to write into the folder /proc/self; choose another",
+    ),
     case("merge --model package:tiny_llama --out nosuch/m", "--out: no folder nosuch; make it, or choose …"),
     case("merge --model package:tiny_llama --out m", "--model: … is a whole model, with nothing to merge"),
     Case(

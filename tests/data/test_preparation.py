@@ -126,5 +126,5 @@ def test_ranks_start_at_once_where_the_job_was_prepared(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(subprocesses, "start", start)
     for _ in range(2):
-        main.run(["launcher=ddp", "launcher.device=cpu", "launcher.num_processes=2", "output_dir=run"])
+        main.run_command(["launcher=ddp", "launcher.device=cpu", "launcher.num_processes=2", "output_dir=run"])
     assert started == ["fmstune.runner --prepare", "fmstune.launch.agent", "fmstune.launch.agent"]

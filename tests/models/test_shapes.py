@@ -23,9 +23,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fmstune.config.job import Model, Quantization
 from fmstune.errors import UserError
-from fmstune.models import shapes
+from fmstune.models import adapter_targets, shapes
+from fmstune.models.adapter_targets import Target
 from fmstune.models.architecture import build_empty, configuration
-from fmstune.models.shapes import Target
 
 LLAMA_7B = {
     "model_type": "llama",
@@ -218,7 +218,7 @@ def test_the_empty_model_has_no_memory():
 
 
 def test_the_targets_of_a_llama():
-    assert shapes.targets(model_of(LLAMA_7B)) == [
+    assert adapter_targets.targets(model_of(LLAMA_7B)) == [
         Target("q_proj", "Linear", 32, 4096, 4096),
         Target("k_proj", "Linear", 32, 4096, 4096),
         Target("v_proj", "Linear", 32, 4096, 4096),
@@ -230,7 +230,7 @@ def test_the_targets_of_a_llama():
 
 
 def test_a_name_with_two_shapes_is_told_apart_by_its_parent():
-    assert shapes.targets(model_of(GPT2)) == [
+    assert adapter_targets.targets(model_of(GPT2)) == [
         Target("c_attn", "Conv1D", 2, 64, 192),
         Target("attn.c_proj", "Conv1D", 2, 64, 64),
         Target("c_fc", "Conv1D", 2, 64, 256),
@@ -239,7 +239,7 @@ def test_a_name_with_two_shapes_is_told_apart_by_its_parent():
 
 
 def test_bigcode_has_linear_layers_under_the_same_names():
-    assert shapes.targets(model_of(BIGCODE))[0] == Target("c_attn", "Linear", 2, 64, 96)
+    assert adapter_targets.targets(model_of(BIGCODE))[0] == Target("c_attn", "Linear", 2, 64, 96)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
@@ -247,7 +247,7 @@ def test_bigcode_has_linear_layers_under_the_same_names():
 def test_lora_on_all_targets_is_all_linear(architecture):
     model = model_of(architecture)
     expected = shapes.dimensions(model.config, lora(r=8, target_modules="all-linear")).adapter_parameters
-    assert sum(target.lora_parameters(8) for target in shapes.targets(model)) == expected
+    assert sum(target.lora_parameters(8) for target in adapter_targets.targets(model)) == expected
 
 
 TARGET_PROBLEMS = [
@@ -266,13 +266,15 @@ TARGET_PROBLEMS = [
 
 @pytest.mark.parametrize(("asked", "message"), TARGET_PROBLEMS)
 def test_a_target_that_cannot_be_adapted_is_a_problem(asked, message):
-    (problem,) = map(str, shapes.target_problems(model_of(TINY_LLAMA), lora(target_modules=asked)))
+    (problem,) = map(str, adapter_targets.target_problems(model_of(TINY_LLAMA), lora(target_modules=asked)))
     assert problem.startswith("peft.target_modules: ")
     assert message in problem
 
 
 def test_every_unknown_target_is_named():
-    problems = list(map(str, shapes.target_problems(model_of(TINY_LLAMA), lora(target_modules=["aa", "q_proj", "bb"]))))
+    problems = list(
+        map(str, adapter_targets.target_problems(model_of(TINY_LLAMA), lora(target_modules=["aa", "q_proj", "bb"])))
+    )
     assert [problem.partition(";")[0] for problem in problems] == [
         "peft.target_modules: no module is named 'aa'",
         "peft.target_modules: no module is named 'bb'",
@@ -292,13 +294,13 @@ def test_every_unknown_target_is_named():
     ],
 )
 def test_a_target_that_exists_is_no_problem(asked):
-    assert list(shapes.target_problems(model_of(TINY_LLAMA), lora(target_modules=asked))) == []
+    assert list(adapter_targets.target_problems(model_of(TINY_LLAMA), lora(target_modules=asked))) == []
 
 
 def test_an_architecture_without_a_default_of_peft_needs_targets():
     model = model_of(TINY_LLAMA)
     model.config.model_type = "unheard_of"
-    (problem,) = map(str, shapes.target_problems(model, lora()))
+    (problem,) = map(str, adapter_targets.target_problems(model, lora()))
     assert "PEFT has no default for unheard_of; set it to all-linear or to some of q_proj, k_proj" in problem
 
 
@@ -309,25 +311,27 @@ def ia3(**fields):
 def test_an_architecture_without_a_default_for_ia3_needs_both_of_its_lists():
     model = model_of(TINY_LLAMA)
     model.config.model_type = "unheard_of"
-    targets, feedforward = map(str, shapes.target_problems(model, ia3()))
+    targets, feedforward = map(str, adapter_targets.target_problems(model, ia3()))
     assert "PEFT has no default for unheard_of; set it to some of q_proj, k_proj" in targets
     assert feedforward.startswith("peft.feedforward_modules: PEFT has no default for unheard_of; name those of")
     asked = ia3(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
-    assert list(shapes.target_problems(model, asked)) == []
+    assert list(adapter_targets.target_problems(model, asked)) == []
 
 
 def test_a_feedforward_module_that_does_not_exist_is_a_problem():
-    (problem,) = map(str, shapes.target_problems(model_of(TINY_LLAMA), ia3(feedforward_modules=["down"])))
+    (problem,) = map(str, adapter_targets.target_problems(model_of(TINY_LLAMA), ia3(feedforward_modules=["down"])))
     assert problem.startswith("peft.feedforward_modules: no module is named 'down'; available are q_proj")
 
 
 def test_a_module_to_save_that_does_not_exist_is_a_problem():
-    (problem,) = map(str, shapes.target_problems(model_of(TINY_LLAMA), lora(modules_to_save=["lm_head", "score"])))
+    (problem,) = map(
+        str, adapter_targets.target_problems(model_of(TINY_LLAMA), lora(modules_to_save=["lm_head", "score"]))
+    )
     assert problem == "peft.modules_to_save: no module is named 'score'"
 
 
 def test_prompt_tuning_has_no_targets_to_check():
-    assert list(shapes.target_problems(model_of(TINY_LLAMA), prompt(num_virtual_tokens=2))) == []
+    assert list(adapter_targets.target_problems(model_of(TINY_LLAMA), prompt(num_virtual_tokens=2))) == []
 
 
 def test_counting_raises_the_problems_at_once():
@@ -396,7 +400,7 @@ def test_counting_is_silent():
 
 
 def test_the_modules_are_a_table():
-    assert shapes.render_modules(model_of(TINY_LLAMA)).splitlines() == [
+    assert adapter_targets.render_modules(model_of(TINY_LLAMA)).splitlines() == [
         "  module                  kind     count      in     out      LoRA r=8",
         "* q_proj                  Linear       2      32      32         1,024",
         "  k_proj                  Linear       2      32      16           768",
@@ -413,7 +417,7 @@ def test_the_modules_are_a_table():
 
 @pytest.mark.parametrize(("default", "marked"), [(["o_proj"], 1), ("all-linear", 7), (["q_proj", "up_proj"], 2)])
 def test_the_job_s_own_targets_are_marked_when_it_names_them(default, marked):
-    lines = shapes.render_modules(model_of(TINY_LLAMA), default).splitlines()
+    lines = adapter_targets.render_modules(model_of(TINY_LLAMA), default).splitlines()
     assert sum(line.startswith("* ") for line in lines) == marked + 1
 
 

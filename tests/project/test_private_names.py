@@ -14,8 +14,8 @@ HOMES = {
     "config/hydra_internals.py": "hydra",
     "models/trl_internals.py": "trl",
     "training/fsdp_on_cpu.py": "accelerate",
-    "training/hub_internals.py": "huggingface_hub",
-    "training/torch_internals.py": "torch",
+    "models/hub_internals.py": "huggingface_hub",
+    "models/torch_internals.py": "torch",
     "training/transformers_internals.py": "transformers",
 }
 """The module for each library."""

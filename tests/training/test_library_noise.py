@@ -9,7 +9,8 @@ from huggingface_hub import constants
 from huggingface_hub.utils import http_backoff
 
 from fmstune.errors import UserError
-from fmstune.training import hub_internals, library_noise
+from fmstune.models import hub_internals
+from fmstune.training import library_noise
 
 
 @pytest.mark.parametrize(("given", "threads"), [("3", 3), ("4,2", 4), (" 2 ", 2)])

@@ -59,7 +59,8 @@ def freeze(tree: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Frozen:
     if isinstance(tree.get("data"), Mapping):
         group, unused = with_format_settings(tree["data"])
         tree = {**tree, "data": group}
-        target = str(group.get("format", {}).get("_target_")).rpartition(".")[2]
+        format = group.get("format")
+        target = str(format.get("_target_")).rpartition(".")[2] if isinstance(format, Mapping) else ""
         problems += [Problem(f"data.{name}", f"is not used by {target}; leave it out") for name in unused]
     callbacks, others = named_classes.split_callbacks(tree.get("callbacks"))
     values = _typed(Job, {**tree, "callbacks": callbacks} if others else tree, "", problems)

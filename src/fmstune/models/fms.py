@@ -31,7 +31,7 @@ from fmstune.checks.fms import architecture_problems
 from fmstune.errors import raise_if_any
 
 
-def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+def fms_model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The class to load a model of this configuration with; raises UserError where ibm-fms has no such blocks."""
     raise_if_any(architecture_problems(config))
     return {"llama": LlamaForCausalLM, "gpt_bigcode": GPTBigCodeForCausalLM}[config.model_type]

@@ -201,7 +201,7 @@ def _fms_class(model: Model) -> type[PreTrainedModel]:
     raise_if_any(package_problems())
     from fmstune.models import fms as fms_models
 
-    return fms_models.model_class(architecture.configuration(model))
+    return fms_models.fms_model_class(architecture.configuration(model))
 
 
 def _incomplete(place: str, found: Mapping[str, Any], new_modules: Sequence[str]) -> Iterator[Problem]:

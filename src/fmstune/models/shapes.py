@@ -4,30 +4,20 @@ import copy
 import re
 import warnings
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from peft import (
-    IA3Config,
     PeftConfig,
     PeftModel,
-    PeftType,
     PrefixTuningConfig,
     PromptLearningConfig,
     PromptTuningConfig,
     PromptTuningInit,
     get_peft_model,
 )
-from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.ia3 import IA3Layer
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import (
-    TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
-    TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
-    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
-)
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
@@ -36,11 +26,10 @@ from fmstune.checks.memory import quantised_bytes
 from fmstune.checks.plan_inputs import Dimensions
 from fmstune.config.job import Quantization
 from fmstune.config.objective import SUPERVISED, Objective
-from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
+from fmstune.errors import Problem, UserError, raise_if_any
+from fmstune.models.adapter_targets import linear_layers, matrix_shape, output_layer, target_problems
 from fmstune.models.architecture import build_empty
 
-ALL_LINEAR = "all-linear"
-"""PEFT's word for every linear layer but the output layer; it is a string of its own and no list entry."""
 _OF_THE_MODEL = ("token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules")
 """Fields of a prompt that PEFT fills in from the model when they are left out."""
 REFUSALS = (
@@ -56,23 +45,6 @@ REFUSALS = (
 """How PEFT meets values that it does not expect."""
 
 
-@dataclass(frozen=True)
-class Target:
-    """Modules that an adapter can target under one name."""
-
-    name: str
-    """Ending of the module names: the last part, or the last two where the last alone has several shapes."""
-    kind: str
-    """`Linear` or `Conv1D`."""
-    count: int
-    inputs: int
-    outputs: int
-
-    def lora_parameters(self, r: int) -> int:
-        """Parameters of a LoRA of rank `r` on all of them (Hu et al. 2021, arXiv:2106.09685, section 4.1)."""
-        return self.count * r * (self.inputs + self.outputs)
-
-
 def parameters(model: torch.nn.Module, *, trained: bool = False) -> int:
     """Parameters of a model, all or the trained ones; tied ones count once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
@@ -86,7 +58,7 @@ def dimensions(
 ) -> Dimensions:
     """The numbers that a plan needs; the parameters are exact. No adapter is full tuning."""
     model = build_empty(config, objective)
-    quantised = [module.get_parameter("weight") for _, module in _linears(model)] if quantization else []
+    quantised = [module.get_parameter("weight") for _, module in linear_layers(model)] if quantization else []
     base = parameters(model)
     vocabulary = _vocabulary(model)
     if peft_config is not None:
@@ -200,12 +172,12 @@ def _adapted_names(adapted: torch.nn.Module) -> list[str]:
 
 def _readers(model: torch.nn.Module, *, adapter: bool) -> Iterator[tuple[str, int]]:
     """(parent, inputs) of every module that is trained and so keeps its input; siblings share one of a width."""
-    head = _head(model) if isinstance(model, PreTrainedModel) else None
+    head = output_layer(model) if isinstance(model, PreTrainedModel) else None
     for name, module in model.named_modules():
         reads = isinstance(module, BaseTunerLayer) if adapter else isinstance(module, torch.nn.Linear | Conv1D)
         if isinstance(module, IA3Layer) and not module.is_feedforward:
             # what is scaled is its output
-            yield name, _matrix(module.get_base_layer())[1]
+            yield name, matrix_shape(module.get_base_layer())[1]
         elif reads and module is not head:
             yield name.rpartition(".")[0], getattr(module, "in_features", None) or _inputs(module)
 
@@ -220,12 +192,7 @@ def _dora_outputs(model: torch.nn.Module) -> Iterator[int]:
 def _inputs(module: torch.nn.Module) -> int:
     """Numbers a position that the module reads; LN tuning adapts norms, whose weight is no matrix."""
     weight = module.get_parameter("weight")
-    return weight.shape[0] if weight.dim() == 1 else _matrix(module)[0]
-
-
-def _head(model: PreTrainedModel) -> torch.nn.Module | None:
-    head: torch.nn.Module | None = model.get_output_embeddings()
-    return head
+    return weight.shape[0] if weight.dim() == 1 else matrix_shape(module)[0]
 
 
 def _vocabulary(model: PreTrainedModel) -> int:
@@ -246,166 +213,3 @@ def _mlp_kept(model: PreTrainedModel, names: Collection[str]) -> int:
         return 3
     # gelu_new is written out in Python, step by step
     return 4 if any(isinstance(module, NewGELUActivation) for module in model.modules()) else 1
-
-
-def targets(model: PreTrainedModel) -> list[Target]:
-    """What an adapter can target, in the model's order; the output layer is left out, as in `all-linear`."""
-    found: dict[str, list[torch.nn.Module]] = {}
-    for name, module in _linears(model):
-        found.setdefault(".".join(name.split(".")[-2:]), []).append(module)
-    groups: dict[str, list[torch.nn.Module]] = {}
-    for ending, modules in found.items():
-        last = ending.rpartition(".")[2]
-        same = [other for name, other in found.items() if name.rpartition(".")[2] == last]
-        uniform = len({_matrix(module) for others in same for module in others}) == 1
-        groups.setdefault(last if uniform else ending, []).extend(modules)
-    return [
-        Target(name, type(modules[0]).__name__, len(modules), *_matrix(modules[0])) for name, modules in groups.items()
-    ]
-
-
-def _linears(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Module]]:
-    head = _head(model)
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head:
-            yield name, module
-
-
-def _matrix(module: torch.nn.Module) -> tuple[int, int]:
-    """(inputs, outputs); Conv1D keeps its matrix the other way round than Linear."""
-    rows, columns = module.get_parameter("weight").shape
-    return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
-
-
-def target_problems(model: PreTrainedModel, peft_config: PeftConfig) -> Iterator[Problem]:
-    """What the adapter asks for and the model does not have; PEFT is silent when one of two names matches."""
-    asked = getattr(peft_config, "target_modules", None)
-    if isinstance(asked, str):
-        if asked.lower() != ALL_LINEAR:
-            yield from _pattern_problems(model, asked)
-    elif asked is not None:
-        for name in sorted(asked):
-            yield from _name_problems(model, name)
-    elif hasattr(peft_config, "target_modules") and not getattr(peft_config, "target_parameters", None):
-        defaults = _default_targets(peft_config)
-        if defaults is not None and model.config.model_type not in defaults:
-            # IA3 would scale the inputs of all of them, or the outputs
-            every = "" if isinstance(peft_config, IA3Config) else f"{ALL_LINEAR} or to "
-            yield Problem(
-                "peft.target_modules",
-                f": PEFT has no default for {model.config.model_type}; set it to {every}some of {_available(model)}",
-            )
-    if isinstance(peft_config, IA3Config):
-        yield from _feedforward_problems(model, peft_config)
-    for name in sorted(getattr(peft_config, "modules_to_save", None) or ()):
-        if not any(_ends_with(module, name) for module, _ in model.named_modules()):
-            yield Problem("peft.modules_to_save", f": no module is named {name!r}")
-    for name in sorted(getattr(peft_config, "target_parameters", None) or ()):
-        if not any(_ends_with(parameter, name) for parameter, _ in model.named_parameters()):
-            yield Problem(
-                "peft.target_parameters", f": no parameter is named {name!r}; the names end like q_proj.weight"
-            )
-
-
-def _default_targets(peft_config: PeftConfig) -> Collection[str] | None:
-    """Architectures that PEFT knows targets for; None where the method has no such list."""
-    tuner = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(peft_config.peft_type)]
-    known: Collection[str] | None = getattr(tuner, "target_module_mapping", None)
-    return TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING if isinstance(peft_config, IA3Config) else known
-
-
-def _feedforward_problems(model: PreTrainedModel, peft_config: IA3Config) -> Iterator[Problem]:
-    """Names of which IA3 scales the input and not the output; PEFT is silent about those that match nothing."""
-    asked = peft_config.feedforward_modules
-    if asked is None and model.config.model_type not in TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING:
-        yield Problem(
-            "peft.feedforward_modules",
-            f": PEFT has no default for {model.config.model_type}; name the modules of "
-            "peft.target_modules that are scaled at their input (the last linear layer of the MLP), or [] for none",
-        )
-    for name in sorted(asked or ()) if not isinstance(asked, str) else ():
-        if not any(_ends_with(module, name) for module, _ in model.named_modules()):
-            yield Problem(
-                "peft.feedforward_modules", f": no module is named {name!r}; available are {_available(model)}"
-            )
-
-
-def _pattern_problems(model: PreTrainedModel, pattern: str) -> Iterator[Problem]:
-    """A string is a regular expression for the whole module name."""
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        yield Problem("peft.target_modules", f": {pattern!r} is not a regular expression: {error}")
-        return
-    matched = {name: module for name, module in model.named_modules() if expression.fullmatch(name)}
-    if not matched:
-        hint = " (a string is a regular expression for the whole name; write a list to match endings)"
-        yield Problem(
-            "peft.target_modules", f": {pattern!r} matches no module{hint}; available are {_available(model)}"
-        )
-    yield from _match_problems(model, pattern, matched)
-
-
-def _name_problems(model: PreTrainedModel, name: str) -> Iterator[Problem]:
-    """A list entry is a module name or its ending."""
-    if name.lower() == ALL_LINEAR:
-        yield Problem(
-            "peft.target_modules", f": {ALL_LINEAR} works as a string, not in a list; write it without brackets"
-        )
-        return
-    matched = {module_name: module for module_name, module in model.named_modules() if _ends_with(module_name, name)}
-    if not matched:
-        hint = did_you_mean(name, (target.name for target in targets(model)))
-        yield Problem("peft.target_modules", f": no module is named {name!r}{hint}; available are {_available(model)}")
-    yield from _match_problems(model, name, matched)
-
-
-def _match_problems(model: PreTrainedModel, asked: str, matched: dict[str, torch.nn.Module]) -> Iterator[Problem]:
-    if any(module is _head(model) for module in matched.values()):
-        yield Problem(
-            "peft.target_modules",
-            f": {asked!r} matches the output layer, where TRL's fused loss reads the base "
-            "weight alone and would never train the adapter; leave it out, or name it in peft.modules_to_save",
-        )
-    bare = sorted(
-        {type(m).__name__ for m in matched.values() if "weight" not in dict(m.named_parameters(recurse=False))}
-    )
-    if bare:
-        yield Problem(
-            "peft.target_modules",
-            f": {asked!r} matches {', '.join(bare)}, without a weight of its own to adapt; "
-            f"available are {_available(model)}",
-        )
-
-
-def _ends_with(name: str, ending: str) -> bool:
-    return name == ending or name.endswith(f".{ending}")
-
-
-def _available(model: PreTrainedModel) -> str:
-    return ", ".join(target.name for target in targets(model))
-
-
-def render_modules(model: PreTrainedModel, lora_targets: Any = None) -> str:
-    """What an adapter can target, as a table; `*` marks what LoRA takes where `target_modules` is null."""
-    default = lora_targets or TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type, ())
-    lines = [f"  {'module':<24}{'kind':<8}{'count':>6}{'in':>8}{'out':>8}{'LoRA r=8':>14}"]
-    found = targets(model)
-    for t in found:
-        mark = "*" if _is_default(t.name, default) else " "
-        shape = f"{t.kind:<8}{t.count:>6}{t.inputs:>8}{t.outputs:>8}{t.lora_parameters(8):>14,}"
-        lines.append(f"{mark} {t.name:<24}{shape}")
-    total = sum(t.lora_parameters(8) for t in found)
-    modules = sum(t.count for t in found)
-    lines.append(f"* {model.config.model_type}'s default, taken where peft.target_modules is null")
-    lines.append(
-        f"peft.target_modules={ALL_LINEAR} takes all of these ({modules} modules, {total:,} parameters with r=8), "
-        "without the output layer"
-    )
-    return "\n".join(lines)
-
-
-def _is_default(name: str, default: str | Collection[str]) -> bool:
-    if isinstance(default, str):
-        return default == ALL_LINEAR or bool(re.fullmatch(default, name))
-    return any(_ends_with(name, ending) or _ends_with(ending, name) for ending in default)

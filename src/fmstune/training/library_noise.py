@@ -10,7 +10,7 @@ import transformers
 
 from fmstune import ranks
 from fmstune.errors import UserError
-from fmstune.training.hub_internals import fail_at_once_without_a_network
+from fmstune.models.hub_internals import fail_at_once_without_a_network
 
 _SILENT = (
     *("httpx", "huggingface_hub", "filelock", "fsspec", "matplotlib", "trl", "accelerate"),

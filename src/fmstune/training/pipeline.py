@@ -24,7 +24,7 @@ from fmstune.data.scan import scan_data
 from fmstune.data.show import render_rows, write_rows_json
 from fmstune.data.show_html import write_rows_page
 from fmstune.errors import Problem, UserError, raise_if_any
-from fmstune.models import architecture, load, shapes
+from fmstune.models import adapter_targets, architecture, load
 from fmstune.models.load import Tokenizer
 from fmstune.runs import run_folder
 from fmstune.tables import show_bytes
@@ -38,7 +38,7 @@ from fmstune.training.run import train_job
 def modules(job: Job) -> int:
     """List what an adapter can target."""
     model = architecture.build_empty(architecture.configuration(job.model, job.objective), job.objective)
-    print(shapes.render_modules(model, job.model.lora_targets))
+    print(adapter_targets.render_modules(model, job.model.lora_targets))
     return 0
 
 

@@ -23,8 +23,8 @@ from fmstune.data.dataset import load_recipes
 from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 from fmstune.models import adapters, architecture, load, shapes
 from fmstune.models.load import Tokenizer
+from fmstune.models.torch_internals import list_mode_options
 from fmstune.training.named_classes import named_class_problems
-from fmstune.training.torch_internals import list_mode_options
 
 _T = TypeVar("_T")
 
