@@ -122,8 +122,8 @@ FMS = [
     ),
     case(
         "model.backend=fms peft=lora peft.target_modules=[attn.in_proj.qkv_fused,dense]",
-        "peft.target_modules: 'attn.in_proj.qkv_fused' is ibm-fms' own name; …: q_proj, k_proj, v_proj in Llama, …",
-        "peft.target_modules: 'dense' is ibm-fms' own name; …: o_proj in Llama, attn.c_proj in GPTBigCode",
+        "peft.target_modules: 'attn.in_proj.qkv_fused' is a name of ibm-fms; …: q_proj, k_proj, v_proj in Llama, …",
+        "peft.target_modules: 'dense' is a name of ibm-fms; …: o_proj in Llama, attn.c_proj in GPTBigCode",
     ),
     Case(
         "model=causal_lm model.path=m model.backend=fms",
@@ -168,7 +168,7 @@ QUANTIZATION = [
     ),
     case(
         f"{ON_A_GPU} 'model.quantization={{load_in_8bit: true, llm_int8_threshold: 0}}'",
-        "model.quantization.llm_int8_threshold must be above 0, got 0",
+        "model.quantization.llm_int8_threshold must be above 0 and finite, got 0",
     ),
     case(
         f"peft=lora launcher.device=cpu {FOUR_BITS}",
@@ -176,7 +176,7 @@ QUANTIZATION = [
     ),
     case(
         f"{ON_A_GPU} peft.init_lora_weights=pissa evaluation.base=false {FOUR_BITS}",
-        "peft.init_lora_weights=pissa changes the base weights, and those of model.quantization stay as they are; …",
+        "peft.init_lora_weights=pissa changes the base weights, and quantised weights cannot change; leave it out",
     ),
     case(
         "check peft=dora launcher.device=cuda 'model.quantization={load_in_8bit: true}'",
@@ -253,18 +253,18 @@ ADAPTERS = [
     ),
     case(
         "peft=lora peft.init_lora_weights=eva",
-        "peft.init_lora_weights=eva needs a pass over the data before training, which fmstune does not make; …",
+        "peft.init_lora_weights=eva needs a pass over the data that fmstune does not make; leave it out",
     ),
     case(
         "peft=lora peft.init_lora_weights=pissa_niter_4",
-        "peft.init_lora_weights=pissa_niter_4 changes the base weights, so …; set evaluation.base=false",
+        "peft.init_lora_weights=pissa_niter_4 changes the base to compare with; set evaluation.base=false",
     ),
     case("peft=lora peft.modules_to_save=[foo]", "peft.modules_to_save: no module is named 'foo'"),
     case("peft=lora peft.task_type=SEQ_CLS", "peft.task_type must be CAUSAL_LM, got 'SEQ_CLS'; leave it out"),
     case(
         "peft=prompt_tuning peft.prompt_tuning_init=TEXT", "peft.prompt_tuning_init=TEXT needs …init_text, the words …"
     ),
-    case("peft=prompt_tuning peft.prompt_tuning_init_text=x", "peft.prompt_tuning_init_text is used only with …=TEXT"),
+    case("peft=prompt_tuning peft.prompt_tuning_init_text=x", "peft.prompt_tuning_init_text needs …init=TEXT; …"),
     case("peft=lora peft._target_=peft.LoRaConfig", "peft._target_: the installed peft has no … class 'LoRaConfig'"),
     case("peft=lora peft._target_=os.system", "peft._target_ must be a PEFT configuration such as peft.LoraConfig, …"),
     case(

@@ -101,7 +101,9 @@ RESUMED = [
     ),
     Case(
         "training.resume=run/checkpoint-2",
-        ("training.resume: the checkpoint's job cannot be compared (…run/job.yaml: …); copy it elsewhere …",),
+        (
+            "training.resume: the checkpoint's job cannot be compared (…run/job.yaml: …); copy the checkpoint elsewhere to resume …",
+        ),
         {"run/job.yaml": "a: [\n"} | CHECKPOINT,
     ),
 ]

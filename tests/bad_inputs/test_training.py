@@ -36,7 +36,10 @@ TOGETHER = [
         "training.load_best_model_at_end=true",
         "training.load_best_model_at_end: a checkpoint of PrefixTuning holds the virtual tokens without the network …",
     ),
-    case("peft=lora_plus peft.loraplus_lr_ratio=0.5", "peft.loraplus_lr_ratio is the rate of B by that of A, at …"),
+    case(
+        "peft=lora_plus peft.loraplus_lr_ratio=0.5",
+        "peft.loraplus_lr_ratio must be at least 1 and finite (the …), got 0.5",
+    ),
     case(
         "peft=ia3 peft.loraplus_lr_ratio=2",
         "peft.loraplus_lr_ratio is a setting of peft.LoraConfig, and the method is peft.IA3Config; …",
@@ -56,8 +59,11 @@ TOGETHER = [
         "launcher.device=cpu training.fp16=true", "training.fp16 needs an accelerator, and launcher.device=cpu; set …"
     ),
     case("launcher.device=cpu training.activation_offloading=true", "training.activation_offloading …"),
-    case("training.fp16=true training.bf16=true", "training.bf16 and training.fp16 are both true; set one of them, …"),
-    case("model.dtype=float16", "model.dtype is float16, with which full tuning fails: …; set model.dtype to auto, …"),
+    case(
+        "training.fp16=true training.bf16=true",
+        "training.bf16 and training.fp16 are both true; set one of them to false or null",
+    ),
+    case("model.dtype=float16", "model.dtype is float16, with which full tuning fails: …; set it to auto, …"),
     case("launcher.device=mps", "launcher.device=mps is not available here (found …)"),
     case("launcher.num_processes=2", "launcher.num_processes=2 needs a launcher of several processes; choose …"),
     case("launcher=ddp launcher.device=cpu", "launcher.num_processes must be given where no GPU is found, such as …"),
@@ -181,8 +187,8 @@ TOGETHER = [
     ),
     case(
         "training.resume=c training.max_steps=5",
-        "training.resume: c has no optimizer.pt, which would start anew in silence; give a checkpoint …save_only_model",
-        "training.resume: c has no scheduler.pt, which would start anew in silence; give a checkpoint …save_only_model",
+        "training.resume: c has no optimizer.pt; give a checkpoint that was saved without training.save_only_model",
+        "training.resume: c has no scheduler.pt; give a checkpoint that was saved without training.save_only_model",
         "training.resume: c is at step 5, so training.max_steps=5 leaves nothing to train",
         c__trainer_state_json='{"global_step": 5}',
         c__model_safetensors="x",
@@ -200,8 +206,8 @@ TRACKING = [
     case("tracking=aim tracking.aim.rebo=x", "tracking.aim.rebo: unknown field; did you mean 'repo'?"),
     case(
         "tracking.wandb.mode=sometimes tracking.aim=here",
-        "tracking.aim is a group of fields, got 'here'; set them as tracking.aim={FIELD: VALUE}",
         "tracking.wandb.mode must be one of online, offline; got 'sometimes'",
+        "tracking.aim is a group of fields, got 'here'; set them as tracking.aim={FIELD: VALUE}",
     ),
     case(
         "tracking=[aim,mlflow] tracking.aim.repo=aim:/server tracking.mlflow.tracking_uri=https://me:secret@host",

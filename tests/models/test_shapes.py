@@ -313,7 +313,7 @@ def test_an_architecture_without_a_default_for_ia3_needs_both_of_its_lists():
     model.config.model_type = "unheard_of"
     targets, feedforward = map(str, adapter_targets.target_problems(model, ia3()))
     assert "PEFT has no default for unheard_of; set it to some of q_proj, k_proj" in targets
-    assert feedforward.startswith("peft.feedforward_modules: PEFT has no default for unheard_of; name those of")
+    assert feedforward.startswith("peft.feedforward_modules: PEFT has no default for unheard_of; name the modules of")
     asked = ia3(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
     assert list(adapter_targets.target_problems(model, asked)) == []
 
