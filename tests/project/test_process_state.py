@@ -25,7 +25,6 @@ CHANGED_BY_TRAINING = {
     "accelerate.state.PartialState._shared_state",
     "accelerate.state.AcceleratorState._shared_state",
     "accelerate.state.GradientState._shared_state",
-    "environment",
     "command line",
 }
 """Some of what a run sets in its process; the test would prove nothing if the run set none of it."""
