@@ -101,9 +101,7 @@ RESUMED = [
     ),
     Case(
         "training.resume=run/checkpoint-2",
-        (
-            "training.resume: the checkpoint's job cannot be compared (…run/job.yaml: …); copy the checkpoint elsewhere to resume …",
-        ),
+        ("training.resume: the checkpoint's job cannot be compared (…run/job.yaml: …); copy the …",),
         {"run/job.yaml": "a: [\n"} | CHECKPOINT,
     ),
 ]

@@ -89,7 +89,7 @@ def test_code_beside_an_architecture_of_transformers_is_left_alone(tmp_path):
 
 
 def test_a_missing_folder_is_not_looked_for_on_the_hub():
-    with pytest.raises(UserError, match=r"model\.path: there is no folder /nowhere/model"):
+    with pytest.raises(UserError, match=r"model\.path: no folder /nowhere/model"):
         configuration(Model(path="/nowhere/model"))
 
 

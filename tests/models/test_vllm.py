@@ -130,6 +130,6 @@ def test_embeddings_without_a_place_in_vllm_are_refused() -> None:
     assert [problem.partition("; ")[0] for problem in found] == [
         "--export vllm_lora: vLLM has no place for model.norm of run",
         "--export vllm_lora: run trained the embeddings of tokens that the base has rows for (first 7), and vLLM reads "
-        "those of the base",
+        "the embeddings of the base",
         "--export vllm_lora: run added tokens, and holds no lm_head and no model.embed_tokens",
     ]

@@ -15,10 +15,10 @@ from tests.conftest import Result
 from tests.project.test_docs import ROOT, blocks
 
 PAGE = ROOT / "docs" / "extending.md"
-FILES = ("reward.py", "pairs.py", "my_conf/objective/reward.yaml", "my_conf/data/pairs.yaml")
+FILES = ("reward.py", "preferences.py", "my_conf/objective/reward.yaml", "my_conf/data/pairs.yaml")
 """The objective as the page shows it; its rows are too few to learn from."""
 REWARD = (
-    *("--config-dir=my_conf", "--trust=reward", "--trust=pairs", "data.eval_fraction=0.25"),
+    *("--config-dir=my_conf", "--trust=reward", "--trust=preferences", "data.eval_fraction=0.25"),
     *("objective=reward", "data=pairs", "peft=full", "launcher.threads=1", "output_dir=run"),
     *("training.learning_rate=1e-3", "training.per_device_train_batch_size=8"),
     *("training.gradient_accumulation_steps=1", "training.eval_strategy=epoch"),

@@ -416,6 +416,8 @@ def _losses_on_held_out(model: PreTrainedModel | PeftModel, count: int) -> Losse
         answer = len(ids[0]) - len(tokenizer(text[: text.index("### Label:") + len("### Label:")])["input_ids"])
         with torch.no_grad():
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
+        # the logits of virtual tokens stand before those of the text
+        logits = logits[-ids.shape[1] :]
         losses = torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:], reduction="none")
         prompts.append(losses[:-answer])
         answers.append(losses[-answer:])

@@ -9,7 +9,7 @@ import pytest
 
 from fmstune.config import conditions
 from fmstune.config.job import EarlyStopping
-from fmstune.training.stopping import stalled, why
+from fmstune.training.stopping import find_stop_reason, stalled
 from tests.conftest import Result
 from tests.end_to_end.test_resume import QUICK, interrupted_after
 
@@ -48,10 +48,13 @@ def test_what_is_better_by_too_little_is_no_better() -> None:
 def test_the_first_rule_that_holds_is_named_with_the_values_it_looked_at() -> None:
     rules = [conditions.read("eval_loss > 2"), conditions.read("step >= 20 and loss < 0.5")]
     logged = {"loss": [0.9, 0.4], "step": [10.0, 20.0], "eval_loss": [1.0, 1.5]}
-    assert why(EarlyStopping(patience=1), rules, logged) == "eval_loss has not fallen since it was 1, 1 values ago"
-    assert why(None, rules, logged) == "step >= 20 and loss < 0.5 (step is 20, loss is 0.4)"
-    assert why(None, rules, {**logged, "loss": [0.9, 0.5]}) is None
-    assert why(None, [], logged) is None
+    assert (
+        find_stop_reason(EarlyStopping(patience=1), rules, logged)
+        == "eval_loss has not fallen since it was 1, 1 values ago"
+    )
+    assert find_stop_reason(None, rules, logged) == "step >= 20 and loss < 0.5 (step is 20, loss is 0.4)"
+    assert find_stop_reason(None, rules, {**logged, "loss": [0.9, 0.5]}) is None
+    assert find_stop_reason(None, [], logged) is None
 
 
 @pytest.mark.slow

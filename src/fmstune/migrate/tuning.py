@@ -103,7 +103,8 @@ def shipped_model(path: str) -> str | None:
     """The choice of the model group whose `path` this is."""
     for name in groups.choices("model"):
         text = resources.files("fmstune.conf").joinpath("model", f"{name}.yaml").read_text(encoding="utf-8")
-        if yaml.safe_load(text).get("path") == path:
+        values = yaml.safe_load(text)
+        if values.get("model", values).get("path") == path:
             return name
     return None
 
