@@ -8,7 +8,7 @@ from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.errors import Problem, did_you_mean
 
 _PLACE = ("step", "epoch")
-"""Stand beside each of the others."""
+"""Logged with each of the other metrics."""
 
 
 def callback_problems(job: Job) -> Iterator[Problem]:

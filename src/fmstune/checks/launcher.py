@@ -113,7 +113,7 @@ def _slurm_problems(job: Job, slurm: Slurm) -> Iterator[Problem]:
 
 
 def _script_problems(slurm: Slurm) -> Iterator[Problem]:
-    """Yield a problem for each line of the script that Slurm or fmstune sets already, or that is no line."""
+    """Yield a problem for each line of the script that Slurm or fmstune sets already, or that is not one line."""
     owned = {name: f"set launcher.slurm.{name}" for name in Slurm.__dataclass_fields__}
     owned = {name.replace("_", "-"): hint for name, hint in owned.items()} | _SBATCH_OWNED
     for option in slurm.sbatch:

@@ -39,14 +39,14 @@ def device_memory(work: Work) -> Memory:
     gradients = d.trainable_parameters * trained
     optimizer = optimizer_bytes(work.training.optim, d, trained)
     if sharing.sharded_over > 1 or sharing.cpu_offload:
-        # what is offloaded comes to the device block by block
+        # offloaded weights reach the device block by block
         parts = 0 if sharing.cpu_offload else 1
         weights = parts * weights // sharing.sharded_over + whole_bytes(work)
         gradients = parts * gradients // sharing.sharded_over + whole_gradient_bytes(work)
         optimizer = parts * optimizer // sharing.sharded_over
     else:
         weights += autocast_copies(work)
-        # DDP keeps buckets to send beside the gradients (torch's "gradient_as_bucket_view")
+        # DDP keeps buckets to send in addition to the gradients (torch's "gradient_as_bucket_view")
         gradients *= 2 if sharing.processes > 1 else 1
     return Memory(
         weights=weights,

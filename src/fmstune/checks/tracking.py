@@ -23,7 +23,7 @@ def tracking_problems(tracking: Mapping[str, Mapping[str, Any]]) -> Iterator[Pro
                 yield Problem(f"{field}.{key}", "is empty; give a name, or leave it out")
         module = settings["_target_"].split(".")[-2]
         if settings["_target_"].startswith(f"{OWN_TRACKERS}.") and module in rules:
-            # a folder of that name in the working folder is no package
+            # a folder of that name in the working folder is not a package
             spec = importlib.util.find_spec(module)
             if spec is None or spec.origin is None:
                 yield Problem(field, f"needs the package {module}; pip install 'fmstune[{module}]', or set it to null")

@@ -13,7 +13,7 @@ from fmstune.errors import UserError
 
 
 def suggestions(line: str) -> list[str]:
-    """The words that could stand at the end of this command line, besides those that Hydra suggests."""
+    """Return the words that can complete this command line, in addition to the words that Hydra suggests."""
     words = line.split()
     last = "" if line.endswith(" ") else words[-1]
     verbs = [verb.value for verb in Verb]

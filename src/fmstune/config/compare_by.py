@@ -35,7 +35,7 @@ def curve(metrics: Iterable[Mapping[str, Any]], name: str) -> list[tuple[int, fl
 
 
 def figure(summary: Mapping[str, Any], name: str) -> float | None:
-    """The number under this dotted name, as it stands there; None where there is none."""
+    """Return the number under this dotted name, unchanged; None if the summary has none."""
     found: Any = summary
     for part in name.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None

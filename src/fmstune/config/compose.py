@@ -149,7 +149,7 @@ def call_hydra(overrides: Sequence[Override], flags: HydraFlags) -> None:
     # its errors rise instead of ending the process with 1
     os.environ["HYDRA_FULL_ERROR"] = "1"
     words = _engine(overrides, flags).words
-    # the word of a completion, such as query=bash, is no field
+    # the word of a completion, such as query=bash, is not a field
     given = map(text_of, overrides) if flags.shell_completion else words
     sys.argv = ["fmstune", *words_of(flags), *given]
     hydra.main(version_base=_HYDRA, config_path=_CONFIG_PATH, config_name=_CONFIG_NAME)(lambda _config: None)()

@@ -1,4 +1,4 @@
-"""Values that nobody gives: the dataclasses' defaults, for Hydra to compose under all files, and rates by method."""
+"""Values of fields that are not set: the dataclasses' defaults under all files of Hydra, and rates by method."""
 
 import copy
 import dataclasses

@@ -27,7 +27,7 @@ class As(NamedTuple):
 
 POSITIONAL = "a word without a flag"
 NOT_TYPED = "filled in by the parent process"
-"""Stand in `Annotated` where a field is no flag."""
+"""Marks a field in `Annotated` that is not a flag."""
 
 Request = TypeVar("Request")
 """Any dataclass."""

@@ -240,7 +240,7 @@ class Callbacks:
 
 
 BUILT_IN_CALLBACKS = ("early_stopping", "stop_when")
-"""Keys of the group that are no callbacks of the user's own."""
+"""Keys of the group that are fmstune's own; every other key names a user's callback."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ class Origin(NamedTuple):
 
     place: str
     written: Any = None
-    """The value as it stands there, references not followed."""
+    """The value as it is written, references not followed."""
 
 
 Origins = dict[Key, Origin]

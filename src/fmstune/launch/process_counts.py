@@ -8,7 +8,7 @@ from fmstune.config.job import Launcher, Slurm
 
 
 def local_processes(launcher: Launcher) -> int:
-    """Processes on this machine; 0 where nobody says and there is no GPU."""
+    """Processes on this machine; 0 if the number is not set and no GPU is found."""
     if launcher.strategy is Strategy.single:
         return 1
     if launcher.num_processes is not None:

@@ -190,7 +190,7 @@ def _dora_outputs(model: torch.nn.Module) -> Iterator[int]:
 
 
 def _inputs(module: torch.nn.Module) -> int:
-    """Numbers a position that the module reads; LN tuning adapts norms, whose weight is no matrix."""
+    """Numbers a position that the module reads; LN tuning adapts norms, whose weight is not a matrix."""
     weight = module.get_parameter("weight")
     return weight.shape[0] if weight.dim() == 1 else matrix_shape(module)[0]
 

@@ -1,4 +1,4 @@
-"""The points of a sweep: what each came to, as `sweep.json` in the sweep's folder and as a table."""
+"""The points of a sweep and their results, as `sweep.json` in the sweep's folder and as a table."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from fmstune.files import write_json
 from fmstune.runs import run_folder
 
 FILE = "sweep.json"
-"""What each point came to, in the sweep's folder."""
+"""File of the points' results, in the sweep's folder."""
 COMMAND = "command.json"
 """Words of the sweep's command, for `--resume`."""
 HYDRAS_NOTE = "multirun.yaml"

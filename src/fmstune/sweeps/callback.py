@@ -77,7 +77,7 @@ def short_number(value: str) -> str:
 
 
 def is_search(overrides: Sequence[Override]) -> bool:
-    """Whether Optuna chooses the points; raises UserError where there is no Optuna."""
+    """Whether Optuna chooses the points; raises UserError if Optuna is not installed."""
     searched = any(one.key_or_group == _SWEEPER and one.value() == "optuna" for one in overrides)
     if searched and importlib.util.find_spec("optuna") is None:
         raise UserError(_SWEEPER, "=optuna needs optuna: pip install 'fmstune[sweep]'")

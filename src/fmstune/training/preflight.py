@@ -55,7 +55,7 @@ class _Shape(NamedTuple):
 def check_job(job: Job, *, device_at_hand: bool = True) -> Checked:
     """Check model, adapter and device; raises UserError with all that is wrong.
 
-    Without the device at hand, `launcher.device=cuda` plans for a GPU that this machine does not have.
+    Without the device, `launcher.device=cuda` plans for a GPU that this machine does not have.
     """
     problems: list[Problem] = []
     notes: list[str] = []

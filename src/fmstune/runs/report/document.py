@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from fmstune.config.compare_by import is_number
 
 MISSING = "–"
-"""Shown where there is no number."""
+"""Shown in place of a missing number."""
 
 
 class Cell(NamedTuple):

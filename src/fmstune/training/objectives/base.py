@@ -58,7 +58,7 @@ class BaseObjective:
 
 
 def load_objective(job: Job) -> BaseObjective:
-    """Return the objective that the job names; raises UserError where there is no such class."""
+    """Return the objective that the job names; raises UserError if the class does not exist."""
     module_name, _, name = job.objective._target_.rpartition(".")
     try:
         module = importlib.import_module(module_name)

@@ -58,7 +58,7 @@ class AimTracker(Tracker):
         }
         if former is not None:
             try:
-                # the run folder is locked, so whoever else holds this run is dead, perhaps on another machine
+                # the run folder is locked, so any other process with this run is dead, perhaps on another machine
                 return aim.Run(former, force_resume=True, **given)
             except MissingRunError:
                 pass
