@@ -24,8 +24,8 @@ from fmstune.errors import UserError
 from fmstune.launch import accelerate_file
 from fmstune.migrate import flags as fms_flags
 from fmstune.migrate.flags import HARNESS, INFERENCE, LAUNCH, TORCHRUN, TUNING, Fate
-from fmstune.migrate.translate import Translation, render_command, render_notes, translate_old_commands
-from fmstune.migrate.words import Became, hydra_word
+from fmstune.migrate.translate import render_command, render_notes, translate_old_commands
+from fmstune.migrate.words import Became, Translation, hydra_word
 from fmstune.training.trackers.aim import AimTracker
 from tests import ROOT
 from tests.bad_inputs.test_messages import UNCLEAR
@@ -383,7 +383,7 @@ def test_a_text_is_read_by_hydra_as_it_was(value: str) -> None:
 
 def test_every_flag_of_the_early_tool_is_in_the_table() -> None:
     assert len(early_commands.TRAINING_ARGUMENTS) == 119
-    assert [name for name in early_commands.TRAINING_ARGUMENTS if fms_flags.tuning_flag(name) is None] == []
+    assert [name for name in early_commands.TRAINING_ARGUMENTS if fms_flags.find_flag(name, TUNING) is None] == []
 
 
 def fields_of(cls: type, prefix: str) -> Iterator[str]:

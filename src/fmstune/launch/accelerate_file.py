@@ -3,7 +3,7 @@
 The names are those of `accelerate config` (accelerate/commands/config/config_args.py and cluster.py, 1.15).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,8 @@ from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 _STRATEGIES = {"FSDP": "fsdp", "MULTI_GPU": "ddp", "MULTI_CPU": "ddp", "NO": "single"}
 _SAME_NAME = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
 _WITHOUT_EFFECT = (
-    "compute_environment",
-    "debug",
-    "downcast_bf16",
-    "enable_cpu_affinity",
-    "main_training_function",
-    "rdzv_backend",
-    "same_network",
-    "tpu_env",
-    "tpu_use_cluster",
-    "tpu_use_sudo",
+    *("compute_environment", "debug", "downcast_bf16", "enable_cpu_affinity", "main_training_function"),
+    *("rdzv_backend", "same_network", "tpu_env", "tpu_use_cluster", "tpu_use_sudo"),
 )
 """Taken and not used: the rendezvous is c10d always, the function is the runner, and there is no TPU."""
 _REFUSED_WHEN_SET = {
@@ -35,16 +27,42 @@ _REFUSED_WHEN_SET = {
     "dynamo_config": "set training.torch_compile",
 }
 _SHARDING = {
+    **{name: name for name in ("full_shard", "shard_grad_op", "hybrid_shard")},
     "1": "full_shard",
     "2": "shard_grad_op",
     "4": "hybrid_shard",
-    "full_shard": "full_shard",
-    "shard_grad_op": "shard_grad_op",
-    "hybrid_shard": "hybrid_shard",
     "true": "full_shard",
     "false": "shard_grad_op",
 }
 """Numbers are torch's ShardingStrategy; true and false are `fsdp_reshard_after_forward` of FSDP2."""
+_FSDP_FIELDS = {
+    "version": "fsdp_version",
+    "sharding_strategy": "sharding_strategy",
+    "reshard_after_forward": "sharding_strategy",
+    "offload_params": "cpu_offload",
+    # the early tool's fixture has the second name, which accelerate 1.15 takes and does not use
+    "backward_prefetch": "backward_prefetch",
+    "backward_prefetch_policy": "backward_prefetch",
+    **{
+        name: name
+        for name in (
+            "cpu_ram_efficient_loading",
+            "transformer_layer_cls_to_wrap",
+            "forward_prefetch",
+            "use_orig_params",
+        )
+    },
+}
+"""The field of the launcher group for each setting of `fsdp_config`, without `fsdp_` before its name."""
+_FSDP_FIXED = {
+    "auto_wrap_policy": ("TRANSFORMER_BASED_WRAP", "the model's blocks are wrapped, so leave it out"),
+    "state_dict_type": ("FULL_STATE_DICT", "checkpoints and models are ordinary files, so leave it out"),
+    "sync_module_states": ("TRUE", "all processes start from the same weights, so leave it out"),
+    "activation_checkpointing": ("FALSE", "training.activation_checkpointing=true sets it"),
+    "activation_checkpointing_offload": ("FALSE", "training.activation_offloading=true sets it"),
+    "min_num_params": ("0", "the model's blocks are wrapped, so leave it out"),
+}
+"""The one value of each other setting, and what to do about another."""
 
 
 def values(path: Path) -> dict[str, Any]:
@@ -62,7 +80,11 @@ def values_of(tree: Any, path: Path | str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError("launcher.config_file", f": {path} is not a mapping of settings; give an accelerate YAML")
     problems: list[Problem] = []
-    found = {**_top(tree, problems), **_fsdp(tree.get("fsdp_config") or {}, problems)}
+    found = _top(tree, problems)
+    try:
+        found |= fsdp_values(tree.get("fsdp_config") or {})
+    except UserError as err:
+        problems += err.problems
     raise_if_any(Problem("launcher.config_file", f": {path}: {problem}") for problem in problems)
     return found
 
@@ -95,77 +117,33 @@ def _top(tree: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
 
 
 def fsdp_values(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of the launcher group that settings of FSDP come to; raises UserError with all that does not go."""
+    """Fields of the launcher group for settings of `fsdp_config`; raises UserError with all that are not taken.
+
+    A file without a version means 1 (accelerate/utils/dataclasses.py).
+    """
     problems: list[Problem] = []
-    found = _fsdp(tree, problems)
-    raise_if_any(problems)
-    return found
-
-
-def _fsdp(tree: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
-    """Values of `fsdp_config`; a file without a version means 1 (accelerate/utils/dataclasses.py)."""
-    if not tree:
-        return {}
-    found: dict[str, Any] = {"fsdp_version": tree.get("fsdp_version", 1)}
+    found: dict[str, Any] = {"fsdp_version": tree.get("fsdp_version", 1)} if tree else {}
     for name, value in tree.items():
         short = str(name).removeprefix("fsdp_")
-        if short in _FSDP:
-            try:
-                found |= _FSDP[short](value)
-            except ValueError as err:
-                problems.append(Problem(name, f"{err}"))
-        else:
-            known = [f"fsdp_{key}" for key in _FSDP]
+        field, word = _FSDP_FIELDS.get(short), str(value).lower()
+        only, hint = _FSDP_FIXED.get(short, (None, ""))
+        if field == "sharding_strategy" and word not in _SHARDING:
+            text = f"{value} is not taken; full_shard, shard_grad_op and hybrid_shard are, and launcher=ddp"
+            problems.append(Problem(name, text))
+        elif field == "sharding_strategy":
+            found[field] = _SHARDING[word]
+        elif field == "transformer_layer_cls_to_wrap":
+            names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+            found[field] = names or None
+        elif field is not None:
+            found[field] = value
+        elif only is None:
+            known = [f"fsdp_{key}" for key in (*_FSDP_FIELDS, *_FSDP_FIXED)]
             problems.append(Problem(name, f"is unknown{did_you_mean(str(name), known)}"))
+        elif word != only.lower():
+            problems.append(Problem(name, f"{value} is not taken; {hint}"))
+    raise_if_any(problems)
     return found
-
-
-def _named(name: str) -> Callable[[Any], dict[str, Any]]:
-    return lambda value: {name: value}
-
-
-def _sharding(value: Any) -> dict[str, Any]:
-    word = str(value).lower()
-    if word not in _SHARDING:
-        raise ValueError(f"{value} is not taken; full_shard, shard_grad_op and hybrid_shard are, and launcher=ddp")
-    return {"sharding_strategy": _SHARDING[word]}
-
-
-def _only(*allowed: str, hint: str) -> Callable[[Any], dict[str, Any]]:
-    """A setting that has one value here."""
-
-    def check(value: Any) -> dict[str, Any]:
-        if str(value).upper() not in allowed:
-            raise ValueError(f"{value} is not taken; {hint}")
-        return {}
-
-    return check
-
-
-def _blocks(value: Any) -> dict[str, Any]:
-    names = [name.strip() for name in str(value).split(",")] if isinstance(value, str) else value
-    return {"transformer_layer_cls_to_wrap": names or None}
-
-
-_FSDP: Mapping[str, Callable[[Any], dict[str, Any]]] = {
-    "version": lambda value: {"fsdp_version": value},
-    "sharding_strategy": _sharding,
-    "reshard_after_forward": _sharding,
-    "offload_params": _named("cpu_offload"),
-    "cpu_ram_efficient_loading": _named("cpu_ram_efficient_loading"),
-    "transformer_layer_cls_to_wrap": _blocks,
-    # the early tool's fixture has the second name, which accelerate 1.15 takes and does not use
-    "backward_prefetch": _named("backward_prefetch"),
-    "backward_prefetch_policy": _named("backward_prefetch"),
-    "forward_prefetch": _named("forward_prefetch"),
-    "use_orig_params": _named("use_orig_params"),
-    "auto_wrap_policy": _only("TRANSFORMER_BASED_WRAP", hint="the model's blocks are wrapped, so leave it out"),
-    "state_dict_type": _only("FULL_STATE_DICT", hint="checkpoints and models are ordinary files, so leave it out"),
-    "sync_module_states": _only("TRUE", hint="all processes start from the same weights, so leave it out"),
-    "activation_checkpointing": _only("FALSE", hint="training.activation_checkpointing=true sets it"),
-    "activation_checkpointing_offload": _only("FALSE", hint="training.activation_offloading=true sets it"),
-    "min_num_params": _only("0", hint="the model's blocks are wrapped, so leave it out"),
-}
 
 
 def taken(launcher: Mapping[str, Any], on_command_line: frozenset[str]) -> dict[str, Any]:

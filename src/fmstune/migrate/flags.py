@@ -8,6 +8,7 @@ and of lm-evaluation-harness. Any other flag that `trl.SFTConfig` has is a field
 import dataclasses
 from collections.abc import Mapping
 from enum import Enum
+from functools import partial
 
 from fmstune.config import upstream_fields
 from fmstune.config.renamed_fields import OWNED, TRANSLATED
@@ -50,6 +51,14 @@ class Flag:
     fate: Fate = Fate.moved
 
 
+_text = partial(Flag, kind=Kind.text)
+
+
+def _switch(field: str, *words: str, why: str = "") -> Flag:
+    """A switch, with today's words for true and false."""
+    return Flag(field, Kind.switch, dict(zip(("true", "false"), words, strict=False)), why=why)
+
+
 def _dropped(why: str, *names: str, kind: Kind = Kind.plain) -> dict[str, Flag]:
     return dict.fromkeys(names, Flag(why=why, fate=Fate.dropped, kind=kind))
 
@@ -70,27 +79,27 @@ _WRAPPED = "every block of the model is wrapped, whatever its size"
 _FREE_PORT = "default: a free port, on one machine"
 
 TUNING: Mapping[str, Flag] = {
-    "model_name_or_path": Flag("model.path", Kind.text, early="facebook/opt-125m"),
-    "tokenizer_name_or_path": Flag(
-        "model.tokenizer", Kind.text, why="the first version of the tool read it for prompt tuning only"
+    "model_name_or_path": _text("model.path", early="facebook/opt-125m"),
+    "tokenizer_name_or_path": _text(
+        "model.tokenizer", why="the first version of the tool read it for prompt tuning only"
     ),
     "torch_dtype": Flag("model.dtype", early="bfloat16"),
-    "use_flash_attn": Flag(
+    "use_flash_attn": _switch(
         "model.attention",
-        Kind.switch,
-        {"true": "flash_attention_2", "false": "sdpa"},
+        "flash_attention_2",
+        "sdpa",
         why="default: auto, which is FlashAttention-2 if it can run, else sdpa",
     ),
-    "training_data_path": Flag("data.train", Kind.text),
-    "data_path": Flag("data.train", Kind.text),
-    "validation_data_path": Flag("data.eval", Kind.text, why="fmstune also compares base and tuned model on it"),
-    "dataset_text_field": Flag("data.text_field", Kind.text),
-    "response_template": Flag("data.response_template", Kind.text, why="matched as text, not as tokens"),
+    "training_data_path": _text("data.train"),
+    "data_path": _text("data.train"),
+    "validation_data_path": _text("data.eval", why="fmstune also compares base and tuned model on it"),
+    "dataset_text_field": _text("data.text_field"),
+    "response_template": _text("data.response_template", why="matched as text, not as tokens"),
     "max_seq_length": Flag("data.max_length", why="a row longer than the model's positions is an error and is not cut"),
-    "packing": Flag("training.packing", Kind.switch),
-    "output_dir": Flag("output_dir", Kind.text, why="the model is in its folder `model`; a run is never overwritten"),
+    "packing": _switch("training.packing"),
+    "output_dir": _text("output_dir", why="the model is in its folder `model`; a run is never overwritten"),
     "seed": Flag("seed"),
-    "run_name": Flag("name", Kind.text),
+    "run_name": _text("name"),
     "peft_method": Flag("peft", values={"lora": "lora", "pt": "prompt_tuning", "none": "full"}, early="none"),
     "r": Flag("peft.r"),
     "lora_alpha": Flag("peft.lora_alpha", early="32"),
@@ -99,7 +108,7 @@ TUNING: Mapping[str, Flag] = {
     "bias": Flag("peft.bias"),
     "num_virtual_tokens": Flag("peft.num_virtual_tokens"),
     "prompt_tuning_init": Flag("peft.prompt_tuning_init", early="TEXT"),
-    "prompt_tuning_init_text": Flag("peft.prompt_tuning_init_text", Kind.text, early=_DEFAULT_TEXT),
+    "prompt_tuning_init_text": _text("peft.prompt_tuning_init_text", early=_DEFAULT_TEXT),
     # defaults of transformers.TrainingArguments 4.38 that conf/training does not have
     "num_train_epochs": Flag("training.num_train_epochs", early="3"),
     "per_device_train_batch_size": Flag("training.per_device_train_batch_size", early="8"),
@@ -114,30 +123,20 @@ TUNING: Mapping[str, Flag] = {
     "logging_steps": Flag("training.logging_steps", early="500"),
     "save_strategy": Flag("training.save_strategy", early="steps"),
     "evaluation_strategy": Flag("training.eval_strategy"),
-    "bf16": Flag("training.bf16", Kind.switch),
-    "fp16": Flag("training.fp16", Kind.switch),
-    "gradient_checkpointing": Flag("training.activation_checkpointing", Kind.switch),
-    "include_tokens_per_second": Flag(
-        "training.include_num_input_tokens_seen",
-        Kind.switch,
-        {"true": "all", "false": "no"},
-        why="tokens/s are always printed and in summary.json",
+    "bf16": _switch("training.bf16"),
+    "fp16": _switch("training.fp16"),
+    "gradient_checkpointing": _switch("training.activation_checkpointing"),
+    "include_tokens_per_second": _switch(
+        "training.include_num_input_tokens_seen", "all", "no", why="tokens/s are always printed and in summary.json"
     ),
-    "include_num_input_tokens_seen": Flag(
-        "training.include_num_input_tokens_seen", Kind.switch, {"true": "all", "false": "no"}
-    ),
-    "group_by_length": Flag(
-        "training.train_sampling_strategy", Kind.switch, {"true": "group_by_length", "false": "random"}
-    ),
-    "adafactor": Flag("training.optim", Kind.switch, {"true": "adafactor", "false": ""}),
-    "no_cuda": Flag("launcher.device", Kind.switch, {"true": "cpu", "false": ""}),
-    "use_cpu": Flag("launcher.device", Kind.switch, {"true": "cpu", "false": ""}),
-    "use_mps_device": Flag("launcher.device", Kind.switch, {"true": "mps", "false": ""}),
-    "resume_from_checkpoint": Flag(
-        "training.resume",
-        Kind.text,
-        {"true": "", "false": ""},
-        why="the same command resumes an unfinished run",
+    "include_num_input_tokens_seen": _switch("training.include_num_input_tokens_seen", "all", "no"),
+    "group_by_length": _switch("training.train_sampling_strategy", "group_by_length", "random"),
+    "adafactor": _switch("training.optim", "adafactor", ""),
+    "no_cuda": _switch("launcher.device", "cpu", ""),
+    "use_cpu": _switch("launcher.device", "cpu", ""),
+    "use_mps_device": _switch("launcher.device", "mps", ""),
+    "resume_from_checkpoint": _text(
+        "training.resume", values={"true": "", "false": ""}, why="the same command resumes an unfinished run"
     ),
     "report_to": Flag(
         "tracking",
@@ -147,13 +146,13 @@ TUNING: Mapping[str, Flag] = {
     ),
     "tracker": Flag("tracking", Kind.words, _TRACKERS),
     "trackers": Flag("tracking", Kind.words, _TRACKERS),
-    "aim_repo": Flag("tracking.aim.repo", Kind.text),
-    "aim_remote_server_ip": Flag("tracking.aim.repo", Kind.text, why="with the port, as aim://HOST:PORT"),
+    "aim_repo": _text("tracking.aim.repo"),
+    "aim_remote_server_ip": _text("tracking.aim.repo", why="with the port, as aim://HOST:PORT"),
     "aim_remote_server_port": Flag("tracking.aim.repo", why="with the address, as aim://HOST:PORT"),
-    "experiment": Flag("tracking.aim.experiment", Kind.text),
+    "experiment": _text("tracking.aim.experiment"),
     "fsdp": Flag("launcher", Kind.words, {"full_shard": "fsdp1", "shard_grad_op": "fsdp1", "hybrid_shard": "fsdp1"}),
-    "fsdp_config": Flag("launcher", Kind.text, why="its values become fields of the launcher"),
-    "fsdp_transformer_layer_cls_to_wrap": Flag("launcher.transformer_layer_cls_to_wrap", Kind.text),
+    "fsdp_config": _text("launcher", why="its values become fields of the launcher"),
+    "fsdp_transformer_layer_cls_to_wrap": _text("launcher.transformer_layer_cls_to_wrap"),
     **_dropped("set the environment variables HF_HOME and FMSTUNE_CACHE", "cache_dir", kind=Kind.text),
     **_dropped(
         "a run folder is never overwritten; choose another output_dir", "overwrite_output_dir", kind=Kind.switch
@@ -234,17 +233,17 @@ _MEETING = {
 """Flags of torchrun that `accelerate launch` has too."""
 
 LAUNCH: Mapping[str, Flag] = {
-    "config_file": Flag("launcher.config_file", Kind.text, why="the early tool's own file is launcher=fsdp1"),
+    "config_file": _text("launcher.config_file", why="the early tool's own file is launcher=fsdp1"),
     "num_processes": Flag("launcher.num_processes"),
     "num_machines": Flag("launcher.num_machines"),
     "machine_rank": Flag("launcher.machine_rank"),
-    "main_process_ip": Flag("launcher.main_process_ip", Kind.text),
+    "main_process_ip": _text("launcher.main_process_ip"),
     "main_process_port": Flag("launcher.main_process_port", why=_FREE_PORT),
     "num_cpu_threads_per_process": Flag("launcher.threads"),
-    "cpu": Flag("launcher.device", Kind.switch, {"true": "cpu", "false": ""}),
-    "use_cpu": Flag("launcher.device", Kind.switch, {"true": "cpu", "false": ""}),
-    "multi_gpu": Flag("launcher", Kind.switch, {"true": "ddp", "false": ""}),
-    "use_fsdp": Flag("launcher", Kind.switch, {"true": "fsdp1", "false": ""}),
+    "cpu": _switch("launcher.device", "cpu", ""),
+    "use_cpu": _switch("launcher.device", "cpu", ""),
+    "multi_gpu": _switch("launcher", "ddp", ""),
+    "use_fsdp": _switch("launcher", "fsdp1", ""),
     "fsdp_version": Flag("launcher", values={"1": "fsdp1", "2": "fsdp"}, why="default: 1, as in accelerate"),
     "mixed_precision": Flag(
         "training", values={"no": "", "bf16": "bf16=true", "fp16": "fp16=true"}, why="training.bf16, training.fp16"
@@ -253,7 +252,7 @@ LAUNCH: Mapping[str, Flag] = {
     "fsdp_reshard_after_forward": Flag("launcher.sharding_strategy"),
     "fsdp_offload_params": Flag("launcher.cpu_offload"),
     "fsdp_cpu_ram_efficient_loading": Flag("launcher.cpu_ram_efficient_loading"),
-    "fsdp_transformer_layer_cls_to_wrap": Flag("launcher.transformer_layer_cls_to_wrap", Kind.text),
+    "fsdp_transformer_layer_cls_to_wrap": _text("launcher.transformer_layer_cls_to_wrap"),
     "fsdp_backward_prefetch": Flag("launcher.backward_prefetch"),
     "fsdp_backward_prefetch_policy": Flag("launcher.backward_prefetch"),
     "fsdp_forward_prefetch": Flag("launcher.forward_prefetch"),
@@ -282,11 +281,9 @@ TORCHRUN: Mapping[str, Flag] = {
     ),
     "nnodes": Flag("launcher.num_machines"),
     "node_rank": Flag("launcher.machine_rank"),
-    "master_addr": Flag("launcher.main_process_ip", Kind.text),
+    "master_addr": _text("launcher.main_process_ip"),
     "master_port": Flag("launcher.main_process_port", why=_FREE_PORT),
-    "rdzv_endpoint": Flag(
-        "launcher.main_process_ip", Kind.text, why="HOST:PORT; the port is launcher.main_process_port"
-    ),
+    "rdzv_endpoint": _text("launcher.main_process_ip", why="HOST:PORT; the port is launcher.main_process_port"),
     **_dropped("not needed on one machine", "standalone", kind=Kind.switch),
     **_dropped(_UNUSED, "use_env", kind=Kind.switch),
     **_dropped("always c10d", "rdzv_id"),
@@ -298,26 +295,26 @@ TORCHRUN: Mapping[str, Flag] = {
 """Flags of `torchrun` and of `python -m torch.distributed.launch`."""
 
 INFERENCE: Mapping[str, Flag] = {
-    "model": Flag("--model", Kind.text),
-    "text": Flag("--text", Kind.text),
-    "text_file": Flag("--text_file", Kind.text),
-    "out_file": Flag("--out_file", Kind.text),
-    "base_model_name_or_path": Flag("--base_model_name_or_path", Kind.text, why="adapter_config.json is not changed"),
+    "model": _text("--model"),
+    "text": _text("--text"),
+    "text_file": _text("--text_file"),
+    "out_file": _text("--out_file"),
+    "base_model_name_or_path": _text("--base_model_name_or_path", why="adapter_config.json is not changed"),
     "max_new_tokens": Flag("--max_new_tokens"),
-    "use_flash_attn": Flag("--attention", Kind.switch, {"true": "flash_attention_2", "false": ""}),
+    "use_flash_attn": _switch("--attention", "flash_attention_2", ""),
     **_refused("fmstune does not support activated LoRA", "use_alora", kind=Kind.switch),
 }
 """Flags of `scripts/run_inference.py`, which are those of `fmstune generate`."""
 
 HARNESS: Mapping[str, Flag] = {
-    "model": Flag("--model", Kind.text, why="hf and hf-causal only; model_args names the folder"),
-    "model_args": Flag("--model", Kind.text, why="the value of pretrained, or of peft; dtype becomes --dtype"),
-    "tasks": Flag("--tasks", Kind.text, why="hendrycksTest-* is mmlu today"),
+    "model": _text("--model", why="hf and hf-causal only; model_args names the folder"),
+    "model_args": _text("--model", why="the value of pretrained, or of peft; dtype becomes --dtype"),
+    "tasks": _text("--tasks", why="hendrycksTest-* is mmlu today"),
     "num_fewshot": Flag("--num_fewshot"),
     "batch_size": Flag("--batch_size", why="default: 8; auto is not supported"),
     "limit": Flag("--limit"),
-    "include_path": Flag("--include_path", Kind.text),
-    "output_path": Flag("--out_file", Kind.text, why="for a folder: harness.json in it"),
+    "include_path": _text("--include_path"),
+    "output_path": _text("--out_file", why="for a folder: harness.json in it"),
     "device": Flag("--device", why="default: the first visible GPU, else the CPU"),
     **_dropped("nothing is cached", "no_cache", kind=Kind.switch),
     **_dropped("prompts and samples are not written", "write_out", "log_samples", kind=Kind.switch),
@@ -326,13 +323,13 @@ HARNESS: Mapping[str, Flag] = {
 """Flags of lm-evaluation-harness: `main.py` of 2023, and `lm_eval` of today."""
 
 
-def tuning_flag(name: str) -> Flag | None:
-    """The entry of a flag of the tuning script, including transformers' training arguments."""
-    if name in TUNING:
-        return TUNING[name]
+def find_flag(name: str, flags: Mapping[str, Flag]) -> Flag | None:
+    """The entry of a flag; TUNING has transformers' training arguments too."""
     field = upstream_fields.fields_of(upstream_fields.SFT_CONFIG).get(name)
+    if name in flags or flags is not TUNING:
+        return flags.get(name)
     if name in OWNED:
-        return _refused(OWNED[name], name)[name]
+        return Flag(why=OWNED[name], fate=Fate.refused)
     if name in TRANSLATED or field is None:
         return None
     return Flag(f"training.{name}", Kind.switch if bool in field.primitives else Kind.plain)
@@ -340,8 +337,8 @@ def tuning_flag(name: str) -> Flag | None:
 
 def unknown_flag(name: str, flags: Mapping[str, Flag]) -> Problem:
     """The problem with a flag that the early tool did not have."""
-    known = [f"--{flag}" for flag in flags]
+    known = [*flags]
     if flags is TUNING:
-        known += [f"--{flag}" for flag in upstream_fields.fields_of(upstream_fields.SFT_CONFIG) if flag not in OWNED]
-    hint = did_you_mean(f"--{name}", known) or " (docs/migration.md lists the flags)"
+        known += [flag for flag in upstream_fields.fields_of(upstream_fields.SFT_CONFIG) if flag not in OWNED]
+    hint = did_you_mean(f"--{name}", [f"--{flag}" for flag in known]) or " (docs/migration.md lists the flags)"
     return Problem(f"--{name}", f"is not a flag of the early tool{hint}")

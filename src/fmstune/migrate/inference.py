@@ -4,20 +4,28 @@ import re
 
 from fmstune.errors import UserError
 from fmstune.migrate.flags import HARNESS, INFERENCE, Kind
-from fmstune.migrate.launcher import Given
-from fmstune.migrate.words import Became, Translated, kept_or_renamed, moved_flag, old_flag, single_value, switch_value
+from fmstune.migrate.words import (
+    Became,
+    Given,
+    Translation,
+    kept_or_renamed,
+    moved_flag,
+    old_flag,
+    single_value,
+    todays_value,
+)
 
 _MODELS = ("hf", "hf-causal", "hf-causal-experimental", "hf-auto", "huggingface")
 _MODEL_ARGS = {"pretrained": "--model", "peft": "--model", "dtype": "--dtype", "tokenizer": "", "use_accelerate": ""}
 
 
-def translate_inference(given: Given) -> Translated:
+def translate_inference(given: Given, out: Translation) -> None:
     """Translate the inference script's flags to words of `fmstune generate`."""
-    out = Translated()
+    out.verb = ("generate",)
     for name, values in given.items():
         flag, old = moved_flag(name, values, INFERENCE, out), old_flag(name, values)
         if flag is not None and flag.kind is Kind.switch:
-            if value := flag.values["true" if switch_value(name, values) else "false"]:
+            if value := todays_value(name, flag, values):
                 out.set(old, flag.field, value)
         elif flag is not None:
             out.fields[flag.field] = single_value(name, values)
@@ -31,33 +39,29 @@ def translate_inference(given: Given) -> Translated:
     out.set("the early script's default", "--dtype", "bfloat16" if flash else "float32", became=Became.set)
     why = "decoding is greedy; the model's own generation settings are not used"
     out.note(Became.changed, "special tokens in the output", "none", why)
-    return out
 
 
-def translate_harness(given: Given) -> Translated:
+def translate_harness(given: Given, out: Translation) -> None:
     """Translate the harness's flags to words of `fmstune evaluate harness`."""
-    out = Translated()
+    out.verb = ("evaluate", "harness")
     for name, values in given.items():
         flag = moved_flag(name, values, HARNESS, out)
         if flag is not None and name not in ("model", "model_args", "tasks"):
-            with out.collect_problems():
-                _harness_flag(name, flag.field, single_value(name, values), out)
+            out.attempt(_harness_flag, name, flag.field, values, out)
     model = given.get("model", ["hf"])
     if model[:1] and model[0] not in _MODELS:
         out.problem("--model", f"must be one of {', '.join(_MODELS)}; got {model[0]!r}")
     missing = {"model_args": "the model, as pretrained=DIR", "tasks": "names of tasks, separated by commas"}
-    for name, translate_value in (("model_args", _model_args), ("tasks", _tasks)):
-        if name not in given:
+    for name, translate_values in (("model_args", _model_args), ("tasks", _tasks)):
+        if name in given:
+            out.attempt(translate_values, given[name], out)
+        else:
             out.problem(f"--{name}", f"is missing: {missing[name]}")
-            continue
-        with out.collect_problems():
-            translate_value(single_value(name, given[name]), out)
-    return out
 
 
-def _harness_flag(name: str, field: str, value: str, out: Translated) -> None:
+def _harness_flag(name: str, field: str, values: list[str], out: Translation) -> None:
     """A flag whose value may have another form in fmstune."""
-    old = old_flag(name, [value])
+    value, old = single_value(name, values), old_flag(name, values)
     if name == "batch_size" and value.startswith("auto"):
         out.drop(old, "fmstune's default is 8")
         return
@@ -70,7 +74,8 @@ def _harness_flag(name: str, field: str, value: str, out: Translated) -> None:
     out.set(old, field, value)
 
 
-def _model_args(text: str, out: Translated) -> None:
+def _model_args(values: list[str], out: Translation) -> None:
+    text = single_value("model_args", values)
     found = dict(part.partition("=")[::2] for part in text.split(",") if part)
     for name in found:
         if name not in _MODEL_ARGS:
@@ -86,7 +91,8 @@ def _model_args(text: str, out: Translated) -> None:
         out.fields["--dtype"] = found["dtype"]
 
 
-def _tasks(text: str, out: Translated) -> None:
+def _tasks(values: list[str], out: Translation) -> None:
+    text = single_value("tasks", values)
     tasks = list(dict.fromkeys(re.sub(r"^hendrycksTest-.*$", "mmlu", task) for task in text.split(",") if task))
     out.fields["--tasks"] = ",".join(tasks)
     why = "hendrycksTest-* is mmlu today" if "hendrycksTest" in text else ""

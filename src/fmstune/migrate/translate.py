@@ -9,17 +9,17 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
 from fmstune.errors import Problem, UserError, raise_if_any
-from fmstune.migrate.flags import HARNESS, INFERENCE, TUNING, Flag, tuning_flag
+from fmstune.migrate.flags import HARNESS, INFERENCE, TUNING, Flag
 from fmstune.migrate.inference import translate_harness, translate_inference
-from fmstune.migrate.launcher import Given, Launched, Read, json_object, read_accelerate_launch, read_torchrun
+from fmstune.migrate.launcher import Launched, Read, json_object, read_accelerate_launch, read_torchrun
 from fmstune.migrate.shell import UNSET, Command, shell_commands
 from fmstune.migrate.tuning import translate_tuning
-from fmstune.migrate.words import Became, Note, Translated, read_flags, readable
+from fmstune.migrate.words import Became, Given, Note, Translation, read_flags, readable
 
 _TUNING = ("sft_trainer.py", "tuning.sft_trainer")
 _INFERENCE = ("run_inference.py", "scripts.run_inference")
@@ -30,23 +30,6 @@ _JOB_FILE, _JOB_TEXT = "SFT_TRAINER_CONFIG_JSON_PATH", "SFT_TRAINER_CONFIG_JSON_
 _LAUNCH_KEYS = ("accelerate_launch_args", "multiGPU")
 _ENVIRONMENT = re.compile(r"CUDA_VISIBLE_DEVICES|OMP_NUM_THREADS|TOKENIZERS_PARALLELISM|(HF|NCCL|WANDB|MLFLOW)_\w+")
 """Variables with the same meaning for fmstune; they stay before the command."""
-
-
-@dataclass(frozen=True)
-class Translation:
-    """One command of today."""
-
-    words: tuple[str, ...]
-    """The words after `fmstune`; the name of a variable without a value is between two UNSET."""
-    environment: Mapping[str, str]
-    """Variables that are set before the command."""
-    notes: tuple[Note, ...]
-
-    @property
-    def unset(self) -> list[str]:
-        """Names of variables without a value."""
-        found = re.findall(f"{UNSET}(\\w+){UNSET}", " ".join(self.words))
-        return list(dict.fromkeys(found))
 
 
 def translate_old_commands(given: Sequence[str], environment: Mapping[str, str], read: Read) -> list[Translation]:
@@ -70,16 +53,16 @@ def _translate(given: Sequence[str], environment: Mapping[str, str], read: Read)
     may_be_file = "\n" not in given[0] and len(given[0]) < 4096
     text = read(given[0]) if may_be_file else None
     text = given[0] if text is None else text
-    job = _read_job(text.strip(), "the job")
+    job = _read_job(text.strip())
     if job is not None:
         return [_translate_job(job, environment, read)]
     return _translate_commands(shell_commands(text, environment), environment, read)
 
 
-def _read_job(text: str, name: str) -> dict[str, Any] | None:
+def _read_job(text: str) -> dict[str, Any] | None:
     """Parse the early container's job, JSON or JSON in base64; None for any other text."""
     if text.startswith("{"):
-        return json_object(text, name)
+        return json_object(text, "the job")
     if not re.fullmatch(r"[A-Za-z0-9+/\s]{16,}={0,2}", text):
         return None
     try:
@@ -87,10 +70,10 @@ def _read_job(text: str, name: str) -> dict[str, Any] | None:
     except binascii.Error:
         return None
     if raw.startswith(b"\x80"):
-        raise UserError(name, "is a pickle, which could run code when it is read; give it as JSON")
+        raise UserError("the job", "is a pickle, which could run code when it is read; give it as JSON")
     if not raw.lstrip().startswith(b"{"):
         return None
-    return json_object(raw.decode("utf-8", errors="replace"), name)
+    return json_object(raw.decode("utf-8", errors="replace"), "the job")
 
 
 def _translate_job(job: Mapping[str, Any], environment: Mapping[str, str], read: Read) -> Translation:
@@ -103,7 +86,10 @@ def _translate_job(job: Mapping[str, Any], environment: Mapping[str, str], read:
             if "config_file" not in launch:
                 launch["use_fsdp"] = ["true"]
     flags = _values_of({name: value for name, value in job.items() if name not in _LAUNCH_KEYS})
-    return _finish([], translate_tuning(flags, launch, environment, read), {})
+    out = Translation()
+    translate_tuning(flags, launch, environment, read, out)
+    raise_if_any(out.problems)
+    return out
 
 
 def _values_of(values: Mapping[str, Any]) -> Given:
@@ -125,32 +111,33 @@ def _translate_commands(commands: Sequence[Command], environment: Mapping[str, s
         which = f" of the early tool in {others[0]!r}" if others else ""
         hint = "give one that starts tuning/sft_trainer.py, scripts/run_inference.py or lm_eval, or an existing file"
         raise UserError("", f"no command{which}; {hint}")
-    skipped = tuple(Note(Became.dropped, other, why="not a command of the early tool") for other in others)
-    return [replace(found[0], notes=(*found[0].notes, *skipped)), *found[1:]]
+    found[0].notes += [Note(Became.dropped, other, why="not a command of the early tool") for other in others]
+    return found
 
 
 def _translate_command(command: Command, environment: Mapping[str, str], read: Read) -> Translation | None:
     """Translate one command; None for a command of another tool."""
     around = {**environment, **command.environment}
-    kept = {name: value for name, value in command.environment.items() if _ENVIRONMENT.fullmatch(name)}
-    launched = _split_launcher(list(command.words))
+    out = Translation({name: value for name, value in command.environment.items() if _ENVIRONMENT.fullmatch(name)})
+    launched = _split_launcher(list(command.words), out)
     words = _without_python(launched.rest)
-    if not words:
-        return None
-    program, rest = PurePath(words[0]).name, words[1:]
+    program, rest = PurePath("".join(words[:1])).name, words[1:]
     if program in _CONTAINER:
         return _translate_container(around, read)
     if program in _TUNING:
-        out = translate_tuning(_read_all_flags(rest, TUNING), launched.flags, around, read)
-        return _finish([], _with_typed_names(out, launched), kept)
-    if program in _INFERENCE:
-        return _finish(["generate"], translate_inference(_read_all_flags(rest, INFERENCE)), kept)
-    if program in _HARNESS and any(word.startswith(("--tasks", "--model_args")) for word in rest):
-        return _finish(["evaluate", "harness"], translate_harness(_read_all_flags(rest, HARNESS)), kept)
-    return None
+        translate_tuning(_read_all_flags(rest, TUNING), launched.flags, around, read, out)
+        out.notes = [_with_typed_name(note, launched.spelled) for note in out.notes]
+    elif program in _INFERENCE:
+        translate_inference(_read_all_flags(rest, INFERENCE), out)
+    elif program in _HARNESS and any(word.startswith(("--tasks", "--model_args")) for word in rest):
+        translate_harness(_read_all_flags(rest, HARNESS), out)
+    else:
+        return None
+    raise_if_any(out.problems)
+    return out
 
 
-def _split_launcher(words: list[str]) -> Launched:
+def _split_launcher(words: list[str], out: Translation) -> Launched:
     """Split a command into the launcher's flags and the launched words."""
     plain = _without_python(words)
     if words[:2] == ["accelerate", "launch"]:
@@ -158,19 +145,15 @@ def _split_launcher(words: list[str]) -> Launched:
     if plain[:1] == ["accelerate.commands.launch"]:
         return read_accelerate_launch(plain[1:])
     if plain and PurePath(plain[0]).name in _TORCHRUN:
-        return read_torchrun(plain[1:])
+        return read_torchrun(plain[1:], out)
     return Launched(None, words)
 
 
-def _with_typed_names(out: Translated, launched: Launched) -> Translated:
-    """The translation with notes under the launcher's flags as they were typed, and the launcher's own notes."""
-    typed = {f"--{name}": old for name, old in launched.spelled.items()}
-    notes = []
-    for note in out.notes:
-        old = typed.get(note.old.partition(" ")[0])
-        became = Became.renamed if note.became is Became.kept else note.became
-        notes.append(replace(note, old=old, became=became) if old else note)
-    return Translated(out.fields, [*notes, *launched.notes], [*launched.problems, *out.problems])
+def _with_typed_name(note: Note, spelled: Mapping[str, str]) -> Note:
+    """The note under the launcher's flag as it was typed."""
+    old = spelled.get(note.old.partition(" ")[0].removeprefix("--"))
+    became = Became.renamed if note.became is Became.kept else note.became
+    return replace(note, old=old, became=became) if old else note
 
 
 def _without_python(words: list[str]) -> list[str]:
@@ -184,12 +167,7 @@ def _without_python(words: list[str]) -> list[str]:
 
 
 def _read_all_flags(words: list[str], flags: Mapping[str, Flag]) -> Given:
-    known = dict(flags)
-    if flags is TUNING:
-        # switches of transformers that are not in the table
-        names = [word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")]
-        known |= {name: flag for name in names if (flag := tuning_flag(name)) is not None}
-    given, rest = read_flags(words, known)
+    given, rest = read_flags(words, flags)
     if rest:
         raise UserError("", f"{rest[0]!r} belongs to no flag; put a value with spaces into quotes")
     return given
@@ -202,33 +180,17 @@ def _translate_container(environment: Mapping[str, str], read: Read) -> Translat
     text = read(environment[name]) if name == _JOB_FILE else environment[name]
     if text is None:
         raise UserError("", f"{name}={environment[name]} cannot be read; give the job file itself")
-    job = _read_job(text.strip(), "the job")
+    job = _read_job(text.strip())
     if job is None:
         raise UserError("", f"the job in {name} is neither JSON nor base64")
     return _translate_job(job, environment, read)
 
 
-def _finish(verb: list[str], out: Translated, environment: Mapping[str, str]) -> Translation:
-    raise_if_any(out.problems)
-    words = list(verb)
-    for field, value in out.fields.items():
-        words += [field, value] if field.startswith("--") else [f"{field}={value}"]
-    return Translation(tuple(words), environment, tuple(out.notes))
-
-
 def render_command(translation: Translation) -> str:
     """The command in shell quotes, one field a line."""
-    words = list(translation.words)
-    first = [word for word in words[:2] if not word.startswith("--") and "=" not in word]
-    groups: list[list[str]] = []
-    for word in words[len(first) :]:
-        if groups and groups[-1][0].startswith("--") and len(groups[-1]) == 1:
-            groups[-1].append(word)
-        else:
-            groups.append([word])
     set_before = [f"{name}={_quoted(value)}" for name, value in translation.environment.items()]
-    lines = [" ".join([*set_before, "fmstune", *first])]
-    lines += ["  " + " ".join(map(_quoted, group)) for group in groups]
+    lines = [" ".join([*set_before, "fmstune", *translation.verb])]
+    lines += ["  " + " ".join(map(_quoted, words)) for words in translation.lines()]
     return " \\\n".join(lines)
 
 

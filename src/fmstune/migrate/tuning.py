@@ -7,67 +7,52 @@ from importlib import resources
 import yaml
 
 from fmstune.config import groups
-from fmstune.errors import UserError
 from fmstune.migrate import launcher
-from fmstune.migrate.flags import OF_METHOD, TUNING, Flag, Kind
-from fmstune.migrate.launcher import Given, Read
+from fmstune.migrate.flags import OF_METHOD, TUNING, Flag
+from fmstune.migrate.launcher import Read
 from fmstune.migrate.words import (
     Became,
-    Translated,
+    Given,
+    Translation,
     hydra_list,
     hydra_word,
     moved_flag,
     old_flag,
-    single_value,
     switch_value,
+    todays_value,
     todays_word,
 )
 
+_TRACKERS = ("report_to", "tracker", "trackers")
 _SPECIAL = (
-    "model_name_or_path",
-    "tokenizer_name_or_path",
-    "peft_method",
-    "packing",
-    "use_flash_attn",
-    "tracker",
-    "trackers",
-    "report_to",
-    "aim_repo",
-    "aim_remote_server_ip",
-    "aim_remote_server_port",
-    "experiment",
-    "fsdp",
-    "fsdp_config",
-    "fsdp_transformer_layer_cls_to_wrap",
+    *("model_name_or_path", "tokenizer_name_or_path", "peft_method", "packing", "use_flash_attn"),
+    *(*_TRACKERS, "aim_repo", "aim_remote_server_ip", "aim_remote_server_port", "experiment"),
+    *("fsdp", "fsdp_config", "fsdp_transformer_layer_cls_to_wrap"),
 )
 """Flags that are not translated one by one."""
 
 
-def translate_tuning(given: Given, launch: Given | None, environment: Mapping[str, str], read: Read) -> Translated:
+def translate_tuning(
+    given: Given, launch: Given | None, environment: Mapping[str, str], read: Read, out: Translation
+) -> None:
     """Translate a tuning command; `launch` has its flags of `accelerate launch`, None without a launcher."""
-    out = Translated()
     method = _method(given, out)
     _model(given, out)
     out.fields |= {"peft": TUNING["peft_method"].values[method], "data": "text"}
     _missing(given, out)
     _plain_flags(given, method, out)
     _early_defaults(given, method, out)
-    with out.collect_problems():
-        _packing(given, out)
-    with out.collect_problems():
-        _attention(given, out)
-    with out.collect_problems():
-        _tracking(given, environment, out)
-    with out.collect_problems():
-        _launcher(given, launch, read, out)
+    out.attempt(_packing, given, out)
+    out.attempt(_attention, given, out)
+    out.attempt(_tracking, given, environment, out)
+    out.attempt(_launcher, given, launch, read, out)
     if "validation_data_path" not in given:
         out.fields["evaluation"] = "none"
     why = "the pad token is one of the vocabulary if possible; the same command resumes an interrupted run"
     out.note(Became.changed, "checkpoints in output_dir", "checkpoints and `model` in output_dir", why)
-    return out
 
 
-def _method(given: Given, out: Translated) -> str:
+def _method(given: Given, out: Translation) -> str:
     values = given.get("peft_method", ["none"])
     method = values[0].lower() if values else "none"
     if method not in OF_METHOD:
@@ -78,7 +63,7 @@ def _method(given: Given, out: Translated) -> str:
     return method
 
 
-def _model(given: Given, out: Translated) -> None:
+def _model(given: Given, out: Translation) -> None:
     """Add the model: the shipped group that has this path, which sets its architecture too, or causal_lm."""
     values = given.get("model_name_or_path", [str(TUNING["model_name_or_path"].early)])
     path = values[0] if values else ""
@@ -109,7 +94,7 @@ def shipped_model(path: str) -> str | None:
     return None
 
 
-def _missing(given: Given, out: Translated) -> None:
+def _missing(given: Given, out: Translation) -> None:
     """Add a problem for each missing flag that the early tool required."""
     packs = "packing" in given and given["packing"] and given["packing"][0].lower() == "true"
     needed = {"dataset_text_field": "the column that holds the text"}
@@ -122,7 +107,7 @@ def _missing(given: Given, out: Translated) -> None:
             out.problem(f"--{name}", f"is missing, and the early tool required it: {meaning}")
 
 
-def _plain_flags(given: Given, method: str, out: Translated) -> None:
+def _plain_flags(given: Given, method: str, out: Translation) -> None:
     """Translate each flag that needs no other."""
     of_other_methods = {name for other in OF_METHOD for name in OF_METHOD[other]} - set(OF_METHOD[method])
     for name, values in given.items():
@@ -130,30 +115,17 @@ def _plain_flags(given: Given, method: str, out: Translated) -> None:
         if flag is not None and name in of_other_methods:
             out.drop(old, f"peft={TUNING['peft_method'].values[method]} has no such field; the early tool ignored it")
         elif flag is not None and name not in _SPECIAL:
-            with out.collect_problems():
-                if value := _todays_value(name, flag, values):
-                    out.set(old, flag.field, value, flag.why)
-                else:
-                    out.drop(old, flag.why or "it is the default")
+            out.attempt(_plain_flag, name, flag, values, out)
 
 
-def _todays_value(name: str, flag: Flag, values: list[str]) -> str:
-    """The value in today's words; "" if nothing needs to be set."""
-    if flag.kind is Kind.words:
-        names = [word for value in values for word in value.split()]
-        if not names:
-            raise UserError(f"--{name}", "takes at least one value, got none")
-        return names[0] if names == ["all-linear"] else hydra_list(names)
-    if flag.kind is Kind.switch:
-        word = "true" if switch_value(name, values) else "false"
-        return flag.values[word] if flag.values else word
-    value = single_value(name, values)
-    if flag.values and value.lower() in flag.values:
-        return flag.values[value.lower()]
-    return hydra_word(value, flag.kind)
+def _plain_flag(name: str, flag: Flag, values: list[str], out: Translation) -> None:
+    if value := todays_value(name, flag, values):
+        out.set(old_flag(name, values), flag.field, value, flag.why)
+    else:
+        out.drop(old_flag(name, values), flag.why or "it is the default")
 
 
-def _early_defaults(given: Given, method: str, out: Translated) -> None:
+def _early_defaults(given: Given, method: str, out: Translation) -> None:
     """Set each early default that differs from today's, so that a flag that was left out means the same."""
     of_methods = {name for names in OF_METHOD.values() for name in names}
     for name, flag in TUNING.items():
@@ -171,7 +143,7 @@ def _early_defaults(given: Given, method: str, out: Translated) -> None:
         out.set(f"--{name} was left out", flag.field, value, why, Became.set)
 
 
-def _packing(given: Given, out: Translated) -> None:
+def _packing(given: Given, out: Translation) -> None:
     if "packing" not in given:
         return
     packs = switch_value("packing", given["packing"])
@@ -181,19 +153,18 @@ def _packing(given: Given, out: Translated) -> None:
         out.set("--packing True trained whole texts", "data.response_template", "null", why, Became.changed)
 
 
-def _attention(given: Given, out: Translated) -> None:
+def _attention(given: Given, out: Translation) -> None:
     flag, values = TUNING["use_flash_attn"], given.get("use_flash_attn")
     if values is None:
         out.note(Became.changed, "--use_flash_attn was left out", "model.attention=auto", flag.why)
     else:
-        value = _todays_value("use_flash_attn", flag, values)
-        out.set(old_flag("use_flash_attn", values), "model.attention", value)
+        out.set(old_flag("use_flash_attn", values), "model.attention", todays_value("use_flash_attn", flag, values))
 
 
-def _tracking(given: Given, environment: Mapping[str, str], out: Translated) -> None:
+def _tracking(given: Given, environment: Mapping[str, str], out: Translation) -> None:
     """Add the trackers of flags, and of environment variables that the first version read."""
     chosen: list[str] = []
-    for name in ("report_to", "tracker", "trackers"):
+    for name in _TRACKERS:
         words = [word for value in given.get(name, []) for word in value.lower().replace(",", " ").split()]
         if words == ["all"]:
             out.drop(old_flag(name, words), "name each tracker, for example tracking=tensorboard")
@@ -207,7 +178,7 @@ def _tracking(given: Given, environment: Mapping[str, str], out: Translated) -> 
     names = list(dict.fromkeys(name for name in chosen if name))
     if names:
         out.fields["tracking"] = names[0] if len(names) == 1 else hydra_list(names)
-    elif not given.keys() & {"report_to", "tracker", "trackers"}:
+    elif not given.keys() & {*_TRACKERS}:
         why = "the early tool used every installed tracker; choose one, for example tracking=aim"
         out.note(Became.changed, "--report_to was left out", "metrics.jsonl alone", why)
     for field, (value, old) in aim.items():
@@ -237,7 +208,7 @@ def _aim_experiment(given: Given, environment: Mapping[str, str]) -> tuple[str, 
     return variable, f"AIMSTACK_EXPERIMENT={variable}"
 
 
-def _launcher(given: Given, launch: Given | None, read: Read, out: Translated) -> None:
+def _launcher(given: Given, launch: Given | None, read: Read, out: Translation) -> None:
     flags = dict(launch or {})
     if "fsdp" in given:
         config = given.get("fsdp_config")

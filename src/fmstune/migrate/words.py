@@ -1,14 +1,19 @@
-"""Shared by all translations: old words → flags, values → words of today, and a translation in the making."""
+"""Shared by all translations: old words → flags, values → words of today, and the command that is made of them."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
+from itertools import chain, takewhile
+from typing import Any
 
 from fmstune.errors import Problem, UserError
-from fmstune.migrate.flags import TUNING, Fate, Flag, Kind, tuning_flag, unknown_flag
+from fmstune.migrate.flags import Fate, Flag, Kind, find_flag, unknown_flag
 from fmstune.migrate.shell import UNSET
+
+Given = dict[str, list[str]]
+"""Flags with their values."""
 
 TRUE, FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
 """Words for switches, as transformers' HfArgumentParser takes them."""
@@ -36,13 +41,31 @@ class Note:
 
 
 @dataclass
-class Translated:
-    """A translation in the making."""
+class Translation:
+    """One command of today, in the making."""
 
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that are set before the command."""
+    verb: tuple[str, ...] = ()
+    """The first words after `fmstune`."""
     fields: dict[str, str] = field(default_factory=dict)
     """Each field, group or flag with its word as it is typed, such as `"\\n### Label:"` in Hydra's quotes."""
     notes: list[Note] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words after `fmstune`; the name of a variable without a value is between two UNSET."""
+        return (*self.verb, *chain.from_iterable(self.lines()))
+
+    def lines(self) -> list[tuple[str, ...]]:
+        """The words of each field, group or flag."""
+        return [(name, word) if name.startswith("--") else (f"{name}={word}",) for name, word in self.fields.items()]
+
+    @property
+    def unset(self) -> list[str]:
+        """Names of variables without a value."""
+        return list(dict.fromkeys(re.findall(f"{UNSET}(\\w+){UNSET}", " ".join(self.words))))
 
     def note(self, became: Became, old: str, new: str = "", why: str = "") -> None:
         """Add a note."""
@@ -62,11 +85,10 @@ class Translated:
         joined = f"{name} {value}" if name.startswith("--") else f"{name}={value}"
         self.note(became or kept_or_renamed(old, name), old, joined, why)
 
-    @contextmanager
-    def collect_problems(self) -> Iterator[None]:
-        """Add the problems of a UserError that is raised inside, and continue after the block."""
+    def attempt(self, translate: Callable[..., None], *args: Any) -> None:
+        """Call the function, and add the problems of a UserError that it raises."""
         try:
-            yield
+            translate(*args)
         except UserError as err:
             self.problems += err.problems
 
@@ -76,36 +98,34 @@ def kept_or_renamed(old: str, name: str) -> Became:
     return Became.kept if old.partition(" ")[0] == f"--{name.lstrip('-').rpartition('.')[2]}" else Became.renamed
 
 
-def read_flags(words: Sequence[str], flags: Mapping[str, Flag]) -> tuple[dict[str, list[str]], list[str]]:
+def read_flags(words: Sequence[str], flags: Mapping[str, Flag]) -> tuple[Given, list[str]]:
     """The flags at the start of these words, each with its values; and the remaining words.
 
     `--a=b` and `--a b` are the same, and so are `-` and `_` in a name.
     """
-    found: dict[str, list[str]] = {}
+    found: Given = {}
     rest = list(words)
     while rest and rest[0].startswith("--"):
         name, equals, value = rest.pop(0)[2:].partition("=")
         name = name.replace("-", "_")
-        kind = flags[name].kind if name in flags else None
-        if equals:
-            values = [value]
-        elif kind is Kind.switch:
-            # a launcher's switch may be followed by the script
-            values = [rest.pop(0)] if rest and not rest[0].startswith("-") and not rest[0].endswith(".py") else []
-        elif kind in (None, Kind.words):
-            values = []
-            # the script after a launcher's flags is not one of their values
-            while rest and not rest[0].startswith("--") and not rest[0].endswith(".py"):
-                values.append(rest.pop(0))
-        else:
-            values = [rest.pop(0)] if rest and not rest[0].startswith("--") else []
-        found[name] = values
+        flag = find_flag(name, flags)
+        kind = Kind.words if flag is None else flag.kind
+        values = list(takewhile(partial(_is_value, kind), rest[: None if kind is Kind.words else 1]))
+        found[name] = [value] if equals else values
+        rest = rest if equals else rest[len(values) :]
     return found, rest
 
 
-def moved_flag(name: str, values: Sequence[str], flags: Mapping[str, Flag], out: Translated) -> Flag | None:
+def _is_value(kind: Kind, word: str) -> bool:
+    """Whether the word is a value of the flag before it; the script after a launcher's flags is none."""
+    if kind in (Kind.switch, Kind.words) and word.endswith(".py"):
+        return False
+    return not word.startswith("-" if kind is Kind.switch else "--")
+
+
+def moved_flag(name: str, values: Sequence[str], flags: Mapping[str, Flag], out: Translation) -> Flag | None:
     """The flag's entry if it has a field today; otherwise add a problem, or a note that it is dropped."""
-    flag = tuning_flag(name) if flags is TUNING else flags.get(name)
+    flag = find_flag(name, flags)
     is_off = [value.lower() for value in values] in (["no"], ["false"], ["none"])
     if flag is None:
         out.problems.append(unknown_flag(name, flags))
@@ -151,14 +171,10 @@ def hydra_word(value: str, kind: Kind = Kind.text) -> str:
 
     A line break is written `\n`, which fmstune reads as one in a template.
     """
-    if value.startswith(UNSET) and value.endswith(UNSET) and value.count(UNSET) == 2:
-        return value
     number = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", value, re.IGNORECASE) is not None
-    if number and kind is not Kind.text:
-        return value
     word = re.fullmatch(rf"[\w./{UNSET}][\w./:{UNSET}+-]*", value) is not None
-    as_text = number or value.lower() in ("true", "false", "null", "inf", "nan")
-    if word and not (as_text and kind is Kind.text):
+    needs_quotes = kind is Kind.text and (number or value.lower() in ("true", "false", "null", "inf", "nan"))
+    if (number or word) and not needs_quotes:
         return value
     value = value.replace("\n", r"\n").replace("\t", r"\t").replace("\r", r"\r")
     value = re.sub(r'(\\*)"', lambda found: found[1] * 2 + '\\"', value)
@@ -170,6 +186,20 @@ def hydra_word(value: str, kind: Kind = Kind.text) -> str:
 def hydra_list(values: Sequence[str]) -> str:
     """Several values as a list for Hydra's command line."""
     return f"[{','.join(hydra_word(value) for value in values)}]"
+
+
+def todays_value(name: str, flag: Flag, values: Sequence[str]) -> str:
+    """The value in today's words, for Hydra's command line; "" if nothing needs to be set."""
+    if flag.kind is Kind.words:
+        names = [word for value in values for word in value.split()]
+        if not names:
+            raise UserError(f"--{name}", "takes at least one value, got none")
+        return names[0] if names == ["all-linear"] else hydra_list(names)
+    if flag.kind is Kind.switch:
+        word = "true" if switch_value(name, values) else "false"
+        return flag.values.get(word, word)
+    value = single_value(name, values)
+    return flag.values.get(value.lower(), hydra_word(value, flag.kind))
 
 
 def todays_word(name: str, flag: Flag, word: str) -> str:
