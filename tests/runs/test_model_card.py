@@ -35,11 +35,16 @@ def test_a_tuned_adapter_has_a_card_that_the_hub_can_read(
 
 
 def test_a_merged_models_card_loads_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    merged = model_card.MergedModel(
-        "/elsewhere/base", [("run/model", 1.0), ("other", 0.5)], "float32", "Alike.", {"x": "1"}
+    card_text = model_card.merge_card(
+        "/elsewhere/base",
+        [("run/model", 1.0), ("other", 0.5)],
+        {},
+        dtype="float32",
+        difference="Alike.",
+        versions={"x": "1"},
     )
     folder = small.save(tmp_path / "merged")
-    (folder / "README.md").write_text(model_card.merge_card(merged, {}))
+    (folder / "README.md").write_text(card_text)
     monkeypatch.chdir(folder)
     card = ModelCard.load("README.md")
     assert (card.data.base_model, card.data.base_model_relation) == ("base", "merge")

@@ -283,9 +283,10 @@ def _record(
 
 def _card(request: Merge, place: Place, weights: Sequence[float], dtype: str, found: Difference) -> str:
     assert place.base is not None
-    merged = model_card.MergedModel(
-        base=place.base,
-        adapters=list(zip(request.model, weights, strict=True)),
+    return model_card.merge_card(
+        place.base,
+        list(zip(request.model, weights, strict=True)),
+        model_card.read_licence(Path(package_files.resolve(place.base)).expanduser()),
         dtype=dtype,
         difference=(
             f"Its logits differ from those of the adapters on their base by {found.share:.1e} of their size "
@@ -293,8 +294,6 @@ def _card(request: Merge, place: Place, weights: Sequence[float], dtype: str, fo
         ),
         versions={"fmstune": __version__, **{name: version(name) for name in ("peft", "torch", "transformers")}},
     )
-    folder = Path(package_files.resolve(place.base)).expanduser()
-    return model_card.merge_card(merged, model_card.read_licence(folder))
 
 
 def _report(
