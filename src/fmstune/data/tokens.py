@@ -4,7 +4,7 @@ The rule holds for a token that straddles the start of an answer, too: that toke
 has to write. Counting the tokens of the prompt alone would train nothing of such an answer.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -96,103 +96,81 @@ class TokenSpan(NamedTuple):
 
 
 def encode_rows(batch: Sequence[Formatted], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Encoded]:
-    """Tokenise rows, all plain and all templated ones in one call each; the order is kept.
+    """Tokenise rows, all plain and all templated texts in one call each; the order is kept.
 
     End-of-sequence is trained, counted in `max_length` and never cut off a plain text. A templated text ends as its
     template ends it; it is closed with end-of-sequence only where its last answer has no special token as its end.
     """
     check_tokenizer(tokenizer)
-    places: dict[Callable[..., Iterator[Encoded]], list[int]] = {}
-    for place, row in enumerate(batch):
-        places.setdefault(_encoder(row), []).append(place)
-    encoded: dict[int, Encoded] = {}
-    for encode, numbers in places.items():
-        rows = [batch[number] for number in numbers]
-        encoded.update(zip(numbers, encode(rows, tokenizer, max_length), strict=True))
-    return [encoded[place] for place in range(len(batch))]
+    texts = [text for row in batch for text in (row.values() if isinstance(row, Texts) else [row])]
+    of_plain = [text for text in texts if not isinstance(text, Templated | TokenRow)]
+    plain = _encode_texts(of_plain, tokenizer, max_length)
+    templated = _encode_texts([text for text in texts if isinstance(text, Templated)], tokenizer, max_length)
+
+    def encode(row: Formatted) -> Encoded:
+        if isinstance(row, TokenRow):
+            return _cut(row, max_length)
+        if isinstance(row, Texts):
+            return _joined({name: encode(text) for name, text in row.items()})
+        return next(templated if isinstance(row, Templated) else plain)
+
+    return [encode(row) for row in batch]
 
 
-def _encoder(row: Formatted) -> Callable[..., Iterator[Encoded]]:
-    if isinstance(row, TokenRow):
-        return _encode_tokens
-    if isinstance(row, Texts):
-        return _encode_texts
-    return _encode_templated if isinstance(row, Templated) else _encode_plain
-
-
-def _encode_plain(
+def _encode_texts(
     rows: Sequence[list[Segment]], tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> Iterator[Encoded]:
-    end_of_sequence = check_tokenizer(tokenizer)
-    for ids, spans in _tokenised(rows, tokenizer, special_tokens=True):
-        yield _encode_row(ids, spans, end_of_sequence, max_length)
+    """The rows, which are all templated or all plain, in tokens."""
+    if not rows:
+        return
+    end_of_sequence, special = tokenizer.eos_token_id, set(tokenizer.all_special_ids)
+    plain = not isinstance(rows[0], Templated)
+    texts = ["".join(segment.text for segment in row) for row in rows]
+    # verbose=False: no warning about texts above the tokenizer's own limit, since max_length decides
+    made = tokenizer(texts, add_special_tokens=plain, return_attention_mask=False, verbose=False)
+    for row, text, ids, encoding in zip(rows, texts, made["input_ids"], made.encodings, strict=True):
+        spans = list(_token_spans(row, len(text), encoding))
+        is_open = ids[-1:] != [end_of_sequence] if plain else row[-1].trained and ids[-1] not in special
+        length = len(ids) + is_open
+        count = min(length, max_length)
+        kept, labels = ids[:count], [IGNORED] * count
+        for span in spans:
+            labels[span.first : span.last] = kept[span.first : span.last]
+        ends = plain or (is_open and count == length)
+        if ends:
+            kept[count - 1 :] = labels[count - 1 :] = [end_of_sequence]
+        text_tokens = count - ends
+        answer = next((s.first for s in reversed(spans) if s.first < min(s.last, text_tokens)), text_tokens)
+        straddling = sum(token < text_tokens for span in spans for token in span.straddling)
+        trained = count - labels.count(IGNORED)
+        yield Encoded(kept, labels, length, trained, answer < text_tokens, straddling, answer)
 
 
-def _encode_templated(
-    rows: Sequence[Templated], tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> Iterator[Encoded]:
-    end_of_sequence, special = check_tokenizer(tokenizer), set(tokenizer.all_special_ids)
-    for row, (ids, spans) in zip(rows, _tokenised(rows, tokenizer, special_tokens=False), strict=True):
-        open_end = row[-1].trained and ids[-1] not in special
-        whole = [*ids, end_of_sequence] if open_end else ids
-        labels = _labels(ids, spans, len(ids)) + ([end_of_sequence] if open_end else [])
-        kept = _cut(TokenRow(whole, labels), max_length)
-        count = len(kept.input_ids)
-        answer = _last_answer(spans, count)
-        yield kept._replace(answered=answer < count, straddling=_straddling(spans, count), answer=answer)
-
-
-def _encode_texts(rows: Sequence[Texts], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Iterator[Encoded]:
-    """Each text as it is alone; the row is as long as the longest of them."""
-    flat = iter(encode_rows([text for row in rows for text in row.values()], tokenizer, max_length))
-    for row in rows:
-        parts = {name: next(flat) for name in row}
-        each = list(parts.values())
-        yield Encoded(
-            input_ids=[token for part in each for token in part.input_ids],
-            labels=[label for part in each for label in part.labels],
-            length=max(part.length for part in each),
-            trained=sum(part.trained for part in each),
-            answered=all(part.answered for part in each),
-            straddling=sum(part.straddling for part in each),
-            answer=each[0].answer,
-            texts={name: part.input_ids for name, part in parts.items()},
-        )
-
-
-def _encode_tokens(
-    rows: Sequence[TokenRow], tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> Iterator[Encoded]:
-    for row in rows:
-        yield _cut(row, max_length)
+def _joined(texts: Mapping[str, Encoded]) -> Encoded:
+    """The texts of one row, each as it is alone; the row is as long as the longest of them."""
+    each = list(texts.values())
+    return Encoded(
+        input_ids=[token for part in each for token in part.input_ids],
+        labels=[label for part in each for label in part.labels],
+        length=max(part.length for part in each),
+        trained=sum(part.trained for part in each),
+        answered=all(part.answered for part in each),
+        straddling=sum(part.straddling for part in each),
+        answer=each[0].answer,
+        texts={name: part.input_ids for name, part in texts.items()},
+    )
 
 
 def _cut(row: TokenRow, max_length: int) -> Encoded:
-    """The row's tokens, at most `max_length` of them."""
+    """The row's tokens, at most `max_length` of them; the last answer is the last stretch of trained tokens."""
     ids, labels = row.input_ids[:max_length], row.labels[:max_length]
-    trained = sum(label != IGNORED for label in labels)
-    return Encoded(ids, labels, len(row.input_ids), trained, trained > 0, 0, _last_stretch(labels))
-
-
-def _last_stretch(labels: Sequence[int]) -> int:
-    """The place where the last stretch of trained tokens begins."""
-    place = len(labels)
-    while place and labels[place - 1] == IGNORED:
-        place -= 1
-    while place and labels[place - 1] != IGNORED:
-        place -= 1
-    return place
-
-
-def _tokenised(
-    rows: Sequence[list[Segment]], tokenizer: "PreTrainedTokenizerBase", *, special_tokens: bool
-) -> Iterator[tuple[list[int], list[TokenSpan]]]:
-    """The ids of each row's whole text, and which of them are trained."""
-    texts = ["".join(segment.text for segment in row) for row in rows]
-    # verbose=False: no warning about texts above the tokenizer's own limit, since max_length decides
-    made = tokenizer(texts, add_special_tokens=special_tokens, return_attention_mask=False, verbose=False)
-    for row, text, ids, encoding in zip(rows, texts, made["input_ids"], made.encodings, strict=True):
-        yield ids, _token_spans(row, len(text), encoding)
+    trained = len(labels) - labels.count(IGNORED)
+    answer = len(labels)
+    while answer and labels[answer - 1] == IGNORED:
+        answer -= 1
+    while answer and labels[answer - 1] != IGNORED:
+        answer -= 1
+    return Encoded(ids, labels, len(row.input_ids), trained, trained > 0, 0, answer)
 
 
 def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -205,43 +183,11 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> int:
     return tokenizer.eos_token_id
 
 
-def _encode_row(ids: list[int], spans: list[TokenSpan], end_of_sequence: int, max_length: int) -> Encoded:
-    length = len(ids) + (ids[-1:] != [end_of_sequence])
-    kept = min(length, max_length) - 1
-    labels = [*_labels(ids, spans, kept), end_of_sequence]
-    trained = 1 + sum(max(0, min(span.last, kept) - span.first) for span in spans)
-    straddling, answer = _straddling(spans, kept), _last_answer(spans, kept)
-    return Encoded([*ids[:kept], end_of_sequence], labels, length, trained, trained > 1, straddling, answer)
-
-
-def _last_answer(spans: list[TokenSpan], kept: int) -> int:
-    """The first token of the last span that has tokens among the first `kept`; `kept` if no span has."""
-    return next((span.first for span in reversed(spans) if span.first < min(span.last, kept)), kept)
-
-
-def _labels(ids: list[int], spans: list[TokenSpan], kept: int) -> list[int]:
-    """The first `kept` labels: ids inside the spans, IGNORED outside."""
-    labels: list[int] = []
-    for first, last, *_ in spans:
-        labels += [IGNORED] * (first - len(labels))
-        labels += ids[first:last]
-    labels += [IGNORED] * (kept - len(labels))
-    return labels[:kept]
-
-
-def _straddling(spans: list[TokenSpan], kept: int) -> int:
-    """The number of the first `kept` tokens that lie on both sides of a span's boundary."""
-    return sum(token < kept for span in spans for token in span.straddling)
-
-
-def _token_spans(segments: list[Segment], text_length: int, encoding: "Encoding") -> list[TokenSpan]:
-    spans = []
+def _token_spans(segments: list[Segment], text_length: int, encoding: "Encoding") -> Iterator[TokenSpan]:
     for start, end in trained_spans(segments):
-        first = _ending_after(start, text_length, encoding)
-        last = _ending_after(end, text_length, encoding)
-        ends = ((first, start), (last, end))
-        spans.append(TokenSpan(first, last, [token for token, end in ends if _straddles(token, end, encoding)]))
-    return spans
+        first, last = (_ending_after(place, text_length, encoding) for place in (start, end))
+        straddling = [token for token, place in ((first, start), (last, end)) if _straddles(token, place, encoding)]
+        yield TokenSpan(first, last, straddling)
 
 
 def trained_spans(segments: list[Segment]) -> list[tuple[int, int]]:
