@@ -1,6 +1,7 @@
 """The errors that a user can cause; their message alone is shown, and the exit code is 2."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
@@ -56,6 +57,15 @@ def raise_if_any(problems: Iterable[Problem]) -> None:
     found = tuple(problems)
     if found:
         raise UserError.of(found)
+
+
+@contextmanager
+def collect_problems(problems: list[Problem]) -> Iterator[None]:
+    """Add the problems of a UserError to the list instead of raising it."""
+    try:
+        yield
+    except UserError as err:
+        problems += err.problems
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

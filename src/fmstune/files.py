@@ -76,12 +76,12 @@ def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
 
 
 @contextmanager
-def explain_write_errors(flag: str, path: Path) -> Iterator[None]:
-    """Turn an OSError into a UserError that names the flag and its file."""
+def explain_write_errors(flag: str, path: Path, kind: str = "file") -> Iterator[None]:
+    """Turn an OSError into a UserError that names the flag and its file, and says to choose another of this kind."""
     try:
         yield
     except BrokenPipeError:
         # of the terminal, not of the file
         raise
     except OSError as err:
-        raise UserError(flag, f": {path} cannot be written ({err.strerror}); choose another") from err
+        raise UserError(flag, f": {path} cannot be written ({err.strerror}); choose another {kind}") from err

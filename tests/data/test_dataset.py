@@ -224,8 +224,8 @@ def test_a_second_call_maps_what_the_first_one_tokenised(tokenised: list[int]) -
     assert second.train.to_list() == first.train.to_list()
     assert second.ledger == first.ledger
     assert [part.ledger for part in second.held_out] == [part.ledger for part in first.held_out]
-    assert second.hashes == first.hashes
-    assert set(first.hashes) == {"data.train", "data.eval"}
+    assert second.identity["data_hashes"] == first.identity["data_hashes"]
+    assert set(first.identity["data_hashes"]) == {"data.train", "data.eval"}
     assert second.train.cache_files
 
 
@@ -525,7 +525,7 @@ def test_each_source_has_its_format_its_ledger_and_its_limit() -> None:
     ]
     assert prepared.ledger.rows_read == 5 and prepared.ledger.rows_dropped == 1
     assert texts_of(prepared.train) == ["a", "the phone broke", "b1: x" + END, "b2: y" + END]
-    assert set(prepared.hashes) == {"data.train.a", "data.train.b"}
+    assert set(prepared.identity["data_hashes"]) == {"data.train.a", "data.train.b"}
     assert "        a  2 of 4 rows an epoch (50.0%)" in prepared.lines()
 
 

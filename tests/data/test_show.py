@@ -8,7 +8,7 @@ import pytest
 from fmstune.config.job import Data
 from fmstune.data import show, tokens
 from fmstune.data.dataset import Prepared, prepare_data
-from fmstune.data.show import Run, render_rows, write_rows_json
+from fmstune.data.show import render_rows, write_rows_json
 from fmstune.data.tokens import Segment
 from tests.tokenizers_for_tests import gpt2_style, llama_style
 
@@ -70,7 +70,7 @@ def test_a_run_keeps_the_space_that_it_would_lose_alone() -> None:
     segments = [Segment("thanks", trained=False), Segment(" :)", trained=True)]
     row = tokens.encode_rows([segments], llama_style(), 64)[0]._asdict()
     assert llama_style().decode(row["input_ids"][-2:]) == ":)</s>"
-    assert show.runs(row, llama_style()) == [Run("<s> thanks", False), Run(" :)</s>", True)]
+    assert show.runs(row, llama_style()) == [Segment("<s> thanks", False), Segment(" :)</s>", True)]
 
 
 def test_a_text_cannot_speak_to_the_terminal() -> None:

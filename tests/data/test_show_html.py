@@ -12,7 +12,8 @@ import pytest
 from fmstune.config.job import Data
 from fmstune.data import show
 from fmstune.data.dataset import Prepared, prepare_data
-from fmstune.data.show_html import rows_page, write_rows_page
+from fmstune.data.show import rows_page, write_rows_page
+from fmstune.data.tokens import Segment
 from tests.conftest import Result
 from tests.tokenizers_for_tests import gpt2_style
 
@@ -86,7 +87,7 @@ def test_hostile_rows_were_among_them(page: Page) -> None:
 
 @pytest.mark.parametrize("text", [*HOSTILE, "\ud800", "<!-- ", "&amp;"])
 def test_a_title_a_row_and_a_ledger_cannot_leave_their_element(text: str, tmp_path: Path) -> None:
-    runs = [show.Run(text, trained=True), show.Run(text, trained=False)]
+    runs = [Segment(text, trained=True), Segment(text, trained=False)]
     split = show.SplitSums(text, [f"stop    {text}"], {})
     made = rows_page(text, [show.ShownRow(text, runs)], [split])
     assert Page(made).runs[2:] == [("mark", text), ("span", text)]

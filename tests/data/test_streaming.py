@@ -100,10 +100,10 @@ def test_what_is_wrong_with_the_first_rows_is_said_before_the_run() -> None:
 
 def test_of_streamed_files_the_listing_stands_for_the_content() -> None:
     write(rows(3), "train.jsonl")
-    first = prepare().hashes["data.train"]
-    assert first.startswith("listing:") and prepare().hashes["data.train"] == first
+    first = prepare().identity["data_hashes"]["data.train"]
+    assert first.startswith("listing:") and prepare().identity["data_hashes"]["data.train"] == first
     write(rows(4), "train.jsonl")
-    assert prepare().hashes["data.train"] != first
+    assert prepare().identity["data_hashes"]["data.train"] != first
 
 
 def test_held_out_rows_are_prepared_as_ever() -> None:

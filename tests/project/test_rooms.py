@@ -80,6 +80,7 @@ TESTED_IN = {
 
 OF_OTHER_SCOPE = {
     "data/test_imports.py",
+    "data/test_show_html.py",
     "training/test_arguments.py",
     "runs/report/test_reports.py",
     "runs/report/test_html_page.py",

@@ -74,11 +74,9 @@ def check_tools(value: Any, field: str) -> Tools:
 
 
 def chat_segments(turns: Sequence[Message], tools: Tools, tokenizer: "PreTrainedTokenizerBase | None") -> Templated:
-    """The conversation as the model's template writes it; the assistant's words and their stop tokens are trained.
-
-    Without a tokenizer the segments are the turns' words alone, which a scan counts.
-    """
+    """The conversation as the model's template writes it; the assistant's words and their stop tokens are trained."""
     if tokenizer is None:
+        # a scan counts the words of the turns alone
         return Templated(Segment(str(turn.get("content", "")), turn["role"] == "assistant") for turn in turns)
     template = _template(tokenizer)
     if "{% generation" in template or "{%- generation" in template:
@@ -88,13 +86,9 @@ def chat_segments(turns: Sequence[Message], tools: Tools, tokenizer: "PreTrained
     return Templated(_divided(text, spans))
 
 
-def render_question(turns: Sequence[Message], tools: Tools, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The conversation so far, and the template's words that ask the assistant to speak."""
+def render_chat(turns: Sequence[Message], tools: Tools, tokenizer: "PreTrainedTokenizerBase", *, asks: bool) -> str:
+    """The conversation in the tokenizer's template; if it `asks`, the words follow that ask the assistant to speak."""
     _template(tokenizer)
-    return _render(turns, tools, tokenizer, asks=True)
-
-
-def _render(turns: Sequence[Message], tools: Tools, tokenizer: "PreTrainedTokenizerBase", *, asks: bool) -> str:
     with _template_problems():
         return str(tokenizer.apply_chat_template(list(turns), tools=tools, tokenize=False, add_generation_prompt=asks))
 
@@ -107,8 +101,7 @@ def _template(tokenizer: "PreTrainedTokenizerBase") -> str:
             ": the model's tokenizer has no chat template; set model.chat_template to a Jinja file "
             "(package:chatml.jinja ships with fmstune)",
         )
-    template: str = tokenizer.get_chat_template()
-    return template
+    return str(tokenizer.get_chat_template())
 
 
 def _marked(
@@ -138,16 +131,16 @@ def _by_prefixes(
     turns: Sequence[Message], tools: Tools, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[str, list[Span]]:
     """The text, and for each assistant turn the span that it adds to the text that asks for it."""
-    whole = _render(turns, tools, tokenizer, asks=False)
+    whole = render_chat(turns, tools, tokenizer, asks=False)
     spans = []
     for number, turn in enumerate(turns):
         if turn["role"] != "assistant":
             continue
         if number == 0:
             raise RowProblem("the conversation begins with the assistant; begin with a turn of user or system")
-        before = _render(turns[:number], tools, tokenizer, asks=True)
+        before = render_chat(turns[:number], tools, tokenizer, asks=True)
         last = number + 1 == len(turns)
-        up_to = whole if last else _render(turns[: number + 1], tools, tokenizer, asks=False)
+        up_to = whole if last else render_chat(turns[: number + 1], tools, tokenizer, asks=False)
         if not whole.startswith(up_to):
             raise RowProblem(
                 f"the chat template writes turn {number + 1} differently when later turns follow, so what the model "
@@ -168,8 +161,7 @@ def _with_stop(text: str, span: Span, content: str) -> Span:
     """The span up to its stop token; without a stop token, white space ends the turn and stays in the span."""
     start, end = span
     said, content = text[start:end].rstrip(), content.strip()
-    stops = not content or not said.endswith(content)
-    return (start, start + len(said)) if stops else span
+    return span if content and said.endswith(content) else (start, start + len(said))
 
 
 @contextmanager
@@ -190,6 +182,5 @@ def _divided(text: str, spans: Sequence[Span]) -> Iterator[Segment]:
         if end > start:
             yield Segment(text[start:end], trained=True)
         position = end
-    rest = text[position:]
-    if rest and (rest.strip() or not spans):
-        yield Segment(rest, trained=False)
+    if text[position:].strip() or (text and not spans):
+        yield Segment(text[position:], trained=False)

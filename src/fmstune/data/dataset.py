@@ -2,29 +2,21 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fmstune.config.choices import Overlap
 from fmstune.config.job import Data, sources
 from fmstune.data.format_loading import load_format
 from fmstune.data.ledger import Ledger
-from fmstune.data.mixing import (
-    Share,
-    Shared,
-    chosen_rows,
-    find_overlap,
-    mixture_lines,
-    mixture_shares,
-    without_overlap,
-)
+from fmstune.data.mixing import Share, Shared, chosen_rows, find_overlap, mixture_lines, mixture_shares, without_overlap
 from fmstune.data.read import Contents, hash_contents
 from fmstune.data.splits import HELD_OUT, TRAIN, Recipe, draws_held_out
 from fmstune.data.streaming import Stream, hash_listing, sample_stream, streamed_dataset
 from fmstune.data.tokenized import Part, cache_key, tokenize_source
 from fmstune.data.tokens import check_tokenizer
-from fmstune.errors import Problem, UserError, raise_if_any
+from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -47,14 +39,10 @@ class Prepared:
     """The rows of each source in an epoch; empty for streamed rows."""
     shared: tuple[Shared, ...]
     """Training rows that are also held out."""
-    hashes: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of the files (`read.Contents.hash`) by the field that names them."""
     streamed: Mapping[str, Ledger] | None = None
     """The ledger of each source's rows that were read so far in training; None if all were read before."""
-    rows_read: Mapping[str, int] = field(default_factory=dict)
-    """Rows that were read before training, by field."""
-    tokens: Mapping[str, str] = field(default_factory=dict)
-    """Name of the cache entry by field, a hash of all that its tokens depend on; streamed rows have none."""
+    identity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The fields of `lock.json` about data: `data_hashes`, `data_rows` and `tokens`, each by the field of a source."""
     seconds: float = 0.0
     """The time that preparing took."""
 
@@ -82,22 +70,17 @@ class Prepared:
             if self.streamed is not None:
                 title = f"the first {part.ledger.rows_read:,} rows{' of ' if title else ''}{title}"
             found += [*([title] if title else []), *part.ledger.lines()]
-        if len(self.mixture) > 1:
-            found += ["mixture", *mixture_lines(self.mixture)]
-        return found
+        return [*found, "mixture", *mixture_lines(self.mixture)] if len(self.mixture) > 1 else found
 
-    def notes(self) -> Iterator[str]:
+    def notes(self) -> list[str]:
         """A sentence about each pair of sources with rows in common, which may be a mistake."""
-        for shared in self.shared:
-            yield f"{shared.message()}; data.overlap=drop leaves them out of training"
+        return [f"{shared.message()}; data.overlap=drop leaves them out of training" for shared in self.shared]
 
 
 def prepare_data(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int, texts: Sequence[str] = ()) -> Prepared:
     """Tokenise the training and the held-out rows, or map what an earlier run made of the same content.
 
-    `texts` are the columns for texts of their own.
-
-    Raises one UserError with all problems of the data.
+    `texts` are the columns for texts of their own. Raises one UserError with all problems of the data.
     """
     check_tokenizer(tokenizer)
     recipes = load_recipes(data, tokenizer, texts)
@@ -105,12 +88,13 @@ def prepare_data(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int, te
     made = _tokenize(recipes, seed, contents)
     train = [parts[TRAIN] for parts in made.values() if TRAIN in parts]
     held_out = [parts[HELD_OUT] for parts in made.values() if HELD_OUT in parts]
-    found = (_streamed if data.streaming else _mixed)(recipes, train, held_out, seed)
     found = dataclasses.replace(
-        found,
-        hashes=_hashes(recipes, contents),
-        rows_read={field: sum(part.ledger.rows_read for part in parts.values()) for field, parts in made.items()},
-        tokens={field: part.key for field, parts in made.items() for part in parts.values() if part.key},
+        (_streamed if data.streaming else _mixed)(recipes, train, held_out, seed),
+        identity={
+            "data_hashes": _hashes(recipes, contents),
+            "data_rows": {field: sum(p.ledger.rows_read for p in parts.values()) for field, parts in made.items()},
+            "tokens": {field: part.key for field, parts in made.items() for part in parts.values() if part.key},
+        },
     )
     log.info(_summary(found))
     return found
@@ -119,7 +103,7 @@ def prepare_data(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int, te
 def data_identity(
     data: Data, tokenizer: "PreTrainedTokenizerBase | None", seed: int, texts: Sequence[str] = ()
 ) -> dict[str, dict[str, str]]:
-    """The `data_hashes` and, with a tokenizer, the `tokens` by field that `prepare_data` would give."""
+    """The `data_hashes` and, with a tokenizer, the `tokens` that `prepare_data` would give."""
     recipes = load_recipes(data, tokenizer, texts)
     contents = hash_sources(recipes)
     keyed = [recipe for recipe in recipes if tokenizer is not None and not recipe.streamed]
@@ -160,10 +144,8 @@ def hash_sources(recipes: Sequence[Recipe]) -> dict[str, Contents]:
     problems: list[Problem] = []
     read_first = [recipe for recipe in recipes if not recipe.streamed]
     for recipe in read_first:
-        try:
+        with collect_problems(problems):
             contents[recipe.field] = hash_contents(recipe.source.path, recipe.field)
-        except UserError as err:
-            problems += err.problems
     raise_if_any(problems)
     trained = {contents[recipe.field]: recipe.field for recipe in read_first if recipe.trains}
     raise_if_any(
@@ -189,13 +171,11 @@ def _tokenize(recipes: Sequence[Recipe], seed: int, contents: Mapping[str, Conte
     made: dict[str, dict[str, Part]] = {}
     problems: list[Problem] = []
     for recipe in recipes:
-        try:
+        with collect_problems(problems):
             if recipe.streamed:
                 made[recipe.field] = {TRAIN: sample_stream(recipe)}
             else:
                 made[recipe.field] = tokenize_source(recipe, seed, contents[recipe.field])
-        except UserError as err:
-            problems += err.problems
     raise_if_any(problems)
     return made
 
@@ -235,10 +215,8 @@ def _streamed(recipes: Sequence[Recipe], train: Sequence[Part], held_out: Sequen
 
 
 def _summary(found: Prepared) -> str:
-    if found.streamed is not None:
-        how = "streamed; of the first rows"
-    else:
-        how = "mapped from the cache" if found.cached else "tokenised"
+    made = "mapped from the cache" if found.cached else "tokenised"
+    how = made if found.streamed is None else "streamed; of the first rows"
     ledger = found.ledger
     count = sum(len(part.rows) for part in found.held_out)
     held_out = f", {count:,} rows held out" if found.held_out else ""

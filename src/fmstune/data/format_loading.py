@@ -28,9 +28,7 @@ def load_format(
     A function with a parameter `tokenizer` is given this one, and one with a parameter `asking` whether rows may lack
     their answer, since a model is asked.
     """
-    settings = {name: value for name, value in format.items() if name != "_target_"}
-    function = _function(format.get("_target_"))
-    raise_if_any(_misfits(function, settings))
+    function, settings = _bound(format)
     takes = list(inspect.signature(function).parameters)[1:]
     given = {"tokenizer": tokenizer, "asking": asking}
     return partial(function, **settings, **{name: value for name, value in given.items() if name in takes})
@@ -38,11 +36,16 @@ def load_format(
 
 def question_row(format: Mapping[str, Any], text: str) -> dict[str, Any] | None:
     """The row that asks this text in the format, as its `asked_with` says; None where the format does not say."""
+    function, settings = _bound(format)
+    make = vars(function).get("question_row")
+    return None if make is None else make(text, **settings)
+
+
+def _bound(format: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
     function = _function(format.get("_target_"))
     settings = {name: value for name, value in format.items() if name != "_target_"}
     raise_if_any(_misfits(function, settings))
-    make = vars(function).get("question_row")
-    return None if make is None else make(text, **settings)
+    return function, settings
 
 
 def format_row(format: Format, values: Mapping[str, Any]) -> Formatted:
@@ -71,29 +74,22 @@ def _check_segments(made: Any) -> list[Segment]:
 
 
 def source_files(format: Mapping[str, Any]) -> list[Path]:
-    """The files that the format may use: those that its settings name, and all Python files of a user's own package.
-
-    Files of fmstune itself are left out.
-    """
-    found = []
+    """The files that the format's settings name, and the Python files of its package; fmstune's own are left out."""
+    found: list[Path] = []
     for name, value in format.items():
         # a text such as a response template may be longer than a path can be, or hold what no path holds
         if name != "_target_" and isinstance(value, str) and 0 < len(value) < 1024 and not {"\0", "\n"} & set(value):
             path = Path(files.resolve(value)).expanduser()
             found += [path] if path.is_file() else []
-    return [*found, *_own_code(format)]
-
-
-def _own_code(format: Mapping[str, Any]) -> list[Path]:
     function = _function(format.get("_target_"))
     top = function.__module__.partition(".")[0]
     if top == "fmstune":
-        return []
-    folders = vars(sys.modules[top]).get("__path__")
-    if folders is not None:
-        return sorted(path for folder in folders for path in Path(folder).rglob("*.py") if path.is_file())
+        return found
+    if (folders := vars(sys.modules[top]).get("__path__")) is not None:
+        own = sorted(path for folder in folders for path in Path(folder).rglob("*.py") if path.is_file())
+        return [*found, *own]
     file = inspect.getsourcefile(function)
-    return [Path(file)] if file else []
+    return [*found, Path(file)] if file else found
 
 
 def _function(target: Any) -> Callable[..., Any]:

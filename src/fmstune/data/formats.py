@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fmstune.data.chat import chat_segments, check_messages, check_tools, render_question
+from fmstune.data.chat import chat_segments, check_messages, check_tools, render_chat
 from fmstune.data.templates import render_row
 from fmstune.data.tokens import Formatted, RowProblem, Segment, Templated, TemplateMissing, Texts, TokenRow, in_words
 from fmstune.errors import did_you_mean
@@ -80,11 +80,8 @@ def text(
 def alpaca(row: Mapping[str, Any], *, asking: bool = False) -> list[Segment]:
     """Stanford Alpaca's prompts, as they were published; a row without `input` has a prompt of its own."""
     has_input = row.get("input", "") not in ("", None)
-    if has_input:
-        values = {"instruction": _column(row, "instruction"), "input": _column(row, "input")}
-        prompt = ALPACA_WITH_INPUT.format_map(values)
-    else:
-        prompt = ALPACA_WITHOUT_INPUT.format_map({"instruction": _column(row, "instruction")})
+    shape = ALPACA_WITH_INPUT if has_input else ALPACA_WITHOUT_INPUT
+    prompt = shape.format_map({name: _column(row, name) for name in ("instruction", "input")[: 1 + has_input]})
     return [Segment(prompt, trained=False), Segment(f" {_answer(row, 'output', asking)}", trained=True)]
 
 
@@ -118,15 +115,12 @@ def chat(
     tools_field: str = "tools",
     asking: bool = False,
 ) -> Templated:
-    """A conversation under the model's own chat template; the assistant's turns are trained, with what ends each.
-
-    The column of tools may be missing or empty; it holds JSON schemas, as a list or as text.
-    """
+    """A conversation under the model's chat template; the assistant's turns and the stop token of each are trained."""
     messages = check_messages(_any_column(row, messages_field), messages_field)
     tools = check_tools(row.get(tools_field), tools_field)
     if asking and tokenizer is not None:
         before = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-        return Templated([Segment(render_question(before, tools, tokenizer), trained=False)])
+        return Templated([Segment(render_chat(before, tools, tokenizer, asks=True), trained=False)])
     return chat_segments(messages, tools, tokenizer)
 
 
@@ -189,7 +183,7 @@ def _ids(row: Mapping[str, Any], name: str, least: int) -> list[int]:
 
 
 def _answer(row: Mapping[str, Any], name: str, asking: bool) -> str:
-    """The text in the column of the answer; where a model is asked, an answer that is missing is stood in for."""
+    """The text in the column of the answer, or ANSWER where a model is asked and the column is empty."""
     return ANSWER if asking and not row.get(name) else _column(row, name)
 
 

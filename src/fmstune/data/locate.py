@@ -2,8 +2,7 @@
 
 import glob
 import re
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,22 +29,17 @@ class File(NamedTuple):
     """The rows of a hub id that is streamed and has no file here."""
 
 
-HubFiles = Callable[[str, str], list[File]]
-"""The files of a hub id for a field."""
-
-
-def locate_files(source: Any, field: str, *, stream: bool = False) -> list[File]:
-    """The files of a source in the order of reading; a hub id is downloaded, unless it is to be streamed."""
-    return _distinct_files(source, field, partial(_hub_files, streaming=stream))
-
-
 def local_files(source: Any, field: str) -> list[Path]:
     """The local files of a source in the order of reading; hub ids have none."""
-    return [file.path for file in _distinct_files(source, field, lambda hub_id, field: [])]
+    return [file.path for file in locate_files(source, field, stream=None)]
 
 
-def _distinct_files(source: Any, field: str, hub_files: HubFiles) -> list[File]:
-    """A list keeps its order, folders and globs are sorted by name; a file that is listed twice is a problem."""
+def locate_files(source: Any, field: str, *, stream: bool | None = False) -> list[File]:
+    """The files of a source in the order of reading; a file that is listed twice is a problem.
+
+    A list keeps its order, folders and globs are sorted by name. A hub id is downloaded, or streamed if `stream` is
+    true, or left out if `stream` is None.
+    """
     entries = source if isinstance(source, list | tuple) else [source]
     found: dict[Path, File] = {}
     problems: dict[Problem, None] = {}
@@ -53,10 +47,11 @@ def _distinct_files(source: Any, field: str, hub_files: HubFiles) -> list[File]:
         problems[Problem(field, "is an empty list; name a file, glob, folder or hub id")] = None
     for entry in entries:
         try:
-            for file in _files_of(entry, field, hub_files):
+            for file in _files_of(entry, field, stream):
                 first = found.setdefault(file.path.resolve(), file)
                 if first is not file:
-                    problems[_twice(field, first, file)] = None
+                    other = f", also as {file.name}" if file.name != first.name else ""
+                    problems[Problem(field, f"lists the file {first.name} twice{other}; list it once")] = None
         except UserError as err:
             problems |= dict.fromkeys(err.problems)
     raise_if_any([*islice(problems, SHOWN), *more_problems(len(problems))])
@@ -68,12 +63,7 @@ def more_problems(count: int) -> list[Problem]:
     return [Problem("", f"and {count - SHOWN:,} more such problems")] if count > SHOWN else []
 
 
-def _twice(field: str, first: File, again: File) -> Problem:
-    other = f", also as {again.name}" if again.name != first.name else ""
-    return Problem(field, f"lists the file {first.name} twice{other}; list it once")
-
-
-def _files_of(entry: Any, field: str, hub_files: HubFiles) -> list[File]:
+def _files_of(entry: Any, field: str, stream: bool | None) -> list[File]:
     if not isinstance(entry, str) or not entry:
         raise UserError(field, f"must name a file, glob, folder or hub id, found {entry!r}")
     try:
@@ -90,7 +80,7 @@ def _files_of(entry: Any, field: str, hub_files: HubFiles) -> list[File]:
             raise UserError(field, f": no file matches {entry}")
         return [File(str(match), match) for match in matches]
     if _may_be_hub_id(entry):
-        return hub_files(entry, field)
+        return [] if stream is None else _hub_files(entry, field, streaming=stream)
     missing = "" if path.parent.is_dir() else f" (there is no folder {path.parent})"
     raise UserError(field, f": no file {entry}{missing}{did_you_mean_beside(path)}")
 
@@ -106,8 +96,8 @@ def _in_folder(folder: Path, field: str) -> list[File]:
 
 
 def _is_data(path: Path) -> bool:
-    hidden = path.name.startswith(".")
-    return path.suffix in SUFFIXES and path.is_file() and not hidden and path.name not in NOT_ROWS
+    named = path.suffix in SUFFIXES and not path.name.startswith(".") and path.name not in NOT_ROWS
+    return named and path.is_file()
 
 
 def _may_be_hub_id(entry: str) -> bool:
@@ -116,7 +106,7 @@ def _may_be_hub_id(entry: str) -> bool:
     return parts is not None and Path(entry).suffix not in SUFFIXES and not Path(parts[1]).is_dir()
 
 
-def _hub_files(hub_id: str, field: str, *, streaming: bool = False) -> list[File]:
+def _hub_files(hub_id: str, field: str, *, streaming: bool) -> list[File]:
     """The split that the field means: downloaded as Arrow files into the cache of `datasets`, or to be streamed."""
     import datasets  # slow to import, and not needed for local files
 

@@ -22,8 +22,7 @@ from fmstune.flatten import flatten
 
 def mark_prepared(job: Job) -> None:
     """Remember that the job's rows are in the cache and its model can be trained."""
-    mark = _mark(job)
-    if mark is not None:
+    if (mark := _mark(job)) is not None:
         with suppress(OSError):  # a cache that others filled may be read-only
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.touch()
@@ -42,12 +41,10 @@ def _mark(job: Job) -> Path | None:
     targets = [value for name, value in flatten(data).items() if name.endswith("_target_")]
     if not all(str(target).startswith("fmstune.") for target in targets):
         return None
-    files = [path for text in _texts(parts) for path in _named_files(text)]
-    files += [path for text in _texts([data["train"], data["eval"]]) for path in _matching_files(text)]
     facts = {
         **parts,
         "seed": job.seed,
-        "files": [_facts(path) for path in files],
+        "files": [_facts(path) for text in _texts(parts) for path in _named_files(text)],
         "versions": [__version__, version("transformers"), version("tokenizers")],
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
@@ -64,16 +61,14 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _named_files(text: str) -> list[Path]:
-    """The file that a text names, or those of the folder; most texts name none."""
+    """The file that a text names, or those of the folder or pattern; most texts name none."""
     # a text may be too long for a path or hold characters that no path has
     with suppress(OSError, ValueError, UserError):
+        if glob.has_magic(text):
+            return sorted(map(Path, glob.glob(text, recursive=True)))
         path = Path(resolve(text)).expanduser()
         return sorted(path.iterdir()) if path.is_dir() else [path]
     return []
-
-
-def _matching_files(text: str) -> list[Path]:
-    return [Path(name) for name in sorted(glob.glob(text, recursive=True))] if glob.has_magic(text) else []
 
 
 def _facts(path: Path) -> tuple[str, int, int] | None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fmstune.data.locate import SHOWN, File, locate_files, more_problems
@@ -90,9 +91,8 @@ def hash_contents(source: Any, field: str) -> Contents:
         except OSError as err:
             problems.append(_refused(file, err))
     raise_if_any(problems)
-    if len(digests) == 1:
-        return Contents(digests[0].hexdigest(), tuple(readers))
-    return Contents(hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest(), tuple(readers))
+    several = hashlib.sha256(b"".join(digest.digest() for digest in digests))
+    return Contents((digests[0] if len(digests) == 1 else several).hexdigest(), tuple(readers))
 
 
 def _items(file: File) -> Iterator[Item]:
@@ -117,21 +117,15 @@ def _refused(file: File, err: OSError) -> Problem:
 def _reader(file: File, head: bytes) -> Callable[[File], Iterable[Item]]:
     """Content decides, since JSON lines are often called .json; the suffix only tells what CSV is."""
     start, suffix = head.lstrip(), file.path.suffix
-    if head.startswith(b"PAR1"):
-        return _parquet
-    if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+    if head.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
         return _arrow
     if suffix == ".csv":
         return _csv
     if start.startswith(b"["):
         return _json_array
-    if start.startswith(b"{") or suffix in JSON_SUFFIXES:
+    if start.startswith(b"{") or suffix in JSON_SUFFIXES or not head:
         return _json_lines
-    return _unknown if head else _no_rows
-
-
-def _no_rows(file: File) -> Iterator[Item]:
-    return iter(())
+    return _unknown
 
 
 def _unknown(file: File) -> Iterator[Item]:
@@ -211,43 +205,35 @@ def _not_utf8(err: UnicodeDecodeError) -> str:
     return f"not UTF-8 ({err.reason} at byte {err.start}); convert the file to UTF-8"
 
 
-def _parquet(file: File) -> Iterator[Item]:
-    from pyarrow import parquet
-
-    return _rows_of_batches(file, lambda: parquet.ParquetFile(file.path).iter_batches(batch_size=1000))
-
-
 def _arrow(file: File) -> Iterator[Item]:
-    return _rows_of_batches(file, lambda: _arrow_batches(file))
-
-
-def _arrow_batches(file: File) -> Iterator[Any]:
-    """The batches of an Arrow file, or of the Arrow stream that `datasets` writes.
-
-    They are read and not mapped: all of a mapped file counts as the process's memory in the end.
-    """
-    import pyarrow as pa
-
-    with pa.OSFile(str(file.path)) as content:
-        if content.read(6) == b"ARROW1":
-            reader = pa.ipc.open_file(content)
-            yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
-        else:
-            content.seek(0)
-            yield from pa.ipc.open_stream(content)
-
-
-def _rows_of_batches(file: File, batches: Callable[[], Iterator[Any]]) -> Iterator[Item]:
+    """The rows of a Parquet file, of an Arrow file, or of the Arrow stream that `datasets` writes."""
     import pyarrow as pa  # a quarter of a second, and most data is JSON
 
     number = 0
     try:
-        for batch in batches():
+        for batch in _batches(file.path):
             for values in batch.to_pylist():
                 number += 1
                 yield Row(file.name, number, values)
     except (pa.ArrowException, OSError) as err:
         yield Problem(file.name, f": broken after row {number} ({err})")
+
+
+def _batches(path: Path) -> Iterator[Any]:
+    """The batches, read and not mapped: in the end, all of a mapped file would count as the process's memory."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    with pa.OSFile(str(path)) as content:
+        magic = content.read(6)
+        content.seek(0)
+        if magic.startswith(b"PAR1"):
+            yield from parquet.ParquetFile(content).iter_batches(batch_size=1000)
+        elif magic == b"ARROW1":
+            reader = pa.ipc.open_file(content)
+            yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+        else:
+            yield from pa.ipc.open_stream(content)
 
 
 def _with_rows(problem: Problem, numbers: list[int]) -> Problem:

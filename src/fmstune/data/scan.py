@@ -10,7 +10,7 @@ from fmstune.data.read import RowProblems
 from fmstune.data.splits import HELD_OUT, TRAIN, format_rows, split_rows
 from fmstune.data.streaming import SAMPLE
 from fmstune.data.tokens import IGNORED, Formatted, Texts, TokenRow
-from fmstune.errors import Problem, UserError, raise_if_any
+from fmstune.errors import Problem, collect_problems, raise_if_any
 
 CHARACTERS_PER_TOKEN = 3.6
 """English text under Llama 2's tokenizer, roughly: 3.6 on the alpaca rows' kind of text. Marked as an estimate."""
@@ -37,10 +37,7 @@ class Scan:
 
 
 def scan_data(data: Data, seed: int) -> Scan:
-    """Read and format all rows, of a streamed source the first ones; raises UserError with all their problems.
-
-    `seed` decides which rows are held out.
-    """
+    """Read and format all rows, of a streamed source the first ones; raises UserError with all their problems."""
     problems: list[Problem] = []
     scans = {TRAIN: Scan(), HELD_OUT: Scan()}
     recipes = load_recipes(data, None)
@@ -51,12 +48,10 @@ def scan_data(data: Data, seed: int) -> Scan:
         if recipe.streamed:
             limit = min(SAMPLE, recipe.source.max_rows or SAMPLE)
             limited = recipe._replace(source=dataclasses.replace(recipe.source, max_rows=limit))
-        try:
+        with collect_problems(problems):
             for name, split in split_rows(limited, seed).items():
                 for row in format_rows(split, recipe, scans[name].ledger, found):
                     scans[name].add(row.formatted)
-        except UserError as err:
-            problems += err.problems
         problems += found.first()
     raise_if_any(problems)
     return dataclasses.replace(scans[TRAIN], held_out_rows=scans[HELD_OUT].rows)

@@ -1,8 +1,6 @@
-"""The view of `show-data`: the first rows with their trained tokens marked, and sums; or all rows as JSON."""
+"""The views of `show-data`: the first rows with their trained tokens marked, and sums; or all rows as JSON."""
 
-import errno
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -11,10 +9,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
+from jinja2 import Environment, FileSystemLoader
+
 from fmstune.data.dataset import Prepared
 from fmstune.data.mixing import mixture_lines
 from fmstune.data.tokenized import Part
-from fmstune.data.tokens import IGNORED
+from fmstune.data.tokens import IGNORED, Segment
 from fmstune.files import write_aside
 
 if TYPE_CHECKING:
@@ -27,20 +27,12 @@ BARS = 10
 VISIBLE = {code: chr(0x2400 + code) for code in range(32)} | {ord("\t"): "→", ord("\n"): "↵\n"}
 """Unicode has a picture for each control character."""
 
-
 PLAIN = {True: "⟦{}⟧", False: "{}"}
 COLOR = {True: "\x1b[1;32m{}\x1b[0m", False: "\x1b[2m{}\x1b[0m"}
 """The print of trained (True) and masked (False) text."""
 
 
-class Run(NamedTuple):
-    """Neighbouring tokens that are all trained or all masked, as text."""
-
-    text: str
-    trained: bool
-
-
-LEGEND = (Run("trained", True), Run("·masked", False))
+LEGEND = (Segment("trained", True), Segment("·masked", False))
 WHITE_SPACE = "↵ is a line break, · a space, → a tab"
 
 
@@ -48,7 +40,7 @@ class ShownRow(NamedTuple):
     """One row as both views show it."""
 
     title: str
-    runs: list[Run]
+    runs: list[Segment]
     """Its text, white space visible."""
 
 
@@ -78,6 +70,23 @@ def render_rows(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", rows: 
     return "\n\n".join([f"{_painted(LEGEND, paint)}; {WHITE_SPACE}", *shown, *sums])
 
 
+def write_rows_page(
+    prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", path: Path, *, title: str, rows: int
+) -> None:
+    """Write a page that needs nothing else (no script, font or request); the file appears when it is complete."""
+    text = rows_page(title, list(first_rows(prepared, tokenizer, rows)), list(split_sums(prepared, tokenizer)))
+    with written_aside(path) as file:
+        file.write(text)
+
+
+def rows_page(title: str, rows: Sequence[ShownRow], sums: Sequence[SplitSums]) -> str:
+    """The whole page; the text of rows and names is escaped."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.get_template("show.html.jinja")
+    return page.render(title=title, legend=LEGEND, white_space=WHITE_SPACE, rows=rows, sums=sums, bins=bins)
+
+
 def first_rows(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", rows: int) -> Iterator[ShownRow]:
     """The first training rows of each source."""
     for part in prepared.sources:
@@ -86,7 +95,7 @@ def first_rows(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", rows: i
             trained = sum(label != IGNORED for label in row["labels"])
             name = f"{part.name} row {number + 1}".strip()
             title = f"{name}: {len(row['input_ids']):,} tokens, {trained:,} trained"
-            yield ShownRow(title, [Run(visible(run.text), run.trained) for run in runs(row, tokenizer)])
+            yield ShownRow(title, [Segment(visible(run.text), run.trained) for run in runs(row, tokenizer)])
 
 
 def split_sums(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase") -> Iterator[SplitSums]:
@@ -115,14 +124,12 @@ def write_rows_json(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", pa
 @contextmanager
 def written_aside(path: Path) -> Iterator[TextIO]:
     """A file that takes the place of `path` when all is written."""
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     # half of a surrogate pair cannot be written in UTF-8; it is written as its number
     with write_aside(path) as aside, aside.open("w", encoding="utf-8", errors="xmlcharrefreplace") as file:
         yield file
 
 
-def runs(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[Run]:
+def runs(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[Segment]:
     """The row's text, divided where training changes to masking and back.
 
     Each run is the text that its tokens add to the text before them: decoded alone, it would lose its first space.
@@ -132,7 +139,7 @@ def runs(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[R
     for trained, labels in groupby(row["labels"], key=lambda label: label != IGNORED):
         end += len(list(labels))
         text = str(tokenizer.decode(ids[:end], skip_special_tokens=False))
-        found.append(Run(text[len(before) :], trained))
+        found.append(Segment(text[len(before) :], trained))
         before = text
     return found
 
@@ -182,7 +189,7 @@ def _split(title: str, part: Part, tokenizer: "PreTrainedTokenizerBase") -> Spli
     return SplitSums(title, lines, ledger.lengths)
 
 
-def _painted(runs: Sequence[Run], paint: Mapping[bool, str]) -> str:
+def _painted(runs: Sequence[Segment], paint: Mapping[bool, str]) -> str:
     return "".join(paint[run.trained].format(run.text) for run in runs)
 
 

@@ -96,10 +96,7 @@ def draws_held_out(data: Data) -> bool:
 
 
 def format_rows(split: Iterable[Row], recipe: Recipe, ledger: Ledger, problems: RowProblems) -> Iterator[FormattedRow]:
-    """The rows that have an answer; the others are counted, and are problems unless they may be dropped.
-
-    Problems of rows that cannot be read follow after the last row.
-    """
+    """The rows that have an answer; the others are counted, and are problems unless they may be dropped."""
     strict = recipe.data.untrainable is Untrainable.error
     template = (recipe.source.format or {}).get("response_template")
     for row in _readable(split, problems):
@@ -125,6 +122,7 @@ def format_rows(split: Iterable[Row], recipe: Recipe, ledger: Ledger, problems: 
 
 
 def _readable(split: Iterable[Row], problems: RowProblems) -> Iterator[Row]:
+    """All rows that can be read; the problems of the others are known after the last row."""
     try:
         yield from split
     except UserError as err:

@@ -1,11 +1,10 @@
 """A Jinja file and a row → segments: the text of the template's `generation` blocks is trained."""
 
-import re
 import secrets
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template, nodes
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError, UndefinedError
@@ -18,24 +17,16 @@ from fmstune import files
 from fmstune.data.tokens import RowProblem, Segment
 from fmstune.errors import UserError
 
-
-class RowTemplate(NamedTuple):
-    """A compiled template, and the random words around its trained text, which no row can hold."""
-
-    template: Template
-    begin: str
-    end: str
+_MARK = f"\0{secrets.token_hex(16)}\0"
+"""Stands at each end of trained text; it is random, so no row can hold it."""
 
 
 def render_row(template_file: str, row: Mapping[str, Any]) -> list[Segment]:
-    """The row's text in the template; raises RowProblem if the row lacks a column or the template fails.
-
-    Raises UserError if the file is not a template, or marks nothing as trained.
-    """
-    compiled = load_template(template_file)
+    """The row's text in the template; raises RowProblem if the row lacks a column or the template fails."""
+    template = load_template(template_file)
     try:
         # a column may be called `self`, which `render(**row)` could not take
-        text = compiled.template.render(dict(row))
+        text = template.render(dict(row))
     except UndefinedError as err:
         columns = ", ".join(map(repr, row))
         raise RowProblem(f"{template_file}: {err.message}; the row's columns are {columns}") from err
@@ -43,23 +34,10 @@ def render_row(template_file: str, row: Mapping[str, Any]) -> list[Segment]:
         raise RowProblem(f"{template_file}: {err.message}, which a template may not do") from err
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as err:
         raise RowProblem(f"{template_file}: the template fails on this row ({type(err).__name__}: {err})") from err
-    return _segments(text, compiled)
+    return [Segment(piece, trained=number % 2 == 1) for number, piece in enumerate(text.split(_MARK)) if piece]
 
 
-def _segments(text: str, compiled: RowTemplate) -> list[Segment]:
-    """The text, divided at the words around trained text."""
-    pieces = re.split(f"({re.escape(compiled.begin)}|{re.escape(compiled.end)})", text)
-    found: list[Segment] = []
-    trained = False
-    for piece in pieces:
-        if piece in (compiled.begin, compiled.end):
-            trained = piece == compiled.begin
-        elif piece:
-            found.append(Segment(piece, trained))
-    return found
-
-
-def load_template(template_file: str) -> RowTemplate:
+def load_template(template_file: str) -> Template:
     """The template, compiled once; raises UserError if it is not a template, or marks nothing as trained."""
     path = Path(files.resolve(template_file)).expanduser()
     try:
@@ -71,31 +49,25 @@ def load_template(template_file: str) -> RowTemplate:
 
 
 @lru_cache(maxsize=16)
-def _compiled(path: Path, *version: Any) -> RowTemplate:
+def _compiled(path: Path, *version: Any) -> Template:
     """The template of one version of the file."""
     text = path.read_text(encoding="utf-8")
     environment = ImmutableSandboxedEnvironment(
         undefined=StrictUndefined, extensions=[_Generation], trim_blocks=True, lstrip_blocks=True
     )
-    words = [f"\0{secrets.token_hex(16)}\0" for _ in range(2)]
-    environment.extend(trained_begin=words[0], trained_end=words[1])
     try:
         parsed = environment.parse(text)
         template = environment.from_string(text)
     except TemplateSyntaxError as err:
         where = f"{path}:{err.lineno}"
         raise UserError("data.format.template_file", f": {where}: {err.message}; fix the template") from err
-    if not any(isinstance(node.call, nodes.Call) and _marks(node.call) for node in parsed.find_all(nodes.CallBlock)):
+    if not any(call.name == "_mark" for call in parsed.find_all(nodes.ExtensionAttribute)):
         raise UserError(
             "data.format.template_file",
             f": {path} marks nothing as trained; "
             "put the answer between {% generation %} and {% endgeneration %} (all of it, to train everything)",
         )
-    return RowTemplate(template, *words)
-
-
-def _marks(call: nodes.Call) -> bool:
-    return isinstance(call.node, nodes.ExtensionAttribute) and call.node.name == "_mark"
+    return template
 
 
 class _Generation(Extension):
@@ -112,5 +84,4 @@ class _Generation(Extension):
         return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
 
     def _mark(self, caller: Macro) -> str:
-        extended: Any = self.environment
-        return f"{extended.trained_begin}{caller()}{extended.trained_end}"
+        return f"{_MARK}{caller()}{_MARK}"

@@ -28,7 +28,7 @@ from fmstune.data.ledger import Ledger
 from fmstune.data.read import Contents, Row, RowProblems
 from fmstune.data.splits import HELD_OUT, TRAIN, FormattedRow, Recipe, draws_held_out, format_rows, split_rows
 from fmstune.data.tokens import Encoded
-from fmstune.errors import Problem, UserError, raise_if_any
+from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -108,23 +108,19 @@ def _write_entry(made: Path, recipe: Recipe, seed: int) -> None:
     for split, rows in split_rows(recipe, seed).items():
         words = f"tokenising {recipe.field} ({split})"
         shown = tqdm(rows, desc=words, unit=" rows", delay=2, disable=not sys.stderr.isatty())
-        try:
+        with collect_problems(problems):
             ledgers[split] = _write_split(shown, made / f"{split}.arrow", recipe)
-        except UserError as err:
-            problems += err.problems
     raise_if_any(problems)
-    raise_if_any(_empty(recipe.field, ledgers))
+    raise_if_any(
+        Problem(recipe.field, "\n".join([f": no row is left in the {split} split", *ledger.lines()]))
+        for split, ledger in ledgers.items()
+        if ledger.rows_trained == 0
+    )
     facts = {
         "ledgers": {name: asdict(ledger) for name, ledger in ledgers.items()},
         "bytes": {name: (made / f"{name}.arrow").stat().st_size for name in ledgers},
     }
     (made / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
-
-
-def _empty(field: str, ledgers: dict[str, Ledger]) -> Iterator[Problem]:
-    for split, ledger in ledgers.items():
-        if ledger.rows_trained == 0:
-            yield Problem(field, "\n".join([f": no row is left in the {split} split", *ledger.lines()]))
 
 
 def _write_split(split: Iterable[Row], path: Path, recipe: Recipe) -> Ledger:
@@ -160,29 +156,17 @@ def tokenize_batches(
     With `ahead`, so many further batches are read, and tokenised by threads, while one is used.
     """
     formatted = format_rows(split, recipe, ledger, problems)
-    for batch, encodings in _encoded(iter(lambda: list(islice(formatted, BATCH)), []), recipe, ahead):
-        yield _trainable(batch, encodings, recipe, ledger, problems)
-
-
-def _encoded(
-    batches: Iterator[list[FormattedRow]], recipe: Recipe, ahead: int
-) -> Iterator[tuple[list[FormattedRow], list[Encoded]]]:
-    """Each batch with its tokens, in order."""
-
-    def encode(batch: list[FormattedRow]) -> list[Encoded]:
-        return tokens.encode_rows([row.formatted for row in batch], recipe.tokenizer, recipe.data.max_length)
-
-    if not ahead:
-        yield from ((batch, encode(batch)) for batch in batches)
-        return
     waiting: deque[tuple[list[FormattedRow], Future[list[Encoded]]]] = deque()
-    with ThreadPoolExecutor(ahead) as pool:
-        for batch in batches:
-            waiting.append((batch, pool.submit(encode, batch)))
+    with ThreadPoolExecutor(max(1, ahead)) as pool:
+        for batch in iter(lambda: list(islice(formatted, BATCH)), []):
+            rows = [row.formatted for row in batch]
+            made = pool.submit(tokens.encode_rows, rows, recipe.tokenizer, recipe.data.max_length)
+            waiting.append((batch, made))
             if len(waiting) > ahead:
                 done, made = waiting.popleft()
-                yield done, made.result()
-        yield from ((done, made.result()) for done, made in waiting)
+                yield _trainable(done, made.result(), recipe, ledger, problems)
+        for done, made in waiting:
+            yield _trainable(done, made.result(), recipe, ledger, problems)
 
 
 def _trainable(

@@ -8,13 +8,13 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import snapshot_download
 
 from fmstune import __version__, hardware, ranks
 from fmstune import files as package_files
@@ -27,48 +27,21 @@ from fmstune.files import write_json
 from fmstune.runs import hashes, run_folder
 
 PACKAGES = (
-    "accelerate",
-    "datasets",
-    "huggingface-hub",
-    "hydra-core",
-    "jinja2",
-    "numpy",
-    "omegaconf",
-    "peft",
-    "pyarrow",
-    "safetensors",
-    "tokenizers",
-    "torch",
-    "transformers",
-    "trl",
+    *("accelerate", "datasets", "huggingface-hub", "hydra-core", "jinja2", "numpy", "omegaconf", "peft", "pyarrow"),
+    *("safetensors", "tokenizers", "torch", "transformers", "trl"),
 )
 """What every run uses; `extras` adds what this one does."""
 
 ENVIRONMENT = (
-    "ATEN_CPU_CAPABILITY",
-    "CUBLAS_WORKSPACE_CONFIG",
-    "CUDA_LAUNCH_BLOCKING",
-    "CUDA_VISIBLE_DEVICES",
-    "HF_DATASETS_OFFLINE",
-    "HF_HUB_OFFLINE",
-    "MKL_CBWR",
-    "MKL_NUM_THREADS",
-    "NCCL_ALGO",
-    "NCCL_PROTO",
-    "NVIDIA_TF32_OVERRIDE",
-    "OMP_NUM_THREADS",
-    "OMP_WAIT_POLICY",
-    "PYTHONHASHSEED",
-    "PYTORCH_ALLOC_CONF",
-    "PYTORCH_CUDA_ALLOC_CONF",
-    "TOKENIZERS_PARALLELISM",
-    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    *("ATEN_CPU_CAPABILITY", "CUBLAS_WORKSPACE_CONFIG", "CUDA_LAUNCH_BLOCKING", "CUDA_VISIBLE_DEVICES"),
+    *("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE", "MKL_CBWR", "MKL_NUM_THREADS", "NCCL_ALGO", "NCCL_PROTO"),
+    *("NVIDIA_TF32_OVERRIDE", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "PYTHONHASHSEED", "PYTORCH_ALLOC_CONF"),
+    *("PYTORCH_CUDA_ALLOC_CONF", "TOKENIZERS_PARALLELISM", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
 )
 """Variables that are recorded: no others are, so no secret can be among them."""
 
 _OF_A_MODEL = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Suffixes of files that make a model, an adapter or a tokenizer."""
-_NAMES_A_MODEL = ("config.json", "adapter_config.json", "tokenizer_config.json", "tokenizer.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,55 +113,43 @@ def collect_lock(job: Job, *, device: str, model_config: str, command: str | Non
     )
 
 
-def extras(job: Job) -> Iterator[str]:
+def extras(job: Job) -> list[str]:
     """Installed packages that only some jobs use, and this one does."""
-    wanted = {
+    targets = " ".join(str(one["_target_"]) for one in job.tracking.values())
+    trackers = ("aim", "mlflow-skinny", "tensorboard", "trackio", "wandb")
+    used = {
         "bitsandbytes": job.model.quantization is not None,
         "flash-attn": job.model.attention is Attention.flash_attention_2,
         "ibm-fms": job.model.backend is Backend.fms,
+        **{name: f".{name.partition('-')[0]}." in targets for name in trackers},
     }
-    targets = " ".join(str(one["_target_"]) for one in job.tracking.values())
-    for name in ("aim", "mlflow-skinny", "tensorboard", "trackio", "wandb"):
-        wanted[name] = f".{name.partition('-')[0]}." in targets
-    for name, used in wanted.items():
-        if used and any(distributions(name=name)):
-            yield name
-
-
-def as_json(provenance: Lock) -> dict[str, Any]:
-    """The plain values that `lock.json` holds."""
-    return dataclasses.asdict(provenance)
+    return [name for name, is_used in used.items() if is_used and any(distributions(name=name))]
 
 
 class LockWriter:
     """`lock.json` of a run folder: written at once, and again when the files of model and data are hashed.
 
-    A thread hashes them, so that no step waits: 540 MB take 2 seconds of a core where they are not remembered.
+    A thread hashes them, so that no step waits: 540 MB take 2 seconds of a core if the cache has no hashes of them.
     """
 
-    def __init__(self, job: Job, folder: Path, provenance: Lock) -> None:
-        self._job, self._folder, self._provenance = job, folder, provenance
-        write_json(folder / run_folder.PROVENANCE, as_json(provenance))
-        self._thread = threading.Thread(target=self._hash, name="file-hashes", daemon=True)
+    def __init__(self, job: Job, folder: Path, lock: Lock) -> None:
+        self._job, self._file, self._content = job, folder / run_folder.PROVENANCE, dataclasses.asdict(lock)
+        write_json(self._file, self._content)
+        self._thread = threading.Thread(target=self._hash_files, name="file-hashes", daemon=True)
         self._thread.start()
 
-    def whole(self) -> Lock:
-        """What the file holds in the end; waits for the hashes."""
+    def wait(self) -> dict[str, Any]:
+        """Wait for the hashes; returns the content of the file."""
         self._thread.join()
-        return self._provenance
+        return self._content
 
-    def _hash(self) -> None:
+    def _hash_files(self) -> None:
         try:
-            self._provenance = with_file_hashes(self._provenance, self._job)
-            write_json(self._folder / run_folder.PROVENANCE, as_json(self._provenance))
+            self._content |= {"data_files": data_files(self._job), "model_files": model_files(self._job.model)}
+            write_json(self._file, self._content)
         except (OSError, UserError) as err:
-            # such as a file that was taken away meanwhile: the run needs it no more
+            # such as a file that was removed meanwhile: the run does not need it any more
             print(f"fmstune: note: lock.json lacks hashes of files: {err}", file=sys.stderr, flush=True)
-
-
-def with_file_hashes(provenance: Lock, job: Job) -> Lock:
-    """The same with the hashes of data and model files."""
-    return dataclasses.replace(provenance, data_files=data_files(job), model_files=model_files(job.model))
 
 
 def data_files(job: Job) -> dict[str, dict[str, str]]:
@@ -198,15 +159,11 @@ def data_files(job: Job) -> dict[str, dict[str, str]]:
         for name, source in sources(job.data, part).items():
             if part == "eval" or not job.data.streaming:
                 field = f"data.{part}.{name}" if name else f"data.{part}"
-                found[field] = _by_name(local_files(source.path, field))
+                files = local_files(source.path, field)
+                # names alone, as folders differ between machines; whole paths where two files have one name
+                are_distinct = len({path.name for path in files}) == len(files)
+                found[field] = {path.name if are_distinct else str(path): hashes.hash_file(path) for path in files}
     return found
-
-
-def _by_name(files: Sequence[Path]) -> dict[str, str]:
-    """The hashes by the files' names alone, as folders differ between machines; in full where two have one name."""
-    names = [path.name for path in files]
-    alone = len(set(names)) == len(names)
-    return {path.name if alone else str(path): hashes.hash_file(path) for path in files}
 
 
 def model_files(model: Model) -> dict[str, dict[str, str]]:
@@ -236,14 +193,10 @@ def model_folders(model: Model) -> dict[str, Path]:
 
 
 def _snapshot(hub_id: str, revision: str | None) -> Path | None:
-    for name in _NAMES_A_MODEL:
-        try:
-            file = try_to_load_from_cache(hub_id, name, revision=revision)
-        except ValueError:  # no hub id
-            return None
-        if isinstance(file, str):
-            return Path(file).parent
-    return None
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+    except (OSError, ValueError):  # not in the cache, or not a hub id
+        return None
 
 
 def _commits(model: Model) -> dict[str, str]:
@@ -256,18 +209,14 @@ def _git_state() -> tuple[str | None, str | None]:
     if not (source / ".git").exists() or not (source / "pyproject.toml").exists():
         return None, None
     try:
-        commit = _git(source, "rev-parse", "HEAD")
-        changes = _git(source, "diff", "HEAD")
+        commit, changes = (
+            subprocess.run(["git", "-C", str(source), *words], check=True, capture_output=True).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("diff", "HEAD"))
+        )
     except (OSError, subprocess.CalledProcessError):
         return None, None
-    digest = hashlib.sha256(changes.encode()).hexdigest() if changes else None
-    return commit + ("+changes" if changes else ""), digest
-
-
-def _git(folder: Path, *words: str) -> str:
-    command = ["git", "-C", str(folder), *words]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, errors="replace")
-    return done.stdout.strip()
+    digest = hashlib.sha256(changes).hexdigest() if changes else None
+    return commit.decode() + ("+changes" if changes else ""), digest
 
 
 def _device_names(device: str) -> list[str]:

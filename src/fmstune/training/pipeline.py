@@ -4,8 +4,8 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import filelock
@@ -21,9 +21,9 @@ from fmstune.config.objective import text_columns
 from fmstune.data.dataset import Prepared, prepare_data
 from fmstune.data.preparation import mark_prepared
 from fmstune.data.scan import scan_data
-from fmstune.data.show import render_rows, write_rows_json
-from fmstune.data.show_html import write_rows_page
-from fmstune.errors import Problem, UserError, raise_if_any
+from fmstune.data.show import render_rows, write_rows_json, write_rows_page
+from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
+from fmstune.files import explain_write_errors
 from fmstune.models import adapter_targets, architecture, load
 from fmstune.models.load import Tokenizer
 from fmstune.runs import run_folder
@@ -48,11 +48,9 @@ def check(job: Job) -> int:
     checked: Checked | None = None
     rows: Rows | None = None
     prepared: Prepared | None = None
-    try:
+    with collect_problems(problems):
         checked = preflight.check_job(job, device_at_hand=False)
         _check_arguments(job, checked)
-    except UserError as err:
-        problems += err.problems
     try:
         tokenizer = preflight.tokenizer_at_hand(job)
         if tokenizer is None:
@@ -95,10 +93,10 @@ def show_rows(job: Job, rows: int, json: Path | None, html: Path | None) -> int:
     tokenizer, prepared = _prepare(job)
     problems: list[Problem] = []
     if json is not None:
-        with _as_problem(f"--json: {json}", problems):
+        with collect_problems(problems), explain_write_errors("--json", json):
             write_rows_json(prepared, tokenizer.tokenizer, json)
     if html is not None:
-        with _as_problem(f"--html: {html}", problems):
+        with collect_problems(problems), explain_write_errors("--html", html):
             write_rows_page(prepared, tokenizer.tokenizer, html, title=f"Rows of {job.name}", rows=rows)
     raise_if_any(problems)
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -106,14 +104,6 @@ def show_rows(job: Job, rows: int, json: Path | None, html: Path | None) -> int:
     if json or html:
         print("", *(f"wrote {path}" for path in (json, html) if path), sep="\n")
     return 0
-
-
-@contextmanager
-def _as_problem(file: str, problems: list[Problem]) -> Iterator[None]:
-    try:
-        yield
-    except OSError as err:
-        problems.append(Problem(file, f"cannot be written ({err.strerror}); choose another file"))
 
 
 def prepare(job: Job) -> int:

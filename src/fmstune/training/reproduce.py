@@ -1,6 +1,7 @@
 """`fmstune reproduce` in the runner: the facts of now against the recorded ones, and weights against weights."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,7 @@ def facts(job: Job) -> tuple[dict[str, Any], list[Problem]]:
     except UserError as err:
         problems += [problem for problem in err.problems if problem not in problems]
     known = {"data_hashes": {}, "tokens": {}, **read, "data_rows": {}}
-    found = lockfile.as_json(
-        lockfile.collect_lock(job, device=device, model_config=config, command=None, data=known),
-    )
+    found = asdict(lockfile.collect_lock(job, device=device, model_config=config, command=None, data=known))
     found |= {
         "processes": process_counts.total_processes(job.launcher) or found["processes"],
         "model_files": lockfile.model_files(job.model),

@@ -66,7 +66,7 @@ def train_job(
             trainer.add_callback(callback)
         tracked.log({"preparation_seconds": prepared.seconds, "load_seconds": seconds["load_seconds"]}, done)
         results = _train_and_score(objective, trainer, job, checked, prepared, checkpoint)
-        card = model_card.run_card(job, lockfile.as_json(lock.whole()), results, _licence(job)) if lock else None
+        card = model_card.run_card(job, lock.wait(), results, _licence(job)) if lock else None
         save.save(trainer.model, tokenizer, folder / run_folder.MODEL, base_model, card=card, writes=main)
         if main:
             draw_loss(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT)
@@ -241,11 +241,10 @@ def _score(
 
 
 def _collect_lock(job: Job, checked: Checked, prepared: Prepared, command: str | None) -> Lock:
-    hashes = {"data_hashes": dict(prepared.hashes), "tokens": dict(prepared.tokens)}
     return lockfile.collect_lock(
         job,
         device=checked.device,
         model_config=checked.configuration.to_json_string(use_diff=False),
         command=command,
-        data={**hashes, "data_rows": dict(prepared.rows_read)},
+        data=prepared.identity,
     )
