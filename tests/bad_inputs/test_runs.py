@@ -192,7 +192,7 @@ REPORTS = [
     ),
     case(
         "report run",
-        "run/report.html: cannot be written (…); choose another folder",
+        "report: run/report.html cannot be written (…); choose another folder",
         run__job_yaml=JOB_FILE,
         **{"run__report.html__file_txt": "a folder is in the way"},
     ),
@@ -206,7 +206,7 @@ REPORTS = [
     ),
     case(
         "compare a b --html nosuch/page.html",
-        "nosuch/page.html: cannot be written (…); choose another folder",
+        "--html: nosuch/page.html cannot be written (…); choose another folder",
         a__job_yaml=JOB_FILE,
         b__job_yaml=JOB_FILE,
     ),

@@ -63,7 +63,7 @@ def reproduce_run(line: CommandLine, asked: Reproduce) -> int:
         if status != run_folder.FINISHED:
             print(f"\nnothing to compare: the run in {place} is not finished ({status})")
             return USER_ERROR if asked.strict else 0
-    results = differences.compare_results(recorded, folder, job)
+    results = differences.compare_results(recorded, folder)
     print("\n".join(["", *differences.render_results(results)]))
     if results.weights:
         print("weights: bit for bit equal", flush=True)

@@ -7,25 +7,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fmstune import tables
-from fmstune.config.job import Job
-from fmstune.config.metrics import Place, metrics_of, names_at
+from fmstune.config.metrics import Place, names_at
 from fmstune.errors import UserError
 from fmstune.flatten import flatten
 from fmstune.runs import run_folder
+from fmstune.runs.report.run_data import read_run
 
 _NOTES = re.compile(r"platform|cpu|model_config_hash|packages\.huggingface-hub|environment\..*")
-"""Facts that do not change a result by themselves, and are only shown.
-
-Another machine, or a processor with the same instructions, computes the same; so do other variables than those of
-`_DECIDES`, as far as no other fact shows them. The configuration of the model is among its files, which count.
-"""
+"""Facts that are only shown, as they do not change a result (the model's files show a change of its configuration)."""
 _DECIDES = re.compile(
     r"environment\.(ATEN_CPU_CAPABILITY|CUBLAS_WORKSPACE_CONFIG|MKL_CBWR|NCCL_(ALGO|PROTO)|NVIDIA_TF32_OVERRIDE"
     r"|TORCH_ALLOW_TF32_CUBLAS_OVERRIDE)"
 )
-"""Variables by which sums come out otherwise."""
+"""Variables that change how sums are rounded."""
 _NOT_COMPARED = frozenset({"command", "data_rows", "data_files"})
-"""Said in `lock.json` for a reader; what they say is also in other facts."""
+"""Recorded for a reader; other facts hold the same."""
 _NEEDED = ("fmstune", "packages", "seed", "data_hashes")
 """Without these, a file is no `lock.json`."""
 _NOTHING = "-"
@@ -68,11 +64,8 @@ def lock_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> lis
         if key not in recorded or (recorded[key] is None and isinstance(value, Mapping)):
             found.append(Difference(key, _NOT_READ, _NOTHING, False))
             continue
-        here, there = _facts(value, key), _facts(recorded[key], key)
-        for fact in {**there, **here}:
-            one, other = there.get(fact, _NOTHING), here.get(fact, _NOTHING)
-            if one != other:
-                found.append(Difference(fact, one, other, changes_result(fact, recorded)))
+        for fact, one, other in _changes({key: recorded[key]}, {key: value}):
+            found.append(Difference(fact, one, other, changes_result(fact, recorded)))
     return sorted(found, key=lambda difference: not difference.counts)
 
 
@@ -85,17 +78,22 @@ def changes_result(fact: str, recorded: Mapping[str, Any]) -> bool:
 
 def job_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
     """Return the fields of two jobs that differ, without output_dir; name and trackers cannot change the result."""
-    here, there = ({name: _as_text(value) for name, value in flatten(job).items()} for job in (now, recorded))
     return [
-        Difference(name, there.get(name, _NOTHING), here.get(name, _NOTHING), not name.startswith(("name", "tracking")))
-        for name in {**there, **here}
-        if name != "output_dir" and there.get(name) != here.get(name)
+        Difference(name, one, other, not name.startswith(("name", "tracking")))
+        for name, one, other in _changes(recorded, now)
+        if name != "output_dir"
     ]
 
 
-def _facts(value: Any, name: str) -> dict[str, str]:
-    """Return the values below a fact as text, by dotted name; an empty mapping has none."""
-    return {fact: _as_text(leaf) for fact, leaf in flatten({name: value}).items() if leaf != {}}
+def _changes(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield the dotted name and both values, as text, of what differs; an empty mapping counts as nothing."""
+    there, here = (
+        {name: _as_text(leaf) for name, leaf in flatten(tree).items() if leaf != {}} for tree in (recorded, now)
+    )
+    for name in {**there, **here}:
+        one, other = there.get(name, _NOTHING), here.get(name, _NOTHING)
+        if one != other:
+            yield name, one, other
 
 
 def _as_text(value: Any) -> str:
@@ -129,33 +127,15 @@ class Results(NamedTuple):
         return self.weights is True and all(one == other for _, one, other in self.rows)
 
 
-def compare_results(recorded: Path, again: Path, job: Job) -> Results:
-    """Compare two run folders of this job by their summaries, and by the hashes of their weights that these hold."""
-    table = metrics_of(job)
-    scored = names_at(table, Place.held_out)
-    one, other = run_folder.read_summary(recorded), run_folder.read_summary(again)
-    rows = [(name, one.get(name), other.get(name)) for name in names_at(table, Place.result)]
-    rows += [("last loss", last_loss(recorded), last_loss(again))]
-    for part in ("base", "tuned"):
-        scores = [(summary.get(part) or {}) for summary in (one, other)]
-        rows += [(f"{part}.{name}", scores[0].get(name), scores[1].get(name)) for name in scored]
-    hashes = [summary.get("weights_sha256") for summary in (one, other)]
-    known = tuple(row for row in rows if row[1:] != (None, None))
-    return Results(known, None if not all(hashes) else hashes[0] == hashes[1])
-
-
-def last_loss(folder: Path) -> float | None:
-    """Return the loss of the last logged step."""
-    path = folder / run_folder.METRICS
-    if not path.is_file():
-        return None
-    found = None
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found = json.loads(line).get("loss", found)
-        except ValueError:
-            continue  # an unfinished line of a killed process
-    return found
+def compare_results(recorded: Path, again: Path) -> Results:
+    """Compare two run folders of one job by their figures, and by the hashes of their weights."""
+    one, other = runs = [read_run(folder) for folder in (recorded, again)]
+    scores = [f"{part}.{name}" for part in ("base", "tuned") for name in names_at(other.table, Place.held_out)]
+    rows = [(name, one.figure(name), other.figure(name)) for name in (*names_at(other.table, Place.result), *scores)]
+    losses = [points[-1][1] if (points := run.curve("loss")) else None for run in runs]
+    hashes = [run.summary.get("weights_sha256") for run in runs]
+    known = tuple(row for row in (*rows, ("last loss", losses[0], losses[1])) if row[1:] != (None, None))
+    return Results(known, hashes[0] == hashes[1] if all(hashes) else None)
 
 
 def render_results(found: Results) -> Iterator[str]:

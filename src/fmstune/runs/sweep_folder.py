@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,14 +100,11 @@ def gather_points(sweep: Path, *, keep: bool = False) -> list[Point]:
     found = [_point(json.loads(file.read_text(encoding="utf-8"))) for file in files]
     if found:
         whole = {point.folder: point for point in (*read_points(sweep), *found)}
-        write_json(sweep / FILE, [dataclasses.asdict(point) for point in _in_order(whole.values())])
+        ordered = sorted(whole.values(), key=lambda point: (point.number, point.folder))
+        write_json(sweep / FILE, [dataclasses.asdict(point) for point in ordered])
     if not keep:
         shutil.rmtree(sweep / _LEFT, ignore_errors=True)
     return found
-
-
-def _in_order(points: Any) -> list[Point]:
-    return sorted(points, key=lambda point: (point.number, point.folder))
 
 
 def read_points(sweep: Path) -> list[Point]:
@@ -157,23 +154,17 @@ def release_sweep_folder(sweep: Path, notes: Sequence[str] = ()) -> None:
 
 def render_points(sweep: Path, points: Sequence[Point]) -> str:
     """Return the table of points with overrides, status and compared number, and the causes of failures."""
-    return "\n".join(_lines(sweep, points))
-
-
-def _lines(sweep: Path, points: Sequence[Point]) -> Iterator[str]:
     best = best_point(points)
     named = {point.compare_by: None for point in points if point.compare_by}
     heads = ("point", *named, "status", "overrides")
     words = (0, len(heads) - 2, len(heads) - 1)
     first, rule, *lines = tables.lines(heads, [_cells(point, list(named)) for point in points], left=words)
-    yield from ("", first, rule)
-    for line, point in zip(lines, points, strict=True):
-        yield f"{line}  best" if point is best else line
-    for point in points:
-        if point.error is not None:
-            yield f"{point.status}: {sweep / point.folder}: {point.error}"
+    shown = ["", first, rule]
+    shown += [f"{line}  best" if point is best else line for line, point in zip(lines, points, strict=True)]
+    shown += [f"{point.status}: {sweep / point.folder}: {point.error}" for point in points if point.error is not None]
     if best is not None:
-        yield f"best: {sweep / best.folder} ({best.compare_by} {best.metrics[best.compare_by]:.4g})"
+        shown.append(f"best: {sweep / best.folder} ({best.compare_by} {best.metrics[best.compare_by]:.4g})")
+    return "\n".join(shown)
 
 
 def _cells(point: Point, named: Sequence[str]) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ from fmstune.runs.report.document import (
     Document,
     Example,
     More,
-    Section,
     Table,
     Text,
     make_document,
@@ -27,7 +26,7 @@ HOSTILE = ["</td></pre></dd><script>alert(1)</script>", "a|b`c*d_e", "```\n# hea
 def document(text: str) -> Document:
     table = make_table((text, "n"), [[text, 2.0], ["", None]], sortable=True, best_first=True)
     blocks = (Text(text, strong=True), Command(text), table, Example(text, [(text, text)]), More(text, [Text(text)]))
-    return Document(text, text, text, [Section(text, blocks)])
+    return Document(text, text, text, {text: blocks})
 
 
 class Tags(HTMLParser):
@@ -74,7 +73,7 @@ def test_markdown_keeps_its_tables_and_fences(text: str) -> None:
 
 def test_columns_of_numbers_stand_right_and_are_aligned_for_a_terminal() -> None:
     table = Table(("name", "value"), [[Cell("a"), number_cell(1234567)], [Cell("bc"), number_cell(None)]])
-    shown = render.render_text(Document("t", "s", "p", [Section("S", [table])]))
+    shown = render.render_text(Document("t", "s", "p", {"S": [table]}))
     assert shown.splitlines()[-4:] == ["name      value", "───────────────", "a     1,234,567", "bc            –"]
 
 
@@ -93,11 +92,11 @@ def test_a_word_that_is_a_number_is_sorted_as_one() -> None:
 
 def test_a_long_name_is_broken_between_its_words_and_a_number_never() -> None:
     table = Table(("tuned.exact_match",), [[Cell("0-learning_rate=0.001,a&b_c")], [Cell("x")]])
-    page = render.render_html(Document("t", "s", "p", [Section("S", [table])]))
+    page = render.render_html(Document("t", "s", "p", {"S": [table]}))
     assert "tuned.<wbr>exact_<wbr>match</th>" in page
     assert "<td>0-learning_<wbr>rate=<wbr>0.001,a&amp;b_<wbr>c</td>" in page
 
 
 def test_a_table_without_rows_and_a_section_without_blocks_are_left_out() -> None:
     sections = {"Empty": [make_table(("a",), [])], "Full": [make_table(("a",), []), Text("x")]}
-    assert make_document("t", "s", "p", sections).sections == [Section("Full", [Text("x")])]
+    assert make_document("t", "s", "p", sections).sections == {"Full": [Text("x")]}

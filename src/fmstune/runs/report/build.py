@@ -3,27 +3,20 @@
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from fmstune.config.requests import Comparison, Report
-from fmstune.errors import Problem, UserError, raise_if_any
-from fmstune.files import write_aside
+from fmstune.errors import Problem, collect_problems, raise_if_any
+from fmstune.files import explain_write_errors, write_aside
 from fmstune.flatten import flatten
 from fmstune.runs.report import comparison_report, ranking, render, run_report, sweep_report
-from fmstune.runs.report.document import Document
+from fmstune.runs.report.document import Text
 from fmstune.runs.report.ranking import Column
-from fmstune.runs.report.run_data import (
-    RefusedPoint,
-    Run,
-    is_run,
-    raise_if_no_run,
-    read_refused_points,
-    read_run,
-    read_runs,
-)
+from fmstune.runs.report.run_data import Run, is_run, raise_if_no_run, read_refused_points, read_run, read_runs
 from fmstune.runs.run_folder import FAILED
+from fmstune.runs.sweep_folder import Point
 
 PAGE, MARKDOWN, CSV = "report.html", "report.md", "report.csv"
 
@@ -42,8 +35,10 @@ def write_report(request: Report) -> int:
         folder / MARKDOWN: render.render_markdown(document),
         folder / CSV: _csv(runs, [] if one else ranking.differing_columns(runs), refused),
     }
-    _write(files)
-    print(f"{document.status}: {document.place}\n{_headline(document)}")
+    _write("report", files)
+    headline = document.sections["Result"][0]
+    assert isinstance(headline, Text)
+    print(f"{document.status}: {document.place}\n{headline.text}")
     print("\n".join(f"wrote {path}" for path in files))
     return 0
 
@@ -53,30 +48,25 @@ def compare_runs(request: Comparison) -> int:
     a, b = (Path(place) for place in (request.a, request.b))
     problems: list[Problem] = []
     for place in (a, b):
-        try:
+        with collect_problems(problems):
             raise_if_no_run(place, "compare: ")
-        except UserError as err:
-            problems += err.problems
     raise_if_any(problems)
     document = comparison_report.comparison_document(read_run(a), read_run(b))
     if request.html is not None:
-        _write({Path(request.html): render.render_html(document)})
+        _write("--html", {Path(request.html): render.render_html(document)})
     print(render.render_text(document))
     if request.html is not None:
         print(f"\nwrote {request.html}")
     return 0
 
 
-def _headline(document: Document) -> str:
-    """Return the result in one sentence."""
-    result = next((section for section in document.sections if section.title == "Result"), None)
-    return str(getattr(result.blocks[0], "text", "")) if result is not None else ""
-
-
-def _csv(runs: Sequence[Run], columns: Sequence[Column], refused: Sequence[RefusedPoint]) -> str:
+def _csv(runs: Sequence[Run], columns: Sequence[Column], refused: Sequence[Point]) -> str:
     """Return a line for each run: the settings that differ, and every number of its summary at full precision."""
     rows = [dict(_row(run, index, columns)) for index, run in enumerate(runs)]
-    rows += [dict(_refused_row(point, columns)) for point in refused]
+    for point in refused:
+        typed = dict(word.partition("=")[::2] for word in point.overrides)
+        settings = {name: typed.get(name, "") for name in (ranking.SEED, *(column.name for column in columns))}
+        rows.append({"run": point.folder, "status": FAILED, "error": point.error or "", **settings})
     file = io.StringIO()
     writer = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
     writer.writeheader()
@@ -94,24 +84,10 @@ def _row(run: Run, index: int, columns: Sequence[Column]) -> Iterator[tuple[str,
             yield name, value
 
 
-def _refused_row(point: RefusedPoint, columns: Sequence[Column]) -> Iterator[tuple[str, Any]]:
-    yield from (("run", point.name), ("status", FAILED), ("error", point.error))
-    for name in (ranking.SEED, *(column.name for column in columns)):
-        yield name, point.fields.get(name, "")
-
-
-def _write(files: dict[Path, str]) -> None:
+def _write(flag: str, files: dict[Path, str]) -> None:
     """Write all files, then rename all; raises UserError if one cannot be written, and keeps the former ones."""
     with ExitStack() as stack:
         # the first file is renamed first
         for path, text in reversed(files.items()):
-            stack.enter_context(_explain(path))
+            stack.enter_context(explain_write_errors(flag, path, "folder"))
             stack.enter_context(write_aside(path)).write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-@contextmanager
-def _explain(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as err:
-        raise UserError(str(path), f": cannot be written ({err.strerror}); choose another folder") from err

@@ -4,6 +4,7 @@ Colours are those of Okabe and Ito (Color Universal Design, 2008); lines differ 
 shape.
 """
 
+import html
 import io
 import math
 import re
@@ -116,10 +117,10 @@ def draw_setting(series: Sequence[Series], axes: Axes) -> str:
     with mpl.rc_context(_LOOKS):
         figure = Figure(figsize=(5.4, 3.5), layout="constrained")
         plot = figure.subplots()
-        values = list({_key(spot.value): spot.value for one in series for spot in one.spots}.values())
+        values = list({repr(spot.value): spot.value for one in series for spot in one.spots}.values())
         numbers = all(is_number(value) for value in values)
         values = values if numbers else sorted(values, key=str)
-        places = {_key(value): value if numbers else place for place, value in enumerate(values)}
+        places = {repr(value): value if numbers else place for place, value in enumerate(values)}
         for number, one in enumerate(series):
             _spots(plot, one, number, places)
         _dress(plot, axes, several=any(one.label for one in series))
@@ -173,8 +174,8 @@ def _style(place: int) -> dict[str, Any]:
 
 
 def _spots(plot: Any, series: Series, number: int, places: dict[str, Any]) -> None:
-    ordered = sorted(series.spots, key=lambda spot: places[_key(spot.value)])
-    xs = [places[_key(spot.value)] for spot in ordered]
+    ordered = sorted(series.spots, key=lambda spot: places[repr(spot.value)])
+    xs = [places[repr(spot.value)] for spot in ordered]
     bars = [spot.spread for spot in ordered]
     marker = _MARKERS[number % len(_MARKERS)]
     looks = _style(number) if series.joined else {**_style(number), "linestyle": "none"}
@@ -224,15 +225,7 @@ def _svg(figure: Figure, title: str) -> str:
     text = re.sub(r'(url\(|href=")#', rf"\g<1>#{name}-", text)
     text = re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1)
     head = 'role="img" style="stroke-linejoin: round; stroke-linecap: butt" aria-label="'
-    return text.replace("<svg ", f'<svg {head}{_attribute(title)}" ', 1).strip() + "\n"
-
-
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-
-
-def _key(value: Any) -> str:
-    return repr(value)
+    return text.replace("<svg ", f'<svg {head}{html.escape(title)}" ', 1).strip() + "\n"
 
 
 def _short(value: Any) -> str:

@@ -72,13 +72,6 @@ class More(NamedTuple):
 Block = Table | Text | Command | Charts | Example | More
 
 
-class Section(NamedTuple):
-    """Blocks under a title."""
-
-    title: str
-    blocks: Sequence[Block]
-
-
 class Document(NamedTuple):
     """A report."""
 
@@ -87,25 +80,21 @@ class Document(NamedTuple):
     """A word or two, shown next to the title."""
     place: str
     """The folder of the report."""
-    sections: Sequence[Section] = ()
+    sections: Mapping[str, Sequence[Block]]
+    """Blocks by the title above them."""
 
 
 def make_document(title: str, status: str, place: str, sections: Mapping[str, Iterable[Block]]) -> Document:
     """Build a document without the tables that have no rows and without the sections that have no blocks."""
     kept = {name: [b for b in blocks if not isinstance(b, Table) or b.rows] for name, blocks in sections.items()}
-    return Document(title, status, place, [Section(name, blocks) for name, blocks in kept.items() if blocks])
+    return Document(title, status, place, {name: blocks for name, blocks in kept.items() if blocks})
 
 
 def make_table(
-    head: Sequence[str],
-    rows: Iterable[Iterable[object]],
-    *,
-    sortable: bool = False,
-    best_first: bool = False,
+    head: Sequence[str], rows: Iterable[Iterable[object]], *, sortable: bool = False, best_first: bool = False
 ) -> Table:
     """Build a table of cells, texts and numbers."""
-    cells = [[_cell(value) for value in row] for row in rows]
-    return Table(head, cells, sortable, best_first)
+    return Table(head, [[_cell(value) for value in row] for row in rows], sortable, best_first)
 
 
 def _cell(value: object) -> Cell:

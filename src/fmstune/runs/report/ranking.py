@@ -69,10 +69,7 @@ class Metric(NamedTuple):
 
 
 def choose_metric(runs: Sequence[Run], name: str | None, direction: str | None) -> Metric:
-    """Return the metric that was asked for, else the one that the jobs name, else a usual one.
-
-    Raises UserError if no run has the metric that was asked for.
-    """
+    """Return the metric that was asked for, else the one that the jobs name, else a usual one."""
     known = sorted({key for run in runs for key in flatten(run.summary) if run.figure(key) is not None})
     if name is not None and known and name not in known:
         near = did_you_mean(name, known) or f"; choose one of {', '.join(key for key in known if 'tuned' in key)}"
@@ -102,10 +99,9 @@ def differing_columns(runs: Sequence[Run]) -> list[Column]:
     for column in _differing([flatten(run.job) for run in runs]):
         kept.setdefault(_partition([column.values]), column)
     fields = list(kept.values())
-    typed = _typed(runs)
-    if typed and _partition([column.values for column in typed]) == _partition([column.values for column in fields]):
-        return typed
-    return fields
+    typed = _differing([dict(_assignment(w) for w in run.words if "=" in w and w[0] != "-") for run in runs])
+    told_apart = _partition([column.values for column in typed]) == _partition([column.values for column in fields])
+    return typed if typed and told_apart and all(run.words for run in runs) else fields
 
 
 def group_runs(runs: Sequence[Run], columns: Sequence[Column], by: Metric) -> list[Group]:
@@ -114,7 +110,11 @@ def group_runs(runs: Sequence[Run], columns: Sequence[Column], by: Metric) -> li
     members: dict[str, list[int]] = {}
     for index, key in enumerate(keys):
         members.setdefault(_text(key), []).append(index)
-    groups = [_group(keys[places[0]], [runs[i] for i in places], by) for places in members.values()]
+    groups = []
+    for places in members.values():
+        same = sort_by_score([runs[index] for index in places], by)
+        scores = tuple(score for run in same if (score := _score(run, by)) is not None)
+        groups.append(Group(keys[places[0]], tuple(same), scores))
     return sorted(groups, key=lambda group: by.rank(group.mean))
 
 
@@ -154,18 +154,6 @@ def short_value(value: Any) -> str:
 
 def _score(run: Run, by: Metric) -> float | None:
     return run.figure(by.name) if run.status == FINISHED else None
-
-
-def _group(key: tuple[Any, ...], runs: Sequence[Run], by: Metric) -> Group:
-    scores = tuple(score for run in runs if (score := _score(run, by)) is not None)
-    return Group(key, tuple(sort_by_score(runs, by)), scores)
-
-
-def _typed(runs: Sequence[Run]) -> list[Column]:
-    """Return what the recorded words set differently; nothing if a run recorded none."""
-    if not all(run.words for run in runs):
-        return []
-    return _differing([dict(_assignment(w) for w in run.words if "=" in w and w[0] != "-") for run in runs])
 
 
 def _differing(given: Sequence[dict[str, Any]]) -> list[Column]:

@@ -43,17 +43,17 @@ def _breakable(text: str) -> Markup:
 def render_markdown(document: Document) -> str:
     """Return the document as Markdown; charts are files of the run folder."""
     parts = [f"# {_line(document.title)}", f"{document.status}: `{document.place}`"]
-    for section in document.sections:
-        parts += [f"## {_line(section.title)}", *(text for block in section.blocks for text in _as_markdown(block))]
+    for title, blocks in document.sections.items():
+        parts += [f"## {_line(title)}", *(text for block in blocks for text in _as_markdown(block))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def render_text(document: Document) -> str:
     """Return the document for a terminal, without charts and without what is closed on the page."""
     parts = [f"{document.title}\n{document.place}"]
-    for section in document.sections:
-        blocks = [text for block in section.blocks if not isinstance(block, More) for text in _as_text(block)]
-        parts += [f"{section.title}\n{'─' * len(section.title)}\n" + "\n".join(blocks)] if blocks else []
+    for title, blocks in document.sections.items():
+        lines = [line for block in blocks for line in _as_text(block)]
+        parts += ["\n".join([title, "─" * len(title), *lines])] if lines else []
     return "\n\n".join(parts)
 
 

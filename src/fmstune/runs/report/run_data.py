@@ -10,7 +10,7 @@ import yaml
 from fmstune.config.compare_by import curve, figure
 from fmstune.config.metrics import Table, metrics_of
 from fmstune.config.renamed_fields import with_compare_by
-from fmstune.errors import Problem, UserError, raise_if_any
+from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
 from fmstune.runs import run_folder, sweep_folder
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # without libyaml, a job of 150 fields takes 50 ms
@@ -57,16 +57,6 @@ class Run(NamedTuple):
         return curve(self.metrics, name)
 
 
-class RefusedPoint(NamedTuple):
-    """A point of a sweep whose job was wrong, so that it has no run folder."""
-
-    name: str
-    """Name that its folder would have."""
-    fields: dict[str, str]
-    """Fields that differ from those of other points."""
-    error: str
-
-
 def is_run(folder: Path) -> bool:
     """Whether this is a run folder."""
     return (folder / run_folder.JOB).is_file()
@@ -93,25 +83,19 @@ def read_runs(folder: Path) -> list[Run]:
     runs: list[Run] = []
     problems: list[Problem] = []
     for place in sorted((path for path in folder.iterdir() if is_run(path)), key=_number_and_name):
-        try:
+        with collect_problems(problems):
             runs.append(read_run(place))
-        except UserError as err:
-            problems += err.problems
     raise_if_any(problems)
     return runs
 
 
-def read_refused_points(folder: Path) -> list[RefusedPoint]:
-    """Read the points without a run from `sweep.json`; raises UserError if the file is broken."""
+def read_refused_points(folder: Path) -> list[sweep_folder.Point]:
+    """Read the points without a run, whose jobs were refused, from `sweep.json`; raises UserError if it is broken."""
     try:
         points = sweep_folder.read_points(folder)
     except (OSError, ValueError, TypeError) as err:
         raise UserError.of([_unreadable(folder / sweep_folder.FILE, err)]) from err
-    return [
-        RefusedPoint(point.folder, dict(word.partition("=")[::2] for word in point.overrides), point.error or "")
-        for point in points
-        if not is_run(folder / point.folder)
-    ]
+    return [point for point in points if not is_run(folder / point.folder)]
 
 
 def raise_if_no_run(folder: Path, flag: str = "") -> None:
@@ -177,4 +161,4 @@ def _unreadable(path: Path, err: Exception) -> Problem:
 
 
 def _first_line(err: Exception) -> str:
-    return (str(err).strip() or type(err).__name__).splitlines()[0]
+    return sweep_folder.first_line(str(err)) or type(err).__name__

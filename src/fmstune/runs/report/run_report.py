@@ -1,7 +1,7 @@
 """The report of one run: its result, how the run got there, and how to repeat it."""
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fmstune.config.compare_by import is_number
@@ -76,8 +76,7 @@ def headline(run: Run) -> str:
         ended = "failed" if run.status == run_folder.FAILED else "was interrupted"
         return f"The run {ended}: {run.error or 'no cause was recorded'}"
     if changes := list(_changes(run)):
-        text = ", ".join(changes)
-        return f"{text[0].upper()}{text[1:]}, on {run.summary['tuned']['rows']:,} held-out rows."
+        return f"{capitalize(', '.join(changes))}, on {run.summary['tuned']['rows']:,} held-out rows."
     loss = run.figure("train_loss")
     if loss is not None:
         return f"Train loss {loss:.4g}; no rows were held out, so nothing measures answers to new prompts."
@@ -86,6 +85,11 @@ def headline(run: Run) -> str:
     total = run.figure("plan.total_steps")
     steps = f"{total:,}" if total is not None else "?"
     return f"The run has no result yet. It is at step {seen[-1][0]:,} of {steps}, with loss {seen[-1][1]:.4g}."
+
+
+def capitalize(text: str) -> str:
+    """The text with its first letter in upper case, and the others as they are."""
+    return text[:1].upper() + text[1:]
 
 
 def _changes(run: Run) -> Iterator[str]:
@@ -167,10 +171,8 @@ def _samples(run: Run) -> Iterator[Block]:
         yield Text("The first held-out rows, chosen before any answer was seen.")
     for sample in run.samples:
         of = f" of {sample['set']}" if sample.get("set") else ""
-        parts = [(name, sample.get(name)) for name in ("prompt", "expected", "base", "tuned")]
-        yield Example(
-            f"Held-out row {sample.get('row')}{of}", [(name, str(text)) for name, text in parts if text is not None]
-        )
+        names = [name for name in ("prompt", "expected", "base", "tuned") if sample.get(name) is not None]
+        yield Example(f"Held-out row {sample.get('row')}{of}", [(name, str(sample[name])) for name in names])
 
 
 def _cost(run: Run) -> Iterator[Block]:
@@ -217,23 +219,20 @@ def _ledger(run: Run) -> Iterator[Block]:
 
 
 def _job(run: Run) -> Iterator[Block]:
+    fields = flatten(run.job).items()
     if not run.origins:
         yield Text("This run did not record where its values come from.")
-        yield _fields(flatten(run.job).items(), ("field", "value"))
+        yield make_table(("field", "value"), [[name, setting_cell(value)] for name, value in fields], sortable=True)
         return
-    parts: dict[str, list[tuple[str, ...]]] = {"typed": [], "chosen": [], "default": []}
-    for name, value in flatten(run.job).items():
+    parts: dict[str, list[list[object]]] = {"typed": [], "chosen": [], "default": []}
+    for name, value in fields:
         source = run.origins.get(name, "default")
         part = "typed" if source.startswith("command line") else "default" if source == "default" else "chosen"
-        parts[part].append((name, value, source))
-    head = ("field", "value", "set by")
-    yield _fields(parts["typed"], head)
-    yield More(f"{len(parts['chosen'])} fields that chosen files set", [_fields(parts["chosen"], head)])
-    yield More(f"{len(parts['default'])} fields with their defaults", [_fields(parts["default"], head)])
-
-
-def _fields(rows: Iterable[tuple[Any, ...]], head: tuple[str, ...]) -> Block:
-    return make_table(head, [[name, setting_cell(value), *source] for name, value, *source in rows], sortable=True)
+        parts[part].append([name, setting_cell(value), source])
+    tables = {part: make_table(("field", "value", "set by"), rows, sortable=True) for part, rows in parts.items()}
+    yield tables["typed"]
+    yield More(f"{len(parts['chosen'])} fields that chosen files set", [tables["chosen"]])
+    yield More(f"{len(parts['default'])} fields with their defaults", [tables["default"]])
 
 
 def _made_with(run: Run) -> Iterator[Block]:

@@ -25,9 +25,10 @@ from fmstune.runs.report.document import (
     setting_cell,
 )
 from fmstune.runs.report.ranking import Column, Group, Metric
-from fmstune.runs.report.run_data import RefusedPoint, Run
-from fmstune.runs.report.run_report import repeat_commands
+from fmstune.runs.report.run_data import Run
+from fmstune.runs.report.run_report import capitalize, repeat_commands
 from fmstune.runs.run_folder import FAILED, FINISHED
+from fmstune.runs.sweep_folder import Point
 
 _MOST_COLOURED = 8
 """Settings whose curves are drawn; if there are more, the best of them."""
@@ -46,7 +47,7 @@ _COST = (
 )
 
 
-def sweep_document(folder: Path, runs: Sequence[Run], by: Metric, refused: Sequence[RefusedPoint] = ()) -> Document:
+def sweep_document(folder: Path, runs: Sequence[Run], by: Metric, refused: Sequence[Point] = ()) -> Document:
     """Return the report of the runs in a folder, in any state, and of the points that were refused."""
     columns = ranking.differing_columns(runs)
     groups = ranking.group_runs(runs, columns, by)
@@ -72,23 +73,15 @@ def _count(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _label(groups: Sequence[Group], by: Metric) -> str:
-    return label_with_unit(groups[0].runs[0].table, by.name)
-
-
 def _result(scored: Sequence[Group], columns: Sequence[Column], by: Metric) -> Iterator[Block]:
     if not scored:
         yield Text("No run has finished with a result yet.", strong=True)
         return
     best = scored[0]
     spread = f" ± {best.spread:.2g} over {_count(len(best.scores), 'seed')}" if best.spread is not None else ""
-    label = _label(scored, by)
+    label = label_with_unit(best.runs[0].table, by.name)
     name = label.partition(" (")[0]
-    beginning = f"Best: {best.label(columns)}, with {name}" if columns else _capital(name)
+    beginning = f"Best: {best.label(columns)}, with {name}" if columns else capitalize(name)
     yield Text(f"{beginning} {best.mean:.4g}{spread}", strong=True)
     yield Text(f"Ranked by {by.name}: {label}, {'less' if by.smaller else 'more'} is better.")
     if len(scored) > 1:
@@ -158,10 +151,10 @@ def _by_setting(scored: Sequence[Group], columns: Sequence[Column], by: Metric) 
 
 def _axes(column: Column, scored: Sequence[Group], index: int, by: Metric) -> Axes:
     name, values = ranking.short_field(column.name), [group.values[index] for group in scored]
-    label = _label(scored, by)
+    label = label_with_unit(scored[0].runs[0].table, by.name)
     positive = all(is_number(value) and value > 0 for value in values)
     return Axes(
-        f"{_capital(label.partition(' (')[0])} by {name.replace('_', ' ')}",
+        f"{capitalize(label.partition(' (')[0])} by {name.replace('_', ' ')}",
         column.name,
         label,
         log_x=positive and (name == "learning_rate" or charts.spans_decades(values)),
@@ -226,24 +219,17 @@ def _lines(groups: Sequence[Group], columns: Sequence[Column], name: str) -> Ite
 
 
 def _runs_table(runs: Sequence[Run], columns: Sequence[Column], by: Metric) -> Block:
-    places = {id(run): index for index, run in enumerate(runs)}
     head = ["run", *(ranking.short_field(column.name) for column in columns), "seed", by.name, "status", "seconds"]
-    rows = [
-        [
-            run.folder.name,
-            *(_setting(column.values[places[id(run)]]) for column in columns),
-            setting_cell(run.job.get("seed")),
-            run.figure(by.name),
-            run.status,
-            number_cell(run.figure("train_seconds"), ",.1f"),
-        ]
-        for run in ranking.sort_by_score(runs, by)
-    ]
+    settings = {id(run): [_setting(column.values[index]) for column in columns] for index, run in enumerate(runs)}
+    rows: list[list[object]] = []
+    for run in ranking.sort_by_score(runs, by):
+        seed, seconds = setting_cell(run.job.get("seed")), number_cell(run.figure("train_seconds"), ",.1f")
+        rows.append([run.folder.name, *settings[id(run)], seed, run.figure(by.name), run.status, seconds])
     return make_table(head, rows, sortable=True)
 
 
-def _unfinished(runs: Sequence[Run], refused: Sequence[RefusedPoint]) -> Iterator[Block]:
-    rows: list[list[str | float | None]] = [[point.name, FAILED, None, point.error] for point in refused]
+def _unfinished(runs: Sequence[Run], refused: Sequence[Point]) -> Iterator[Block]:
+    rows: list[list[str | float | None]] = [[one.folder, FAILED, None, one.error or ""] for one in refused]
     for run in runs:
         if run.status != FINISHED:
             seen = run.curve("loss")
