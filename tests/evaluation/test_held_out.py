@@ -1,6 +1,5 @@
 """Scores are what a slow, plain computation gives; batching and padding change nothing."""
 
-import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -21,7 +20,7 @@ from fmstune.config.job import Evaluation, Model
 from fmstune.data.tokens import Segment, encode_rows
 from fmstune.evaluation import generate
 from fmstune.evaluation import held_out as evaluate
-from fmstune.evaluation.held_out import Scores
+from fmstune.evaluation.held_out import Likelihood, Scores
 from fmstune.models import load as models
 
 ROWS = [
@@ -119,7 +118,7 @@ def test_the_loss_is_the_mean_over_all_answer_tokens(
                     total -= log_probs[position - 1, label].item()
                     count += 1
     scores = evaluate.score(model, tokenizer, held_out, Evaluation(batch_size=3, max_new_tokens=2))
-    assert scores.eval_loss == pytest.approx(total / count, rel=1e-5)
+    assert scores.figures["eval_loss"] == pytest.approx(total / count, rel=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
@@ -158,7 +157,7 @@ def test_exact_match_counts_the_rows_that_are_answered_word_for_word(
     end = tokenizer.eos_token_id
     ids = [[*tokenizer(answer, add_special_tokens=False)["input_ids"], end] for answer in as_answered]
     rows = held_out.remove_columns("answer_ids").add_column("answer_ids", ids)
-    assert evaluate.score(base, tokenizer, rows, Evaluation()).exact_match == pytest.approx(2 / 5)
+    assert evaluate.score(base, tokenizer, rows, Evaluation()).figures["exact_match"] == pytest.approx(2 / 5)
 
 
 def test_the_models_own_generation_config_changes_no_score(
@@ -179,10 +178,10 @@ def test_what_is_left_out_or_cannot_match_is_counted(tokenizer: PreTrainedTokeni
     base = load()
     add_fused_lm_head(base)
     scores = evaluate.score(base, tokenizer, held_out, Evaluation(max_rows=3, max_new_tokens=1))
-    assert (scores.rows, scores.rows_left_out) == (3, 2)
+    assert (scores.figures["rows"], scores.rows_left_out) == (3, 2)
     longer = sum(len(ids) > 2 for ids in held_out["answer_ids"][:3])
     assert scores.answers_too_long == longer
-    assert dataclasses.asdict(scores)["exact_match"] <= 1
+    assert scores.figures["exact_match"] <= 1
 
 
 def test_the_model_is_left_in_the_mode_it_was_in(tokenizer: PreTrainedTokenizerBase, held_out: Dataset) -> None:
@@ -194,8 +193,9 @@ def test_the_model_is_left_in_the_mode_it_was_in(tokenizer: PreTrainedTokenizerB
 
 
 def test_the_scores_of_several_sets_are_weighed_by_rows_and_tokens() -> None:
-    one = Scores(eval_loss=1.0, exact_match=1.0, rows=1, rows_left_out=2, answers_too_long=0, answer_tokens=3)
-    two = Scores(eval_loss=2.0, exact_match=0.5, rows=4, rows_left_out=0, answers_too_long=1, answer_tokens=1)
+    one = Scores(("a",), ("a",), (Likelihood(-3.0, 3),), rows_left_out=2)
+    nothing = Likelihood(0.0, 0)
+    two = Scores(("a",) * 4, ("a", "a", "b", "b"), (Likelihood(-2.0, 1), *[nothing] * 3), answers_too_long=1)
     both = evaluate.together({"one": one, "two": two})
     assert both["eval_loss"] == pytest.approx(1.25)
     assert both["exact_match"] == pytest.approx(0.6)
@@ -205,15 +205,15 @@ def test_the_scores_of_several_sets_are_weighed_by_rows_and_tokens() -> None:
 
 
 def test_sets_of_labels_are_measured_by_these_apart_and_together() -> None:
-    plain = {"eval_loss": 1.0, "exact_match": 0.5, "rows_left_out": 0, "answers_too_long": 0, "answer_tokens": 4}
-    one = Scores(**plain, rows=2, labels=("a", "b"), expected=("a", "b"), answers=(" A", "c"))
-    two = Scores(**plain, rows=2, labels=("a", "c"), expected=("a", "c"), answers=("c", "c"))
+    likely = (Likelihood(-1.0, 2), Likelihood(-3.0, 2))
+    one = Scores(labels=("a", "b"), expected=("a", "b"), answers=(" A", "c"), likelihoods=likely)
+    two = Scores(labels=("a", "c"), expected=("a", "c"), answers=("c", "c"), likelihoods=likely)
     both = evaluate.together({"one": one, "two": two})
     assert (both["accuracy"], both["sets"]["one"]["accuracy"]) == (0.5, 0.5)
     # c is a label of the other set, so that as an answer it is false here, and no label alone
     assert (both["micro_f1"], both["sets"]["one"]["micro_f1"]) == (0.5, pytest.approx(2 / 3))
     assert both["macro_f1"] == pytest.approx((2 / 3 + 0 + 1 / 2) / 3)
-    texts = Scores(**plain, rows=2, expected=("a", "b"), answers=("a", "b"))
+    texts = Scores(expected=("a", "b"), answers=("a", "b"), likelihoods=likely)
     together = evaluate.together({"one": one, "two": texts})
     assert "accuracy" not in together and "accuracy" in together["sets"]["one"]
 

@@ -131,4 +131,4 @@ def test_all_rows_of_another_shape_are_reported(tokenizer: PreTrainedTokenizerBa
 
 
 def test_lines_are_prompts_and_empty_ones_are_not() -> None:
-    assert prompts.lines("a \r\n\n b\u2028c\n") == ["a", "b\u2028c"]
+    assert prompts.prompts_in("a \r\n\n b\u2028c\n") == ["a", "b\u2028c"]

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +37,20 @@ def answer_prompts(request: Generation) -> int:
     raise_if_any(_too_long(asked, model, request.max_new_tokens))
     if done:
         print(f"fmstune: {done:,} of {len(asked):,} prompts are answered in {request.out_file}", file=sys.stderr)
-    begun, written = time.perf_counter(), 0
+    begun = time.perf_counter()
     set_seed(request.seed)
     made = _answers(request, asked[done:], model)
-    if request.text is not None and not request.stream:
-        made = _shown(made)
     out = Path(request.out_file)
     if out.suffix == ".jsonl":
         with explain_write_errors("--out_file", out), out.open("ab") as file:
             for one in made:
-                written += file.write((json.dumps(one, ensure_ascii=False) + "\n").encode()) > 0
+                file.write((json.dumps(one, ensure_ascii=False) + "\n").encode())
                 file.flush()
     else:
         results = list(made)
-        written = len(results)
         with explain_write_errors("--out_file", out):
             write_json(out, results, indent=4)
-    seconds = time.perf_counter() - begun
+    seconds, written = time.perf_counter() - begun, len(asked) - done
     answered = "1 answer" if written == 1 else f"{written:,} answers"
     print(f"wrote {request.out_file}: {answered} in {seconds:.1f} s")
     return 0
@@ -68,7 +66,7 @@ def _texts(request: Generation) -> list[str]:
         content = (
             sys.stdin.buffer.read() if request.text_file == "-" else Path(request.text_file).expanduser().read_bytes()
         )
-        found = prompts.lines(content.decode("utf-8-sig"))
+        found = prompts.prompts_in(content.decode("utf-8-sig"))
     except UnicodeDecodeError as err:
         raise UserError("--text_file", f": {request.text_file} is not UTF-8 (byte {err.start}); convert it") from err
     except OSError as err:
@@ -89,20 +87,19 @@ def _prompts(request: Generation, texts: Sequence[str], tokenizer: PreTrainedTok
 
 def _too_long(asked: Sequence[Prompt], model: Tuned, max_new_tokens: int) -> Iterator[Problem]:
     """Prompts that leave no room for their answer; transformers would fail, or use positions unknown to the model."""
-    config = model.model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = tuned.positions(model)
     if positions is None:
         return
-    virtual = model.model.active_peft_config.num_virtual_tokens if learns_a_prompt(model.model) else 0
-    room = positions - virtual - max_new_tokens
+    room = positions - max_new_tokens
     long = [number for number, prompt in enumerate(asked, start=1) if len(prompt.ids) > room]
     if long:
         first = len(asked[long[0] - 1].ids)
+        virtual = model.model.active_peft_config.num_virtual_tokens if learns_a_prompt(model.model) else 0
         prompt_tokens = f" and {virtual} virtual tokens" if virtual else ""
         yield Problem(
             "",
             f"{len(long):,} of {len(asked):,} prompts are too long, first number {long[0]:,}: its {first:,} "
-            f"tokens{prompt_tokens} with --max_new_tokens {max_new_tokens:,} go beyond the {positions:,} "
+            f"tokens{prompt_tokens} with --max_new_tokens {max_new_tokens:,} go beyond the {positions + virtual:,} "
             "positions of the model; shorten them, or lower --max_new_tokens",
         )
 
@@ -157,7 +154,7 @@ def _answers(request: Generation, asked: Sequence[Prompt], model: Tuned) -> Iter
                 stops=[tokenizer.eos_token_id, *ends],
                 stop_texts=[formats.unescape(text) for text in request.stop],
                 sampling={"do_sample": request.do_sample, **given},
-                show=_show if request.stream else None,
+                show=partial(print, end="", flush=True) if request.stream else None,
                 behind_prompt=True,
             )
         if request.stream:
@@ -165,15 +162,7 @@ def _answers(request: Generation, asked: Sequence[Prompt], model: Tuned) -> Iter
         elif len(asked) > step:
             print(f"{start + len(part):,} of {len(asked):,} prompts", file=sys.stderr, flush=True)
         for prompt, answer in zip(part, made, strict=True):
-            yield {"input": prompt.text, "output": answer if request.only_new_text else prompt.text + answer}
-
-
-def _shown(made: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The same answers, on the terminal too: who types a text wants to see what comes of it."""
-    for one in made:
-        print(one["output"])
-        yield one
-
-
-def _show(text: str) -> None:
-    print(text, end="", flush=True)
+            output = answer if request.only_new_text else prompt.text + answer
+            if request.text is not None and not request.stream:
+                print(output)
+            yield {"input": prompt.text, "output": output}

@@ -12,11 +12,9 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from fmstune import tables
 from fmstune.config.requests import Harness
 from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 from fmstune.evaluation import metrics
-from fmstune.files import explain_write_errors, write_json
 from fmstune.models import tuned
 from fmstune.models.sharding import learns_a_prompt
 from fmstune.models.tuned import Tuned
@@ -111,17 +109,11 @@ def _results(request: Harness, manager: Any, model: Tuned, *, generates: bool) -
 def _report(request: Harness, found: dict[str, dict[str, Any]], base: str | None) -> None:
     heads = ("task", "measure", "base", "tuned", "change")
     rows = list(_rows(found["tuned"]["results"], found["base"]["results"] if "base" in found else {}))
-    note = "± is one standard error, as the harness gives it"
-    print("\n".join(tables.lines(heads, rows)))
-    print(f"\n{note}")
-    path = Path(request.out_file)
-    asked = {name: getattr(request, name) for name in ("num_fewshot", "limit", "seed")}
-    tasks = list(request.tasks)
-    page = path.with_suffix(".md")
-    with explain_write_errors("--out_file", path):
-        write_json(path, {"model": request.model, "base_model": base, "tasks": tasks, **asked, **found})
-        page.write_text(f"{metrics.markdown(heads, rows)}\n\n{note}\n", encoding="utf-8")
-    print(f"wrote {path} and {page}")
+    asked = {name: getattr(request, name) for name in ("tasks", "num_fewshot", "limit", "seed")}
+    report = {"model": request.model, "base_model": base, **asked, **found}
+    metrics.write_results(
+        request.out_file, report, [(heads, rows)], ["± is one standard error, as the harness gives it"]
+    )
 
 
 def _rows(tuned_ones: dict[str, Any], base: dict[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -1,12 +1,17 @@
 """Answers and the right ones → metrics with intervals, for each class too, and the table of base against tuned."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fmstune import tables
 from fmstune.config.metrics import SFT
+from fmstune.files import explain_write_errors, write_json
 
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Heads and rows."""
 LABELS_AT_MOST = 50
 """Different answers; rows with more hold texts, and no labels that could be counted."""
 RESAMPLES = 1000
@@ -26,6 +31,8 @@ class Answers(NamedTuple):
     """Negative log-likelihood of the right answer, its end included, in nats, summed over its tokens."""
     tokens: Sequence[int]
     """Tokens that each loss is a sum over."""
+    texts: Sequence[str] = ()
+    """The answers in words."""
 
 
 def key(answer: str) -> str:
@@ -67,21 +74,28 @@ def per_class(wanted: Sequence[int], got: Sequence[int], labels: Sequence[str]) 
     }
 
 
-def of_labels(wanted: Sequence[str], got: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
-    """Accuracy, micro and macro F1 of these answers; nothing where there are no labels. Each wanted one is a label."""
-    if not labels:
-        return {}
-    return _of_labels(np.asarray(numbered(wanted, labels)), np.asarray(numbered(got, labels)), len(labels))
+def judge(
+    wanted: Sequence[str], got: Sequence[str], labels: Sequence[str], likelihoods: Iterable[tuple[float, int]]
+) -> Answers:
+    """Compare answers with the right ones; `likelihoods` has the log-likelihood and the tokens of each right one."""
+    pairs = list(likelihoods)
+    return Answers(
+        wanted=numbered(wanted, labels),
+        got=numbered(got, labels),
+        exact=[one.strip() == other.strip() for one, other in zip(wanted, got, strict=True)],
+        losses=[-log_likelihood for log_likelihood, _ in pairs],
+        tokens=[tokens for _, tokens in pairs],
+        texts=[text.strip() for text in got],
+    )
 
 
-def measures(answers: Answers, labels: int) -> dict[str, float]:
+def measures(answers: Answers, labels: Sequence[str]) -> dict[str, float]:
     """The measures by name; with no label there are none of labels.
 
     Micro F1 counts an answer that is not a label as missed only, so that it differs from accuracy where there are such.
     Macro F1 is the mean over the labels that a row has or that were answered.
     """
-    arrays = _arrays(answers)
-    return _measures(arrays, np.arange(len(answers.wanted)), labels)
+    return _measures(_arrays(answers), np.arange(len(answers.wanted)), len(labels))
 
 
 def compared(tuned: Answers, base: Answers | None, labels: int, seed: int) -> dict[str, dict[str, dict[str, float]]]:
@@ -120,13 +134,12 @@ def _measures(arrays: Mapping[str, Any], rows: Any, labels: int) -> dict[str, fl
         "eval_loss": float(arrays["losses"][rows].sum() / max(arrays["tokens"][rows].sum(), 1)),
         "exact_match": float(arrays["exact"][rows].mean()),
     }
-    return found | _of_labels(arrays["wanted"][rows], arrays["got"][rows], labels) if labels else found
-
-
-def _of_labels(wanted: Any, got: Any, labels: int) -> dict[str, float]:
+    if not labels:
+        return found
+    wanted, got = arrays["wanted"][rows], arrays["got"][rows]
     right, answered, support = _counts(wanted, got, labels)
     f1 = _share(2 * right, answered + support)
-    return {
+    return found | {
         "accuracy": float((wanted == got).mean()),
         "micro_f1": float(2 * right.sum() / (answered.sum() + support.sum())),
         "macro_f1": float(f1[(answered + support) > 0].mean()),
@@ -158,6 +171,17 @@ def cells(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
 
 def _bounded(one: Mapping[str, float] | None, form: str) -> str:
     return "-" if one is None else f"{one['value']:{form}} [{one['low']:{form}}, {one['high']:{form}}]"
+
+
+def write_results(out_file: str, report: Mapping[str, Any], shown: Sequence[Table], notes: Sequence[str]) -> None:
+    """Print tables and notes, and write them as Markdown beside the report."""
+    path, page = Path(out_file), Path(out_file).with_suffix(".md")
+    print("\n\n".join("\n".join(part) for part in (*(tables.lines(*table) for table in shown), notes)))
+    with explain_write_errors("--out_file", path):
+        write_json(path, report)
+        parts = [*(markdown(*table) for table in shown), "\n".join(f"- {note}" for note in notes)]
+        page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    print(f"wrote {path} and {page}")
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

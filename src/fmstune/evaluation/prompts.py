@@ -69,13 +69,8 @@ def rows_of_texts(texts: Sequence[str], file: str, format: Mapping[str, Any]) ->
     return rows
 
 
-def _own_name(format: Mapping[str, Any]) -> str:
-    module, _, name = str(format["_target_"]).rpartition(".")
-    return name if module == formats.__name__ else ""
-
-
 def _format(format: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Format:
-    if _own_name(format) == "chat" and tokenizer.chat_template is None:
+    if format["_target_"] == f"{formats.__name__}.chat" and tokenizer.chat_template is None:
         raise UserError("--format", "chat: the model has no chat template; one that was tuned on chat has its own")
     with _named_as_flag():
         return load_format(format, tokenizer, asking=True)
@@ -112,6 +107,6 @@ def turn_ends(format: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
     return [token for token in last if token in set(tokenizer.all_special_ids)]
 
 
-def lines(text: str) -> list[str]:
+def prompts_in(text: str) -> list[str]:
     """The prompts of a file, one a line, without white space around them; an empty line is none."""
     return [line.strip() for line in text.split("\n") if line.strip()]

@@ -3,14 +3,13 @@
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from fmstune import tables as text_table
 from fmstune.config import freeze
 from fmstune.config.requests import Method, Scoring
 from fmstune.data.dataset import prepare_held_out
@@ -19,7 +18,6 @@ from fmstune.data.tokens import IGNORED, Segment, encode_rows
 from fmstune.errors import UserError
 from fmstune.evaluation import generate, held_out, metrics
 from fmstune.evaluation.metrics import LABELS_AT_MOST, Answers, key
-from fmstune.files import explain_write_errors, write_json
 from fmstune.models import tuned
 from fmstune.models.trl_internals import add_fused_lm_head, score_supervised_positions_on_cpu
 from fmstune.models.tuned import Tuned
@@ -54,7 +52,7 @@ def evaluate_rows(request: Scoring) -> int:
     parts = prepare_held_out(job.data, tokenizer.tokenizer, job.seed)
     ledger = Ledger.total([part.ledger for part in parts])
     rows = [row for part in parts for row in _rows(part.rows, tokenizer.tokenizer)]
-    found: dict[str, tuple[Answers, list[str]]] = {}
+    found: dict[str, Answers] = {}
     task: Task | None = None
     for name, model in tuned.in_turn(request, place, base, tokenizer):
         task = task or _task(request, rows, ledger, model)
@@ -100,7 +98,7 @@ def _task(request: Scoring, rows: list[Asked], ledger: Ledger, model: Tuned) -> 
         "rows": len(known),
     }
     if not known:
-        said = "; ".join(f"{count:,} {text}" for count, text in _left_out(counts)) or "there is none"
+        said = "; ".join(_left_out(counts)) or "there is none"
         found = metrics.labels(row.answer for row in fitting)[:LABELS_AT_MOST]
         hint = f"; the answers that the rows have are {', '.join(map(repr, found))}" if found else ""
         raise UserError("", f"no row of {ledger.rows_read:,} is left to evaluate: {said}{hint}")
@@ -116,8 +114,7 @@ def _room(row: Asked, request: Scoring, model: Tuned) -> int:
     return positions - max(len(row.input_ids), len(row.prompt_ids) + longest)
 
 
-def _answers(request: Scoring, task: Task, model: Tuned) -> tuple[Answers, list[str]]:
-    """How the model answers each row, and in what words."""
+def _answers(request: Scoring, task: Task, model: Tuned) -> Answers:
     tokenizer = model.tokenizer.tokenizer
     score_supervised_positions_on_cpu()
     add_fused_lm_head(model.model.get_base_model() if isinstance(model.model, PeftModel) else model.model)
@@ -139,13 +136,7 @@ def _answers(request: Scoring, task: Task, model: Tuned) -> tuple[Answers, list[
                 max_new_tokens=request.max_new_tokens,
                 stops=task.stops,
             )
-    return Answers(
-        wanted=metrics.numbered([row.answer for row in task.rows], task.labels),
-        got=metrics.numbered(texts, task.labels),
-        exact=[text.strip() == row.answer for row, text in zip(task.rows, texts, strict=True)],
-        losses=[-one.log_likelihood for one in scored],
-        tokens=[one.tokens for one in scored],
-    ), [text.strip() for text in texts]
+    return metrics.judge([row.answer for row in task.rows], texts, task.labels, scored)
 
 
 def _ranked(task: Task, model: Tuned, batch_size: int) -> list[str]:
@@ -154,7 +145,7 @@ def _ranked(task: Task, model: Tuned, batch_size: int) -> list[str]:
     Of equally likely ones it is the first. That is what the harness calls `acc`.
     """
     tokenizer = model.tokenizer.tokenizer
-    ids = label_ids(task, tokenizer)
+    ids = {label: _label_ids(label, task, tokenizer) for label in task.labels}
     sequences = []
     for row in task.rows:
         for label in task.labels:
@@ -163,27 +154,19 @@ def _ranked(task: Task, model: Tuned, batch_size: int) -> list[str]:
             labels = [IGNORED] * len(row.prompt_ids) + answer
             sequences.append({"input_ids": row.prompt_ids + answer, "labels": labels})
     found = held_out.log_likelihoods(model.model, sequences, tokenizer.pad_token_id, batch_size)
-    values = [one.log_likelihood for one in found]
-    count = len(task.labels)
-    rows = [values[start : start + count] for start in range(0, len(values), count)]
-    numbers = [max(range(count), key=likelihoods.__getitem__) for likelihoods in rows]
+    likelihoods = np.reshape([one.log_likelihood for one in found], (len(task.rows), len(task.labels)))
     # in the row's own spelling, where that is the label
     return [
         row.answer if key(row.answer) == key(task.labels[number]) else task.labels[number]
-        for row, number in zip(task.rows, numbers, strict=True)
+        for row, number in zip(task.rows, likelihoods.argmax(axis=1), strict=True)
     ]
 
 
-def label_ids(task: Task, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """Return each label's tokens: from a row with that answer, else as they would follow the first prompt."""
-    found: dict[str, list[int]] = {}
-    for label in task.labels:
-        row = next((row for row in task.rows if key(row.answer) == key(label)), None)
-        found[label] = without_end(row.answer_ids, task.stops) if row is not None else _made(label, task, tokenizer)
-    return found
-
-
-def _made(label: str, task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _label_ids(label: str, task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The label's tokens: from a row with that answer, else as they would follow the first prompt."""
+    row = next((row for row in task.rows if key(row.answer) == key(label)), None)
+    if row is not None:
+        return without_end(row.answer_ids, task.stops)
     first = task.rows[0]
     before = str(tokenizer.decode(first.prompt_ids, skip_special_tokens=True))
     whole = str(tokenizer.decode([*first.prompt_ids, *first.answer_ids], skip_special_tokens=True))
@@ -199,12 +182,10 @@ def without_end(ids: Sequence[int], stops: Sequence[int]) -> list[int]:
     return list(ids[:-1]) if ids[-1] in stops else list(ids)
 
 
-def _report(request: Scoring, task: Task, found: dict[str, tuple[Answers, list[str]]], base: str | None) -> None:
-    scored = {name: one for name, (one, _) in found.items()}
-    compared = metrics.compared(scored["tuned"], scored.get("base"), len(task.labels), request.seed)
-    classes = {name: metrics.per_class(one.wanted, one.got, task.labels) for name, one in scored.items()}
-    unknown = {name: sum(number < 0 for number in one.got) for name, one in scored.items()} if task.labels else {}
-    texts = {name: words for name, (_, words) in found.items()}
+def _report(request: Scoring, task: Task, found: dict[str, Answers], base: str | None) -> None:
+    compared = metrics.compared(found["tuned"], found.get("base"), len(task.labels), request.seed)
+    classes = {name: metrics.per_class(one.wanted, one.got, task.labels) for name, one in found.items()}
+    unknown = {name: sum(number < 0 for number in one.got) for name, one in found.items()} if task.labels else {}
     report = {
         "model": request.model,
         "base_model": base,
@@ -218,27 +199,17 @@ def _report(request: Scoring, task: Task, found: dict[str, tuple[Answers, list[s
         "resamples": metrics.RESAMPLES,
         "seed": request.seed,
         **compared,
-        "classes": {name: {label: one._asdict() for label, one in found.items()} for name, found in classes.items()},
+        "classes": {name: {label: one._asdict() for label, one in each.items()} for name, each in classes.items()},
         "answers": [
-            {"wanted": row.answer, **{name: words[i] for name, words in texts.items()}}
+            {"wanted": row.answer, **{name: one.texts[i] for name, one in found.items()}}
             for i, row in enumerate(task.rows)
         ],
     }
     heads = (f"{task.counts['rows']:,} rows, by {request.method.value}", "base", "tuned", "change")
-    rows = list(metrics.cells(compared))
-    of_classes = _class_rows(classes)
-    notes = list(_notes(task, unknown))
-    print("\n".join(text_table.lines(heads, rows)))
-    if of_classes:
-        print("\n".join(["", *text_table.lines(_CLASS_HEADS, of_classes)]))
-    print("\n".join(["", *notes]))
-    path = Path(request.out_file)
-    tables = [metrics.markdown(heads, rows), *([metrics.markdown(_CLASS_HEADS, of_classes)] if of_classes else [])]
-    page = path.with_suffix(".md")
-    with explain_write_errors("--out_file", path):
-        write_json(path, report)
-        page.write_text("\n\n".join([*tables, "\n".join(f"- {note}" for note in notes)]) + "\n", encoding="utf-8")
-    print(f"wrote {path} and {page}")
+    tables: list[metrics.Table] = [(heads, list(metrics.cells(compared)))]
+    if of_classes := _class_rows(classes):
+        tables.append((("label", "model", "precision", "recall", "F1", "rows"), of_classes))
+    metrics.write_results(request.out_file, report, tables, list(_notes(task, unknown)))
 
 
 _LEFT_OUT = {
@@ -250,12 +221,8 @@ _LEFT_OUT = {
 }
 
 
-def _left_out(counts: Mapping[str, int]) -> Iterator[tuple[int, str]]:
-    """How many rows something has happened to, and what."""
-    return ((counts[name], text) for name, text in _LEFT_OUT.items() if counts[name])
-
-
-_CLASS_HEADS = ("label", "model", "precision", "recall", "F1", "rows")
+def _left_out(counts: Mapping[str, int]) -> Iterator[str]:
+    return (f"{counts[name]:,} {text}" for name, text in _LEFT_OUT.items() if counts[name])
 
 
 def _class_rows(classes: dict[str, dict[str, metrics.PerClass]]) -> list[tuple[str, ...]]:
@@ -270,7 +237,7 @@ def _class_rows(classes: dict[str, dict[str, metrics.PerClass]]) -> list[tuple[s
 
 def _notes(task: Task, unknown: dict[str, int]) -> Iterator[str]:
     yield f"in brackets: 95 % of {metrics.RESAMPLES:,} bootstrap samples of the rows; a change is of the same rows"
-    yield from (f"{count:,} {text}" for count, text in _left_out(task.counts))
+    yield from _left_out(task.counts)
     if not task.labels:
         yield f"more than {LABELS_AT_MOST} different answers: no measures of labels"
     for name, count in unknown.items():
