@@ -56,7 +56,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _ended(kind: str, text: str, code: int) -> int:
     """Say how it ended, or let the agent above the ranks say it once for all of them."""
-    if not agent.report(kind, text):
+    if not agent.tell_agent(kind, text):
         print(text, file=sys.stderr)
     return code
 

@@ -20,7 +20,7 @@ def failure(rank: int, code: int = 1, at: float = 0.0, kind: str = "internal", t
 
 
 def test_the_first_failure_is_shown() -> None:
-    assert agent.first([failure(0, at=2.0), failure(1, at=1.5)]).rank == 1
+    assert agent.first_failure([failure(0, at=2.0), failure(1, at=1.5)]).rank == 1
 
 
 @pytest.mark.parametrize(
@@ -33,14 +33,14 @@ def test_the_first_failure_is_shown() -> None:
 )
 def test_a_rank_that_only_lost_another_one_is_not_the_cause(follower: Failure) -> None:
     cause = failure(1, code=-signal.SIGKILL, at=2.0, kind="signal", text="rank 1 died of SIGKILL")
-    assert agent.first([follower, cause]) is cause
+    assert agent.first_failure([follower, cause]) is cause
 
 
 def test_the_last_words_go_to_the_agent_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
-    assert not agent.report("user", "words")
+    assert not agent.tell_agent("user", "words")
     monkeypatch.setenv("FMSTUNE_AGENT", "1")
-    assert agent.report("user", "words")
+    assert agent.tell_agent("user", "words")
     said = json.loads((tmp_path / "error.json").read_text())["message"]
     assert (said["fmstune"]["kind"], said["fmstune"]["text"]) == ("user", "words")
 
@@ -58,7 +58,7 @@ def test_the_cause_is_recorded_over_what_followed_from_it(
     tmp_path: Path, status: str, shown: Failure, kept: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_folder.update_summary(tmp_path, {"status": status, "error": {"kind": "internal", "message": "first"}})
-    assert agent.show(shown, tmp_path) == 1
+    assert agent.show_failure(shown, tmp_path) == 1
     assert run_folder.read_summary(tmp_path)["error"]["message"].startswith(kept)
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -14,10 +14,7 @@ ROOMS = sorted(path.parent for path in SOURCE.rglob("__init__.py") if path.paren
 AT_TOP, IN_ROOM, LINES = 12, 20, 350
 
 SAME_NAME: set[str] = {
-    *("check", "command", "compose", "configuration", "differences", "first"),
-    *("here", "is_number", "is_sharded", "learns_a_prompt", "lines", "load", "notes"),
-    *("problems", "read", "register", "render", "report", "resolve", "run", "show", "size"),
-    *("start", "text", "write"),
+    *("check", "configuration", "is_number", "is_sharded", "learns_a_prompt", "load", "read", "start", "write"),
 }
 """Names that several public functions still have; none may be added."""
 

@@ -23,17 +23,8 @@ from fmstune.launch.subprocesses import AGENT, PARENT
 from fmstune.runs import run_folder
 from fmstune.upstream import hide_unused_packages
 
-_SECONDARY = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Broken pipe",
-    "DistNetworkError",
-    "NCCL",
-    "Gloo",
-)
+_FOLLOWS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "DistNetworkError", "NCCL", "Gloo")
 """Words of an error that only tells of another process's end."""
-
-
 _EVERY_SECONDS = 0.25
 
 
@@ -52,8 +43,7 @@ class Failure(NamedTuple):
 
 def main(words: Sequence[str] | None = None) -> int:
     """Start the ranks and wait; the first failing rank's exit code, shown once."""
-    words = sys.argv[1:] if words is None else words
-    job_file, *options = words
+    job_file, *options = sys.argv[1:] if words is None else words
     options, flags = options[: options.index("--")], options[options.index("--") + 1 :]
     # before any thread: a thread that lets notices through would be ended by them
     _hand_on_notices()
@@ -72,7 +62,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         launch_command(launch_command_parser().parse_args(arguments))
     except ChildFailedError as err:
-        return show(first([_failure(rank, failed) for rank, failed in err.failures.items()]), folder)
+        return show_failure(first_failure([_failure(*failed) for failed in err.failures.items()]), folder)
     except SignalException as err:
         if preemption.in_slurm_job() and run_folder.is_preempted(folder):
             return preemption.CODE
@@ -131,22 +121,21 @@ def _failure(rank: int, failed: Any) -> Failure:
     return Failure(rank, failed.exitcode, float(failed.timestamp), "internal", text)
 
 
-def first(failures: Sequence[Failure]) -> Failure:
+def first_failure(failures: Sequence[Failure]) -> Failure:
     """The failure that the others follow from: a process that has lost another one fails too, and may be the faster."""
-    return min(failures, key=lambda failure: (_follows(failure), failure.at))
 
+    def order(failure: Failure) -> tuple[bool, bool, float]:
+        ended = failure.kind == "interrupted" or failure.code in (-signal.SIGTERM, -signal.SIGINT)
+        return ended, failure.kind == "internal" and _is_secondary(failure.text), failure.at
 
-def _follows(failure: Failure) -> int:
-    if failure.kind == "interrupted" or failure.code in (-signal.SIGTERM, -signal.SIGINT):
-        return 2
-    return int(failure.kind == "internal" and _is_secondary(failure.text))
+    return min(failures, key=order)
 
 
 def _is_secondary(text: str) -> bool:
-    return any(word in text for word in _SECONDARY)
+    return any(word in text for word in _FOLLOWS)
 
 
-def show(failure: Failure, folder: Path) -> int:
+def show_failure(failure: Failure, folder: Path) -> int:
     """Say it once, and record it where the main rank could not do so itself; the exit code."""
     number = -failure.code if failure.code < 0 else None
     if number in INTERRUPTING or failure.kind == "interrupted":
@@ -173,7 +162,7 @@ _LOST = (
 )
 
 
-def report(kind: str, text: str) -> bool:
+def tell_agent(kind: str, text: str) -> bool:
     """Leave this rank's last words for the agent; False where no agent waits for them, and they must be printed."""
     place = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if place is None or AGENT not in os.environ:

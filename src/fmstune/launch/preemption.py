@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
@@ -39,9 +39,7 @@ def heed() -> None:
         _given.set()
 
     _given.clear()
-    for number in signals():
-        signal.signal(number, take)
-    _let_through(signals())
+    _handle(signals(), take)
 
 
 def end_at_once() -> None:
@@ -50,38 +48,27 @@ def end_at_once() -> None:
     def end(_number: int, _frame: FrameType | None) -> NoReturn:
         raise Preempted("stopped at a notice, before anything was trained; the same command starts again")
 
-    for number in NOTICES:
-        signal.signal(number, end)
-    _let_through(NOTICES)
+    _handle(NOTICES, end)
+
+
+def _handle(numbers: Collection[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in numbers:
+        signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 
 @contextmanager
-def kept_back(numbers: Collection[signal.Signals] = NOTICES) -> Iterator[None]:
+def kept_back(numbers: Collection[signal.Signals] = NOTICES, how: int = signal.SIG_BLOCK) -> Iterator[None]:
     """Let notices wait that come in here, also to processes that are started in here: until they take notice.
 
-    A signal would end a process that has just been started and has no handler yet.
+    A signal would end a process that has just been started and has no handler yet. Within this, SIG_UNBLOCK lets
+    notices through to a process that handles them.
     """
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, numbers) if numbers else set()
+    former = signal.pthread_sigmask(how, numbers)
     try:
         yield
     finally:
-        if numbers:
-            signal.pthread_sigmask(signal.SIG_SETMASK, former)
-
-
-@contextmanager
-def let_through() -> Iterator[None]:
-    """Within `kept_back`, where somebody takes them: notices come as they are given."""
-    former = _let_through(NOTICES)
-    try:
-        yield
-    finally:
-        if NOTICES:
-            signal.pthread_sigmask(signal.SIG_SETMASK, former)
-
-
-def _let_through(numbers: Collection[signal.Signals]) -> Collection[int]:
-    return signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers) if numbers else set()
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def given() -> bool:

@@ -32,27 +32,26 @@ def script(job: Job, folder: Path, flags: Sequence[str] = (), *, place: Path | N
     Slurm's variables become those of torch's launchers here, where they can be seen (srun(1), "OUTPUT ENVIRONMENT").
     """
     assert job.launcher.slurm is not None
-    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in _options(job, job.launcher.slurm, folder))]
-    lines += [
+    slurm = job.launcher.slurm
+    end = f"{_python('fmstune.launch.slurm_end', folder / run_folder.JOB)} $code"
+    again = 'if [ $code -eq 75 ] && [ "$requeue" ]; then scontrol requeue "$SLURM_JOB_ID"; fi'
+    lines = [
+        "#!/bin/bash",
+        *(f"#SBATCH {option}" for option in _options(job, slurm, folder)),
         f"# written by fmstune from {run_folder.JOB} beside it; submitted again, it goes on from the newest checkpoint",
         "",
         f"cd {shlex.quote(str(place or Path.cwd()))} || exit 1",
-        *job.launcher.slurm.setup,
+        *slurm.setup,
         *_environment(job.launcher),
         "# scancel ends this shell too, which first says so in the run folder, and does not go back into the queue",
-        "requeue=--requeue; trap requeue= TERM" if job.launcher.slurm.requeue else "trap : TERM",
+        "requeue=--requeue; trap requeue= TERM" if slurm.requeue else "trap : TERM",
         "",
         *_steps(job.launcher, folder, flags),
         "code=$?",
         "",
         "# says how it ended; 75 where a checkpoint waits to be gone on with",
+        *([f"{end} $requeue", "code=$?", again] if slurm.requeue else [end, "code=$?"]),
     ]
-    end = f"{_python('fmstune.launch.slurm_end', folder / run_folder.JOB)} $code"
-    if job.launcher.slurm.requeue:
-        again = 'if [ $code -eq 75 ] && [ "$requeue" ]; then scontrol requeue "$SLURM_JOB_ID"; fi'
-        lines += [f"{end} $requeue", "code=$?", again]
-    else:
-        lines += [end, "code=$?"]
     return "\n".join([*lines, "exit $code", ""])
 
 
@@ -175,13 +174,11 @@ def raise_if_queued(folder: Path) -> None:
 
 def submitted(number: str, folder: Path) -> str:
     """What to tell of a job that was submitted."""
-    return "\n".join(
-        (
-            f"submitted: Slurm job {number}",
-            f"  run     {folder}",
-            f"  log     {folder / f'slurm-{number}.log'}",
-            f"  script  {folder / SCRIPT}",
-            f"  watch   squeue -j {number}",
-            f"  cancel  scancel {number}",
-        )
-    )
+    facts = {
+        "run": folder,
+        "log": folder / f"slurm-{number}.log",
+        "script": folder / SCRIPT,
+        "watch": f"squeue -j {number}",
+        "cancel": f"scancel {number}",
+    }
+    return "\n".join([f"submitted: Slurm job {number}", *(f"  {name:<7} {fact}" for name, fact in facts.items())])

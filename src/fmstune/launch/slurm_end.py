@@ -18,8 +18,6 @@ from fmstune.runs.report import run_data, terminal_summary
 
 _CODES = {"user": 2, "interrupted": 130, run_folder.PREEMPTED: preemption.CODE}
 """Exit codes of a process by the kind of its end."""
-
-
 _CANCELLED = (_CODES["interrupted"], 128 + signal.SIGTERM)
 
 
@@ -34,17 +32,12 @@ def main(words: Sequence[str] | None = None) -> int:
     if ended and run_folder.is_preempted(folder):
         ended = preemption.CODE
     elif failures:
-        ended = agent.show(agent.first(failures), folder) or 1
+        ended = agent.show_failure(agent.first_failure(failures), folder) or 1
     if ended and run_folder.read_summary(folder).get("status") in (run_folder.QUEUED, run_folder.RUNNING):
+        status, kind, said = run_folder.FAILED, "internal", f"the Slurm job ended with code {code}; its log says why"
         if ended in _CANCELLED:
-            run_folder.mark_ended(
-                folder, run_folder.INTERRUPTED, "interrupted", "the Slurm job was ended before it trained"
-            )
-        else:
-            kind = "user" if ended == 2 else "internal"
-            run_folder.mark_ended(
-                folder, run_folder.FAILED, kind, f"the Slurm job ended with code {code}; its log says why"
-            )
+            status, kind, said = run_folder.INTERRUPTED, "interrupted", "the Slurm job was ended before it trained"
+        run_folder.mark_ended(folder, status, "user" if ended == 2 else kind, said)
     table = metrics_of(run_data.read_job_tree(folder))
     print(terminal_summary.render_summary(run_folder.read_summary(folder), folder, table), flush=True)
     if ended == preemption.CODE and "--requeue" in flags:

@@ -4,11 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
 from fmstune import files, hardware
 from fmstune.config.choices import Device, Strategy
@@ -44,24 +43,19 @@ def commands(job: Job, job_file: Path, *flags: str, prepared: bool = False) -> l
 
 def agent_command(launcher: Launcher, job_file: Path) -> list[str]:
     """The command line of the process that starts this machine's ranks, in the words of `accelerate launch`."""
-    machines = launcher.num_machines
-    # 0: accelerate finds a free one
-    port = launcher.main_process_port or (_PORT if machines > 1 else 0)
-    total = process_counts.total_processes(launcher)
-    words = [f"--num_processes={total}", f"--num_machines={machines}", f"--main_process_port={port}"]
-    # accelerate takes --multi_gpu for two and more only; the runner configures FSDP itself, from the job
-    words.append("--use_fsdp" if is_sharded(launcher) else "--multi_gpu")
-    if machines > 1:
-        wait = launcher.rdzv_timeout
-        words += [
-            f"--machine_rank={launcher.machine_rank}",
-            f"--main_process_ip={launcher.main_process_ip}",
-            "--rdzv_backend=c10d",
-            f"--rdzv_conf=join_timeout={wait},read_timeout={wait}",
-        ]
+    machines, wait = launcher.num_machines, launcher.rdzv_timeout
     # instead of the user's default file, which could say anything
     neutral = files.resolve("package:accelerate.yaml")
-    return [sys.executable, "-m", "fmstune.launch.agent", str(job_file), f"--config_file={neutral}", *words]
+    # 0: accelerate finds a free one
+    port = launcher.main_process_port or (_PORT if machines > 1 else 0)
+    words = [sys.executable, "-m", "fmstune.launch.agent", str(job_file), f"--config_file={neutral}"]
+    words += [f"--num_processes={process_counts.total_processes(launcher)}", f"--num_machines={machines}"]
+    # accelerate takes --multi_gpu for two and more only; the runner configures FSDP itself, from the job
+    words += [f"--main_process_port={port}", "--use_fsdp" if is_sharded(launcher) else "--multi_gpu"]
+    if machines > 1:
+        words += [f"--machine_rank={launcher.machine_rank}", f"--main_process_ip={launcher.main_process_ip}"]
+        words += ["--rdzv_backend=c10d", f"--rdzv_conf=join_timeout={wait},read_timeout={wait}"]
+    return words
 
 
 def doctor_command(*, clear_cache: bool) -> list[str]:
@@ -92,45 +86,32 @@ def environment_of(
     return env
 
 
-class Signalled(Protocol):
-    """A process that signals can be sent to."""
-
-    def send_signal(self, number: int, /) -> None: ...
-
-    def kill(self) -> None: ...
-
-
 def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
     """Run to the end, hand on Ctrl-C and SIGTERM, and give back the exit code (negative: the signal it died of)."""
     with preemption.kept_back():
         process = subprocess.Popen(argv, env=env)
-    with handing_on(process) as seen:
+    with handing_on(process.send_signal) as seen:
         code = process.wait()
     # killed because somebody insisted: an interruption, and no failure
     return -seen[0] if seen and code == -signal.SIGKILL else code
 
 
 @contextmanager
-def handing_on(process: Signalled) -> Iterator[list[int]]:
-    """While waiting, signals to this process reach the runner, which ends in order; a second one kills it.
+def handing_on(send: Callable[[int], None]) -> Iterator[list[int]]:
+    """While waiting, signals to this process are sent to the runner, which ends in order; a second one kills it.
 
     Gives the signals that came. A notice to stop is handed on too, and does not count as insisting.
     """
     seen: list[int] = []
 
     def hand_on(number: int, _frame: FrameType | None) -> None:
-        if number in NOTICES:
-            process.send_signal(number)
-            return
-        if seen:
-            process.kill()
-        else:
-            process.send_signal(number)
-        seen.append(number)
+        send(signal.SIGKILL if seen and number not in NOTICES else number)
+        if number not in NOTICES:
+            seen.append(number)
 
     former = {number: signal.signal(number, hand_on) for number in (*INTERRUPTING, *NOTICES)}
     try:
-        with preemption.let_through():
+        with preemption.kept_back(how=signal.SIG_UNBLOCK):
             yield seen
     finally:
         for number, handler in former.items():

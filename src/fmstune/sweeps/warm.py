@@ -40,12 +40,11 @@ class _Server:
 
     def send_signal(self, number: int) -> None:
         """For the point that runs: the warm process hands it on, or ends of it while it still imports."""
-        self.process.send_signal(number)
-
-    def kill(self) -> None:
-        """Kill the point that runs, or the warm process while it still imports."""
+        if number != signal.SIGKILL:
+            self.process.send_signal(number)
+            return
         with suppress(ProcessLookupError):
-            os.kill(self.point or self.process.pid, signal.SIGKILL)
+            os.kill(self.point or self.process.pid, number)
 
     def run(self, words: Sequence[str]) -> int:
         """One point to its end; its exit code (negative: the signal it died of)."""
@@ -79,7 +78,7 @@ def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
     server = _servers[0]
     if server.environment != dict(env):
         return subprocesses.start(argv, env)
-    with subprocesses.handing_on(server) as seen:
+    with subprocesses.handing_on(server.send_signal) as seen:
         code = server.run(argv[len(_RUNNER) :])
     return -seen[0] if seen and code == -signal.SIGKILL else code
 
