@@ -78,6 +78,10 @@ TOGETHER = [
         "launcher.device=cpu: only FSDP2 can be rehearsed on the CPU; choose launcher=fsdp",
     ),
     case(
+        "launcher=fsdp launcher.device=cpu launcher.num_processes=2 model.layer_cls=LlamaDecodrLayer",
+        "model.layer_cls=LlamaDecodrLayer: the model has no module of this class; did you mean 'LlamaDecoderLayer'?; …",
+    ),
+    case(
         "launcher=slurm launcher.slurm.time=3600 launcher.slurm.gpus_per_node=all launcher.slurm.signal=TERM "
         '\'launcher.slurm.partition="a b"\' \'launcher.slurm.sbatch=["--nodes=3","-x"]\' \'launcher.slurm.setup=[""]\' '
         "launcher.machine_rank=1 training.save_only_model=true",

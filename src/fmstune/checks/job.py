@@ -12,7 +12,7 @@ from fmstune.checks.launcher import launcher_problems
 from fmstune.checks.limits import number_problems
 from fmstune.checks.model import model_problems
 from fmstune.checks.peft import peft_problems
-from fmstune.checks.resume import AUTO, differences, resume_problems
+from fmstune.checks.resume import AUTO, resume_problems, run_differences
 from fmstune.checks.tracking import tracking_problems
 from fmstune.checks.training import training_problems
 from fmstune.config.compare_by import compare_by_problems
@@ -47,7 +47,7 @@ def folder_problems(folder: Path, job: Job) -> Iterator[Problem]:
     if not found:
         return
     job_file = folder / run_folder.JOB
-    why = list(differences(job, job_file)) if job_file.is_file() else ["it has no job.yaml"]
+    why = list(run_differences(job, job_file)) if job_file.is_file() else ["it has no job.yaml"]
     if why:
         marks = ", ".join(found)
         more = f" and {len(why) - 1} more" if len(why) > 1 else ""

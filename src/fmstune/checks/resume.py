@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -18,10 +17,16 @@ AUTO = "auto"
 """`training.resume=auto`: resume from the newest complete checkpoint in the run's own folder, if any."""
 
 _MAY_CHANGE = re.compile(
-    r"training\.(num_train_epochs|max_steps|(logging|save|eval)_\w+|per_device_eval_batch_size"
+    r"(?!(seed|model|peft|data|training)\b).*"
+    r"|training\.(num_train_epochs|max_steps|(logging|save|eval)_\w+|per_device_eval_batch_size"
     r"|load_best_model_at_end|metric_for_best_model|greater_is_better|resume)"
 )
-"""Fields that a resumed run may change: its length, and how it is watched."""
+"""Fields that a resumed run may change: its length, how it is watched, and what does not decide about training."""
+_OWN_FOLDER = re.compile(
+    r"output_dir|compare_by|direction|objective\.metrics.*|(launcher|tracking)(\..*)?"
+    r"|training\.(resume|per_device_train_batch_size|gradient_accumulation_steps)"
+)
+"""Fields that may differ when a run is resumed in its folder; the rows of a step are compared when it starts."""
 
 
 def resume_problems(job: Job) -> Iterator[Problem]:
@@ -81,43 +86,27 @@ def _change_problems(job: Job, job_file: Path) -> Iterator[Problem]:
         text = f": the checkpoint's job cannot be compared ({'; '.join(map(str, err.problems))})"
         yield Problem("training.resume", f"{text}; copy the checkpoint elsewhere to resume without comparing")
         return
-    here, there = _leaves(job), _leaves(former)
     place = f"{job_file.parent.name}/{job_file.name}"
-    for name in {**here, **there}:
-        one, other = (shown(values[name]) if name in values else "not given" for values in (here, there))
-        if one != other and not _MAY_CHANGE.fullmatch(name):
-            yield Problem(
-                name, f"is {one} here and {other} in {place}; a resumed run keeps the values of its checkpoint"
-            )
+    for name, one, other in _different(job, former, _MAY_CHANGE):
+        yield Problem(name, f"is {one} here and {other} in {place}; a resumed run keeps the values of its checkpoint")
 
 
-_OWN_FOLDER = re.compile(
-    r"output_dir|compare_by|direction|objective\.metrics.*|(launcher|tracking)(\..*)?"
-    r"|training\.(resume|per_device_train_batch_size|gradient_accumulation_steps)"
-)
-"""Fields that may differ when a run is resumed in its folder; the rows of a step are compared when it starts."""
-
-
-def differences(job: Job, job_file: Path) -> Iterator[str]:
+def run_differences(job: Job, job_file: Path) -> Iterator[str]:
     """Yield each difference from the job of a run folder; a job without any can be resumed there."""
     try:
         former = freeze.read(job_file, trusted=_allowed(job)).job
     except UserError as err:
         yield f"its job.yaml cannot be read: {'; '.join(map(str, err.problems))}"
         return
-    here, there = (_values(yaml.safe_load(freeze.dump(given))) for given in (job, former))
+    for name, one, other in _different(job, former, _OWN_FOLDER):
+        yield f"{name} is {one} here and {other} there"
+
+
+def _different(job: Job, former: Job, allowed: re.Pattern[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield the dotted name and both values of each field that differs and may not; an empty mapping says nothing."""
+    trees = (flatten(yaml.safe_load(freeze.dump(given))) for given in (job, former))
+    here, there = ({name: shown(value) for name, value in tree.items() if value != {}} for tree in trees)
     for name in {**here, **there}:
-        one, other = (shown(values[name]) if name in values else "not given" for values in (here, there))
-        if one != other and not _OWN_FOLDER.fullmatch(name):
-            yield f"{name} is {one} here and {other} there"
-
-
-def _leaves(job: Job) -> dict[str, Any]:
-    """Return the values that decide about training, by dotted name."""
-    tree = yaml.safe_load(freeze.dump(job))
-    return _values({group: tree[group] for group in ("seed", "model", "peft", "data", "training")})
-
-
-def _values(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return the values by dotted name; an empty mapping says nothing."""
-    return {name: value for name, value in flatten(tree).items() if value != {}}
+        one, other = (values.get(name, "not given") for values in (here, there))
+        if one != other and not allowed.fullmatch(name):
+            yield name, one, other

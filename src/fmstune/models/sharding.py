@@ -15,7 +15,8 @@ from torch.distributed.fsdp import FSDPModule, FullStateDictConfig, FullySharded
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from fmstune.config.job import Launcher
+from fmstune.config.job import Job, Launcher
+from fmstune.errors import Problem, did_you_mean
 
 
 def set_environment(launcher: Launcher) -> None:
@@ -35,16 +36,14 @@ def set_environment(launcher: Launcher) -> None:
 
 def settings(launcher: Launcher) -> dict[str, Any]:
     """The launcher group as fields of SFTConfig (transformers/training_args.py, `_process_fsdp_args`)."""
-    blocks = launcher.transformer_layer_cls_to_wrap
+    blocks = blocks_to_wrap(launcher)
     config: dict[str, Any] = {
         "version": launcher.fsdp_version,
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
         "state_dict_type": "FULL_STATE_DICT",
         "cpu_offload": launcher.cpu_offload,
         "cpu_ram_efficient_loading": launcher.cpu_ram_efficient_loading,
-        **(
-            {} if blocks is None else {"transformer_layer_cls_to_wrap": [blocks] if isinstance(blocks, str) else blocks}
-        ),
+        **({"transformer_layer_cls_to_wrap": blocks} if blocks else {}),
     }
     if launcher.fsdp_version == 2:
         return {"fsdp": True, "fsdp_config": {**config, "reshard_after_forward": _reshards(launcher)}}
@@ -56,6 +55,23 @@ def settings(launcher: Launcher) -> dict[str, Any]:
         "sync_module_states": True,
     }
     return {"fsdp": True, "fsdp_config": {**config, **older}}
+
+
+def blocks_to_wrap(launcher: Launcher) -> list[str]:
+    """The class names of the blocks that FSDP wraps; with none, transformers takes the model's own."""
+    blocks = launcher.transformer_layer_cls_to_wrap
+    return [blocks] if isinstance(blocks, str) else blocks or []
+
+
+def block_problems(job: Job, model: torch.nn.Module) -> Iterator[Problem]:
+    """Yield a problem for each class of blocks that the model has no module of."""
+    classes = {type(module).__name__ for module in model.modules()}
+    for name in blocks_to_wrap(job.launcher):
+        if name not in classes:
+            own = job.launcher.transformer_layer_cls_to_wrap == job.model.layer_cls
+            field = "model.layer_cls" if own else "launcher.transformer_layer_cls_to_wrap"
+            text = f"={name}: the model has no module of this class{did_you_mean(name, classes)}"
+            yield Problem(field, f"{text}; null wraps the model's own blocks")
 
 
 def _reshards(launcher: Launcher) -> bool:

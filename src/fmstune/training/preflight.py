@@ -17,12 +17,13 @@ from fmstune.checks.launcher import device_problems
 from fmstune.checks.plan_inputs import Dimensions
 from fmstune.checks.precision import Precision, Situation, precision_problems, resolve_precision
 from fmstune.config.choices import Attention, Backend, Dtype
-from fmstune.config.job import Job, Quantization, tunes_an_adapter
+from fmstune.config.job import Job, Quantization, is_sharded, tunes_an_adapter
 from fmstune.config.objective import SUPERVISED, Objective
 from fmstune.data.dataset import load_recipes
 from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 from fmstune.models import adapters, architecture, load, shapes
 from fmstune.models.load import Tokenizer
+from fmstune.models.sharding import block_problems
 from fmstune.models.torch_internals import list_mode_options
 from fmstune.training.named_classes import named_class_problems
 
@@ -116,6 +117,8 @@ def _shape(job: Job) -> _Shape:
     configuration = architecture.configuration(job.model, job.objective)
     if job.model.backend is Backend.fms:
         raise_if_any(architecture_problems(configuration))
+    if is_sharded(job.launcher):
+        raise_if_any(block_problems(job, architecture.build_empty(configuration, job.objective)))
     dimensions = shapes.dimensions(configuration, peft_config, job.model.quantization, job.objective)
     return _Shape(configuration, peft_config, dimensions)
 
