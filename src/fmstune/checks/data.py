@@ -1,11 +1,10 @@
 """Rules on the data group: sources, streaming, and the settings of its format."""
 
-import math
 import re
 from collections.abc import Iterator
 
 from fmstune import files
-from fmstune.checks.limits import Limit, limit_problems
+from fmstune.checks.limits import ABOVE_0_AND_FINITE, AT_LEAST_1, limit_problems
 from fmstune.config.choices import Overlap
 from fmstune.config.job import Data, Job, sources
 from fmstune.data.locate import local_files
@@ -21,7 +20,8 @@ def data_problems(job: Job) -> Iterator[Problem]:
         yield Problem("data.eval", "and data.eval_fraction both say which rows are held out; set one of them")
     if "text_field" in data.format and not data.format["text_field"]:
         yield Problem("data.text_field", "must name the column that holds the text")
-    yield from _format_problems(data)
+    if data.format["_target_"] == "fmstune.data.formats.template":
+        yield from files.absent("data.format.template_file", str(data.format.get("template_file")))
     if data.streaming:
         yield from _streaming_problems(job)
 
@@ -37,9 +37,8 @@ def _source_problems(data: Data, part: str) -> Iterator[Problem]:
         except UserError as err:
             yield from err.problems
         if source.max_rows != data.max_rows:
-            yield from limit_problems(f"{field}.max_rows", source.max_rows, Limit(lambda n: n >= 1, "at least 1"))
-        weights = Limit(lambda n: 0 < n < math.inf, "above 0 and finite")
-        yield from limit_problems(f"{field}.weight", source.weight, weights)
+            yield from limit_problems(f"{field}.max_rows", source.max_rows, AT_LEAST_1)
+        yield from limit_problems(f"{field}.weight", source.weight, ABOVE_0_AND_FINITE)
     weighted = [name for name, source in found.items() if source.weight is not None]
     if weighted and part == "eval":
         yield Problem(f"data.eval.{weighted[0]}.weight", ": held-out rows are not mixed; leave it out")
@@ -69,9 +68,3 @@ def _streaming_problems(job: Job) -> Iterator[Problem]:
         )
     if job.data.overlap is Overlap.drop:
         yield Problem("data.overlap", "=drop needs all rows before training; set keep, or data.streaming=false")
-
-
-def _format_problems(data: Data) -> Iterator[Problem]:
-    """Yield a problem for a template file that is not there."""
-    if data.format["_target_"] == "fmstune.data.formats.template":
-        yield from files.absent("data.format.template_file", str(data.format.get("template_file")))

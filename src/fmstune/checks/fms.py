@@ -1,7 +1,7 @@
 """Rules on `model.backend=fms`, without ibm-fms itself."""
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fmstune.config.choices import Attention, Backend
@@ -59,28 +59,21 @@ def architecture_problems(config: Any) -> Iterator[Problem]:
         return
     if getattr(config, "quantization_config", None) is not None:
         yield Problem("model.backend", f"=fms: the weights of {config.model_type} are quantised; {_INSTEAD}")
-    found = _llama(config) if config.model_type == "llama" else _gpt_bigcode(config)
-    for name, value, wanted in found:
-        text = f"=fms: ibm-fms has no {config.model_type} with {name}={value!r}, only {wanted}; {_INSTEAD}"
-        yield Problem("model.backend", text)
+    for name, value, taken, words in _wanted(config):
+        if value not in taken:
+            text = f"=fms: ibm-fms has no {config.model_type} with {name}={value!r}, only {words}; {_INSTEAD}"
+            yield Problem("model.backend", text)
 
 
-def _llama(config: Any) -> Iterator[tuple[str, Any, str]]:
-    """Values, and what ibm-fms takes instead."""
-    width = config.hidden_size // config.num_attention_heads
-    if config.head_dim != width:
-        yield "head_dim", config.head_dim, f"{width} (hidden_size / num_attention_heads)"
-    rope = config.rope_parameters["rope_type"]
-    if rope not in _ROPE_TYPES:
-        yield "rope_type", rope, ", ".join(_ROPE_TYPES)
-    if config.hidden_act not in _ACTIVATIONS:
-        yield "hidden_act", config.hidden_act, ", ".join(_ACTIVATIONS)
-
-
-def _gpt_bigcode(config: Any) -> Iterator[tuple[str, Any, str]]:
+def _wanted(config: Any) -> Iterator[tuple[str, Any, Sequence[Any], str]]:
+    """Values, those that ibm-fms takes, and the words for them."""
+    if config.model_type == "llama":
+        width = config.hidden_size // config.num_attention_heads
+        yield "head_dim", config.head_dim, [width], f"{width} (hidden_size / num_attention_heads)"
+        yield "rope_type", config.rope_parameters["rope_type"], _ROPE_TYPES, ", ".join(_ROPE_TYPES)
+        yield "hidden_act", config.hidden_act, _ACTIVATIONS, ", ".join(_ACTIVATIONS)
+        return
+    # several heads of keys: transformers keeps q, k and v of a head together, ibm-fms all q, all k and all v
     for name, wanted in (("multi_query", True), ("scale_attn_weights", True), ("add_cross_attention", False)):
-        # several heads of keys: transformers keeps q, k and v of a head together, ibm-fms all q, all k and all v
-        if getattr(config, name) is not wanted:
-            yield name, getattr(config, name), str(wanted)
-    if config.activation_function not in _ACTIVATIONS:
-        yield "activation_function", config.activation_function, ", ".join(_ACTIVATIONS)
+        yield name, getattr(config, name), [wanted], str(wanted)
+    yield "activation_function", config.activation_function, _ACTIVATIONS, ", ".join(_ACTIVATIONS)

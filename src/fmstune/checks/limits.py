@@ -17,68 +17,51 @@ class Limit(NamedTuple):
 
 
 _AT_LEAST_0 = Limit(lambda number: number >= 0, "at least 0")
-_AT_LEAST_1 = Limit(lambda number: number >= 1, "at least 1")
+AT_LEAST_1 = Limit(lambda number: number >= 1, "at least 1")
 _ABOVE_0 = Limit(lambda number: number > 0, "above 0")
-_ABOVE_0_AND_FINITE = Limit(lambda number: 0 < number < math.inf, "above 0 and finite")
+ABOVE_0_AND_FINITE = Limit(lambda number: 0 < number < math.inf, "above 0 and finite")
 _BELOW_1 = Limit(lambda number: 0 <= number < 1, "at least 0 and below 1")
 _SEED = Limit(lambda number: 0 <= number < 2**32, "at least 0 and below 2**32")
 
 _LIMITS: Mapping[str, Limit] = {
     "seed": _SEED,
-    "model.quantization.llm_int8_threshold": _ABOVE_0_AND_FINITE,
-    "peft.r": _AT_LEAST_1,
-    "peft.lora_alpha": _AT_LEAST_1,
-    "peft.num_virtual_tokens": _AT_LEAST_1,
+    "model.quantization.llm_int8_threshold": ABOVE_0_AND_FINITE,
+    **dict.fromkeys(("peft.r", "peft.lora_alpha", "peft.num_virtual_tokens"), AT_LEAST_1),
     "peft.lora_dropout": _BELOW_1,
     f"peft.{LORAPLUS_LR_RATIO}": Limit(
         lambda number: 1 <= number < math.inf,
         "at least 1 and finite (the learning rate of B divided by the one of A; 1 is plain LoRA)",
     ),
     "data.eval_fraction": _BELOW_1,
-    "data.max_rows": _AT_LEAST_1,
     "data.max_length": Limit(lambda number: number >= 2, "at least 2"),
-    "data.buffer_size": _AT_LEAST_1,
-    "training.per_device_train_batch_size": _AT_LEAST_1,
-    "training.per_device_eval_batch_size": _AT_LEAST_1,
-    "training.gradient_accumulation_steps": _AT_LEAST_1,
+    **dict.fromkeys(("data.max_rows", "data.buffer_size"), AT_LEAST_1),
+    **{f"training.per_device_{part}_batch_size": AT_LEAST_1 for part in ("train", "eval")},
+    "training.gradient_accumulation_steps": AT_LEAST_1,
     "training.max_steps": Limit(
         lambda number: number >= 1 or number == -1, "at least 1, or -1 to train for training.num_train_epochs"
     ),
     "training.learning_rate": Limit(lambda number: 0 < number < 10, "above 0 and below 10"),
-    "training.warmup_steps": _AT_LEAST_0,
-    "training.weight_decay": _AT_LEAST_0,
-    "training.max_grad_norm": _AT_LEAST_0,
-    "training.label_smoothing_factor": _AT_LEAST_0,
-    "training.neftune_noise_alpha": _AT_LEAST_0,
+    **dict.fromkeys(("training.warmup_steps", "training.weight_decay", "training.max_grad_norm"), _AT_LEAST_0),
+    **dict.fromkeys(("training.label_smoothing_factor", "training.neftune_noise_alpha"), _AT_LEAST_0),
     "training.dataloader_num_workers": _AT_LEAST_0,
     # transformers reads 0 as no limit
-    "training.save_total_limit": _AT_LEAST_1,
-    "training.logging_steps": _ABOVE_0,
-    "training.save_steps": _ABOVE_0,
-    "training.eval_steps": _ABOVE_0,
-    "launcher.threads": _AT_LEAST_1,
-    "launcher.num_processes": _AT_LEAST_1,
-    "launcher.num_machines": _AT_LEAST_1,
-    "launcher.rdzv_timeout": _AT_LEAST_1,
+    "training.save_total_limit": AT_LEAST_1,
+    **dict.fromkeys(("training.logging_steps", "training.save_steps", "training.eval_steps"), _ABOVE_0),
+    **{f"launcher.{name}": AT_LEAST_1 for name in ("threads", "num_processes", "num_machines", "rdzv_timeout")},
     "launcher.device_gib": _ABOVE_0,
-    "launcher.slurm.cpus_per_task": _AT_LEAST_1,
-    "evaluation.batch_size": _AT_LEAST_1,
-    "evaluation.max_new_tokens": _AT_LEAST_1,
+    "launcher.slurm.cpus_per_task": AT_LEAST_1,
+    **{f"evaluation.{name}": AT_LEAST_1 for name in ("batch_size", "max_new_tokens", "max_rows")},
     "evaluation.sample": _AT_LEAST_0,
-    "evaluation.max_rows": _AT_LEAST_1,
 }
 _LIMITS_OF_FLAGS: Mapping[str, Limit] = {
-    "batch_size": _AT_LEAST_1,
-    "max_new_tokens": _AT_LEAST_1,
-    "max_rows": _AT_LEAST_1,
-    "limit": _AT_LEAST_1,
+    **dict.fromkeys(("batch_size", "max_new_tokens", "max_rows", "limit"), AT_LEAST_1),
     "num_fewshot": _AT_LEAST_0,
     "temperature": Limit(
-        _ABOVE_0_AND_FINITE.holds, "above 0 and finite (leave --do_sample out to take the likeliest token)"
+        ABOVE_0_AND_FINITE.holds, "above 0 and finite (leave --do_sample out to take the likeliest token)"
     ),
     "top_p": Limit(lambda number: 0 < number <= 1, "above 0 and at most 1"),
-    "top_k": _AT_LEAST_1,
-    "repetition_penalty": _ABOVE_0_AND_FINITE,
+    "top_k": AT_LEAST_1,
+    "repetition_penalty": ABOVE_0_AND_FINITE,
     "seed": _SEED,
 }
 

@@ -26,7 +26,13 @@ def generation_problems(request: Generation, data_format: str | None) -> Iterato
     yield from _prompt_problems(request)
     if request.rows_file is not None and data_format is None:
         yield Problem("--rows_file", "needs --format, which makes prompts of rows, such as --format alpaca")
-    yield from _answer_file_problems(request.out_file, resume=request.resume)
+    path = Path(request.out_file)
+    what = f".json (a list) or .jsonl (one line for each answer), got {path}"
+    yield from _out_file_problems(path, (".json", ".jsonl"), what)
+    if request.resume and path.suffix != ".jsonl":
+        yield Problem("--resume", f"needs an --out_file of JSON lines (.jsonl), got {path}")
+    elif path.suffix == ".jsonl" and path.is_file() and not request.resume:
+        yield Problem("--out_file", f": {path} exists; add --resume to continue it, or choose another")
     yield from flag_problems(request)
     if request.stream and request.resume:
         yield Problem("--stream", "shows answers as they come, and --resume continues a file; leave one of them out")
@@ -51,21 +57,21 @@ def _prompt_problems(request: Generation) -> Iterator[Problem]:
         yield from files.absent("--rows_file", request.rows_file)
 
 
-def _answer_file_problems(given: str, *, resume: bool) -> Iterator[Problem]:
-    """Yield the problems of `--out_file`: a JSON list is replaced, and JSON lines are only added to."""
-    path = Path(given)
-    if path.suffix not in (".json", ".jsonl"):
-        yield Problem("--out_file", f"must end in .json (a list) or .jsonl (one line for each answer), got {given}")
+def _out_file_problems(path: Path, suffixes: tuple[str, ...], what: str) -> Iterator[Problem]:
+    if path.suffix not in suffixes:
+        yield Problem("--out_file", f"must end in {what}")
     elif path.is_dir():
         yield Problem("--out_file", f": {path} is a folder; name a file")
-    elif not path.parent.is_dir():
-        yield Problem("--out_file", f": no folder {path.parent}; make it, or choose another")
     else:
-        yield from _not_writable("--out_file", path.parent)
-    if resume and path.suffix != ".jsonl":
-        yield Problem("--resume", f"needs an --out_file of JSON lines (.jsonl), got {given}")
-    elif path.suffix == ".jsonl" and path.is_file() and not resume:
-        yield Problem("--out_file", f": {path} exists; add --resume to continue it, or choose another")
+        yield from _parent_problems("--out_file", path)
+
+
+def _parent_problems(flag: str, path: Path) -> Iterator[Problem]:
+    """Yield a problem where no file or folder can be made in the parent of this one."""
+    if not path.parent.is_dir():
+        yield Problem(flag, f": no folder {path.parent}; make it, or choose another")
+    elif not os.access(path.parent, os.W_OK):
+        yield Problem(flag, f": you have no permission to write into the folder {path.parent}; choose another")
 
 
 def merge_problems(request: Merge) -> Iterator[Problem]:
@@ -79,7 +85,11 @@ def merge_problems(request: Merge) -> Iterator[Problem]:
     for weight in request.weight:
         if not math.isfinite(weight) or weight == 0:
             yield Problem("--weight", f"must be a number other than 0, got {weight:g}")
-    yield from _output_folder_problems(request.out)
+    out = Path(request.out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        yield Problem("--out", f": {out} exists; choose another folder")
+    else:
+        yield from _parent_problems("--out", out)
     size = re.fullmatch(r"(\d+)[KMGT]B", request.max_shard_size)
     if size is None or int(size[1]) == 0:
         yield Problem("--max_shard_size", f"must be a size such as 500MB or 5GB, got {request.max_shard_size}")
@@ -95,14 +105,8 @@ def evaluation_problems(request: Scoring | Harness) -> Iterator[Problem]:
     yield from _model_problems(request)
     if request.no_base and request.base_model_name_or_path is not None:
         yield Problem("--no_base", "and --base_model_name_or_path exclude each other; give one of them")
-    path = Path(request.out_file)
-    if path.suffix != ".json":
-        text = f"must end in .json, got {request.out_file}; a table is written next to it, as .md"
-        yield Problem("--out_file", text)
-    elif path.is_dir() or not path.parent.is_dir():
-        yield Problem("--out_file", f": {path} is a folder, or its folder {path.parent} does not exist; choose another")
-    else:
-        yield from _not_writable("--out_file", path.parent)
+    what = f".json, got {request.out_file}; a table is written next to it, as .md"
+    yield from _out_file_problems(Path(request.out_file), (".json",), what)
     yield from flag_problems(request)
     if isinstance(request, Harness):
         yield from _harness_problems(request)
@@ -120,21 +124,6 @@ def _harness_problems(request: Harness) -> Iterator[Problem]:
         yield Problem("--include_path", text)
     if importlib.util.find_spec("lm_eval") is None:
         yield Problem("evaluate", "harness needs lm-evaluation-harness; pip install 'fmstune[eval]'")
-
-
-def _output_folder_problems(given: str) -> Iterator[Problem]:
-    path = Path(given).expanduser()
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        yield Problem("--out", f": {path} exists; choose another folder")
-    elif not path.parent.is_dir():
-        yield Problem("--out", f": no folder {path.parent}; make it, or choose another")
-    else:
-        yield from _not_writable("--out", path.parent)
-
-
-def _not_writable(flag: str, folder: Path) -> Iterator[Problem]:
-    if not os.access(folder, os.W_OK):
-        yield Problem(flag, f": you have no permission to write into the folder {folder}; choose another")
 
 
 def _model_problems(request: Generation | Merge | Scoring | Harness) -> Iterator[Problem]:
