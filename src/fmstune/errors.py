@@ -1,9 +1,10 @@
 """The errors that a user can cause; their message alone is shown, and the exit code is 2."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Problem:
 
 
 class UserError(Exception):
-    """One problem in what the user gave, or with `of` several; each names the file, row or field, and what to do."""
+    """One problem in what the user gave, or with `of` several: each names the file, row or field, and what to do."""
 
     def __init__(self, field: str, text: str) -> None:
         super().__init__(field, text)
@@ -44,7 +45,7 @@ class UserError(Exception):
     def __str__(self) -> str:
         return "\n".join(map(str, self.problems))
 
-    def __reduce__(self) -> tuple[Callable[[Iterable[Problem]], "UserError"], tuple[tuple[Problem, ...]]]:
+    def __reduce__(self) -> Any:
         return (UserError.of, (self.problems,))
 
 
@@ -54,8 +55,7 @@ class Preempted(Exception):
 
 def raise_if_any(problems: Iterable[Problem]) -> None:
     """Raise all problems at once, so that one run is enough to see and correct them."""
-    found = tuple(problems)
-    if found:
+    if found := tuple(problems):
         raise UserError.of(found)
 
 
@@ -70,7 +70,7 @@ def collect_problems(problems: list[Problem]) -> Iterator[None]:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A suggestion to append to a message, or an empty string when nothing is near."""
-    near: Sequence[str] = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    near = get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -78,13 +78,10 @@ def render(problems: Sequence[Problem]) -> str:
     """The text that a terminal shows for these problems."""
     if len(problems) == 1:
         return f"fmstune: error: {problems[0]}"
-    lines = [f"fmstune: {len(problems)} errors:"]
-    lines += [f"  {number}. {problem}" for number, problem in enumerate(problems, start=1)]
-    return "\n".join(lines)
+    numbered = (f"  {number}. {problem}" for number, problem in enumerate(problems, start=1))
+    return "\n".join([f"fmstune: {len(problems)} errors:", *numbered])
 
 
 def shown(value: object) -> str:
     """A value as a message shows it."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "null" if value is None else repr(value)
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else repr(value)

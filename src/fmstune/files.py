@@ -25,7 +25,8 @@ def resolve(place: str) -> str:
     assets = Path(str(resources.files("fmstune"))) / "assets"
     shipped = sorted(str(path.relative_to(assets)) for path in assets.rglob("*"))
     if name not in shipped:
-        raise UserError(place, f": no such file ships with fmstune{_suggestion(name, shipped)}")
+        hint = did_you_mean(name, shipped) or "; what ships is " + ", ".join(s for s in shipped if "/" not in s)
+        raise UserError(place, f": no such file ships with fmstune{hint}")
     return str(assets / name)
 
 
@@ -43,10 +44,6 @@ def absent(name: str, place: str) -> Iterator[Problem]:
 def did_you_mean_beside(path: Path) -> str:
     """A suggestion from what stands in the same folder."""
     return did_you_mean(path.name, [near.name for near in path.parent.iterdir()] if path.parent.is_dir() else [])
-
-
-def _suggestion(name: str, shipped: list[str]) -> str:
-    return did_you_mean(name, shipped) or "; what ships is " + ", ".join(s for s in shipped if "/" not in s)
 
 
 @contextmanager
@@ -70,9 +67,9 @@ def _remove(path: Path) -> None:
 
 def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
     """Write the value as JSON; a reader sees the old file or the new one."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     with write_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -80,8 +77,7 @@ def explain_write_errors(flag: str, path: Path, kind: str = "file") -> Iterator[
     """Turn an OSError into a UserError that names the flag and its file, and says to choose another of this kind."""
     try:
         yield
-    except BrokenPipeError:
-        # of the terminal, not of the file
+    except BrokenPipeError:  # of the terminal, not of the file
         raise
     except OSError as err:
         raise UserError(flag, f": {path} cannot be written ({err.strerror}); choose another {kind}") from err

@@ -33,28 +33,19 @@ def explain_missing_names(library: str) -> Iterator[None]:
         yield
     except (ImportError, AttributeError) as err:
         # not at the top: it takes longer than what it is needed for so seldom
-        from importlib.metadata import version
+        from importlib.metadata import requires, version
 
+        taken = [one for one in requires("fmstune") or () if one.startswith(library)]
+        hint = f"install {taken[0] if taken else f'another version of {library}'}"
         raise UserError(
-            f"{library} {version(library)}",
-            f"does not have a private name that fmstune needs ({err}); install {_range(library)}",
+            f"{library} {version(library)}", f"does not have a private name that fmstune needs ({err}); {hint}"
         ) from err
 
 
 def require_attributes(cls: type, *names: str) -> None:
     """Raise AttributeError for a name that neither the class has nor its `__init__` sets."""
+    inits = [vars(base).get("__init__") for base in cls.__mro__]
+    known = {name for init in inits if hasattr(init, "__code__") for name in init.__code__.co_names}
     for name in names:
-        if not hasattr(cls, name) and not any(name in _names_in_init(base) for base in cls.__mro__):
+        if not hasattr(cls, name) and name not in known:
             raise AttributeError(f"class {cls.__module__}.{cls.__qualname__} has no attribute {name!r}")
-
-
-def _names_in_init(cls: type) -> tuple[str, ...]:
-    code = getattr(vars(cls).get("__init__"), "__code__", None)
-    return code.co_names if code is not None else ()
-
-
-def _range(library: str) -> str:
-    from importlib.metadata import requires
-
-    found = [one for one in requires("fmstune") or () if one.startswith(library)]
-    return found[0] if found else f"another version of {library}"

@@ -7,12 +7,10 @@ import ast
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import pairwise
 
 Logged = Mapping[str, Sequence[float]]
 """The values of each metric, oldest first."""
-_Number = Callable[[Logged], float | None]
-_Truth = Callable[[Logged], bool | None]
 
 _LONGEST = 250
 """Characters; few enough that no nesting is too deep for Python."""
@@ -54,17 +52,11 @@ class Condition:
     text: str
     names: tuple[str, ...]
     """The metrics that it looks at."""
-    truth: _Truth
-    """Whether it holds; None where that cannot be said yet."""
+    node: ast.expr
 
-
-class _Call(NamedTuple):
-    """A function, the metric that it looks at, and over how many of the last values."""
-
-    function: str
-    metric: str
-    most: int | None
-    """All of them where it is None."""
+    def truth(self, logged: Logged) -> bool | None:
+        """Whether it holds; None where that cannot be said yet."""
+        return _truth(self.node, logged)
 
 
 def read(text: str) -> Condition:
@@ -75,7 +67,8 @@ def read(text: str) -> Condition:
         node = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as err:
         raise ValueError(f"it cannot be read ({err.msg}); {_PARTS}") from err
-    return Condition(text.strip(), tuple(dict.fromkeys(_names(node))), _truth(node))
+    _truth(node, {})  # visits all of it, and raises for any other part
+    return Condition(text.strip(), tuple(dict.fromkeys(_names(node))), node)
 
 
 def figures(condition: Condition, logged: Logged) -> str:
@@ -92,96 +85,61 @@ def _names(node: ast.expr) -> Iterator[str]:
 
 
 def _metric(node: ast.expr) -> str | None:
-    """The metric of this name, in quotes where it is no plain word (`"eval_dev-2_loss"`); None for all else."""
+    """The metric of this name, in quotes where it is not a plain word (`"eval_dev-2_loss"`); None for all else."""
     match node:
         case ast.Name(id=name) | ast.Constant(value=str(name)):
             return name
     return None
 
 
-def _truth(node: ast.expr) -> _Truth:
+def _truth(node: ast.expr, logged: Logged) -> bool | None:
     match node:
-        case ast.BoolOp(op=op, values=values):
-            parts, decisive = [_truth(value) for value in values], isinstance(op, ast.Or)
-            return lambda logged: _joined([part(logged) for part in parts], decisive)
+        case ast.BoolOp(op=op, values=parts):
+            # true decides `or`, false `and`; the others count only when none is unknown (Kleene's logic)
+            truths, decisive = [_truth(part, logged) for part in parts], isinstance(op, ast.Or)
+            return decisive if decisive in truths else None if None in truths else not decisive
         case ast.UnaryOp(op=ast.Not(), operand=operand):
-            inner = _truth(operand)
-            return lambda logged: None if (value := inner(logged)) is None else not value
+            return None if (value := _truth(operand, logged)) is None else not value
         case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in _COMPARISONS for op in ops):
-            tests, numbers = [_COMPARISONS[type(op)] for op in ops], [_number(part) for part in (left, *others)]
-            return lambda logged: _compared(tests, [number(logged) for number in numbers])
+            numbers = [_number(part, logged) for part in (left, *others)]
+            known = [number for number in numbers if number is not None]
+            tests = zip(ops, pairwise(known), strict=False)
+            return None if len(known) < len(numbers) else all(_COMPARISONS[type(op)](*pair) for op, pair in tests)
         case ast.Call(func=ast.Name(id=name)) if name in _TURNS:
-            return _turn(_call(node))
-    _number(node)  # says what is wrong with it, if it is no number either
+            metric, count = _call(node)
+            values = logged.get(metric, ())
+            return _TURNS[name](values[:-count], values[-count:]) if len(values) > count else None
+    _number(node, logged)  # says what is wrong with it, if it is not a number either
     raise ValueError(f"{ast.unparse(node)} is a number; compare it, as in {ast.unparse(node)} < 0.5")
 
 
-def _joined(values: Sequence[bool | None], decisive: bool) -> bool | None:
-    """`or` where true decides, `and` where false does; what is not known yet may still decide (Kleene's logic)."""
-    if decisive in values:
-        return decisive
-    return None if None in values else not decisive
-
-
-def _compared(tests: Sequence[Callable[[float, float], bool]], values: Sequence[float | None]) -> bool | None:
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return None
-    return all(test(one, other) for test, one, other in zip(tests, known, known[1:], strict=False))
-
-
-def _number(node: ast.expr) -> _Number:
+def _number(node: ast.expr, logged: Logged) -> float | None:
     if (metric := _metric(node)) is not None:
-        return lambda logged: logged[metric][-1] if logged.get(metric) else None
+        return logged[metric][-1] if logged.get(metric) else None
     match node:
         case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
-            return lambda _logged: float(number)
+            return float(number)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            inner = _number(operand)
-            return lambda logged: None if (value := inner(logged)) is None else -value
+            return None if (value := _number(operand, logged)) is None else -value
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
-            operation, numbers = _ARITHMETIC[type(op)], (_number(left), _number(right))
-            return lambda logged: _computed(operation, *(number(logged) for number in numbers))
+            one, other = _number(left, logged), _number(right, logged)
+            if one is None or other is None or (isinstance(op, ast.Div) and other == 0):
+                return None
+            return _ARITHMETIC[type(op)](one, other)
         case ast.Call(func=ast.Name(id=name)) if name in _OVER_VALUES:
-            return _over_values(_call(node))
+            metric, count = _call(node)
+            values = logged.get(metric, ())
+            return None if len(values) < max(count, 1) else _OVER_VALUES[name](values[-count:])
     raise ValueError(f"{ast.unparse(node)} has no place in a condition; {_PARTS}")
 
 
-def _computed(operation: Callable[[float, float], float], one: float | None, other: float | None) -> float | None:
-    if one is None or other is None or (operation is operator.truediv and other == 0):
-        return None
-    return operation(one, other)
-
-
-def _call(node: ast.Call) -> _Call:
+def _call(node: ast.Call) -> tuple[str, int]:
+    """The metric that a function looks at, and over how many of its last values; 0 is all of them."""
+    name = ast.unparse(node.func)
     match node:
-        case ast.Call(func=ast.Name(id=name), args=[metric], keywords=[]) if _metric(metric) and name in _OVER_VALUES:
-            return _Call(name, _metric(metric) or "", None)
-        case ast.Call(func=ast.Name(id=name), args=[metric, ast.Constant(value=int(count))], keywords=[]) if (
-            _metric(metric) and count > 0
-        ):
-            return _Call(name, _metric(metric) or "", count)
-    form = "METRIC, COUNT" if ast.unparse(node.func) in _TURNS else "METRIC or METRIC, COUNT"
+        case ast.Call(args=[metric], keywords=[]) if name in _OVER_VALUES and _metric(metric):
+            return str(_metric(metric)), 0
+        case ast.Call(args=[metric, ast.Constant(value=int(count))], keywords=[]) if count > 0 and _metric(metric):
+            return str(_metric(metric)), count
+    form = "METRIC, COUNT" if name in _TURNS else "METRIC or METRIC, COUNT"
     raise ValueError(f"{ast.unparse(node)}: the function takes {form}, a count of at least 1")
-
-
-def _over_values(call: _Call) -> _Number:
-    function, count = _OVER_VALUES[call.function], call.most
-
-    def number(logged: Logged) -> float | None:
-        values = logged.get(call.metric, ())
-        if len(values) < (count or 1):
-            return None
-        return function(values if count is None else values[-count:])
-
-    return number
-
-
-def _turn(call: _Call) -> _Truth:
-    turned, count = _TURNS[call.function], call.most or 1
-
-    def truth(logged: Logged) -> bool | None:
-        values = logged.get(call.metric, ())
-        return turned(values[:-count], values[-count:]) if len(values) > count else None
-
-    return truth

@@ -1,15 +1,14 @@
 """Names that `training` does not take as they are: those of the early tool, and those that another group owns."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from fmstune.config.metrics import OF_EVERY_OBJECTIVE
 
 
-@dataclass(frozen=True)
-class Translation:
-    """An early name, what it is called today, and how its value changes."""
+class Translation(NamedTuple):
+    """What an early name is called today, and how its value changes."""
 
     name: str
     value: Callable[[Any], Any] = lambda value: value
@@ -19,22 +18,18 @@ def _warmup(ratio: Any) -> Any:
     try:
         number = float(ratio)
     except (TypeError, ValueError):
-        return ratio  # what is no number is refused as `warmup_steps`
+        return ratio  # it is refused as `warmup_steps`
     # SFTConfig reads `warmup_steps` below 1 as a ratio, so a ratio of exactly 1 would silently mean one step
     if not 0 <= number < 1:
         raise ValueError(f"must be in [0, 1), got {ratio}; set training.warmup_steps instead")
     return number
 
 
-def _switch(early_name: str, on: str, off: str) -> Callable[[Any], str]:
-    """What was true or false and is a word now."""
-
-    def word(value: Any) -> str:
-        if not isinstance(value, bool):
-            raise ValueError(f"must be true or false, got {value!r}")
-        return on if value else off
-
-    return word
+def _word(on: str, off: str, value: Any) -> str:
+    """The word of today for true or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, got {value!r}")
+    return on if value else off
 
 
 TRANSLATED: Mapping[str, Translation] = {
@@ -42,14 +37,14 @@ TRANSLATED: Mapping[str, Translation] = {
     "warmup_ratio": Translation("warmup_steps", _warmup),
     "gradient_checkpointing": Translation("activation_checkpointing"),
     "gradient_checkpointing_kwargs": Translation("activation_checkpointing_kwargs"),
-    "group_by_length": Translation("train_sampling_strategy", _switch("group_by_length", "group_by_length", "random")),
-    "include_tokens_per_second": Translation(
-        "include_num_input_tokens_seen", _switch("include_tokens_per_second", "all", "no")
-    ),
+    "group_by_length": Translation("train_sampling_strategy", partial(_word, "group_by_length", "random")),
+    "include_tokens_per_second": Translation("include_num_input_tokens_seen", partial(_word, "all", "no")),
     "per_gpu_train_batch_size": Translation("per_device_train_batch_size"),
     "per_gpu_eval_batch_size": Translation("per_device_eval_batch_size"),
 }
 """Early names of training arguments (transformers 4 and the flag-driven tool) that still say what they said."""
+
+_LAUNCHER, UPLOAD = "the launcher group sets it", "upload RUN/model with `hf upload` after the run"
 
 OWNED: Mapping[str, str] = {
     # fields of SFTConfig that another group sets
@@ -70,13 +65,9 @@ OWNED: Mapping[str, str] = {
     "run_name": "the top-level name sets it",
     "report_to": "the tracking group says where metrics go, such as tracking=aim",
     "use_cpu": "launcher.device=cpu sets it",
-    "local_rank": "the launcher group sets it",
-    "ddp_backend": "the launcher group sets it",
-    "fsdp": "the launcher group sets it",
-    "fsdp_config": "the launcher group sets it",
-    "deepspeed": "the launcher group sets it, and DeepSpeed is not one of its choices",
-    "accelerator_config": "the launcher group sets it",
-    "parallelism_config": "the launcher group sets it",
+    **dict.fromkeys(("local_rank", "ddp_backend", "fsdp", "fsdp_config"), _LAUNCHER),
+    "deepspeed": f"{_LAUNCHER}, and DeepSpeed is not one of its choices",
+    **dict.fromkeys(("accelerator_config", "parallelism_config"), _LAUNCHER),
     "resume_from_checkpoint": "training.resume sets it",
     "do_train": "the verb says what to do: fmstune train",
     "do_eval": "the evaluation group says what is evaluated",
@@ -84,12 +75,8 @@ OWNED: Mapping[str, str] = {
     "disable_tqdm": "fmstune shows its own progress",
     "remove_unused_columns": "the data group prepares the columns",
     "label_names": "the data group prepares the labels",
-    "push_to_hub": "upload RUN/model with `hf upload` after the run",
-    "hub_model_id": "upload RUN/model with `hf upload` after the run",
-    "hub_strategy": "upload RUN/model with `hf upload` after the run",
-    "hub_private_repo": "upload RUN/model with `hf upload` after the run",
-    "hub_always_push": "upload RUN/model with `hf upload` after the run",
-    "hub_revision": "upload RUN/model with `hf upload` after the run",
+    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"), UPLOAD),
+    **dict.fromkeys(("hub_always_push", "hub_revision"), UPLOAD),
     "hub_token": "secrets stay out of a job; set the environment variable HF_TOKEN",
     # flags of the early tool that are fields of other groups now
     "max_seq_length": "it is data.max_length now",
@@ -122,10 +109,8 @@ OWNED: Mapping[str, str] = {
 OWN: tuple[str, ...] = ("resume",)
 """Keys of `training` that are fmstune's and never reach SFTConfig."""
 
-
 MOVED_TARGETS = {"fmstune.adapters.": "fmstune.models.adapters.", "fmstune.formats.": "fmstune.data.formats."}
 """Modules whose functions frozen jobs of before name as `_target_`, and where these are now."""
-
 
 COMPARE_BY = "objective"
 """The name of `compare_by` before `objective` became a group."""
@@ -135,9 +120,10 @@ def with_compare_by(tree: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[st
     """Return the job's tree with the number that compares runs under its name of today, and a note where it moved."""
     if COMPARE_BY not in tree or isinstance(tree[COMPARE_BY], Mapping):
         return tree, []
-    rest = {key: value for key, value in tree.items() if key != COMPARE_BY}
-    figure = tree[COMPARE_BY]
-    return (rest, []) if figure is None else ({**rest, "compare_by": figure}, [_compare_by_note(figure)])
+    todays = dict(tree)
+    if (figure := todays.pop(COMPARE_BY)) is None:
+        return todays, []
+    return {**todays, "compare_by": figure}, [_compare_by_note(figure)]
 
 
 def with_compare_by_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -145,8 +131,8 @@ def with_compare_by_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     todays, notes = [], []
     for word in words:
         name, _, value = word.partition("=")
-        figures = value.split(",")
-        if name.lstrip("+") == COMPARE_BY and all("." in one or one in OF_EVERY_OBJECTIVE for one in figures):
+        is_figure = all("." in one or one in OF_EVERY_OBJECTIVE for one in value.split(","))
+        if name.lstrip("+") == COMPARE_BY and is_figure:
             word = f"{name.removesuffix(COMPARE_BY)}compare_by={value}"
             notes.append(_compare_by_note(value))
         todays.append(word)
@@ -159,19 +145,15 @@ def _compare_by_note(figure: Any) -> str:
 
 def with_todays_targets(tree: Any) -> Any:
     """The tree with each `_target_` of fmstune's own under its name of today."""
-    if isinstance(tree, Mapping):
-        return {
-            key: _todays_target(value) if key == "_target_" else with_todays_targets(value)
-            for key, value in tree.items()
-        }
-    return [with_todays_targets(value) for value in tree] if isinstance(tree, list) else tree
-
-
-def _todays_target(target: Any) -> Any:
+    if isinstance(tree, list):
+        return [with_todays_targets(value) for value in tree]
+    if not isinstance(tree, Mapping):
+        return tree
+    todays = {key: with_todays_targets(value) for key, value in tree.items()}
     for former, now in MOVED_TARGETS.items():
-        if isinstance(target, str) and target.startswith(former):
-            return now + target.removeprefix(former)
-    return target
+        if str(target := todays.get("_target_")).startswith(former):
+            todays["_target_"] = now + str(target).removeprefix(former)
+    return todays
 
 
 FORMAT_SETTINGS = ("text_field", "response_template")
@@ -180,9 +162,9 @@ FORMAT_SETTINGS = ("text_field", "response_template")
 
 def with_format_settings(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The group `data` with these settings in its format, and the names of those that its format does not have."""
+    rest = dict(data)
+    given = {name: rest.pop(name) for name in FORMAT_SETTINGS if name in data}
     format = data.get("format")
-    rest = {key: value for key, value in data.items() if key not in FORMAT_SETTINGS}
-    given = {name: data[name] for name in FORMAT_SETTINGS if name in data}
     if not isinstance(format, Mapping):
         return rest, []
     moved = {name: value for name, value in given.items() if name in format}
