@@ -34,6 +34,7 @@ from fmstune.checks.memory import (
 from fmstune.checks.memory_plan import count_steps
 from fmstune.checks.plan_inputs import Rows, Sharing, Work, row_count
 from fmstune.cli.help import GROUPS
+from fmstune.config import choices as config_choices
 from fmstune.config import freeze
 from fmstune.config.compose import compose_job
 from fmstune.config.defaults import USUAL_RATE, usual_rate
@@ -47,7 +48,7 @@ from fmstune.tables import GIB
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "fmstune"
-JOB = tuple(SOURCE / "config" / name for name in ("job.py", "choices.py", "objective.py"))
+JOB = tuple(SOURCE / "config" / name for name in ("job.py", "objective.py"))
 CONF = ROOT / "conf"
 TRACKERS = SOURCE / "training" / "trackers"
 DECISIONS = ROOT / "docs" / "decisions"
@@ -155,14 +156,14 @@ def _fields(node: ast.ClassDef, prefix: str, classes: dict[str, ast.ClassDef]) -
         if not isinstance(statement, ast.AnnAssign):
             continue
         name, annotation = f"{prefix}{ast.unparse(statement.target)}", ast.unparse(statement.annotation)
-        if annotation in classes and not _choices(classes[annotation]):
+        if annotation in classes:
             yield from _fields(classes[annotation], f"{name}.", classes)
             continue
         if stands := re.search(r"'stands_as': '([^']+)'", ast.unparse(statement)):
             name = stands[1]
         yield f"`{name}`", _type(annotation, classes), _default(statement.value), _doc(after)
         group = annotation.removesuffix(" | None")
-        if group != annotation and group in classes and not _choices(classes[group]):
+        if group != annotation and group in classes:
             yield from _fields(classes[group], f"{name}.", classes)
 
 
@@ -174,19 +175,15 @@ def _doc(statement: ast.stmt | None) -> str:
 
 
 def _type(annotation: str, classes: dict[str, ast.ClassDef]) -> str:
-    if annotation in classes:
-        return ", ".join(f"`{choice}`" for choice in _choices(classes[annotation]))
     if annotation.startswith("Literal["):
         return ", ".join(f"`{choice}`" for choice in re.findall(r"'([^']+)'", annotation))
     parts = [part.strip() for part in annotation.split("|")]
-    return " or ".join("mapping" if part in classes else TYPES[part] for part in parts)
+    return " or ".join("mapping" if part in classes else _words(part) or TYPES[part] for part in parts)
 
 
-def _choices(node: ast.ClassDef) -> list[str]:
-    """The values of an Enum; none for another class."""
-    if not any(ast.unparse(base) == "Enum" for base in node.bases):
-        return []
-    return [str(s.value.value) for s in node.body if isinstance(s, ast.Assign) and isinstance(s.value, ast.Constant)]
+def _words(annotation: str) -> str:
+    """The words of an enumeration; nothing for another annotation."""
+    return ", ".join(f"`{member.value}`" for member in getattr(config_choices, annotation, ()))
 
 
 def _default(value: ast.expr | None) -> str:

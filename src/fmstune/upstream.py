@@ -44,8 +44,8 @@ def explain_missing_names(library: str) -> Iterator[None]:
 
 def require_attributes(cls: type, *names: str) -> None:
     """Raise AttributeError for a name that neither the class has nor its `__init__` sets."""
-    inits = [vars(base).get("__init__") for base in cls.__mro__]
-    known = {name for init in inits if hasattr(init, "__code__") for name in init.__code__.co_names}
+    codes = [getattr(vars(base).get("__init__"), "__code__", None) for base in cls.__mro__]
+    known = {name for code in codes if code is not None for name in code.co_names}
     for name in names:
         if not hasattr(cls, name) and name not in known:
             raise AttributeError(f"class {cls.__module__}.{cls.__qualname__} has no attribute {name!r}")

@@ -39,7 +39,7 @@ def test_a_tracker_may_have_any_name() -> None:
 
 @pytest.mark.parametrize("name", [name for name in groups.choices("tracking") if name != "file"])
 def test_the_file_of_a_shipped_tracker_names_its_class(name: str) -> None:
-    assert str(named_classes.shipped_tracker(name)).startswith(f"fmstune.training.trackers.{name}.")
+    assert named_classes.shipped_trackers()[name].startswith(f"fmstune.training.trackers.{name}.")
     assert len(frozen(tracking={name: {}}).tracking[name]) > 1
 
 

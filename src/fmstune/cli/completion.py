@@ -29,7 +29,7 @@ def suggestions(line: str) -> list[str]:
         ]
         return [name for name in names if name.startswith(last)]
     if match := re.match(r"tracking\.(\w+)\.\w*$", last):
-        target = named_classes.shipped_tracker(match[1])
+        target = named_classes.shipped_trackers().get(match[1])
         names = [f"tracking.{match[1]}.{name}=" for name in (upstream_fields.fields_of(target) if target else ())]
         return [name for name in names if name.startswith(last)]
     return []

@@ -1,103 +1,45 @@
-"""The fields of the job that take one of a few words: each an Enum whose values are the words."""
+"""The fields of the job that take one of a few words: each an enumeration of the words."""
 
-from enum import Enum
+from enum import StrEnum
 
+Dtype = StrEnum("Dtype", ["auto", "float32", "bfloat16", "float16"])
+"""How weights are held; `auto` is resolved in one place, `fmstune.checks.precision`."""
 
-class Dtype(Enum):
-    """How weights are held; `auto` is resolved in one place, `fmstune.checks.precision`."""
+Attention = StrEnum("Attention", ["auto", "sdpa", "eager", "flash_attention_2"])
+"""The attention kernel, by transformers' own names; `auto` takes FlashAttention-2 where it can run."""
 
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+Backend = StrEnum("Backend", ["transformers", "fms"])
+"""Whose blocks the model is made of: transformers' own, or those of ibm-fms (foundation-model-stack)."""
 
+Device = StrEnum("Device", ["auto", "cpu", "cuda", "mps"])
+"""Where the run computes; `auto` takes the first accelerator that there is, else the CPU."""
 
-class Attention(Enum):
-    """The attention kernel, by transformers' own names; `auto` takes FlashAttention-2 where it can run."""
+OverLength = StrEnum("OverLength", ["truncate", "drop", "error"])
+"""What happens to a row of more than `max_length` tokens."""
 
-    auto = "auto"
-    sdpa = "sdpa"
-    eager = "eager"
-    flash_attention_2 = "flash_attention_2"
+Untrainable = StrEnum("Untrainable", ["error", "drop"])
+"""What happens to a row that would train on nothing (no response template, or no answer left)."""
 
+StoppingStrategy = StrEnum("StoppingStrategy", ["all_exhausted", "first_exhausted"])
+"""When a weighted mixture of sources has made its epoch, by the names of `datasets.interleave_datasets`."""
 
-class Backend(Enum):
-    """Whose blocks the model is made of: transformers' own, or those of ibm-fms (foundation-model-stack)."""
+Overlap = StrEnum("Overlap", ["keep", "drop", "error"])
+"""What happens to training rows that are also held out."""
 
-    transformers = "transformers"
-    fms = "fms"
+QuantType = StrEnum("QuantType", ["nf4", "fp4"])
+"""The 4-bit numbers of bitsandbytes: spaced as normal weights are (QLoRA's), or floating point."""
 
+Direction = StrEnum("Direction", ["minimize", "maximize"])
+"""Which values of a number are better."""
 
-class Device(Enum):
-    """Where the run computes; `auto` takes the first accelerator that there is, else the CPU."""
+Strategy = StrEnum("Strategy", ["single", "ddp", "fsdp"])
+"""How several processes share the work."""
 
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    mps = "mps"
-
-
-class OverLength(Enum):
-    """What happens to a row of more than `max_length` tokens."""
-
-    truncate = "truncate"
-    drop = "drop"
-    error = "error"
+Sharding = StrEnum("Sharding", ["full_shard", "shard_grad_op", "hybrid_shard"])
+"""What FSDP shares out among the processes."""
 
 
-class Untrainable(Enum):
-    """What happens to a row that would train on nothing (no response template, or no answer left)."""
-
-    error = "error"
-    drop = "drop"
-
-
-class StoppingStrategy(Enum):
-    """When a weighted mixture of sources has made its epoch, by the names of `datasets.interleave_datasets`."""
-
-    all_exhausted = "all_exhausted"
-    first_exhausted = "first_exhausted"
-
-
-class Overlap(Enum):
-    """What happens to training rows that are also held out."""
-
-    keep = "keep"
-    drop = "drop"
-    error = "error"
-
-
-class QuantType(Enum):
-    """The 4-bit numbers of bitsandbytes: spaced as normal weights are (QLoRA's), or floating point."""
-
-    nf4 = "nf4"
-    fp4 = "fp4"
-
-
-class Direction(Enum):
-    """Which values of a number are better."""
-
-    minimize = "minimize"
-    maximize = "maximize"
-
-
-class Strategy(Enum):
-    """How several processes share the work."""
-
-    single = "single"
-    ddp = "ddp"
-    fsdp = "fsdp"
-
-
-class Sharding(Enum):
-    """What FSDP shares out among the processes."""
-
-    full_shard = "full_shard"
-    shard_grad_op = "shard_grad_op"
-    hybrid_shard = "hybrid_shard"
-
-
-class Prefetch(Enum):
+class Prefetch(StrEnum):
     """When FSDP1 fetches the next weights in the backward pass, by torch's own names."""
 
     BACKWARD_PRE = "BACKWARD_PRE"

@@ -1,6 +1,7 @@
 """A value of YAML or of the command line → the type that its field has, or a problem."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from fmstune.config.upstream_fields import Field
@@ -15,6 +16,19 @@ def convert_into(
         values[name] = convert(value, field)
     except ValueError as err:
         problems.append(Problem(path, f"{err}"))
+
+
+def convert_fields(
+    tree: Mapping[str, Any], fields: Mapping[str, Field], path: str, problems: list[Problem], of: str = ""
+) -> dict[str, Any]:
+    """The values of a group at `path`, converted; problems of unknown keys and wrong values are appended."""
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        if key in fields:
+            convert_into(values, key, value, f"{path}.{key}", fields[key], problems)
+        else:
+            problems.append(unknown_field(f"{path}.{key}", key, fields, of=of))
+    return values
 
 
 def convert(value: Any, field: Field) -> Any:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
@@ -14,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fmstune.config import named_classes, upstream_fields
-from fmstune.config.convert import convert_into, unknown_field
+from fmstune.config.convert import convert_fields, convert_into, unknown_field
 from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO, Data, Job, Source
 from fmstune.config.metrics import metric_problems
 from fmstune.config.objective import SFT
@@ -23,11 +22,12 @@ from fmstune.config.renamed_fields import (
     OWN,
     OWNED,
     TRANSLATED,
+    Translation,
     with_compare_by,
     with_format_settings,
     with_todays_targets,
 )
-from fmstune.config.upstream_fields import SFT_CONFIG, Field
+from fmstune.config.upstream_fields import SFT_CONFIG, Field, field_of
 from fmstune.errors import Problem, UserError, raise_if_any
 
 _MISSING = "???"
@@ -36,9 +36,6 @@ _HINTS = {
     "template_file": "a Jinja file, such as data.format.template_file=row.jinja",
     "model.path": "a folder or hub id of a causal language model, such as model.path=./my_model",
 }
-
-
-_OWN_OF_LORA = {LORAPLUS_LR_RATIO: Field(LORAPLUS_LR_RATIO, (float,), True)}
 
 
 class Frozen(NamedTuple):
@@ -57,11 +54,11 @@ def freeze(tree: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Frozen:
     tree, notes = with_compare_by(with_todays_targets(tree))
     problems: list[Problem] = []
     if isinstance(tree.get("data"), Mapping):
-        group, unused = with_format_settings(tree["data"])
-        tree = {**tree, "data": group}
-        format = group.get("format")
-        target = str(format.get("_target_")).rpartition(".")[2] if isinstance(format, Mapping) else ""
-        problems += [Problem(f"data.{name}", f"is not used by {target}; leave it out") for name in unused]
+        data, unused = with_format_settings(tree["data"])
+        tree = {**tree, "data": data}
+        for name in unused:
+            target = str(data["format"].get("_target_")).rpartition(".")[2]
+            problems.append(Problem(f"data.{name}", f"is not used by {target}; leave it out"))
     callbacks, others = named_classes.split_callbacks(tree.get("callbacks"))
     values = _typed(Job, {**tree, "callbacks": callbacks} if others else tree, "", problems)
     config_class = SFT_CONFIG
@@ -76,11 +73,11 @@ def freeze(tree: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Frozen:
     if isinstance(tree.get("tracking"), Mapping):
         values["tracking"] = named_classes.typed_trackers(tree["tracking"], trusted, problems)
     if others:
-        values["callbacks"]["others"] = named_classes.typed_callbacks(others, trusted, problems)
-    data = tree.get("data")
-    if isinstance(data, Mapping):
-        if isinstance(data.get("format"), Mapping):
-            problems += _format_problems("data.format", data["format"], trusted)
+        values["callbacks"]["others"] = {name: dict(given) for name, given in others.items()}
+    for name, given in others.items():
+        problems += named_classes.target_problems(f"callbacks.{name}", given, trusted)
+    if isinstance(tree.get("data"), Mapping):
+        problems += _format_problems("data.format", data.get("format"), trusted)
         for name in ("train", "eval"):
             if isinstance(data.get(name), Mapping):
                 values["data"][name] = _sources(f"data.{name}", data[name], trusted, problems)
@@ -159,57 +156,35 @@ def _typed(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[Probl
     values: dict[str, Any] = {}
     for name, field in fields.items():
         path, hint = f"{prefix}{name}", hints[name]
+        group = next(filter(_is_group, typing.get_args(hint) or (hint,)), None)
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if name not in tree or tree[name] == _MISSING:
             if required or name in tree:
                 problems.append(Problem(path, f"must be given{': ' + _HINTS[path] if path in _HINTS else ''}"))
-        elif dataclasses.is_dataclass(group := _required(hint)):
-            if group is hint or tree[name] is not None:
-                values[name] = _group(group, tree[name], path, problems)
+        elif group is None or (tree[name] is None and group is not hint):
+            convert_into(values, name, tree[name], path, field_of(name, hint), problems)
+        elif isinstance(tree[name], Mapping):
+            values[name] = _typed(group, tree[name], f"{path}.", problems)
         else:
-            convert_into(values, name, tree[name], path, _field_of(name, hint), problems)
+            how = f"set them as {path}={{FIELD: VALUE}}" if prefix else f"choose one with {path}=NAME"
+            problems.append(Problem(path, f"is a group of fields, got {tree[name]!r}; {how}"))
+            values[name] = {}
     return values
 
 
-def _group(hint: Any, tree: Any, path: str, problems: list[Problem]) -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        hint = f"set them as {path}={{FIELD: VALUE}}" if "." in path else f"choose one with {path}=NAME"
-        problems.append(Problem(path, f"is a group of fields, got {tree!r}; {hint}"))
-        return {}
-    return _typed(hint, tree, f"{path}.", problems)
+def _is_group(hint: Any) -> bool:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
-def _build(cls: Any, values: dict[str, Any]) -> Any:
-    """Instances from the converted values, depth first."""
-    hints = {name: _required(hint) for name, hint in typing.get_type_hints(cls).items()}
-    built = {
-        name: _build(hints[name], value) if dataclasses.is_dataclass(hints[name]) else _as_enum(hints[name], value)
-        for name, value in values.items()
-    }
-    return cls(**built)
-
-
-def _required(hint: Any) -> Any:
-    """The dataclass of an optional group; any other annotation comes back as it is."""
-    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else ()
-    return next((part for part in parts if dataclasses.is_dataclass(part)), hint)
-
-
-def _as_enum(hint: Any, value: Any) -> Any:
-    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kind = next((part for part in parts if isinstance(part, type) and issubclass(part, Enum)), None)
-    return kind(value) if kind is not None and value is not None else value
-
-
-def _field_of(name: str, hint: Any) -> Field:
-    """Our own annotation in the form that upstream's are read in."""
-    if hint is Any:
-        return Field(name, (), True)
-    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kinds = tuple(typing.get_origin(part) or part for part in parts if part is not type(None))
-    enums = [kind for kind in kinds if issubclass(kind, Enum)]
-    choices = tuple(member.value for kind in enums for member in kind)
-    return Field(name, (str,) if enums else kinds, type(None) in parts, choices)
+def _build(hint: Any, value: Any) -> Any:
+    """The value as its annotation says: instances of dataclasses, depth first, and members of enumerations."""
+    for kind in typing.get_args(hint) or (hint,):
+        if _is_group(kind) and value is not None:
+            hints = typing.get_type_hints(kind)
+            return kind(**{name: _build(hints[name], one) for name, one in value.items()})
+        if isinstance(kind, type) and issubclass(kind, Enum) and value is not None:
+            return kind(value)
+    return value
 
 
 def _objective_problems(tree: Mapping[str, Any], trusted: Sequence[str]) -> Iterator[Problem]:
@@ -232,16 +207,15 @@ def _training(tree: Mapping[str, Any], config_class: str, problems: list[Problem
     """The training group: early names translated, names that others own refused, the rest typed by TRL's class."""
     fields = upstream_fields.fields_of(config_class)
     values: dict[str, Any] = {}
-    for given, value in tree.items():
-        name, path = given, f"training.{given}"
+    for given, early in tree.items():
+        path, translation = f"training.{given}", TRANSLATED.get(given, Translation(given))
+        name = translation.name
+        try:
+            value = translation.value(early)
+        except ValueError as err:
+            problems.append(Problem(path, str(err)))
+            continue
         if given in TRANSLATED:
-            translation = TRANSLATED[given]
-            name = translation.name
-            try:
-                value = translation.value(value)
-            except ValueError as err:
-                problems.append(Problem(path, str(err)))
-                continue
             notes.append(f"{path} is called training.{name} now; set to {value}")
         if given in OWNED:
             problems.append(Problem(path, f": {OWNED[given]}"))
@@ -257,33 +231,26 @@ def _training(tree: Mapping[str, Any], config_class: str, problems: list[Problem
 
 def _peft(tree: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
     """The peft group, typed by the class that it names."""
-    target = tree.get("_target_")
-    rest = {key: value for key, value in tree.items() if key != "_target_"}
+    rest = dict(tree)
+    target = rest.pop("_target_", None)
     if target == FULL:
-        problems += [
-            Problem(f"peft.{key}", ": full tuning has no adapter and takes no fields; choose peft=lora") for key in rest
-        ]
-        return dict(tree)
-    if not isinstance(target, str) or not re.fullmatch(r"peft\.\w+Config", target):
-        problems.append(
-            Problem("peft._target_", f"must be a PEFT configuration such as peft.LoraConfig, got {target!r}")
-        )
-        return dict(tree)
-    if not upstream_fields.has_class(target):
-        problems.append(
-            Problem("peft._target_", f": the installed peft has no configuration class {target.rpartition('.')[2]!r}")
-        )
-        return dict(tree)
-    fields = {**upstream_fields.fields_of(target), **(_OWN_OF_LORA if target == LORA else {})}
-    values: dict[str, Any] = {"_target_": target}
-    for key, value in rest.items():
-        if key == LORAPLUS_LR_RATIO and target != LORA:
-            problems.append(Problem(f"peft.{key}", f"is a setting of {LORA}, and the method is {target}; leave it out"))
-        elif key in fields:
-            convert_into(values, key, value, f"peft.{key}", fields[key], problems)
-        else:
-            problems.append(unknown_field(f"peft.{key}", key, fields, of=target))
-    return values
+        hint = ": full tuning has no adapter and takes no fields; choose peft=lora"
+        problems += [Problem(f"peft.{key}", hint) for key in rest]
+    elif not isinstance(target, str) or not re.fullmatch(r"peft\.\w+Config", target):
+        hint = f"must be a PEFT configuration such as peft.LoraConfig, got {target!r}"
+        problems.append(Problem("peft._target_", hint))
+    elif not upstream_fields.has_class(target):
+        hint = f": the installed peft has no configuration class {target.rpartition('.')[2]!r}"
+        problems.append(Problem("peft._target_", hint))
+    else:
+        fields = dict(upstream_fields.fields_of(target))
+        if target == LORA:
+            fields[LORAPLUS_LR_RATIO] = Field(LORAPLUS_LR_RATIO, (float,), True)
+        elif rest.pop(LORAPLUS_LR_RATIO, None) is not None:
+            hint = f"is a setting of {LORA}, and the method is {target}; leave it out"
+            problems.append(Problem(f"peft.{LORAPLUS_LR_RATIO}", hint))
+        rest = convert_fields(rest, fields, "peft", problems, of=target)
+    return {"_target_": target, **rest}
 
 
 def _sources(path: str, tree: Mapping[str, Any], trusted: Sequence[str], problems: list[Problem]) -> dict[str, Any]:
@@ -294,23 +261,17 @@ def _sources(path: str, tree: Mapping[str, Any], trusted: Sequence[str], problem
         values[name] = source
         if isinstance(source, Mapping):
             values[name] = _typed(Source, source, f"{field}.", problems)
-            if isinstance(source.get("format"), Mapping):
-                problems += _format_problems(f"{field}.format", source["format"], trusted)
+            problems += _format_problems(f"{field}.format", source.get("format"), trusted)
         elif source is None or source == _MISSING:
             problems.append(Problem(field, f"must be given: {_HINTS['data.train']}"))
     return values
 
 
-def _format_problems(path: str, tree: Mapping[str, Any], trusted: Sequence[str]) -> Iterator[Problem]:
-    """`path` is the format's own field, such as `data.format`."""
-    target = tree.get("_target_")
-    if not isinstance(target, str) or "." not in target:
-        yield Problem(f"{path}._target_", f"must name a function such as fmstune.data.formats.text, got {target!r}")
-        return
-    for name, value in tree.items():
-        if value == _MISSING:
-            yield Problem(f"{path}.{name}", f"must be given{': ' + _HINTS[name] if name in _HINTS else ''}")
-    yield from named_classes.not_allowed(path, target, ("fmstune.data.formats", *trusted))
+def _format_problems(path: str, format: Any, trusted: Sequence[str]) -> Iterator[Problem]:
+    """Yield what is wrong with the function and the missing values of a format."""
+    if isinstance(format, Mapping):
+        of, allowed = "a function such as fmstune.data.formats.text", ("fmstune.data.formats", *trusted)
+        yield from named_classes.target_problems(path, format, allowed, of, _HINTS)
 
 
 def _first_line(err: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -60,19 +60,15 @@ Table = Mapping[str, Metric]
 _LESS, _MORE = Direction.minimize, Direction.maximize
 _COST = (Place.summary, Place.cost)
 _RESULT = (Place.summary, Place.result)
+_LOGGED = (Place.training, Place.evaluation)
 _SCORE = (Place.held_out, Place.sample)
+_HELD_OUT = (Place.held_out, Place.table, Place.headline)
 
 OF_EVERY_OBJECTIVE: Table = {
-    "loss": Metric(label="loss", better=_LESS, where=(Place.training, Place.evaluation), progress="loss {:.4f}"),
+    "loss": Metric(label="loss", better=_LESS, where=_LOGGED, progress="loss {:.4f}"),
     "grad_norm": Metric(label="norm of the gradient", where=(Place.training,)),
     "learning_rate": Metric(label="learning rate", where=(Place.training,), progress="lr {:.2e}"),
-    "eval_loss": Metric(
-        label="held-out loss",
-        better=_LESS,
-        where=(Place.held_out, Place.table, Place.headline),
-        form=".4f",
-        progress="eval loss {:.4f}",
-    ),
+    "eval_loss": Metric(label="held-out loss", better=_LESS, where=_HELD_OUT, form=".4f", progress="eval loss {:.4f}"),
     "train_loss": Metric(label="train loss", better=_LESS, where=_RESULT),
     "steps": Metric(label="optimizer steps", where=(*_RESULT, Place.cost), form=","),
     "epochs": Metric(label="epochs", where=_COST),
@@ -93,26 +89,12 @@ OF_EVERY_OBJECTIVE: Table = {
 
 SFT: Table = {
     "mean_token_accuracy": Metric(
-        label="accuracy on trained tokens",
-        better=_MORE,
-        where=(Place.training, Place.evaluation),
-        unit="share of tokens",
+        label="accuracy on trained tokens", better=_MORE, where=_LOGGED, unit="share of tokens"
     ),
-    "entropy": Metric(label="entropy", where=(Place.training, Place.evaluation), unit="nats"),
-    "eval_loss": Metric(
-        label="loss on the answer",
-        better=_LESS,
-        where=(Place.held_out, Place.table, Place.headline),
-        unit="nats a token",
-        form=".4f",
-        progress="eval loss {:.4f}",
-    ),
+    "entropy": Metric(label="entropy", where=_LOGGED, unit="nats"),
+    "eval_loss": replace(OF_EVERY_OBJECTIVE["eval_loss"], label="loss on the answer", unit="nats a token"),
     "exact_match": Metric(
-        label="exact match",
-        better=_MORE,
-        where=(*_SCORE, Place.table, Place.headline),
-        unit="share of rows",
-        form=".3f",
+        label="exact match", better=_MORE, where=(*_HELD_OUT, Place.sample), unit="share of rows", form=".3f"
     ),
     "accuracy": Metric(label="accuracy", better=_MORE, where=(*_SCORE, Place.labels), unit="share of rows", form=".3f"),
     "micro_f1": Metric(label="micro F1", better=_MORE, where=(*_SCORE, Place.labels), form=".3f"),
@@ -151,8 +133,7 @@ def metric_problems(name: str, fields: Any) -> Iterator[Problem]:
 
 def _metric(fields: Mapping[str, Any]) -> Metric:
     better = fields.get("better")
-    places = tuple(map(Place, fields["where"]))
-    return Metric(**{**fields, "better": better and Direction(better), "where": places})
+    return Metric(**{**fields, "better": better and Direction(better), "where": tuple(map(Place, fields["where"]))})
 
 
 def names_at(table: Table, place: Place) -> tuple[str, ...]:

@@ -1,13 +1,15 @@
 """Parts of a job that name a class by `_target_`, trackers and callbacks: their other keys are its arguments."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from importlib import resources
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
 from fmstune.config import groups, upstream_fields
-from fmstune.config.convert import convert_into, unknown_field
+from fmstune.config.convert import convert_fields, unknown_field
 from fmstune.config.job import BUILT_IN_CALLBACKS
 from fmstune.errors import Problem
 
@@ -27,29 +29,41 @@ def typed_trackers(
         if not isinstance(given, Mapping):
             problems.append(Problem(path, f"is a group of fields, got {given!r}; set them as {path}={{FIELD: VALUE}}"))
             continue
-        target = given.get("_target_", shipped_tracker(str(name)))
+        settings = {key: value for key, value in given.items() if key != "_target_"}
+        target = given.get("_target_", shipped_trackers().get(name))
         if target is None:
-            problems.append(unknown_field(path, str(name), _with_a_tracker()))
+            problems.append(unknown_field(path, str(name), shipped_trackers()))
+        elif own := _defaults(target):
+            values[name] = own | convert_fields(settings, upstream_fields.fields_of(target), path, problems)
         elif str(target).startswith(f"{OWN_TRACKERS}."):
-            values[name] = _of_own_tracker(path, str(target), given, problems)
+            problems.append(Problem(f"{path}._target_", f": fmstune has no tracker {target!r}"))
         else:
-            problems += _in_form(path, target, given, (OWN_TRACKERS, *trusted))
+            problems += target_problems(path, given, (OWN_TRACKERS, *trusted))
             values[name] = dict(given)
     return values
 
 
 def with_tracker_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The group with the default of each setting of fmstune's trackers that is not given."""
-    return {name: _with_defaults(given) if isinstance(given, Mapping) else given for name, given in tree.items()}
+    return {
+        name: {**_defaults(given.get("_target_")), **given} if isinstance(given, Mapping) else given
+        for name, given in tree.items()
+    }
 
 
-def shipped_tracker(name: str) -> str | None:
-    """The `_target_` in conf/tracking for this name: jobs frozen before it was a field have only the name."""
-    if name not in groups.choices("tracking"):
-        return None
-    text = resources.files("fmstune.conf").joinpath("tracking", f"{name}.yaml").read_text(encoding="utf-8")
-    target: str | None = yaml.safe_load(text).get(name, {}).get("_target_")
-    return target
+def _defaults(target: Any) -> dict[str, Any]:
+    """The `_target_` and the settings of one of fmstune's own trackers; nothing of any other."""
+    own = str(target).startswith(f"{OWN_TRACKERS}.") and upstream_fields.has_class(target)
+    return {"_target_": target, **upstream_fields.defaults_in_source(target)} if own else {}
+
+
+@cache
+def shipped_trackers() -> Mapping[str, str]:
+    """The `_target_` of each name in conf/tracking: jobs frozen before it was a field have only the name."""
+    folder = resources.files("fmstune.conf").joinpath("tracking")
+    texts = {name: folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8") for name in groups.choices("tracking")}
+    trees = {name: yaml.safe_load(text).get(name) for name, text in texts.items()}
+    return {name: tree["_target_"] for name, tree in trees.items() if tree}
 
 
 def split_callbacks(tree: Any) -> tuple[Any, dict[str, Any]]:
@@ -64,53 +78,21 @@ def split_callbacks(tree: Any) -> tuple[Any, dict[str, Any]]:
     return {name: given for name, given in tree.items() if name not in named}, named
 
 
-def typed_callbacks(
-    tree: Mapping[str, Mapping[str, Any]], trusted: Sequence[str], problems: list[Problem]
-) -> dict[str, dict[str, Any]]:
-    """The user's callbacks by name; their arguments are compared with the class where it can be imported."""
-    for name, given in tree.items():
-        problems += _in_form(f"callbacks.{name}", given["_target_"], given, trusted)
-    return {name: dict(given) for name, given in tree.items()}
-
-
-def not_allowed(path: str, target: str, allowed: Sequence[str]) -> Iterator[Problem]:
-    """A problem where the target is in none of the allowed packages."""
-    if not any(target.startswith(f"{package}.") for package in allowed):
-        package = target.partition(".")[0]
-        among = f" ({', '.join(allowed)})" if allowed else ""
-        yield Problem(
-            f"{path}._target_",
-            f": {target!r} is not in an allowed package{among}; if you trust it, add --trust {package}",
-        )
-
-
-def _in_form(path: str, target: Any, given: Mapping[str, Any], allowed: Sequence[str]) -> Iterator[Problem]:
+def target_problems(
+    path: str,
+    given: Mapping[str, Any],
+    allowed: Sequence[str],
+    of: str = "a class, such as my_package.MyClass",
+    hints: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Problem]:
+    """Yield what is wrong with the `_target_` of a group at `path`, and each of its values that is missing."""
+    target = given.get("_target_")
     if not isinstance(target, str) or "." not in target:
-        yield Problem(f"{path}._target_", f"must name a class, such as my_package.MyClass, got {target!r}")
+        yield Problem(f"{path}._target_", f"must name {of}, got {target!r}")
         return
-    yield from not_allowed(path, target, allowed)
-    yield from (Problem(f"{path}.{name}", "must be given") for name, value in given.items() if value == "???")
-
-
-def _of_own_tracker(path: str, target: str, given: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
-    values: dict[str, Any] = {"_target_": target}
-    if not upstream_fields.has_class(target):
-        problems.append(Problem(f"{path}._target_", f": fmstune has no tracker {target!r}"))
-        return values
-    fields = upstream_fields.fields_of(target)
-    for name in given.keys() - {"_target_"} - fields.keys():
-        problems.append(unknown_field(f"{path}.{name}", str(name), fields))
-    values |= upstream_fields.defaults_in_source(target)
-    for name in fields.keys() & given.keys():
-        convert_into(values, name, given[name], f"{path}.{name}", fields[name], problems)
-    return values
-
-
-def _with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-    target = str(given.get("_target_"))
-    own = target.startswith(f"{OWN_TRACKERS}.") and upstream_fields.has_class(target)
-    return {"_target_": target, **upstream_fields.defaults_in_source(target), **given} if own else dict(given)
-
-
-def _with_a_tracker() -> list[str]:
-    return [name for name in groups.choices("tracking") if shipped_tracker(name) is not None]
+    if not target.startswith(tuple(f"{package}." for package in allowed)):
+        among = f" ({', '.join(allowed)})" if allowed else ""
+        hint = f"if you trust it, add --trust {target.partition('.')[0]}"
+        yield Problem(f"{path}._target_", f": {target!r} is not in an allowed package{among}; {hint}")
+    for name in (name for name, value in given.items() if value == "???"):
+        yield Problem(f"{path}.{name}", f"must be given{': ' + hints[name] if name in hints else ''}")

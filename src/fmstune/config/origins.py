@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from fmstune.config import defaults, freeze
 from fmstune.config.compose import Composed
 from fmstune.config.hydra_internals import Part
 from fmstune.config.job import Job
-from fmstune.config.renamed_fields import TRANSLATED
+from fmstune.config.renamed_fields import TRANSLATED, Translation
 from fmstune.flatten import leaves
 
 COMMAND_LINE = "command line"
@@ -49,8 +50,7 @@ def composition_origins(composed: Composed) -> Origins:
 def part_origins(parts: Iterable[tuple[str, str, Any]]) -> Origins:
     """The origin of each value after all parts were merged in their order; a part is a deleted key, a place and a tree.
 
-    The rules of OmegaConf: a mapping is merged into a mapping, any other value takes the place of what was there, and
-    a missing value takes none.
+    OmegaConf merges a mapping into a mapping; any other value replaces what was there, unless it is missing.
     """
     origins = Origins()
     for deleted, place, tree in parts:
@@ -90,16 +90,12 @@ def frozen_origins(path: Path, changes: Mapping[str, Any]) -> Origins:
 
 
 def render_origins(tree: Mapping[str, Any], origins: Origins, package: str | None = None) -> str:
-    """A line for each value of the job: its name, itself, and where it comes from; of one part where that is named."""
+    """A line for each value of the job, or of one part: its name, itself, and where it comes from."""
     part = tuple(package.split(".")) if package else ()
-    rows = [
-        (".".join(key), _text(value), _described(key, value, origins))
-        for key, value in leaves(tree)
-        if key[: len(part)] == part
-    ]
-    name = max((len(row[0]) for row in rows), default=0)
-    value = min(_WIDEST, max((len(row[1]) for row in rows), default=0))
-    return "\n".join(f"{row[0]:<{name}}  {row[1]:<{value}}  {row[2]}" for row in rows)
+    found = [(key, value) for key, value in leaves(tree) if key[: len(part)] == part]
+    rows = [(".".join(key), _text(value), _described(key, value, origins)) for key, value in found]
+    name, value = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
+    return "\n".join(f"{row[0]:<{name}}  {row[1]:<{min(_WIDEST, value)}}  {row[2]}" for row in rows)
 
 
 def recorded_origins(tree: Mapping[str, Any], origins: Origins) -> dict[str, str]:
@@ -121,10 +117,10 @@ def _place(part: Part) -> str:
 
 def _described(key: Key, value: Any, origins: Origins) -> str:
     """Where a value comes from, references followed."""
-    source = _source(_given(key, origins), origins)
-    early = f" as {'.'.join(_given(key, origins))}" if _given(key, origins) != key else ""
+    given = _given(key, origins)
+    early = f" as {'.'.join(given)}" if given != key else ""
     filled = "; train fills it" if key == ("output_dir",) and value is None else ""
-    return f"{source}{early}{filled}"
+    return f"{_source(given, origins)}{early}{filled}"
 
 
 def _given(key: Key, origins: Origins) -> Key:
@@ -133,12 +129,9 @@ def _given(key: Key, origins: Origins) -> Key:
         return ("data", *key[2:])
     if len(key) < 2 or key[0] != "training":
         return key
-    given = [k[1] for k in origins if len(k) > 1 and k[0] == "training" and _today(k[1]) == key[1]]
+    names = [k[1] for k in origins if len(k) > 1 and k[0] == "training"]
+    given = [name for name in names if TRANSLATED.get(name, Translation(name)).name == key[1]]
     return (key[0], given[-1], *key[2:]) if given else key
-
-
-def _today(name: str) -> str:
-    return TRANSLATED[name].name if name in TRANSLATED else name
 
 
 def _source(key: Key, origins: Origins) -> str:
@@ -149,7 +142,9 @@ def _source(key: Key, origins: Origins) -> str:
     place, written = origins[known]
     if written is None or not re.search(r"(?<!\\)\$\{", text := _text(written)):
         return place
-    sources = dict.fromkeys(source for key in _references(text, known) for source in _sources(key, origins))
+    # a reference may be to a whole group
+    keys = [[k for k in origins if k[: len(key)] == key] or [key] for key in _references(text, known)]
+    sources = dict.fromkeys(_source(key, origins) for key in chain(*keys))
     if defaults.CALLS.match(str(written)):
         text = defaults.CALLS.sub(r"${\1:…}", str(written))
     return f"{place} → {text}" + (f" ({', '.join(sources)})" if sources else "")
@@ -159,11 +154,6 @@ def _references(text: str, key: Key) -> Iterator[Key]:
     """What a value refers to; a name with dots before it is looked up from the value's own place."""
     for dots, name in re.findall(r"\$\{\s*(?:oc\.select:\s*)?(\.*)([A-Za-z_][\w.]*)\s*\}", text):
         yield (*key[: len(key) - len(dots)], *name.split(".")) if dots else tuple(name.split("."))
-
-
-def _sources(key: Key, origins: Origins) -> list[str]:
-    """The sources of a key, which may be a whole group."""
-    return [_source(k, origins) for k in origins if k[: len(key)] == key] or [_source(key, origins)]
 
 
 def _text(value: Any) -> str:

@@ -5,7 +5,7 @@ The first line of a class says what the verb does, and the line under a field wh
 
 import json
 from dataclasses import asdict, dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +14,7 @@ from fmstune.config.flags import NOT_TYPED, POSITIONAL, As, Request, make_reques
 from fmstune.errors import Problem
 
 
-class Verb(Enum):
+class Verb(StrEnum):
     """What the command is to do."""
 
     train = "train"
@@ -153,10 +153,8 @@ class Generation(_OnDevice, _Asking):
     """Above 1 makes tokens that were used less likely."""
 
 
-class Export(Enum):
-    """What `fmstune merge` writes in place of a merged model."""
-
-    vllm_lora = "vllm_lora"
+Export = StrEnum("Export", ["vllm_lora"])
+"""What `fmstune merge` writes in place of a merged model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,11 +217,8 @@ class Doctor:
     """Delete the tokenised data."""
 
 
-class Method(Enum):
-    """How `fmstune evaluate` lets a model answer."""
-
-    generate = "generate"
-    rank = "rank"
+Method = StrEnum("Method", ["generate", "rank"])
+"""How `fmstune evaluate` lets a model answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,8 +330,7 @@ def summary(verb: Verb) -> str:
 
 def write_request(request: RunnerRequest, path: Path) -> None:
     """Write the request so that `read_request` gives an equal one."""
-    values = {name: getattr(value, "value", value) for name, value in asdict(request).items()}
-    path.write_text(json.dumps(values), encoding="utf-8")
+    path.write_text(json.dumps(asdict(request)), encoding="utf-8")
 
 
 def read_request(kind: type[Request], path: Path) -> Request:

@@ -7,8 +7,11 @@ Importing TRL costs seconds; its syntax tree costs milliseconds. So `training.<a
 import ast
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,12 +22,12 @@ SFT_CONFIG = "trl.SFTConfig"
 """The class whose fields `training` takes."""
 
 _BASES_OF_TRL = (("trl", "trainer/base_config.py"), ("transformers", "training_args.py"))
-_ENUM_SOURCES = (
-    ("transformers", "trainer_utils.py"),
-    ("transformers", "training_args.py"),
-    ("transformers", "debug_utils.py"),
-)
-_PRIMITIVES: Mapping[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
+_ENUM_SOURCES = ("trainer_utils.py", "training_args.py", "debug_utils.py")
+"""Files of transformers."""
+_TYPES = {"int": int, "float": float, "bool": bool, "str": str} | {
+    name: getattr(typing, name) for name in ("Optional", "Union", "Literal")
+}
+"""Names of an annotation that is checked; with any other, every value is taken."""
 
 
 @dataclass(frozen=True)
@@ -37,34 +40,49 @@ class Field:
     choices: tuple[str, ...] = ()
 
 
+def field_of(name: str, hint: Any, listed: Sequence[str] = ()) -> Field:
+    """The field with this annotation, and perhaps a list of choices besides."""
+    kinds, choices, optional = list[type](), [*listed], False
+    for part in typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,):
+        if typing.get_origin(part) is typing.Literal:
+            choices += [value for value in typing.get_args(part) if isinstance(value, str)]
+            kinds += [bool for value in typing.get_args(part) if isinstance(value, bool)]
+        elif isinstance(part, type) and issubclass(part, Enum):
+            choices += [member.value for member in part]
+        elif (kind := typing.get_origin(part) or part) in (int, float, bool, str, list, dict):
+            kinds.append(kind)
+        elif part is type(None):
+            optional = True
+        else:
+            return Field(name, (), True)
+    # `SchedulerType | str` means the values of the enum; a pattern such as "pissa_niter_[n]" leaves the text open
+    closed = tuple(choices) if not any("[" in choice for choice in choices) else ()
+    primitives = tuple(kind for kind in kinds if not (closed and kind is str))
+    return Field(name, (*primitives, str) if choices else primitives, optional, closed)
+
+
 @cache
 def fields_of(target: str) -> Mapping[str, Field]:
     """The fields of the configuration class `target`, its bases included (`trl.SFTConfig`, `peft.XConfig`)."""
-    classes = _classes(target)
-    name = target.rpartition(".")[2]
-    if name not in classes:
-        package = target.partition(".")[0]
+    package, _, name = target.rpartition(".")
+    if not has_class(target):
         raise UserError("", f"{target}: the installed {package} has no configuration class {name!r}")
-    enums = _enums(target)
-    found: dict[str, Field] = {}
-    for class_node in _ancestors(name, classes):
-        for statement in class_node.body:
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                if statement.target.id.startswith("_") or _is_not_init(statement.value):
-                    continue
-                found.setdefault(statement.target.id, _field(statement, enums))
+    found, enums = dict[str, Field](), _enums(target)
+    for node in _ancestors(name, _classes(target)):
+        for field, statement in _annotated(node):
+            arguments = _arguments(statement.value)
+            if not field.startswith("_") and getattr(arguments.get("init"), "value", True) is not False:
+                found.setdefault(field, field_of(field, _hint(statement, enums), _choices(arguments.get("metadata"))))
     return found
 
 
 def defaults_in_source(target: str) -> dict[str, Any]:
     """The literal default of each field of the class `target`, its bases left out."""
-    node = _classes(target)[target.rpartition(".")[2]]
-    fields = fields_of(target)
+    statements = _annotated(_classes(target)[target.rpartition(".")[2]])
     return {
-        statement.target.id: ast.literal_eval(statement.value)
-        for statement in node.body
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value
-        if statement.target.id in fields
+        name: ast.literal_eval(statement.value)
+        for name, statement in statements
+        if statement.value and name in fields_of(target)
     }
 
 
@@ -83,33 +101,24 @@ def package_folder(package: str) -> Path:
 
 @cache
 def _classes(target: str) -> Mapping[str, ast.ClassDef]:
-    found: dict[str, ast.ClassDef] = {}
-    for path in _source_files(target):
-        for node in _parse(path).body:
-            if isinstance(node, ast.ClassDef):
-                found.setdefault(node.name, node)
-    return found
+    nodes = [node for path in _source_files(target) for node in _parse(path).body if isinstance(node, ast.ClassDef)]
+    return {node.name: node for node in reversed(nodes)}
 
 
-def _source_files(target: str) -> Iterator[Path]:
+def _source_files(target: str) -> list[Path]:
     package, _, name = target.rpartition(".")
-    if package == "trl":
-        files = sorted((package_folder("trl") / "trainer").glob("*_config.py"))
-        yield from (file for file in files if f"class {name}(" in file.read_text(encoding="utf-8"))
-        yield from (package_folder(package) / file for package, file in _BASES_OF_TRL)
-        return
-    if target.startswith("fmstune."):
+    if package.startswith("fmstune."):
         # a tracker: its module imports more than the parent needs
-        _, *module, _ = target.split(".")
-        file = package_folder("fmstune").joinpath(*module).with_suffix(".py")
-        yield from [file] if file.is_file() else []
-        return
-    folder = package_folder("peft")
-    files = sorted(folder.glob("tuners/*/config.py"))
-    defining = [file for file in files if f"class {name}(" in file.read_text(encoding="utf-8")]
-    yield from defining
-    # a method may extend another one's configuration (AdaLoraConfig extends LoraConfig)
-    yield from (folder / "config.py", *(f for f in files if f.parent.name in {"lora", "prompt_tuning"}))
+        file = package_folder("fmstune").joinpath(*package.split(".")[1:]).with_suffix(".py")
+        return [file] if file.is_file() else []
+    folder = package_folder(package)
+    if package == "trl":
+        files, bases = folder.glob("trainer/*_config.py"), [package_folder(base) / file for base, file in _BASES_OF_TRL]
+    else:
+        # a method may extend another one's configuration (AdaLoraConfig extends LoraConfig)
+        files, extended = folder.glob("tuners/*/config.py"), ("lora", "prompt_tuning")
+        bases = [folder / "config.py", *(folder / "tuners" / base / "config.py" for base in extended)]
+    return [*(file for file in sorted(files) if f"class {name}(" in file.read_text(encoding="utf-8")), *bases]
 
 
 @cache
@@ -141,79 +150,41 @@ def _ancestors(name: str, classes: Mapping[str, ast.ClassDef]) -> Iterator[ast.C
         yield from _ancestors(ast.unparse(base).rpartition(".")[2], classes)
 
 
-def _is_not_init(value: ast.expr | None) -> bool:
-    """Whether this is `field(init=False, ...)`, which a caller cannot set."""
-    if not isinstance(value, ast.Call):
-        return False
-    return any(k.arg == "init" and getattr(k.value, "value", True) is False for k in value.keywords)
+def _annotated(node: ast.ClassDef) -> Iterator[tuple[str, ast.AnnAssign]]:
+    for statement in node.body:
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            yield statement.target.id, statement
 
 
-def _field(statement: ast.AnnAssign, enums: Mapping[str, tuple[str, ...]]) -> Field:
-    name = ast.unparse(statement.target)
-    primitives: list[type] = []
-    choices = list(_choices_in_metadata(statement.value))
-    optional, open_ended = False, False
-    for part in _union_parts(statement.annotation):
-        text = ast.unparse(part)
-        if text == "None":
-            optional = True
-        elif text in _PRIMITIVES:
-            primitives.append(_PRIMITIVES[text])
-        elif text in enums:
-            choices += enums[text]
-        elif isinstance(part, ast.Subscript) and text.startswith("Literal["):
-            constants = part.slice.elts if isinstance(part.slice, ast.Tuple) else [part.slice]
-            values = [c.value for c in constants if isinstance(c, ast.Constant)]
-            choices += [value for value in values if isinstance(value, str)]
-            primitives += [type(value) for value in values if isinstance(value, bool)]
-        else:
-            open_ended = True
-    if open_ended:
-        return Field(name, (), True)
-    # `SchedulerType | str` means the values of the enum; a pattern such as "pissa_niter_[n]" leaves the text open
-    listed = tuple(choices) if choices and not any("[" in choice for choice in choices) else ()
-    kinds = tuple(kind for kind in primitives if not (listed and kind is str))
-    return Field(name, (*kinds, str) if choices else kinds, optional, listed)
+def _arguments(value: ast.expr | None) -> Mapping[str | None, ast.expr]:
+    """The arguments of `field(…)` by name."""
+    return {keyword.arg: keyword.value for keyword in value.keywords} if isinstance(value, ast.Call) else {}
 
 
-def _choices_in_metadata(value: ast.expr | None) -> Iterator[str]:
-    """The strings of `field(metadata={"choices": [...]})`, as transformers' argument parser reads them."""
-    if isinstance(value, ast.Call):
-        for metadata in (k.value for k in value.keywords if k.arg == "metadata"):
-            if isinstance(metadata, ast.Dict):
-                for key, listed in zip(metadata.keys, metadata.values, strict=True):
-                    if isinstance(key, ast.Constant) and key.value == "choices" and isinstance(listed, ast.List):
-                        yield from (str(ast.literal_eval(element)) for element in listed.elts)
+def _choices(metadata: ast.expr | None) -> list[str]:
+    """The strings of `metadata={"choices": [...]}`, as transformers' argument parser reads them."""
+    pairs = zip(metadata.keys, metadata.values, strict=True) if isinstance(metadata, ast.Dict) else ()
+    listed = {key.value: value for key, value in pairs if isinstance(key, ast.Constant)}.get("choices")
+    return [str(ast.literal_eval(element)) for element in listed.elts] if isinstance(listed, ast.List) else []
 
 
-def _union_parts(annotation: ast.expr) -> Iterator[ast.expr]:
-    """`Optional[X]`, `Union[X, Y]` and `X | Y`, flattened."""
-    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
-        yield from _union_parts(annotation.left)
-        yield from _union_parts(annotation.right)
-    elif isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Optional":
-        yield from _union_parts(annotation.slice)
-        yield ast.Constant(None)
-    elif isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Union":
-        parts = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
-        for part in parts:
-            yield from _union_parts(part)
-    else:
-        yield annotation
+def _hint(statement: ast.AnnAssign, enums: Mapping[str, Any]) -> Any:
+    try:
+        return eval(ast.unparse(statement.annotation), {"__builtins__": {}}, {**_TYPES, **enums})
+    except (NameError, TypeError, AttributeError):
+        return Any
 
 
 @cache
-def _enums(target: str) -> Mapping[str, tuple[str, ...]]:
-    """The string values of each enumeration that the fields of `target` may use."""
+def _enums(target: str) -> Mapping[str, Any]:
+    """The string values, as a Literal, of each enumeration that the fields of `target` may use."""
     files = {*_source_files(target)}
     if target.startswith("trl."):
-        files |= {package_folder(package) / file for package, file in _ENUM_SOURCES}
-    found: dict[str, tuple[str, ...]] = {}
-    for file in files:
-        for node in _parse(file).body:
-            if isinstance(node, ast.ClassDef) and any("Enum" in ast.unparse(base) for base in node.bases):
-                values = (s.value for s in node.body if isinstance(s, ast.Assign))
-                found[node.name] = tuple(
-                    value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str)
-                )
+        files |= {package_folder("transformers") / file for file in _ENUM_SOURCES}
+    found: dict[str, Any] = {}
+    for node in [node for file in files for node in _parse(file).body if isinstance(node, ast.ClassDef)]:
+        if any("Enum" in ast.unparse(base) for base in node.bases):
+            constants = (s.value for s in node.body if isinstance(s, ast.Assign) and isinstance(s.value, ast.Constant))
+            values = tuple(constant.value for constant in constants if isinstance(constant.value, str))
+            found[node.name] = typing.Literal[values]
     return found
