@@ -6,6 +6,7 @@ The line under a field is its help, its default the flag's, and its type says ho
 import argparse
 import ast
 import inspect
+import os
 import types
 import typing
 from collections.abc import Container, Iterator, Mapping
@@ -25,6 +26,8 @@ class As(NamedTuple):
     """One word holds several values with commas between."""
 
 
+PLACES = ("PLACE", "FILE", "DIR")
+"""Metavars of files and folders, in which `~` is the user's own."""
 POSITIONAL = "a word without a flag"
 NOT_TYPED = "filled in by the parent process"
 """Marks a field in `Annotated` that is not a flag."""
@@ -52,7 +55,13 @@ class Flag:
         if self.commas and isinstance(given, str):
             given = [part.strip() for part in given.split(",")]
         if isinstance(given, list):
-            return tuple(given)
+            return tuple(map(self._one, given))
+        return self._one(given)
+
+    def _one(self, given: Any) -> Any:
+        if self.metavar in PLACES and isinstance(given, str):
+            # a shell does so in `--model ~/run`, and not in `--model=~/run`
+            return os.path.expanduser(given)
         return self.kind(given) if given is not None and issubclass(self.kind, Enum) else given
 
 
@@ -78,45 +87,30 @@ def _flag(field: Any, kind: Any, marks: tuple[Any, ...]) -> Flag:
     kind = typing.get_args(kind)[0] if several else kind
     choices: tuple[str, ...] = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
     kind = str if choices else kind
-    if issubclass(kind, Enum):
-        choices = tuple(member.value for member in kind)
+    choices = tuple(member.value for member in kind) if issubclass(kind, Enum) else choices
     typed = next((mark for mark in marks if isinstance(mark, As)), As())
     usual = {int: "N", float: "X", bool: ""}.get(kind, "|".join(choices) or field.name.rpartition("_")[2].upper())
-    return Flag(
-        field=field.name,
-        spellings=typed.flags or (f"--{field.name}",),
-        metavar=typed.metavar or usual,
-        kind=kind,
-        choices=choices,
-        repeated=several and not typed.commas,
-        commas=typed.commas,
-        default=field.default,
-    )
+    spellings, metavar = typed.flags or (f"--{field.name}",), typed.metavar or usual
+    repeated = several and not typed.commas
+    return Flag(field.name, spellings, metavar, kind, choices, repeated, typed.commas, field.default)
 
 
 def add_flags(parser: argparse.ArgumentParser, request: type, only: Container[str] | None = None) -> None:
     """Let the parser read the flags of a request; a flag that is not given sets nothing."""
     for flag in flags_of(request):
-        if only is not None and flag.field not in only:
-            continue
-        if flag.kind is bool:
-            parser.add_argument(*flag.spellings, dest=flag.field, action="store_true", default=argparse.SUPPRESS)
-            continue
-        parser.add_argument(
-            *flag.spellings,
-            dest=flag.field,
-            action="append" if flag.repeated else "store",
-            type=str if flag.choices else flag.kind,
-            choices=flag.choices or None,
-            default=argparse.SUPPRESS,
-        )
+        how: dict[str, Any] = {"action": "store_true"}
+        if flag.kind is not bool:
+            how = {"type": str if flag.choices else flag.kind, "choices": flag.choices or None}
+            how["action"] = "append" if flag.repeated else "store"
+        if only is None or flag.field in only:
+            parser.add_argument(*flag.spellings, dest=flag.field, default=argparse.SUPPRESS, **how)
 
 
 def spellings(request: type, only: Container[str] | None = None) -> list[str]:
     """The usual spelling of each flag that the help describes."""
-    docs = field_docs(request)
-    flags = (flag for flag in flags_of(request) if flag.field in docs and (only is None or flag.field in only))
-    return [flag.spellings[0] for flag in flags]
+    described = field_docs(request)
+    wanted = (flag for flag in flags_of(request) if only is None or flag.field in only)
+    return [flag.spellings[0] for flag in wanted if flag.field in described]
 
 
 def missing_flags(request: type, given: Container[str]) -> Iterator[Problem]:
@@ -160,19 +154,11 @@ def field_docs(request: type) -> dict[str, str]:
 def flag_lines(request: type) -> list[str]:
     """A line of help for each flag: its spellings, its help, its default."""
     docs = field_docs(request)
-    rows = [
-        (_usage(flag), docs[flag.field].removesuffix(".") + _default(flag))
-        for flag in flags_of(request)
-        if flag.field in docs
-    ]
+    rows = []
+    for flag in (flag for flag in flags_of(request) if flag.field in docs):
+        value = flag.default.value if isinstance(flag.default, Enum) else flag.default
+        default = f" ({value})" if isinstance(value, int | float | str) and value not in (False, "") else ""
+        usage = f"{', '.join(sorted(flag.spellings, key=len))} {flag.metavar}".rstrip()
+        rows.append((usage, docs[flag.field].removesuffix(".") + default))
     width = max((len(usage) for usage, _ in rows), default=0)
     return [f"{usage:<{width}}  {doc}" for usage, doc in rows]
-
-
-def _usage(flag: Flag) -> str:
-    return f"{', '.join(sorted(flag.spellings, key=len))} {flag.metavar}".rstrip()
-
-
-def _default(flag: Flag) -> str:
-    value = flag.default.value if isinstance(flag.default, Enum) else flag.default
-    return f" ({value})" if isinstance(value, int | float | str) and value not in (False, "") else ""
