@@ -55,6 +55,11 @@ class CommandLine:
         return trusted
 
     @property
+    def trust_flags(self) -> list[str]:
+        """The `--trust` flags, for a runner or a record."""
+        return [f"--trust={package}" for package in self.trusted]
+
+    @property
     def config_dir(self) -> Path | None:
         """The user's own folder of groups."""
         return Path(self.hydra.config_dir) if self.hydra.config_dir else None

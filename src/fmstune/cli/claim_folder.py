@@ -39,9 +39,13 @@ def claim_folder(job: Job) -> Claim:
         claimed = dataclasses.replace(job, output_dir=str(folder))
         raise_if_any(folder_problems(folder, job) if given is not None else ())
         if given is not None and (folder / run_folder.JOB).is_file():
-            return _resumed(claimed, folder)
+            # its file says how the run is resumed, with other processes perhaps
+            with write_aside(folder / run_folder.JOB) as aside:
+                freeze.write(claimed, aside)
+            return Claim(claimed, folder, (), resumed=True)
         try:
-            made = _make(folder)
+            made = tuple(path for path in (folder, *folder.parents) if not path.exists())
+            folder.mkdir(parents=True, exist_ok=True)
             freeze.write(claimed, folder / run_folder.JOB)
         except FileExistsError:
             if given is not None:
@@ -54,13 +58,6 @@ def claim_folder(job: Job) -> Claim:
             raise UserError("output_dir", f": {folder} cannot be made: {err.strerror}; choose another") from err
         return Claim(claimed, folder, made)
     raise UserError("output_dir", ": no free folder under runs/; set output_dir")
-
-
-def _resumed(job: Job, folder: Path) -> Claim:
-    """The folder of the same job: its file says how the run goes on now, with other processes perhaps."""
-    with write_aside(folder / run_folder.JOB) as aside:
-        freeze.write(job, aside)
-    return Claim(job, folder, (), resumed=True)
 
 
 def _joined(job: Job, folder: Path) -> Claim:
@@ -81,13 +78,6 @@ def _joined(job: Job, folder: Path) -> Claim:
 def is_finished(claimed: Claim) -> bool:
     """Whether there is nothing left to do in the folder."""
     return claimed.resumed and run_folder.read_summary(claimed.folder).get("status") == run_folder.FINISHED
-
-
-def _make(folder: Path) -> tuple[Path, ...]:
-    """Make a folder and those above it; which ones were not there, deepest first."""
-    missing = tuple(path for path in (folder, *folder.parents) if not path.exists())
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing
 
 
 def free_folder(name: str) -> Path:

@@ -25,17 +25,12 @@ EXTRAS = {
 """Each extra, and the modules whose import shows that it works."""
 
 
-def report() -> Iterator[str]:
+def doctor_lines() -> Iterator[str]:
     """The lines that `fmstune doctor` prints."""
     yield f"fmstune {__version__}, Python {platform.python_version()}, {platform.platform()}"
-    yield ""
-    yield from _versions()
-    yield ""
-    yield from _devices()
-    yield ""
-    yield from _extras()
-    yield ""
-    yield f"cache     {cache.place()}, {cache.size() / 2**20:,.1f} MiB (fmstune doctor --clear-cache deletes it)"
+    for part in (_versions(), _devices(), _extras()):
+        yield from ("", *part)
+    yield f"\ncache     {cache.place()}, {cache.size() / 2**20:,.1f} MiB (fmstune doctor --clear-cache deletes it)"
 
 
 def _versions() -> Iterator[str]:
@@ -68,10 +63,9 @@ def _extras() -> Iterator[str]:
             for module in modules:
                 importlib.import_module(module)
         except Exception as err:  # an installed extra can fail in any way on import; say how
-            text = str(err) or type(err).__name__
             missing = isinstance(err, ModuleNotFoundError)
             hint = f"pip install 'fmstune[{extra}]'" if missing else "installed, but broken"
-            yield f"{extra:<12}does not work: {text} ({hint})"
+            yield f"{extra:<12}does not work: {str(err) or type(err).__name__} ({hint})"
         else:
             yield f"{extra:<12}works"
 
@@ -80,11 +74,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="fmstune doctor")
     parser.add_argument("--clear-cache", action="store_true")
     if parser.parse_args().clear_cache:
-        size = cache.size()
-        cache.clear()
-        print(f"deleted {size / 2**20:,.1f} MiB of tokenised data in {cache.place()}")
-        return 0
-    print("\n".join(report()))
+        print(f"deleted {cache.clear() / 2**20:,.1f} MiB of tokenised data in {cache.place()}")
+    else:
+        print("\n".join(doctor_lines()))
     return 0
 
 

@@ -10,12 +10,9 @@ from fmstune.config.flags import flag_lines
 from fmstune.config.groups import GROUPS, choices
 from fmstune.config.requests import OPTIONS, Harness, HydraFlags, Verb, summary
 
+_JOB = "[GROUP=CHOICE ...] [FIELD=VALUE ...]"
 _USAGE = {
-    Verb.train: "[GROUP=CHOICE ...] [FIELD=VALUE ...]",
     Verb.reproduce: "RUN [FIELD=VALUE ...]",
-    Verb.check: "[GROUP=CHOICE ...] [FIELD=VALUE ...]",
-    Verb.show_data: "[GROUP=CHOICE ...] [FIELD=VALUE ...]",
-    Verb.modules: "[GROUP=CHOICE ...] [FIELD=VALUE ...]",
     Verb.generate: "--model PLACE --text TEXT [--format CHOICE data.FIELD=VALUE ...]",
     Verb.evaluate: "--model PLACE [data=CHOICE] [data.FIELD=VALUE ...] | harness --model PLACE --tasks A,B",
     Verb.merge: "--model PLACE --out DIR",
@@ -24,7 +21,8 @@ _USAGE = {
     Verb.compare: "RUN_A RUN_B",
     Verb.doctor: "",
 }
-"""The words that follow a verb; more flags follow below."""
+"""The words that follow a verb, if they are not groups and fields."""
+_WIDTH = max(map(len, GROUPS))
 
 
 def help_text(verb: Verb | None = None, extra: Path | None = None) -> str:
@@ -33,12 +31,11 @@ def help_text(verb: Verb | None = None, extra: Path | None = None) -> str:
 
 
 def _command_lines(extra: Path | None) -> list[str]:
-    width = max(len(group) for group in GROUPS)
     return [
-        "usage: fmstune [VERB] [GROUP=CHOICE ...] [FIELD=VALUE ...]",
+        f"usage: fmstune [VERB] {_JOB}",
         "",
         "verbs (fmstune VERB --help lists the flags of each)",
-        *(f"  {verb.value:<{width}}  {summary(verb)}" for verb in Verb),
+        *(f"  {verb.value:<{_WIDTH}}  {summary(verb)}" for verb in Verb),
         "",
         *_groups(extra),
         "",
@@ -62,7 +59,7 @@ def _job_flags() -> list[str]:
 
 def _verb_lines(verb: Verb, extra: Path | None) -> list[str]:
     """How one verb is used; groups where it takes them."""
-    lines = [f"usage: fmstune {verb.value} {_USAGE[verb]}".rstrip(), "", summary(verb)]
+    lines = [f"usage: fmstune {verb.value} {_USAGE.get(verb, _JOB)}".rstrip(), "", summary(verb)]
     lines += ["", f"flags of {verb.value}", *(f"  {line}" for line in flag_lines(OPTIONS[verb]))]
     if verb is Verb.evaluate:
         own = [line for line in flag_lines(Harness) if line not in flag_lines(OPTIONS[verb])]
@@ -73,10 +70,9 @@ def _verb_lines(verb: Verb, extra: Path | None) -> list[str]:
 
 
 def _groups(extra: Path | None) -> list[str]:
-    width = max(len(group) for group in GROUPS)
     return [
         "groups",
-        *(f"  {group:<{width}}  {', '.join(choices(group, extra))}" for group in GROUPS),
+        *(f"  {group:<{_WIDTH}}  {', '.join(choices(group, extra))}" for group in GROUPS),
         "",
         "fields: every field of the job by its dotted name; training takes every field of trl.SFTConfig,",
         "        peft every field of its PEFT configuration. fmstune --cfg job prints the composed job.",

@@ -85,8 +85,7 @@ def _run_job(line: CommandLine) -> int:
         if hydra.cfg == "job":
             return composed.print_job(line)
         if hydra.cfg or hydra.info or hydra.hydra_help:
-            compose.call_hydra(line.overrides, hydra)
-            return 0
+            return compose.call_hydra(line.overrides, hydra)
     from fmstune.cli import repeat, start_job, sweep
 
     if resumed:
@@ -102,22 +101,16 @@ def _translate(asked: FromFms) -> int:
     from fmstune.migrate.translate import render_command, render_notes, translate_old_commands
 
     found = translate_old_commands(asked.old_command, os.environ, _text_of)
-    if asked.run_it:
-        raise_if_any(
-            Problem("", f"${name} has no value; set it before the command") for one in found for name in one.unset
-        )
+    unset = [name for one in found for name in one.unset] if asked.run_it else []
+    raise_if_any(Problem("", f"${name} has no value; set it before the command") for name in unset)
+    # with --run, stdout is that of the commands
+    out = sys.stderr if asked.run_it else sys.stdout
     for place, translation in enumerate(found):
-        # a blank line between two commands; with --run, stdout is theirs
-        print(
-            "\n" * (place > 0) + render_command(translation),
-            file=sys.stderr if asked.run_it else sys.stdout,
-            flush=True,
-        )
+        # a blank line between two
+        print("\n" * (place > 0) + render_command(translation), file=out, flush=True)
         print(render_notes(translation), file=sys.stderr)
-    if not asked.run_it:
-        return 0
     code = 0
-    for translation in found:
+    for translation in found if asked.run_it else ():
         os.environ.update(translation.environment)
         code = code or run_command(translation.words)
     return code
@@ -145,8 +138,7 @@ def _complete(words: Sequence[str]) -> int:
         os.environ["COMP_LINE"] = completion.line_for_hydra(typed)
     line = parse_command_line(words)
     assert isinstance(line, CommandLine)
-    compose.call_hydra(line.overrides, line.hydra)
-    return 0
+    return compose.call_hydra(line.overrides, line.hydra)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
 """Commands that repeat a recorded run: `--from` and `reproduce`."""
 
 import dataclasses
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from fmstune import files
@@ -13,28 +11,30 @@ from fmstune.cli.claim_folder import free_folder
 from fmstune.cli.start_job import History
 from fmstune.config import freeze, origins
 from fmstune.config.flags import words_of
-from fmstune.config.job import Job
 from fmstune.config.overrides import field_changes, text_of
 from fmstune.config.requests import Reproduce, Verb
 from fmstune.errors import Problem, raise_if_any
-from fmstune.exit_codes import USER_ERROR, exit_code_of
-from fmstune.launch import subprocesses
+from fmstune.exit_codes import USER_ERROR
 from fmstune.runs import differences, run_folder
 
 
 def repeat_job(line: CommandLine, path: Path) -> int:
     """`--from RUN/job.yaml`: the same job in a folder of its own."""
     raise_if_any(Problem(flag, ": --from repeats one job and takes fields only") for flag in words_of(line.hydra))
+    frozen, history = _recorded_job(line, path)
+    return start_job.start_job(frozen.job, frozen.notes, line, history)
+
+
+def _recorded_job(line: CommandLine, path: Path) -> tuple[freeze.Frozen, History]:
+    """The job of a run's folder or of a file, with the fields that the words change, and how it came about."""
     changes = {"output_dir": None, **field_changes(line.overrides)}
     job_file = path / run_folder.JOB if path.is_dir() else path
     frozen = freeze.read(job_file, trusted=line.trusted, changes=changes)
     found = origins.frozen_origins(job_file, changes)
     if getattr(line.options, "sources", False):
         origins.print_origins(frozen.job, found)
-    flags = [f"--trust={package}" for package in line.trusted]
-    words = [f"--from={path}", *flags, *map(text_of, line.overrides)]
-    record = History(words, origins.recorded_origins(freeze.as_tree(frozen.job), found))
-    return start_job.start_job(frozen.job, frozen.notes, line, record)
+    words = [f"--from={path}", *line.trust_flags, *map(text_of, line.overrides)]
+    return frozen, History(words, origins.recorded_origins(freeze.as_tree(frozen.job), found))
 
 
 def reproduce_run(line: CommandLine, asked: Reproduce) -> int:
@@ -43,19 +43,15 @@ def reproduce_run(line: CommandLine, asked: Reproduce) -> int:
     recorded = run.parent if run.name == run_folder.JOB else run
     raise_if_any(_not_a_run(recorded))
     differences.read_lock(recorded)
-    changes = {"output_dir": None, **field_changes(line.overrides)}
-    frozen = freeze.read(recorded / run_folder.JOB, trusted=line.trusted, changes=changes)
+    frozen, history = _recorded_job(line, recorded)
     job = frozen.job
     if job.output_dir is None:
         job = dataclasses.replace(job, output_dir=str(free_folder(job.name)))
-    flags = [f"--trust={package}" for package in line.trusted]
-    strict = ["--strict"] if asked.strict else []
-    if code := _compare_in_runner(job, recorded, [*flags, *strict]):
+    # what differs before the run again, and by how much the weights do after it
+    flags = [*line.trust_flags, f"--recorded={recorded}"]
+    if code := start_job.call_runner(job, Verb.reproduce, [*flags, *(["--strict"] if asked.strict else [])]):
         return code
-    found = origins.frozen_origins(recorded / run_folder.JOB, changes)
-    words = [f"--from={recorded}", *flags, *map(text_of, line.overrides)]
-    record = History(words, origins.recorded_origins(freeze.as_tree(job), found))
-    if code := start_job.start_job(job, frozen.notes, dataclasses.replace(line, verb=Verb.train), record):
+    if code := start_job.start_job(job, frozen.notes, dataclasses.replace(line, verb=Verb.train), history):
         return code
     folder = Path(str(job.output_dir))
     states = {place: run_folder.read_summary(place).get("status") for place in (recorded, folder)}
@@ -69,7 +65,7 @@ def reproduce_run(line: CommandLine, asked: Reproduce) -> int:
         print("weights: bit for bit equal", flush=True)
     else:
         print(end="", flush=True)
-        _compare_in_runner(job, recorded, [*flags, f"--again={folder}"])
+        start_job.call_runner(job, Verb.reproduce, [*flags, f"--again={folder}"])
     return USER_ERROR if asked.strict and not results.equal else 0
 
 
@@ -80,12 +76,3 @@ def _not_a_run(folder: Path) -> Iterator[Problem]:
         found = sorted(path.parent.name for path in folder.glob(f"*/{run_folder.JOB}"))
         hint = f"; it holds those of {', '.join(found[:5])}" if found else ""
         yield Problem("reproduce", f": {folder} has no {run_folder.JOB}, so it is not the folder of a run{hint}")
-
-
-def _compare_in_runner(job: Job, recorded: Path, flags: Sequence[str]) -> int:
-    """Let a runner compare with a recorded run: what is there before the run again, or the weights after it."""
-    with tempfile.TemporaryDirectory(prefix="fmstune-") as folder:
-        job_file = Path(folder) / "job.yaml"
-        freeze.write(job, job_file)
-        argv = subprocesses.command(job_file, f"--verb={Verb.reproduce.value}", f"--recorded={recorded}", *flags)
-        return exit_code_of(subprocesses.start(argv, subprocesses.environment(job, os.environ)))

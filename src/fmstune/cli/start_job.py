@@ -1,6 +1,5 @@
 """Check a job, claim its run folder, let a runner have it, and show what came out."""
 
-import dataclasses
 import os
 import shlex
 import sys
@@ -58,11 +57,10 @@ def history_of(composed: Composed, job: Job, line: CommandLine) -> History | Non
     if line.verb is not Verb.train:
         return None
     flags = [f"--config-dir={line.config_dir}"] if line.config_dir is not None else []
-    words = [*flags, *(f"--trust={package}" for package in line.trusted), *composed.words]
+    words = [*flags, *line.trust_flags, *composed.words]
     try:
-        sources = origins.recorded_origins(
-            freeze.as_tree(job), composed_origins(composed, line, launcher_file(composed, line))
-        )
+        found = composed_origins(composed, line, launcher_file(composed, line))
+        sources = origins.recorded_origins(freeze.as_tree(job), found)
     except RuntimeError as err:
         # a report can do without them
         print(f"fmstune: note: {run_folder.SOURCES} will not say what set each field: {err}", file=sys.stderr)
@@ -77,28 +75,29 @@ def start_job(
     raise_if_any(job_problems(job))
     for note in (*notes, *job_notes(job)):
         print(f"fmstune: note: {note}", file=sys.stderr)
-    flags = [f"--trust={package}" for package in line.trusted]
     if line.verb is Verb.train:
         words = history.words if history is not None else line.typed
-        flags.append(f"--command={shlex.join(['fmstune', *words])}")
+        flags = [*line.trust_flags, f"--command={shlex.join(['fmstune', *words])}"]
         # a notice before the first process, or between two, is for the next one
         with preemption.kept_back():
             return _train(job, flags, history, start)
-    flags.append(f"--verb={line.verb.value}")
-    if isinstance(line.options, ShowData):
-        flags += words_of(dataclasses.replace(line.options, trusted=()))
-    with tempfile.TemporaryDirectory(prefix="fmstune-") as folder:
-        job_file = Path(folder) / "job.yaml"
-        freeze.write(job, job_file)
-        code = subprocesses.start(subprocesses.command(job_file, *flags), subprocesses.environment(job, os.environ))
+    own = words_of(line.options) if isinstance(line.options, ShowData) else line.trust_flags
+    code = call_runner(job, line.verb, own)
     if code == 0 and line.verb is Verb.check and job.launcher.slurm is not None:
-        print("\n" + slurm.script(job, Path(job.output_dir or "RUN").absolute(), flags[:-1]), end="")
+        print("\n" + slurm.script(job, Path(job.output_dir or "RUN").absolute(), line.trust_flags), end="")
         if job.launcher.device is Device.auto:
-            print(f"fmstune: note: {_PLANNED_HERE}", file=sys.stderr)
+            hint = "the plan is for a device of this machine; launcher.device=cuda plans for GPUs of the nodes"
+            print(f"fmstune: note: {hint}", file=sys.stderr)
     return code
 
 
-_PLANNED_HERE = "the plan is for a device of this machine; launcher.device=cuda plans for GPUs of the nodes"
+def call_runner(job: Job, verb: Verb, flags: Sequence[str]) -> int:
+    """Let a runner do a verb that leaves no run folder; its exit code."""
+    with tempfile.TemporaryDirectory(prefix="fmstune-") as folder:
+        job_file = Path(folder) / run_folder.JOB
+        freeze.write(job, job_file)
+        argv = subprocesses.command(job_file, f"--verb={verb.value}", *flags)
+        return exit_code_of(subprocesses.start(argv, subprocesses.environment(job, os.environ)))
 
 
 def _train(job: Job, flags: Sequence[str], history: History | None, start: Start | None) -> int:
@@ -109,12 +108,10 @@ def _train(job: Job, flags: Sequence[str], history: History | None, start: Start
         slurm.raise_if_queued(Path(job.output_dir))
     claimed = claim_folder.claim_folder(job)
     folder = claimed.folder
-    trust = [flag for flag in flags if flag.startswith("--trust=")]
     print(f"fmstune: run folder {folder}", file=sys.stderr)
     if claim_folder.is_finished(claimed):
         print("fmstune: this run is finished already, and nothing is left to do", file=sys.stderr)
-        print(terminal_summary.render_summary(run_folder.read_summary(folder), folder, metrics_of(job), trust))
-        return 0
+        return _show_summary(job, folder, flags, 0)
     if history is not None and job.launcher.machine_rank == 0:
         write_json(folder / run_folder.SOURCES, history._asdict())
     if job.launcher.slurm is not None:
@@ -132,8 +129,13 @@ def _train(job: Job, flags: Sequence[str], history: History | None, start: Start
     if job.launcher.machine_rank > 0:
         print(f"fmstune: machine {job.launcher.machine_rank} ended; machine 0 shows the run", file=sys.stderr)
         return exit_code_of(code)
+    return _show_summary(job, folder, flags, exit_code_of(code))
+
+
+def _show_summary(job: Job, folder: Path, flags: Sequence[str], code: int) -> int:
+    trust = [flag for flag in flags if flag.startswith("--trust=")]
     print(terminal_summary.render_summary(run_folder.read_summary(folder), folder, metrics_of(job), trust))
-    return exit_code_of(code)
+    return code
 
 
 def _submit(claimed: claim_folder.Claim, flags: Sequence[str]) -> int:

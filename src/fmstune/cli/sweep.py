@@ -4,7 +4,7 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -40,22 +40,17 @@ def resume_sweep(line: CommandLine, sweep: Path) -> int:
 
 def run_sweep(line: CommandLine) -> int:
     """Check all points where that can be done before, then run them; the first failure's exit code."""
-    swept = swept_keys(line.overrides)
+    swept, away = swept_keys(line.overrides), callback.runs_elsewhere(line.overrides)
     if line.verb is not Verb.train:
-        return _first_failure(_act_on_points(line, swept))
+        return next(filter(None, _act_on_points(line, swept)), 0)
     plain = callback.without_launcher(line.overrides)
     if callback.is_search(line.overrides):
         jobs = checked_points(optuna.samples(plain, swept), line, swept)
         line = dataclasses.replace(line, overrides=(*line.overrides, _direction(jobs)))
-    elif callback.runs_elsewhere(line.overrides):
+    elif away:
         jobs = checked_points([plain], line, swept)
-    if callback.runs_elsewhere(line.overrides):
-        return _first_failure(_run_points_elsewhere(line, swept, len(jobs)))
-    return _first_failure(_run_points_here(line, swept))
-
-
-def _first_failure(codes: Sequence[int]) -> int:
-    return next((code for code in codes if code), 0)
+    codes = _run_points_elsewhere(line, swept, len(jobs)) if away else _run_points_here(line, swept)
+    return next(filter(None, codes), 0)
 
 
 def _direction(jobs: Sequence[Job]) -> Override:
@@ -80,12 +75,12 @@ def checked_points(commands: Iterable[Sequence[Override]], line: CommandLine, sw
         try:
             job = freeze_composed(composed, line, point_folder(composed, swept)).job
             jobs.append(job)
-            found: Sequence[Problem] = list(_point_problems(job))
-        except UserError as err:
-            found = err.problems
-        except OmegaConfBaseException as err:
-            found = [explain(err)]
-        problems.extend(problem for problem in found if problem not in problems)
+            if job.launcher.slurm is not None:
+                hint = ": hydra/launcher makes each point a job already; leave one of the two out"
+                problems.append(Problem("launcher.slurm", hint))
+            problems.extend(job_problems(job))
+        except (UserError, OmegaConfBaseException) as err:
+            problems.extend(_problems_of(err))
 
     for overrides in commands:
         compose_points(overrides, line.hydra, check)
@@ -95,11 +90,8 @@ def checked_points(commands: Iterable[Sequence[Override]], line: CommandLine, sw
     return jobs
 
 
-def _point_problems(job: Job) -> Iterator[Problem]:
-    """Yield what is wrong with a point, before the first of its sweep is started."""
-    if job.launcher.slurm is not None:
-        yield Problem("launcher.slurm", ": hydra/launcher makes each point a job already; leave one of the two out")
-    yield from job_problems(job)
+def _problems_of(err: UserError | OmegaConfBaseException) -> Sequence[Problem]:
+    return err.problems if isinstance(err, UserError) else [explain(err)]
 
 
 def _act_on_points(line: CommandLine, swept: Collection[str]) -> list[int]:
@@ -177,14 +169,13 @@ def _run_point_elsewhere(
 
 def _run_point(composed: Composed, line: CommandLine, swept: Collection[str]) -> sweep_folder.Point:
     """Run one point; errors do not rise, as Hydra would end the sweep."""
-    folder = point_folder(composed, swept)
+    folder, number = point_folder(composed, swept), composed.settings.job.num
     own = [f"{key}={value}" for key, value in callback.swept_values(composed.settings, swept)]
     words = line.recorded or (*words_of(line.hydra), *map(text_of, line.overrides))
     sweep_folder.record_command(Path(composed.settings.sweep.dir), words)
     done = run_folder.read_summary(folder).get("status") == run_folder.FINISHED
     start = None if callback.is_submitit(composed.settings) else warm.start
     code, job, problems = _start_point(composed, line, swept, start)
-    number = composed.settings.job.num
     if job is None:
         return sweep_folder.refused_point(number, folder, own, code, problems)
     return sweep_folder.summarize_point(number, folder, own, code, job=job, skipped=done and code == 0)
@@ -198,14 +189,11 @@ def _start_point(
         frozen = freeze_composed(composed, line, point_folder(composed, swept))
         record = history_of(composed, frozen.job, line)
         return start_job(frozen.job, frozen.notes, line, record, start), frozen.job, ()
-    except UserError as err:
-        problems: Sequence[Problem] = err.problems
-    except OmegaConfBaseException as err:
-        problems = [explain(err)]
+    except (UserError, OmegaConfBaseException) as err:
+        print(render(_problems_of(err)), file=sys.stderr)
+        return USER_ERROR, None, _problems_of(err)
     except BrokenPipeError:
         return closed_pipe(), None, ()
-    print(render(problems), file=sys.stderr)
-    return USER_ERROR, None, problems
 
 
 def point_folder(composed: Composed, swept: Collection[str]) -> Path:
@@ -219,14 +207,12 @@ def point_folder(composed: Composed, swept: Collection[str]) -> Path:
 
 def _show_sweep(sweep: Path) -> list[sweep_folder.Point]:
     """Print the table of the points, those of a search's former commands too; the points of this command."""
-    ended = sweep_folder.gather_points(sweep)
-    if ended:
+    if ended := sweep_folder.gather_points(sweep):
         whole = sweep_folder.read_points(sweep) if (sweep / optuna.STORAGE).exists() else ended
         print(sweep_folder.render_points(sweep, whole))
-        failed, skipped = sum(point.code != 0 for point in ended), sum(point.skipped for point in ended)
-        if skipped:
-            print(f"fmstune: {skipped} of {len(ended)} points were finished already", file=sys.stderr)
-        if failed:
-            print(f"fmstune: {failed} of {len(ended)} points failed", file=sys.stderr)
+        skipped, failed = sum(point.skipped for point in ended), sum(point.code != 0 for point in ended)
+        for count, what in ((skipped, "were finished already"), (failed, "failed")):
+            if count:
+                print(f"fmstune: {count} of {len(ended)} points {what}", file=sys.stderr)
     sweep_folder.release_sweep_folder(sweep, (optuna.STORAGE,))
     return ended

@@ -84,12 +84,11 @@ def _with_missing(tree: Any) -> Any:
 
 
 class _Engine(NamedTuple):
-    """Hydra, ready to compose."""
+    """Hydra, ready to compose the file `name` with these overrides."""
 
     hydra: Hydra
     loader: RecordingLoader
     name: str
-    """The primary file."""
     words: list[str]
 
 
@@ -144,8 +143,8 @@ def compose_points(overrides: Sequence[Override], flags: HydraFlags, task: Calla
     engine.hydra.multirun(engine.name, fmstune, [*engine.words, "hydra.mode=MULTIRUN"])
 
 
-def call_hydra(overrides: Sequence[Override], flags: HydraFlags) -> None:
-    """Call Hydra's own main, for its flags that show something or complete a line."""
+def call_hydra(overrides: Sequence[Override], flags: HydraFlags) -> int:
+    """Call Hydra's own main, for its flags that show something or complete a line; 0."""
     # its errors rise instead of ending the process with 1
     os.environ["HYDRA_FULL_ERROR"] = "1"
     words = _engine(overrides, flags).words
@@ -153,6 +152,7 @@ def call_hydra(overrides: Sequence[Override], flags: HydraFlags) -> None:
     given = map(text_of, overrides) if flags.shell_completion else words
     sys.argv = ["fmstune", *words_of(flags), *given]
     hydra.main(version_base=_HYDRA, config_path=_CONFIG_PATH, config_name=_CONFIG_NAME)(lambda _config: None)()
+    return 0
 
 
 def _engine(overrides: Sequence[Override], flags: HydraFlags) -> _Engine:
@@ -201,10 +201,10 @@ def explain(err: BaseException, extra: Path | None = None) -> Problem:
     missing = re.search(r"Could not (?:find|load) '([\w/]+)/([\w.-]*)'", text)
     if missing:
         group, name = missing.groups()
-        if group == "hydra/launcher" and name.startswith("submitit_"):
-            return Problem(group, f"={name} needs hydra-submitit-launcher: pip install 'fmstune[slurm]'")
-        if (group, name) == ("hydra/launcher", "joblib"):
-            return Problem(group, f"={name} needs hydra-joblib-launcher: pip install 'fmstune[sweep]'")
+        extras = {"submitit": "slurm", "joblib": "sweep"} if group == "hydra/launcher" else {}
+        plugin = name.partition("_")[0]
+        if plugin in extras:
+            return Problem(group, f"={name} needs hydra-{plugin}-launcher: pip install 'fmstune[{extras[plugin]}]'")
         return no_such_choice(group, name, extra)
     if "does not support sweep type : INTERVAL_SWEEP" in text:
         hint = "without it, give single values with commas between"
