@@ -75,7 +75,7 @@ def freeze(tree: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Frozen:
     if others:
         values["callbacks"]["others"] = {name: dict(given) for name, given in others.items()}
     for name, given in others.items():
-        problems += named_classes.target_problems(f"callbacks.{name}", given, trusted)
+        problems += named_classes.target_form_problems(f"callbacks.{name}", given, trusted)
     if isinstance(tree.get("data"), Mapping):
         problems += _format_problems("data.format", data.get("format"), trusted)
         for name in ("train", "eval"):
@@ -271,7 +271,7 @@ def _format_problems(path: str, format: Any, trusted: Sequence[str]) -> Iterator
     """Yield what is wrong with the function and the missing values of a format."""
     if isinstance(format, Mapping):
         of, allowed = "a function such as fmstune.data.formats.text", ("fmstune.data.formats", *trusted)
-        yield from named_classes.target_problems(path, format, allowed, of, _HINTS)
+        yield from named_classes.target_form_problems(path, format, allowed, of, _HINTS)
 
 
 def _first_line(err: BaseException) -> str:

@@ -38,7 +38,7 @@ def typed_trackers(
         elif str(target).startswith(f"{OWN_TRACKERS}."):
             problems.append(Problem(f"{path}._target_", f": fmstune has no tracker {target!r}"))
         else:
-            problems += target_problems(path, given, (OWN_TRACKERS, *trusted))
+            problems += target_form_problems(path, given, (OWN_TRACKERS, *trusted))
             values[name] = dict(given)
     return values
 
@@ -78,7 +78,7 @@ def split_callbacks(tree: Any) -> tuple[Any, dict[str, Any]]:
     return {name: given for name, given in tree.items() if name not in named}, named
 
 
-def target_problems(
+def target_form_problems(
     path: str,
     given: Mapping[str, Any],
     allowed: Sequence[str],
