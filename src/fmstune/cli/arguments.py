@@ -9,28 +9,11 @@ from typing import Any, NamedTuple, NoReturn
 
 from hydra.core.override_parser.types import Override
 
+from fmstune.config import requests
 from fmstune.config.flags import add_flags, flags_of, make_request, missing_flags, spellings
 from fmstune.config.groups import group_names
 from fmstune.config.overrides import parse_overrides
-from fmstune.config.requests import (
-    NO_HYDRA_FLAGS,
-    NOTHING_TO_ASK,
-    OPTIONS,
-    PROMPTS,
-    Check,
-    Doctor,
-    FromFms,
-    Generation,
-    Harness,
-    HydraFlags,
-    Merge,
-    Modules,
-    Options,
-    Scoring,
-    ShowData,
-    Train,
-    Verb,
-)
+from fmstune.config.requests import OPTIONS, Composing, Generation, Harness, HydraFlags, Options, Scoring, Verb
 from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 
 
@@ -41,7 +24,7 @@ class CommandLine:
     verb: Verb
     options: Options
     """The verb's own flags and words."""
-    hydra: HydraFlags = NO_HYDRA_FLAGS
+    hydra: HydraFlags = requests.NO_HYDRA_FLAGS
     overrides: tuple[Override, ...] = ()
     typed: tuple[str, ...] = ()
     """All words as they were typed, to be recorded."""
@@ -74,15 +57,13 @@ class HelpOrVersion(NamedTuple):
     config_dir: Path | None = None
 
 
-COMPOSING = (Train, Check, ShowData, Modules)
-"""Options of the verbs that take a job's groups and fields, and all of Hydra's flags."""
 _WORDS = {
     Verb.reproduce: (("run",), "takes the folder of one run, such as runs/first"),
     Verb.report: (("folder",), "takes one folder, of a run or of runs such as a sweep's"),
     Verb.compare: (("a", "b"), "takes two run folders"),
 }
 """The words without a flag that a verb takes, and how to say so."""
-_FLAGS_ALONE = {Harness: "evaluate harness", Merge: "merge", Doctor: "doctor"}
+_FLAGS_ALONE = {Harness: "evaluate harness", requests.Merge: "merge", requests.Doctor: "doctor"}
 
 
 def parse_command_line(words: Sequence[str]) -> CommandLine | HelpOrVersion:
@@ -136,7 +117,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _hydra_flags(kind: type[Options]) -> set[str] | None:
     """Hydra's flags that a verb takes; None is all of them."""
-    if kind in COMPOSING:
+    if issubclass(kind, Composing):
         return None
     return {"config_dir"} if kind in (Generation, Scoring) else set()
 
@@ -154,13 +135,13 @@ def _parse_from_fms(words: Sequence[str], typed: Sequence[str]) -> CommandLine |
         flags, old = [*flags, "--run"], old[:1]
     if {"--help", "-h", "--version"} & {*flags}:
         return HelpOrVersion(Verb.from_fms, "--version" in flags)
-    options = FromFms(old_command=tuple(old[1:] if old[:1] == ["--"] else old), run_it="--run" in flags)
+    options = requests.FromFms(old_command=tuple(old[1:] if old[:1] == ["--"] else old), run_it="--run" in flags)
     return CommandLine(Verb.from_fms, options, typed=tuple(typed))
 
 
 def _unknown_flag(flag: str, verb: Verb, kind: type[Options]) -> Problem:
     known = [*spellings(kind), *spellings(HydraFlags, _hydra_flags(kind))]
-    if kind not in COMPOSING:
+    if not issubclass(kind, Composing):
         return Problem(verb.value, f"has no flag {flag}{did_you_mean(flag, known)}")
     others = [other.value for other, options in OPTIONS.items() if flag in spellings(options)]
     if others:
@@ -197,19 +178,19 @@ def _missing(kind: type[Options], given: dict[str, Any]) -> Iterator[Problem]:
     """Yield a problem for each flag that must be given."""
     problems = list(missing_flags(kind, given))
     yield from problems
-    if problems and kind is Generation and not given.keys() & {*PROMPTS}:
-        yield NOTHING_TO_ASK
+    if problems and kind is Generation and not given.keys() & {*requests.PROMPTS}:
+        yield requests.NOTHING_TO_ASK
 
 
 def _contradictions(line: CommandLine) -> Iterator[Problem]:
     """Yield a problem for each value that no parser can judge alone."""
     options, cfg = line.options, line.hydra.cfg
-    if isinstance(options, ShowData):
+    if isinstance(options, requests.ShowData):
         if options.rows < 0:
             yield Problem("--rows", f"must be at least 0, got {options.rows}")
         if options.json is not None and options.json == options.html:
             yield Problem("--json", f"and --html both name {options.json}; give each a file of its own")
-    if isinstance(options, Train) and options.sources and cfg != "job":
+    if isinstance(options, requests.Train) and options.sources and cfg != "job":
         yield Problem("--sources", "is a flag of fmstune check, and goes with --cfg job")
     if cfg and line.hydra.multirun:
         yield Problem("--cfg", "prints one job, and -m composes several; leave one of them out")

@@ -5,10 +5,9 @@ Groups and choices are read from the YAML files, verbs and flags from the datacl
 
 from pathlib import Path
 
-from fmstune.cli.arguments import COMPOSING
 from fmstune.config.flags import flag_lines
 from fmstune.config.groups import GROUPS, choices
-from fmstune.config.requests import OPTIONS, Harness, HydraFlags, Verb, summary
+from fmstune.config.requests import OPTIONS, Composing, Harness, HydraFlags, Verb, summary
 
 _JOB = "[GROUP=CHOICE ...] [FIELD=VALUE ...]"
 _USAGE = {
@@ -64,7 +63,7 @@ def _verb_lines(verb: Verb, extra: Path | None) -> list[str]:
     if verb is Verb.evaluate:
         own = [line for line in flag_lines(Harness) if line not in flag_lines(OPTIONS[verb])]
         lines += ["", "flags of evaluate harness, with most of the above", *(f"  {line}" for line in own)]
-    if OPTIONS[verb] in COMPOSING:
+    if issubclass(OPTIONS[verb], Composing):
         lines += ["", *_job_flags(), "", *_groups(extra)]
     return [*lines, "", "fmstune --help lists all verbs"]
 

@@ -12,7 +12,7 @@ from fmstune.cli import composed
 from fmstune.cli.arguments import CommandLine, HelpOrVersion, parse_command_line
 from fmstune.config import compose
 from fmstune.config.renamed_fields import with_compare_by_words
-from fmstune.config.requests import Check, Doctor, FromFms, Modules, Reproduce, ShowData, Train
+from fmstune.config.requests import Composing, Doctor, FromFms, Reproduce
 from fmstune.errors import Problem, UserError, raise_if_any, render
 from fmstune.exit_codes import INTERRUPTED, USER_ERROR, closed_pipe
 from fmstune.sweeps import optuna
@@ -68,7 +68,7 @@ def _run_verb(line: CommandLine) -> int:
             from fmstune.cli import repeat
 
             return repeat.reproduce_run(line, asked)
-        case Train() | Check() | ShowData() | Modules():
+        case Composing():
             return _run_job(line)
         case asked:
             from fmstune.cli import after_training

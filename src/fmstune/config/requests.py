@@ -44,7 +44,12 @@ class _Trusting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(_Trusting):
+class Composing(_Trusting):
+    """Options of a verb that takes a job's groups and fields, and all of Hydra's flags."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Composing):
     """Compose, check, tune, compare with the base (the default)."""
 
     from_job: FromJob = None
@@ -65,7 +70,7 @@ class Reproduce(_Trusting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check(_Trusting):
+class Check(Composing):
     """Validate everything and print the plan; reads no weight."""
 
     sources: bool = False
@@ -75,7 +80,7 @@ class Check(_Trusting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShowData(_Trusting):
+class ShowData(Composing):
     """Show rows with trained and masked tokens marked."""
 
     rows: int = 3
@@ -87,18 +92,22 @@ class ShowData(_Trusting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Modules(_Trusting):
+class Modules(Composing):
     """List what an adapter can target in the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asking(_Trusting):
-    model: Place
-    """A run folder, an adapter or model folder, or a hub id."""
+class _OnBase:
     base_model_name_or_path: Place | None = None
     """The base model, if it has moved since training."""
     force: bool = False
-    """Load an adapter also on another base than it was tuned on."""
+    """Use an adapter also with a base other than the one it was tuned on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asking(_OnBase, _Trusting):
+    model: Place
+    """A run folder, an adapter or model folder, or a hub id."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,17 +167,13 @@ Export = StrEnum("Export", ["vllm_lora"])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Merge:
+class Merge(_OnBase):
     """Put adapters into the weights of their base."""
 
     model: Annotated[tuple[str, ...], As("PLACE")]
     """Run folders, adapter folders or hub ids, one flag each."""
     weight: tuple[float, ...] = ()
     """How much each adapter counts, one flag for each --model in their order."""
-    base_model_name_or_path: Place | None = None
-    """The base model, if it has moved since training."""
-    force: bool = False
-    """Merge also into a base other than the one the adapter was tuned on."""
     out: Folder
     """An empty or new folder for the merged model."""
     export: Export | None = None
@@ -289,7 +294,6 @@ class HydraFlags:
 
 NO_HYDRA_FLAGS = HydraFlags()
 
-
 NOTHING_TO_ASK = Problem(
     "", "nothing to ask: give --text, --text_file (one prompt a line; - reads standard input) or --rows_file"
 )
@@ -300,11 +304,9 @@ PROMPTS = ("text", "text_file", "rows_file")
 SAMPLING = ("temperature", "top_k", "top_p")
 """Fields that only drawing uses; the names are those of `transformers.GenerationConfig`."""
 
-JobOptions = Train | Check | ShowData | Modules
-"""Options of the verbs that compose a job."""
 RunnerRequest = Generation | Merge | Scoring | Harness | Report | Comparison
 """What a verb asks of a runner where it composes no job."""
-Options = JobOptions | RunnerRequest | Reproduce | FromFms | Doctor
+Options = Composing | RunnerRequest | Reproduce | FromFms | Doctor
 
 OPTIONS: dict[Verb, type[Options]] = {
     Verb.train: Train,
