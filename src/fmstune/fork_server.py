@@ -19,13 +19,10 @@ from types import FrameType
 from typing import IO
 
 from fmstune import runner
-from fmstune.exit_codes import INTERRUPTING, NOTICES
+from fmstune.exit_codes import INTERRUPTED, INTERRUPTING, NOTICES
 from fmstune.launch import parent
 from fmstune.launch.subprocesses import PARENT
 from fmstune.upstream import hide_unused_packages
-
-_EVERY_SECONDS = 0.02
-_INTERRUPTED = 130
 
 _LATE = ("matplotlib.figure", "matplotlib.backends.backend_agg", "peft.utils.transformers_weight_conversion")
 """What the libraries import when they are first used."""
@@ -61,7 +58,7 @@ def _hand_on(number: int, _frame: FrameType | None) -> None:
         with suppress(ProcessLookupError):
             os.kill(point, number)
     if not _points and number in INTERRUPTING:
-        os._exit(_INTERRUPTED)
+        os._exit(INTERRUPTED)
     if not _points:
         _early.append(number)
 
@@ -82,26 +79,17 @@ def _run(words: list[str], line: IO[str], above: int) -> None:
     while _early:
         os.kill(point, _early.pop())
     signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
-    _say(line, point)
-    code = _waited(point, above)
-    _say(line, code)
-
-
-def _waited(point: int, above: int) -> int:
-    """The point's exit code (negative: the signal it died of); ends with the parent, and its point with it."""
+    print(point, file=line, flush=True)
     while True:
         ended, status = os.waitpid(point, os.WNOHANG)
         if ended:
-            _points.clear()
-            return os.waitstatus_to_exitcode(status)
+            break
         if os.getppid() != above:
+            # the point ends with this process, and this one with the parent
             os._exit(1)
-        time.sleep(_EVERY_SECONDS)
-
-
-def _say(line: IO[str], number: int) -> None:
-    line.write(f"{number}\n")
-    line.flush()
+        time.sleep(0.02)
+    _points.clear()
+    print(os.waitstatus_to_exitcode(status), file=line, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""Sweeps: what Hydra is told of them, and points that run elsewhere, as its other launchers start them.
+"""Sweeps: what Hydra is told of them, and points that its other launchers start, maybe on another machine.
 
-Such a point is called in another process, maybe on another machine. What became of it comes back as a file in the
-sweep's folder (`fmstune.runs.sweep_folder`), as Hydra drops what a point returns.
+The result of such a point is a file in the sweep's folder (`fmstune.runs.sweep_folder`): Hydra drops what it returns.
 """
 
 import importlib.util
@@ -36,18 +35,12 @@ class Sweep(Callback):
         folder = Path(config.hydra.sweep.dir)
         # of a command that was killed
         sweep_folder.gather_points(folder)
-        if not is_away(config.hydra):
-            return
-        Sweep.away.append(folder)
+        if config.hydra.runtime.choices[_LAUNCHER] != "basic":
+            Sweep.away.append(folder)
         if is_submitit(config.hydra):
             logs = str(config.hydra.launcher.get("submitit_folder", folder)).replace("%j", "*")
             print(f"fmstune: sweep folder {folder}; the points are jobs, which log into {logs}", file=sys.stderr)
             print("fmstune: Ctrl-C ends the waiting for them, and not the jobs", file=sys.stderr)
-
-
-def is_away(settings: HydraConf) -> bool:
-    """Whether Hydra has the points run elsewhere than in this process."""
-    return bool(settings.runtime.choices[_LAUNCHER] != "basic")
 
 
 def is_submitit(settings: HydraConf) -> bool:

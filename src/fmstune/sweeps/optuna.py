@@ -1,4 +1,4 @@
-"""`hydra/sweeper=optuna`: points that Optuna chooses from intervals, each after what the former ones came to.
+"""`hydra/sweeper=optuna`: points that Optuna chooses from intervals, after the results of the points before.
 
 A sweeper of our own, as the one of Hydra's authors needs an Optuna below 3 (docs/decisions/0018-optuna.md).
 """
@@ -60,7 +60,7 @@ class OptunaConf:
 
 
 class OptunaSweeper(Sweeper):
-    """Asks Optuna for points, lets the launcher run them, and tells Optuna what they came to."""
+    """Asks Optuna for points, lets the launcher run them, and tells Optuna their results."""
 
     def __init__(self, **fields: Any) -> None:
         self._fields = OptunaConf(**fields)
@@ -78,17 +78,13 @@ class OptunaSweeper(Sweeper):
         given = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(arguments)
         space = {_name(one): distribution(one) for one in given if one.is_sweep_override()}
         if not space:
-            raise UserError(
-                "hydra/sweeper", "=optuna has nothing to search; give a field an interval or several values"
-            )
-        written = OmegaConf.to_container(self.config.hydra.sweeper, resolve=False)
-        assert isinstance(written, dict)
+            hint = "give a field an interval or several values"
+            raise UserError("hydra/sweeper", f"=optuna has nothing to search; {hint}")
+        written: Any = OmegaConf.to_container(self.config.hydra.sweeper, resolve=False)
         if urlsplit(str(written["storage"])).password is not None:
-            raise UserError(
-                "hydra.sweeper.storage",
-                "holds a password, and the sweep's folder keeps the command; set an environment "
-                "variable, and 'hydra.sweeper.storage=${oc.env:NAME}'",
-            )
+            hint = "set an environment variable, and 'hydra.sweeper.storage=${oc.env:NAME}'"
+            text = f"holds a password, and the sweep's folder keeps the command; {hint}"
+            raise UserError("hydra.sweeper.storage", text)
         sampler = _sampler(self._fields.sampler)
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,8 +92,8 @@ class OptunaSweeper(Sweeper):
         try:
             with run_folder.lock_folder(folder):
                 study = _study(self._fields, folder, space)
-                # with its seed alone, a search that is gone on with would begin with the points that it began with
                 seed = self._fields.seed
+                # with its seed alone, a resumed search would begin with the points that it began with
                 study.sampler = sampler(seed=None if seed is None else seed + len(study.get_trials(deepcopy=False)))
                 self._search(study, given, space, folder)
         except UserError:
@@ -166,7 +162,7 @@ def register_sweeper() -> None:
 def _study(
     fields: OptunaConf, folder: Path, space: "dict[str, optuna.distributions.BaseDistribution]"
 ) -> "optuna.Study":
-    """The study of this sweep, new or gone on with."""
+    """The study of this sweep, new or resumed."""
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -180,15 +176,12 @@ def _study(
         if former is None:
             study.set_user_attr(_SPACE, searched)
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError) as err:
-        said = sweep_folder.first_line(str(err))
-        text = secrets.left_out(f": {storage} cannot be used as Optuna's storage ({said})")
-        raise UserError("hydra.sweeper.storage", text) from err
+        text = f": {storage} cannot be used as Optuna's storage ({sweep_folder.first_line(str(err))})"
+        raise UserError("hydra.sweeper.storage", secrets.left_out(text)) from err
     if former not in (None, searched) or study.direction != way:
-        raise UserError(
-            "hydra.sweeper.storage",
-            f": {secrets.left_out(storage)} holds a study {fields.study_name!r} that searches "
-            "otherwise; repeat its command with --resume, or choose another output_dir or hydra.sweeper.study_name",
-        )
+        hint = "repeat its command with --resume, or choose another output_dir or hydra.sweeper.study_name"
+        text = f": {secrets.left_out(storage)} holds a study {fields.study_name!r} that searches otherwise; {hint}"
+        raise UserError("hydra.sweeper.storage", text)
     return study
 
 
@@ -197,49 +190,41 @@ def _sampler(name: str) -> Any:
 
     known = [one for one in optuna.samplers.__all__ if one.endswith("Sampler")]
     if name not in known:
-        raise UserError(
-            "hydra.sweeper.sampler", f": {name} is not a class of optuna.samplers{did_you_mean(name, known)}"
-        )
+        text = f": {name} is not a class of optuna.samplers{did_you_mean(name, known)}"
+        raise UserError("hydra.sweeper.sampler", text)
     return getattr(optuna.samplers, name)
 
 
 def distribution(override: Override) -> "optuna.distributions.BaseDistribution":
     """What Optuna draws one field from; a whole number where both ends are. Raises UserError where it cannot."""
-    try:
-        return _distribution(override)
-    except ValueError as err:
-        raise UserError("", f"{override.input_line} cannot be searched ({err})") from err
-
-
-def _distribution(override: Override) -> "optuna.distributions.BaseDistribution":
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value = override.value()
-    if isinstance(value, IntervalSweep):
-        low, high = value.start, value.end
-        assert low is not None and high is not None
-        log = "log" in value.tags
-        # of int(interval(…)); Hydra makes floats of the ends of a plain one
-        if isinstance(low, int) and isinstance(high, int):
-            return IntDistribution(int(low), int(high), log=log)
-        return FloatDistribution(low, high, log=log)
-    if isinstance(value, RangeSweep) and not value.shuffle:
-        steps = [float(number) for number in override.sweep_string_iterator()]
-        low, high, step = min(steps), max(steps), abs(value.step)
-        if all(number.is_integer() for number in steps):
-            return IntDistribution(int(low), int(high), step=int(step))
-        return FloatDistribution(low, high, step=step)
-    return CategoricalDistribution(list(override.sweep_string_iterator()))
+    try:
+        if isinstance(value, IntervalSweep):
+            low, high = value.start, value.end
+            assert low is not None and high is not None
+            log = "log" in value.tags
+            # of int(interval(…)); Hydra makes floats of the ends of a plain one
+            if isinstance(low, int) and isinstance(high, int):
+                return IntDistribution(int(low), int(high), log=log)
+            return FloatDistribution(low, high, log=log)
+        if isinstance(value, RangeSweep) and not value.shuffle:
+            steps = [float(number) for number in override.sweep_string_iterator()]
+            if all(number.is_integer() for number in steps):
+                return IntDistribution(int(min(steps)), int(max(steps)), step=int(abs(value.step)))
+            return FloatDistribution(min(steps), max(steps), step=abs(value.step))
+        return CategoricalDistribution(list(override.sweep_string_iterator()))
+    except ValueError as err:
+        raise UserError("", f"{override.input_line} cannot be searched ({err})") from err
 
 
 def samples(overrides: Sequence[Override], swept: Collection[str]) -> Iterator[list[Override]]:
     """The same command with one value for each swept field, so that each end and each choice comes up once."""
     ends = {_name(one): _ends(one) for one in overrides if _name(one) in swept}
-    for number in range(max((len(values) for values in ends.values()), default=1)):
-        words = [
-            _word(one, {key: values[min(number, len(values) - 1)] for key, values in ends.items()}) for one in overrides
-        ]
-        yield list(parse_overrides(words))
+    for number in range(max(map(len, ends.values()), default=1)):
+        values = {key: values[min(number, len(values) - 1)] for key, values in ends.items()}
+        yield list(parse_overrides([_word(one, values) for one in overrides]))
 
 
 def _ends(override: Override) -> list[str]:

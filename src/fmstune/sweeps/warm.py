@@ -1,7 +1,4 @@
-"""The parent's side of points that fork from one warm process: a sweep imports the libraries once.
-
-`start` does what `launch.start` does. The other side is `fmstune.fork_server`.
-"""
+"""The parent's side of points that fork from one warm process, `fmstune.fork_server`: a sweep imports only once."""
 
 import json
 import os
@@ -49,8 +46,7 @@ class _Server:
     def run(self, words: Sequence[str]) -> int:
         """One point to its end; its exit code (negative: the signal it died of)."""
         try:
-            self.line.write(json.dumps(words) + "\n")
-            self.line.flush()
+            print(json.dumps(words), file=self.line, flush=True)
             self.point = json.loads(self.line.readline())
             code: int = json.loads(self.line.readline())
         except (json.JSONDecodeError, OSError):
@@ -62,24 +58,28 @@ class _Server:
 
 
 _servers: list[_Server] = []
-"""The one of this process, where it has one."""
+"""The one of this process, if it has one."""
 
 
 def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
-    """Run to the end in a fork, with the signals and exit codes of `launch.start`.
+    """Run to the end, with the signals and exit codes of `subprocesses.start`, in a fork if it is possible.
 
-    What is no runner, wants another environment than the warm process has, or is not on Linux, gets a fresh process.
+    It needs Linux, the command line of a runner, and the environment that the warm process has.
     """
-    if not _can_fork(argv):
-        return subprocesses.start(argv, env)
-    if not _servers or _servers[0].process.poll() is not None:
+    # elsewhere the system's own libraries do not allow a fork
+    forks = sys.platform == "linux" and [*argv[: len(_RUNNER)]] == _RUNNER
+    if forks and (not _servers or _servers[0].process.poll() is not None):
         close()
-        _servers.append(_started(env))
-    server = _servers[0]
-    if server.environment != dict(env):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            words = [*_SERVER, str(theirs.fileno())]
+            process = subprocess.Popen(words, env={**env, **_SAFE}, pass_fds=(theirs.fileno(),))
+            # the socket is closed with its file
+            _servers.append(_Server(process, ours.makefile("rw", encoding="utf-8"), dict(env)))
+    if not forks or _servers[0].environment != dict(env):
         return subprocesses.start(argv, env)
-    with subprocesses.handing_on(server.send_signal) as seen:
-        code = server.run(argv[len(_RUNNER) :])
+    with subprocesses.handing_on(_servers[0].send_signal) as seen:
+        code = _servers[0].run(argv[len(_RUNNER) :])
     return -seen[0] if seen and code == -signal.SIGKILL else code
 
 
@@ -90,18 +90,3 @@ def close() -> None:
             server.line.close()
         server.process.wait()
     _servers.clear()
-
-
-def _can_fork(argv: Sequence[str]) -> bool:
-    # elsewhere the system's own libraries do not allow it
-    return sys.platform == "linux" and [*argv[: len(_RUNNER)]] == _RUNNER
-
-
-def _started(env: Mapping[str, str]) -> _Server:
-    ours, theirs = socket.socketpair()
-    with theirs:
-        number = theirs.fileno()
-        process = subprocess.Popen([*_SERVER, str(number)], env={**env, **_SAFE}, pass_fds=(number,))
-    with ours:
-        # the socket is closed with its file
-        return _Server(process, ours.makefile("rw", encoding="utf-8"), dict(env))
