@@ -9,8 +9,7 @@ from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.plugins.config_source import ConfigResult
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from fmstune.upstream import explain_missing_names, require_attributes
 
@@ -38,12 +37,17 @@ class Part(NamedTuple):
     """The folder or package of the file, as a URL; empty for the shipped ones."""
     tree: Any
     """The values that it sets, references not resolved."""
-    deleted: str = ""
-    """The key that a `~` override takes away."""
+
+
+def tree_of(field: str, value: Any) -> Any:
+    """One value by its dotted name as a tree."""
+    tree = OmegaConf.create()
+    OmegaConf.update(tree, field, value, force_add=True)
+    return OmegaConf.to_container(tree, resolve=False)
 
 
 class RecordingLoader(ConfigLoaderImpl):
-    """Hydra's loader with the search path of `hydra.main`: keeps the parts of what it composed last.
+    """Hydra's loader with the search path of `hydra.main`: keeps the parts of its last composition.
 
     It parses no override of `known` again.
     """
@@ -59,18 +63,6 @@ class RecordingLoader(ConfigLoaderImpl):
         self._overrides: list[Override] = []
         self._repository: CachingConfigRepository | None = None
 
-    def load_configuration(
-        self,
-        config_name: str | None,
-        overrides: list[str],
-        run_mode: RunMode,
-        from_shell: bool = True,
-        validate_sweep_overrides: bool = True,
-    ) -> DictConfig:
-        """Compose as Hydra does."""
-        self._files = []
-        return super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
-
     def parts(self) -> tuple[Part, ...]:
         """The files and overrides of what was composed last, in the order in which Hydra merged them."""
         return (*self._files, *self._fields())
@@ -80,14 +72,8 @@ class RecordingLoader(ConfigLoaderImpl):
         for one in self._overrides:
             value = one.value()
             chooses = not isinstance(value, dict) and self._repository.group_exists(one.key_or_group)
-            if chooses or one.is_hydra_override() or one.is_sweep_override():
-                continue
-            if one.is_delete():
-                yield Part("", "", "", {}, deleted=one.key_or_group)
-                continue
-            tree = OmegaConf.create()
-            OmegaConf.update(tree, one.key_or_group, value, force_add=True)
-            yield Part("", "", "", OmegaConf.to_container(tree, resolve=False))
+            if not (chooses or one.is_hydra_override() or one.is_sweep_override() or one.is_delete()):
+                yield Part("", "", "", tree_of(one.key_or_group, value))
 
     def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
         found = super()._load_single_config(default, repo)
@@ -101,6 +87,7 @@ class RecordingLoader(ConfigLoaderImpl):
     def _parse_overrides_and_create_caching_repo(
         self, config_name: str | None, overrides: list[str]
     ) -> tuple[list[Override], CachingConfigRepository]:
+        self._files = []
         parser = OverridesParser.create()
         parsed = [self._known.get(word) or parser.parse_overrides([word])[0] for word in overrides]
         self._overrides, self._repository = parsed, CachingConfigRepository(self.repository)

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from fmstune.config import defaults, freeze
 from fmstune.config.compose import Composed
-from fmstune.config.hydra_internals import Part
+from fmstune.config.hydra_internals import Part, tree_of
 from fmstune.config.job import Job
 from fmstune.config.renamed_fields import TRANSLATED, Translation
 from fmstune.flatten import leaves
@@ -40,53 +40,34 @@ Origins = dict[Key, Origin]
 
 def composition_origins(composed: Composed) -> Origins:
     """The origin of each value of a composed configuration."""
-    origins = part_origins((part.deleted, _place(part), part.tree) for part in composed.parts)
-    written = {key: origin.written for key, origin in origins.items()}
-    if written != dict(leaves(OmegaConf.to_container(composed.job, resolve=False))):
+    found = _last_origins((_place(part), part.tree) for part in composed.parts)
+    written = dict(leaves(OmegaConf.to_container(composed.job, resolve=False)))
+    # an override that takes a key away may leave an empty mapping, which no part holds
+    origins = {key: found.get(key, Origin(COMMAND_LINE, {})) for key in written}
+    if {key: origin.written for key, origin in origins.items()} != written:
         raise RuntimeError("the sources do not add up to the composed job; compare with fmstune --cfg job")
     return origins
 
 
-def part_origins(parts: Iterable[tuple[str, str, Any]]) -> Origins:
-    """The origin of each value after all parts were merged in their order; a part is a deleted key, a place and a tree.
-
-    OmegaConf merges a mapping into a mapping; any other value replaces what was there, unless it is missing.
-    """
-    origins = Origins()
-    for deleted, place, tree in parts:
-        if deleted:
-            _drop(origins, tuple(deleted.split(".")))
+def _last_origins(parts: Iterable[tuple[str, Any]]) -> Origins:
+    """The place of the last part that holds each value; `???` takes the place of no other, as in OmegaConf."""
+    found, missing = Origins(), Origin("", _MISSING)
+    for place, tree in parts:
         for key, value in leaves(tree):
-            if key not in origins:
-                below = any(other[: len(key)] == key for other in origins)
-                if below and value in ({}, _MISSING):
-                    continue
-                if below:
-                    _drop(origins, key)
-                for end in range(1, len(key)):
-                    # a mapping takes the place of another value
-                    origins.pop(key[:end], None)
-            if key and (value != _MISSING or key not in origins or origins[key].written == _MISSING):
-                origins[key] = Origin(place, value)
-    return origins
-
-
-def _drop(origins: Origins, key: Key) -> None:
-    for other in [other for other in origins if other[: len(key)] == key]:
-        del origins[other]
+            if value != _MISSING or found.get(key, missing).written == _MISSING:
+                found[key] = Origin(place, value)
+    return found
 
 
 def frozen_origins(path: Path, changes: Mapping[str, Any]) -> Origins:
     """The origins of a frozen job that is read from a file and changed by `field=value` words."""
     config = freeze.load_file(path)
-    parts = [("", str(path), OmegaConf.to_container(config, resolve=False))]
+    parts = [(str(path), OmegaConf.to_container(config, resolve=False))]
     for field, value in freeze.with_copies(config, changes).items():
         place = COMMAND_LINE if field in changes else f"{COMMAND_LINE}, with the field that it was copied from"
-        part = OmegaConf.create()
-        OmegaConf.update(part, field, value, force_add=True)
-        parts.append(("", place, OmegaConf.to_container(part, resolve=False)))
+        parts.append((place, tree_of(field, value)))
     # a frozen job holds no reference, and text that looks like one is text
-    return {key: Origin(origin.place) for key, origin in part_origins(parts).items()}
+    return {key: Origin(origin.place) for key, origin in _last_origins(parts).items()}
 
 
 def render_origins(tree: Mapping[str, Any], origins: Origins, package: str | None = None) -> str:
