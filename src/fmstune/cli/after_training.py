@@ -82,9 +82,8 @@ def _evaluated(line: CommandLine, run: Path) -> Job:
     elif run.is_file():
         job = freeze.read(run, trusted=line.trusted, changes=field_changes(line.overrides)).job
     else:
-        raise UserError(
-            "--model", f": {run.parent} is not a run with held-out rows; add data=CHOICE and data.eval=FILE"
-        )
+        hint = "add data=CHOICE and data.eval=FILE"
+        raise UserError("--model", f": {run.parent} is not a run with held-out rows; {hint}")
     if not has_held_out(job.data):
         raise UserError("", "no row is held out; set data.eval to the rows to evaluate on, or data.eval_fraction")
     # rows to train on are not read where others are held out

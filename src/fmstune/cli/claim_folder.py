@@ -62,14 +62,13 @@ def claim_folder(job: Job) -> Claim:
 
 def _joined(job: Job, folder: Path) -> Claim:
     """The folder that machine 0 has made for this job; raises UserError when it does not come, or is another job's."""
-    end = time.monotonic() + job.launcher.rdzv_timeout
+    seconds = job.launcher.rdzv_timeout
+    end = time.monotonic() + seconds
     while not (folder / run_folder.JOB).is_file():
         if time.monotonic() > end:
-            raise UserError(
-                "output_dir",
-                f": no job came into {folder} within launcher.rdzv_timeout={job.launcher.rdzv_timeout} "
-                "seconds; start machine 0, and give a folder that all machines share",
-            )
+            hint = "start machine 0, and give a folder that all machines share"
+            text = f": no job came into {folder} within launcher.rdzv_timeout={seconds} seconds; {hint}"
+            raise UserError("output_dir", text)
         time.sleep(0.2)
     raise_if_any(folder_problems(folder, job))
     return Claim(job, folder, (), resumed=True)

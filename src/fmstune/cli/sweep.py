@@ -144,11 +144,8 @@ def _run_points_elsewhere(line: CommandLine, swept: Collection[str], number: int
         # as submitit is an extra, its errors cannot be named
         if type(err).__module__.partition(".")[0] != "submitit":
             raise
-        raise UserError(
-            "",
-            f"a point's job ended without a result: {str(err).strip().splitlines()[0]}; its log says why, and the "
-            "other jobs continue",
-        ) from err
+        said = f"{str(err).strip().splitlines()[0]}; its log says why, and the other jobs continue"
+        raise UserError("", f"a point's job ended without a result: {said}") from err
     (folder,) = callback.Sweep.away
     return [point.code for point in _show_sweep(folder)]
 

@@ -58,9 +58,8 @@ def compare_by_problems(job: Job) -> Iterator[Problem]:
         hint = "set data.eval or data.eval_fraction, and an evaluation group that is not none"
         yield Problem("compare_by", f": {name} is measured on held-out rows, and this job measures none; {hint}")
     elif name not in known:
-        yield Problem(
-            "compare_by", f": {name} is not a number of summary.json{did_you_mean(name, known)} ({', '.join(known)})"
-        )
+        hint = f"{did_you_mean(name, known)} ({', '.join(known)})"
+        yield Problem("compare_by", f": {name} is not a number of summary.json{hint}")
     elif direction(job) is None:
         yield Problem("direction", f"must be given for compare_by={name}: minimize or maximize")
 

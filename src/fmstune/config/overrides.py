@@ -26,7 +26,11 @@ def parse_overrides(words: Sequence[str], groups: Collection[str] = ()) -> tuple
         try:
             found += parser.parse_overrides([word])
         except OverrideParseException:
-            problems.append(_unreadable(word))
+            hint = ": neither FIELD=VALUE nor GROUP=CHOICE, and a verb comes first (see fmstune --help)"
+            quotes = "quotes inside quotes, such as 'data.response_template=\"\\n### Label:\"'"
+            if "=" in word:
+                hint = f": cannot be read as FIELD=VALUE; a value with special characters needs {quotes}"
+            problems.append(Problem(word, hint))
     for one in found:
         if one.key_or_group in groups and (one.is_delete() or one.value() is None):
             hint = f"choose {one.key_or_group}=NAME, or leave it out for the default"
@@ -35,24 +39,9 @@ def parse_overrides(words: Sequence[str], groups: Collection[str] = ()) -> tuple
     return tuple(found)
 
 
-def _unreadable(word: str) -> Problem:
-    if "=" not in word:
-        return Problem(word, ": neither FIELD=VALUE nor GROUP=CHOICE, and a verb comes first (see fmstune --help)")
-    return Problem(
-        word,
-        ": cannot be read as FIELD=VALUE; a value with special characters needs "
-        "quotes inside quotes, such as 'data.response_template=\"\\n### Label:\"'",
-    )
-
-
 def text_of(override: Override) -> str:
     """The word as it was typed."""
     return override.input_line or ""
-
-
-def key_of(word: str) -> str:
-    """The key of an override's text, without what is before and after it."""
-    return word.lstrip("+~").partition("=")[0]
 
 
 def allow_new_fields(overrides: Sequence[Override], groups: Collection[str]) -> list[Override]:
@@ -60,17 +49,13 @@ def allow_new_fields(overrides: Sequence[Override], groups: Collection[str]) -> 
 
     Hydra would stop at the first, and would want a `+` before fields that no YAML lists.
     """
-    return [_forced(one) if _is_plain_field(one, groups) else one for one in overrides]
-
-
-def _is_plain_field(one: Override, groups: Collection[str]) -> bool:
-    key = one.key_or_group
-    plain = one.type is OverrideType.CHANGE and one.package is None and "/" not in key
-    return plain and key not in groups and key.partition(".")[0] != "hydra"
-
-
-def _forced(one: Override) -> Override:
-    return dataclasses.replace(one, type=OverrideType.FORCE_ADD, input_line=f"++{text_of(one)}")
+    found = []
+    for one in overrides:
+        key, is_change = one.key_or_group, one.type is OverrideType.CHANGE and one.package is None
+        if is_change and "/" not in key and key not in groups and key.partition(".")[0] != "hydra":
+            one = dataclasses.replace(one, type=OverrideType.FORCE_ADD, input_line=f"++{text_of(one)}")
+        found.append(one)
+    return found
 
 
 def swept_keys(overrides: Sequence[Override]) -> frozenset[str]:
