@@ -64,7 +64,6 @@ def _hand_on(number: int, _frame: FrameType | None) -> None:
 
 
 def _run(words: list[str], line: IO[str], above: int) -> None:
-    """One point in a process of its own, to its end."""
     # none may come between the fork and the point's own handlers
     waiting = signal.pthread_sigmask(signal.SIG_BLOCK, {*INTERRUPTING, *NOTICES})
     point = os.fork()

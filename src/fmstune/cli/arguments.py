@@ -100,7 +100,6 @@ def parse_command_line(words: Sequence[str]) -> CommandLine | HelpOrVersion:
 
 
 def _split_verb(words: Sequence[str]) -> tuple[Verb | None, list[str]]:
-    """The verb where one is named, and the words after it."""
     if not words or not re.fullmatch(r"\w[\w-]*", words[0]):
         return None, list(words)
     known = [verb.value for verb in Verb]
@@ -175,7 +174,6 @@ def _positional(verb: Verb, words: Sequence[str]) -> dict[str, str]:
 
 
 def _missing(kind: type[Options], given: dict[str, Any]) -> Iterator[Problem]:
-    """Yield a problem for each flag that must be given."""
     problems = list(missing_flags(kind, given))
     yield from problems
     if problems and kind is Generation and not given.keys() & {*requests.PROMPTS}:

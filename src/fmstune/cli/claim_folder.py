@@ -27,10 +27,7 @@ class Claim:
 
 
 def claim_folder(job: Job) -> Claim:
-    """Make the run folder by creating its job.yaml, which only one process can do.
-
-    Machine 0 of several does it, and the others wait for it.
-    """
+    """Make the run folder by creating its job.yaml, which only one process can do; other machines wait for machine 0."""
     given = job.output_dir
     if job.launcher.machine_rank > 0 and given is not None:
         return _joined(job, Path(given))

@@ -77,7 +77,6 @@ def _run_verb(line: CommandLine) -> int:
 
 
 def _run_job(line: CommandLine) -> int:
-    """Print, show, repeat or start a job, or the points of a sweep."""
     hydra, resumed = line.hydra, getattr(line.options, "resume", None)
     repeated = getattr(line.options, "from_job", None)
     if not resumed and not repeated:

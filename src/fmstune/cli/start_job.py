@@ -101,7 +101,6 @@ def call_runner(job: Job, verb: Verb, flags: Sequence[str]) -> int:
 
 
 def _train(job: Job, flags: Sequence[str], history: History | None, start: Start | None) -> int:
-    """Claim the run folder, freeze the job into it, run it, and show what came out."""
     if job.launcher.slurm is not None:
         slurm.raise_if_not_here()
     if job.output_dir is not None:
@@ -139,7 +138,6 @@ def _show_summary(job: Job, folder: Path, flags: Sequence[str], code: int) -> in
 
 
 def _submit(claimed: claim_folder.Claim, flags: Sequence[str]) -> int:
-    """Hand the claimed run to Slurm, which starts it when it can."""
     try:
         number = slurm.submit(claimed.job, claimed.folder, flags)
     except BaseException:

@@ -54,7 +54,6 @@ def run_sweep(line: CommandLine) -> int:
 
 
 def _direction(jobs: Sequence[Job]) -> Override:
-    """The override that tells the sweeper which way is better."""
     ways = {(compare_by.path(job), compare_by.direction(job)) for job in jobs}
     if len(ways) > 1:
         raise UserError("compare_by", "must be given: the points of this search would be compared by different numbers")

@@ -93,19 +93,13 @@ class _Engine(NamedTuple):
 
 
 def compose_job(overrides: Sequence[Override], flags: HydraFlags = NO_HYDRA_FLAGS) -> Composed:
-    """Compose one job; of a sweep, as its configuration says, the part that its points share.
-
-    Raises UserError where one job gets several values of a field, and `ERRORS`.
-    """
+    """Compose one job, or what the points of a sweep share; raises UserError for several values of a field, `ERRORS`."""
     engine = _engine(overrides, flags)
     return _composed(engine, _load(engine, overrides))
 
 
 def call_with_job(overrides: Sequence[Override], flags: HydraFlags, task: Callable[[Composed], int]) -> int | None:
-    """Compose one job and run the task as Hydra does, with its callbacks, environment and logging.
-
-    None where the configuration says itself that it is a sweep.
-    """
+    """Compose one job and run the task with Hydra's callbacks, environment and logging; None for a configured sweep."""
     engine = _engine(overrides, flags)
     config = _load(engine, overrides)
     if config.hydra.mode is RunMode.MULTIRUN:
@@ -130,10 +124,7 @@ def call_with_job(overrides: Sequence[Override], flags: HydraFlags, task: Callab
 
 
 def compose_points(overrides: Sequence[Override], flags: HydraFlags, task: Callable[[Composed], Any]) -> None:
-    """Let Hydra's sweeper choose the points and its launcher call the task with each, here or elsewhere.
-
-    The task must be picklable where that is elsewhere.
-    """
+    """Let Hydra's sweeper choose the points and its launcher call the task, which may have to be picklable, with each."""
     engine = _engine(overrides, flags)
     loader = engine.loader
 

@@ -120,10 +120,7 @@ def with_copies(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write(job: Job, path: Path) -> None:
-    """Write the job so that `read` gives an equal one; the file must not be there yet.
-
-    Raises FileExistsError: creating it is how a process claims a run folder.
-    """
+    """Write the job so that `read` gives an equal one; FileExistsError, as one process alone can claim a run folder."""
     with path.open("x", encoding="utf-8") as file:
         file.write(dump(job))
 
@@ -230,7 +227,6 @@ def _training(tree: Mapping[str, Any], config_class: str, problems: list[Problem
 
 
 def _peft(tree: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
-    """The peft group, typed by the class that it names."""
     rest = dict(tree)
     target = rest.pop("_target_", None)
     if target == FULL:
@@ -268,7 +264,6 @@ def _sources(path: str, tree: Mapping[str, Any], trusted: Sequence[str], problem
 
 
 def _format_problems(path: str, format: Any, trusted: Sequence[str]) -> Iterator[Problem]:
-    """Yield what is wrong with the function and the missing values of a format."""
     if isinstance(format, Mapping):
         of, allowed = "a function such as fmstune.data.formats.text", ("fmstune.data.formats", *trusted)
         yield from named_classes.target_form_problems(path, format, allowed, of, _HINTS)

@@ -47,10 +47,7 @@ def tree_of(field: str, value: Any) -> Any:
 
 
 class RecordingLoader(ConfigLoaderImpl):
-    """Hydra's loader with the search path of `hydra.main`: keeps the parts of its last composition.
-
-    It parses no override of `known` again.
-    """
+    """Hydra's loader with `hydra.main`'s search path; it keeps the parts of what it composed and reuses `known`."""
 
     def __init__(self, config_path: str, config_dir: str | None, known: Iterable[Override]) -> None:
         search_path = create_automatic_config_search_path(None, __name__, config_path)

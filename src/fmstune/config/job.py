@@ -287,10 +287,7 @@ def stop_rules(callbacks: Callbacks) -> list[str]:
 
 
 def sources(data: Data, field: str) -> dict[str, Source]:
-    """The sources of `train` or `eval` by name, with what they take from the group; a single one is called "".
-
-    `eval` has none where it is null.
-    """
+    """The sources of `train` or `eval` by name ("" for a single one), completed from the group; {} for null."""
     given = getattr(data, field)
     if given is None:
         return {}

@@ -84,7 +84,6 @@ def wrong_choices(overrides: Sequence[Override], extra: Path | None) -> Iterator
 
 
 def _names(one: Override) -> Iterator[str]:
-    """The choices of a group's override, one by one."""
     value = one.value()
     for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
         for name in choice if isinstance(choice, list) else [choice]:

@@ -162,7 +162,6 @@ def register_sweeper() -> None:
 def _study(
     fields: OptunaConf, folder: Path, space: "dict[str, optuna.distributions.BaseDistribution]"
 ) -> "optuna.Study":
-    """The study of this sweep, new or resumed."""
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 

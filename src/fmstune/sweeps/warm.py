@@ -62,10 +62,7 @@ _servers: list[_Server] = []
 
 
 def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
-    """Run to the end, with the signals and exit codes of `subprocesses.start`, in a fork if it is possible.
-
-    It needs Linux, the command line of a runner, and the environment that the warm process has.
-    """
+    """Run to the end as `subprocesses.start` does: on Linux a runner with the warm process's environment is forked."""
     # elsewhere the system's own libraries do not allow a fork
     forks = sys.platform == "linux" and [*argv[: len(_RUNNER)]] == _RUNNER
     if forks and (not _servers or _servers[0].process.poll() is not None):
