@@ -93,7 +93,7 @@ class _Engine(NamedTuple):
 
 
 def compose_job(overrides: Sequence[Override], flags: HydraFlags = NO_HYDRA_FLAGS) -> Composed:
-    """Compose one job, or what the points of a sweep share; raises UserError for several values of a field, `ERRORS`."""
+    """Compose one job, or what the points of a sweep share; raises UserError for two values of a field, and `ERRORS`."""
     engine = _engine(overrides, flags)
     return _composed(engine, _load(engine, overrides))
 
@@ -124,12 +124,12 @@ def call_with_job(overrides: Sequence[Override], flags: HydraFlags, task: Callab
 
 
 def compose_points(overrides: Sequence[Override], flags: HydraFlags, task: Callable[[Composed], Any]) -> None:
-    """Let Hydra's sweeper choose the points and its launcher call the task, which may have to be picklable, with each."""
+    """Let Hydra's sweeper choose the points and its launcher call the (picklable) task with each, here or elsewhere."""
     engine = _engine(overrides, flags)
-    loader = engine.loader
+    parts = engine.loader.parts
 
     def fmstune(config: DictConfig) -> Any:
-        return task(Composed(config, HydraConfig.get(), loader.parts()))
+        return task(Composed(config, HydraConfig.get(), parts()))
 
     engine.hydra.multirun(engine.name, fmstune, [*engine.words, "hydra.mode=MULTIRUN"])
 

@@ -6,14 +6,12 @@ import re
 import typing
 from collections.abc import Mapping
 from enum import Enum
-from importlib import resources
 from typing import Any
 
-import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from fmstune.config import named_classes
+from fmstune.config import groups, named_classes
 from fmstune.config.job import FULL, LORAPLUS_LR_RATIO, EarlyStopping, Job, Slurm
 from fmstune.config.renamed_fields import with_format_settings
 
@@ -33,8 +31,7 @@ _ADAPTERS_RATE = 1e-4
 def register() -> None:
     """Give Hydra the defaults as `fields/…`, and OmegaConf the functions that files of conf/ call."""
     store = ConfigStore.instance()
-    parts: dict[str, type] = {"job": Job, "slurm": Slurm, "early_stopping": EarlyStopping}
-    for name, cls in parts.items():
+    for name, cls in (("job", Job), ("slurm", Slurm), ("early_stopping", EarlyStopping)):
         store.store(group="fields", name=name, node=defaults_of(cls), provider=PROVIDER)
     for resolver in (first, usual_rate, by_method):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
@@ -94,7 +91,6 @@ def settled(config: DictConfig) -> DictConfig:
 
 def usual_rates() -> dict[str, float]:
     """The rates in conf/peft by class; LoRA's relatives have its class, and the file of LoRA has the fewest keys."""
-    files = [file for file in resources.files("fmstune.conf").joinpath("peft").iterdir() if file.name.endswith(".yaml")]
-    methods = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
-    methods = sorted((one for one in methods if USUAL_RATE in one), key=len, reverse=True)
+    methods = [one for one in groups.shipped_choices("peft").values() if USUAL_RATE in one]
+    methods = sorted(methods, key=len, reverse=True)
     return {one["_target_"]: float(one[USUAL_RATE]) for one in methods}

@@ -2,6 +2,9 @@
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 GROUPS = (
     "model",
@@ -25,6 +28,14 @@ def choices(group: str, extra: Path | None = None) -> list[str]:
     if extra is not None:
         names |= {path.stem for path in (extra / group).glob("*.yaml")}
     return sorted(names)
+
+
+def shipped_choices(group: str) -> dict[str, Any]:
+    """The shipped YAML files of a group by name, as plain data."""
+    folder = resources.files("fmstune.conf").joinpath(group)
+    return {
+        name: yaml.safe_load(folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8")) for name in choices(group)
+    }
 
 
 def group_names(config_dir: str | None = None) -> set[str]:

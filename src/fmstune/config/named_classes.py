@@ -2,11 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from importlib import resources
 from types import MappingProxyType
 from typing import Any
-
-import yaml
 
 from fmstune.config import groups, upstream_fields
 from fmstune.config.convert import convert_fields, unknown_field
@@ -60,10 +57,7 @@ def _defaults(target: Any) -> dict[str, Any]:
 @cache
 def shipped_trackers() -> Mapping[str, str]:
     """The `_target_` of each name in conf/tracking: jobs frozen before it was a field have only the name."""
-    folder = resources.files("fmstune.conf").joinpath("tracking")
-    texts = {name: folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8") for name in groups.choices("tracking")}
-    trees = {name: yaml.safe_load(text).get(name) for name, text in texts.items()}
-    return {name: tree["_target_"] for name, tree in trees.items() if tree}
+    return {name: tree[name]["_target_"] for name, tree in groups.shipped_choices("tracking").items() if tree}
 
 
 def split_callbacks(tree: Any) -> tuple[Any, dict[str, Any]]:
