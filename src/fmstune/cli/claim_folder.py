@@ -27,7 +27,7 @@ class Claim:
 
 
 def claim_folder(job: Job) -> Claim:
-    """Make the run folder by creating its job.yaml, which only one process can do; other machines wait for machine 0."""
+    """Make the run folder by creating its job.yaml, which one process alone can do; further machines wait for it."""
     given = job.output_dir
     if job.launcher.machine_rank > 0 and given is not None:
         return _joined(job, Path(given))

@@ -93,7 +93,7 @@ class _Engine(NamedTuple):
 
 
 def compose_job(overrides: Sequence[Override], flags: HydraFlags = NO_HYDRA_FLAGS) -> Composed:
-    """Compose one job, or what the points of a sweep share; raises UserError for two values of a field, and `ERRORS`."""
+    """Compose one job, or what a sweep's points share; raises UserError for two values of a field, and `ERRORS`."""
     engine = _engine(overrides, flags)
     return _composed(engine, _load(engine, overrides))
 

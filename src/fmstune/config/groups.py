@@ -6,18 +6,8 @@ from typing import Any
 
 import yaml
 
-GROUPS = (
-    "model",
-    "peft",
-    "data",
-    "training",
-    "launcher",
-    "objective",
-    "evaluation",
-    "tracking",
-    "callbacks",
-    "experiment",
-)
+_OF_JOB = ("model", "peft", "data", "training", "launcher", "objective", "evaluation", "tracking", "callbacks")
+GROUPS = (*_OF_JOB, "experiment")
 """Groups that a user chooses from."""
 
 
@@ -32,10 +22,8 @@ def choices(group: str, extra: Path | None = None) -> list[str]:
 
 def shipped_choices(group: str) -> dict[str, Any]:
     """The shipped YAML files of a group by name, as plain data."""
-    folder = resources.files("fmstune.conf").joinpath(group)
-    return {
-        name: yaml.safe_load(folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8")) for name in choices(group)
-    }
+    files = {name: resources.files("fmstune.conf").joinpath(group, f"{name}.yaml") for name in choices(group)}
+    return {name: yaml.safe_load(file.read_text(encoding="utf-8")) for name, file in files.items()}
 
 
 def group_names(config_dir: str | None = None) -> set[str]:
