@@ -27,7 +27,7 @@ def share(rows: str, model: str, folder: str, packing: bool) -> float:
     checked = preflight.check_job(job)
     tokenizer = load.load_tokenizer(job.model)
     prepared = prepare_data(job.data, tokenizer.tokenizer, job.seed)
-    loaded = load.load(job.model, tokenizer, dtype=checked.precision.weights, attention=checked.attention)
+    loaded = load.load_model(job.model, tokenizer, dtype=checked.precision.weights, attention=checked.attention)
     objective = load_objective(job)
     trainer = objective.trainer_class(
         model=loaded,

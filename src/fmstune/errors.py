@@ -1,7 +1,7 @@
 """The errors that a user can cause; their message alone is shown, and the exit code is 2."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
@@ -59,13 +59,22 @@ def raise_if_any(problems: Iterable[Problem]) -> None:
         raise UserError.of(found)
 
 
-@contextmanager
-def collect_problems(problems: list[Problem]) -> Iterator[None]:
-    """Add the problems of a UserError to the list instead of raising it."""
-    try:
-        yield
-    except UserError as err:
-        problems += err.problems
+class collect_problems(AbstractContextManager[None]):
+    """Add the problems of a UserError to the list instead of raising it; `new_fields`: of fields without one alone."""
+
+    def __init__(self, problems: list[Problem], *, new_fields: bool = False) -> None:
+        self._problems, self._new_fields = problems, new_fields
+
+    def __exit__(self, kind: object, err: object, trace: object) -> bool:
+        known = {problem.field for problem in self._problems if problem.field and self._new_fields}
+        if isinstance(err, UserError):
+            self._problems += [problem for problem in err.problems if problem.field not in known]
+        return isinstance(err, UserError)
+
+
+def one_line(err: object) -> str:
+    """The beginning of an error's text, without its line breaks."""
+    return " ".join(str(err).split())[:300]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -91,7 +91,7 @@ def _act(options: argparse.Namespace) -> int:
         case Verb.reproduce if options.again is not None:
             return reproduce.compare_weights(options.recorded, options.again)
         case Verb.reproduce:
-            return reproduce.check(job, options.recorded, strict=options.strict, trusted=tuple(options.trusted))
+            return reproduce.compare_facts(job, options.recorded, strict=options.strict, trusted=tuple(options.trusted))
         case _:
             return pipeline.prepare(job) if options.prepare else pipeline.train(job, options.command)
 

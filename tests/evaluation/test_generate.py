@@ -20,7 +20,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
-    return load.load(TINY, load.load_tokenizer(TINY), dtype="float32", attention="sdpa").eval()
+    return load.load_model(TINY, load.load_tokenizer(TINY), dtype="float32", attention="sdpa").eval()
 
 
 def prompts(tokenizer: PreTrainedTokenizerBase, *texts: str) -> list[list[int]]:

@@ -52,7 +52,7 @@ def held_out(tokenizer: PreTrainedTokenizerBase) -> Dataset:
 
 def load(name: str = "tiny_llama") -> PreTrainedModel:
     tiny = Model(path=f"package:{name}", tokenizer="package:tiny_llama")
-    return models.load(tiny, models.load_tokenizer(tiny), dtype="float32", attention="sdpa")
+    return models.load_model(tiny, models.load_tokenizer(tiny), dtype="float32", attention="sdpa")
 
 
 @pytest.fixture(params=["full", "lora", "prompt"])

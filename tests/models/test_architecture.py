@@ -8,13 +8,13 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from fmstune.config.job import Model
 from fmstune.errors import UserError
-from fmstune.models.architecture import build_empty, configuration
+from fmstune.models.architecture import build_empty, model_configuration
 from tests.models.test_shapes import BIGCODE, TINY_LLAMA, config_of
 
 
 def test_a_folder_is_read(tmp_path):
     AutoConfig.for_model(**TINY_LLAMA).save_pretrained(tmp_path)
-    config = configuration(Model(path=str(tmp_path), architecture=TINY_LLAMA))
+    config = model_configuration(Model(path=str(tmp_path), architecture=TINY_LLAMA))
     assert (config.model_type, config.hidden_size) == ("llama", 32)
 
 
@@ -22,7 +22,7 @@ def test_every_disagreement_between_folder_and_architecture_is_named(tmp_path):
     AutoConfig.for_model(**TINY_LLAMA, rope_theta=500.0).save_pretrained(tmp_path)
     other = {**TINY_LLAMA, "hidden_size": 64, "vocab_size": 99, "rope_theta": 500.0}
     with pytest.raises(UserError) as error:
-        configuration(Model(path=str(tmp_path), architecture=other))
+        model_configuration(Model(path=str(tmp_path), architecture=other))
     assert tuple(map(str, error.value.problems)) == (
         f"model.architecture.hidden_size is 64, but {tmp_path} has 32; correct it",
         f"model.architecture.vocab_size is 99, but {tmp_path} has 100; correct it",
@@ -32,7 +32,9 @@ def test_every_disagreement_between_folder_and_architecture_is_named(tmp_path):
 def test_an_alias_of_the_architecture_is_compared_too(tmp_path):
     AutoConfig.for_model(**BIGCODE).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"model\.architecture\.num_hidden_layers is 3, but .* has 2"):
-        configuration(Model(path=str(tmp_path), architecture={"model_type": "gpt_bigcode", "num_hidden_layers": 3}))
+        model_configuration(
+            Model(path=str(tmp_path), architecture={"model_type": "gpt_bigcode", "num_hidden_layers": 3})
+        )
 
 
 ARCHITECTURES = [
@@ -75,7 +77,7 @@ def test_a_folder_that_cannot_be_loaded_is_refused(tmp_path, text, message):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError) as error:
-        configuration(Model(path=str(tmp_path)))
+        model_configuration(Model(path=str(tmp_path)))
     (problem,) = tuple(map(str, error.value.problems))
     assert message in problem
 
@@ -85,23 +87,23 @@ def test_code_beside_an_architecture_of_transformers_is_left_alone(tmp_path):
     values = json.loads((tmp_path / "config.json").read_text())
     values["auto_map"] = {"AutoConfig": "mine.Config"}
     (tmp_path / "config.json").write_text(json.dumps(values))
-    assert configuration(Model(path=str(tmp_path))).hidden_size == 32
+    assert model_configuration(Model(path=str(tmp_path))).hidden_size == 32
 
 
 def test_a_missing_folder_is_not_looked_for_on_the_hub():
     with pytest.raises(UserError, match=r"model\.path: no folder /nowhere/model"):
-        configuration(Model(path="/nowhere/model"))
+        model_configuration(Model(path="/nowhere/model"))
 
 
 def test_what_is_neither_a_folder_nor_a_hub_id_is_refused():
     with pytest.raises(UserError, match=r"a/b/c is neither a folder nor a hub id"):
-        configuration(Model(path="a/b/c"))
+        model_configuration(Model(path="a/b/c"))
 
 
 def test_without_the_hub_an_architecture_is_advised(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"cache nor can the hub be reached; give a folder, or model\.architecture"):
-        configuration(Model(path="nobody/nothing-of-the-kind"))
+        model_configuration(Model(path="nobody/nothing-of-the-kind"))
 
 
 def hub_error(kind):
@@ -126,7 +128,7 @@ def test_each_refusal_of_the_hub_has_its_own_message(monkeypatch, kind, message)
 
     monkeypatch.setattr(PreTrainedConfig, "get_config_dict", refuse)
     with pytest.raises(UserError) as error:
-        configuration(Model(path="x/y", revision="v9"))
+        model_configuration(Model(path="x/y", revision="v9"))
     (problem,) = tuple(map(str, error.value.problems))
     assert message in problem
 
@@ -145,7 +147,7 @@ def test_each_refusal_of_the_hub_has_its_own_message(monkeypatch, kind, message)
 def test_values_that_fit_no_configuration_are_the_users_error(tmp_path, values, message):
     (tmp_path / "config.json").write_text(values)
     with pytest.raises(UserError, match=message):
-        configuration(Model(path=str(tmp_path)))
+        model_configuration(Model(path=str(tmp_path)))
 
 
 def test_values_that_make_no_model_are_the_users_error():

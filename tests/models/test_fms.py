@@ -60,7 +60,7 @@ def both(folder: Path) -> Iterator[PreTrainedModel]:
     """The model of the folder with the blocks of transformers, and with those of ibm-fms."""
     for backend in Backend:
         model = Model(path=str(folder), backend=backend)
-        yield load.load(model, load.load_tokenizer(model), dtype="float32", attention="sdpa")
+        yield load.load_model(model, load.load_tokenizer(model), dtype="float32", attention="sdpa")
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -273,7 +273,7 @@ def test_an_adapter_on_the_blocks_of_ibm_fms_is_merged(fmstune: Command) -> None
     tokenizer = load.load_tokenizer(plain)
     ids = batch()["input_ids"]
     expected, found = (
-        load.load(dataclasses.replace(plain, backend=backend), tokenizer, dtype="float32", attention="sdpa")
+        load.load_model(dataclasses.replace(plain, backend=backend), tokenizer, dtype="float32", attention="sdpa")
         for backend in Backend
     )
     with torch.no_grad():

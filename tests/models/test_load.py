@@ -30,7 +30,7 @@ def job_model(folder: Path, **changes: object) -> Model:
 
 def loaded(model: Model) -> tuple[load.Tokenizer, torch.nn.Module]:
     tokenizer = load.load_tokenizer(model)
-    return tokenizer, load.load(model, tokenizer, dtype="float32", attention="sdpa")
+    return tokenizer, load.load_model(model, tokenizer, dtype="float32", attention="sdpa")
 
 
 def test_a_missing_pad_token_is_added_and_is_never_end_of_sequence(folder: Path) -> None:
@@ -92,7 +92,7 @@ def test_added_tokens_get_the_mean_of_the_old_embeddings(tmp_path: Path, tied: b
 
 def test_weights_have_the_dtype_that_was_asked_for(folder: Path) -> None:
     model = job_model(folder)
-    loaded_model = load.load(model, load.load_tokenizer(model), dtype="bfloat16", attention="eager")
+    loaded_model = load.load_model(model, load.load_tokenizer(model), dtype="bfloat16", attention="eager")
     assert {p.dtype for p in loaded_model.parameters()} == {torch.bfloat16}
     assert loaded_model.config._attn_implementation == "eager"
 
@@ -102,7 +102,7 @@ def test_pickled_weights_are_not_loaded(folder: Path) -> None:
     torch.save(small.model().state_dict(), folder / "pytorch_model.bin")
     model = job_model(folder)
     with pytest.raises(UserError, match="model.path: the model .* cannot be loaded"):
-        load.load(model, load.load_tokenizer(model), dtype="float32", attention="sdpa")
+        load.load_model(model, load.load_tokenizer(model), dtype="float32", attention="sdpa")
 
 
 def test_a_tokenizer_without_end_of_sequence_is_refused_with_the_field_to_set(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_model_with_missing_weights_is_refused_and_not_filled_at_random(folder
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     model = job_model(folder)
     with pytest.raises(UserError, match="has no weights for model.layers.0.self_attn.q_proj.weight, which would be"):
-        load.load(model, load.load_tokenizer(model), dtype="float32", attention="sdpa")
+        load.load_model(model, load.load_tokenizer(model), dtype="float32", attention="sdpa")
 
 
 def test_a_model_with_weights_of_another_shape_is_refused(folder: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_model_with_weights_of_another_shape_is_refused(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     model = job_model(folder)
     with pytest.raises(UserError, match="model.path: .*model.norm.weight"):
-        load.load(model, load.load_tokenizer(model), dtype="float32", attention="sdpa")
+        load.load_model(model, load.load_tokenizer(model), dtype="float32", attention="sdpa")
 
 
 def test_a_tied_head_is_not_missing(tmp_path: Path) -> None:

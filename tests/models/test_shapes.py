@@ -25,7 +25,7 @@ from fmstune.config.job import Model, Quantization
 from fmstune.errors import UserError
 from fmstune.models import adapter_targets, shapes
 from fmstune.models.adapter_targets import Target
-from fmstune.models.architecture import build_empty, configuration
+from fmstune.models.architecture import build_empty, model_configuration
 
 LLAMA_7B = {
     "model_type": "llama",
@@ -74,7 +74,7 @@ def prompt(**fields):
 
 
 def config_of(architecture):
-    return configuration(Model(path="some/model", architecture=architecture))
+    return model_configuration(Model(path="some/model", architecture=architecture))
 
 
 def model_of(architecture):

@@ -108,5 +108,5 @@ def test_what_is_wrong_with_an_objective_is_said(changes: dict[str, object], mes
 
 def test_a_class_that_is_no_objective_is_refused() -> None:
     job = freeze.freeze(tree(objective={"_target_": "json.JSONDecoder"}), trusted=["json"]).job
-    with pytest.raises(UserError, match=r"objective\._target_: json has no class 'JSONDecoder' that extends"):
+    with pytest.raises(UserError, match=r"objective\._target_: json\.JSONDecoder must be a class that extends"):
         load_objective(job)

@@ -44,7 +44,7 @@ def trainer(
         "dataloader_pin_memory": False,
     }
     made = cls(
-        model=load.load(TINY, tokenizer, dtype="float32", attention="sdpa"),
+        model=load.load_model(TINY, tokenizer, dtype="float32", attention="sdpa"),
         args=SFTConfig(**{**settings, **changes}),
         train_dataset=Dataset.from_list(rows),
         eval_dataset=None if eval_rows is None else Dataset.from_list(eval_rows),
@@ -57,7 +57,7 @@ def trainer(
 def adapted(folder: Path, *, ratio: float | None = None, quantised: bool = False, **changes: object) -> SftTrainer:
     """A trainer of LoRA on queries and on the embedding."""
     tokenizer = load.load_tokenizer(TINY)
-    base = load.load(TINY, tokenizer, dtype="float32", attention="sdpa")
+    base = load.load_model(TINY, tokenizer, dtype="float32", attention="sdpa")
     # the mark that transformers leaves on a base of bitsandbytes, and that TRL looks for
     base.is_loaded_in_4bit = quantised
     torch.manual_seed(0)

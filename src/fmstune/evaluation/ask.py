@@ -19,7 +19,7 @@ from fmstune.evaluation import generate, prompts
 from fmstune.evaluation.prompts import Prompt
 from fmstune.files import explain_write_errors, write_json
 from fmstune.models import tuned
-from fmstune.models.sharding import learns_a_prompt
+from fmstune.models.sharding import virtual_tokens
 from fmstune.models.tuned import Tuned
 
 BATCHES = 8
@@ -33,7 +33,7 @@ def answer_prompts(request: Generation) -> int:
     tokenizer = tuned.tokenizer_of(place)
     asked = _prompts(request, texts, tokenizer.tokenizer)
     done = _answered(request, asked) if request.resume else 0
-    model = tuned.load(place, tokenizer, dtype=request.dtype, attention=request.attention, device=request.device)
+    model = tuned.load_tuned(place, tokenizer, dtype=request.dtype, attention=request.attention, device=request.device)
     raise_if_any(_too_long(asked, model, request.max_new_tokens))
     if done:
         print(f"fmstune: {done:,} of {len(asked):,} prompts are answered in {request.out_file}", file=sys.stderr)
@@ -94,7 +94,7 @@ def _too_long(asked: Sequence[Prompt], model: Tuned, max_new_tokens: int) -> Ite
     long = [number for number, prompt in enumerate(asked, start=1) if len(prompt.ids) > room]
     if long:
         first = len(asked[long[0] - 1].ids)
-        virtual = model.model.active_peft_config.num_virtual_tokens if learns_a_prompt(model.model) else 0
+        virtual = virtual_tokens(model.model)
         prompt_tokens = f" and {virtual} virtual tokens" if virtual else ""
         yield Problem(
             "",

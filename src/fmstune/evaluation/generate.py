@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from fmstune.models.sharding import gathered_from_all, is_sharded, learns_a_prompt, of_this_process
+from fmstune.models.sharding import gathered_from_all, holds_shard, of_this_process, virtual_tokens
 
 
 def begin(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -54,12 +54,12 @@ def generate(
     answers: dict[int, str] = {}
     lengths = [len(prompt) for prompt in prompts]
     # each process generates until the last one has ended, as all hold a part of the weights
-    more: dict[str, Any] = {"synced_gpus": is_sharded(model)}
+    more: dict[str, Any] = {"synced_gpus": holds_shard(model)}
     if stop_texts:
         # they are looked for in text
         more["tokenizer"] = tokenizer
     with _without_own_generation_config(model):
-        for batch in of_this_process(list(by_length(lengths, batch_size, equal=learns_a_prompt(model)))):
+        for batch in of_this_process(list(by_length(lengths, batch_size, equal=virtual_tokens(model) > 0))):
             encoded = tokenizer.pad(
                 {"input_ids": [list(prompts[i]) for i in batch]}, padding_side="left", return_tensors="pt"
             ).to(model.device)

@@ -16,7 +16,7 @@ from fmstune.config.requests import Harness
 from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 from fmstune.evaluation import metrics
 from fmstune.models import tuned
-from fmstune.models.sharding import learns_a_prompt
+from fmstune.models.sharding import virtual_tokens
 from fmstune.models.tuned import Tuned
 
 
@@ -75,7 +75,7 @@ def _load(request: Harness, manager: Any) -> bool:
 
 def _results(request: Harness, manager: Any, model: Tuned, *, generates: bool) -> dict[str, Any]:
     # the harness pads on the left to generate, which moves the text away from virtual tokens
-    batch_size = 1 if generates and learns_a_prompt(model.model) else request.batch_size
+    batch_size = 1 if generates and virtual_tokens(model.model) else request.batch_size
     lm = HFLM(
         pretrained=model.model,
         tokenizer=model.tokenizer.tokenizer,

@@ -1,16 +1,12 @@
 """Modules that an adapter can target, by the names that PEFT takes, and problems with the names that were asked."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import (
-    IA3Config,
-    PeftConfig,
-    PeftType,
-)
+from peft import IA3Config, PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
@@ -61,7 +57,7 @@ def targets(model: PreTrainedModel) -> list[Target]:
 
 
 def linear_layers(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Module]]:
-    head = output_layer(model)
+    head = model.get_output_embeddings()
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not head:
             yield name, module
@@ -74,33 +70,38 @@ def matrix_shape(module: torch.nn.Module) -> tuple[int, int]:
 
 
 def target_problems(model: PreTrainedModel, peft_config: PeftConfig) -> Iterator[Problem]:
-    """What the adapter asks for and the model does not have; PEFT is silent when one of two names matches."""
+    """Names of the adapter's configuration that the model does not have; PEFT is silent when one of two matches."""
     asked = getattr(peft_config, "target_modules", None)
+    texts: list[str] = []
     if isinstance(asked, str):
-        if asked.lower() != ALL_LINEAR:
-            yield from _pattern_problems(model, asked)
+        texts += _pattern_problems(model, asked) if asked.lower() != ALL_LINEAR else ()
     elif asked is not None:
-        for name in sorted(asked):
-            yield from _name_problems(model, name)
+        texts += [text for name in sorted(asked) for text in _name_problems(model, name)]
     elif hasattr(peft_config, "target_modules") and not getattr(peft_config, "target_parameters", None):
         defaults = _default_targets(peft_config)
         if defaults is not None and model.config.model_type not in defaults:
             # IA3 would scale the inputs of all of them, or the outputs
             every = "" if isinstance(peft_config, IA3Config) else f"{ALL_LINEAR} or to "
-            yield Problem(
-                "peft.target_modules",
-                f": PEFT has no default for {model.config.model_type}; set it to {every}some of {_available(model)}",
-            )
-    if isinstance(peft_config, IA3Config):
-        yield from _feedforward_problems(model, peft_config)
-    for name in sorted(getattr(peft_config, "modules_to_save", None) or ()):
-        if not any(_ends_with(module, name) for module, _ in model.named_modules()):
-            yield Problem("peft.modules_to_save", f": no module is named {name!r}")
-    for name in sorted(getattr(peft_config, "target_parameters", None) or ()):
-        if not any(_ends_with(parameter, name) for parameter, _ in model.named_parameters()):
-            yield Problem(
-                "peft.target_parameters", f": no parameter is named {name!r}; the names end like q_proj.weight"
-            )
+            change = f"set it to {every}some of {_available(model)}"
+            texts.append(f": PEFT has no default for {model.config.model_type}; {change}")
+    yield from (Problem("peft.target_modules", text) for text in texts)
+    feedforward = getattr(peft_config, "feedforward_modules", ())
+    if feedforward is None and model.config.model_type not in TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING:
+        yield Problem(
+            "peft.feedforward_modules",
+            f": PEFT has no default for {model.config.model_type}; name the modules of "
+            "peft.target_modules that are scaled at their input (the last linear layer of the MLP), or [] for none",
+        )
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    for field, kind, known, hint in (
+        ("feedforward_modules", "module", modules, f"; available are {_available(model)}"),
+        ("modules_to_save", "module", modules, ""),
+        ("target_parameters", "parameter", parameters, "; the names end like q_proj.weight"),
+    ):
+        given = getattr(peft_config, field, None) or ()
+        for name in () if isinstance(given, str) else sorted(given):
+            if not any(_ends_with(one, name) for one in known):
+                yield Problem(f"peft.{field}", f": no {kind} is named {name!r}{hint}")
 
 
 def _default_targets(peft_config: PeftConfig) -> Collection[str] | None:
@@ -110,68 +111,40 @@ def _default_targets(peft_config: PeftConfig) -> Collection[str] | None:
     return TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING if isinstance(peft_config, IA3Config) else known
 
 
-def _feedforward_problems(model: PreTrainedModel, peft_config: IA3Config) -> Iterator[Problem]:
-    """Names of which IA3 scales the input and not the output; PEFT is silent about those that match nothing."""
-    asked = peft_config.feedforward_modules
-    if asked is None and model.config.model_type not in TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING:
-        yield Problem(
-            "peft.feedforward_modules",
-            f": PEFT has no default for {model.config.model_type}; name the modules of "
-            "peft.target_modules that are scaled at their input (the last linear layer of the MLP), or [] for none",
-        )
-    for name in sorted(asked or ()) if not isinstance(asked, str) else ():
-        if not any(_ends_with(module, name) for module, _ in model.named_modules()):
-            yield Problem(
-                "peft.feedforward_modules", f": no module is named {name!r}; available are {_available(model)}"
-            )
-
-
-def _pattern_problems(model: PreTrainedModel, pattern: str) -> Iterator[Problem]:
+def _pattern_problems(model: PreTrainedModel, pattern: str) -> Iterator[str]:
     """A string is a regular expression for the whole module name."""
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        yield Problem("peft.target_modules", f": {pattern!r} is not a regular expression: {error}")
+        yield f": {pattern!r} is not a regular expression: {error}"
         return
-    matched = {name: module for name, module in model.named_modules() if expression.fullmatch(name)}
+    matched = [module for name, module in model.named_modules() if expression.fullmatch(name)]
     if not matched:
         hint = " (a string is a regular expression for the whole name; write a list to match endings)"
-        yield Problem(
-            "peft.target_modules", f": {pattern!r} matches no module{hint}; available are {_available(model)}"
-        )
+        yield f": {pattern!r} matches no module{hint}; available are {_available(model)}"
     yield from _match_problems(model, pattern, matched)
 
 
-def _name_problems(model: PreTrainedModel, name: str) -> Iterator[Problem]:
+def _name_problems(model: PreTrainedModel, name: str) -> Iterator[str]:
     """A list entry is a module name or its ending."""
     if name.lower() == ALL_LINEAR:
-        yield Problem(
-            "peft.target_modules", f": {ALL_LINEAR} works as a string, not in a list; write it without brackets"
-        )
+        yield f": {ALL_LINEAR} works as a string, not in a list; write it without brackets"
         return
-    matched = {module_name: module for module_name, module in model.named_modules() if _ends_with(module_name, name)}
+    matched = [module for module_name, module in model.named_modules() if _ends_with(module_name, name)]
     if not matched:
         hint = did_you_mean(name, (target.name for target in targets(model)))
-        yield Problem("peft.target_modules", f": no module is named {name!r}{hint}; available are {_available(model)}")
+        yield f": no module is named {name!r}{hint}; available are {_available(model)}"
     yield from _match_problems(model, name, matched)
 
 
-def _match_problems(model: PreTrainedModel, asked: str, matched: dict[str, torch.nn.Module]) -> Iterator[Problem]:
-    if any(module is output_layer(model) for module in matched.values()):
-        yield Problem(
-            "peft.target_modules",
-            f": {asked!r} matches the output layer, where TRL's fused loss reads the base "
-            "weight alone and would never train the adapter; leave it out, or name it in peft.modules_to_save",
-        )
-    bare = sorted(
-        {type(m).__name__ for m in matched.values() if "weight" not in dict(m.named_parameters(recurse=False))}
-    )
+def _match_problems(model: PreTrainedModel, asked: str, matched: Sequence[torch.nn.Module]) -> Iterator[str]:
+    if any(module is model.get_output_embeddings() for module in matched):
+        why = "TRL's fused loss reads the base weight alone and would never train the adapter"
+        yield f": {asked!r} matches the output layer, where {why}; leave it out, or name it in peft.modules_to_save"
+    bare = {type(m).__name__ for m in matched if "weight" not in dict(m.named_parameters(recurse=False))}
     if bare:
-        yield Problem(
-            "peft.target_modules",
-            f": {asked!r} matches {', '.join(bare)}, without a weight of its own to adapt; "
-            f"available are {_available(model)}",
-        )
+        without = f"{', '.join(sorted(bare))}, without a weight of its own to adapt"
+        yield f": {asked!r} matches {without}; available are {_available(model)}"
 
 
 def _ends_with(name: str, ending: str) -> bool:
@@ -183,7 +156,7 @@ def _available(model: PreTrainedModel) -> str:
 
 
 def render_modules(model: PreTrainedModel, lora_targets: Any = None) -> str:
-    """What an adapter can target, as a table; `*` marks what LoRA takes where `target_modules` is null."""
+    """A table of the modules that an adapter can target; `*` marks LoRA's where `target_modules` is null."""
     default = lora_targets or TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type, ())
     lines = [f"  {'module':<24}{'kind':<8}{'count':>6}{'in':>8}{'out':>8}{'LoRA r=8':>14}"]
     found = targets(model)
@@ -194,19 +167,11 @@ def render_modules(model: PreTrainedModel, lora_targets: Any = None) -> str:
     total = sum(t.lora_parameters(8) for t in found)
     modules = sum(t.count for t in found)
     lines.append(f"* {model.config.model_type}'s default, taken where peft.target_modules is null")
-    lines.append(
-        f"peft.target_modules={ALL_LINEAR} takes all of these ({modules} modules, {total:,} parameters with r=8), "
-        "without the output layer"
-    )
-    return "\n".join(lines)
+    all_of_these = f"all of these ({modules} modules, {total:,} parameters with r=8), without the output layer"
+    return "\n".join([*lines, f"peft.target_modules={ALL_LINEAR} takes {all_of_these}"])
 
 
 def _is_default(name: str, default: str | Collection[str]) -> bool:
     if isinstance(default, str):
         return default == ALL_LINEAR or bool(re.fullmatch(default, name))
     return any(_ends_with(name, ending) or _ends_with(ending, name) for ending in default)
-
-
-def output_layer(model: PreTrainedModel) -> torch.nn.Module | None:
-    head: torch.nn.Module | None = model.get_output_embeddings()
-    return head

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from fmstune import files
 from fmstune.config.job import FULL, LORAPLUS_LR_RATIO, Model
 from fmstune.config.objective import SUPERVISED, Objective
-from fmstune.errors import UserError
+from fmstune.errors import UserError, one_line
 from fmstune.models.shapes import REFUSALS
 
 
@@ -23,7 +23,7 @@ def full() -> None:
     """The `_target_` of `peft=full`: no adapter, every weight is trained."""
 
 
-def configuration(settings: dict[str, Any], model: Model, objective: Objective = SUPERVISED) -> PeftConfig | None:
+def peft_configuration(settings: dict[str, Any], model: Model, objective: Objective = SUPERVISED) -> PeftConfig | None:
     """The PEFT configuration of the job's peft group; None for full tuning.
 
     Raises UserError where PEFT itself refuses the values.
@@ -56,55 +56,49 @@ def with_added_tokens(config: PeftConfig | None, added: Sequence[int]) -> PeftCo
 
 
 def wrap(model: PreTrainedModel, config: PeftConfig | None, adapter: str | None) -> PreTrainedModel | PeftModel:
-    """The model with a new adapter, with an existing one to go on with, or as it is (full tuning)."""
+    """The model with a new adapter, with a saved one to train further, or as it is (full tuning)."""
     if config is None:
         return model
-    if adapter is not None:
-        return _existing(model, adapter)
-    try:
-        return get_peft_model(model, config)
-    except REFUSALS as err:
-        raise UserError("peft", f": {type(config).__name__} refuses these fields: {err}") from err
-
-
-def _existing(model: PreTrainedModel, adapter: str) -> PeftModel:
-    """Go on with a saved adapter."""
+    if adapter is None:
+        try:
+            return get_peft_model(model, config)
+        except REFUSALS as err:
+            raise UserError("peft", f": {type(config).__name__} refuses these fields: {err}") from err
     try:
         return PeftModel.from_pretrained(model, adapter, is_trainable=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as err:
-        # RuntimeError: torch's word for weights of another shape
-        raise UserError(
-            "model.adapter", f": {adapter} does not fit the model: {' '.join(str(err).split())[:300]}"
-        ) from err
+        # torch raises RuntimeError for weights of another shape
+        raise UserError("model.adapter", f": {adapter} does not fit the model: {one_line(err)}") from err
 
 
 def _saved(adapter: str, config: PeftConfig) -> PeftConfig:
-    """The saved adapter's own configuration, which holds when it is gone on with.
+    """The saved adapter's own configuration, to train it further.
 
     Raises UserError where it cannot be read, or is of another method than the job's.
     """
-    try:
-        saved = PeftConfig.from_pretrained(adapter)
-    except (OSError, ValueError, TypeError) as err:
-        hint = "give a folder that save_pretrained wrote, or a hub id that can be reached"
-        raise UserError("model.adapter", f": {adapter} cannot be read as an adapter ({err}); {hint}") from err
-    if not _has_safetensors(adapter):
-        # PEFT would fall back to a pickle, which can run code on loading
-        raise UserError(
-            "model.adapter", f": {adapter} has no adapter_model.safetensors; fmstune reads safetensors only"
-        )
+    saved = read_adapter(adapter, "model.adapter")
+    if not (Path(adapter).is_dir() or huggingface_hub.file_exists(adapter, SAFETENSORS_WEIGHTS_NAME)):
+        raise _no_safetensors(adapter, "model.adapter")
     if saved.peft_type != config.peft_type:
         found = saved.peft_type.value if saved.peft_type else "of no method (no peft_type)"
-        raise UserError(
-            "model.adapter",
-            f": {adapter} is {found}, and the peft group chose {config.peft_type.value}; choose its method",
-        )
+        text = f": {adapter} is {found}, and the peft group chose {config.peft_type.value}; choose its method"
+        raise UserError("model.adapter", text)
     saved.inference_mode = False
     return saved
 
 
-def _has_safetensors(adapter: str) -> bool:
-    folder = Path(adapter)
-    if folder.is_dir():
-        return (folder / str(SAFETENSORS_WEIGHTS_NAME)).is_file()
-    return bool(huggingface_hub.file_exists(adapter, SAFETENSORS_WEIGHTS_NAME))
+def read_adapter(adapter: str, field: str) -> PeftConfig:
+    """The configuration of a saved adapter; raises UserError where it cannot be read, or its folder has no weights."""
+    try:
+        config = PeftConfig.from_pretrained(adapter)
+    except (OSError, ValueError, TypeError) as err:
+        hint = "give a folder that save_pretrained wrote, or a hub id that can be reached"
+        raise UserError(field, f": {adapter} cannot be read as an adapter ({err}); {hint}") from err
+    if Path(adapter).is_dir() and not (Path(adapter) / str(SAFETENSORS_WEIGHTS_NAME)).is_file():
+        raise _no_safetensors(adapter, field)
+    return config
+
+
+def _no_safetensors(adapter: str, field: str) -> UserError:
+    # PEFT would fall back to a pickle, which can run code on loading
+    return UserError(field, f": {adapter} has no {SAFETENSORS_WEIGHTS_NAME}; fmstune reads safetensors only")

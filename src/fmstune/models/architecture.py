@@ -22,13 +22,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from fmstune import files
 from fmstune.config.job import Model
 from fmstune.config.objective import SUPERVISED, Objective
-from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
+from fmstune.errors import Problem, UserError, did_you_mean, one_line, raise_if_any
 
 _RENAMED = {"rope_theta": "rope_parameters", "rope_scaling": "rope_parameters", "torch_dtype": "dtype"}
 """Keys of older configurations that transformers 5 takes and keeps under another name."""
 
 
-def configuration(model: Model, objective: Objective = SUPERVISED) -> PreTrainedConfig:
+def model_configuration(model: Model, objective: Objective = SUPERVISED) -> PreTrainedConfig:
     """The configuration of the model: from its folder, else from `model.architecture`, else from the hub."""
     given = None if model.architecture is None else _from_architecture(model.architecture)
     place = files.resolve(model.path)
@@ -64,7 +64,7 @@ def _from_architecture(architecture: dict[str, Any]) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = AutoConfig.for_model(**architecture)
     except StrictDataclassError as error:
-        raise UserError("model.architecture", f": {_flat(error)}") from error
+        raise UserError("model.architecture", f": {one_line(error)}") from error
     return config
 
 
@@ -82,7 +82,7 @@ def _from_folder(folder: str) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (StrictDataclassError, ValueError, TypeError) as error:
-        raise UserError("model.path", f": {file} has values that transformers refuses: {_flat(error)}") from error
+        raise UserError("model.path", f": {file} has values that transformers refuses: {one_line(error)}") from error
     return config
 
 
@@ -108,41 +108,32 @@ def _hub_problem(path: str, revision: str | None, error: OSError) -> Problem:
     if isinstance(cause, RevisionNotFoundError):
         return Problem("model.revision", f": {path} has no revision {revision!r}; see {page}/tree/main")
     if isinstance(cause, RepositoryNotFoundError):
-        return Problem(
-            "model.path", f": neither a folder nor a hub model is named {path}; if private, `hf auth login` first"
-        )
+        text = f": neither a folder nor a hub model is named {path}; if private, `hf auth login` first"
+        return Problem("model.path", text)
     if isinstance(cause, HFValidationError):
         return Problem("model.path", f": {path} is neither a folder nor a hub id (NAME or OWNER/NAME)")
     if isinstance(cause, LocalEntryNotFoundError | HfHubHTTPError | ConnectionError):
-        hint = files.did_you_mean_beside(Path(path))
-        return Problem(
-            "model.path",
-            f": no folder is named {path}, and it is neither in the hub's cache nor can the hub be "
-            f"reached; give a folder, or model.architecture in a job, to check without the hub{hint}",
-        )
-    return Problem("model.path", f": {path}: {_flat(error)}")
+        why = f"no folder is named {path}, and it is neither in the hub's cache nor can the hub be reached"
+        change = "give a folder, or model.architecture in a job, to check without the hub"
+        return Problem("model.path", f": {why}; {change}{files.did_you_mean_beside(Path(path))}")
+    return Problem("model.path", f": {path}: {one_line(error)}")
 
 
 def _code_problems(place: str, values: dict[str, Any]) -> Iterator[Problem]:
-    """A model that brings code of its own is refused: it would run here with the user's rights."""
-    model_type = values.get("model_type")
-    own = values.get("auto_map", {})
+    """Refuse a model that needs code of its own: it would run with the user's rights."""
+    model_type, own = values.get("model_type"), values.get("auto_map", {})
+    # not GPT2LMHeadCustomModel of santacoder, whose model_type is gpt2
+    upstream = values.get("architectures") in (None, [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)])
     if model_type is None:
         yield Problem("model.path", f": the config.json of {place} names no model_type; add the transformers name")
-    elif own and (model_type not in CONFIG_MAPPING or not _is_upstream(model_type, values)):
+    elif own and not (model_type in CONFIG_MAPPING and upstream):
+        code, change = ", ".join(map(str, own.values())), "take a model of an architecture that transformers has"
         yield Problem(
-            "model.path",
-            f": {place} needs code of its own ({', '.join(map(str, own.values()))}), and fmstune runs "
-            "none from a model; take a model of an architecture that transformers has",
+            "model.path", f": {place} needs code of its own ({code}), and fmstune runs none from a model; {change}"
         )
     elif model_type not in CONFIG_MAPPING:
         hint = did_you_mean(str(model_type), CONFIG_MAPPING.keys())
         yield Problem("model.path", f": {place} has the model_type {model_type!r}, unknown to this transformers{hint}")
-
-
-def _is_upstream(model_type: str, values: dict[str, Any]) -> bool:
-    """The class that the configuration names is transformers' own (GPT2LMHeadCustomModel of santacoder is not)."""
-    return values.get("architectures") in (None, [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)])
 
 
 def _disagreements(model: Model, given: PreTrainedConfig, found: PreTrainedConfig) -> Iterator[Problem]:
@@ -159,15 +150,13 @@ def _causal_problems(path: str, config: PreTrainedConfig, objective: Objective) 
     named = config.architectures or []
     expected = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     if config.is_encoder_decoder or expected is None:
-        yield Problem(
-            "model.path", f": {path} ({config.model_type}) is not a causal language model; only these can be tuned"
-        )
+        text = f": {path} ({config.model_type}) is not a causal language model; only these can be tuned"
+        yield Problem("model.path", text)
         return
     is_causal = objective.model_class == SUPERVISED.model_class
     if is_causal and named and not any(name == expected or "CausalLM" in name or "LMHead" in name for name in named):
-        yield Problem(
-            "model.path", f": {path} holds a {named[0]}, but tuning needs a {expected}, a causal language model"
-        )
+        text = f": {path} holds a {named[0]}, but tuning needs a {expected}, a causal language model"
+        yield Problem("model.path", text)
 
 
 def model_class(objective: Objective) -> Any:
@@ -179,17 +168,12 @@ def model_class(objective: Objective) -> Any:
 
 
 def build_empty(config: PreTrainedConfig, objective: Objective = SUPERVISED) -> PreTrainedModel:
-    """The model on the meta device: names and shapes, no memory.
-
-    Raises UserError where the values of the configuration make no model.
-    """
+    """The model on the meta device: names and shapes, no memory; raises UserError where the values make no model."""
     try:
         with torch.device("meta"):
             model: PreTrainedModel = model_class(objective).from_config(config)
     except (ValueError, TypeError, AssertionError, RuntimeError, ZeroDivisionError) as error:
-        raise UserError("model", f": the configuration makes no {config.model_type} model: {_flat(error)}") from error
+        raise UserError(
+            "model", f": the configuration makes no {config.model_type} model: {one_line(error)}"
+        ) from error
     return model
-
-
-def _flat(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -14,28 +14,18 @@ from fmstune import files
 FILE = "base.json"
 """Beside `adapter_config.json`: PEFT warns of keys that it does not know, so they are not put in there."""
 
-_NOT_THE_MODEL = frozenset(
-    {
-        "architectures",
-        "attn_implementation",
-        "dtype",
-        "torch_dtype",
-        "transformers_version",
-        "use_cache",
-        "quantization_config",
-        # training aligns these with the tokenizer
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "unk_token_id",
-    }
+_NOT_THE_MODEL = (
+    *("architectures", "attn_implementation", "dtype", "torch_dtype", "transformers_version", "use_cache"),
+    "quantization_config",
+    # training aligns these with the tokenizer
+    *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"),
 )
 """Keys of a configuration that differ between copies of one model."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """What a base can be known by."""
+    """How a base is recognised."""
 
     id: str
     """The hub id, the folder, or the `package:` name that the job gave."""
@@ -48,31 +38,28 @@ class Base:
     """These values, to say in what another base differs."""
 
 
-def at(place: str, revision: str | None) -> Base:
+def identify_base(place: str, revision: str | None) -> Base:
     """The identity of the model that `place` names, from its configuration alone.
 
     Raises what transformers raises where the configuration cannot be had.
     """
     resolved = files.resolve(place)
     config = AutoConfig.from_pretrained(resolved, revision=revision, trust_remote_code=False)
-    values = {key: value for key, value in config.to_diff_dict().items() if _is_the_model(key)}
+    values = config.to_diff_dict()
+    for key in [key for key in values if key in _NOT_THE_MODEL or key.startswith("_")]:
+        del values[key]  # with an underscore: such as where it was loaded from
     plain: dict[str, Any] = json.loads(json.dumps(values, sort_keys=True, default=str))
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
     return Base(place, Path(resolved).is_dir(), revision, digest, plain)
 
 
-def _is_the_model(key: str) -> bool:
-    # an underscore: such as where it was loaded from
-    return key not in _NOT_THE_MODEL and not key.startswith("_")
-
-
-def write(base: Base, folder: Path) -> None:
+def write_base(base: Base, folder: Path) -> None:
     """Write `base.json` into an adapter's folder."""
     text = json.dumps(asdict(base), indent=2, ensure_ascii=False, sort_keys=True)
     (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def read(folder: Path) -> Base | None:
+def read_base(folder: Path) -> Base | None:
     """What the adapter says of its base; None where it was not saved by fmstune, or cannot be read."""
     try:
         return Base(**json.loads((folder / FILE).read_text(encoding="utf-8")))
@@ -80,8 +67,8 @@ def read(folder: Path) -> Base | None:
         return None
 
 
-def differences(recorded: Base, found: Base) -> Iterator[str]:
-    """In what the base at hand is not the recorded one; folders may have moved, and hub ids may not."""
+def base_differences(recorded: Base, found: Base) -> Iterator[str]:
+    """How a base differs from the recorded one; a folder may have moved, and a hub id may not."""
     hub = not recorded.local and not found.local
     if hub and recorded.id != found.id:
         yield f"it is {found.id} and not {recorded.id}"

@@ -13,13 +13,7 @@ import transformers
 from fms.models.gpt_bigcode import GPTBigCodeBlock as FmsBigCodeBlock
 from fms.models.gpt_bigcode import GPTBigCodeConfig as FmsBigCodeConfig
 from fms.models.llama import LLaMABlock, LLaMAConfig
-from fms.modules.attention import (
-    FusedQKV,
-    MultiHeadAttention,
-    UnfusedQKV,
-    get_attention_type,
-    register_attention_op,
-)
+from fms.modules.attention import FusedQKV, MultiHeadAttention, UnfusedQKV, get_attention_type, register_attention_op
 from fms.modules.feedforward import FeedForwardBlock, GatedLinearUnit
 from fms.modules.layernorm import LayerNormParameterized
 from fms.modules.positions import RotaryEmbedding

@@ -3,19 +3,13 @@
 import importlib.util
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jinja2.exceptions import TemplateError
 from safetensors import SafetensorError
-from transformers import (
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from fmstune import files
@@ -36,9 +30,9 @@ class Tokenizer(NamedTuple):
     """A tokenizer whose special tokens are all set, and which of its ids the model has never seen."""
 
     tokenizer: PreTrainedTokenizerBase
-    added: tuple[int, ...]
+    added: tuple[int, ...] = ()
     """Ids of tokens that were added here."""
-    to_train: tuple[int, ...]
+    to_train: tuple[int, ...] = ()
     """Those of them that carry meaning: all but the pad token, whose embedding is never looked at."""
 
 
@@ -46,17 +40,16 @@ def load_tokenizer(model: Model, *, local_files_only: bool = False, to_train: bo
     """The tokenizer with the job's special tokens; a pad token is found or added, never the end-of-sequence token.
 
     Where nothing is trained, no token is added: end-of-sequence, which the model has, is as good under a mask.
-    Raises UserError when it cannot be had.
+    Raises UserError where it cannot be loaded.
     """
-    place = files.resolve(model.tokenizer or model.path)
+    place, field = files.resolve(model.tokenizer or model.path), "model.tokenizer" if model.tokenizer else "model.path"
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             place, revision=model.revision, trust_remote_code=False, local_files_only=local_files_only
         )
     except (OSError, ValueError, KeyError) as err:
-        field = "model.tokenizer" if model.tokenizer else "model.path"
         raise UserError(field, _cannot_load("tokenizer", place, err)) from err
-    raise_if_any(_loses_text(tokenizer, "model.tokenizer" if model.tokenizer else "model.path", place))
+    raise_if_any(_loses_text(tokenizer, field, place))
     if model.chat_template is not None:
         tokenizer.chat_template = _chat_template(model.chat_template)
     before = len(tokenizer)
@@ -92,11 +85,8 @@ def _loses_text(tokenizer: PreTrainedTokenizerBase, field: str, place: str) -> I
     ids = tokenizer(probe, add_special_tokens=False)["input_ids"]
     back = tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip()
     if back.lower() != probe:
-        yield Problem(
-            field,
-            f": the tokenizer of {place} (a {type(tokenizer).__name__}) turns {probe!r} into {back!r}, so text "
-            "would be lost; set model.tokenizer to one that fits",
-        )
+        text = f": the tokenizer of {place} (a {type(tokenizer).__name__}) turns {probe!r} into {back!r}"
+        yield Problem(field, f"{text}, so text would be lost; set model.tokenizer to one that fits")
 
 
 def _set_pad(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -127,14 +117,12 @@ def find_attention(attention: Attention, device: str, precision: Precision) -> s
 
     Raises UserError where the one asked for cannot run: transformers would download a kernel or fail later.
     """
-    half = {precision.weights, precision.autocast} & {"bfloat16", "float16"}
-    missing = []
-    if device != "cuda":
-        missing.append(f"a CUDA device (this is {device})")
-    if importlib.util.find_spec("flash_attn") is None:
-        missing.append("the package flash-attn (pip install 'fmstune[flash-attn]')")
-    if not half:
-        missing.append("a dtype of bfloat16 or float16")
+    needed = {
+        f"a CUDA device (this is {device})": device == "cuda",
+        "the package flash-attn (pip install 'fmstune[flash-attn]')": importlib.util.find_spec("flash_attn"),
+        "a dtype of bfloat16 or float16": {precision.weights, precision.autocast} & {"bfloat16", "float16"},
+    }
+    missing = [what for what, found in needed.items() if not found]
     if attention is Attention.flash_attention_2 and missing:
         raise UserError("model.attention", f"=flash_attention_2 needs {' and '.join(missing)}; choose sdpa")
     if attention is Attention.auto:
@@ -150,17 +138,13 @@ def bits_and_bytes(quantization: Quantization | None, precision: Precision) -> B
     """
     if quantization is None:
         return None
-    values = {
-        field.name: getattr(value, "value", value)
-        for field in fields(quantization)
-        for value in [getattr(quantization, field.name)]
-    }
+    values = {name: getattr(value, "value", value) for name, value in vars(quantization).items()}
     if quantization.bnb_4bit_compute_dtype is Dtype.auto:
         values["bnb_4bit_compute_dtype"] = precision.autocast or precision.weights
     return BitsAndBytesConfig(**values)
 
 
-def load(
+def load_model(
     model: Model,
     tokenizer: Tokenizer,
     objective: Objective = SUPERVISED,
@@ -171,7 +155,7 @@ def load(
 ) -> PreTrainedModel:
     """The model with weights of this dtype and an embedding for every token; safetensors only, no remote code.
 
-    Raises UserError when it cannot be had.
+    Raises UserError where it cannot be loaded.
     """
     place = files.resolve(model.path)
     kind = _fms_class(model) if model.backend is Backend.fms else architecture.model_class(objective)
@@ -201,7 +185,7 @@ def _fms_class(model: Model) -> type[PreTrainedModel]:
     raise_if_any(package_problems())
     from fmstune.models import fms as fms_models
 
-    return fms_models.fms_model_class(architecture.configuration(model))
+    return fms_models.fms_model_class(architecture.model_configuration(model))
 
 
 def _incomplete(place: str, found: Mapping[str, Any], new_modules: Sequence[str]) -> Iterator[Problem]:
@@ -211,11 +195,8 @@ def _incomplete(place: str, found: Mapping[str, Any], new_modules: Sequence[str]
         names = [name for name in names if name.partition(".")[0] not in new_modules]
         if names:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            yield Problem(
-                "model.path",
-                f": {place} {what} {', '.join(names[:5])}{more}, which would be random; "
-                "give a folder with all weights of its config.json",
-            )
+            lacks, change = ", ".join(names[:5]) + more, "give a folder with all weights of its config.json"
+            yield Problem("model.path", f": {place} {what} {lacks}, which would be random; {change}")
 
 
 def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, added: Sequence[int]) -> None:

@@ -22,7 +22,7 @@ from fmstune import files as package_files
 from fmstune.config.choices import Dtype
 from fmstune.config.job import Model
 from fmstune.config.requests import Merge
-from fmstune.errors import Problem, UserError, raise_if_any
+from fmstune.errors import Problem, UserError, one_line, raise_if_any
 from fmstune.files import write_aside, write_json
 from fmstune.models import architecture, base_identity, load, shapes, tuned, vllm
 from fmstune.models.load import Tokenizer
@@ -70,13 +70,10 @@ class Difference(NamedTuple):
 
 
 def run(request: Merge) -> int:
-    """Merge, or export; nothing is left in the folder unless all of it is there and right."""
+    """Merge, or export; the folder is written whole and verified, or not at all."""
     places = [tuned.locate(model, request.base_model_name_or_path, force=request.force) for model in request.model]
-    raise_if_any(
-        Problem("--model", f": {place.model} is a whole model, with nothing to merge")
-        for place in places
-        if not place.base
-    )
+    whole = [place.model for place in places if not place.base]
+    raise_if_any(Problem("--model", f": {model} is a whole model, with nothing to merge") for model in whole)
     raise_if_any(_several_bases(places))
     configs = [tuned.adapter_config(place.model) for place in places]
     weights = request.weight or (1.0,) * len(places)
@@ -86,7 +83,7 @@ def run(request: Merge) -> int:
     base, out = _base(places[0]), Path(request.out).expanduser().resolve()
     if request.export is not None:
         with _aside(out) as aside:
-            lines = vllm.write(places[0], configs[0], base, tokenizers[0], aside, shown=request.out)
+            lines = vllm.export_adapter(places[0], configs[0], base, tokenizers[0], aside, request.out)
         print("\n".join(lines))
         return 0
     dtype = _dtype(request.dtype, base)
@@ -98,10 +95,12 @@ def run(request: Merge) -> int:
         # two models at once would take twice the memory
         del model
         gc.collect()
-        found = difference(expected, _logits(_written(aside, tokenizers[0], dtype), tokenizers[0]))
+        written = load.load_model(Model(path=str(aside)), Tokenizer(tokenizers[0]), dtype=dtype, attention="sdpa")
+        found = difference(expected, _logits(written.eval(), tokenizers[0]))
         raise_if_any(_too_different(found, dtype))
-        write_json(aside / RECORD, _record(request, places, weights, dtype, found))
-        (aside / model_card.MODEL_CARD).write_text(_card(request, places[0], weights, dtype, found), encoding="utf-8")
+        adapters = list(zip(request.model, weights, strict=True))
+        write_json(aside / RECORD, _record(places[0], adapters, dtype, found))
+        (aside / model_card.MODEL_CARD).write_text(_card(places[0], adapters, dtype, found), encoding="utf-8")
         sizes = [file.stat().st_size for file in aside.glob("*.safetensors")]
     _report(request, places, dtype, found, parameters, sizes)
     return 0
@@ -110,36 +109,29 @@ def run(request: Merge) -> int:
 def _several_bases(places: Sequence[Place]) -> Iterator[Problem]:
     bases = {str(Path(str(place.base)).resolve()): str(place.base) for place in places}
     if len(bases) > 1:
-        yield Problem(
-            "--model",
-            f": the adapters were tuned on different bases ({', '.join(bases.values())}); pass the one to merge "
-            "them into with --base_model_name_or_path, if they are one model in two places",
-        )
+        change = "pass the one to merge them into with --base_model_name_or_path, if they are one model in two places"
+        text = f": the adapters were tuned on different bases ({', '.join(bases.values())}); {change}"
+        yield Problem("--model", text)
 
 
 def _unmergeable(named: Sequence[str], configs: Sequence[PeftConfig], weights: Sequence[float]) -> Iterator[Problem]:
-    """Adapters without weights that could be merged, or whose effect does not simply add up."""
+    """Adapters without weights that could be merged, or whose effects do not add up."""
     weighed = len(configs) > 1 or set(weights) != {1.0}
     for model, config in zip(named, configs, strict=True):
         method = getattr(config.peft_type, "value", config.peft_type)
         if config.is_prompt_learning:
-            yield Problem(
-                "--model",
-                f": {model} is {method}: it learnt virtual tokens that stand before each prompt, and changed no "
-                "weight that could be merged; fmstune generate and PEFT use it as it is",
-            )
+            why = "it learnt virtual tokens that stand before each prompt, and changed no weight that could be merged"
+            yield Problem("--model", f": {model} is {method}: {why}; fmstune generate and PEFT use it as it is")
         elif not hasattr(PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type), "merge_and_unload"):
-            yield Problem(
-                "--model", f": {model} is {method}, which PEFT cannot merge; fmstune generate uses it as it is"
-            )
+            text = f": {model} is {method}, which PEFT cannot merge; fmstune generate uses it as it is"
+            yield Problem("--model", text)
         elif weighed and (what := _not_additive(config)) is not None:
-            yield Problem(
-                "--model", f": {model} {what}, which can neither be weighted nor added to another; merge it alone"
-            )
+            text = f": {model} {what}, which can neither be weighted nor added to another; merge it alone"
+            yield Problem("--model", text)
 
 
 def _not_additive(config: PeftConfig) -> str | None:
-    """What the adapter holds beside updates that add up."""
+    """The part of an adapter whose effect does not add up; None where it has none."""
     if not isinstance(config, LoraConfig):
         return f"is {getattr(config.peft_type, 'value', config.peft_type)}"
     if config.use_dora:
@@ -156,22 +148,19 @@ def _several_vocabularies(named: Sequence[str], tokenizers: Sequence[PreTrainedT
     for (one, first), (other, second) in pairwise(zip(named, tokenizers, strict=True)):
         different = first.get_vocab().items() ^ second.get_vocab().items()
         if different:
-            token, number = min(different, key=lambda entry: (entry[1], entry[0]))
-            yield Problem(
-                "--model", f": {one} and {other} have different vocabularies, first at token {number} ({token!r})"
-            )
+            number, token = min((number, token) for token, number in different)
+            text = f": {one} and {other} have different vocabularies, first at token {number} ({token!r})"
+            yield Problem("--model", text)
 
 
 def _base(place: Place) -> PreTrainedConfig:
     """The configuration of the base; raises UserError for one whose weights are no plain numbers."""
     assert place.base is not None
-    config = architecture.configuration(Model(path=place.base, revision=place.revision))
+    config = architecture.model_configuration(Model(path=place.base, revision=place.revision))
     if getattr(config, "quantization_config", None) is not None:
-        raise UserError(
-            "--model",
-            f": the base {place.base} is quantised, and an update would be lost in its few bits; pass the whole "
-            "base with --base_model_name_or_path",
-        )
+        change = "pass the whole base with --base_model_name_or_path"
+        text = f": the base {place.base} is quantised, and an update would be lost in its few bits; {change}"
+        raise UserError("--model", text)
     return config
 
 
@@ -185,7 +174,7 @@ def _merged(
     places: Sequence[Place], weights: Sequence[float], tokenizer: PreTrainedTokenizerBase, dtype: str
 ) -> tuple[Logits, PreTrainedModel]:
     """The logits of the adapters on their base, and the base with the adapters merged into it, module by module."""
-    known = Tokenizer(tokenizer, (), ())
+    known = Tokenizer(tokenizer)
     base = tuned.whole(places[0], known, dtype=dtype, attention="sdpa")
     tuned.grow(base, known)
     names = [f"adapter_{number}" for number in range(len(places))]
@@ -203,34 +192,25 @@ def _merged(
         model: PreTrainedModel = adapted.merge_and_unload(safe_merge=True, adapter_names=names)
     except (ValueError, NotImplementedError, RuntimeError, AttributeError) as err:
         given = ", ".join(place.model for place in places)
-        raise UserError("--model", f": PEFT cannot merge {given}: {' '.join(str(err).split())[:300]}") from err
+        raise UserError("--model", f": PEFT cannot merge {given}: {one_line(err)}") from err
     # as Trainer does for a fully tuned model: the tokenizer may end a text otherwise than the base did
     align_special_tokens(model, tokenizer)
     return expected, model
 
 
 def _weigh(model: PeftModel, weights: dict[str, float]) -> None:
-    """Let each adapter count by its weight; the sum is exact for any ranks, unlike one adapter made of several."""
+    """Scale each adapter by its weight; the sum is exact for any ranks, unlike one adapter made of several."""
     for module in model.modules():
         if isinstance(module, LoraLayer):
             for name in weights.keys() & module.scaling.keys():
                 module.scaling[name] *= weights[name]
 
 
-def _written(folder: Path, tokenizer: PreTrainedTokenizerBase, dtype: str) -> PreTrainedModel:
-    """The merged model as anybody will load it."""
-    whole = Tokenizer(tokenizer, (), ())
-    return load.load(Model(path=str(folder)), whole, dtype=dtype, attention="sdpa").eval()
-
-
 def _logits(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    inputs = [torch.tensor([ids[:positions]]) for ids in prompts(tokenizer)]
     with torch.inference_mode():
-        found = [
-            model(input_ids=torch.tensor([ids[:positions]]), use_cache=False).logits[0].float()
-            for ids in prompts(tokenizer)
-        ]
-    return torch.cat(found)
+        return torch.cat([model(input_ids=ids, use_cache=False).logits[0].float() for ids in inputs])
 
 
 def prompts(tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
@@ -242,13 +222,12 @@ def prompts(tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
 
 def difference(expected: Logits, found: torch.Tensor) -> Difference:
     """Compare logits of the same prompts."""
-    size = _root_mean_square(expected.adapted)
-    same = int((expected.adapted.argmax(-1) == found.argmax(-1)).sum())
+    size, off = _root_mean_square(expected.adapted), expected.adapted - found
     return Difference(
-        largest=(expected.adapted - found).abs().max().item(),
-        share=_root_mean_square(expected.adapted - found) / size,
+        largest=off.abs().max().item(),
+        share=_root_mean_square(off) / size,
         moved=_root_mean_square(expected.adapted - expected.base) / size,
-        same=same,
+        same=int((expected.adapted.argmax(-1) == found.argmax(-1)).sum()),
         positions=len(found),
     )
 
@@ -260,33 +239,27 @@ def _root_mean_square(values: torch.Tensor) -> float:
 def _too_different(found: Difference, dtype: str) -> Iterator[Problem]:
     # written so that a NaN is above it, too
     if not found.share <= TOLERANCE[dtype]:
-        yield Problem(
-            "--model",
-            f": the merged model is not the adapter on its base: logits differ by {found.share:.1e} of their "
-            f"size (up to {found.largest:.3g}), above {TOLERANCE[dtype]:.0e} for {dtype}; try --dtype float32",
-        )
+        by = f"{found.share:.1e} of their size (up to {found.largest:.3g}), above {TOLERANCE[dtype]:.0e} for {dtype}"
+        text = f": the merged model is not the adapter on its base: logits differ by {by}; try --dtype float32"
+        yield Problem("--model", text)
 
 
-def _record(
-    request: Merge, places: Sequence[Place], weights: Sequence[float], dtype: str, found: Difference
-) -> dict[str, object]:
-    place = places[0]
-    assert place.base is not None
+def _record(place: Place, adapters: list[tuple[str, float]], dtype: str, found: Difference) -> dict[str, object]:
     return {
-        "adapters": [{"model": model, "weight": weight} for model, weight in zip(request.model, weights, strict=True)],
-        "base": asdict(base_identity.at(place.base, place.revision)),
+        "adapters": [{"model": model, "weight": weight} for model, weight in adapters],
+        "base": asdict(base_identity.identify_base(str(place.base), place.revision)),
         "dtype": dtype,
         **found._asdict(),
         "tolerance": TOLERANCE[dtype],
     }
 
 
-def _card(request: Merge, place: Place, weights: Sequence[float], dtype: str, found: Difference) -> str:
-    assert place.base is not None
+def _card(place: Place, adapters: list[tuple[str, float]], dtype: str, found: Difference) -> str:
+    base = str(place.base)
     return model_card.merge_card(
-        place.base,
-        list(zip(request.model, weights, strict=True)),
-        model_card.read_licence(Path(package_files.resolve(place.base)).expanduser()),
+        base,
+        adapters,
+        model_card.read_licence(Path(package_files.resolve(base)).expanduser()),
         dtype=dtype,
         difference=(
             f"Its logits differ from those of the adapters on their base by {found.share:.1e} of their size "
@@ -316,12 +289,12 @@ def _report(
 
 @contextmanager
 def _aside(out: Path) -> Iterator[Path]:
-    """A folder beside `out`, which takes its place when all went well, and goes when not."""
+    """A folder beside `out` that is renamed to it, or removed after an error."""
     try:
         with write_aside(out) as aside:
             aside.mkdir()
             yield aside
             run_folder.share_weights(aside)
     except (OSError, SafetensorError) as err:
-        reason = getattr(err, "strerror", None) or " ".join(str(err).split())[:300]
+        reason = getattr(err, "strerror", None) or one_line(err)
         raise UserError("--out", f": {out} cannot be written ({reason}); choose another folder") from err

@@ -1,10 +1,7 @@
 """A model or an adapter as a folder that plain transformers and PEFT load: complete, or not there."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -31,40 +28,22 @@ def save(
     """
     grown = bool(tokenizer.added)
     state = None
-    if sharding.is_sharded(model):
+    if sharding.holds_shard(model):
         state = sharding.gathered(model, trained_only=isinstance(model, PeftModel) and not grown)
     with sharding.prompt_at_hand(model):
-        if writes:
-            with _aside(folder) as aside:
-                _write(model, tokenizer, aside, base, state)
-                if card is not None:
-                    (aside / model_card.MODEL_CARD).write_text(card, encoding="utf-8")
-
-
-@contextmanager
-def _aside(folder: Path) -> Iterator[Path]:
-    """A folder that gets its name when all is in it."""
-    with write_aside(folder) as aside:
-        yield aside
-        run_folder.share_weights(aside)
-        # of a run that was killed before it could say that it is finished
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: Tokenizer,
-    aside: Path,
-    base: base_identity.Base | None,
-    state: dict[str, Any] | None,
-) -> None:
-    if isinstance(model, PeftModel):
-        # PEFT would look the base up on the hub to find out whether the embedding grew; we know
-        model.save_pretrained(aside, state_dict=state, save_embedding_layers=bool(tokenizer.added))
-        # PEFT's card is a form to fill in, with this machine's path of the base
-        (aside / "README.md").unlink(missing_ok=True)
-        if base is not None:
-            base_identity.write(base, aside)
-    else:
-        model.save_pretrained(aside, state_dict=state)
-    tokenizer.tokenizer.save_pretrained(aside)
+        if not writes:
+            return
+        with write_aside(folder) as aside:
+            # PEFT would look the base up on the hub to find out whether the embedding grew
+            more = {"save_embedding_layers": grown} if isinstance(model, PeftModel) else {}
+            model.save_pretrained(aside, state_dict=state, **more)
+            tokenizer.tokenizer.save_pretrained(aside)
+            # PEFT's own card is a form to fill in, with this machine's path of the base
+            (aside / model_card.MODEL_CARD).unlink(missing_ok=True)
+            if base is not None:
+                base_identity.write_base(base, aside)
+            if card is not None:
+                (aside / model_card.MODEL_CARD).write_text(card, encoding="utf-8")
+            run_folder.share_weights(aside)
+            # left by a run that was killed before it was marked as finished
+            shutil.rmtree(folder, ignore_errors=True)

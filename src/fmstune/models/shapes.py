@@ -3,7 +3,7 @@
 import copy
 import re
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from peft import (
@@ -26,23 +26,17 @@ from fmstune.checks.memory import quantised_bytes
 from fmstune.checks.plan_inputs import Dimensions
 from fmstune.config.job import Quantization
 from fmstune.config.objective import SUPERVISED, Objective
-from fmstune.errors import Problem, UserError, raise_if_any
-from fmstune.models.adapter_targets import linear_layers, matrix_shape, output_layer, target_problems
+from fmstune.errors import Problem, UserError, one_line, raise_if_any
+from fmstune.models.adapter_targets import linear_layers, matrix_shape, target_problems
 from fmstune.models.architecture import build_empty
 
 _OF_THE_MODEL = ("token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules")
 """Fields of a prompt that PEFT fills in from the model when they are left out."""
 REFUSALS = (
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
+    *(AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError),
     re.error,
 )
-"""How PEFT meets values that it does not expect."""
+"""What PEFT raises for values that it does not expect."""
 
 
 def parameters(model: torch.nn.Module, *, trained: bool = False) -> int:
@@ -60,14 +54,15 @@ def dimensions(
     model = build_empty(config, objective)
     quantised = [module.get_parameter("weight") for _, module in linear_layers(model)] if quantization else []
     base = parameters(model)
-    vocabulary = _vocabulary(model)
+    vocabulary: int = model.get_input_embeddings().weight.shape[0]
     if peft_config is not None:
         raise_if_any(target_problems(model, peft_config))
     adapted = model if peft_config is None else attach(model, peft_config)
     readers = list(_readers(adapted, adapter=peft_config is not None))
+    use_dora = getattr(peft_config, "use_dora", False)
+    dora = [module for module in adapted.modules() if use_dora and isinstance(module, LoraLayer)]
     text = config.get_text_config()
     heads, hidden_size = text.num_attention_heads, text.hidden_size
-    names = [name for name, _ in model.named_modules()]
     return Dimensions(
         base_parameters=base,
         adapter_parameters=parameters(adapted) - base,
@@ -81,7 +76,7 @@ def dimensions(
         vocabulary=vocabulary,
         tied=bool(text.tie_word_embeddings),
         max_positions=getattr(text, "max_position_embeddings", None),
-        mlp_kept=_mlp_kept(model, names),
+        mlp_kept=_mlp_kept(model),
         rms_norm=any(type(module).__name__.endswith("RMSNorm") for module in model.modules()),
         dropout=any(getattr(text, name, 0.0) for name in ("attn_pdrop", "resid_pdrop", "attention_dropout")),
         linear_inputs=sum(inputs for _, inputs in set(readers)),
@@ -91,7 +86,7 @@ def dimensions(
         prefix_tokens=peft_config.num_virtual_tokens if isinstance(peft_config, PrefixTuningConfig) else 0,
         quantised_parameters=sum(weight.numel() for weight in quantised),
         quantised_bytes=_quantised_bytes(quantised, quantization) if quantization else 0,
-        dora_outputs=sum(_dora_outputs(adapted)) if getattr(peft_config, "use_dora", False) else 0,
+        dora_outputs=sum(layer.out_features for layer in dora),
     )
 
 
@@ -125,14 +120,14 @@ def attach(model: PreTrainedModel, peft_config: PeftConfig) -> torch.nn.Module:
 
 def _refusal(method: str, error: Exception) -> str:
     """PEFT's words, unless they are about the meta device, where a few methods cannot be built."""
-    said = " ".join(str(error).split())[:300]
+    said = one_line(error)
     if isinstance(error, NotImplementedError) or "meta tensor" in said:
         return f": {method} cannot be checked without the weights ({said}); choose another method"
     return f": {method} refuses these fields: {said}"
 
 
 def _prompt_problems(given: PeftConfig, filled: PeftConfig) -> Iterator[Problem]:
-    """What a prompt says about the model and PEFT finds otherwise."""
+    """Values of a prompt that contradict the model."""
     for name in _OF_THE_MODEL if isinstance(given, PromptLearningConfig) else ():
         value, found = getattr(given, name), getattr(filled, name)
         if value not in (None, found):
@@ -146,58 +141,40 @@ def _prefix_problems(adapted: torch.nn.Module, model_type: str) -> Iterator[Prob
         with torch.no_grad():
             adapted(input_ids=ids, attention_mask=torch.ones_like(ids))
     except RuntimeError as error:
-        # what else a pass on the meta device cannot do says nothing about the prefix
+        # other errors of a pass on the meta device say nothing about the prefix
         if " must match " in str(error) or " broadcast " in str(error):
-            yield Problem(
-                "peft",
-                f": the keys and values that PrefixTuningConfig makes do not fit the cache of {model_type}; "
-                "choose another method, such as peft=p_tuning",
-            )
+            text = f": the keys and values that PrefixTuningConfig makes do not fit the cache of {model_type}"
+            yield Problem("peft", f"{text}; choose another method, such as peft=p_tuning")
 
 
 def _pattern_key_problems(adapted: torch.nn.Module, peft_config: PeftConfig) -> Iterator[Problem]:
     """Ranks or scales of modules that are not adapted; PEFT is silent about them."""
+    base = adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted
+    names = [name for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)]
     for field in ("rank_pattern", "alpha_pattern"):
         for key in getattr(peft_config, field, None) or ():
             # as peft.utils.other.get_pattern_key does it
             expression = re.compile(rf"(.*\.)?({key})$")
-            if not any(map(expression.match, _adapted_names(adapted))):
+            if not any(map(expression.match, names)):
                 yield Problem(f"peft.{field}", f": {key!r} matches no module that is adapted; see peft.target_modules")
-
-
-def _adapted_names(adapted: torch.nn.Module) -> list[str]:
-    base = adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted
-    return [name for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)]
 
 
 def _readers(model: torch.nn.Module, *, adapter: bool) -> Iterator[tuple[str, int]]:
     """(parent, inputs) of every module that is trained and so keeps its input; siblings share one of a width."""
-    head = output_layer(model) if isinstance(model, PreTrainedModel) else None
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     for name, module in model.named_modules():
         reads = isinstance(module, BaseTunerLayer) if adapter else isinstance(module, torch.nn.Linear | Conv1D)
         if isinstance(module, IA3Layer) and not module.is_feedforward:
-            # what is scaled is its output
+            # its output is scaled
             yield name, matrix_shape(module.get_base_layer())[1]
         elif reads and module is not head:
             yield name.rpartition(".")[0], getattr(module, "in_features", None) or _inputs(module)
-
-
-def _dora_outputs(model: torch.nn.Module) -> Iterator[int]:
-    """Outputs of every module that DoRA adapts."""
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            yield module.out_features
 
 
 def _inputs(module: torch.nn.Module) -> int:
     """Numbers a position that the module reads; LN tuning adapts norms, whose weight is not a matrix."""
     weight = module.get_parameter("weight")
     return weight.shape[0] if weight.dim() == 1 else matrix_shape(module)[0]
-
-
-def _vocabulary(model: PreTrainedModel) -> int:
-    embedding: torch.nn.Module = model.get_input_embeddings()
-    return embedding.get_parameter("weight").shape[0]
 
 
 def _intermediate_size(config: PreTrainedConfig) -> int:
@@ -207,9 +184,9 @@ def _intermediate_size(config: PreTrainedConfig) -> int:
     return int(next((width for width in given if width), 4 * config.hidden_size))
 
 
-def _mlp_kept(model: PreTrainedModel, names: Collection[str]) -> int:
+def _mlp_kept(model: PreTrainedModel) -> int:
     """Tensors that the activation function keeps: silu(gate) * up keeps 3, a fused function its input alone."""
-    if any(name.endswith(("gate_proj", "gate_up_proj")) for name in names):
+    if any(name.endswith(("gate_proj", "gate_up_proj")) for name, _ in model.named_modules()):
         return 3
     # gelu_new is written out in Python, step by step
     return 4 if any(isinstance(module, NewGELUActivation) for module in model.modules()) else 1

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,8 +15,11 @@ from torch.distributed.fsdp import FSDPModule, FullStateDictConfig, FullySharded
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from fmstune.config.choices import Sharding
 from fmstune.config.job import Job, Launcher
 from fmstune.errors import Problem, did_you_mean
+
+_Found = TypeVar("_Found")
 
 
 def set_environment(launcher: Launcher) -> None:
@@ -46,7 +49,8 @@ def settings(launcher: Launcher) -> dict[str, Any]:
         **({"transformer_layer_cls_to_wrap": blocks} if blocks else {}),
     }
     if launcher.fsdp_version == 2:
-        return {"fsdp": True, "fsdp_config": {**config, "reshard_after_forward": _reshards(launcher)}}
+        reshards = launcher.sharding_strategy is Sharding.full_shard
+        return {"fsdp": True, "fsdp_config": {**config, "reshard_after_forward": reshards}}
     older = {
         "reshard_after_forward": launcher.sharding_strategy.value,
         "backward_prefetch": launcher.backward_prefetch.value,
@@ -74,10 +78,6 @@ def block_problems(job: Job, model: torch.nn.Module) -> Iterator[Problem]:
             yield Problem(field, f"{text}; null wraps the model's own blocks")
 
 
-def _reshards(launcher: Launcher) -> bool:
-    return launcher.sharding_strategy.value == "full_shard"
-
-
 def keep_exact(plugin: FullyShardedDataParallelPlugin) -> None:
     """Where a run computes in half precision, let only the computing do so.
 
@@ -94,7 +94,7 @@ def keep_exact(plugin: FullyShardedDataParallelPlugin) -> None:
     )
 
 
-def is_sharded(model: torch.nn.Module) -> bool:
+def holds_shard(model: torch.nn.Module) -> bool:
     """Whether this model holds a part of its weights only."""
     return isinstance(model, (FSDPModule, FullyShardedDataParallel))
 
@@ -106,12 +106,7 @@ def held_by_rank(model: torch.nn.Module) -> list[int]:
         if isinstance(module, FSDPModule):
             module.reshard()
     local = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
-    held = sum(tensor.numel() * tensor.element_size() for tensor in local)
-    if not dist.is_initialized():
-        return [held]
-    found: list[int] = [0] * dist.get_world_size()
-    dist.all_gather_object(found, held)
-    return found
+    return gathered_from_all(sum(tensor.numel() * tensor.element_size() for tensor in local))
 
 
 def gathered(model: PreTrainedModel | PeftModel, *, trained_only: bool) -> dict[str, Any]:
@@ -121,21 +116,14 @@ def gathered(model: PreTrainedModel | PeftModel, *, trained_only: bool) -> dict[
     """
     if not isinstance(model, FullyShardedDataParallel):
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
-        return _without_copies(model, get_model_state_dict(model, options=options))
+        # tied weights once: gathered, they are no longer one tensor, and would be saved twice
+        once = dict([*model.named_parameters(), *model.named_buffers()])
+        return {name: value for name, value in get_model_state_dict(model, options=options).items() if name in once}
     whole = FullStateDictConfig(offload_to_cpu=True, rank0_only=True)
     with FullyShardedDataParallel.state_dict_type(model, StateDictType.FULL_STATE_DICT, whole):
         state: dict[str, Any] = model.state_dict()
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     return {name: value for name, value in state.items() if not trained_only or name in names}
-
-
-def _without_copies(model: torch.nn.Module, state: dict[str, Any]) -> dict[str, Any]:
-    """The weights with tied ones once: gathered, they are no longer one tensor, and would be saved twice."""
-    first: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        first.setdefault(id(parameter), name)
-    kept = {*first.values(), *(name for name, _ in model.named_buffers())}
-    return {name: value for name, value in state.items() if name in kept}
 
 
 @contextmanager
@@ -144,7 +132,7 @@ def prompt_at_hand(model: PreTrainedModel | PeftModel) -> Iterator[None]:
 
     The prompt belongs to the root of the sharded tree, as no block holds it.
     """
-    if not (isinstance(model, FSDPModule) and isinstance(model, PeftModel) and learns_a_prompt(model)):
+    if not (isinstance(model, FSDPModule) and virtual_tokens(model)):
         yield
         return
     model.unshard()
@@ -168,9 +156,10 @@ def as_base(model: PeftModel) -> Iterator[None]:
         yield
 
 
-def learns_a_prompt(model: PreTrainedModel | PeftModel) -> bool:
-    """Whether the model is tuned by virtual tokens."""
-    return isinstance(model, PeftModel) and bool(model.active_peft_config.is_prompt_learning)
+def virtual_tokens(model: PreTrainedModel | PeftModel) -> int:
+    """Positions that a learned prompt puts before every row; 0 without one."""
+    config = model.active_peft_config if isinstance(model, PeftModel) else None
+    return config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
 
 
 def of_this_process(batches: Sequence[list[int]]) -> Iterator[list[int]]:
@@ -183,10 +172,10 @@ def of_this_process(batches: Sequence[list[int]]) -> Iterator[list[int]]:
         yield batches[min(start + number, len(batches) - 1)]
 
 
-def gathered_from_all(found: dict[Any, Any]) -> list[dict[Any, Any]]:
-    """What each process found."""
+def gathered_from_all(found: _Found) -> list[_Found]:
+    """Return the value of each process, in the order of their ranks."""
     if not dist.is_initialized():
         return [found]
-    all_found: list[dict[Any, Any]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(all_found, found)
-    return all_found
+    of_all: list[_Found] = [found] * dist.get_world_size()
+    dist.all_gather_object(of_all, found)
+    return of_all

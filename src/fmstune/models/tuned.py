@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from peft import PeftConfig, PeftModel
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -18,11 +17,12 @@ from fmstune.checks.precision import Situation, resolve_precision
 from fmstune.config.choices import Attention, Device, Dtype
 from fmstune.config.job import Model
 from fmstune.config.requests import Harness, Scoring
-from fmstune.errors import Problem, UserError, raise_if_any
+from fmstune.errors import Problem, UserError, one_line, raise_if_any
 from fmstune.models import architecture, base_identity
 from fmstune.models import load as models
+from fmstune.models.adapters import read_adapter
 from fmstune.models.load import Tokenizer
-from fmstune.models.sharding import learns_a_prompt
+from fmstune.models.sharding import virtual_tokens
 
 
 class Place(NamedTuple):
@@ -57,9 +57,9 @@ def locate(model: str, base: str | None, *, force: bool) -> Place:
             raise UserError("--base_model_name_or_path", f": {model} is a whole model and has no base; leave it out")
         with _of_flag("--model"):
             # said of the model, before its tokenizer is missed
-            architecture.configuration(Model(path=place))
+            architecture.model_configuration(Model(path=place))
         return Place(place, None)
-    recorded = base_identity.read(Path(config_file).parent)
+    recorded = base_identity.read_base(Path(config_file).parent)
     named, revision = (recorded.id, recorded.revision) if recorded is not None else _named(model, Path(config_file))
     if base is None and not named:
         raise UserError("--model", f": {model} does not name its base; pass --base_model_name_or_path")
@@ -70,12 +70,11 @@ def locate(model: str, base: str | None, *, force: bool) -> Place:
 
 def _adapter_config_file(place: str) -> str | None:
     """An adapter's configuration; None for a whole model."""
-    try:
-        found: str | None = find_adapter_config_file(place)
-        return found
-    except (OSError, ValueError):
-        # neither cached nor reachable: loading says so in words about the model
-        return None
+    found: str | None = None
+    # neither cached nor reachable: the error of loading names the model
+    with suppress(OSError, ValueError):
+        found = find_adapter_config_file(place)
+    return found
 
 
 def _named(model: str, config_file: Path) -> tuple[str | None, str | None]:
@@ -94,7 +93,7 @@ def _same_base(model: str, place: Place, recorded: base_identity.Base | None, *,
         if recorded is not None and recorded.local and place.base == recorded.id:
             # a folder that has gone is no hub id, though it may look like one
             Path(files.resolve(place.base)).resolve(strict=True)
-        found = base_identity.at(place.base, place.revision)
+        found = base_identity.identify_base(place.base, place.revision)
     except (OSError, ValueError, UserError) as err:
         what = recorded.id if recorded is not None and not recorded.local else "its base"
         gone = "is neither a folder here nor available from the hub"
@@ -102,19 +101,14 @@ def _same_base(model: str, place: Place, recorded: base_identity.Base | None, *,
             hint = files.did_you_mean_beside(Path(place.base))
             text = f": {place.base} {gone}; give the folder or hub id of {what}{hint}"
             raise UserError("--base_model_name_or_path", text) from err
-        raise UserError(
-            "--model",
-            f": {model} was tuned on {place.base}, which {gone}; pass --base_model_name_or_path with the "
-            f"folder or hub id of {what}",
-        ) from err
-    wrong = list(base_identity.differences(recorded, found)) if recorded is not None else []
+        change = f"pass --base_model_name_or_path with the folder or hub id of {what}"
+        raise UserError("--model", f": {model} was tuned on {place.base}, which {gone}; {change}") from err
+    wrong = list(base_identity.base_differences(recorded, found)) if recorded is not None else []
     if wrong and not force:
         shown = [*wrong[:5], *([f"and {len(wrong) - 5} more"] if len(wrong) > 5 else [])]
-        raise UserError(
-            "--model",
-            f": {model} was tuned on another base than {place.base}: {'; '.join(shown)}; "
-            "pass the right one with --base_model_name_or_path, or --force to load it all the same",
-        )
+        change = "pass the right one with --base_model_name_or_path, or --force to load it all the same"
+        text = f": {model} was tuned on another base than {place.base}: {'; '.join(shown)}; {change}"
+        raise UserError("--model", text)
 
 
 def with_base(asked: Scoring | Harness) -> tuple[Place, Place | None]:
@@ -125,44 +119,37 @@ def with_base(asked: Scoring | Harness) -> tuple[Place, Place | None]:
     base = asked.base_model_name_or_path
     adapts = _adapter_config_file(files.resolve(asked.model)) is not None
     place = locate(asked.model, base if adapts else None, force=asked.force)
+    name, revision = (base, None) if base is not None else (asked.run_base, asked.run_base_revision)
     if adapts:
-        beside, revision = place.base, place.revision
-    elif base is not None:
-        beside, revision = base, None
-    else:
-        beside, revision = asked.run_base, asked.run_base_revision
-    if asked.no_base or beside is None:
+        name, revision = place.base, place.revision
+    if asked.no_base or name is None:
         return place, None
-    compared = Place(files.resolve(beside), None, revision, compared=True)
+    compared = Place(files.resolve(name), None, revision, compared=True)
     with _of_flag("--base_model_name_or_path"):
-        architecture.configuration(Model(path=compared.model, revision=revision))
+        architecture.model_configuration(Model(path=compared.model, revision=revision))
     if base is not None and not adapts and not asked.force:
         raise_if_any(_other_vocabulary(base, tokenizer_of(compared), tokenizer_of(place)))
     return place, compared
 
 
 def _other_vocabulary(base: str, own: Tokenizer, tuned: Tokenizer) -> Iterator[Problem]:
-    """Why a model cannot be asked in the tokens of another: they would be other words to it."""
+    """Refuse a base whose tokens differ from those of the tuned model: it would read other words."""
     known = tuned.tokenizer.get_vocab()
     different = [(number, token) for token, number in own.tokenizer.get_vocab().items() if known.get(token) != number]
     if different:
         number, token = min(different)
-        yield Problem(
-            "--base_model_name_or_path",
-            f": {base} has another vocabulary than --model, first at token {number} "
-            f"({token!r}), so its answers would mean nothing; give the model that was tuned, or --force to compare "
-            "all the same",
-        )
+        text = f": {base} has another vocabulary than --model, first at token {number} ({token!r})"
+        change = "give the model that was tuned, or --force to compare all the same"
+        yield Problem("--base_model_name_or_path", f"{text}, so its answers would mean nothing; {change}")
 
 
 def positions(model: Tuned) -> int | None:
     """How many tokens the model takes, virtual ones not counted; None where its configuration does not say."""
     found = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
-    virtual = model.model.active_peft_config.num_virtual_tokens if learns_a_prompt(model.model) else 0
-    return None if found is None else int(found) - virtual
+    return None if found is None else int(found) - virtual_tokens(model.model)
 
 
-def load(place: Place, tokenizer: Tokenizer, *, dtype: Dtype, attention: Attention, device: Device) -> Tuned:
+def load_tuned(place: Place, tokenizer: Tokenizer, *, dtype: Dtype, attention: Attention, device: Device) -> Tuned:
     """The model on its device, ready to be asked; raises UserError where it cannot be had."""
     with _of_flag("--device"):
         where = models.find_device(device)
@@ -185,27 +172,28 @@ def in_turn(
     """The tuned model, then its base where there is one; who lets go of the first has one in memory at a time."""
     for name, one in (("tuned", place), ("base", base)):
         if one is not None:
-            yield name, load(one, tokenizer, dtype=asked.dtype, attention=asked.attention, device=asked.device)
+            yield name, load_tuned(one, tokenizer, dtype=asked.dtype, attention=asked.attention, device=asked.device)
 
 
 def whole(place: Place, tokenizer: Tokenizer, *, dtype: str, attention: str) -> PreTrainedModel:
     """The whole model, or the base of the adapter, as it was saved."""
     with _of_flag("--model" if place.base is None and not place.compared else "--base_model_name_or_path"):
         path = Model(path=place.base or place.model, revision=place.revision)
-        architecture.configuration(path)
-        # not `added`: these come with the adapter, or are in the model already
-        return models.load(path, Tokenizer(tokenizer.tokenizer, (), ()), dtype=dtype, attention=attention)
+        architecture.model_configuration(path)
+        # without `added`: these tokens come with the adapter, or are in the model already
+        return models.load_model(path, Tokenizer(tokenizer.tokenizer), dtype=dtype, attention=attention)
 
 
 def tokenizer_of(place: Place) -> Tokenizer:
     """The tokenizer that was saved with the weights, which knows the added tokens; else the one of the base."""
     try:
-        return models.load_tokenizer(Model(path=place.model), to_train=False)
-    except UserError as err:
+        with _of_flag("--model"):
+            return models.load_tokenizer(Model(path=place.model), to_train=False)
+    except UserError:
         if place.base is None:
-            raise UserError.of(_renamed(err, "--model")) from err
-        with _of_flag("--base_model_name_or_path"):
-            return models.load_tokenizer(Model(path=place.base, revision=place.revision), to_train=False)
+            raise
+    with _of_flag("--base_model_name_or_path"):
+        return models.load_tokenizer(Model(path=place.base, revision=place.revision), to_train=False)
 
 
 def grow(base: PreTrainedModel, tokenizer: Tokenizer) -> None:
@@ -224,20 +212,12 @@ def adapted(base: PreTrainedModel | PeftModel, adapter: str, name: str = "defaul
             return base
         return PeftModel.from_pretrained(base, adapter, name, config=config)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as err:
-        text = " ".join(str(err).split())[:300]
-        raise UserError("--model", f": {adapter} does not fit its base: {text}") from err
+        raise UserError("--model", f": {adapter} does not fit its base: {one_line(err)}") from err
 
 
 def adapter_config(adapter: str) -> PeftConfig:
     """The adapter's configuration for use without training; raises UserError where it cannot be used."""
-    folder = Path(adapter)
-    if folder.is_dir() and not (folder / str(SAFETENSORS_WEIGHTS_NAME)).is_file():
-        # PEFT would fall back to a pickle, which can run code on loading
-        raise UserError("--model", f": {adapter} has no {SAFETENSORS_WEIGHTS_NAME}; fmstune reads safetensors only")
-    try:
-        config = PeftConfig.from_pretrained(adapter)
-    except (OSError, ValueError, TypeError) as err:
-        raise UserError("--model", f": {adapter} cannot be read as an adapter: {err}") from err
+    config = read_adapter(adapter, "--model")
     # PEFT would look for the tokenizer of the machine that the adapter was tuned on
     config.inference_mode = True
     return config
@@ -245,15 +225,9 @@ def adapter_config(adapter: str) -> PeftConfig:
 
 @contextmanager
 def _of_flag(flag: str) -> Iterator[None]:
-    """Messages of a job's fields, in the words of the flags."""
+    """Let problems of a job's fields name the flag."""
+    fields = ("model.path", "model.tokenizer", "model.attention", "launcher.device")
     try:
         yield
     except UserError as err:
-        raise UserError.of(_renamed(err, flag)) from err
-
-
-def _renamed(err: UserError, flag: str) -> Iterator[Problem]:
-    for problem in err.problems:
-        for field in ("model.path", "model.tokenizer", "model.attention", "launcher.device"):
-            problem = problem.moved(field, flag)
-        yield problem
+        raise UserError.of(Problem(flag, one.text) if one.field in fields else one for one in err.problems) from err

@@ -1,4 +1,4 @@
-"""A LoRA adapter in the form that vLLM reads, of which it refuses, or passes over, much that PEFT writes.
+"""A LoRA adapter in the form that vLLM reads; vLLM refuses or ignores much of what PEFT writes.
 
 vLLM (vllm/lora: peft_helper.py, lora_model.py, until 0.11 models.py) takes tensors named `….lora_A.weight`,
 `….lora_B.weight`, `….lora_embedding_A` and `…_B`, and raises at any other. Until 0.11 it reads the rows of added
@@ -59,50 +59,45 @@ class Saved(NamedTuple):
     others: list[str]
 
 
-class Exported(NamedTuple):
-    """What vLLM reads."""
-
-    adapter: dict[str, Tensor]
-    new_embeddings: dict[str, Tensor]
-    """Rows of the added tokens; empty where none was added that means something."""
-
-
-def write(
+def export_adapter(
     place: Place,
     config: PeftConfig,
     base: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
-    *,
     shown: str,
 ) -> list[str]:
-    """Write the adapter into this folder; what to say of it, with `shown` as its name.
+    """Write the adapter into this folder; return the lines that report it, with `shown` as its name.
 
-    Raises UserError with everything of the adapter that vLLM would refuse or pass over.
+    Raises UserError with everything of the adapter that vLLM would refuse or ignore.
     """
-    raise_if_any(problems(place.model, config))
+    raise_if_any(_config_problems(place.model, config))
     source = Path(place.model if Path(place.model).is_dir() else snapshot_download(place.model))
     saved = sort(load_file(source / str(SAFETENSORS_WEIGHTS_NAME)))
     embeddings = embeddings_of(base)
-    indices = _indices(config)
-    added = _added(embeddings.rows, tokenizer)
+    given = config.trainable_token_indices or []
+    # tokens whose input embeddings were trained
+    indices = sorted({index for some in given.values() for index in some} if isinstance(given, dict) else given)
+    # tokens behind the base's embeddings that mean something: vLLM pads nothing
+    added = [index for index in range(embeddings.rows, len(tokenizer)) if index != tokenizer.pad_token_id]
     raise_if_any(token_problems(place.model, saved, embeddings, indices, added))
-    made = export(saved, embeddings, indices, len(tokenizer) if added else None, config.r)
-    save_file(made.adapter, folder / str(SAFETENSORS_WEIGHTS_NAME), metadata={"format": "pt"})
-    if made.new_embeddings:
-        save_file(made.new_embeddings, folder / NEW_EMBEDDINGS, metadata={"format": "pt"})
-    _targets(config, made).save_pretrained(folder)
+    tensors, rows = _for_vllm(saved, embeddings, indices, len(tokenizer) if added else None, config.r)
+    save_file(tensors, folder / str(SAFETENSORS_WEIGHTS_NAME), metadata={"format": "pt"})
+    if rows:
+        save_file(rows, folder / NEW_EMBEDDINGS, metadata={"format": "pt"})
+    modules = sorted({_last(_LORA.sub("", name)) for name in tensors})
+    replace(config, target_modules=modules, trainable_token_indices=None).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    identity = base_identity.read(source)
+    identity = base_identity.read_base(source)
     if identity is not None:
-        base_identity.write(identity, folder)
-    return _said(place, config, made, added, shown)
+        base_identity.write_base(identity, folder)
+    return _report_lines(place, config, len(tensors), len(added), shown)
 
 
-def problems(model: str, config: PeftConfig) -> Iterator[Problem]:
-    """What vLLM refuses (vllm/lora/peft_helper.py), or passes over in silence, by the adapter's configuration."""
+def _config_problems(model: str, config: PeftConfig) -> Iterator[Problem]:
+    """Parts of the configuration that vLLM refuses (vllm/lora/peft_helper.py) or ignores without a word."""
     if not isinstance(config, LoraConfig):
-        yield Problem("--export", f"vllm_lora: {model} is {config.peft_type.value}, and vLLM reads LoRA only; merge it")
+        yield _refusal(f"{model} is {config.peft_type.value}, and vLLM reads LoRA only")
         return
     reasons = {
         "is DoRA": config.use_dora,
@@ -114,7 +109,11 @@ def problems(model: str, config: PeftConfig) -> Iterator[Problem]:
     }
     for reason, holds in reasons.items():
         if holds:
-            yield Problem("--export", f"vllm_lora: {model} {reason}; merge it instead")
+            yield _refusal(f"{model} {reason}")
+
+
+def _refusal(text: str) -> Problem:
+    return Problem("--export", f"vllm_lora: {text}; merge it instead")
 
 
 def sort(tensors: Mapping[str, Tensor]) -> Saved:
@@ -142,17 +141,6 @@ def embeddings_of(base: PreTrainedConfig) -> Embeddings:
     return Embeddings(rows, hidden_size, names[id(table)], names[id(head)], bool(base.tie_word_embeddings))
 
 
-def _indices(config: PeftConfig) -> list[int]:
-    """The tokens whose input embeddings were trained."""
-    given = config.trainable_token_indices or []
-    return sorted({index for some in given.values() for index in some} if isinstance(given, dict) else given)
-
-
-def _added(rows: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens behind the base's embeddings that mean something: vLLM pads nothing."""
-    return [index for index in range(rows, len(tokenizer)) if index != tokenizer.pad_token_id]
-
-
 def token_problems(
     model: str, saved: Saved, embeddings: Embeddings, indices: Sequence[int], added: Sequence[int]
 ) -> Iterator[Problem]:
@@ -160,36 +148,30 @@ def token_problems(
     known = {embeddings.input, embeddings.output}
     needed = {embeddings.input} if embeddings.tied else known
     if unknown := sorted({*saved.others, *(saved.tables.keys() - known), *(saved.trained.keys() - {embeddings.input})}):
-        yield Problem(
-            "--export", f"vllm_lora: vLLM has no place for {', '.join(unknown[:5])} of {model}; merge it instead"
-        )
+        yield _refusal(f"vLLM has no place for {', '.join(unknown[:5])} of {model}")
     if within := [index for index in indices if index < embeddings.rows]:
-        yield Problem(
-            "--export",
-            f"vllm_lora: {model} trained the embeddings of tokens that the base has rows for (first "
-            f"{within[0]}), and vLLM reads the embeddings of the base; merge it instead",
-        )
+        trained = f"{model} trained the embeddings of tokens that the base has rows for (first {within[0]})"
+        yield _refusal(f"{trained}, and vLLM reads the embeddings of the base")
     if added and _last(embeddings.input) != "embed_tokens":
-        yield Problem(
-            "--export",
-            f"vllm_lora: {model} added {_tokens(len(added))}, and vLLM reads such of models whose "
-            f"embedding is called embed_tokens, not {_last(embeddings.input)}; merge it instead",
-        )
+        reads = f"vLLM reads such of models whose embedding is called embed_tokens, not {_last(embeddings.input)}"
+        yield _refusal(f"{model} added {_tokens(len(added))}, and {reads}")
     if added and (gone := needed - saved.tables.keys()):
         what = " and no ".join(sorted(gone))
-        yield Problem("--export", f"vllm_lora: {model} added tokens, and holds no {what}; merge it instead")
+        yield _refusal(f"{model} added tokens, and holds no {what}")
 
 
-def export(saved: Saved, embeddings: Embeddings, indices: Sequence[int], vocabulary: int | None, rank: int) -> Exported:
-    """The tensors as vLLM reads them; `vocabulary` is None where no added token means anything."""
+def _for_vllm(
+    saved: Saved, embeddings: Embeddings, indices: Sequence[int], vocabulary: int | None, rank: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The adapter's tensors and the rows of added tokens; `vocabulary` is None where no added token means anything."""
     if vocabulary is None:
-        return Exported(saved.lora, {})
+        return saved.lora, {}
     new = saved.tables[embeddings.input][embeddings.rows : vocabulary].clone()
     for place, index in enumerate(indices):
         new[index - embeddings.rows] = saved.trained[embeddings.input][place].to(new.dtype)
     out = new if embeddings.tied else saved.tables[embeddings.output][embeddings.rows : vocabulary]
     nothing = _without_effect(embeddings, vocabulary, rank)
-    return Exported({**nothing, **saved.lora}, {"input_embeddings": new, "output_embeddings": out.clone()})
+    return {**nothing, **saved.lora}, {"input_embeddings": new, "output_embeddings": out.clone()}
 
 
 def _without_effect(embeddings: Embeddings, vocabulary: int, rank: int) -> dict[str, Tensor]:
@@ -203,20 +185,14 @@ def _without_effect(embeddings: Embeddings, vocabulary: int, rank: int) -> dict[
     }
 
 
-def _targets(config: PeftConfig, made: Exported) -> PeftConfig:
-    """The configuration with the modules that the tensors are of."""
-    modules = sorted({_last(_LORA.sub("", name)) for name in made.adapter})
-    return replace(config, target_modules=modules, trainable_token_indices=None)
-
-
-def _said(place: Place, config: PeftConfig, made: Exported, added: Sequence[int], shown: str) -> list[str]:
+def _report_lines(place: Place, config: PeftConfig, tensors: int, added: int, shown: str) -> list[str]:
     rank = next(known for known in RANKS if known >= config.r)
     base = files.resolve(str(place.base))
     serve = f"vllm serve {base} --tokenizer {shown} --enable-lora --max-lora-rank {rank} --lora-modules tuned={shown}"
-    lines = [f"wrote {shown}: LoRA of rank {config.r} for vLLM, {len(made.adapter):,} tensors", serve]
+    lines = [f"wrote {shown}: LoRA of rank {config.r} for vLLM, {tensors:,} tensors", serve]
     if added:
         lines.append(
-            f"note: the embeddings of {_tokens(len(added), 'added ')} are in {NEW_EMBEDDINGS}, which vLLM reads until "
+            f"note: the embeddings of {_tokens(added, 'added ')} are in {NEW_EMBEDDINGS}, which vLLM reads until "
             "0.11; later versions add no tokens by an adapter, so merge for them (leave --export out)"
         )
     return lines

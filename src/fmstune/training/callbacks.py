@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from fmstune.config.metrics import Table
 from fmstune.files import write_aside
+
+Logs = dict[str, Any] | None
 
 
 class MetricsFile(TrainerCallback):
@@ -21,14 +23,7 @@ class MetricsFile(TrainerCallback):
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Logs = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
         line = {"step": state.global_step, "epoch": state.epoch, **(logs or {})}
@@ -49,12 +44,10 @@ class StepClock(TrainerCallback):
         self.steps = 0
         self._begun = 0.0
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._begun = time.perf_counter()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.seconds += time.perf_counter() - self._begun
         self.steps += 1
 
@@ -65,13 +58,11 @@ class SaveAndStop(TrainerCallback):
     def __init__(self, asked: Callable[[], bool]) -> None:
         self._asked = asked
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._asked():
             control.should_save = control.should_training_stop = True
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Trainer takes the stop for the end of the epoch, where it would evaluate and save once more."""
         if self._asked():
             control.should_save = control.should_evaluate = False
@@ -87,31 +78,21 @@ class LossPlot(TrainerCallback):
         self._metrics, self._picture = metrics, picture
         self._next = math.inf
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self._next = time.monotonic() + self.FIRST_AFTER_SECONDS
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Logs = None, **kwargs: Any) -> None:
         begun = time.monotonic()
         if begun < self._next:
             return
         try:
             draw_loss(self._metrics, self._picture)
+            ended = time.monotonic()
+            self._next = ended + (ended - begun) / self.SHARE
         except OSError as err:
             self._next = math.inf
             print(f"fmstune: note: {self._picture.name} cannot be drawn during training ({err})", file=sys.stderr)
-            return
-        ended = time.monotonic()
-        self._next = ended + (ended - begun) / self.SHARE
 
 
 def draw_loss(metrics: Path, picture: Path) -> None:
@@ -133,26 +114,19 @@ class Progress(TrainerCallback):
         self._bar: tqdm[Any] | None = None
         self._begun = self._printed = 0.0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._begun = self._printed = time.monotonic()
         if sys.stderr.isatty() and state.is_world_process_zero:
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        figures = _figures(logs or {}, self._table)
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Logs = None, **kwargs: Any) -> None:
+        logs = logs or {}
+        forms = {name: metric.progress for name, metric in self._table.items() if metric.progress and name in logs}
+        figures = "  ".join(form.format(float(logs[name])) for name, form in forms.items())
         if not figures or not state.is_world_process_zero:
             return
         if self._bar is not None:
@@ -163,22 +137,12 @@ class Progress(TrainerCallback):
             self._printed = now
             done = state.global_step / max(state.max_steps, 1)
             left = (now - self._begun) / done * (1 - done) if done else 0.0
-            print(
-                f"step {state.global_step:,}/{state.max_steps:,}  {figures}  {_minutes(left)} left",
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"step {state.global_step:,}/{state.max_steps:,}  {figures}  {_minutes(left)} left"
+            print(line, file=sys.stderr, flush=True)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-def _figures(logs: dict[str, Any], table: Table) -> str:
-    shown = ((metric.progress, logs[name]) for name, metric in table.items() if metric.progress and name in logs)
-    return "  ".join(form.format(float(value)) for form, value in shown)
 
 
 def _minutes(seconds: float) -> str:

@@ -1,11 +1,10 @@
-"""Rows of different lengths → batches that waste little: packed rows, and batches of rows of like length."""
+"""Rows of different lengths → batches with little padding: packed rows, and batches of rows of similar length."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
@@ -39,21 +38,15 @@ def pack(dataset: Dataset, max_length: int) -> Dataset:
     before = lengths(dataset)
     rows = max(1000, TOKENS_AT_A_TIME // max(int(before.mean()), 1))
     packed = pack_dataset(dataset, max_length, "bfd", {"batch_size": rows})
-    after = _documents(packed)
+    documents = packed.select_columns([DOCUMENTS]).with_format("arrow")[:][DOCUMENTS]
+    after = np.asarray(pc.list_flatten(documents), dtype=np.int32)
     if not np.array_equal(np.sort(before), np.sort(after)) or after.sum() != lengths(packed).sum():
-        raise UserError(
-            "training.packing",
-            f": {len(before):,} documents of {before.sum():,} tokens went in and {len(after):,} of "
-            f"{after.sum():,} came out; the longest has {before.max():,} tokens, and a row holds {max_length:,}: "
-            "set data.max_length, or training.packing=false",
-        )
+        went_in = f"{len(before):,} documents of {before.sum():,} tokens went in"
+        came_out = f"{len(after):,} of {after.sum():,} came out"
+        limit = f"the longest has {before.max():,} tokens, and a row holds {max_length:,}"
+        change = "set data.max_length, or training.packing=false"
+        raise UserError("training.packing", f": {went_in} and {came_out}; {limit}: {change}")
     return packed
-
-
-def _documents(packed: Dataset) -> np.ndarray[Any, np.dtype[np.int32]]:
-    column = packed.select_columns([DOCUMENTS]).with_format("arrow")[:][DOCUMENTS]
-    found = pc.list_flatten(column)
-    return np.asarray(found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found, dtype=np.int32)
 
 
 def reads_ends(model: Any) -> bool:
@@ -106,15 +99,15 @@ class Collator(DataCollatorForLanguageModeling):
             batch["input_ids"][number, row] = torch.tensor(example["input_ids"])
             batch["labels"][number, row] = torch.tensor(example["labels"])
             batch["position_ids"][number, row] = torch.cat([torch.arange(n) for n in example[DOCUMENTS]])
-        # the first token of a document is not foretold from the last of the one before
+        # the first token of a document is not predicted from the last of the one before
         batch["labels"][batch["position_ids"] == 0] = -100
         return batch
 
 
 class LengthGrouped(LengthGroupedSampler):
-    """Rows of like length together, in an order that only seed and epoch decide.
+    """Rows of similar length together, in an order that only seed and epoch decide.
 
-    transformers' own sampler draws from the global random state, which a resumed run has not at the same place.
+    transformers' own sampler draws from the global random state, which is another one in a resumed run.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:

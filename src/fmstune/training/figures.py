@@ -6,7 +6,7 @@ from typing import Any
 from fmstune.checks.memory_plan import Plan
 from fmstune.data.dataset import Prepared
 from fmstune.data.ledger import Ledger
-from fmstune.models import sharding
+from fmstune.models import shapes, sharding
 from fmstune.training import memory
 from fmstune.training.preflight import Checked
 from fmstune.training.trainer import RunMixin
@@ -24,7 +24,6 @@ def training_figures(
 ) -> dict[str, Any]:
     """Return the results of the training."""
     dimensions = checked.dimensions
-    parameters = list(trainer.model.parameters())
     seconds = trainer.clock.seconds
     return {
         "train_loss": metrics["train_loss"],
@@ -40,9 +39,9 @@ def training_figures(
         "positions": trainer.positions,
         "padding_share": round(1 - trainer.tokens / trainer.positions, 6) if trainer.positions else None,
         **trainer.own_figures(),
-        "total_parameters": sum(p.numel() for p in parameters),
+        "total_parameters": shapes.parameters(trainer.model),
         "base_parameters": dimensions.base_parameters,
-        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "trainable_parameters": shapes.parameters(trainer.model, trained=True),
         "peak_memory_bytes": memory.peak(checked.device),
         "processes": trainer.args.world_size,
         "weight_bytes_by_rank": sharding.held_by_rank(trainer.model),

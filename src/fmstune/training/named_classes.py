@@ -1,4 +1,4 @@
-"""Trackers and callbacks of a job, made from the classes that their `_target_` names."""
+"""Trackers, callbacks and the objective of a job: the classes that their `_target_` names."""
 
 import importlib
 import inspect
@@ -14,18 +14,18 @@ from fmstune.training.trackers.base import Subject, Tracker
 
 def named_class_problems(job: Job) -> Iterator[Problem]:
     """Yield a problem for each class that cannot be imported, is of another kind, or does not take its settings."""
-    parts = [
-        ("tracking", job.tracking, Tracker, ("subject",)),
-        ("callbacks", job.callbacks.others, TrainerCallback, ()),
-    ]
-    for group, named, kind, given in parts:
-        for name, settings in named.items():
-            yield from _problems_of(f"{group}.{name}", settings, kind, given)
+    for name, settings in job.tracking.items():
+        yield from _problems_of(f"tracking.{name}", settings, Tracker, ("subject",))
+    for name, settings in job.callbacks.others.items():
+        yield from _problems_of(f"callbacks.{name}", settings, TrainerCallback, ())
 
 
 def make_trackers(job: Job, subject: Subject) -> dict[str, Tracker]:
     """The job's trackers by name, not begun yet."""
-    return {name: _class(one)(subject=subject, **_arguments(one)) for name, one in job.tracking.items()}
+    return {
+        name: find_class(f"tracking.{name}", one["_target_"], Tracker)(subject=subject, **_arguments(one))
+        for name, one in job.tracking.items()
+    }
 
 
 def make_callbacks(job: Job) -> list[TrainerCallback]:
@@ -33,24 +33,17 @@ def make_callbacks(job: Job) -> list[TrainerCallback]:
     made = []
     for name, one in job.callbacks.others.items():
         try:
-            made.append(_class(one)(**_arguments(one)))
+            made.append(find_class(f"callbacks.{name}", one["_target_"], TrainerCallback)(**_arguments(one)))
         except (TypeError, ValueError) as err:
             raise UserError(f"callbacks.{name}", f": {one['_target_']} refuses its arguments: {err}") from err
     return made
 
 
 def _problems_of(field: str, settings: Mapping[str, Any], kind: type, given: tuple[str, ...]) -> Iterator[Problem]:
-    target = settings["_target_"]
     try:
-        found = _class(settings)
-    except ImportError as err:
-        yield Problem(f"{field}._target_", f": cannot import {target.rpartition('.')[0]} ({err})")
-        return
-    except AttributeError:
-        yield Problem(f"{field}._target_", f": {target.rpartition('.')[0]} has no class {target.rpartition('.')[2]!r}")
-        return
-    if not (isinstance(found, type) and issubclass(found, kind)):
-        yield Problem(f"{field}._target_", f": {target} must be a class that extends {kind.__module__}.{kind.__name__}")
+        found = find_class(field, settings["_target_"], kind)
+    except UserError as err:
+        yield from err.problems
         return
     parameters = inspect.signature(found).parameters
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -62,9 +55,19 @@ def _problems_of(field: str, settings: Mapping[str, Any], kind: type, given: tup
             yield Problem(f"{field}.{name}", f"must be given; {found.__name__} needs it")
 
 
-def _class(settings: Mapping[str, Any]) -> Any:
-    module, _, name = settings["_target_"].rpartition(".")
-    return getattr(importlib.import_module(module), name)
+def find_class(field: str, target: str, kind: type) -> Any:
+    """Import the class that `_target_` names; raises UserError where it is missing, or does not extend `kind`."""
+    field, (place, _, name) = f"{field}._target_", target.rpartition(".")
+    try:
+        module = importlib.import_module(place)
+    except ImportError as err:
+        raise UserError(field, f": cannot import {place} ({err})") from err
+    found = getattr(module, name, None)
+    if found is None:
+        raise UserError(field, f": {place} has no class {name!r}{did_you_mean(name, dir(module))}")
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise UserError(field, f": {target} must be a class that extends {kind.__module__}.{kind.__name__}")
+    return found
 
 
 def _arguments(settings: Mapping[str, Any]) -> dict[str, Any]:

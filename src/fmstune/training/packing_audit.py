@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fmstune.errors import Problem, UserError
-from fmstune.training.collate import DOCUMENTS
+from fmstune.training.collate import DOCUMENTS, PADDING
 
 COUNT = 4
 """Documents that are compared, in two rows."""
@@ -58,31 +58,26 @@ class Audit:
     def packing_problems(self) -> Iterator[Problem]:
         """Yield a problem where the documents see each other."""
         if not self.apart:
-            yield Problem(
-                "training.packing",
-                f": packed documents see each other in this model: their log-probabilities differ by "
-                f"{self.difference:.2g} nats a token when the documents stand alone (limit {self.tolerance:g}); "
-                f"{_INSTEAD}",
-            )
+            by = f"{self.difference:.2g} nats a token when the documents stand alone (limit {self.tolerance:g})"
+            text = f"packed documents see each other in this model: their log-probabilities differ by {by}"
+            yield Problem("training.packing", f": {text}; {_INSTEAD}")
 
 
 def documents(batch: Mapping[str, Any]) -> list[torch.Tensor]:
-    """The beginnings of the documents of a batch, packed or padded; always `COUNT`, the same ones again where need be.
+    """Return the beginnings of `COUNT` documents of a batch, packed or padded; fewer documents are repeated.
 
-    The number is fixed, so that all processes of a run compute as often. A document of one token has nothing to score.
+    All processes of a run compute as often, as the number is fixed. A document of one token has nothing to score.
     """
     found = [ids[:TOKENS] for ids in _all_documents(batch) if len(ids) > 1]
     if not found:
-        raise UserError(
-            "training.packing", ": the first batch holds no document of two tokens; set training.packing=false"
-        )
+        text = ": the first batch holds no document of two tokens; set training.packing=false"
+        raise UserError("training.packing", text)
     return list(islice(cycle(found), COUNT))
 
 
 def _all_documents(batch: Mapping[str, Any]) -> Iterator[torch.Tensor]:
     if "attention_mask" in batch:
-        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
-            yield ids[mask.bool()]
+        yield from (ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True))
         return
     for ids, positions in zip(batch["input_ids"], batch["position_ids"], strict=True):
         starts = (positions == 0).nonzero().flatten().tolist()
@@ -97,8 +92,8 @@ def audit_packing(
     `packs`: `collate` takes packed rows, two of them here, and not rows that it lays end to end.
     """
     rows = [list(found[:2]), list(found[2:])] if packs else [[ids] for ids in found]
-    packed = collate([_example(row, packs=packs) for row in rows])
-    packed = {key: value for key, value in packed.items() if key in _FOR_A_MODEL}
+    collated = collate([_example(row, packs=packs) for row in rows])
+    packed = {key: value for key, value in collated.items() if key not in ("labels", PADDING)}
     laid_flat = len(packed["input_ids"]) == 1
     places = list(_places([[ids for row in rows for ids in row]] if laid_flat else rows))
     device = found[0].device
@@ -114,18 +109,6 @@ def audit_packing(
                 )
             )
     return Audit(len(found), differences[0], differences[1], tolerance)
-
-
-_FOR_A_MODEL = (
-    "input_ids",
-    "position_ids",
-    "attention_mask",
-    "cu_seq_lens_q",
-    "cu_seq_lens_k",
-    "max_length_q",
-    "max_length_k",
-    "seq_idx",
-)
 
 
 def _example(row: Sequence[torch.Tensor], *, packs: bool) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -37,7 +36,7 @@ from fmstune.training.run import train_job
 
 def modules(job: Job) -> int:
     """List what an adapter can target."""
-    model = architecture.build_empty(architecture.configuration(job.model, job.objective), job.objective)
+    model = architecture.build_empty(architecture.model_configuration(job.model, job.objective), job.objective)
     print(adapter_targets.render_modules(model, job.model.lora_targets))
     return 0
 
@@ -51,7 +50,7 @@ def check(job: Job) -> int:
     with collect_problems(problems):
         checked = preflight.check_job(job, device_at_hand=False)
         _check_arguments(job, checked)
-    try:
+    with collect_problems(problems, new_fields=True):
         tokenizer = preflight.tokenizer_at_hand(job)
         if tokenizer is None:
             rows = planning.estimate_rows(job)
@@ -59,20 +58,16 @@ def check(job: Job) -> int:
             prepared = prepare_data(job.data, tokenizer.tokenizer, job.seed, text_columns(job.objective))
             rows = planning.count_rows(job, prepared)
             problems += row_checks.label_problems(job, prepared, tokenizer)
-            checked = preflight.with_tokenizer(checked, tokenizer) if checked is not None else None
-    except UserError as err:
-        problems += _others(err.problems, problems)
+            checked = preflight.with_tokenizer(job, checked, tokenizer) if checked is not None else None
     raise_if_any(problems)
     assert checked is not None
     assert rows is not None
-    _print_plan(job, planning.make_plan(job, checked, rows, prepared), checked)
-    if prepared is not None:
-        _print_ledger(prepared)
+    _print_plan(job, planning.make_plan(job, checked, rows, prepared), checked, prepared)
     print("\nno problems found")
     return 0
 
 
-def _print_plan(job: Job, made: Plan, checked: Checked) -> None:
+def _print_plan(job: Job, made: Plan, checked: Checked, prepared: Prepared | None) -> None:
     print(render_plan(made))
     for note in (*checked.notes, *precision_notes(checked.precision, checked.peft is not None)):
         print(f"note: {note}")
@@ -80,12 +75,8 @@ def _print_plan(job: Job, made: Plan, checked: Checked) -> None:
     if available is not None and made.total > available:
         print(f"note: the plan does not fit: {show_bytes(made.total)} of {show_bytes(available)}; what would help:")
         print("\n".join(f"  {change}" for change in memory_advice(made, available)))
-
-
-def _print_ledger(prepared: Prepared) -> None:
-    print("\n".join(["", *prepared.lines()]))
-    for note in prepared.notes():
-        print(f"note: {note}")
+    if prepared is not None:
+        print("\n".join(["", *prepared.lines(), *(f"note: {note}" for note in prepared.notes())]))
 
 
 def show_rows(job: Job, rows: int, json: Path | None, html: Path | None) -> int:
@@ -110,7 +101,7 @@ def prepare(job: Job) -> int:
     """Check, and tokenise the rows into the cache: what is done once, before several processes start."""
     checked = _checked(job)
     tokenizer, prepared = _prepare(job)
-    checked = preflight.with_tokenizer(checked, tokenizer)
+    checked = preflight.with_tokenizer(job, checked, tokenizer)
     planning.make_plan(job, checked, planning.count_rows(job, prepared), prepared)
     return 0
 
@@ -126,27 +117,24 @@ def train(job: Job, command: str | None = None) -> int:
         with filelock.FileLock(cache.place() / ".preparing") if rank.started else nullcontext():
             tokenizer, prepared = _prepare(job)
         raise_if_any(row_checks.label_problems(job, prepared, tokenizer))
-        checked = preflight.with_tokenizer(checked, tokenizer)
+        checked = preflight.with_tokenizer(job, checked, tokenizer)
         made = planning.make_plan(job, checked, planning.count_rows(job, prepared), prepared)
-        _print_plan(job, made, checked)
-        _print_ledger(prepared)
+        _print_plan(job, made, checked, prepared)
         print(flush=True)
         train_job(job, checked, tokenizer, prepared, made, command)
     return 0
 
 
 def _checked(job: Job) -> Checked:
-    """The check before a run; where it fails, the rows are looked at too, so that all is said at once."""
-    try:
+    """The check before a run; where it fails, the rows are checked too, so that one message names all problems."""
+    problems: list[Problem] = []
+    with collect_problems(problems):
         checked = preflight.check_job(job)
         _check_arguments(job, checked)
-    except UserError as err:
-        try:
-            scan_data(job.data, job.seed)
-        except UserError as more:
-            raise UserError.of([*err.problems, *_others(more.problems, err.problems)]) from err
-        raise
-    return checked
+        return checked
+    with collect_problems(problems, new_fields=True):
+        scan_data(job.data, job.seed)
+    raise UserError.of(problems)
 
 
 def _check_arguments(job: Job, checked: Checked) -> None:
@@ -154,12 +142,6 @@ def _check_arguments(job: Job, checked: Checked) -> None:
     if checked.device != "cuda" or torch.cuda.is_available():
         arguments = training_arguments(job, load_objective(job), checked, Path(job.output_dir or "."))
         raise_if_any(preflight.optimizer_problems(arguments))
-
-
-def _others(problems: Sequence[Problem], reported: Sequence[Problem]) -> list[Problem]:
-    """Those about fields that are not reported yet: a model that is not there has no tokenizer either."""
-    fields = {problem.field for problem in reported}
-    return [problem for problem in problems if not problem.field or problem.field not in fields]
 
 
 def _prepare(job: Job) -> tuple[Tokenizer, Prepared]:

@@ -23,17 +23,13 @@ from fmstune.training.row_checks import batch_problems, held_out_problems, lengt
 
 
 def count_rows(job: Job, prepared: Prepared) -> Rows:
-    """The training rows of an epoch in numbers, counted; those that are streamed are like the first ones."""
+    """The training rows of an epoch in numbers, counted; streamed rows are estimated from the first ones."""
     ledger = prepared.ledger
     share = ledger.tokens_trained / max(ledger.tokens_total, 1)
     if prepared.streamed is not None:
         return _streamed_rows(job, ledger.tokens_total / ledger.rows_trained, share)
-    return Rows(
-        rows=len(prepared.train),
-        tokens=prepared.epoch_tokens,
-        longest=max(ledger.lengths, default=0),
-        supervised_share=share,
-    )
+    longest = max(ledger.lengths, default=0)
+    return Rows(len(prepared.train), prepared.epoch_tokens, longest, supervised_share=share)
 
 
 def _streamed_rows(job: Job, mean_length: float, supervised_share: float) -> Rows:
@@ -41,29 +37,19 @@ def _streamed_rows(job: Job, mean_length: float, supervised_share: float) -> Row
     training = job.training
     batch = training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1)
     rows = training["max_steps"] * batch
-    return Rows(
-        rows=rows,
-        tokens=round(rows * mean_length),
-        longest=job.data.max_length,
-        estimated=True,
-        supervised_share=supervised_share,
-        streamed=True,
-    )
+    tokens, share = round(rows * mean_length), supervised_share
+    return Rows(rows, tokens, job.data.max_length, estimated=True, supervised_share=share, streamed=True)
 
 
 def estimate_rows(job: Job) -> Rows:
     """The training rows in numbers, estimated from characters; the rows are read and formatted all the same."""
     scan = scan_data(job.data, job.seed)
+    share = scan.characters_trained / max(scan.characters_total, 1)
+    tokens = scan.characters_total / CHARACTERS_PER_TOKEN
     if job.data.streaming:
-        mean = scan.characters_total / CHARACTERS_PER_TOKEN / max(scan.rows, 1) + 2
-        return _streamed_rows(job, mean, scan.characters_trained / max(scan.characters_total, 1))
-    return Rows(
-        rows=scan.rows,
-        tokens=round(scan.characters_total / CHARACTERS_PER_TOKEN) + 2 * scan.rows,
-        longest=min(round(scan.characters_longest / CHARACTERS_PER_TOKEN) + 2, job.data.max_length),
-        estimated=True,
-        supervised_share=scan.characters_trained / max(scan.characters_total, 1),
-    )
+        return _streamed_rows(job, tokens / max(scan.rows, 1) + 2, share)
+    longest = min(round(scan.characters_longest / CHARACTERS_PER_TOKEN) + 2, job.data.max_length)
+    return Rows(scan.rows, round(tokens) + 2 * scan.rows, longest, estimated=True, supervised_share=share)
 
 
 def resumed_steps_problems(job: Job, made: Plan) -> Iterator[Problem]:
@@ -71,11 +57,9 @@ def resumed_steps_problems(job: Job, made: Plan) -> Iterator[Problem]:
     if job.training.get("resume") not in (None, resume.AUTO):
         done = resume.steps_done(Path(job.training["resume"]))
         if done >= made.total_steps:
-            yield Problem(
-                "training.resume",
-                f": the checkpoint is at step {done:,} of {made.total_steps:,}, so "
-                "nothing is left to train; raise training.num_train_epochs or training.max_steps",
-            )
+            change = "nothing is left to train; raise training.num_train_epochs or training.max_steps"
+            text = f": the checkpoint is at step {done:,} of {made.total_steps:,}, so {change}"
+            yield Problem("training.resume", text)
 
 
 def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None) -> Plan:

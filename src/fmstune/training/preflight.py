@@ -3,9 +3,9 @@
 import copy
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import torch
 from accelerate.utils import DynamoBackend
@@ -17,17 +17,14 @@ from fmstune.checks.launcher import device_problems
 from fmstune.checks.plan_inputs import Dimensions
 from fmstune.checks.precision import Precision, Situation, precision_problems, resolve_precision
 from fmstune.config.choices import Attention, Backend, Dtype
-from fmstune.config.job import Job, Quantization, is_sharded, tunes_an_adapter
-from fmstune.config.objective import SUPERVISED, Objective
+from fmstune.config.job import Job, is_sharded, tunes_an_adapter
 from fmstune.data.dataset import load_recipes
-from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
+from fmstune.errors import Problem, UserError, collect_problems, did_you_mean, raise_if_any
 from fmstune.models import adapters, architecture, load, shapes
 from fmstune.models.load import Tokenizer
 from fmstune.models.sharding import block_problems
 from fmstune.models.torch_internals import list_mode_options
 from fmstune.training.named_classes import named_class_problems
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -41,16 +38,6 @@ class Checked:
     precision: Precision
     attention: str
     notes: tuple[str, ...] = ()
-    quantization: Quantization | None = None
-    objective: Objective = SUPERVISED
-
-
-class _Shape(NamedTuple):
-    """The model and its adapter, as far as their configurations tell."""
-
-    configuration: PreTrainedConfig
-    peft: PeftConfig | None
-    dimensions: Dimensions
 
 
 def check_job(job: Job, *, device_at_hand: bool = True) -> Checked:
@@ -60,101 +47,81 @@ def check_job(job: Job, *, device_at_hand: bool = True) -> Checked:
     """
     problems: list[Problem] = []
     notes: list[str] = []
-    device = _find_device(job, problems, notes, at_hand=device_at_hand)
-    _attempt(lambda: load_recipes(job.data, None), problems)
-    problems += named_class_problems(job)
-    shape = _attempt(lambda: _shape(job), problems)
-    situation = _situation(job, device, adapter=tunes_an_adapter(job))
-    problems += precision_problems(situation)
-    problems += compile_problems(job.training)
-    if job.training.get("activation_offloading") and device == "cpu":
-        problems.append(
-            Problem(
-                "training.activation_offloading", "needs an accelerator, and the device is the CPU; set it to false"
-            )
-        )
-    if job.model.quantization is not None:
-        problems += quantization_problems(device, here=device_at_hand)
-    if device_at_hand or job.launcher.slurm is None:
-        # a Slurm job runs on nodes that have what this machine need not have
-        problems += device_problems(job.launcher, device)
-    resolved = resolve_precision(situation)
-    # ibm-fms has no other
-    asked = Attention.sdpa if job.model.backend is Backend.fms else job.model.attention
-    attention = _attempt(lambda: load.find_attention(asked, device, resolved), problems)
-    raise_if_any(problems)
-    assert shape is not None
-    assert attention is not None
-    return Checked(
-        *shape, device, resolved, attention, tuple(notes), quantization=job.model.quantization, objective=job.objective
-    )
-
-
-def _attempt(make: Callable[[], _T], problems: list[Problem]) -> _T | None:
-    """Return what this gives; where it raises UserError, None, and its problems are added."""
+    device = job.launcher.device.value
     try:
-        return make()
+        device = load.find_device(job.launcher.device)
     except UserError as err:
-        problems += err.problems
-        return None
-
-
-def _find_device(job: Job, problems: list[Problem], notes: list[str], *, at_hand: bool) -> str:
-    try:
-        return load.find_device(job.launcher.device)
-    except UserError as err:
-        device = job.launcher.device.value
-        if at_hand:
+        if device_at_hand:
             problems += err.problems
         else:
             how = "" if job.launcher.device_gib else "; launcher.device_gib=80 says what fits into one of 80 GiB"
             notes.append(f"no {device} device here: the plan is for one that computes in bfloat16{how}")
-        return device
+    with collect_problems(problems):
+        load_recipes(job.data, None)
+    problems += named_class_problems(job)
+    with collect_problems(problems):
+        shape = _shape(job)
+    situation = Situation(
+        dtype=Dtype(job.model.dtype),
+        adapter=tunes_an_adapter(job),
+        device=device,
+        # a GPU that is only planned for is taken to be of this decade
+        bf16_supported=device == "cuda" and (not torch.cuda.is_available() or torch.cuda.is_bf16_supported()),
+        bf16=job.training.get("bf16"),
+        fp16=job.training.get("fp16"),
+    )
+    problems += [*precision_problems(situation), *compile_problems(job.training)]
+    problems += _device_problems(job, device, here=device_at_hand)
+    resolved = resolve_precision(situation)
+    # ibm-fms has no other
+    asked = Attention.sdpa if job.model.backend is Backend.fms else job.model.attention
+    with collect_problems(problems):
+        attention = load.find_attention(asked, device, resolved)
+    raise_if_any(problems)
+    return Checked(*shape, device, resolved, attention, tuple(notes))
 
 
-def _shape(job: Job) -> _Shape:
-    peft_config = adapters.configuration(job.peft, job.model, job.objective)
-    configuration = architecture.configuration(job.model, job.objective)
+def _shape(job: Job) -> tuple[PreTrainedConfig, PeftConfig | None, Dimensions]:
+    """The model and its adapter, as far as their configurations tell."""
+    peft_config = adapters.peft_configuration(job.peft, job.model, job.objective)
+    configuration = architecture.model_configuration(job.model, job.objective)
     if job.model.backend is Backend.fms:
         raise_if_any(architecture_problems(configuration))
     if is_sharded(job.launcher):
         raise_if_any(block_problems(job, architecture.build_empty(configuration, job.objective)))
     dimensions = shapes.dimensions(configuration, peft_config, job.model.quantization, job.objective)
-    return _Shape(configuration, peft_config, dimensions)
+    return configuration, peft_config, dimensions
 
 
-def quantization_problems(device: str, *, here: bool) -> Iterator[Problem]:
-    """What a quantised base needs: a CUDA device to plan for, and `here`, where it is to run, bitsandbytes too."""
-    if device != "cuda":
-        yield Problem(
-            "model.quantization",
-            f"needs a CUDA device, and the device is {device}; set it to null, or plan for a GPU "
-            "with fmstune check launcher.device=cuda",
-        )
-    elif here and importlib.util.find_spec("bitsandbytes") is None:
-        yield Problem(
-            "model.quantization", "needs the package bitsandbytes; pip install 'fmstune[quant]', or set it to null"
-        )
+def _device_problems(job: Job, device: str, *, here: bool) -> Iterator[Problem]:
+    """What the job needs of the device, and `here`, where it is to run, of this machine too."""
+    if job.training.get("activation_offloading") and device == "cpu":
+        text = "needs an accelerator, and the device is the CPU; set it to false"
+        yield Problem("training.activation_offloading", text)
+    if job.model.quantization is not None and device != "cuda":
+        change = "set it to null, or plan for a GPU with fmstune check launcher.device=cuda"
+        yield Problem("model.quantization", f"needs a CUDA device, and the device is {device}; {change}")
+    elif job.model.quantization is not None and here and importlib.util.find_spec("bitsandbytes") is None:
+        text = "needs the package bitsandbytes; pip install 'fmstune[quant]', or set it to null"
+        yield Problem("model.quantization", text)
+    if here or job.launcher.slurm is None:
+        # a Slurm job runs on nodes that have what this machine need not have
+        yield from device_problems(job.launcher, device)
 
 
 def compile_problems(training: Mapping[str, Any]) -> Iterator[Problem]:
     """Words for torch.compile that accelerate and torch look up only when they compile."""
-    for name, list_known in (("torch_compile_backend", _backends), ("torch_compile_mode", _modes)):
+    for name, list_known in (("torch_compile_backend", _backends), ("torch_compile_mode", list_mode_options)):
         word = training.get(name)
-        if word is not None and word.lower() not in (known := list_known()):
-            yield Problem(
-                f"training.{name}", f"must be one of {', '.join(known)}; got {word!r}{did_you_mean(word, known)}"
-            )
+        if word is not None and word.lower() not in (known := list(list_known())):
+            hint = did_you_mean(word, known)
+            yield Problem(f"training.{name}", f"must be one of {', '.join(known)}; got {word!r}{hint}")
 
 
 def _backends() -> list[str]:
-    """Those that accelerate has a name for and this torch has; torch takes a second to list them."""
+    """Backends that both accelerate and this torch have; torch takes a second to list its own."""
     here = torch.compiler.list_backends(exclude_tags=())
     return [backend.value.lower() for backend in DynamoBackend if backend.value.lower() in here]
-
-
-def _modes() -> list[str]:
-    return list(list_mode_options())
 
 
 def optimizer_problems(arguments: TrainingArguments) -> Iterator[Problem]:
@@ -175,7 +142,7 @@ def optimizer_problems(arguments: TrainingArguments) -> Iterator[Problem]:
         yield Problem("training.lr_scheduler_type", f"={name.value} or training.lr_scheduler_kwargs are refused: {err}")
 
 
-def with_tokenizer(checked: Checked, tokenizer: Tokenizer) -> Checked:
+def with_tokenizer(job: Job, checked: Checked, tokenizer: Tokenizer) -> Checked:
     """The same with the rows that added tokens need, where the embedding has none to spare.
 
     Raises UserError where the tokenizer or the adapter names a token that the model does not have.
@@ -183,14 +150,14 @@ def with_tokenizer(checked: Checked, tokenizer: Tokenizer) -> Checked:
     raise_if_any(_tokenizer_problems(checked, tokenizer))
     rows = max(checked.dimensions.vocabulary, len(tokenizer.tokenizer))
     # TRL's fused head reads `lm_head.weight`, which PEFT's wrapper of tied rows hides
-    trains = not checked.dimensions.tied
-    peft = adapters.with_added_tokens(checked.peft, tokenizer.to_train if trains else ())
+    to_train = () if checked.dimensions.tied else tokenizer.to_train
+    peft = adapters.with_added_tokens(checked.peft, to_train)
     notes = (*checked.notes, *_added_token_notes(checked, tokenizer))
     if rows == checked.dimensions.vocabulary and peft is checked.peft:
         return dataclasses.replace(checked, notes=notes)
     configuration = copy.deepcopy(checked.configuration)
     configuration.get_text_config().vocab_size = rows
-    dimensions = shapes.dimensions(configuration, peft, checked.quantization, checked.objective)
+    dimensions = shapes.dimensions(configuration, peft, job.model.quantization, job.objective)
     return dataclasses.replace(checked, configuration=configuration, peft=peft, dimensions=dimensions, notes=notes)
 
 
@@ -205,10 +172,8 @@ def _tokenizer_problems(checked: Checked, tokenizer: Tokenizer) -> Iterator[Prob
     asked = getattr(checked.peft, "trainable_token_indices", None) or []
     unknown = [i for row in (asked.values() if isinstance(asked, dict) else [asked]) for i in row]
     if any(i >= max(ids, embeddings) for i in unknown):
-        yield Problem(
-            "peft.trainable_token_indices",
-            f": no token {max(unknown)}; the ids end at {max(ids, embeddings) - 1:,}",
-        )
+        text = f": no token {max(unknown)}; the ids end at {max(ids, embeddings) - 1:,}"
+        yield Problem("peft.trainable_token_indices", text)
 
 
 def _added_token_notes(checked: Checked, tokenizer: Tokenizer) -> Iterator[str]:
@@ -217,18 +182,6 @@ def _added_token_notes(checked: Checked, tokenizer: Tokenizer) -> Iterator[str]:
         count, row = len(tokenizer.to_train), "embedding" if checked.dimensions.tied else "row"
         one, several = f"1 added token: its {row}{where} keeps", f"{count} added tokens: their {row}s{where} keep"
         yield f"{one if count == 1 else several} the mean of the old ones under an adapter"
-
-
-def _situation(job: Job, device: str, *, adapter: bool) -> Situation:
-    return Situation(
-        dtype=Dtype(job.model.dtype),
-        adapter=adapter,
-        device=device,
-        # a GPU that is only planned for is taken to be of this decade
-        bf16_supported=device == "cuda" and (not torch.cuda.is_available() or torch.cuda.is_bf16_supported()),
-        bf16=job.training.get("bf16"),
-        fp16=job.training.get("fp16"),
-    )
 
 
 def tokenizer_at_hand(job: Job) -> Tokenizer | None:

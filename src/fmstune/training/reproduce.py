@@ -12,14 +12,14 @@ from fmstune.config import freeze
 from fmstune.config.job import Job
 from fmstune.config.objective import text_columns
 from fmstune.data.dataset import data_identity
-from fmstune.errors import Problem, UserError
+from fmstune.errors import Problem, UserError, collect_problems
 from fmstune.launch import process_counts
 from fmstune.models import load
 from fmstune.runs import differences, lockfile, run_folder
 from fmstune.training import preflight
 
 
-def check(job: Job, recorded: Path, *, strict: bool, trusted: Sequence[str]) -> int:
+def compare_facts(job: Job, recorded: Path, *, strict: bool, trusted: Sequence[str]) -> int:
     """List what is not as the run in this folder had it; `strict` refuses where that can change the result."""
     lock = differences.read_lock(recorded)
     former = freeze.read(recorded / run_folder.JOB, trusted=trusted).job
@@ -42,23 +42,17 @@ def facts(job: Job) -> tuple[dict[str, Any], list[Problem]]:
     """Return what `lock.json` would hold for this job, and the problems that keep the rest from being known."""
     problems: list[Problem] = []
     device, config, tokenizer, read = job.launcher.device.value, "", None, {}
-    try:
+    with collect_problems(problems):
         checked = preflight.check_job(job)
         device, config = checked.device, checked.configuration.to_json_string(use_diff=False)
         tokenizer = load.load_tokenizer(job.model)
-        config = preflight.with_tokenizer(checked, tokenizer).configuration.to_json_string(use_diff=False)
-    except UserError as err:
-        problems += err.problems
-    try:
+        config = preflight.with_tokenizer(job, checked, tokenizer).configuration.to_json_string(use_diff=False)
+    with collect_problems(problems, new_fields=True):
         read = data_identity(job.data, tokenizer and tokenizer.tokenizer, job.seed, text_columns(job.objective))
-    except UserError as err:
-        problems += [problem for problem in err.problems if problem not in problems]
     known = {"data_hashes": {}, "tokens": {}, **read, "data_rows": {}}
     found = asdict(lockfile.collect_lock(job, device=device, model_config=config, command=None, data=known))
-    found |= {
-        "processes": process_counts.total_processes(job.launcher) or found["processes"],
-        "model_files": lockfile.model_files(job.model),
-    }
+    found["processes"] = process_counts.total_processes(job.launcher) or found["processes"]
+    found["model_files"] = lockfile.model_files(job.model)
     if tokenizer is None:
         del found["tokens"]
     return found, problems
@@ -72,17 +66,16 @@ def compare_weights(recorded: Path, again: Path) -> int:
 
 def differing(one: Path, other: Path) -> Iterator[str]:
     """By how much the tensors in two folders differ, a pair at a time in memory."""
-    places = [_places(folder) for folder in (one, other)]
-    if not all(places):
-        yield f"weights: not bit for bit equal; {one if not places[0] else other} holds none to compare"
+    first_files, second_files = _files_of_tensors(one), _files_of_tensors(other)
+    if not (first_files and second_files):
+        yield f"weights: not bit for bit equal; {other if first_files else one} holds none to compare"
         return
-    alone = places[0].keys() ^ places[1].keys()
-    if alone:
+    if alone := first_files.keys() ^ second_files.keys():
         yield f"weights: {len(alone)} tensors are in one of the two only, such as {min(alone)}"
     largest, where, different, squares, size = 0.0, "", 0, 0.0, 0.0
-    shared = sorted(places[0].keys() & places[1].keys())
+    shared = sorted(first_files.keys() & second_files.keys())
     for name in shared:
-        first, second = (_tensor(place[name], name) for place in places)
+        first, second = (_read_tensor(files[name], name) for files in (first_files, second_files))
         if first.shape != second.shape:
             yield f"weights: {name} has the shape {list(second.shape)} and not {list(first.shape)}"
             continue
@@ -93,16 +86,13 @@ def differing(one: Path, other: Path) -> Iterator[str]:
             largest, where = most, name
     if different:
         share = (squares / size) ** 0.5 if size else float("inf")
-        yield (
-            f"weights: {different} of {len(shared)} tensors differ, by up to {largest:.2e} ({where}), by {share:.1e} "
-            "of their size (root mean square)"
-        )
+        by = f"by up to {largest:.2e} ({where}), by {share:.1e} of their size (root mean square)"
+        yield f"weights: {different} of {len(shared)} tensors differ, {by}"
     elif not alone:
         yield "weights: the same numbers in other bytes"
 
 
-def _places(folder: Path) -> dict[str, Path]:
-    """The file of each tensor."""
+def _files_of_tensors(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as content:
@@ -110,7 +100,7 @@ def _places(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _tensor(file: Path, name: str) -> torch.Tensor:
+def _read_tensor(file: Path, name: str) -> torch.Tensor:
     with safe_open(file, framework="pt") as content:
         tensor: torch.Tensor = content.get_tensor(name)
     return tensor.double()

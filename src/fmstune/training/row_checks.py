@@ -2,20 +2,14 @@
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from datasets import Dataset
 
 from fmstune.checks.plan_inputs import Rows, Training
 from fmstune.config import conditions
-from fmstune.config.job import (
-    Evaluation,
-    Job,
-    stop_rules,
-)
+from fmstune.config.job import Evaluation, Job, stop_rules
 from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.data.dataset import Prepared
-from fmstune.data.tokenized import Part
 from fmstune.errors import Problem
 from fmstune.evaluation import held_out as evaluate
 from fmstune.evaluation import metrics
@@ -33,65 +27,44 @@ def length_problems(job: Job, checked: Checked, rows: Rows) -> Iterator[Problem]
             f"={virtual} leaves no room for a row in the {positions:,} positions of the model; lower it",
         )
     elif positions is not None and longest + virtual > positions:
-        prompt = f" and {virtual} virtual tokens" if virtual else ""
         what = "a streamed row may take" if job.data.streaming else "the longest row takes"
-        yield Problem(
-            "",
-            f"{what} {longest:,} tokens{prompt}, and the model has {positions:,} positions; "
-            f"set data.max_length={positions - virtual}",
-        )
+        change = f"set data.max_length={positions - virtual}"
+        yield Problem("", f"{what} {_tokens(longest, virtual)}, and the model has {positions:,} positions; {change}")
 
 
 def held_out_problems(job: Job, checked: Checked, prepared: Prepared) -> Iterator[Problem]:
     """Held-out rows, or prompts with the answer to generate, with more positions than the model has."""
     positions, virtual = checked.dimensions.max_positions, checked.dimensions.virtual_tokens
     watched = job.training.get("eval_strategy", "no") != "no"
-    if positions is None or not (job.evaluation.enabled or watched):
-        return
-    if virtual > positions - 2:
-        return  # `length_problems` says so
-    for part in prepared.held_out:
-        yield from _part_problems(job, part, positions, virtual, watched=watched)
-
-
-def _part_problems(job: Job, part: Part, positions: int, virtual: int, *, watched: bool) -> Iterator[Problem]:
-    """The same of one set of held-out rows."""
-    ledger, field = part.ledger, f"data.eval.{part.name}" if part.name else "data.eval"
+    if positions is None or not (job.evaluation.enabled or watched) or virtual > positions - 2:
+        return  # `length_problems` names too many virtual tokens
     packing, eval_packing = job.training.get("packing", False), job.training.get("eval_packing")
     packs = watched and (packing if eval_packing is None else eval_packing)
-    room, longest = positions - virtual, job.data.max_length if packs else min(ledger.longest, job.data.max_length)
-    beside = f" and {virtual} virtual tokens" if virtual else ""
-    if longest > room:
-        yield Problem(
-            field,
-            f": the longest held-out row takes {longest:,} tokens{beside}, and the model has {positions:,} "
-            f"positions; set data.max_length={room}",
-        )
-    elif job.evaluation.enabled and (over := _generation(part.rows, job.evaluation)).end > room:
+    for part in prepared.held_out:
+        longest = job.data.max_length if packs else min(part.ledger.longest, job.data.max_length)
+        if longest > positions - virtual:
+            text = f": the longest held-out row takes {_tokens(longest, virtual)}, and the model has {positions:,}"
+            field = f"data.eval.{part.name}" if part.name else "data.eval"
+            yield Problem(field, f"{text} positions; set data.max_length={positions - virtual}")
+        elif job.evaluation.enabled:
+            yield from _generation_problems(part.rows, job.evaluation, positions, virtual)
+
+
+def _generation_problems(held_out: Dataset, evaluation: Evaluation, positions: int, virtual: int) -> Iterator[Problem]:
+    """Prompts and generated answers beyond the positions; no answer gets longer than the longest expected one."""
+    rows = held_out.select(range(min(len(held_out), evaluation.max_rows or len(held_out))))
+    prompt = max(map(len, rows["prompt_ids"]))
+    answer = min(evaluation.max_new_tokens, max(map(len, rows["answer_ids"])))
+    if prompt + answer > positions - virtual:
         yield Problem(
             "evaluation.max_new_tokens",
-            f": the longest held-out prompt takes {over.prompt:,} tokens{beside} and its "
-            f"answer up to {over.answer:,}, and the model has {positions:,} positions; "
-            f"set evaluation.max_new_tokens={room - over.prompt}",
+            f": the longest held-out prompt takes {_tokens(prompt, virtual)} and its answer up to {answer:,}, and the "
+            f"model has {positions:,} positions; set evaluation.max_new_tokens={positions - virtual - prompt}",
         )
 
 
-class Generation(NamedTuple):
-    """Tokens of the longest prompt, and of the longest answer that is generated after it."""
-
-    prompt: int
-    answer: int
-
-    @property
-    def end(self) -> int:
-        return self.prompt + self.answer
-
-
-def _generation(held_out: Dataset, evaluation: Evaluation) -> Generation:
-    """What `fmstune.evaluation.held_out` asks for at most: no answer is longer than the longest that is expected."""
-    rows = held_out.select(range(min(len(held_out), evaluation.max_rows or len(held_out))))
-    answer = max(map(len, rows["answer_ids"]))
-    return Generation(max(map(len, rows["prompt_ids"])), min(evaluation.max_new_tokens, answer))
+def _tokens(count: int, virtual: int) -> str:
+    return f"{count:,} tokens" + (f" and {virtual} virtual tokens" if virtual else "")
 
 
 def batch_problems(training: Training, rows: Rows) -> Iterator[Problem]:
@@ -118,10 +91,9 @@ def label_problems(job: Job, prepared: Prepared, tokenizer: Tokenizer) -> Iterat
         if metric is None or not metric.endswith(of_labels):
             continue
         # of one set, or of all
-        named = [
-            part for part in prepared.held_out if part.name and re.search(rf"[_.]{re.escape(part.name)}[_.]", metric)
-        ]
-        if not all(evaluate.labels_of(part.rows, tokenizer.tokenizer) for part in named or prepared.held_out):
+        sets = prepared.held_out
+        named = [one for one in sets if one.name and re.search(rf"[_.]{re.escape(one.name)}[_.]", metric)]
+        if not all(evaluate.labels_of(part.rows, tokenizer.tokenizer) for part in named or sets):
             yield Problem(
                 field,
                 f"={metric} needs held-out rows whose answers are labels, up to {metrics.LABELS_AT_MOST} "

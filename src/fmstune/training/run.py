@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -43,12 +43,13 @@ def train_job(
     """
     assert job.output_dir is not None
     folder, main = Path(job.output_dir), ranks.here().is_main
-    checkpoint = _find_checkpoint(job, folder)
+    given = job.training.get("resume")
+    # the newest complete one, unless the job names one
+    checkpoint = checkpoints.newest_checkpoint(folder) if given in (None, resume.AUTO) else Path(given)
     start = {"name": job.name, "plan": figures.plan_figures(plan), "preparation_seconds": prepared.seconds}
     with ExitStack() as until_the_end:
         if main:
             until_the_end.enter_context(_recorded(folder, start))
-            until_the_end.enter_context(_full_disk_named(folder))
         done = resume.steps_done(checkpoint) if checkpoint is not None else 0
         lock = None
         if main:
@@ -56,7 +57,9 @@ def train_job(
             checkpoints.remove_unfinished(folder)
             run_folder.drop_metrics_after(folder, done)
         # before training: the base may be moved while the run trains
-        base_model = base_identity.at(job.model.path, job.model.revision) if checked.peft is not None else None
+        base_model = (
+            base_identity.identify_base(job.model.path, job.model.revision) if checked.peft is not None else None
+        )
         tracked = until_the_end.enter_context(tracking.tracked(job, folder, done, writes=main))
         objective = load_objective(job)
         trainer, seconds = _build_trainer(objective, job, checked, tokenizer, prepared, folder)
@@ -75,14 +78,9 @@ def train_job(
 
 
 def _train_and_score(
-    objective: BaseObjective,
-    trainer: RunMixin,
-    job: Job,
-    checked: Checked,
-    prepared: Prepared,
-    checkpoint: Path | None,
+    objective: BaseObjective, trainer: RunMixin, job: Job, checked: Checked, prepared: Prepared, checkpoint: Path | None
 ) -> dict[str, Any]:
-    """Train from the checkpoint on, and score; the figures that the summary holds."""
+    """Train from the checkpoint on, and score; return the figures that the summary holds."""
     folder = Path(str(job.output_dir))
     former = run_folder.read_summary(folder) if checkpoint is not None and checkpoint.parent == folder else {}
     stopping = Stopping(job.callbacks)
@@ -99,18 +97,13 @@ def _train_and_score(
     trained = {**figures.training_figures(trainer, checked, prepared, output.metrics), "stopped": stopping.reason}
     tuned = _score(objective, trainer, job, prepared, base=False)
     losses = {"train_loss": trained["train_loss"], "eval_loss": (tuned or {}).get("eval_loss", 0.0)}
-    _raise_if_not_finite(losses)
-    scores = {"base": base[0] if base else former.get("base"), "tuned": tuned}
-    return {**trained, **{key: one for key, one in scores.items() if one is not None}}
-
-
-def _raise_if_not_finite(losses: Mapping[str, float]) -> None:
-    """Raise UserError where a loss is not a finite number, as such a model is not worth saving."""
     raise_if_any(
         Problem(name, f"is {loss} after training; lower training.learning_rate, or set model.dtype=float32")
         for name, loss in losses.items()
         if not math.isfinite(loss)
     )
+    scores = {"base": base[0] if base else former.get("base"), "tuned": tuned}
+    return {**trained, **{key: one for key, one in scores.items() if one is not None}}
 
 
 def _licence(job: Job) -> dict[str, str]:
@@ -120,37 +113,28 @@ def _licence(job: Job) -> dict[str, str]:
 
 
 def _stop(trainer: RunMixin, folder: Path) -> NoReturn:
-    """End at a notice: what is left to do is not done, and the same command does it; raises Preempted."""
+    """End a run that was given notice, without evaluating or saving the model; raises Preempted."""
     # the others end as soon as one of them does
     parent.interrupt_no_more()
-    said = (
-        f"preempted; a checkpoint was saved at step {trainer.state.global_step}, and the same command resumes the run"
-    )
+    saved = f"a checkpoint was saved at step {trainer.state.global_step}"
+    said = f"preempted; {saved}, and the same command resumes the run"
     if ranks.here().is_main:
         run_folder.mark_ended(folder, run_folder.INTERRUPTED, run_folder.PREEMPTED, said)
     trainer.accelerator.wait_for_everyone()
     raise Preempted(said)
 
 
-def _find_checkpoint(job: Job, folder: Path) -> Path | None:
-    """Return the checkpoint to resume: the one that the job names, else the newest complete one of its folder."""
-    given = job.training.get("resume")
-    return checkpoints.newest_checkpoint(folder) if given in (None, resume.AUTO) else Path(given)
-
-
 @contextmanager
 def _full_disk_named(folder: Path) -> Iterator[None]:
-    """Raises UserError where something of the run cannot be written for want of room."""
+    """Raises UserError where the disk has no room for something that the run writes."""
     try:
         yield
     except (OSError, SafetensorError) as err:
         if not checkpoints.disk_is_full(err, folder):
             raise
-        raise UserError(
-            "",
-            f"the disk of {folder} is full; {checkpoints.name_newest(folder)}free space, and start the same command "
-            "again",
-        ) from err
+        newest = checkpoints.name_newest(folder)
+        text = f"the disk of {folder} is full; {newest}free space, and start the same command again"
+        raise UserError("", text) from err
 
 
 @contextmanager
@@ -158,7 +142,8 @@ def _recorded(folder: Path, start: dict[str, Any]) -> Iterator[None]:
     """The run's status in its summary: running, then finished, failed or interrupted."""
     run_folder.update_summary(folder, {"status": run_folder.RUNNING, "error": None, **start})
     try:
-        yield
+        with _full_disk_named(folder):
+            yield
     except Preempted:
         raise  # recorded before the other processes could end this one
     except KeyboardInterrupt:
@@ -171,7 +156,7 @@ def _recorded(folder: Path, start: dict[str, Any]) -> Iterator[None]:
         raise
     except BaseException as err:
         if parent.is_gone():
-            # the other processes have seen it first and are gone, which looks like a failure from here
+            # the other processes noticed it first and have ended, which looks like a failure in this one
             run_folder.mark_orphaned(folder)
         else:
             run_folder.mark_ended(folder, run_folder.FAILED, "internal", f"{type(err).__name__}: {err}")
@@ -187,9 +172,9 @@ def _build_trainer(
     set_seed(job.seed)
     before = memory.now(checked.device)
     begun = time.perf_counter()
-    # before the model: with several processes it is what makes them meet, and then weights are read in one of them
+    # before the model: this joins the processes into a group, in which one of them reads the weights
     settings = training_arguments(job, objective, checked, folder)
-    base = load.load(
+    base = load.load_model(
         job.model,
         tokenizer,
         job.objective,
@@ -224,7 +209,7 @@ def _build_trainer(
 def _score(
     objective: BaseObjective, trainer: RunMixin, job: Job, prepared: Prepared, *, base: bool
 ) -> dict[str, Any] | None:
-    """How the model does on the held-out rows, before training or after; None where there are none."""
+    """Score the model on the held-out rows, before training or after; None where there are none."""
     if not prepared.held_out or not job.evaluation.enabled:
         return None
     model, answered, main = trainer.model, "base" if base else "tuned", ranks.here().is_main
@@ -235,16 +220,12 @@ def _score(
     with as_base:
         figures = objective.score(trainer, {part.name: part.rows for part in prepared.held_out}, answered)
     if base and main:
-        # at once, so that a resumed run need not do it again
+        # at once, so that a resumed run need not score the base again
         run_folder.update_summary(Path(str(job.output_dir)), {"base": figures})
     return figures
 
 
 def _collect_lock(job: Job, checked: Checked, prepared: Prepared, command: str | None) -> Lock:
-    return lockfile.collect_lock(
-        job,
-        device=checked.device,
-        model_config=checked.configuration.to_json_string(use_diff=False),
-        command=command,
-        data=prepared.identity,
-    )
+    config = checked.configuration.to_json_string(use_diff=False)
+    data = prepared.identity
+    return lockfile.collect_lock(job, device=checked.device, model_config=config, command=command, data=data)

@@ -2,10 +2,10 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from fmstune.config import conditions
 from fmstune.config.conditions import Condition, Logged
@@ -23,33 +23,23 @@ class Stopping(TrainerCallback):
         self.reason: str | None = None
         """Why the training was stopped; None where it was not."""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Look at once: a resumed run may have been about to stop."""
-        self._look(state, control)
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Look after each log, the evaluations' included."""
-        self._look(state, control)
-
-    def _look(self, state: TrainerState, control: TrainerControl) -> None:
         if self.reason is not None or state.global_step >= state.max_steps:
             return
-        self._read(state.log_history)
+        # the new ones only: reading all of them again would take longer with each step
+        for name, value in (pair for log in state.log_history[self._seen :] for pair in log.items()):
+            if isinstance(value, int | float):
+                self._logged[name].append(float(value))
+        self._seen = len(state.log_history)
         self.reason = find_stop_reason(self._early, self._conditions, self._logged)
         if self.reason is not None:
             control.should_training_stop = True
             if state.is_world_process_zero:
                 print(f"stopped after step {state.global_step:,}: {self.reason}", file=sys.stderr, flush=True)
 
-    def _read(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Take in what was logged since the last look: reading all of it anew would take longer with each step."""
-        for log in history[self._seen :]:
-            for name, value in log.items():
-                if isinstance(value, int | float):
-                    self._logged[name].append(float(value))
-        self._seen = len(history)
+    # a resumed run may have been about to stop
+    on_train_begin = on_log
 
 
 def find_stop_reason(early: EarlyStopping | None, rules: Sequence[Condition], logged: Logged) -> str | None:
@@ -65,10 +55,9 @@ def stalled(rule: EarlyStopping, values: Sequence[float]) -> str | None:
     before, last = values[: -rule.patience], values[-rule.patience :]
     if not before:
         return None
-    best, latest = (max(before), max(last)) if rule.greater_is_better else (min(before), min(last))
-    gained = latest - best if rule.greater_is_better else best - latest
-    if gained > rule.threshold:
+    pick, sign, changed = (max, 1, "risen") if rule.greater_is_better else (min, -1, "fallen")
+    best, latest = pick(before), pick(last)
+    if sign * (latest - best) > rule.threshold:
         return None
-    changed = "risen" if rule.greater_is_better else "fallen"
     by = f" by more than {rule.threshold:g}" if rule.threshold else ""
     return f"{rule.metric} has not {changed}{by} since it was {best:.6g}, {rule.patience} values ago"

@@ -1,4 +1,4 @@
-"""Trackers beside metrics.jsonl, each in a thread of its own: none of them can end the training, or hold it up."""
+"""Trackers, each in a thread of its own: an error or a delay of one neither ends nor slows the training."""
 
 import json
 import queue
@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from fmstune.config import secrets
 from fmstune.config.job import Job
@@ -21,16 +21,16 @@ from fmstune.launch import parent
 from fmstune.runs import run_folder
 from fmstune.runs.report import terminal_summary
 from fmstune.training.named_classes import make_trackers
-from fmstune.training.trackers.base import Outcome, Subject, Tracker, is_number
+from fmstune.training.trackers.base import Outcome, Subject, Tracker, is_trackable
 
 IDS = "tracking.json"
-"""File of the run folder: the id and the place of each tracker's run, to go on with it after a resume."""
+"""File of the run folder: the id and the place of each tracker's run, to continue it after a resume."""
 LONGEST_WAIT = 30.0
 """Seconds that a run waits, when it begins and when it ends, for a tracker that does not answer."""
 MOST_WAITING = 10_000
 """Calls that may wait for a tracker that is slower than the training."""
 _NOT_TRACKED = ("plan", "tracking", "error", "status", "name")
-"""Parts of the summary that are not about what came out."""
+"""Parts of the summary that are not results."""
 
 
 class Guarded:
@@ -41,16 +41,16 @@ class Guarded:
         self.tracker = tracker
         self.run: str | None = None
         self.error: str | None = None
-        """Why it is left out, None where it works."""
+        """Why it is off, None where it works."""
         self.begun = threading.Event()
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
         self._thread.start()
 
     def do(self, call: Callable[[], None]) -> None:
-        """Have it done after all that was asked before; nothing where the tracker is left out."""
+        """Queue a call behind the earlier ones; do nothing where the tracker is off."""
         if self.error is None and self._calls.qsize() > MOST_WAITING:
-            self._leave_out(f"{MOST_WAITING:,} calls are waiting for it")
+            self._turn_off(f"{MOST_WAITING:,} calls are waiting for it")
         if self.error is None:
             self._calls.put(call)
 
@@ -59,24 +59,24 @@ class Guarded:
         self._calls.put(None)
         self._thread.join(LONGEST_WAIT)
         if self._thread.is_alive() and self.error is None:
-            self._leave_out(f"it has not answered for {LONGEST_WAIT:g} seconds")
+            self._turn_off(f"it has not answered for {LONGEST_WAIT:g} seconds")
 
     def _work(self) -> None:
         while self.error is None and (call := self._calls.get()) is not None:
             try:
                 call()
             except Exception as err:  # a tracker can fail in any way, and none is worth the training
-                self._leave_out(f"{type(err).__name__}: {err}")
+                self._turn_off(f"{type(err).__name__}: {err}")
 
-    def _leave_out(self, why: str) -> None:
+    def _turn_off(self, why: str) -> None:
         # a client may show the address that it was given, password and all
         self.error = why = secrets.left_out(why)
         parent.leave_at_once()
-        print(
-            f"fmstune: note: tracking.{self.name} is left out from here on, and {run_folder.METRICS} goes on: {why}",
-            file=sys.stderr,
-            flush=True,
+        text = (
+            f"fmstune: note: tracking.{self.name} failed and is off for the rest of this run ({run_folder.METRICS} is "
+            f"unaffected): {why}"
         )
+        print(text, file=sys.stderr, flush=True)
 
 
 class Trackers(TrainerCallback):
@@ -86,50 +86,39 @@ class Trackers(TrainerCallback):
         self._folder, self._table = folder, table
         self._lock = threading.Lock()
         self._all = [Guarded(name, tracker) for name, tracker in given.items()]
-        former = _ids(folder)
+        former = _read_ids(folder)
         for one in self._all:
-            known = former.get(one.name, {})
-            one.do(partial(self._start, one, known))
-
+            one.do(partial(self._start, one, former.get(one.name, {})))
         for one in self._all:
-            # so that importing it is over when time and memory of the training are measured
+            # importing it must not count as time and memory of the training
             one.begun.wait(LONGEST_WAIT)
 
     def _start(self, one: Guarded, known: Mapping[str, str]) -> None:
-        same = known.get("place") == one.tracker.place
         try:
-            one.run = one.tracker.start(known["run"] if same else None)
+            one.run = one.tracker.start(known["run"] if known.get("place") == one.tracker.place else None)
         finally:
             one.begun.set()
         with self._lock:
             entry = {"run": one.run, "place": one.tracker.place}
-            write_json(self._folder / IDS, {**_ids(self._folder), one.name: entry})
+            write_json(self._folder / IDS, {**_read_ids(self._folder), one.name: entry})
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """What `metrics.jsonl` gets, under the same names."""
         self.log(logs or {}, state.global_step, state.epoch or 0.0)
 
     def log(self, values: Mapping[str, Any], step: int, epoch: float = 0.0) -> None:
         """Send the numbers to every tracker."""
-        metrics = {key: float(value) for key, value in values.items() if key != "epoch" and is_number(value)}
+        metrics = {key: float(value) for key, value in values.items() if key != "epoch" and is_trackable(value)}
         for one in self._all:
             one.do(partial(one.tracker.log, metrics, step, epoch))
 
     def close(self, status: str) -> None:
-        """Send what came out, and note in the summary how each tracker did."""
+        """Send the results, and note in the summary how each tracker did."""
         summary = run_folder.read_summary(self._folder)
         tuned = summary.get("tuned")
         lines = terminal_summary.comparison_lines(summary.get("base"), tuned, self._table) if tuned else ()
-        table = "\n".join(lines)
         kept = {key: value for key, value in summary.items() if key not in _NOT_TRACKED}
-        outcome = Outcome(status, {"status": status, **kept}, table)
+        outcome = Outcome(status, {"status": status, **kept}, "\n".join(lines))
         for one in self._all:
             one.do(partial(one.tracker.close, outcome))
         for one in self._all:
@@ -158,10 +147,7 @@ def tracked(job: Job, folder: Path, step: int, *, writes: bool) -> Iterator[Trac
     every.close(run_folder.FINISHED)
 
 
-def _ids(folder: Path) -> dict[str, dict[str, str]]:
+def _read_ids(folder: Path) -> dict[str, dict[str, str]]:
     """The runs that trackers of this folder have begun."""
     path = folder / IDS
-    if not path.is_file():
-        return {}
-    found: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -1,7 +1,8 @@
 """The part of a trainer that every objective shares: checkpoints, notices, counts, broken losses, memory, LoRA+."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from peft.optimizers import create_loraplus_optimizer
 from safetensors import SafetensorError
 from transformers import Trainer
 
-from fmstune.errors import Problem, UserError, raise_if_any
+from fmstune.errors import UserError
 from fmstune.launch import preemption
 from fmstune.models import base_identity, sharding
 from fmstune.runs.checkpoints import (
@@ -51,7 +52,7 @@ class RunMixin(Trainer):
         self.clock = StepClock()
         self.add_callback(self.clock)
         self.stops = False
-        """Some process was given notice: all of them save a checkpoint after this step, and stop."""
+        """Some process was given notice: all of them save a checkpoint after this step and stop."""
         self.add_callback(SaveAndStop(lambda: self.stops))
         self.positions = 0
         """Positions that went through the model in training, padding included; of all processes."""
@@ -89,7 +90,7 @@ class RunMixin(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save for plain transformers and PEFT; of a sharded model with an adapter, gather the adapter alone."""
-        if not sharding.is_sharded(self.model):
+        if not sharding.holds_shard(self.model):
             super().save_model(output_dir, _internal_call)
             return
         state = sharding.gathered(self.model, trained_only=isinstance(self.model, PeftModel))
@@ -124,14 +125,16 @@ class RunMixin(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 if self.adapter_base is not None:
-                    base_identity.write(self.adapter_base, run / SAVING / f"checkpoint-{step}")
+                    base_identity.write_base(self.adapter_base, run / SAVING / f"checkpoint-{step}")
                 publish_checkpoint(run / SAVING / f"checkpoint-{step}", run / f"checkpoint-{step}", self.about())
         except (OSError, RuntimeError, SafetensorError) as err:
-            # looked at before the room is given back
-            problems = list(_not_saved(err, run, step))
+            full = disk_is_full(err, run)  # before the next line frees space
             remove_unfinished(run)
-            raise_if_any(problems)
-            raise
+            if not full:
+                raise
+            change = f"{name_newest(run)}free space, or set training.save_total_limit, and start the same command again"
+            text = f"step {step}: the checkpoint cannot be saved, as the disk of {run} is full; {change}"
+            raise UserError("", text) from err
         finally:
             self._aside = None
         if self.state.best_model_checkpoint:
@@ -146,11 +149,10 @@ class RunMixin(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Train an epoch; nothing where the last checkpoint was at the end already, where Trainer would take a step."""
-        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-            return
-        super()._run_epoch(*args, **kwargs)
+        """Train an epoch, unless the last checkpoint was at the end already: Trainer would still take a step."""
+        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
 
     @property
     def tokens(self) -> int:
@@ -180,7 +182,7 @@ class RunMixin(Trainer):
         self.look_at_batch(model, batch)
         positions = batch["input_ids"].numel()
         masked = batch["attention_mask"].sum() if "attention_mask" in batch else positions - padding
-        # the notice goes along: it reaches processes at different steps, and they must stop after the same one
+        # a notice reaches processes at different steps, and they must stop after the same one
         sums = [positions, int(masked), preemption.given()]
         counted = torch.tensor(sums, dtype=torch.float64, device=self.args.device)
         before = self._total_train_tokens
@@ -188,9 +190,11 @@ class RunMixin(Trainer):
         try:
             loss: torch.Tensor = super().training_step(model, batch, *args, **kwargs)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as err:
-            raise_if_any(self._out_of_memory(err, ids))
-            raise
-        # looked at when something went wrong only: a look at each would make the device wait
+            # the CPU's allocator raises a plain RuntimeError (c10/core/impl/alloc_cpu.cpp)
+            if isinstance(err, RuntimeError) and "memory" not in str(err).lower():
+                raise
+            raise UserError("", self._out_of_memory(ids)) from err
+        # read only after an error: to read each would make the device wait
         self._since_log.append((self.state.global_step + 1, ids, loss.detach()))
         positions, tokens, notices = self.accelerator.reduce(counted, "sum").tolist()
         self.stops = self.stops or notices > 0
@@ -200,44 +204,31 @@ class RunMixin(Trainer):
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return loss
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The optimizer of the training arguments, for LoRA+ with PEFT's groups of parameters."""
-        optimizer: torch.optim.Optimizer
         if self.loraplus_lr_ratio is None:
-            optimizer = super().create_optimizer(*args, **kwargs)
-            return optimizer
+            return super().create_optimizer(*args, **kwargs)
         cls, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        ratio, decay = self.loraplus_lr_ratio, self.args.weight_decay
-        optimizer = create_loraplus_optimizer(
-            self.model, cls, loraplus_lr_ratio=ratio, loraplus_weight_decay=decay, **settings
-        )
-        self.optimizer = optimizer
-        return optimizer
+        settings |= {"loraplus_lr_ratio": self.loraplus_lr_ratio, "loraplus_weight_decay": self.args.weight_decay}
+        self.optimizer = create_loraplus_optimizer(self.model, cls, **settings)
+        return self.optimizer
 
-    def _out_of_memory(self, err: BaseException, ids: torch.Tensor) -> Iterator[Problem]:
-        # the CPU's allocator raises a plain RuntimeError (c10/core/impl/alloc_cpu.cpp)
-        if isinstance(err, RuntimeError) and "memory" not in str(err).lower():
-            return
+    def _out_of_memory(self, ids: torch.Tensor) -> str:
         batch, length = ids.shape
-        yield Problem(
-            "",
+        return (
             f"step {self.state.global_step + 1}: out of memory on a batch of {batch} x {length:,} tokens "
             f"({self.rows_of_batch(ids)}); set training.per_device_train_batch_size below "
             f"{self.args.train_batch_size} and training.gradient_accumulation_steps up, "
             "training.activation_checkpointing=true or a smaller data.max_length; "
-            "fmstune check shows the memory that each takes",
+            "fmstune check shows the memory that each takes"
         )
 
     def rows_of_batch(self, ids: torch.Tensor) -> str:
-        """Which training rows a batch holds, from 0; found by what they hold, as nothing else reaches the model."""
+        """Which training rows a batch holds, from 0; found by their tokens, as their numbers do not reach the model."""
         if not isinstance(self.train_dataset, Dataset):
             return "streamed rows"
-        wanted = ids.tolist()
-        found = [
-            number
-            for number, row in enumerate(self.train_dataset["input_ids"])
-            if any(given[: len(row)] == row for given in wanted)
-        ]
+        wanted, rows = ids.tolist(), enumerate(self.train_dataset["input_ids"])
+        found = [number for number, row in rows if any(given[: len(row)] == row for given in wanted)]
         return f"training rows {numbers(found)}" if found else "rows unknown"
 
     def _where(self, name: str) -> str:
@@ -247,13 +238,6 @@ class RunMixin(Trainer):
                 return f"step {step} ({self.rows_of_batch(ids)})"
         return f"step {self.state.global_step}"
 
-    @property
-    def _more_exact(self) -> str:
-        """Further changes that help against such a loss, where the job does not have them."""
-        half = self.args.bf16 or self.args.fp16 or self.model.dtype != torch.float32
-        clips = self.args.max_grad_norm and self.args.max_grad_norm > 0
-        return f"{'' if clips else ', set training.max_grad_norm=1'}{', or set model.dtype=float32' if half else ''}"
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add `tokens_per_second` since the last log, evaluation and saving not counted.
 
@@ -261,11 +245,11 @@ class RunMixin(Trainer):
         """
         for name in ("loss", "eval_loss"):
             if not math.isfinite(logs.get(name, 0.0)):
-                raise UserError(
-                    "",
-                    f"{self._where(name)}: {name} is {logs[name]}; lower training.learning_rate "
-                    f"(now {self.args.learning_rate:g}){self._more_exact}",
-                )
+                rate, half = self.args.learning_rate, self.args.bf16 or self.args.fp16
+                more = "" if (self.args.max_grad_norm or 0) > 0 else ", set training.max_grad_norm=1"
+                more += ", or set model.dtype=float32" if half or self.model.dtype != torch.float32 else ""
+                text = f"{name} is {logs[name]}; lower training.learning_rate (now {rate:g}){more}"
+                raise UserError("", f"{self._where(name)}: {text}")
         self._since_log.clear()
         seconds = self.clock.seconds - self._seconds_at_last_log
         if "loss" in logs and seconds > 0:
@@ -289,12 +273,8 @@ def _is_quantised(model: Any) -> bool:
 
 def numbers(rows: Sequence[int]) -> str:
     """Row numbers in ascending order for a message: neighbours together, and of very many the first ones."""
-    spans: list[list[int]] = []
-    for row in rows:
-        if spans and row == spans[-1][-1] + 1:
-            spans[-1].append(row)
-        else:
-            spans.append([row])
+    by_span = groupby(enumerate(rows), key=lambda pair: pair[1] - pair[0])
+    spans = [[row for _, row in pairs] for _, pairs in by_span]
     shown, rest = spans[:_MOST_SPANS], sum(map(len, spans[_MOST_SPANS:]))
     texts = [f"{span[0]} to {span[-1]}" if len(span) > 2 else ", ".join(map(str, span)) for span in shown]
     return ", ".join(texts) + (f" and {rest:,} more" if rest else "")
@@ -302,12 +282,3 @@ def numbers(rows: Sequence[int]) -> str:
 
 _MOST_SPANS = 64
 """More would hide what the message says of them."""
-
-
-def _not_saved(err: Exception, run: Path, step: int) -> Iterator[Problem]:
-    if disk_is_full(err, run):
-        yield Problem(
-            "",
-            f"step {step}: the checkpoint cannot be saved, as the disk of {run} is full; {name_newest(run)}free "
-            "space, or set training.save_total_limit, and start the same command again",
-        )

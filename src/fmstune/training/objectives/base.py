@@ -1,6 +1,5 @@
 """The part of an objective that needs torch; `fmstune.config.objective` is the part in its YAML file."""
 
-import importlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -8,7 +7,7 @@ from datasets import Dataset
 
 from fmstune.config.job import Job
 from fmstune.config.metrics import Place, metrics_of, names_at
-from fmstune.errors import UserError, did_you_mean
+from fmstune.training.named_classes import find_class
 from fmstune.training.trainer import RunMixin
 
 
@@ -23,7 +22,7 @@ class BaseObjective:
 
     def arguments(self) -> dict[str, Any]:
         """Return the fields of the configuration class that the objective decides."""
-        # rows are cut already, and TRL would cut or drop more
+        # rows are cut to length before, and TRL would cut or drop more
         return {"max_length": None}
 
     def rows(self, rows: Any) -> Any:
@@ -31,7 +30,7 @@ class BaseObjective:
         return rows.select_columns(list(self.job.objective.columns))
 
     def prepare_trainer(self, trainer: Any, held_out: Mapping[str, Dataset]) -> None:
-        """Set what the trainer needs of the held-out rows; nothing unless a subclass says otherwise."""
+        """Give the trainer what it needs of the held-out rows; does nothing unless a subclass says otherwise."""
 
     def score(self, trainer: Any, held_out: Mapping[str, Dataset], answered: str) -> dict[str, Any]:
         """Return the figures of all held-out rows, and those of each named set below `sets`.
@@ -59,17 +58,5 @@ class BaseObjective:
 
 def load_objective(job: Job) -> BaseObjective:
     """Return the objective that the job names; raises UserError if the class does not exist."""
-    module_name, _, name = job.objective._target_.rpartition(".")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as err:
-        raise UserError("objective._target_", f": cannot import {module_name} ({err})") from err
-    found = vars(module).get(name)
-    if not (isinstance(found, type) and issubclass(found, BaseObjective)):
-        known = [one for one, value in vars(module).items() if isinstance(value, type)]
-        raise UserError(
-            "objective._target_",
-            f": {module_name} has no class {name!r} that extends fmstune.training.objectives.base.BaseObjective"
-            + did_you_mean(name, known),
-        )
-    return found(job)
+    made: BaseObjective = find_class("objective", job.objective._target_, BaseObjective)(job)
+    return made

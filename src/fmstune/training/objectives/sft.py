@@ -26,7 +26,7 @@ from fmstune.training.trainer import RunMixin, without_count
 
 
 class SftTrainer(RunMixin, SFTTrainer):
-    """SFTTrainer on rows that are masked already, with its CPU loss made fast and its packing audited."""
+    """SFTTrainer on rows that are masked already, with a fast loss on the CPU and an audit of packing."""
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         score_supervised_positions_on_cpu()
@@ -46,9 +46,9 @@ class SftTrainer(RunMixin, SFTTrainer):
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: SFTConfig, packs: bool, *rest: Any, **kwargs: Any
     ) -> Any:
-        """Pack where that is asked for; the rows are tokenised, masked and cut already, and none is lost here.
+        """Pack the rows where `packing` is set; they are tokenised, masked and cut already, and none is lost here.
 
-        TRL's own would cut rows to `max_length` again, drop what has no label left, and pack 1000 rows at a time.
+        TRL would cut rows to `max_length` again, drop those without a label left, and pack 1000 rows at a time.
         """
         if not isinstance(dataset, Dataset):
             return super()._prepare_dataset(dataset, processing_class, args, packs, *rest, **kwargs)
@@ -58,7 +58,7 @@ class SftTrainer(RunMixin, SFTTrainer):
             return rows.shuffle(seed=args.seed) if args.shuffle_dataset else rows
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Rows of like length together, where that is asked for: the lengths are known, and the order is the seed's."""
+        """Rows of similar length together, where `group_by_length` is set, in an order that the seed decides."""
         rows = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length" or not isinstance(rows, Dataset):
             return super()._get_train_sampler(train_dataset)
@@ -67,19 +67,9 @@ class SftTrainer(RunMixin, SFTTrainer):
         return collate.LengthGrouped(collate.lengths(rows).tolist(), batch, seed)
 
     def look_at_batch(self, model: torch.nn.Module, batch: dict[str, Any]) -> None:
-        """Audit the first batch where rows pack."""
-        if self.audit is None and self._packs():
-            self._audit(model, batch)
-
-    def rows_of_batch(self, ids: torch.Tensor) -> str:
-        """Which training rows a batch holds; packed rows cannot be told."""
-        return "packed rows" if self._packs() else super().rows_of_batch(ids)
-
-    def _packs(self) -> bool:
-        return bool(self.args.packing or self.args.eval_packing or self.args.padding_free)
-
-    def _audit(self, model: torch.nn.Module, batch: dict[str, Any]) -> None:
-        """Raises UserError when packed documents see each other."""
+        """Audit the first batch where rows pack; raises UserError when packed documents see each other."""
+        if self.audit is not None or not self._packs():
+            return
         computed_in = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else self.model.dtype
         with self.compute_loss_context_manager():
             self.audit = packing_audit.audit_packing(
@@ -92,6 +82,13 @@ class SftTrainer(RunMixin, SFTTrainer):
         raise_if_any(self.audit.packing_problems())
         if self.is_world_process_zero():
             print(self.audit.line(), file=sys.stderr, flush=True)
+
+    def rows_of_batch(self, ids: torch.Tensor) -> str:
+        """Which training rows a batch holds; packed rows cannot be told."""
+        return "packed rows" if self._packs() else super().rows_of_batch(ids)
+
+    def _packs(self) -> bool:
+        return bool(self.args.packing or self.args.eval_packing or self.args.padding_free)
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -156,20 +153,20 @@ class Sft(BaseObjective):
     ) -> dict[str, Scores]:
         tokenizer, args = trainer.processing_class, trainer.args
         autocast = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
+        # labels of all held-out rows, as an answer may be a label that none of a few scored rows has
+        labels = {name: labels_of(held_out[name], tokenizer) for name in scored}
         return {
-            # labels of all held-out rows, as an answer may be a label that none of a few scored rows has
-            name: score(trainer.model, tokenizer, rows, how, labels=labels, autocast=autocast)
+            name: score(trainer.model, tokenizer, rows, how, labels=labels[name], autocast=autocast)
             for name, rows in scored.items()
-            for labels in [labels_of(held_out[name], tokenizer)]
         }
 
     def _score_sample(self, trainer: SftTrainer, held_out: Mapping[str, Dataset]) -> dict[str, float]:
         """How the model answers a sample of each set of held-out rows, always the same one, while it is trained."""
-        size = self.job.evaluation.sample
-        few = {}
-        for name, rows in held_out.items():
-            drawn = random.Random(self.job.seed).sample(range(len(rows)), min(len(rows), size))
-            few[name] = rows.select(sorted(drawn))
+        size, seed = self.job.evaluation.sample, self.job.seed
+        few = {
+            name: rows.select(sorted(random.Random(seed).sample(range(len(rows)), min(len(rows), size))))
+            for name, rows in held_out.items()
+        }
         scores = self._scores(trainer, few, held_out, dataclasses.replace(self.job.evaluation, max_rows=size))
         figures = {"eval": together(scores)}
         figures |= {f"eval_{name}": one.figures for name, one in scores.items() if name}

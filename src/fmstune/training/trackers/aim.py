@@ -4,6 +4,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,19 +36,6 @@ class AimTracker(Tracker):
 
     def start(self, former: str | None) -> str:
         import aim
-
-        if _is_remote(self.place):
-            self._run = self._opened(aim, former)
-        else:
-            Path(self.place).mkdir(parents=True, exist_ok=True)
-            with alone_at(self.place):
-                self._run = self._opened(aim, former)
-        self._run.name = self.subject.name
-        self._run["job"] = freeze.as_tree(self.subject.job)
-        self._run["provenance"] = dict(self.subject.provenance)
-        return str(self._run.hash)
-
-    def _opened(self, aim: Any, former: str | None) -> Any:
         from aim.sdk.errors import MissingRunError
 
         given = {
@@ -56,13 +44,16 @@ class AimTracker(Tracker):
             "system_tracking_interval": self.system_tracking_interval,
             "capture_terminal_logs": False,
         }
-        if former is not None:
+        with nullcontext() if _is_remote(self.place) else alone_at(self.place):
             try:
                 # the run folder is locked, so any other process with this run is dead, perhaps on another machine
-                return aim.Run(former, force_resume=True, **given)
+                self._run = aim.Run(former, force_resume=former is not None, **given)
             except MissingRunError:
-                pass
-        return aim.Run(**given)
+                self._run = aim.Run(**given)
+        self._run.name = self.subject.name
+        self._run["job"] = freeze.as_tree(self.subject.job)
+        self._run["provenance"] = dict(self.subject.provenance)
+        return str(self._run.hash)
 
     def log(self, metrics: Mapping[str, float], step: int, epoch: float) -> None:
         """A value that is tracked again at a step takes the place of the former."""
@@ -90,27 +81,22 @@ class AimTracker(Tracker):
         from aimrocks.errors import RocksIOError
 
         end = time.monotonic() + self.LONGEST_WAIT_FOR_INDEX
-        while True:
+        while time.monotonic() <= end:
             try:
                 RepoIndexManager.get_index_manager(repo).index(number)
                 return
             except RocksIOError:
-                # such as a point of the same sweep that ends at this moment
-                if time.monotonic() > end:
-                    break
+                # such as a run of the same sweep that ends at this moment
                 time.sleep(0.1)
-        print(
-            f"fmstune: note: tracking.aim: another process holds the index of {self.place}; where that is `aim up`, it "
-            f"puts run {number} there itself",
-            file=sys.stderr,
-            flush=True,
-        )
+        text = f"tracking.aim: another process holds the index of {self.place}; where that is `aim up`, it puts run"
+        print(f"fmstune: note: {text} {number} there itself", file=sys.stderr, flush=True)
 
 
 def alone_at(place: str) -> filelock.BaseFileLock:
     """A lock for making a repository: Aim takes one that another process has half made for an old one."""
     folder = cache.place() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
+    for made in (folder, Path(place)):
+        made.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(folder / f"{hashlib.sha256(str(Path(place).resolve()).encode()).hexdigest()[:16]}.lock")
 
 

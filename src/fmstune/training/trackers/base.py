@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
 
     def figures(self) -> dict[str, float]:
         """The numbers of the summary, by dotted names."""
-        return {name: value for name, value in flatten(self.summary).items() if is_number(value)}
+        return {name: value for name, value in flatten(self.summary).items() if is_trackable(value)}
 
 
 @dataclass(kw_only=True)
@@ -69,11 +69,6 @@ class Tracker(abc.ABC):
         """End the run."""
 
 
-def is_number(value: Any) -> bool:
+def is_trackable(value: Any) -> bool:
     """Whether a tracker can draw it."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def code(text: str) -> str:
-    """The text as a code block of Markdown, which keeps its lines."""
-    return "\n".join(f"    {line}" for line in text.splitlines())

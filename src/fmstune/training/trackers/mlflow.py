@@ -5,12 +5,13 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from textwrap import indent
 from typing import Any
 
 from fmstune.config import freeze
 from fmstune.flatten import flatten
 from fmstune.runs import run_folder
-from fmstune.training.trackers.base import Outcome, Tracker, code
+from fmstune.training.trackers.base import Outcome, Tracker
 
 
 @dataclass(kw_only=True)
@@ -34,12 +35,11 @@ class MlflowTracker(Tracker):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient
 
-        # what it writes there is raised, too; importing it has set its own level
+        # it raises what it logs, too; importing it has set its own level
         logging.getLogger("mlflow").setLevel(logging.CRITICAL)
         self._client = MlflowClient(self.tracking_uri)
-        run = self._former(former) or self._new()
-        self._run = run
-        return run
+        self._run = self._former(former) or self._new()
+        return str(self._run)
 
     def _former(self, former: str | None) -> str | None:
         from mlflow.exceptions import MlflowException
@@ -87,6 +87,6 @@ class MlflowTracker(Tracker):
         self._client.log_batch(self._run, metrics=figures)
         if outcome.table:
             # MLflow shows it as the description of the run
-            self._client.set_tag(self._run, "mlflow.note.content", code(outcome.table))
+            self._client.set_tag(self._run, "mlflow.note.content", indent(outcome.table, " " * 4))
         ends = {run_folder.FINISHED: "FINISHED", run_folder.INTERRUPTED: "KILLED"}
         self._client.set_terminated(self._run, ends.get(outcome.status, "FAILED"))

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 
 from fmstune.config import freeze
 from fmstune.flatten import flatten
-from fmstune.training.trackers.base import TABLE, Outcome, Tracker, code, is_number
+from fmstune.training.trackers.base import TABLE, Outcome, Tracker, is_trackable
 
 
 @dataclass(kw_only=True)
@@ -25,7 +26,7 @@ class TensorboardTracker(Tracker):
 
         again = None if former is None else self.subject.step + 1
         self._run = SummaryWriter(str(Path(self.place).expanduser()), purge_step=again)
-        self._run.add_text("job", code(freeze.dump(self.subject.job)), self.subject.step)
+        self._run.add_text("job", indent(freeze.dump(self.subject.job), " " * 4), self.subject.step)
         return self.place
 
     def log(self, metrics: Mapping[str, float], step: int, epoch: float) -> None:
@@ -35,9 +36,9 @@ class TensorboardTracker(Tracker):
 
     def close(self, outcome: Outcome) -> None:
         job = flatten(freeze.as_tree(self.subject.job))
-        given = {name: value if is_number(value) else str(value) for name, value in job.items()}
+        given = {name: value if is_trackable(value) else str(value) for name, value in job.items()}
         figures = {f"final/{name}": value for name, value in outcome.figures().items()}
         self._run.add_hparams(given, figures, run_name=".")
         if outcome.table:
-            self._run.add_text(TABLE, code(outcome.table), outcome.summary["steps"])
+            self._run.add_text(TABLE, indent(outcome.table, " " * 4), outcome.summary["steps"])
         self._run.close()

@@ -26,15 +26,14 @@ class TrackioTracker(Tracker):
     def start(self, former: str | None) -> str:
         import trackio
 
-        job = self.subject.job
         name = former or f"{self.subject.name}-{time.strftime('%Y-%m-%d-%H-%M-%S')}"
-        # stdout is for what the user asked to see; the run waits meanwhile
+        # stdout is for the result; the run waits meanwhile
         with redirect_stdout(sys.stderr):
             self._run = trackio.init(
                 project=self.project,
                 name=name,
                 space_id=self.space_id,
-                config=flatten({"job": freeze.as_tree(job)}),
+                config=flatten({"job": freeze.as_tree(self.subject.job)}),
                 resume="allow",
                 embed=False,
             )

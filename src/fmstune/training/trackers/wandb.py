@@ -26,7 +26,6 @@ class WandbTracker(Tracker):
     def start(self, former: str | None) -> str:
         import wandb
 
-        job = self.subject.job
         self._run = wandb.init(
             project=self.project,
             entity=self.entity,
@@ -35,7 +34,7 @@ class WandbTracker(Tracker):
             resume="allow" if former else None,
             name=self.subject.name,
             dir=str(self.subject.folder),
-            config={"job": freeze.as_tree(job), "provenance": dict(self.subject.provenance)},
+            config={"job": freeze.as_tree(self.subject.job), "provenance": dict(self.subject.provenance)},
             settings=wandb.Settings(console="off", silent=True),
         )
         return str(self._run.id)
