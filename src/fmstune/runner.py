@@ -30,8 +30,12 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     options = _options(words)
     try:
-        parent.interrupt_once(saves=options.verb is Verb.train and not options.prepare)
-        return _answer(options) if options.verb in _AFTER_TRAINING else _act(options)
+        try:
+            parent.interrupt_once(saves=options.verb is Verb.train and not options.prepare)
+            return _answer(options) if options.verb in _AFTER_TRAINING else _act(options)
+        finally:
+            # how it ended is told undisturbed: the other ranks' end comes to this one as a signal
+            parent.interrupt_no_more()
     except UserError as err:
         return _ended("user", render(err.problems), USER_ERROR)
     except Preempted as err:

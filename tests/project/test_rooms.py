@@ -57,7 +57,6 @@ TESTED_IN = {
     "models/adapter_targets.py": "models/test_shapes.py",
     "models/save.py": "training/test_run.py",
     "models/tuned.py": "evaluation/test_ask.py",
-    "runner.py": "cli/test_main.py",
     "training/objectives/base.py": "training/test_objectives.py",
     "training/objectives/sft.py": "training/test_objectives.py",
     "training/planning.py": "training/test_preflight.py",

@@ -1,0 +1,29 @@
+"""How a rank ends."""
+
+import os
+import subprocess
+import sys
+
+ENDS = """
+import os, signal, sys
+from fmstune import runner
+
+class Lost(RuntimeError):
+    def __str__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return "lost the other rank"
+
+def act(options):
+    raise Lost
+
+runner._act = act
+sys.exit(runner.main(["job.yaml"]))
+"""
+
+
+def test_a_signal_while_a_rank_tells_how_it_failed_does_not_change_what_it_tells() -> None:
+    """The launcher ends the others as soon as one rank has failed, and those may be failing of that themselves."""
+    done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, env=os.environ, timeout=60)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1] == "Lost: lost the other rank"
+    assert "KeyboardInterrupt" not in done.stderr
