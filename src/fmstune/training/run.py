@@ -71,6 +71,8 @@ def train_job(
         results = _train_and_score(objective, trainer, job, checked, prepared, checkpoint)
         card = model_card.run_card(job, lock.wait(), results, _licence(job)) if lock else None
         save.save(trainer.model, tokenizer, folder / run_folder.MODEL, base_model, card=card, writes=main)
+        # a process that ends resets its connections, and another may still be gathering weights over them
+        trainer.accelerator.wait_for_everyone()
         if main:
             draw_loss(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT)
             weights = {"weights_sha256": hashes.hash_weights(folder / run_folder.MODEL)}
