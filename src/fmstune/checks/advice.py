@@ -119,7 +119,6 @@ def with_lora(work: Work) -> Work:
 
 
 def _smallest(work: Work) -> Work:
-    """Every change at once."""
     length = max((row_length(work) - work.dimensions.virtual_tokens) // 2, 1)
     checkpointing = not work.dimensions.prefix_tokens
     changed = _with_training(with_batch(work, 1), max_length=length, activation_checkpointing=checkpointing)

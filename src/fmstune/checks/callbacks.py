@@ -7,9 +7,6 @@ from fmstune.config.job import EarlyStopping, Job, has_held_out, sources, stop_r
 from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.errors import Problem, did_you_mean
 
-_PLACE = ("step", "epoch")
-"""Logged with each of the other metrics."""
-
 
 def callback_problems(job: Job) -> Iterator[Problem]:
     """Yield a problem for each stop rule that cannot be read, or can never be true."""
@@ -40,22 +37,21 @@ def _wrong_in_condition(job: Job, text: str) -> Iterator[str]:
     if not names:
         yield "no metric stands in it, so that it would be always true or never; name one, such as loss"
     for name in names:
-        if (problem := _unknown(job, name, _PLACE)) is not None:
+        # logged with each of the other metrics
+        if name not in ("step", "epoch") and (problem := _unknown(job, name)) is not None:
             yield problem
 
 
-def _unknown(job: Job, metric: str, more: tuple[str, ...] = ()) -> str | None:
+def _unknown(job: Job, metric: str) -> str | None:
     """Why this job never logs a metric; None where it does."""
     evaluates = job.training.get("eval_strategy", "no") != "no" and has_held_out(job.data)
-    trained = (*names_at(metrics_of(job), Place.training), *more)
+    trained = names_at(metrics_of(job), Place.training)
     known = [*trained, *_held_out(job)]
     if metric in trained or (metric in known and evaluates):
         return None
     if metric in known:
-        return (
-            f"{metric} is measured by evaluating while training; set training.eval_strategy=epoch or steps, "
-            "and data.eval or data.eval_fraction"
-        )
+        fields = "set training.eval_strategy=epoch or steps, and data.eval or data.eval_fraction"
+        return f"{metric} is measured by evaluating while training; {fields}"
     return f"{metric} is never logged by this job, which logs {', '.join(known)}{did_you_mean(metric, known)}"
 
 

@@ -61,10 +61,8 @@ def _streaming_problems(job: Job) -> Iterator[Problem]:
         text = f"=true counts rows in the training process; set training.dataloader_num_workers=0, got {workers}"
         yield Problem("data.streaming", text)
     if (order := training.get("train_sampling_strategy")) not in (None, "random"):
-        yield Problem(
-            "training.train_sampling_strategy",
-            f"={order} needs all rows before training; set data.streaming=false "
-            "(data.buffer_size says how streamed rows are shuffled)",
-        )
+        text = f"={order} needs all rows before training; set data.streaming=false"
+        hint = "(data.buffer_size says how streamed rows are shuffled)"
+        yield Problem("training.train_sampling_strategy", f"{text} {hint}")
     if job.data.overlap is Overlap.drop:
         yield Problem("data.overlap", "=drop needs all rows before training; set keep, or data.streaming=false")

@@ -51,10 +51,8 @@ def folder_problems(folder: Path, job: Job) -> Iterator[Problem]:
     if why:
         marks = ", ".join(found)
         more = f" and {len(why) - 1} more" if len(why) > 1 else ""
-        yield Problem(
-            "output_dir",
-            f": {folder} holds another run ({marks}), which is never overwritten; choose another ({why[0]}{more})",
-        )
+        text = f": {folder} holds another run ({marks}), which is never overwritten; choose another"
+        yield Problem("output_dir", f"{text} ({why[0]}{more})")
     elif job.training.get("resume") not in (None, AUTO):
         text = f": {folder} holds a run of this job, which is resumed from its own checkpoints"
         yield Problem("training.resume", f"{text}; leave training.resume out, or choose another output_dir")
@@ -86,10 +84,8 @@ def job_notes(job: Job) -> Iterator[str]:
     if job.training.get("packing") and job.training.get("train_sampling_strategy") == "group_by_length":
         yield "training.train_sampling_strategy=group_by_length has no effect: packed rows are all about as long"
     if tunes_an_adapter(job) and isinstance(rate, float) and rate < 5e-5:
-        yield (
-            f"training.learning_rate={rate:g} suits full tuning; adapters usually want 1e-4 or more"
-            " (leave it out for the method's usual rate)"
-        )
+        hint = "adapters usually want 1e-4 or more (leave it out for the method's usual rate)"
+        yield f"training.learning_rate={rate:g} suits full tuning; {hint}"
     if job.model.adapter is not None:
         yield "model.adapter: the adapter keeps its saved configuration; the peft group only names its method"
     if job.evaluation.enabled and not has_held_out(job.data):

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from fmstune.checks.limits import Limit, limit_problems
 from fmstune.config.choices import Device, Prefetch, Sharding, Strategy
 from fmstune.config.job import Job, Launcher, Slurm, is_sharded, tunes_an_adapter
 from fmstune.errors import Problem
@@ -12,6 +13,7 @@ from fmstune.ranks import Rank
 
 _FSDP1_ONLY = {"backward_prefetch": Prefetch.BACKWARD_PRE, "forward_prefetch": False, "use_orig_params": True}
 """Settings that FSDP2 has no use for, with the values that mean nothing was asked."""
+_PORTS = Limit(lambda port: 0 < port < 2**16, f"at least 1 and below {2**16}")
 _SBATCH_VALUES = ("partition", "account", "qos", "constraint", "gpus_per_node", "mem")
 _SBATCH_OWNED = {
     "array": "give several values with -m",
@@ -62,15 +64,12 @@ def _process_problems(launcher: Launcher) -> Iterator[Problem]:
         text = f"={total} is the number of all processes, and launcher.num_machines={machines} does not divide it"
         yield Problem("launcher.num_processes", f"{text}; change one of them")
     if launcher.strategy is Strategy.ddp and total_processes(launcher) == 1:
-        text = "=ddp has one process; choose launcher=local, or set launcher.num_processes"
-        yield Problem("launcher", text)
+        yield Problem("launcher", "=ddp has one process; choose launcher=local, or set launcher.num_processes")
 
 
 def _machine_problems(job: Job) -> Iterator[Problem]:
     launcher = job.launcher
-    port = launcher.main_process_port
-    if port is not None and not 0 < port < 2**16:
-        yield Problem("launcher.main_process_port", f"must be at least 1 and below {2**16}, got {port}")
+    yield from limit_problems("launcher.main_process_port", launcher.main_process_port, _PORTS)
     if launcher.slurm is not None:
         for name, neutral in (("machine_rank", 0), ("main_process_ip", None)):
             if getattr(launcher, name) != neutral:
@@ -113,9 +112,8 @@ def _slurm_problems(job: Job, slurm: Slurm) -> Iterator[Problem]:
 
 
 def _script_problems(slurm: Slurm) -> Iterator[Problem]:
-    """Yield a problem for each line of the script that Slurm or fmstune sets already, or that is not one line."""
-    owned = {name: f"set launcher.slurm.{name}" for name in Slurm.__dataclass_fields__}
-    owned = {name.replace("_", "-"): hint for name, hint in owned.items()} | _SBATCH_OWNED
+    owned = {name.replace("_", "-"): f"set launcher.slurm.{name}" for name in Slurm.__dataclass_fields__}
+    owned |= _SBATCH_OWNED
     for option in slurm.sbatch:
         found = re.fullmatch(r"--([a-z][a-z-]*)(=[^\n\r]*)?", option) if isinstance(option, str) else None
         if found is None:

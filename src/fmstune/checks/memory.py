@@ -48,13 +48,7 @@ def device_memory(work: Work) -> Memory:
         weights += autocast_copies(work)
         # DDP keeps buckets to send in addition to the gradients (torch's "gradient_as_bucket_view")
         gradients *= 2 if sharing.processes > 1 else 1
-    return Memory(
-        weights=weights,
-        gradients=gradients,
-        optimizer=optimizer,
-        activations=activation_bytes(work),
-        logits=logit_bytes(work),
-    )
+    return Memory(weights, gradients, optimizer, activations=activation_bytes(work), logits=logit_bytes(work))
 
 
 def whole_bytes(work: Work) -> int:

@@ -94,11 +94,9 @@ def _notes(work: Work) -> Iterator[str]:
         yield "packing is counted as perfect: the real number of rows and steps is a little higher"
     if (slower := packing_slowdown(work)) > _SLOW:
         name = "packing" if t.packing else "padding_free"
-        yield (
-            f"training.{name}: {work.machine.attention} scores every position with the {positions_scored(work):,} of "
-            f"its row, and documents have {_mean_length(work):,.0f}: at least {slower:.1f} times the arithmetic; "
-            "training.train_sampling_strategy=group_by_length pads little without that"
-        )
+        text = f"training.{name}: {work.machine.attention} scores every position with the {positions_scored(work):,} of"
+        text += f" its row, and documents have {_mean_length(work):,.0f}: at least {slower:.1f} times the arithmetic"
+        yield f"{text}; training.train_sampling_strategy=group_by_length pads little without that"
     if d.max_positions is not None and row_length(work) > d.max_positions:
         yield f"the longest row takes {row_length(work):,} positions, but the model sees {d.max_positions:,}"
     if (rows := row_count(work.rows, t)) < t.per_device_train_batch_size:
@@ -163,7 +161,6 @@ def render_plan(plan: Plan) -> str:
 
 
 def _where(sharing: Sharing) -> str:
-    """Which devices hold that, in words."""
     if sharing.processes == 1 and not sharing.cpu_offload:
         return ""
     how = f", sharded over {sharing.sharded_over}" if sharing.sharded_over > 1 else ""

@@ -23,9 +23,8 @@ def peft_problems(job: Job) -> Iterator[Problem]:
     if peft.get("prompt_tuning_init") == "TEXT" and not peft.get("prompt_tuning_init_text"):
         yield Problem("peft.prompt_tuning_init", "=TEXT needs peft.prompt_tuning_init_text, the words to start from")
     if peft.get("prompt_tuning_init_text") and peft.get("prompt_tuning_init") != "TEXT":
-        yield Problem(
-            "peft.prompt_tuning_init_text", "needs peft.prompt_tuning_init=TEXT; set it, or leave the text out"
-        )
+        text = "needs peft.prompt_tuning_init=TEXT; set it, or leave the text out"
+        yield Problem("peft.prompt_tuning_init_text", text)
     if peft.get("task_type") not in (None, "CAUSAL_LM"):
         yield Problem("peft.task_type", f"must be CAUSAL_LM, got {peft['task_type']!r}; leave it out")
     if peft.get("inference_mode"):
@@ -38,8 +37,8 @@ def peft_problems(job: Job) -> Iterator[Problem]:
     yield from _initialisation_problems(job)
     target = peft["_target_"]
     if job.model.quantization is not None and target not in (FULL, *_QUANTISABLE) and not learns_a_prompt(peft):
-        text = f": {target} adapts no quantised layer; choose {', '.join(_QUANTISABLE)} or null"
-        yield Problem("model.quantization", text)
+        known = ", ".join(_QUANTISABLE)
+        yield Problem("model.quantization", f": {target} adapts no quantised layer; choose {known} or null")
     if job.model.quantization is not None and job.model.quantization.load_in_8bit and peft.get("use_dora"):
         # tried with peft 0.21 and bitsandbytes 0.50: it needs the scales before the first forward pass makes them
         yield Problem("peft.use_dora", "does not work on an 8-bit base; set model.quantization.load_in_4bit instead")

@@ -57,13 +57,23 @@ class Situation:
 
 def resolve_precision(situation: Situation) -> Precision:
     """The precision of a run in which `precision_problems` finds nothing."""
-    if situation.dtype is Dtype.auto:
-        return _automatic(situation)
-    weights = situation.dtype.value
-    half = weights if weights != "float32" else None
-    autocast = _asked(situation, half if situation.adapter and situation.device == "cuda" else None)
-    trained = "float32" if situation.adapter else weights
-    return Precision(weights, trained, autocast, f"model.dtype is {weights}, and taken as it is")
+    s = situation
+    if s.dtype is not Dtype.auto:
+        weights = s.dtype.value
+        autocast = _asked(s, weights if weights != "float32" and s.adapter and s.device == "cuda" else None)
+        trained = "float32" if s.adapter else weights
+        return Precision(weights, trained, autocast, f"model.dtype is {weights}, and taken as it is")
+    if s.device != "cuda":
+        return Precision("float32", "float32", _asked(s, None), f"model.dtype=auto on {s.device}: float32")
+    autocast = _asked(s, "bfloat16" if s.bf16_supported else None)
+    if autocast is None:
+        why = "training.bf16 is false" if s.bf16_supported else "this GPU has no bfloat16"
+        return Precision("float32", "float32", None, f"model.dtype=auto, and {why}: float32")
+    if s.adapter:
+        why = f"the base is frozen, so {autocast} loses nothing to small updates; the adapter stays float32"
+        return Precision(autocast, "float32", autocast, f"model.dtype=auto: {why}")
+    why = "weights stay float32, as bfloat16 would round away an AdamW update below about 1/256 of a weight"
+    return Precision("float32", "float32", autocast, f"model.dtype=auto: {why}")
 
 
 def precision_problems(situation: Situation) -> Iterator[Problem]:
@@ -92,27 +102,11 @@ def precision_notes(precision: Precision, adapter: bool) -> Iterator[str]:
         )
 
 
-def _automatic(situation: Situation) -> Precision:
-    s = situation
-    if s.device != "cuda":
-        autocast = _asked(s, None)
-        return Precision("float32", "float32", autocast, f"model.dtype=auto on {s.device}: float32")
-    autocast = _asked(s, "bfloat16" if s.bf16_supported else None)
-    if autocast is None:
-        why = "training.bf16 is false" if s.bf16_supported else "this GPU has no bfloat16"
-        return Precision("float32", "float32", None, f"model.dtype=auto, and {why}: float32")
-    if s.adapter:
-        why = f"the base is frozen, so {autocast} loses nothing to small updates; the adapter stays float32"
-        return Precision(autocast, "float32", autocast, f"model.dtype=auto: {why}")
-    why = "weights stay float32, as bfloat16 would round away an AdamW update below about 1/256 of a weight"
-    return Precision("float32", "float32", autocast, f"model.dtype=auto: {why}")
-
-
 def _asked(situation: Situation, default: str | None) -> str | None:
     """The autocast that `training.bf16/fp16` ask for, or the default where they are silent."""
     if situation.fp16:
         return "float16"
     if situation.bf16:
         return "bfloat16"
-    refused = {"bfloat16": situation.bf16, "float16": situation.fp16}
-    return None if default is not None and refused[default] is False else default
+    is_refused = {None: False, "bfloat16": situation.bf16 is False, "float16": situation.fp16 is False}
+    return None if is_refused[default] else default

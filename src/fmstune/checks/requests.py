@@ -44,7 +44,6 @@ def generation_problems(request: Generation, data_format: str | None) -> Iterato
 
 
 def _prompt_problems(request: Generation) -> Iterator[Problem]:
-    """Yield a problem unless exactly one kind of prompts is given and its file exists."""
     given = {name: getattr(request, name) for name in PROMPTS}
     named = [f"--{name}" for name, value in given.items() if value is not None]
     if not named:

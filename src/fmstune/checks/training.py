@@ -14,12 +14,7 @@ from fmstune.errors import Problem, did_you_mean
 _LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
 """transformers' `trainer_log_levels` (training_args.py)."""
 _FOR_METRICS = ("inputs", "loss")
-_OPTIMIZER_PACKAGES = {
-    "galore": "galore_torch",
-    "apollo": "apollo_torch",
-    "lomo": "lomo_optim",
-    "adalomo": "lomo_optim",
-}
+_PACKAGES = {"galore": "galore_torch", "apollo": "apollo_torch", "lomo": "lomo_optim", "adalomo": "lomo_optim"}
 """Families of `optim` that transformers builds from the model, and so only after it is loaded."""
 _EVALUATE = "needs training.eval_strategy=epoch or steps"
 
@@ -41,7 +36,12 @@ def training_problems(job: Job) -> Iterator[Problem]:
     yield from _optimizer_problems(job)
     yield from _evaluation_problems(job)
     yield from _best_model_problems(job)
-    yield from _packing_problems(training)
+    if training.get("packing_strategy") == "wrapped":
+        text = "=wrapped cuts documents at the end of a row, and documents of a row see each other"
+        yield Problem("training.packing_strategy", f"{text}; leave it out (bfd keeps documents whole and separate)")
+    if training.get("padding_free") and training.get("eval_packing") and not training.get("packing"):
+        text = "and training.eval_packing need training.packing=true; set it, or one of them to false"
+        yield Problem("training.padding_free", text)
     if learns_a_prompt(job.peft):
         yield from _virtual_token_problems(job)
 
@@ -64,7 +64,7 @@ def _optimizer_problems(job: Job) -> Iterator[Problem]:
     training, optim = job.training, job.training.get("optim", "adamw_torch")
     if training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
         yield Problem("training.use_liger_kernel", "needs the package liger-kernel; install it, or set it to false")
-    package = _OPTIMIZER_PACKAGES.get(optim.partition("_")[0])
+    package = _PACKAGES.get(optim.partition("_")[0])
     if package is not None and importlib.util.find_spec(package) is None:
         text = f"={optim} needs the package {package.replace('_', '-')}; install it, or choose another"
         yield Problem("training.optim", text)
@@ -96,7 +96,6 @@ def _evaluation_problems(job: Job) -> Iterator[Problem]:
 
 
 def _best_model_problems(job: Job) -> Iterator[Problem]:
-    """Yield a problem where the metric of the best model is missing, unknown, or of unknown direction."""
     training, table, field = job.training, metrics_of(job), "training.metric_for_best_model"
     sampled = names_at(table, Place.sample)
     measured = (*names_at(table, Place.evaluation), *sampled)
@@ -114,18 +113,6 @@ def _best_model_problems(job: Job) -> Iterator[Problem]:
         yield Problem(field, f"={metric} needs training.greater_is_better: true, or false if less is better")
 
 
-def _packing_problems(training: dict[str, Any]) -> Iterator[Problem]:
-    if training.get("packing_strategy") == "wrapped":
-        yield Problem(
-            "training.packing_strategy",
-            "=wrapped cuts documents at the end of a row, and documents of a row see each other; "
-            "leave it out (bfd keeps documents whole and separate)",
-        )
-    if training.get("padding_free") and training.get("eval_packing") and not training.get("packing"):
-        text = "and training.eval_packing need training.packing=true; set it, or one of them to false"
-        yield Problem("training.padding_free", text)
-
-
 def _virtual_token_problems(job: Job) -> Iterator[Problem]:
     """Yield a problem for each setting that does not work with tokens that the adapter puts before every row."""
     training, method = job.training, job.peft["_target_"].removeprefix("peft.").removesuffix("Config")
@@ -140,11 +127,8 @@ def _virtual_token_problems(job: Job) -> Iterator[Problem]:
     for name in ("resume", "load_best_model_at_end") if makes_its_prompt(job.peft) else ():
         if training.get(name):
             # measured: the tokens are put into a network that is not the one that made them
-            yield Problem(
-                f"training.{name}",
-                f": a checkpoint of {method} holds the virtual tokens without the network that "
-                "makes them, and cannot be resumed; leave it out",
-            )
+            text = f": a checkpoint of {method} holds the virtual tokens without the network that makes them"
+            yield Problem(f"training.{name}", f"{text}, and cannot be resumed; leave it out")
     if job.peft["_target_"] in PREFIXES and training.get("activation_checkpointing"):
         text = f"drops the keys and values that {method} learns; set it to false"
         yield Problem("training.activation_checkpointing", text)

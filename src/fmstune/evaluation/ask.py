@@ -63,9 +63,7 @@ def _texts(request: Generation) -> list[str]:
     if request.text_file is None:
         return []
     try:
-        content = (
-            sys.stdin.buffer.read() if request.text_file == "-" else Path(request.text_file).expanduser().read_bytes()
-        )
+        content = sys.stdin.buffer.read() if request.text_file == "-" else Path(request.text_file).read_bytes()
         found = prompts.prompts_in(content.decode("utf-8-sig"))
     except UnicodeDecodeError as err:
         raise UserError("--text_file", f": {request.text_file} is not UTF-8 (byte {err.start}); convert it") from err
@@ -96,12 +94,9 @@ def _too_long(asked: Sequence[Prompt], model: Tuned, max_new_tokens: int) -> Ite
         first = len(asked[long[0] - 1].ids)
         virtual = virtual_tokens(model.model)
         prompt_tokens = f" and {virtual} virtual tokens" if virtual else ""
-        yield Problem(
-            "",
-            f"{len(long):,} of {len(asked):,} prompts are too long, first number {long[0]:,}: its {first:,} "
-            f"tokens{prompt_tokens} with --max_new_tokens {max_new_tokens:,} go beyond the {positions + virtual:,} "
-            "positions of the model; shorten them, or lower --max_new_tokens",
-        )
+        text = f"{len(long):,} of {len(asked):,} prompts are too long, first number {long[0]:,}: its {first:,} tokens"
+        text += f"{prompt_tokens} with --max_new_tokens {max_new_tokens:,} go beyond the {positions + virtual:,} "
+        yield Problem("", f"{text}positions of the model; shorten them, or lower --max_new_tokens")
 
 
 def _answered(request: Generation, asked: Sequence[Prompt]) -> int:
@@ -118,15 +113,11 @@ def _answered(request: Generation, asked: Sequence[Prompt]) -> int:
         try:
             given = json.loads(line)["input"]
         except (ValueError, KeyError, TypeError) as err:
-            raise UserError(
-                "--resume", f": {path}:{number} is not an answer of fmstune generate; choose another file"
-            ) from err
+            text = f": {path}:{number} is not an answer of fmstune generate; choose another file"
+            raise UserError("--resume", text) from err
         if number > len(asked) or given != asked[number - 1].text:
-            raise UserError(
-                "--resume",
-                f": {path}:{number} answers another prompt than number {number:,} of these; give the prompts "
-                "that it was begun with, or another --out_file",
-            )
+            text = f": {path}:{number} answers another prompt than number {number:,} of these"
+            raise UserError("--resume", f"{text}; give the prompts that it was begun with, or another --out_file")
     if rest:
         with path.open("r+b") as file:
             file.truncate(len(whole) + bool(lines))
@@ -134,7 +125,6 @@ def _answered(request: Generation, asked: Sequence[Prompt]) -> int:
 
 
 def _answers(request: Generation, asked: Sequence[Prompt], model: Tuned) -> Iterator[dict[str, Any]]:
-    """The answers in order, a few batches at a time."""
     tokenizer = model.tokenizer.tokenizer
     sampling = {name: getattr(request, name) for name in (*SAMPLING, "repetition_penalty")}
     given = {name: value for name, value in sampling.items() if value is not None}

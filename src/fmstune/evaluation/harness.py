@@ -46,9 +46,8 @@ def _unknown(tasks: Sequence[str], manager: Any) -> Iterator[Problem]:
     for name in tasks:
         if name not in manager.task_index:
             hint = did_you_mean(name, manager.all_tasks)
-            yield Problem(
-                "--tasks", f": the harness has no task {name!r}{hint or '; --include_path adds a folder of your own'}"
-            )
+            hint = hint or "; --include_path adds a folder of your own"
+            yield Problem("--tasks", f": the harness has no task {name!r}{hint}")
 
 
 def _load(request: Harness, manager: Any) -> bool:
@@ -60,15 +59,11 @@ def _load(request: Harness, manager: Any) -> bool:
             loaded = manager.load([name])["tasks"].values()
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, DatasetsError) as err:
             said = (" ".join(str(err).split()) or type(err).__name__)[:200]
-            problems.append(
-                Problem(
-                    "--tasks",
-                    f": {name} cannot be loaded ({said}); its data comes from the hub: load it where the hub can be "
-                    "reached and carry the cache over (HF_HOME), or name tasks of your own files with --include_path",
-                )
-            )
-            continue
-        generates = generates or any(task.OUTPUT_TYPE == "generate_until" for task in loaded)
+            text = f": {name} cannot be loaded ({said}); its data comes from the hub: load it where the hub can be"
+            hint = "reached and carry the cache over (HF_HOME), or name tasks of your own files with --include_path"
+            problems.append(Problem("--tasks", f"{text} {hint}"))
+        else:
+            generates = generates or any(task.OUTPUT_TYPE == "generate_until" for task in loaded)
     raise_if_any(problems)
     return generates
 
@@ -94,10 +89,7 @@ def _results(request: Harness, manager: Any, model: Tuned, *, generates: bool) -
             batch_size=batch_size,
             bootstrap_iters=metrics.RESAMPLES,
             log_samples=False,
-            random_seed=request.seed,
-            numpy_random_seed=request.seed,
-            torch_random_seed=request.seed,
-            fewshot_random_seed=request.seed,
+            **{f"{of}random_seed": request.seed for of in ("", "numpy_", "torch_", "fewshot_")},
         )
     except ValueError as err:
         # such as a task whose answers are run as a program
@@ -111,9 +103,8 @@ def _report(request: Harness, found: dict[str, dict[str, Any]], base: str | None
     rows = list(_rows(found["tuned"]["results"], found["base"]["results"] if "base" in found else {}))
     asked = {name: getattr(request, name) for name in ("tasks", "num_fewshot", "limit", "seed")}
     report = {"model": request.model, "base_model": base, **asked, **found}
-    metrics.write_results(
-        request.out_file, report, [(heads, rows)], ["± is one standard error, as the harness gives it"]
-    )
+    note = "± is one standard error, as the harness gives it"
+    metrics.write_results(request.out_file, report, [(heads, rows)], [note])
 
 
 def _rows(tuned_ones: dict[str, Any], base: dict[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -68,10 +68,8 @@ def per_class(wanted: Sequence[int], got: Sequence[int], labels: Sequence[str]) 
     """Precision, recall and F1 of each label."""
     right, answered, support = _counts(np.asarray(wanted), np.asarray(got), len(labels))
     shares = zip(_share(right, answered), _share(right, support), _share(2 * right, answered + support), strict=True)
-    return {
-        label: PerClass(float(precision), float(recall), float(f1), int(count))
-        for label, (precision, recall, f1), count in zip(labels, shares, support, strict=True)
-    }
+    found = zip(labels, shares, support, strict=True)
+    return {label: PerClass(float(p), float(r), float(f1), int(rows)) for label, (p, r, f1), rows in found}
 
 
 def judge(
@@ -146,13 +144,9 @@ def _measures(arrays: Mapping[str, Any], rows: Any, labels: int) -> dict[str, fl
     }
 
 
-def _counts(wanted: Any, got: Any, labels: int) -> tuple[Any, Any, Any]:
+def _counts(wanted: Any, got: Any, labels: int) -> list[Any]:
     """How often each label was answered rightly, was answered, and was right."""
-    return (
-        np.bincount(wanted[wanted == got], minlength=labels),
-        np.bincount(got[got >= 0], minlength=labels),
-        np.bincount(wanted, minlength=labels),
-    )
+    return [np.bincount(which, minlength=labels) for which in (wanted[wanted == got], got[got >= 0], wanted)]
 
 
 def _share(part: Any, whole: Any) -> Any:

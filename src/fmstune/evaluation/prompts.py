@@ -62,9 +62,8 @@ def rows_of_texts(texts: Sequence[str], file: str, format: Mapping[str, Any]) ->
         with _named_as_flag():
             values = question_row(format, text)
         if values is None:
-            raise UserError(
-                "--format", f": what a text is to {format['_target_']} is not known; give rows with --rows_file"
-            )
+            text = f": what a text is to {format['_target_']} is not known; give rows with --rows_file"
+            raise UserError("--format", text)
         rows.append(Row(file, number, values))
     return rows
 

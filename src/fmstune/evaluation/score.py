@@ -82,11 +82,8 @@ def _task(request: Scoring, rows: list[Asked], ledger: Ledger, model: Tuned) -> 
     known = [row for row in fitting if key(row.answer) in allowed] if request.label else fitting
     if not request.label and len(allowed) > LABELS_AT_MOST:
         if request.method is Method.rank:
-            raise UserError(
-                "--method",
-                f"rank: the rows have {len(allowed):,} different answers, and up to {LABELS_AT_MOST} can be "
-                "ranked unasked; name the labels with --label, or take --method generate",
-            )
+            why = f"rank: the rows have {len(allowed):,} different answers, and up to {LABELS_AT_MOST} can be ranked"
+            raise UserError("--method", f"{why} unasked; name the labels with --label, or take --method generate")
         allowed = {}
     counts = {
         "rows_read": ledger.rows_read,

@@ -12,7 +12,7 @@ import yaml
 from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 
 _STRATEGIES = {"FSDP": "fsdp", "MULTI_GPU": "ddp", "MULTI_CPU": "ddp", "NO": "single"}
-_SAME_NAME = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
+SAME_NAME = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
 _WITHOUT_EFFECT = (
     *("compute_environment", "debug", "downcast_bf16", "enable_cpu_affinity", "main_training_function"),
     *("rdzv_backend", "same_network", "tpu_env", "tpu_use_cluster", "tpu_use_sudo"),
@@ -35,7 +35,7 @@ _SHARDING = {
     "false": "shard_grad_op",
 }
 """Numbers are torch's ShardingStrategy; true and false are `fsdp_reshard_after_forward` of FSDP2."""
-_FSDP_FIELDS = {
+FSDP_FIELDS = {
     "version": "fsdp_version",
     "sharding_strategy": "sharding_strategy",
     "reshard_after_forward": "sharding_strategy",
@@ -90,8 +90,8 @@ def values_of(tree: Any, path: Path | str) -> dict[str, Any]:
 
 
 def _top(tree: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
-    found: dict[str, Any] = {name: tree[name] for name in _SAME_NAME if tree.get(name) is not None}
-    known = (*_SAME_NAME, *_WITHOUT_EFFECT, *_REFUSED_WHEN_SET, "distributed_type", "mixed_precision", "use_cpu")
+    found: dict[str, Any] = {name: tree[name] for name in SAME_NAME if tree.get(name) is not None}
+    known = (*SAME_NAME, *_WITHOUT_EFFECT, *_REFUSED_WHEN_SET, "distributed_type", "mixed_precision", "use_cpu")
     for name in tree:
         if name not in (*known, "fsdp_config", "gpu_ids"):
             problems.append(Problem(name, f"is unknown{did_you_mean(str(name), known)}"))
@@ -125,7 +125,7 @@ def fsdp_values(tree: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"fsdp_version": tree.get("fsdp_version", 1)} if tree else {}
     for name, value in tree.items():
         short = str(name).removeprefix("fsdp_")
-        field, word = _FSDP_FIELDS.get(short), str(value).lower()
+        field, word = FSDP_FIELDS.get(short), str(value).lower()
         only, hint = _FSDP_FIXED.get(short, (None, ""))
         if field == "sharding_strategy" and word not in _SHARDING:
             text = f"{value} is not taken; full_shard, shard_grad_op and hybrid_shard are, and launcher=ddp"
@@ -138,7 +138,7 @@ def fsdp_values(tree: Mapping[str, Any]) -> dict[str, Any]:
         elif field is not None:
             found[field] = value
         elif only is None:
-            known = [f"fsdp_{key}" for key in (*_FSDP_FIELDS, *_FSDP_FIXED)]
+            known = [f"fsdp_{key}" for key in (*FSDP_FIELDS, *_FSDP_FIXED)]
             problems.append(Problem(name, f"is unknown{did_you_mean(str(name), known)}"))
         elif word != only.lower():
             problems.append(Problem(name, f"{value} is not taken; {hint}"))

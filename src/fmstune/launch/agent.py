@@ -111,14 +111,13 @@ def _failure(rank: int, failed: Any) -> Failure:
     """What torch's launcher knows of a rank's end; the rank itself says more in its error file."""
     said = failed.error_file_data.get("message")
     if isinstance(said, dict) and "fmstune" in said:
-        own = said["fmstune"]
-        return Failure(rank, failed.exitcode, own["at"], own["kind"], own["text"])
+        return Failure(rank, failed.exitcode, **said["fmstune"])
+    kind, text = "internal", f"rank {rank} ended with code {failed.exitcode}, and its own words are above"
     if failed.exitcode < 0:
         name = signal.Signals(-failed.exitcode).name
         hint = "; SIGKILL often means that the machine ran out of memory" if name == "SIGKILL" else ""
-        return Failure(rank, failed.exitcode, float(failed.timestamp), "signal", f"rank {rank} died of {name}{hint}")
-    text = f"rank {rank} ended with code {failed.exitcode}, and its own words are above"
-    return Failure(rank, failed.exitcode, float(failed.timestamp), "internal", text)
+        kind, text = "signal", f"rank {rank} died of {name}{hint}"
+    return Failure(rank, failed.exitcode, float(failed.timestamp), kind, text)
 
 
 def first_failure(failures: Sequence[Failure]) -> Failure:

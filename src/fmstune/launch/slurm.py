@@ -5,11 +5,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from fmstune.config.choices import Device, Strategy
-from fmstune.config.job import Job, Launcher, Slurm
+from fmstune.config.job import Job
 from fmstune.errors import UserError
 from fmstune.launch import process_counts
 from fmstune.runs import run_folder
@@ -22,104 +21,40 @@ JOB_ID = "slurm_job_id"
 RANKS = ".ranks"
 """Folder in the run folder for the last words of the processes."""
 
-_PORTS = "$((20000 + SLURM_JOB_ID % 12000))"
-"""Below those that systems give out by themselves; two jobs that share a node have two."""
-
 
 def script(job: Job, folder: Path, flags: Sequence[str] = (), *, place: Path | None = None) -> str:
     """The batch script of the job in its run folder; `place` is where it runs, this folder unless it is given.
 
     Slurm's variables become those of torch's launchers here, where they can be seen (srun(1), "OUTPUT ENVIRONMENT").
     """
-    assert job.launcher.slurm is not None
-    slurm = job.launcher.slurm
-    end = f"{_python('fmstune.launch.slurm_end', folder / run_folder.JOB)} $code"
-    again = 'if [ $code -eq 75 ] && [ "$requeue" ]; then scontrol requeue "$SLURM_JOB_ID"; fi'
-    lines = [
-        "#!/bin/bash",
-        *(f"#SBATCH {option}" for option in _options(job, slurm, folder)),
-        f"# written by fmstune from {run_folder.JOB} beside it; submitted again, it goes on from the newest checkpoint",
-        "",
-        f"cd {shlex.quote(str(place or Path.cwd()))} || exit 1",
-        *slurm.setup,
-        *_environment(job.launcher),
-        "# scancel ends this shell too, which first says so in the run folder, and does not go back into the queue",
-        "requeue=--requeue; trap requeue= TERM" if slurm.requeue else "trap : TERM",
-        "",
-        *_steps(job.launcher, folder, flags),
-        "code=$?",
-        "",
-        "# says how it ended; 75 where a checkpoint waits to be gone on with",
-        *([f"{end} $requeue", "code=$?", again] if slurm.requeue else [end, "code=$?"]),
-    ]
-    return "\n".join([*lines, "exit $code", ""])
+    import jinja2  # a job of Slurm alone needs it
 
-
-def _options(job: Job, slurm: Slurm, folder: Path) -> Iterator[str]:
-    launcher = job.launcher
-    yield f"--job-name={job.name}"
-    # a percent sign would begin one of Slurm's patterns (sbatch(1), "filename pattern")
-    yield f'--output="{str(folder).replace("%", "%%")}/slurm-%j.log"'
-    yield "--open-mode=append"
-    yield f"--nodes={launcher.num_machines}"
-    yield f"--ntasks={process_counts.total_processes(launcher)}"
-    yield f"--ntasks-per-node={process_counts.local_processes(launcher)}"
-    for name in ("partition", "account", "qos", "constraint", "time", "gpus_per_node", "cpus_per_task", "mem"):
-        value = getattr(slurm, name)
-        if value is not None:
-            yield f"--{name.replace('_', '-')}={value}"
-    yield f"--signal={slurm.signal}"
-    yield "--requeue" if slurm.requeue else "--no-requeue"
-    yield from slurm.sbatch
-
-
-def _environment(launcher: Launcher) -> Iterator[str]:
-    """What the parent sets for a run on its own machine."""
-    processes = process_counts.local_processes(launcher)
-    threads = launcher.threads or f"${{OMP_NUM_THREADS:-$((SLURM_CPUS_ON_NODE / {processes}))}}"
-    yield f"export OMP_NUM_THREADS={threads}"
-    if launcher.device is Device.cpu:
-        yield "export CUDA_VISIBLE_DEVICES="
-
-
-def _steps(launcher: Launcher, folder: Path, flags: Sequence[str]) -> Iterator[str]:
-    """Commands of which the last one's exit code is that of the run."""
-    assert launcher.slurm is not None
-    runner = _python("fmstune.runner", folder / run_folder.JOB)
-    words = " ".join(shlex.quote(flag) for flag in flags)
-    cores = f" --cpus-per-task={launcher.slurm.cpus_per_task}" if launcher.slurm.cpus_per_task else ""
-    srun = f"srun --kill-on-bad-exit=1{cores}"
-    ranks = shlex.quote(str(folder / RANKS))
-    yield f"rm -rf {ranks} && mkdir {ranks} || exit 1"
-    yield f"export FMSTUNE_RANKS={ranks}"
-    # a notice must neither kill the shell nor what it becomes, and waits until the runner can take it
-    said = 'trap "" TERM USR1 USR2; export FMSTUNE_AGENT=1 TORCHELASTIC_ERROR_FILE=$FMSTUNE_RANKS/$SLURM_PROCID.json'
-    kept = f"{shlex.quote(sys.executable)} -m fmstune.launch.preemption"
-    if launcher.strategy is Strategy.single:
-        yield f"{srun} bash -c '{said}; exec \"$@\"' rank \\"
-        yield f"  {kept} {runner} {words}".rstrip()
-        return
-    yield 'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
-    yield f"export MASTER_PORT={launcher.main_process_port or _PORTS}"
-    yield "# one process tokenises, then all of them start"
-    yield f"{runner} --prepare {words}".rstrip() + " &&"
-    numbers = "export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS"
-    yield f"  {srun} bash -c '{numbers}; {said}; exec \"$@\"' rank \\"
-    yield f"  {kept} {runner} {words}".rstrip()
-
-
-def _python(module: str, file: Path) -> str:
-    return f"{shlex.quote(sys.executable)} -m {module} {shlex.quote(str(file))}"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("job.sbatch.jinja").render(
+        job=job,
+        launcher=job.launcher,
+        slurm=job.launcher.slurm,
+        processes=process_counts.total_processes(job.launcher),
+        processes_here=process_counts.local_processes(job.launcher),
+        folder=str(folder),
+        job_file=shlex.quote(str(folder / run_folder.JOB)),
+        ranks=shlex.quote(str(folder / RANKS)),
+        place=shlex.quote(str(place or Path.cwd())),
+        python=shlex.quote(sys.executable),
+        flags="".join(f" {shlex.quote(flag)}" for flag in flags),
+    )
 
 
 def raise_if_not_here() -> None:
     """Raises UserError where nothing can be submitted from this machine."""
     if shutil.which("sbatch") is None:
-        raise UserError(
-            "launcher.slurm",
-            ": no sbatch on the PATH; submit from a machine of the cluster (in Debian sbatch is in "
-            "slurm-client), or choose launcher=fsdp, launcher=ddp or launcher=local to run here",
-        )
+        text = ": no sbatch on the PATH; submit from a machine of the cluster (in Debian sbatch is in slurm-client), or"
+        raise UserError("launcher.slurm", f"{text} choose launcher=fsdp, launcher=ddp or launcher=local to run here")
 
 
 def submit(job: Job, folder: Path, flags: Sequence[str] = ()) -> str:
@@ -165,11 +100,8 @@ def raise_if_queued(folder: Path) -> None:
     words = ["squeue", "--noheader", f"--jobs={number}", "--format=%T"]
     state = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
     if state:
-        raise UserError(
-            "output_dir",
-            f": {folder} is the run of Slurm job {number}, which is {state.splitlines()[0]}; wait for it, "
-            f"or end it with scancel {number}",
-        )
+        text = f": {folder} is the run of Slurm job {number}, which is {state.splitlines()[0]}; wait for it"
+        raise UserError("output_dir", f"{text}, or end it with scancel {number}")
 
 
 def submitted(number: str, folder: Path) -> str:

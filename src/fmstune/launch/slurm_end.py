@@ -46,10 +46,9 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _failures(ranks: Path) -> Iterator[Failure]:
-    """The last words of the processes that had some."""
     for path in sorted(ranks.glob("*.json")):
         own = json.loads(path.read_text(encoding="utf-8"))["message"]["fmstune"]
-        yield Failure(int(path.stem), _CODES.get(own["kind"], 1), own["at"], own["kind"], own["text"])
+        yield Failure(int(path.stem), _CODES.get(own["kind"], 1), **own)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from functools import partial
 from fmstune.config import upstream_fields
 from fmstune.config.renamed_fields import OWNED, TRANSLATED
 from fmstune.errors import Problem, did_you_mean
+from fmstune.launch import accelerate_file
 
 
 class Fate(Enum):
@@ -234,29 +235,18 @@ _MEETING = {
 
 LAUNCH: Mapping[str, Flag] = {
     "config_file": _text("launcher.config_file", why="the early tool's own file is launcher=fsdp1"),
-    "num_processes": Flag("launcher.num_processes"),
-    "num_machines": Flag("launcher.num_machines"),
-    "machine_rank": Flag("launcher.machine_rank"),
-    "main_process_ip": _text("launcher.main_process_ip"),
+    **{name: Flag(f"launcher.{name}") for name in accelerate_file.SAME_NAME},
     "main_process_port": Flag("launcher.main_process_port", why=_FREE_PORT),
     "num_cpu_threads_per_process": Flag("launcher.threads"),
     "cpu": _switch("launcher.device", "cpu", ""),
     "use_cpu": _switch("launcher.device", "cpu", ""),
     "multi_gpu": _switch("launcher", "ddp", ""),
     "use_fsdp": _switch("launcher", "fsdp1", ""),
+    **{f"fsdp_{name}": Flag(f"launcher.{field}") for name, field in accelerate_file.FSDP_FIELDS.items()},
     "fsdp_version": Flag("launcher", values={"1": "fsdp1", "2": "fsdp"}, why="default: 1, as in accelerate"),
     "mixed_precision": Flag(
         "training", values={"no": "", "bf16": "bf16=true", "fp16": "fp16=true"}, why="training.bf16, training.fp16"
     ),
-    "fsdp_sharding_strategy": Flag("launcher.sharding_strategy"),
-    "fsdp_reshard_after_forward": Flag("launcher.sharding_strategy"),
-    "fsdp_offload_params": Flag("launcher.cpu_offload"),
-    "fsdp_cpu_ram_efficient_loading": Flag("launcher.cpu_ram_efficient_loading"),
-    "fsdp_transformer_layer_cls_to_wrap": _text("launcher.transformer_layer_cls_to_wrap"),
-    "fsdp_backward_prefetch": Flag("launcher.backward_prefetch"),
-    "fsdp_backward_prefetch_policy": Flag("launcher.backward_prefetch"),
-    "fsdp_forward_prefetch": Flag("launcher.forward_prefetch"),
-    "fsdp_use_orig_params": Flag("launcher.use_orig_params"),
     "fsdp_activation_checkpointing": Flag("training.activation_checkpointing", values={"true": "true", "false": ""}),
     **_dropped("every block of the model is wrapped", "fsdp_auto_wrap_policy"),
     **_dropped("checkpoints and models are always full files", "fsdp_state_dict_type"),

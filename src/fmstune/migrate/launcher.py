@@ -33,7 +33,6 @@ EARLY_FILE = "accelerate_fsdp_defaults.yaml"
 """The early tool's own configuration of accelerate, whose settings `launcher=fsdp1` has; it says one process."""
 
 _PREFETCH = ("BACKWARD_PRE", "BACKWARD_POST", "NO_PREFETCH")
-_CONNECTING = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
 
 
 class Launched(NamedTuple):
@@ -140,14 +139,13 @@ def _one_process(flags: Given, file: Mapping[str, Any], *, switched: bool, out: 
     out.fields["launcher"] = "local"
     if "device" in file:
         out.fields["launcher.device"] = file["device"]
-    for name in _CONNECTING:
+    for name in accelerate_file.SAME_NAME:
         if name in flags:
             out.drop(old_flag(name, flags.pop(name)), "one process connects to no other")
     _same_names(flags, out)
 
 
 def _same_names(flags: Given, out: Translation) -> None:
-    """Add each flag that has a field of the launcher."""
     for name, values in flags.items():
         if name == "mixed_precision":
             _precision(single_value(name, values), old_flag(name, values), out)
@@ -185,7 +183,6 @@ def _fsdp_fields(given: Given, out: Translation) -> dict[str, str]:
 
 
 def _typed(value: Any) -> str:
-    """A value of the launcher group as it is typed."""
     if isinstance(value, list):
         return hydra_list(value)
     return str(value).lower() if isinstance(value, bool) else str(value)

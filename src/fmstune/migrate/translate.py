@@ -53,16 +53,16 @@ def _translate(given: Sequence[str], environment: Mapping[str, str], read: Read)
     may_be_file = "\n" not in given[0] and len(given[0]) < 4096
     text = read(given[0]) if may_be_file else None
     text = given[0] if text is None else text
-    job = _read_job(text.strip())
+    job = _read_job(text.strip(), "the job")
     if job is not None:
         return [_translate_job(job, environment, read)]
     return _translate_commands(shell_commands(text, environment), environment, read)
 
 
-def _read_job(text: str) -> dict[str, Any] | None:
+def _read_job(text: str, name: str) -> dict[str, Any] | None:
     """Parse the early container's job, JSON or JSON in base64; None for any other text."""
     if text.startswith("{"):
-        return json_object(text, "the job")
+        return json_object(text, name)
     if not re.fullmatch(r"[A-Za-z0-9+/\s]{16,}={0,2}", text):
         return None
     try:
@@ -70,10 +70,10 @@ def _read_job(text: str) -> dict[str, Any] | None:
     except binascii.Error:
         return None
     if raw.startswith(b"\x80"):
-        raise UserError("the job", "is a pickle, which could run code when it is read; give it as JSON")
+        raise UserError(name, "is a pickle, which could run code when it is read; give it as JSON")
     if not raw.lstrip().startswith(b"{"):
         return None
-    return json_object(raw.decode("utf-8", errors="replace"), "the job")
+    return json_object(raw.decode("utf-8", errors="replace"), name)
 
 
 def _translate_job(job: Mapping[str, Any], environment: Mapping[str, str], read: Read) -> Translation:
@@ -116,7 +116,6 @@ def _translate_commands(commands: Sequence[Command], environment: Mapping[str, s
 
 
 def _translate_command(command: Command, environment: Mapping[str, str], read: Read) -> Translation | None:
-    """Translate one command; None for a command of another tool."""
     around = {**environment, **command.environment}
     out = Translation({name: value for name, value in command.environment.items() if _ENVIRONMENT.fullmatch(name)})
     launched = _split_launcher(list(command.words), out)
@@ -138,7 +137,6 @@ def _translate_command(command: Command, environment: Mapping[str, str], read: R
 
 
 def _split_launcher(words: list[str], out: Translation) -> Launched:
-    """Split a command into the launcher's flags and the launched words."""
     plain = _without_python(words)
     if words[:2] == ["accelerate", "launch"]:
         return read_accelerate_launch(words[2:])
@@ -150,7 +148,6 @@ def _split_launcher(words: list[str], out: Translation) -> Launched:
 
 
 def _with_typed_name(note: Note, spelled: Mapping[str, str]) -> Note:
-    """The note under the launcher's flag as it was typed."""
     old = spelled.get(note.old.partition(" ")[0].removeprefix("--"))
     became = Became.renamed if note.became is Became.kept else note.became
     return replace(note, old=old, became=became) if old else note
@@ -180,7 +177,7 @@ def _translate_container(environment: Mapping[str, str], read: Read) -> Translat
     text = read(environment[name]) if name == _JOB_FILE else environment[name]
     if text is None:
         raise UserError("", f"{name}={environment[name]} cannot be read; give the job file itself")
-    job = _read_job(text.strip())
+    job = _read_job(text.strip(), "the job")
     if job is None:
         raise UserError("", f"the job in {name} is neither JSON nor base64")
     return _translate_job(job, environment, read)

@@ -95,7 +95,6 @@ def shipped_model(path: str) -> str | None:
 
 
 def _missing(given: Given, out: Translation) -> None:
-    """Add a problem for each missing flag that the early tool required."""
     packs = "packing" in given and given["packing"] and given["packing"][0].lower() == "true"
     needed = {"dataset_text_field": "the column that holds the text"}
     if not packs:
@@ -108,7 +107,6 @@ def _missing(given: Given, out: Translation) -> None:
 
 
 def _plain_flags(given: Given, method: str, out: Translation) -> None:
-    """Translate each flag that needs no other."""
     of_other_methods = {name for other in OF_METHOD for name in OF_METHOD[other]} - set(OF_METHOD[method])
     for name, values in given.items():
         flag, old = moved_flag(name, values, TUNING, out), old_flag(name, values)
