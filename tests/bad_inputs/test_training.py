@@ -231,9 +231,9 @@ CALLBACKS = [
     case(
         "callbacks=early_stopping callbacks.early_stopping.patience=0 callbacks.early_stopping.threshold=-1 "
         "callbacks.stop_when=[]",
-        "callbacks.early_stopping.metric=eval_loss is measured by evaluating while training; set …",
         "callbacks.early_stopping.patience must be at least 1, got 0",
         "callbacks.early_stopping.threshold must be at least 0, got -1",
+        "callbacks.early_stopping.metric=eval_loss is measured by evaluating while training; set …",
         "callbacks.stop_when has no condition; write one, such as loss < 0.1, or set it to null",
     ),
     case(

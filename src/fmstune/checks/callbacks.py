@@ -3,29 +3,21 @@
 from collections.abc import Iterator
 
 from fmstune.config import conditions
-from fmstune.config.job import EarlyStopping, Job, has_held_out, sources, stop_rules
+from fmstune.config.job import Job, has_held_out, sources, stop_rules
 from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.errors import Problem, did_you_mean
 
 
 def callback_problems(job: Job) -> Iterator[Problem]:
     """Yield a problem for each stop rule that cannot be read, or can never be true."""
-    if job.callbacks.early_stopping is not None:
-        yield from _early_stopping(job, job.callbacks.early_stopping)
+    stopping = job.callbacks.early_stopping
+    if stopping is not None and (problem := _unknown(job, stopping.metric)) is not None:
+        yield Problem("callbacks.early_stopping.metric", f"={problem}")
     rules = stop_rules(job.callbacks)
     if job.callbacks.stop_when is not None and not rules:
         yield Problem("callbacks.stop_when", "has no condition; write one, such as loss < 0.1, or set it to null")
     for text in rules:
         yield from (Problem("callbacks.stop_when", f"={text!r}: {wrong}") for wrong in _wrong_in_condition(job, text))
-
-
-def _early_stopping(job: Job, rule: EarlyStopping) -> Iterator[Problem]:
-    if (problem := _unknown(job, rule.metric)) is not None:
-        yield Problem("callbacks.early_stopping.metric", f"={problem}")
-    if rule.patience < 1:
-        yield Problem("callbacks.early_stopping.patience", f"must be at least 1, got {rule.patience}")
-    if rule.threshold < 0:
-        yield Problem("callbacks.early_stopping.threshold", f"must be at least 0, got {rule.threshold:g}")
 
 
 def _wrong_in_condition(job: Job, text: str) -> Iterator[str]:

@@ -51,7 +51,8 @@ _LIMITS: Mapping[str, Limit] = {
     "launcher.device_gib": _ABOVE_0,
     "launcher.slurm.cpus_per_task": AT_LEAST_1,
     **{f"evaluation.{name}": AT_LEAST_1 for name in ("batch_size", "max_new_tokens", "max_rows")},
-    "evaluation.sample": _AT_LEAST_0,
+    "callbacks.early_stopping.patience": AT_LEAST_1,
+    **dict.fromkeys(("callbacks.early_stopping.threshold", "evaluation.sample"), _AT_LEAST_0),
 }
 _LIMITS_OF_FLAGS: Mapping[str, Limit] = {
     **dict.fromkeys(("batch_size", "max_new_tokens", "max_rows", "limit"), AT_LEAST_1),

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fmstune.data import formats
 from fmstune.data.chat import chat_segments
-from fmstune.data.format_loading import Format, format_row, load_format, question_row
+from fmstune.data.format_loading import format_row, load_format, question_row
 from fmstune.data.read import Row, RowProblems
 from fmstune.data.tokens import Formatted, RowProblem, Segment, Templated, Texts, TokenRow, encode_rows
 from fmstune.errors import UserError, raise_if_any
@@ -39,7 +39,10 @@ def of_rows(found: Sequence[Row], format: Mapping[str, Any], tokenizer: PreTrain
 
     Raises UserError with all rows that are not of this format.
     """
-    make = _format(format, tokenizer)
+    if format["_target_"] == f"{formats.__name__}.chat" and tokenizer.chat_template is None:
+        raise UserError("--format", "chat: the model has no chat template; one that was tuned on chat has its own")
+    with _named_as_flag():
+        make = load_format(format, tokenizer, asking=True)
     problems = RowProblems()
     formatted: list[Formatted] = []
     for row in found:
@@ -66,13 +69,6 @@ def rows_of_texts(texts: Sequence[str], file: str, format: Mapping[str, Any]) ->
             raise UserError("--format", text)
         rows.append(Row(file, number, values))
     return rows
-
-
-def _format(format: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Format:
-    if format["_target_"] == f"{formats.__name__}.chat" and tokenizer.chat_template is None:
-        raise UserError("--format", "chat: the model has no chat template; one that was tuned on chat has its own")
-    with _named_as_flag():
-        return load_format(format, tokenizer, asking=True)
 
 
 @contextmanager

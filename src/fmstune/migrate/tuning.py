@@ -170,7 +170,8 @@ def _tracking(given: Given, environment: Mapping[str, str], out: Translation) ->
         chosen += [todays_word(name, TUNING[name], word) for word in words]
         if words:
             out.note(Became.renamed, old_flag(name, words), f"tracking={','.join(filter(None, chosen)) or 'file'}")
-    aim = {"repo": _aim_place(given, environment), "experiment": _aim_experiment(given, environment)}
+    experiment = _flag_or_variable(given, "experiment", environment, "AIMSTACK_EXPERIMENT")
+    aim = {"repo": _aim_place(given, environment), "experiment": experiment}
     if any(value for value, _ in aim.values()):
         chosen.append("aim")
     names = list(dict.fromkeys(name for name in chosen if name))
@@ -193,17 +194,15 @@ def _aim_place(given: Given, environment: Mapping[str, str]) -> tuple[str, str]:
     server = environment.get("AIMSTACK_SERVER", "")
     if server:
         return server if "://" in server else f"aim://{server}", f"AIMSTACK_SERVER={server}"
-    if repo := given.get("aim_repo"):
-        return repo[0], old_flag("aim_repo", repo)
-    repo_variable = environment.get("AIMSTACK_DB", "")
-    return repo_variable, f"AIMSTACK_DB={repo_variable}"
+    return _flag_or_variable(given, "aim_repo", environment, "AIMSTACK_DB")
 
 
-def _aim_experiment(given: Given, environment: Mapping[str, str]) -> tuple[str, str]:
-    if name := given.get("experiment"):
-        return name[0], old_flag("experiment", name)
-    variable = environment.get("AIMSTACK_EXPERIMENT", "")
-    return variable, f"AIMSTACK_EXPERIMENT={variable}"
+def _flag_or_variable(given: Given, flag: str, environment: Mapping[str, str], variable: str) -> tuple[str, str]:
+    """The value of the flag, else of the variable, and which of them it is."""
+    if values := given.get(flag):
+        return values[0], old_flag(flag, values)
+    value = environment.get(variable, "")
+    return value, f"{variable}={value}"
 
 
 def _launcher(given: Given, launch: Given | None, read: Read, out: Translation) -> None:
