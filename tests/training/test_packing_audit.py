@@ -13,6 +13,7 @@ from fmstune.errors import UserError
 from fmstune.training import collate, packing_audit
 from fmstune.training.collate import Collator
 from fmstune.training.packing_audit import COUNT, TOKENS, Audit
+from fmstune.training.transformers_internals import reads_document_ends
 from tests import small
 from tests.conftest import Result
 from tests.training.test_collate import PAD, rows
@@ -87,7 +88,7 @@ def test_architectures_that_tell_documents_apart_by_their_positions_pass(name: s
 @pytest.mark.parametrize("name", MIXED)
 def test_architectures_that_do_not_are_found_out(name: str) -> None:
     made = model(name, MIXED[name])
-    found = audited(made, flat=collate.reads_ends(made))
+    found = audited(made, flat=reads_document_ends(made))
     assert not found.apart
     (problem,) = map(str, found.packing_problems())
     assert problem.startswith("training.packing: packed documents see each other in this model: their log-prob")
@@ -116,7 +117,7 @@ def test_a_layer_with_a_state_that_cannot_keep_documents_apart_is_refused() -> N
     layers = {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8}
     experts = {"num_local_experts": 2, "num_experts_per_tok": 1, "shared_intermediate_size": 32}
     made = model("granitemoehybrid", {**STANDARD, **layers, **experts})
-    assert collate.reads_ends(made)
+    assert reads_document_ends(made)
     with pytest.raises(UserError, match="training.packing: the model refuses packed rows"):
         audited(made, flat=True)
 

@@ -87,11 +87,9 @@ def target_problems(model: PreTrainedModel, peft_config: PeftConfig) -> Iterator
     yield from (Problem("peft.target_modules", text) for text in texts)
     feedforward = getattr(peft_config, "feedforward_modules", ())
     if feedforward is None and model.config.model_type not in TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING:
-        yield Problem(
-            "peft.feedforward_modules",
-            f": PEFT has no default for {model.config.model_type}; name the modules of "
-            "peft.target_modules that are scaled at their input (the last linear layer of the MLP), or [] for none",
-        )
+        scaled = "the modules of peft.target_modules that are scaled at their input (the last linear layer of the MLP)"
+        text = f": PEFT has no default for {model.config.model_type}; name {scaled}, or [] for none"
+        yield Problem("peft.feedforward_modules", text)
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
     for field, kind, known, hint in (
         ("feedforward_modules", "module", modules, f"; available are {_available(model)}"),

@@ -24,10 +24,7 @@ def full() -> None:
 
 
 def peft_configuration(settings: dict[str, Any], model: Model, objective: Objective = SUPERVISED) -> PeftConfig | None:
-    """The PEFT configuration of the job's peft group; None for full tuning.
-
-    Raises UserError where PEFT itself refuses the values.
-    """
+    """The PEFT configuration of the group, None for full tuning; raises UserError where PEFT refuses the values."""
     target = settings["_target_"]
     if target == FULL:
         return None
@@ -72,10 +69,7 @@ def wrap(model: PreTrainedModel, config: PeftConfig | None, adapter: str | None)
 
 
 def _saved(adapter: str, config: PeftConfig) -> PeftConfig:
-    """The saved adapter's own configuration, to train it further.
-
-    Raises UserError where it cannot be read, or is of another method than the job's.
-    """
+    """The saved adapter's own configuration, to train it further; raises UserError where it does not fit the job."""
     saved = read_adapter(adapter, "model.adapter")
     if not (Path(adapter).is_dir() or huggingface_hub.file_exists(adapter, SAFETENSORS_WEIGHTS_NAME)):
         raise _no_safetensors(adapter, "model.adapter")

@@ -128,9 +128,8 @@ def _code_problems(place: str, values: dict[str, Any]) -> Iterator[Problem]:
         yield Problem("model.path", f": the config.json of {place} names no model_type; add the transformers name")
     elif own and not (model_type in CONFIG_MAPPING and upstream):
         code, change = ", ".join(map(str, own.values())), "take a model of an architecture that transformers has"
-        yield Problem(
-            "model.path", f": {place} needs code of its own ({code}), and fmstune runs none from a model; {change}"
-        )
+        text = f": {place} needs code of its own ({code}), and fmstune runs none from a model; {change}"
+        yield Problem("model.path", text)
     elif model_type not in CONFIG_MAPPING:
         hint = did_you_mean(str(model_type), CONFIG_MAPPING.keys())
         yield Problem("model.path", f": {place} has the model_type {model_type!r}, unknown to this transformers{hint}")
@@ -173,7 +172,6 @@ def build_empty(config: PreTrainedConfig, objective: Objective = SUPERVISED) -> 
         with torch.device("meta"):
             model: PreTrainedModel = model_class(objective).from_config(config)
     except (ValueError, TypeError, AssertionError, RuntimeError, ZeroDivisionError) as error:
-        raise UserError(
-            "model", f": the configuration makes no {config.model_type} model: {one_line(error)}"
-        ) from error
+        text = f": the configuration makes no {config.model_type} model: {one_line(error)}"
+        raise UserError("model", text) from error
     return model

@@ -39,10 +39,7 @@ class Base:
 
 
 def identify_base(place: str, revision: str | None) -> Base:
-    """The identity of the model that `place` names, from its configuration alone.
-
-    Raises what transformers raises where the configuration cannot be had.
-    """
+    """The identity of a model from its configuration; raises what transformers raises where that cannot be read."""
     resolved = files.resolve(place)
     config = AutoConfig.from_pretrained(resolved, revision=revision, trust_remote_code=False)
     values = config.to_diff_dict()

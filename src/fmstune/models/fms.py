@@ -7,6 +7,7 @@ find what they look for. docs/decisions/0020-fms-backend.md says why not ibm-fms
 """
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import transformers
@@ -58,7 +59,7 @@ class GPTBigCodeForCausalLM(transformers.GPTBigCodeForCausalLM):
 
 
 def _llama(config: LlamaConfig) -> LLaMAConfig:
-    """What ibm-fms needs to know to build a block; its own reading of a configuration leaves values out."""
+    """The configuration of a block of ibm-fms; ibm-fms' own conversion leaves values out."""
     return LLaMAConfig(
         emb_dim=config.hidden_size,
         nheads=config.num_attention_heads,
@@ -89,7 +90,7 @@ def _gpt_bigcode(config: GPTBigCodeConfig) -> FmsBigCodeConfig:
 
 
 def _growth(width: int, hidden_size: int) -> float:
-    """A factor that comes to exactly this width: ibm-fms cuts the product off, which rounding may leave just below."""
+    """A factor that gives exactly this width: ibm-fms truncates the product, which rounding may leave just below."""
     return (width + 0.5) / hidden_size
 
 
@@ -104,11 +105,7 @@ def _rotary(config: LlamaConfig) -> RotaryEmbedding:
 
 
 class HalvesRotary(RotaryEmbedding):
-    """ibm-fms' rotation for weights in transformers' order.
-
-    ibm-fms turns neighbours of a head together, transformers the two halves. ibm-fms moves the rows of the weights when
-    it loads them; here the numbers are moved, so that weights and adapters stay those of transformers.
-    """
+    """ibm-fms' rotation, which pairs neighbours, for weights in transformers' order, which pairs halves of a head."""
 
     def adjusted_qk(self, q: Tensor, k: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Queries and keys, rotated, in the order in which they came."""
@@ -124,55 +121,57 @@ def _halved(heads: Tensor) -> Tensor:
     return heads.view(*heads.shape[:-1], -1, 2).transpose(-1, -2).flatten(-2)
 
 
-def _under(name: str) -> property:
-    """Where ibm-fms' code finds a module that has transformers' name, also when PEFT has put another in its place."""
-    return property(lambda module: getattr(module, name))
+class Renamed:
+    """A module of ibm-fms whose parts have transformers' names, and are still found by those of ibm-fms."""
+
+    NAMES: ClassVar[Mapping[str, str]]
+
+    def __init_subclass__(cls) -> None:
+        for theirs, here in cls.NAMES.items():
+            if theirs != here:
+                # looked up each time: PEFT may have replaced the module
+                setattr(cls, theirs.rpartition(".")[2], property(attrgetter(here)))
+
+    @classmethod
+    def rename(cls, module: Any) -> None:
+        """Give the parts their names, in transformers' order, which an optimizer's state depends on."""
+        found = {here: module.get_submodule(theirs) for theirs, here in cls.NAMES.items()}
+        for theirs in dict.fromkeys(name.partition(".")[0] for name in cls.NAMES):
+            delattr(module, theirs)
+        for here, child in found.items():
+            module.add_module(here, child)
+        module.__class__ = cls
 
 
-def _register(module: nn.Module, names: Mapping[str, str]) -> None:
-    """Give modules transformers' names, in transformers' order: an optimizer's state goes by it."""
-    found = {here: module.get_submodule(theirs) for theirs, here in names.items()}
-    for theirs in dict.fromkeys(name.partition(".")[0] for name in names):
-        delattr(module, theirs)
-    for here, child in found.items():
-        module.add_module(here, child)
+class LlamaAttention(Renamed, MultiHeadAttention):
+    """ibm-fms' attention, with three separate projections."""
 
-
-class LlamaAttention(MultiHeadAttention):
-    """ibm-fms' attention, with the three projections beside each other."""
-
-    query, key, value, dense = _under("q_proj"), _under("k_proj"), _under("v_proj"), _under("o_proj")
     in_proj = UnfusedQKV.forward
     NAMES: ClassVar = {"in_proj.query": "q_proj", "in_proj.key": "k_proj", "in_proj.value": "v_proj", "dense": "o_proj"}
 
 
-class LlamaMLP(GatedLinearUnit):
+class LlamaMLP(Renamed, GatedLinearUnit):
     """ibm-fms' gated MLP."""
 
-    wg, w1, w2 = _under("gate_proj"), _under("up_proj"), _under("down_proj")
     NAMES: ClassVar = {"wg": "gate_proj", "w1": "up_proj", "w2": "down_proj"}
 
 
-class GPTBigCodeAttention(MultiHeadAttention):
+class GPTBigCodeAttention(Renamed, MultiHeadAttention):
     """ibm-fms' attention with one matrix for queries, keys and values, as transformers has it too."""
 
-    qkv_fused, dense = _under("c_attn"), _under("c_proj")
     in_proj = FusedQKV.forward
     NAMES: ClassVar = {"in_proj.qkv_fused": "c_attn", "dense": "c_proj"}
 
 
-class GPTBigCodeMLP(FeedForwardBlock):
+class GPTBigCodeMLP(Renamed, FeedForwardBlock):
     """ibm-fms' MLP."""
 
-    w1, w2 = _under("c_fc"), _under("c_proj")
     NAMES: ClassVar = {"w1": "c_fc", "w2": "c_proj"}
 
 
-class LlamaDecoderLayer(GradientCheckpointingLayer, LLaMABlock):
+class LlamaDecoderLayer(Renamed, GradientCheckpointingLayer, LLaMABlock):
     """ibm-fms' block, called as transformers' is; FSDP wraps it by this name."""
 
-    attn, ff_sub_layer = _under("self_attn"), _under("mlp")
-    ln, ff_ln = _under("input_layernorm"), _under("post_attention_layernorm")
     NAMES: ClassVar = {
         "attn": "self_attn",
         "ff_sub_layer": "mlp",
@@ -183,9 +182,9 @@ class LlamaDecoderLayer(GradientCheckpointingLayer, LLaMABlock):
     def __init__(self, config: LLaMAConfig, rotary: RotaryEmbedding, number: int, attention_dropout: float) -> None:
         super().__init__(config, rotary)
         self.number = number
-        _register(self, self.NAMES)
-        _become(self.self_attn, LlamaAttention)
-        _become(self.mlp, LlamaMLP)
+        self.rename(self)
+        LlamaAttention.rename(self.self_attn)
+        LlamaMLP.rename(self.mlp)
         self.self_attn.p_dropout = attention_dropout
 
     def forward(
@@ -195,27 +194,24 @@ class LlamaDecoderLayer(GradientCheckpointingLayer, LLaMABlock):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         **_others: Any,
-    ) -> Tensor:
+    ) -> Any:
         """The hidden states after this block."""
         attention = {"attn_name": _ATTENTION, "mask": attention_mask, "cache": past_key_values, "layer": self.number}
-        states: Tensor
-        states, _ = LLaMABlock.forward(self, hidden_states, position_ids=position_ids, use_cache=True, **attention)
-        return states
+        return LLaMABlock.forward(self, hidden_states, position_ids=position_ids, use_cache=True, **attention)[0]
 
 
-class GPTBigCodeBlock(GradientCheckpointingLayer, FmsBigCodeBlock):
+class GPTBigCodeBlock(Renamed, GradientCheckpointingLayer, FmsBigCodeBlock):
     """The same of GPTBigCode."""
 
-    ln, ff_ln, ff_sub_layer = _under("ln_1"), _under("ln_2"), _under("mlp")
     NAMES: ClassVar = {"ln": "ln_1", "attn": "attn", "ff_ln": "ln_2", "ff_sub_layer": "mlp"}
 
     def __init__(self, config: FmsBigCodeConfig, number: int, attention_dropout: float) -> None:
         super().__init__(config)
         self.number = number
-        _register(self, self.NAMES)
+        self.rename(self)
         self.attn.splits = self.attn.in_proj.splits
-        _become(self.attn, GPTBigCodeAttention)
-        _become(self.mlp, GPTBigCodeMLP)
+        GPTBigCodeAttention.rename(self.attn)
+        GPTBigCodeMLP.rename(self.mlp)
         # ibm-fms has one probability for all, and drops out within the MLP too, which the model was not trained with
         self.attn.p_dropout, self.mlp.p_dropout = attention_dropout, 0.0
 
@@ -226,27 +222,19 @@ class GPTBigCodeBlock(GradientCheckpointingLayer, FmsBigCodeBlock):
         layer_past: Cache | None = None,
         attention_mask: Tensor | None = None,
         **_others: Any,
-    ) -> Tensor:
+    ) -> Any:
         """The hidden states after this block."""
         attention = {"attn_name": _ATTENTION, "mask": attention_mask, "cache": layer_past, "layer": self.number}
-        states: Tensor
-        states, _ = FmsBigCodeBlock.forward(self, hidden_states, use_cache=True, **attention)
-        return states
-
-
-def _become(module: nn.Module, cls: Any) -> None:
-    """Let a module of ibm-fms find its parts under transformers' names."""
-    _register(module, cls.NAMES)
-    module.__class__ = cls
+        return FmsBigCodeBlock.forward(self, hidden_states, use_cache=True, **attention)[0]
 
 
 def _store(
     keys: Tensor, values: Tensor, key_cache: None, value_cache: None, *, cache: Cache | None, layer: int, **_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Keys and values with those of the positions before, in transformers' cache.
+    """Keys and values with those of earlier positions, in transformers' cache.
 
-    Without a cache too it is what tells heads from positions: ibm-fms guesses by their numbers, and takes the one for
-    the other in a row of as many positions as there are heads (fms 1.13, modules/attention.py:228).
+    Needed without a cache too: ibm-fms tells heads from positions by their numbers, and confuses them in a row of as
+    many positions as heads (fms 1.13, modules/attention.py:228).
     """
     keys, values = keys.transpose(2, 1), values.transpose(2, 1)
     if cache is not None:

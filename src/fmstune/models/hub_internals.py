@@ -7,11 +7,8 @@ with explain_missing_names("huggingface_hub"):
 
 
 def fail_at_once_without_a_network() -> None:
-    """Where no connection comes about, the hub's client fails at once; reads and answers that fail are tried again.
-
-    It tries five times more, for 23 seconds a file and with two lines each time (huggingface_hub 2.4,
-    utils/_http.py, `http_backoff`): a wrong name on a machine without a network took over a minute.
-    """
+    """Let the hub's client fail at once where it cannot connect; reads and answers that fail are tried again."""
+    # else five times more, for 23 seconds a file (huggingface_hub 2.4, utils/_http.py, `http_backoff`)
     defaults = http_backoff.__kwdefaults__ or {}
     kinds: list[type[Exception]] = []
     for kind in defaults.get("retry_on_exceptions", ()):

@@ -113,16 +113,14 @@ def find_device(device: Device) -> str:
 
 
 def find_attention(attention: Attention, device: str, precision: Precision) -> str:
-    """The kernel to use; `auto` takes FlashAttention-2 where it is installed and can run, else SDPA.
-
-    Raises UserError where the one asked for cannot run: transformers would download a kernel or fail later.
-    """
+    """The kernel to use; `auto` takes FlashAttention-2 where it can run, else SDPA; raises UserError."""
     needed = {
         f"a CUDA device (this is {device})": device == "cuda",
         "the package flash-attn (pip install 'fmstune[flash-attn]')": importlib.util.find_spec("flash_attn"),
         "a dtype of bfloat16 or float16": {precision.weights, precision.autocast} & {"bfloat16", "float16"},
     }
     missing = [what for what, found in needed.items() if not found]
+    # transformers would download a kernel, or fail later
     if attention is Attention.flash_attention_2 and missing:
         raise UserError("model.attention", f"=flash_attention_2 needs {' and '.join(missing)}; choose sdpa")
     if attention is Attention.auto:
@@ -153,10 +151,7 @@ def load_model(
     attention: str,
     quantization_config: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
-    """The model with weights of this dtype and an embedding for every token; safetensors only, no remote code.
-
-    Raises UserError where it cannot be loaded.
-    """
+    """The model in this dtype with an embedding for every token; safetensors only; raises UserError."""
     place = files.resolve(model.path)
     kind = _fms_class(model) if model.backend is Backend.fms else architecture.model_class(objective)
     try:

@@ -274,15 +274,11 @@ def _report(
 ) -> None:
     adapters = "1 adapter" if len(places) == 1 else f"{len(places)} adapters"
     print(f"merged {adapters} into {places[0].base}: {parameters:,} parameters in {dtype}")
-    print(
-        f"logits differ by up to {found.largest:.2g}, by {found.share:.1e} of their size (tolerance "
-        f"{TOLERANCE[dtype]:.0e}); the likeliest token is the same at {found.same} of {found.positions} positions"
-    )
+    by = f"by up to {found.largest:.2g}, by {found.share:.1e} of their size (tolerance {TOLERANCE[dtype]:.0e})"
+    print(f"logits differ {by}; the likeliest token is the same at {found.same} of {found.positions} positions")
     if found.moved < 4 * found.share:
-        print(
-            f"note: {dtype} rounds logits by {found.share:.1e} of their size, and the adapters move them by "
-            f"{found.moved:.1e}; --dtype float32 keeps more of what was learnt"
-        )
+        rounds = f"{dtype} rounds logits by {found.share:.1e} of their size, and the adapters move them by"
+        print(f"note: {rounds} {found.moved:.1e}; --dtype float32 keeps more of what was learnt")
     files = "1 file" if len(sizes) == 1 else f"{len(sizes)} files"
     print(f"wrote {request.out}: {files} of weights, {show_bytes(sum(sizes))}")
 

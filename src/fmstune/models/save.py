@@ -21,10 +21,9 @@ def save(
     card: str | None = None,
     writes: bool = True,
 ) -> None:
-    """The model or adapter with its tokenizer and card, for plain transformers and PEFT; written aside, then renamed.
+    """Write the model or adapter, its tokenizer, card and base aside for plain transformers and PEFT, then rename.
 
-    An adapter gets the identity of its base beside it. Every process must call it, as each holds a part of a sharded
-    model; one `writes`.
+    Every process must call it, as each holds a part of a sharded model; one `writes`.
     """
     grown = bool(tokenizer.added)
     state = None

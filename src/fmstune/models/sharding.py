@@ -110,10 +110,7 @@ def held_by_rank(model: torch.nn.Module) -> list[int]:
 
 
 def gathered(model: PreTrainedModel | PeftModel, *, trained_only: bool) -> dict[str, Any]:
-    """The whole weights of a sharded model, on the CPU of the main process; every process must ask.
-
-    `trained_only` leaves the frozen base of an adapter where it is.
-    """
+    """The whole weights, or the trained ones, on the CPU of the main process; every process must call it."""
     if not isinstance(model, FullyShardedDataParallel):
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
         # tied weights once: gathered, they are no longer one tensor, and would be saved twice
@@ -128,10 +125,7 @@ def gathered(model: PreTrainedModel | PeftModel, *, trained_only: bool) -> dict[
 
 @contextmanager
 def prompt_at_hand(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Give every process a learned prompt whole: PEFT computes what it saves of it, in one process alone.
-
-    The prompt belongs to the root of the sharded tree, as no block holds it.
-    """
+    """Unshard a learned prompt, which the root holds: PEFT computes what it saves of it in one process alone."""
     if not (isinstance(model, FSDPModule) and virtual_tokens(model)):
         yield
         return
@@ -163,10 +157,7 @@ def virtual_tokens(model: PreTrainedModel | PeftModel) -> int:
 
 
 def of_this_process(batches: Sequence[list[int]]) -> Iterator[list[int]]:
-    """The batches that this process takes, as many as any other takes: a sharded model needs all of them each time.
-
-    Where the batches run out, the last one is done again.
-    """
+    """The batches of this process; the last is repeated, as all processes of a sharded model must run each time."""
     count, number = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     for start in range(0, len(batches), count):
         yield batches[min(start + number, len(batches) - 1)]

@@ -46,10 +46,7 @@ class Tuned(NamedTuple):
 
 
 def locate(model: str, base: str | None, *, force: bool) -> Place:
-    """Find out whether this is an adapter, and whether its base is there and the right one.
-
-    `base` takes the place of the base that the adapter names; nothing is written. Raises UserError.
-    """
+    """Find out whether this is an adapter, and check its base, or `base` in its place; raises UserError."""
     place = files.resolve(model)
     config_file = _adapter_config_file(place)
     if config_file is None:
@@ -112,10 +109,7 @@ def _same_base(model: str, place: Place, recorded: base_identity.Base | None, *,
 
 
 def with_base(asked: Scoring | Harness) -> tuple[Place, Place | None]:
-    """Where the model is, and where its base is to be used alone; None where that is not known, or left out.
-
-    Raises UserError, also where the base is not there: it is loaded when the tuned model has answered.
-    """
+    """The model, and its base alone where it is known and wanted; raises UserError where one of them is missing."""
     base = asked.base_model_name_or_path
     adapts = _adapter_config_file(files.resolve(asked.model)) is not None
     place = locate(asked.model, base if adapts else None, force=asked.force)

@@ -67,10 +67,7 @@ def export_adapter(
     folder: Path,
     shown: str,
 ) -> list[str]:
-    """Write the adapter into this folder; return the lines that report it, with `shown` as its name.
-
-    Raises UserError with everything of the adapter that vLLM would refuse or ignore.
-    """
+    """Write the adapter for vLLM, return the lines of its report; raises UserError with all that vLLM cannot take."""
     raise_if_any(_config_problems(place.model, config))
     source = Path(place.model if Path(place.model).is_dir() else snapshot_download(place.model))
     saved = sort(load_file(source / str(SAFETENSORS_WEIGHTS_NAME)))

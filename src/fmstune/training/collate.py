@@ -8,12 +8,11 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from trl import pack_dataset
 
 from fmstune.errors import UserError
 from fmstune.models.trl_internals import DataCollatorForLanguageModeling
-from fmstune.training.transformers_internals import LengthGroupedSampler, reads_document_ends
+from fmstune.training.transformers_internals import LengthGroupedSampler
 
 PADDING = "padding"
 """Key of a batch without a mask: how many of its positions hold no token. It is for counting, not for the model."""
@@ -49,11 +48,6 @@ def pack(dataset: Dataset, max_length: int) -> Dataset:
     return packed
 
 
-def reads_ends(model: Any) -> bool:
-    """Whether the kernels of the model, or of an adapter's base, learn where documents end."""
-    return reads_document_ends(model.get_base_model() if isinstance(model, PeftModel) else model)
-
-
 @dataclass
 class Collator(DataCollatorForLanguageModeling):
     """Packed rows as a batch in which documents do not see each other, and other rows as TRL has them.
@@ -65,7 +59,7 @@ class Collator(DataCollatorForLanguageModeling):
     """
 
     flat: bool = False
-    """Lay the rows end to end (see `reads_ends`)."""
+    """Lay the rows end to end (see `reads_document_ends`)."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch; where it has no mask, `PADDING` says how many of its positions hold no token."""
@@ -105,10 +99,7 @@ class Collator(DataCollatorForLanguageModeling):
 
 
 class LengthGrouped(LengthGroupedSampler):
-    """Rows of similar length together, in an order that only seed and epoch decide.
-
-    transformers' own sampler draws from the global random state, which is another one in a resumed run.
-    """
+    """Rows of similar length together, in an order that seed and epoch decide, not the global random state."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         super().__init__(batch_size, lengths=list(lengths), generator=torch.Generator())

@@ -3,20 +3,12 @@
 import dataclasses
 from typing import Any
 
-from fmstune.checks.memory_plan import Plan
 from fmstune.data.dataset import Prepared
 from fmstune.data.ledger import Ledger
 from fmstune.models import shapes, sharding
 from fmstune.training import memory
 from fmstune.training.preflight import Checked
 from fmstune.training.trainer import RunMixin
-
-
-def plan_figures(plan: Plan) -> dict[str, Any]:
-    """The plan as `summary.json` holds it."""
-    values = dataclasses.asdict(plan)
-    values.pop("work")
-    return values
 
 
 def training_figures(

@@ -1,7 +1,8 @@
-"""How much memory this process took at most: of the device on a GPU, of the process on a CPU."""
+"""The peak memory of this process: of the device on a GPU, of the process on a CPU."""
 
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -17,14 +18,12 @@ def now(device: str) -> int:
 
 
 def reset_peak(device: str) -> None:
-    """Start to look for the peak from here on; where Linux does not allow it, the peak of the whole process stays."""
+    """Measure the peak from here on; where Linux does not allow it, the peak of the whole process stays."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return
-    try:
+    with suppress(OSError):
         _CLEAR_REFS.write_text("5")  # man 5 proc: resets the peak resident set size
-    except OSError:
-        return
 
 
 def peak(device: str) -> int:

@@ -87,10 +87,7 @@ def _all_documents(batch: Mapping[str, Any]) -> Iterator[torch.Tensor]:
 def audit_packing(
     model: torch.nn.Module, found: Sequence[torch.Tensor], collate: Collate, *, packs: bool, tolerance: float
 ) -> Audit:
-    """Compare the documents packed by `collate` with the same documents alone; no dropout and no gradient.
-
-    `packs`: `collate` takes packed rows, two of them here, and not rows that it lays end to end.
-    """
+    """Compare packed documents with the same alone, without dropout; `packs` where `collate` takes packed rows."""
     rows = [list(found[:2]), list(found[2:])] if packs else [[ids] for ids in found]
     collated = collate([_example(row, packs=packs) for row in rows])
     packed = {key: value for key, value in collated.items() if key not in ("labels", PADDING)}

@@ -63,10 +63,7 @@ def resumed_steps_problems(job: Job, made: Plan) -> Iterator[Problem]:
 
 
 def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None) -> Plan:
-    """What the run will take; raises UserError when a row, held out or not, does not fit the model.
-
-    `prepared` is None where the rows are only estimated.
-    """
+    """The plan; raises UserError when a row does not fit the model. `prepared` is None where rows are estimated."""
     names = Training.__dataclass_fields__.keys() & job.training.keys()
     training = Training(
         max_length=job.data.max_length,

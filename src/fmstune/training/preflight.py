@@ -41,10 +41,7 @@ class Checked:
 
 
 def check_job(job: Job, *, device_at_hand: bool = True) -> Checked:
-    """Check model, adapter and device; raises UserError with all that is wrong.
-
-    Without the device, `launcher.device=cuda` plans for a GPU that this machine does not have.
-    """
+    """Check model, adapter and device, or plan for a GPU that is not here; raises UserError with all problems."""
     problems: list[Problem] = []
     notes: list[str] = []
     device = job.launcher.device.value
@@ -143,10 +140,7 @@ def optimizer_problems(arguments: TrainingArguments) -> Iterator[Problem]:
 
 
 def with_tokenizer(job: Job, checked: Checked, tokenizer: Tokenizer) -> Checked:
-    """The same with the rows that added tokens need, where the embedding has none to spare.
-
-    Raises UserError where the tokenizer or the adapter names a token that the model does not have.
-    """
+    """The same with rows for added tokens; raises UserError for a token that the model does not have."""
     raise_if_any(_tokenizer_problems(checked, tokenizer))
     rows = max(checked.dimensions.vocabulary, len(tokenizer.tokenizer))
     # TRL's fused head reads `lm_head.weight`, which PEFT's wrapper of tied rows hides
@@ -164,11 +158,11 @@ def with_tokenizer(job: Job, checked: Checked, tokenizer: Tokenizer) -> Checked:
 def _tokenizer_problems(checked: Checked, tokenizer: Tokenizer) -> Iterator[Problem]:
     ids, embeddings = len(tokenizer.tokenizer), checked.dimensions.vocabulary
     if ids - len(tokenizer.added) > embeddings:
-        yield Problem(
-            "model.tokenizer",
-            f": the tokenizer has {ids - len(tokenizer.added):,} ids and the model {embeddings:,} "
-            "embeddings; take the model's own tokenizer, and add tokens with model.special_tokens",
+        change = "take the model's own tokenizer, and add tokens with model.special_tokens"
+        text = (
+            f": the tokenizer has {ids - len(tokenizer.added):,} ids and the model {embeddings:,} embeddings; {change}"
         )
+        yield Problem("model.tokenizer", text)
     asked = getattr(checked.peft, "trainable_token_indices", None) or []
     unknown = [i for row in (asked.values() if isinstance(asked, dict) else [asked]) for i in row]
     if any(i >= max(ids, embeddings) for i in unknown):

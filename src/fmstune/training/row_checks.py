@@ -22,10 +22,8 @@ def length_problems(job: Job, checked: Checked, rows: Rows) -> Iterator[Problem]
     positions, virtual = checked.dimensions.max_positions, checked.dimensions.virtual_tokens
     longest = job.data.max_length if job.training.get("packing") else min(rows.longest, job.data.max_length)
     if positions is not None and virtual > positions - 2:
-        yield Problem(
-            "peft.num_virtual_tokens",
-            f"={virtual} leaves no room for a row in the {positions:,} positions of the model; lower it",
-        )
+        text = f"={virtual} leaves no room for a row in the {positions:,} positions of the model; lower it"
+        yield Problem("peft.num_virtual_tokens", text)
     elif positions is not None and longest + virtual > positions:
         what = "a streamed row may take" if job.data.streaming else "the longest row takes"
         change = f"set data.max_length={positions - virtual}"
@@ -71,11 +69,9 @@ def batch_problems(training: Training, rows: Rows) -> Iterator[Problem]:
     """Fewer rows than one batch needs, where an incomplete one is dropped; of packed rows the plan knows the least."""
     batch = training.per_device_train_batch_size
     if training.dataloader_drop_last and not training.packing and rows.rows < batch:
-        yield Problem(
-            "training.dataloader_drop_last",
-            f"=true leaves no batch of {rows.rows:,} rows: "
-            f"training.per_device_train_batch_size={batch}; lower it, or set training.dataloader_drop_last=false",
-        )
+        change = "lower it, or set training.dataloader_drop_last=false"
+        text = f"=true leaves no batch of {rows.rows:,} rows: training.per_device_train_batch_size={batch}; {change}"
+        yield Problem("training.dataloader_drop_last", text)
 
 
 def label_problems(job: Job, prepared: Prepared, tokenizer: Tokenizer) -> Iterator[Problem]:
@@ -94,8 +90,7 @@ def label_problems(job: Job, prepared: Prepared, tokenizer: Tokenizer) -> Iterat
         sets = prepared.held_out
         named = [one for one in sets if one.name and re.search(rf"[_.]{re.escape(one.name)}[_.]", metric)]
         if not all(evaluate.labels_of(part.rows, tokenizer.tokenizer) for part in named or sets):
-            yield Problem(
-                field,
-                f"={metric} needs held-out rows whose answers are labels, up to {metrics.LABELS_AT_MOST} "
-                "different ones; most of these have an answer of their own: take exact_match",
+            needs = (
+                f"={metric} needs held-out rows whose answers are labels, up to {metrics.LABELS_AT_MOST} different ones"
             )
+            yield Problem(field, f"{needs}; most of these have an answer of their own: take exact_match")

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,16 +38,14 @@ from fmstune.training.trainer import RunMixin
 def train_job(
     job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, plan: Plan, command: str | None = None
 ) -> None:
-    """Train, evaluate, save; the folder's summary says how it ended, also when it did not go well.
-
-    `command` is what was typed, to be recorded.
-    """
+    """Train, evaluate, save, and record in the summary how it ended; `command` is what was typed."""
     assert job.output_dir is not None
     folder, main = Path(job.output_dir), ranks.here().is_main
     given = job.training.get("resume")
     # the newest complete one, unless the job names one
     checkpoint = checkpoints.newest_checkpoint(folder) if given in (None, resume.AUTO) else Path(given)
-    start = {"name": job.name, "plan": figures.plan_figures(plan), "preparation_seconds": prepared.seconds}
+    planned = {name: value for name, value in asdict(plan).items() if name != "work"}
+    start = {"name": job.name, "plan": planned, "preparation_seconds": prepared.seconds}
     with ExitStack() as until_the_end:
         if main:
             until_the_end.enter_context(_recorded(folder, start))
@@ -57,9 +56,8 @@ def train_job(
             checkpoints.remove_unfinished(folder)
             run_folder.drop_metrics_after(folder, done)
         # before training: the base may be moved while the run trains
-        base_model = (
-            base_identity.identify_base(job.model.path, job.model.revision) if checked.peft is not None else None
-        )
+        base = job.model
+        base_model = base_identity.identify_base(base.path, base.revision) if checked.peft is not None else None
         tracked = until_the_end.enter_context(tracking.tracked(job, folder, done, writes=main))
         objective = load_objective(job)
         trainer, seconds = _build_trainer(objective, job, checked, tokenizer, prepared, folder)
@@ -69,7 +67,9 @@ def train_job(
             trainer.add_callback(callback)
         tracked.log({"preparation_seconds": prepared.seconds, "load_seconds": seconds["load_seconds"]}, done)
         results = _train_and_score(objective, trainer, job, checked, prepared, checkpoint)
-        card = model_card.run_card(job, lock.wait(), results, _licence(job)) if lock else None
+        folder_of_base = lockfile.model_folders(job.model).get("model.path")
+        licence = model_card.read_licence(folder_of_base) if folder_of_base is not None else {}
+        card = model_card.run_card(job, lock.wait(), results, licence) if lock else None
         save.save(trainer.model, tokenizer, folder / run_folder.MODEL, base_model, card=card, writes=main)
         # a process that ends resets its connections, and another may still be gathering weights over them
         trainer.accelerator.wait_for_everyone()
@@ -106,12 +106,6 @@ def _train_and_score(
     )
     scores = {"base": base[0] if base else former.get("base"), "tuned": tuned}
     return {**trained, **{key: one for key, one in scores.items() if one is not None}}
-
-
-def _licence(job: Job) -> dict[str, str]:
-    """The licence that the base's own card names, where that card is here."""
-    folder = lockfile.model_folders(job.model).get("model.path")
-    return {} if folder is None else model_card.read_licence(folder)
 
 
 def _stop(trainer: RunMixin, folder: Path) -> NoReturn:

@@ -130,10 +130,7 @@ class Trackers(TrainerCallback):
 
 @contextmanager
 def tracked(job: Job, folder: Path, step: int, *, writes: bool) -> Iterator[Trackers]:
-    """The trackers of a run whose provenance is in its folder, while it runs from `step` to its end, however it ends.
-
-    One process `writes`.
-    """
+    """The trackers of a run from `step` to its end, however it ends; one process `writes`."""
     given: dict[str, Tracker] = {}
     if writes:
         provenance = json.loads((folder / run_folder.PROVENANCE).read_text(encoding="utf-8"))

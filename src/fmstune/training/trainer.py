@@ -63,10 +63,7 @@ class RunMixin(Trainer):
         self._since_log: list[tuple[int, torch.Tensor, torch.Tensor]] = []
 
     def before_training(self, action: Callable[[], None]) -> None:
-        """Do this with the model as it is before a step or a checkpoint changes it.
-
-        At once, except where the model is sharded: it can be used only when `train` has sharded it.
-        """
+        """Call this before training changes the model: at once, or when `train` has sharded it for use."""
         if self.is_fsdp_enabled:
             self._before_training = action
         else:
@@ -111,10 +108,7 @@ class RunMixin(Trainer):
         return str(self._aside) if self._aside is not None else str(super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Write the checkpoint aside, then give it its name; raises UserError where the disk is full.
-
-        The former checkpoint is whole then, and removed only when the new one is.
-        """
+        """Write the checkpoint aside, rename it, then remove older ones; raises UserError where the disk is full."""
         run, step = Path(self.args.output_dir), self.state.global_step
         if self.args.should_save:
             remove_unfinished(run)
@@ -239,10 +233,7 @@ class RunMixin(Trainer):
         return f"step {self.state.global_step}"
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add `tokens_per_second` since the last log, evaluation and saving not counted.
-
-        Raises UserError when the loss is not a finite number: more steps would train nothing.
-        """
+        """Add `tokens_per_second` of the steps alone; raises UserError for a loss that is not finite."""
         for name in ("loss", "eval_loss"):
             if not math.isfinite(logs.get(name, 0.0)):
                 rate, half = self.args.learning_rate, self.args.bf16 or self.args.fp16

@@ -1,5 +1,8 @@
 """transformers' names that it does not promise to keep."""
 
+from typing import Any
+
+from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer
 
 from fmstune.upstream import explain_missing_names, require_attributes
@@ -21,6 +24,7 @@ with explain_missing_names("transformers"):
 __all__ = ["LengthGroupedSampler", "reads_document_ends", "rotate_checkpoints"]
 
 
-def reads_document_ends(model: PreTrainedModel) -> bool:
+def reads_document_ends(model: PreTrainedModel | PeftModel) -> bool:
     """Whether the model's kernels learn where documents end: FlashAttention's, and those of models with a state."""
-    return bool(model.config._attn_implementation.startswith("flash") or model._is_stateful)
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return bool(base.config._attn_implementation.startswith("flash") or base._is_stateful)

@@ -33,10 +33,7 @@ class BaseObjective:
         """Give the trainer what it needs of the held-out rows; does nothing unless a subclass says otherwise."""
 
     def score(self, trainer: Any, held_out: Mapping[str, Dataset], answered: str) -> dict[str, Any]:
-        """Return the figures of all held-out rows, and those of each named set below `sets`.
-
-        The figures are those that the trainer logs when it evaluates. `answered` is `base` or `tuned`.
-        """
+        """Return the figures that the trainer logs, of all rows and of each set; `answered` is `base` or `tuned`."""
         names = names_at(metrics_of(self.job), Place.held_out)
         limit = self.job.evaluation.max_rows
         sets = {}

@@ -23,6 +23,7 @@ from fmstune.training import collate, packing_audit
 from fmstune.training.objectives.base import BaseObjective
 from fmstune.training.packing_audit import Audit
 from fmstune.training.trainer import RunMixin, without_count
+from fmstune.training.transformers_internals import reads_document_ends
 
 
 class SftTrainer(RunMixin, SFTTrainer):
@@ -35,7 +36,7 @@ class SftTrainer(RunMixin, SFTTrainer):
             pad_token_id=self.processing_class.pad_token_id,
             padding_free=self.args.padding_free,
             pad_to_multiple_of=self.args.pad_to_multiple_of,
-            flat=collate.reads_ends(self.model),
+            flat=reads_document_ends(self.model),
         )
         self.answer_sample: Callable[[], dict[str, float]] | None = None
         """Measures of generated answers, logged with the loss at each evaluation; None where none is asked for."""
