@@ -114,7 +114,7 @@ def test_other_rows_a_step_are_refused_and_as_many_are_not(fmstune: Run, finishe
     interrupted_after(2)
     more = fmstune(*QUICK, "output_dir=run", "training.gradient_accumulation_steps=2")
     assert more.code == 2
-    assert "was made with 4 rows a step on 1 processes, and this is 8 on 1" in more.err
+    assert "was made with 4 rows a step on 1 processes, and this job has 8 on 1" in more.err
     as_many = ("training.gradient_accumulation_steps=2", "training.per_device_train_batch_size=2")
     assert fmstune(*QUICK, "output_dir=run", *as_many).code == 0
 

@@ -8,15 +8,12 @@ unchanged, which is checked for every row.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from fmstune.data.tokens import RowProblem, Segment, Templated, in_words
+from fmstune.data.tokens import PreTrainedTokenizerBase, RowProblem, Segment, Templated, in_words
 from fmstune.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, Any]
 Tools = list[dict[str, Any]] | None
@@ -25,6 +22,8 @@ Span = tuple[int, int]
 
 SHARE_GPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "tool": "tool", "function": "tool"}
 """Names of `from` in the ShareGPT shape, whose turns are `from` and `value`."""
+
+_OTHER_TEMPLATE = "use a template with {% generation %} blocks (model.chat_template)"
 
 
 def check_messages(value: Any, field: str) -> list[Message]:
@@ -73,7 +72,7 @@ def check_tools(value: Any, field: str) -> Tools:
     return found
 
 
-def chat_segments(turns: Sequence[Message], tools: Tools, tokenizer: "PreTrainedTokenizerBase | None") -> Templated:
+def chat_segments(turns: Sequence[Message], tools: Tools, tokenizer: PreTrainedTokenizerBase | None) -> Templated:
     """The conversation as the model's template writes it; the assistant's words and their stop tokens are trained."""
     if tokenizer is None:
         # a scan counts the words of the turns alone
@@ -86,26 +85,23 @@ def chat_segments(turns: Sequence[Message], tools: Tools, tokenizer: "PreTrained
     return Templated(_divided(text, spans))
 
 
-def render_chat(turns: Sequence[Message], tools: Tools, tokenizer: "PreTrainedTokenizerBase", *, asks: bool) -> str:
+def render_chat(turns: Sequence[Message], tools: Tools, tokenizer: PreTrainedTokenizerBase, *, asks: bool) -> str:
     """The conversation in the tokenizer's template; if it `asks`, the words follow that ask the assistant to speak."""
     _template(tokenizer)
     with _template_problems():
         return str(tokenizer.apply_chat_template(list(turns), tools=tools, tokenize=False, add_generation_prompt=asks))
 
 
-def _template(tokenizer: "PreTrainedTokenizerBase") -> str:
+def _template(tokenizer: PreTrainedTokenizerBase) -> str:
     """The template of the tokenizer; of several by name, the one called default."""
     if tokenizer.chat_template is None:
-        raise UserError(
-            "data.format",
-            ": the model's tokenizer has no chat template; set model.chat_template to a Jinja file "
-            "(package:chatml.jinja ships with fmstune)",
-        )
+        advice = "set model.chat_template to a Jinja file (package:chatml.jinja ships with fmstune)"
+        raise UserError("data.format", f": the model's tokenizer has no chat template; {advice}")
     return str(tokenizer.get_chat_template())
 
 
 def _marked(
-    turns: Sequence[Message], tools: Tools, tokenizer: "PreTrainedTokenizerBase", template: str
+    turns: Sequence[Message], tools: Tools, tokenizer: PreTrainedTokenizerBase, template: str
 ) -> tuple[str, list[Span]]:
     """The text, and the spans that the template's own blocks mark, each with a stop token that follows it."""
     from transformers.utils.chat_template_utils import render_jinja_template
@@ -127,9 +123,7 @@ def _marked(
     return text, spans
 
 
-def _by_prefixes(
-    turns: Sequence[Message], tools: Tools, tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[str, list[Span]]:
+def _by_prefixes(turns: Sequence[Message], tools: Tools, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span]]:
     """The text, and for each assistant turn the span that it adds to the text that asks for it."""
     whole = render_chat(turns, tools, tokenizer, asks=False)
     spans = []
@@ -143,15 +137,13 @@ def _by_prefixes(
         up_to = whole if last else render_chat(turns[: number + 1], tools, tokenizer, asks=False)
         if not whole.startswith(up_to):
             raise RowProblem(
-                f"the chat template writes turn {number + 1} differently when later turns follow, so what the model "
-                "would see in use cannot be trained in one row; give each assistant turn a row of its own, or a "
-                "template with {% generation %} blocks (model.chat_template)"
+                f"the chat template writes turn {number + 1} differently when later turns follow, so one row cannot "
+                f"train what the model sees in use; give each assistant turn a row of its own, or {_OTHER_TEMPLATE}"
             )
         if not up_to.startswith(before):
             raise RowProblem(
-                f"the chat template does not begin turn {number + 1} with what it writes to ask for it, so where the "
-                "assistant's words begin is not known; give a template with {% generation %} blocks "
-                "(model.chat_template)"
+                f"the chat template does not begin turn {number + 1} with what it writes to ask for it, so nothing "
+                f"says where the answer begins; {_OTHER_TEMPLATE}"
             )
         spans.append(_with_stop(whole, (len(before), len(up_to)), str(turn.get("content", ""))))
     return whole, spans

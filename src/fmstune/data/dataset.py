@@ -15,12 +15,11 @@ from fmstune.data.read import Contents, hash_contents
 from fmstune.data.splits import HELD_OUT, TRAIN, Recipe, draws_held_out
 from fmstune.data.streaming import Stream, hash_listing, sample_stream, streamed_dataset
 from fmstune.data.tokenized import Part, cache_key, tokenize_source
-from fmstune.data.tokens import check_tokenizer
+from fmstune.data.tokens import PreTrainedTokenizerBase, check_tokenizer
 from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ class Prepared:
         return [f"{shared.message()}; data.overlap=drop leaves them out of training" for shared in self.shared]
 
 
-def prepare_data(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int, texts: Sequence[str] = ()) -> Prepared:
+def prepare_data(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int, texts: Sequence[str] = ()) -> Prepared:
     """Tokenise the training and the held-out rows, or map what an earlier run made of the same content.
 
     `texts` are the columns for texts of their own. Raises one UserError with all problems of the data.
@@ -101,7 +100,7 @@ def prepare_data(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int, te
 
 
 def data_identity(
-    data: Data, tokenizer: "PreTrainedTokenizerBase | None", seed: int, texts: Sequence[str] = ()
+    data: Data, tokenizer: PreTrainedTokenizerBase | None, seed: int, texts: Sequence[str] = ()
 ) -> dict[str, dict[str, str]]:
     """The `data_hashes` and, with a tokenizer, the `tokens` that `prepare_data` would give."""
     recipes = load_recipes(data, tokenizer, texts)
@@ -113,7 +112,7 @@ def data_identity(
     }
 
 
-def prepare_held_out(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int) -> tuple[Part, ...]:
+def prepare_held_out(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int) -> tuple[Part, ...]:
     """The held-out rows alone, as `prepare_data` has them; raises UserError with all their problems."""
     check_tokenizer(tokenizer)
     recipes = [recipe for recipe in load_recipes(data, tokenizer) if recipe.trains == draws_held_out(data)]
@@ -121,7 +120,7 @@ def prepare_held_out(data: Data, tokenizer: "PreTrainedTokenizerBase", seed: int
     return tuple(parts[HELD_OUT] for parts in made.values())
 
 
-def load_recipes(data: Data, tokenizer: "PreTrainedTokenizerBase | None", texts: Sequence[str] = ()) -> list[Recipe]:
+def load_recipes(data: Data, tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[str] = ()) -> list[Recipe]:
     """A recipe for each source, those to train on first; raises UserError with all problems of the formats."""
     recipes: list[Recipe] = []
     problems: list[Problem] = []
@@ -148,12 +147,9 @@ def hash_sources(recipes: Sequence[Recipe]) -> dict[str, Contents]:
             contents[recipe.field] = hash_contents(recipe.source.path, recipe.field)
     raise_if_any(problems)
     trained = {contents[recipe.field]: recipe.field for recipe in read_first if recipe.trains}
+    advice = "name other rows, or set data.eval=null and data.eval_fraction to hold some out"
     raise_if_any(
-        Problem(
-            recipe.field,
-            f"holds the same rows as {trained[contents[recipe.field]]}; name other rows, "
-            "or set data.eval=null and data.eval_fraction to hold some out",
-        )
+        Problem(recipe.field, f"holds the same rows as {trained[contents[recipe.field]]}; {advice}")
         for recipe in read_first
         if not recipe.trains and contents[recipe.field] in trained
     )
@@ -197,9 +193,8 @@ def _mixed(recipes: Sequence[Recipe], train: Sequence[Part], held_out: Sequence[
         for part, share in zip(train, mixture, strict=True)
     ]
     epoch = concatenate_datasets(taken) if len(taken) > 1 else taken[0]
-    return Prepared(
-        epoch.select_columns(["input_ids", "labels", *recipes[0].texts]), tuple(train), tuple(held_out), mixture, shared
-    )
+    columns = ["input_ids", "labels", *recipes[0].texts]
+    return Prepared(epoch.select_columns(columns), tuple(train), tuple(held_out), mixture, shared)
 
 
 def _streamed(recipes: Sequence[Recipe], train: Sequence[Part], held_out: Sequence[Part], seed: int) -> Prepared:

@@ -7,21 +7,18 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fmstune import files
 from fmstune.data import formats
-from fmstune.data.tokens import Formatted, RowProblem, Segment, Texts, TokenRow, in_words
+from fmstune.data.tokens import Formatted, PreTrainedTokenizerBase, RowProblem, Segment, Texts, TokenRow, in_words
 from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Format = Callable[[Mapping[str, Any]], Any]
 
 
 def load_format(
-    format: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase | None" = None, *, asking: bool = False
+    format: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None = None, *, asking: bool = False
 ) -> Format:
     """The function that `data.format` names, its settings bound; raises UserError when the two do not fit.
 

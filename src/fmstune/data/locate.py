@@ -113,16 +113,13 @@ def _hub_files(hub_id: str, field: str, *, streaming: bool) -> list[File]:
     try:
         splits = datasets.load_dataset(hub_id, streaming=streaming)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as err:
-        raise UserError(
-            field, f": no path {hub_id} here, and the hub has no such data set or cannot be reached ({err})"
-        ) from err
+        reason = f"the hub has no such data set or cannot be reached ({err})"
+        raise UserError(field, f": no path {hub_id} here, and {reason}") from err
     wanted_names = SPLITS[".".join(field.split(".")[:2])]
     name = next((name for name in wanted_names if name in splits), None)
     if name is None:
-        wanted, there = " or ".join(wanted_names), ", ".join(splits)
-        raise UserError(
-            field, f": {hub_id} has no split {wanted}, only {there}; download the split that you want and name its file"
-        )
+        found = f": {hub_id} has no split {' or '.join(wanted_names)}, only {', '.join(splits)}"
+        raise UserError(field, f"{found}; download the split that you want and name its file")
     shown = f"{hub_id} ({name})"
     if streaming:
         return [File(shown, Path(hub_id), splits[name])]

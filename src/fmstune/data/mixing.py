@@ -66,11 +66,11 @@ def mixture_shares(
     found = tuple(Share(name, sizes[name], max(1, round(weight * scale)), weight) for name, weight in given.items())
     for share in found:
         if share.taken > MOST_REPEATS * share.rows:
-            raise UserError(
-                f"data.train.{share.name}",
-                f": weight {share.weight:g} takes each of its {share.rows:,} rows {share.taken // share.rows:,} times "
-                "an epoch; lower it, or set data.stopping_strategy=first_exhausted",
+            takes = (
+                f": weight {share.weight:g} takes each of its {share.rows:,} rows {share.taken // share.rows:,} times"
             )
+            advice = "lower it, or set data.stopping_strategy=first_exhausted"
+            raise UserError(f"data.train.{share.name}", f"{takes} an epoch; {advice}")
     return found
 
 

@@ -14,12 +14,11 @@ from jinja2 import Environment, FileSystemLoader
 from fmstune.data.dataset import Prepared
 from fmstune.data.mixing import mixture_lines
 from fmstune.data.tokenized import Part
-from fmstune.data.tokens import IGNORED, Segment
+from fmstune.data.tokens import IGNORED, PreTrainedTokenizerBase, Segment
 from fmstune.files import write_aside
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
 BAR = 40
 """Characters of the longest bar."""
@@ -62,7 +61,7 @@ class Bin(NamedTuple):
     rows: int
 
 
-def render_rows(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", rows: int = 3, *, color: bool) -> str:
+def render_rows(prepared: Prepared, tokenizer: PreTrainedTokenizerBase, rows: int = 3, *, color: bool) -> str:
     """The first rows as the model gets them, then lengths, end-of-sequence and ledger of each split."""
     paint = COLOR if color else PLAIN
     shown = [f"{row.title}\n{_painted(row.runs, paint)}" for row in first_rows(prepared, tokenizer, rows)]
@@ -71,7 +70,7 @@ def render_rows(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", rows: 
 
 
 def write_rows_page(
-    prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", path: Path, *, title: str, rows: int
+    prepared: Prepared, tokenizer: PreTrainedTokenizerBase, path: Path, *, title: str, rows: int
 ) -> None:
     """Write a page that needs nothing else (no script, font or request); the file appears when it is complete."""
     text = rows_page(title, list(first_rows(prepared, tokenizer, rows)), list(split_sums(prepared, tokenizer)))
@@ -87,7 +86,7 @@ def rows_page(title: str, rows: Sequence[ShownRow], sums: Sequence[SplitSums]) -
     return page.render(title=title, legend=LEGEND, white_space=WHITE_SPACE, rows=rows, sums=sums, bins=bins)
 
 
-def first_rows(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", rows: int) -> Iterator[ShownRow]:
+def first_rows(prepared: Prepared, tokenizer: PreTrainedTokenizerBase, rows: int) -> Iterator[ShownRow]:
     """The first training rows of each source."""
     for part in prepared.sources:
         for number in range(min(rows, len(part.rows))):
@@ -98,7 +97,7 @@ def first_rows(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", rows: i
             yield ShownRow(title, [Segment(visible(run.text), run.trained) for run in runs(row, tokenizer)])
 
 
-def split_sums(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase") -> Iterator[SplitSums]:
+def split_sums(prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> Iterator[SplitSums]:
     """The sums of the training rows and of the held-out rows, by source, and of their mixture."""
     train = "training rows" if prepared.streamed is None else "the first training rows"
     for title, parts in ((train, prepared.sources), ("held-out rows", prepared.held_out)):
@@ -110,7 +109,7 @@ def split_sums(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase") -> Iter
         yield SplitSums("rows of both", [f"note    {note}" for note in prepared.notes()], {})
 
 
-def write_rows_json(prepared: Prepared, tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
+def write_rows_json(prepared: Prepared, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     """All training rows in file order as one JSON array; the file appears when it is complete."""
     with written_aside(path) as file:
         for number, (source, row) in enumerate((part.name, row) for part in prepared.sources for row in part.rows):
@@ -129,7 +128,7 @@ def written_aside(path: Path) -> Iterator[TextIO]:
         yield file
 
 
-def runs(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> list[Segment]:
+def runs(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Segment]:
     """The row's text, divided where training changes to masking and back.
 
     Each run is the text that its tokens add to the text before them: decoded alone, it would lose its first space.
@@ -175,7 +174,7 @@ def histogram(lengths: Mapping[int, int]) -> list[str]:
     ]
 
 
-def _split(title: str, part: Part, tokenizer: "PreTrainedTokenizerBase") -> SplitSums:
+def _split(title: str, part: Part, tokenizer: PreTrainedTokenizerBase) -> SplitSums:
     ledger = part.ledger
     ends = trained_ends(part.rows, {tokenizer.eos_token_id, *tokenizer.all_special_ids})
     end = ends.most_common(1)[0][0] if ends else tokenizer.eos_token_id

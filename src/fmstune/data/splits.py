@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from fmstune.config.choices import Untrainable
 from fmstune.config.job import Data, Source
@@ -10,11 +10,8 @@ from fmstune.data.format_loading import Format, format_row
 from fmstune.data.formats import has_answer, repeats_template
 from fmstune.data.ledger import Ledger
 from fmstune.data.read import Row, RowProblems, read_rows
-from fmstune.data.tokens import Formatted, RowProblem, TemplateMissing
+from fmstune.data.tokens import Formatted, PreTrainedTokenizerBase, RowProblem, TemplateMissing
 from fmstune.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 TRAIN = "train"
 HELD_OUT = "held_out"
@@ -28,7 +25,7 @@ class Recipe(NamedTuple):
     """Names the source: `data.train`, or `data.train.NAME` of several."""
     data: Data
     format: Format
-    tokenizer: "PreTrainedTokenizerBase | None"
+    tokenizer: PreTrainedTokenizerBase | None
     """None where rows are formatted and not tokenised."""
     texts: tuple[str, ...] = ()
     """Columns for texts of their own, by the names that the format returns them by."""
@@ -69,11 +66,8 @@ def held_out_numbers(count: int, eval_fraction: float, seed: int) -> frozenset[i
     """
     share = round(eval_fraction * count)
     if not 0 < share < count:
-        raise UserError(
-            "data.eval_fraction",
-            f"={eval_fraction:g} holds {share} of {count} rows out, "
-            "and both splits need one; change it or set data.eval",
-        )
+        held = f"={eval_fraction:g} holds {share} of {count} rows out"
+        raise UserError("data.eval_fraction", f"{held}, and both splits need one; change it or set data.eval")
     return frozenset(random.Random(seed).sample(range(count), share))
 
 

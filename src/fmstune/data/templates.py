@@ -62,11 +62,8 @@ def _compiled(path: Path, *version: Any) -> Template:
         where = f"{path}:{err.lineno}"
         raise UserError("data.format.template_file", f": {where}: {err.message}; fix the template") from err
     if not any(call.name == "_mark" for call in parsed.find_all(nodes.ExtensionAttribute)):
-        raise UserError(
-            "data.format.template_file",
-            f": {path} marks nothing as trained; "
-            "put the answer between {% generation %} and {% endgeneration %} (all of it, to train everything)",
-        )
+        advice = "put the answer between {% generation %} and {% endgeneration %} (all of it, to train everything)"
+        raise UserError("data.format.template_file", f": {path} marks nothing as trained; {advice}")
     return template
 
 

@@ -95,11 +95,8 @@ def _make(entry: Path, recipe: Recipe, seed: int) -> None:
             _write_entry(made, recipe, seed)
             cache.publish(made, entry, usable=lambda there: _open(there, "", cached=True) is not None)
     except OSError as err:
-        raise UserError(
-            "",
-            f"cannot write to the cache {cache.place()} ({err.strerror or err}); "
-            "set FMSTUNE_CACHE to a folder where you can write",
-        ) from err
+        place = f"the cache {cache.place()} ({err.strerror or err})"
+        raise UserError("", f"cannot write to {place}; set FMSTUNE_CACHE to a folder where you can write") from err
 
 
 def _write_entry(made: Path, recipe: Recipe, seed: int) -> None:

@@ -12,7 +12,9 @@ from fmstune.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase as PreTrainedTokenizerBase
+else:
+    PreTrainedTokenizerBase = Any  # the import takes seconds and needs torch; the other modules here take it from here
 
 IGNORED = -100
 """The label of a token that is only read; torch's cross-entropy leaves it out."""
@@ -95,7 +97,7 @@ class TokenSpan(NamedTuple):
     """The tokens that lie on both sides of the stretch's start or end."""
 
 
-def encode_rows(batch: Sequence[Formatted], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Encoded]:
+def encode_rows(batch: Sequence[Formatted], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Encoded]:
     """Tokenise rows, all plain and all templated texts in one call each; the order is kept.
 
     End-of-sequence is trained, counted in `max_length` and never cut off a plain text. A templated text ends as its
@@ -118,7 +120,7 @@ def encode_rows(batch: Sequence[Formatted], tokenizer: "PreTrainedTokenizerBase"
 
 
 def _encode_texts(
-    rows: Sequence[list[Segment]], tokenizer: "PreTrainedTokenizerBase", max_length: int
+    rows: Sequence[list[Segment]], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Iterator[Encoded]:
     """The rows, which are all templated or all plain, in tokens."""
     if not rows:
@@ -173,7 +175,7 @@ def _cut(row: TokenRow, max_length: int) -> Encoded:
     return Encoded(ids, labels, len(row.input_ids), trained, trained > 0, 0, answer)
 
 
-def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> int:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id of end-of-sequence; raises UserError for a tokenizer that cannot be used."""
     if not tokenizer.is_fast:
         kind = type(tokenizer).__name__

@@ -80,20 +80,14 @@ def read_checkpoint_facts(checkpoint: Path) -> CheckpointFacts | None:
 def checkpoint_mismatches(checkpoint: Path, made: CheckpointFacts, here: CheckpointFacts) -> Iterator[Problem]:
     """Yield why these processes cannot resume from the checkpoint; another number can, with as many rows a step."""
     if made.sharded != here.sharded:
-        kind = "with FSDP" if made.sharded else "without FSDP"
-        choice = "launcher=fsdp" if made.sharded else "launcher=local or launcher=ddp"
-        yield Problem(
-            "launcher",
-            f": {checkpoint} was made {kind}, and its optimizer state has another form; resume with {choice}",
-        )
+        kind, choice = ("with", "launcher=fsdp") if made.sharded else ("without", "launcher=local or launcher=ddp")
+        text = f": {checkpoint} was made {kind} FSDP, and its optimizer state has another form; resume with {choice}"
+        yield Problem("launcher", text)
     if made.rows_per_step != here.rows_per_step:
-        yield Problem(
-            "",
-            f"{checkpoint} was made with {made.rows_per_step} rows a step on {made.processes} processes, and this is "
-            f"{here.rows_per_step} on {here.processes}, so the place in the data would be another; set "
-            "training.per_device_train_batch_size and training.gradient_accumulation_steps so that they come to the "
-            "same",
-        )
+        was = f"{checkpoint} was made with {made.rows_per_step} rows a step on {made.processes} processes"
+        now = f"this job has {here.rows_per_step} on {here.processes}, so the position in the data would differ"
+        fields = "training.per_device_train_batch_size and training.gradient_accumulation_steps"
+        yield Problem("", f"{was}, and {now}; set {fields} for as many rows a step")
 
 
 def remove_unfinished(run: Path) -> None:

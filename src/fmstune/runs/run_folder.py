@@ -44,9 +44,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise UserError(
-            "", f"{folder}: another process runs this job; wait for it, or choose another output_dir"
-        ) from None
+        text = f"{folder}: another process runs this job; wait for it, or choose another output_dir"
+        raise UserError("", text) from None
     try:
         yield
     finally:

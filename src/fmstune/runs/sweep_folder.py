@@ -129,13 +129,11 @@ def recorded_command(sweep: Path, more: Sequence[str]) -> list[str]:
     try:
         words = json.loads((sweep / COMMAND).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            "--resume", f": {sweep} is not a sweep's folder (no {COMMAND}); give the folder of a sweep"
-        ) from None
+        text = f": {sweep} is not a sweep's folder (no {COMMAND}); give the folder of a sweep"
+        raise UserError("--resume", text) from None
     except (OSError, ValueError) as err:
-        raise UserError(
-            "--resume", f": {sweep / COMMAND} cannot be read ({err}); give the command itself again"
-        ) from err
+        text = f": {sweep / COMMAND} cannot be read ({err}); give the command itself again"
+        raise UserError("--resume", text) from err
     return [*with_compare_by_words(words)[0], *more]
 
 

@@ -94,33 +94,24 @@ def _result(scored: Sequence[Group], columns: Sequence[Column], by: Metric) -> I
 
 def _settings_table(groups: Sequence[Group], columns: Sequence[Column], by: Metric) -> Block:
     best = next((group.mean for group in groups if group.mean is not None), None)
-    seeds = any(len(group.runs) > 1 for group in groups)
     runs = [run for group in groups for run in group.runs]
     headline = [f"tuned.{name}" for name in reversed(names_at(runs[0].table, Place.headline))]
     names = [name for name in (*headline, "train_loss") if name != by.name]
     more = [name for name in names if any(run.figure(name) is not None for run in runs)]
-    head = [
-        *(ranking.short_field(column.name) for column in columns),
-        by.name,
-        *(["± over seeds", "seeds"] if seeds else []),
-        "to the best",
-        *more,
-        "seconds",
-        "tokens/s",
+    settings = zip(*(map(_setting, group.values) for group in groups), strict=True)
+    table: list[tuple[str, Sequence[object]]] = [
+        (ranking.short_field(column.name), cells) for column, cells in zip(columns, settings, strict=True)
     ]
-    rows = [
-        [
-            *map(_setting, group.values),
-            group.mean,
-            *([number_cell(group.spread, ".2g"), _seeds(group)] if seeds else []),
-            change_cell(best, group.mean),
-            *(_average(group, name) for name in more),
-            number_cell(_average(group, "train_seconds"), ",.1f"),
-            number_cell(_average(group, "tokens_per_second"), ",.0f"),
-        ]
-        for group in groups
-    ]
-    return make_table(head, rows, sortable=True, best_first=best is not None)
+    table.append((by.name, [group.mean for group in groups]))
+    if any(len(group.runs) > 1 for group in groups):
+        table.append(("± over seeds", [number_cell(group.spread, ".2g") for group in groups]))
+        table.append(("seeds", [_seeds(group) for group in groups]))
+    table.append(("to the best", [change_cell(best, group.mean) for group in groups]))
+    table += [(name, [_average(group, name) for group in groups]) for name in more]
+    for name, key, form in (("seconds", "train_seconds", ",.1f"), ("tokens/s", "tokens_per_second", ",.0f")):
+        table.append((name, [number_cell(_average(group, key), form) for group in groups]))
+    head, cells = zip(*table, strict=True)
+    return make_table(head, zip(*cells, strict=True), sortable=True, best_first=best is not None)
 
 
 def _setting(value: Any) -> Cell:
