@@ -79,6 +79,6 @@ def test_of_a_streamed_hub_id_only_the_first_rows_are_read_and_nothing_is_downlo
         return datasets.load_from_disk("hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr("fmstune.data.scan.SAMPLE", 4)
+    monkeypatch.setattr("fmstune.data.splits.SAMPLE", 4)
     assert scan_data(job_data(train="owner/name", streaming=True), SEED).rows == 4
     assert asked == [True]

@@ -9,7 +9,7 @@ import pytest
 
 from fmstune.config.choices import OverLength, StoppingStrategy, Untrainable
 from fmstune.config.job import Data
-from fmstune.data import streaming
+from fmstune.data import splits
 from fmstune.data.dataset import Prepared, prepare_data
 from fmstune.data.show import render_rows
 from fmstune.errors import UserError
@@ -79,7 +79,7 @@ def test_sources_without_weights_follow_each_other() -> None:
 
 
 def test_only_the_first_rows_are_looked_at_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "SAMPLE", 3)
+    monkeypatch.setattr(splits, "SAMPLE", 3)
     write([*rows(3), {"q": "no answer"}], "train.jsonl")
     prepared = prepare()
     assert prepared.ledger.rows_read == 3
@@ -96,6 +96,14 @@ def test_what_is_wrong_with_the_first_rows_is_said_before_the_run() -> None:
         "train.jsonl, row 1: no column 'a'; its columns are 'q'",
         "train.jsonl, row 4: the answer is empty; fix the row, or set data.untrainable=drop",
     )
+
+
+def test_a_broken_line_among_the_first_rows_is_said_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splits, "SAMPLE", 3)
+    lines = [json.dumps(row) for row in rows(5)]
+    Path("train.jsonl").write_text("\n".join([lines[0], "{", *lines[1:]]))
+    with pytest.raises(UserError, match=r"train\.jsonl:2: broken JSON"):
+        prepare()
 
 
 def test_of_streamed_files_the_listing_stands_for_the_content() -> None:

@@ -3,10 +3,9 @@
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from fmstune import files
@@ -98,7 +97,10 @@ def _function(target: Any) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except ImportError as err:
         raise UserError("data.format._target_", f": cannot import {module_name} ({err})") from err
-    known = _format_names(module)
+    functions = {key: one for key, one in vars(module).items() if inspect.isfunction(one) and not key.startswith("_")}
+    known = [key for key, one in functions.items() if one.__module__ == module_name]
+    if module_name.partition(".")[0] == "fmstune":
+        known = [key for key in known if module is formats and key in formats.FORMATS]
     function = vars(module).get(name)
     if name not in known or not inspect.isfunction(function):
         raise UserError("data.format._target_", f": {_no_format(module_name, name, function, known)}")
@@ -108,18 +110,7 @@ def _function(target: Any) -> Callable[..., Any]:
     return function
 
 
-def _format_names(module: ModuleType) -> tuple[str, ...]:
-    """The functions of this module that a job may name."""
-    if module.__name__.partition(".")[0] == "fmstune":
-        return formats.FORMATS if module is formats else ()
-    return tuple(
-        name
-        for name, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
-    )
-
-
-def _no_format(module: str, name: str, found: object, known: tuple[str, ...]) -> str:
+def _no_format(module: str, name: str, found: object, known: Sequence[str]) -> str:
     """The problem of a name that is not one of the known formats."""
     if not inspect.isfunction(found):
         return f"{module} has no function {name!r}{did_you_mean(name, known)}"

@@ -52,7 +52,7 @@ class Ledger:
 
     @classmethod
     def total(cls, ledgers: Sequence["Ledger"]) -> "Ledger":
-        """The sum of several; `longest_row` is that of the ledger with the longest row."""
+        """The sum of several; `longest_row` comes from the ledger with the longest row."""
         counted = [one.name for one in fields(cls) if one.name not in ("lengths", "longest", "longest_row")]
         found = cls(**{name: sum(getattr(ledger, name) for ledger in ledgers) for name in counted})
         for ledger in ledgers:

@@ -28,7 +28,7 @@ class Share(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """Rows of a training source whose tokens are those of a held-out row."""
+    """Rows of a training source with the same tokens as a held-out row."""
 
     train: str
     """Name of the training source; "" for the only one."""

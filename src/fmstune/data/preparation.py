@@ -61,7 +61,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _named_files(text: str) -> list[Path]:
-    """The file that a text names, or those of the folder or pattern; most texts name none."""
+    """The file that a text names, or the files of a folder or pattern; most texts name none."""
     # a text may be too long for a path or hold characters that no path has
     with suppress(OSError, ValueError, UserError):
         if glob.has_magic(text):

@@ -8,7 +8,6 @@ from fmstune.data.dataset import hash_sources, load_recipes
 from fmstune.data.ledger import Ledger
 from fmstune.data.read import RowProblems
 from fmstune.data.splits import HELD_OUT, TRAIN, format_rows, split_rows
-from fmstune.data.streaming import SAMPLE
 from fmstune.data.tokens import IGNORED, Formatted, Texts, TokenRow
 from fmstune.errors import Problem, collect_problems, raise_if_any
 
@@ -44,12 +43,8 @@ def scan_data(data: Data, seed: int) -> Scan:
     hash_sources(recipes)
     for recipe in recipes:
         found = RowProblems()
-        limited = recipe
-        if recipe.streamed:
-            limit = min(SAMPLE, recipe.source.max_rows or SAMPLE)
-            limited = recipe._replace(source=dataclasses.replace(recipe.source, max_rows=limit))
         with collect_problems(problems):
-            for name, split in split_rows(limited, seed).items():
+            for name, split in split_rows(recipe.sample(), seed).items():
                 for row in format_rows(split, recipe, scans[name].ledger, found):
                     scans[name].add(row.formatted)
         problems += found.first()

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from fmstune.config.choices import Untrainable
@@ -15,6 +16,9 @@ from fmstune.errors import UserError
 
 TRAIN = "train"
 HELD_OUT = "held_out"
+
+SAMPLE = 1000
+"""Rows of each streamed source that are looked at before the run."""
 
 
 class Recipe(NamedTuple):
@@ -44,6 +48,11 @@ class Recipe(NamedTuple):
     def streamed(self) -> bool:
         """Whether its rows are read while the model trains."""
         return self.data.streaming and self.trains
+
+    def sample(self) -> "Recipe":
+        """The first rows of a streamed source, which are looked at before the run; of another source, all rows."""
+        limit = min(SAMPLE, self.source.max_rows or SAMPLE)
+        return self._replace(source=replace(self.source, max_rows=limit)) if self.streamed else self
 
     def rows(self) -> Iterator[Row]:
         """Read the source from its first row on."""

@@ -3,28 +3,24 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from fmstune.config.job import Data
 from fmstune.data.ledger import Ledger
 from fmstune.data.locate import local_files
 from fmstune.data.read import RowProblems
-from fmstune.data.splits import TRAIN, Recipe
+from fmstune.data.splits import SAMPLE, TRAIN, Recipe
 from fmstune.data.tokenized import Part, cache_schema, in_memory_dataset, tokenize_batches
 from fmstune.errors import UserError, raise_if_any
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-SAMPLE = 1000
-"""Rows of each source that are looked at before the run."""
-
 
 def sample_stream(recipe: Recipe) -> Part:
     """The first rows of a source, in memory, with their ledger; raises UserError with all their problems."""
     ledger, problems = Ledger(), RowProblems()
-    batches = list(tokenize_batches(islice(recipe.rows(), SAMPLE), recipe, ledger, problems))
+    batches = list(tokenize_batches(recipe.sample().rows(), recipe, ledger, problems))
     made = in_memory_dataset(batches, cache_schema(recipe, TRAIN))
     raise_if_any(problems.first())
     if not len(made):

@@ -1,1 +1,1 @@
-"""What a run leaves on disk, and the reports made from it."""
+"""The files that a run writes, and the reports made from them."""

@@ -1,4 +1,4 @@
-"""Compare the recorded `lock.json`, job and results of a run with those of its repetition."""
+"""Compare a run with its repetition: `lock.json`, job and results."""
 
 import json
 import re
@@ -23,7 +23,7 @@ _DECIDES = re.compile(
 _NOT_COMPARED = frozenset({"command", "data_rows", "data_files"})
 """Recorded for a reader; other facts hold the same."""
 _NEEDED = ("fmstune", "packages", "seed", "data_hashes")
-"""Without these, a file is no `lock.json`."""
+"""Every `lock.json` has these."""
 _NOTHING = "-"
 _NOT_READ = "not recorded"
 
@@ -39,7 +39,7 @@ class Difference(NamedTuple):
 
 
 def read_lock(folder: Path) -> dict[str, Any]:
-    """What a run's `lock.json` holds; raises UserError where it is missing or broken."""
+    """The content of a run's `lock.json`; raises UserError where it is missing or broken."""
     path = folder / run_folder.PROVENANCE
     again = f"fmstune train --from {folder} repeats the run without it"
     try:

@@ -1,4 +1,4 @@
-"""`lock.json`: what a rerun would need to know to get the same result."""
+"""`lock.json`: the facts that a rerun needs to get the same result."""
 
 import dataclasses
 import hashlib
@@ -30,7 +30,7 @@ PACKAGES = (
     *("accelerate", "datasets", "huggingface-hub", "hydra-core", "jinja2", "numpy", "omegaconf", "peft", "pyarrow"),
     *("safetensors", "tokenizers", "torch", "transformers", "trl"),
 )
-"""What every run uses; `extras` adds what this one does."""
+"""Packages that every run uses; `extras` adds those of one job."""
 
 ENVIRONMENT = (
     *("ATEN_CPU_CAPABILITY", "CUBLAS_WORKSPACE_CONFIG", "CUDA_LAUNCH_BLOCKING", "CUDA_VISIBLE_DEVICES"),
@@ -55,9 +55,9 @@ class Lock:
     git_commit: str | None
     """Commit of fmstune's own checkout, with `+changes` where files differ; null for an installed wheel."""
     git_changes: str | None
-    """sha256 of what differs from that commit; null where nothing does."""
+    """sha256 of the changes since that commit; null where there are none."""
     command: str | None
-    """What was typed, passwords in addresses aside; null where the runner was started by hand."""
+    """The typed command without passwords in addresses; null where the runner was started by hand."""
     seed: int
     device: str
     device_names: list[str]
@@ -66,11 +66,11 @@ class Lock:
     """Processes that train together."""
     cpu: str
     cpu_capability: str
-    """Instructions that torch uses, such as `AVX2`: sums come out otherwise with others."""
+    """Instructions that torch uses, such as `AVX2`, which change how sums are rounded."""
     cuda: str | None
     """CUDA's version that torch was built with, and cuDNN's; null on another device."""
     environment: dict[str, str]
-    """Those of `ENVIRONMENT` that are set."""
+    """The variables of `ENVIRONMENT` that are set."""
     data_hashes: dict[str, str]
     """sha256 of the bytes that were read, by field."""
     data_rows: dict[str, int]
@@ -88,7 +88,7 @@ class Lock:
 
 
 def collect_lock(job: Job, *, device: str, model_config: str, command: str | None, data: Mapping[str, Any]) -> Lock:
-    """What is true now, in this process; `data` has the fields `data_hashes`, `data_rows` and `tokens`."""
+    """The facts of this process; `data` has the fields `data_hashes`, `data_rows` and `tokens`."""
     commit, changes = _git_state()
     return Lock(
         fmstune=__version__,

@@ -21,7 +21,7 @@ _PROMPT = "A prompt as the training rows have it"
 
 
 def run_card(job: Job, lock: Mapping[str, Any], summary: Mapping[str, Any], licence: Mapping[str, str]) -> str:
-    """The card of a tuned model or adapter; `lock` is what `lock.json` holds, `licence` that of the base."""
+    """The card of a tuned model or adapter; `lock` is the content of `lock.json`, `licence` the base's."""
     adapter, base, method = job.peft["_target_"] != FULL, short_name(job.model.path), _method(job)
     head = {
         "base_model": base,
@@ -59,7 +59,7 @@ def merge_card(
 ) -> str:
     """The card of a model that adapters were merged into, each with its weight.
 
-    `difference` says how the logits differ from those of the adapters on their base.
+    `difference` says how the logits differ from the logits of the adapters on their base.
     """
     head = {
         "base_model": short_name(base),
@@ -117,7 +117,7 @@ def short_name(place: str) -> str:
 
 
 def _is_hub_id(place: str) -> bool:
-    """Whether it has the form of a hub id and is no folder here."""
+    """Whether it has the form of a hub id and there is no such path here."""
     return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place) is not None and not Path(place).exists()
 
 

@@ -37,7 +37,7 @@ class Point:
     folder: str
     """Its name in the sweep's folder; a point that was refused has left none."""
     overrides: list[str]
-    """What sets it apart from the others."""
+    """The fields in which it differs from other points."""
     status: str
     """That of its summary; `failed` where it has none."""
     code: int

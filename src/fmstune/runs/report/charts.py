@@ -1,7 +1,6 @@
-"""Curves and points → pictures: SVG for a page, PNG for `loss.png`; legible in print and for the colour-blind.
+"""Curves and points → pictures (SVG for a page, PNG for `loss.png`) that are legible in print and for the colour-blind.
 
-Colours are those of Okabe and Ito (Color Universal Design, 2008); lines differ in their style too, points in their
-shape.
+Colours are by Okabe and Ito (Color Universal Design, 2008); lines also differ in style, points in shape.
 """
 
 import html
@@ -21,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from fmstune.config.compare_by import curve, is_number
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C7B00")
-"""Okabe and Ito's, with a darker yellow that can be seen on white."""
+"""By Okabe and Ito, with a darker yellow that can be seen on white."""
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MOST_POINTS = 12_000
@@ -59,7 +58,7 @@ class Line(NamedTuple):
 
 
 class Axes(NamedTuple):
-    """What a chart says around its lines, units included."""
+    """Title and labels of a chart, units included, and the scales of its axes."""
 
     title: str
     x: str

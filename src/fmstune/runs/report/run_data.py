@@ -29,7 +29,7 @@ class Run(NamedTuple):
     origins: dict[str, str]
     """Source of each field that has no default value; empty if it was not recorded."""
     words: list[str]
-    """Words of the command, in a sweep those of this point; empty if they were not recorded."""
+    """Words of the command, in a sweep of this point's command; empty if they were not recorded."""
     samples: list[dict[str, Any]]
 
     @property

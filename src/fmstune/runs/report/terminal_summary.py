@@ -26,7 +26,7 @@ def metric_rows(
 
 
 def render_summary(summary: Mapping[str, Any], folder: Path, table: Table, trust: Sequence[str] = ()) -> str:
-    """What a run came to: status, base against tuned, cost, and where the files are; `trust` are flags to repeat it."""
+    """Result of a run: status, base against tuned, cost, and where the files are; `trust` are flags to repeat it."""
     return "\n".join(_lines(summary, folder, table, trust))
 
 
