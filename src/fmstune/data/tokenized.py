@@ -45,9 +45,7 @@ _MODULES = "locate read formats templates chat format_loading tokens ledger spli
 CODE = tuple(Path(__file__).with_name(f"{name}.py") for name in _MODULES.split())
 """The modules that tokens and ledgers depend on: a change in one of these makes a new cache entry."""
 INTEGERS = pa.list_(pa.int32())
-TRAINED = pa.schema(
-    {"input_ids": INTEGERS, "labels": INTEGERS, "number": pa.int32(), "fingerprint": pa.int64()},
-)
+TRAINED = pa.schema({"input_ids": INTEGERS, "labels": INTEGERS, "number": pa.int32(), "fingerprint": pa.int64()})
 """`number` is the row's place in its split, counted from 1; equal tokens have equal fingerprints."""
 HELD_OUT_TOO = pa.schema([*TRAINED, pa.field("prompt_ids", INTEGERS), pa.field("answer_ids", INTEGERS)])
 """Held-out rows are also divided into prompt and answer, so that the last answers can be generated and compared."""

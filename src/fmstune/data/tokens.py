@@ -88,15 +88,6 @@ class Encoded(NamedTuple):
         return [label for label in self.labels[self.answer :] if label != IGNORED]
 
 
-class TokenSpan(NamedTuple):
-    """The tokens that end inside a trained stretch: from `first` up to, and without, `last`."""
-
-    first: int
-    last: int
-    straddling: list[int]
-    """The tokens that lie on both sides of the stretch's start or end."""
-
-
 def encode_rows(batch: Sequence[Formatted], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Encoded]:
     """Tokenise rows, all plain and all templated texts in one call each; the order is kept.
 
@@ -131,19 +122,25 @@ def _encode_texts(
     # verbose=False: no warning about texts above the tokenizer's own limit, since max_length decides
     made = tokenizer(texts, add_special_tokens=plain, return_attention_mask=False, verbose=False)
     for row, text, ids, encoding in zip(rows, texts, made["input_ids"], made.encodings, strict=True):
-        spans = list(_token_spans(row, len(text), encoding))
+        # tokens that end inside a trained stretch, and tokens that lie on both sides of its start or end
+        spans: list[tuple[int, int]] = []
+        astride: list[int] = []
+        for stretch in trained_spans(row):
+            ends = [_ending_after(boundary, len(text), encoding) for boundary in stretch]
+            spans.append((ends[0], ends[1]))
+            astride += [token for token, at in zip(ends, stretch, strict=True) if _straddles(token, at, encoding)]
         is_open = ids[-1:] != [end_of_sequence] if plain else row[-1].trained and ids[-1] not in special
         length = len(ids) + is_open
         count = min(length, max_length)
         kept, labels = ids[:count], [IGNORED] * count
-        for span in spans:
-            labels[span.first : span.last] = kept[span.first : span.last]
-        ends = plain or (is_open and count == length)
-        if ends:
+        for first, last in spans:
+            labels[first:last] = kept[first:last]
+        is_closed = plain or (is_open and count == length)
+        if is_closed:
             kept[count - 1 :] = labels[count - 1 :] = [end_of_sequence]
-        text_tokens = count - ends
-        answer = next((s.first for s in reversed(spans) if s.first < min(s.last, text_tokens)), text_tokens)
-        straddling = sum(token < text_tokens for span in spans for token in span.straddling)
+        text_tokens = count - is_closed
+        answer = next((first for first, last in reversed(spans) if first < min(last, text_tokens)), text_tokens)
+        straddling = sum(token < text_tokens for token in astride)
         trained = count - labels.count(IGNORED)
         yield Encoded(kept, labels, length, trained, answer < text_tokens, straddling, answer)
 
@@ -175,21 +172,13 @@ def _cut(row: TokenRow, max_length: int) -> Encoded:
     return Encoded(ids, labels, len(row.input_ids), trained, trained > 0, 0, answer)
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of end-of-sequence; raises UserError for a tokenizer that cannot be used."""
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError for a tokenizer that cannot be used."""
     if not tokenizer.is_fast:
         kind = type(tokenizer).__name__
         raise UserError("model.tokenizer", f": {kind} does not tell which text a token spans; use a fast one")
     if not isinstance(tokenizer.eos_token_id, int):
         raise UserError("model.tokenizer", "has no end-of-sequence token; set model.special_tokens.eos_token")
-    return tokenizer.eos_token_id
-
-
-def _token_spans(segments: list[Segment], text_length: int, encoding: "Encoding") -> Iterator[TokenSpan]:
-    for start, end in trained_spans(segments):
-        first, last = (_ending_after(place, text_length, encoding) for place in (start, end))
-        straddling = [token for token, place in ((first, start), (last, end)) if _straddles(token, place, encoding)]
-        yield TokenSpan(first, last, straddling)
 
 
 def trained_spans(segments: list[Segment]) -> list[tuple[int, int]]:
