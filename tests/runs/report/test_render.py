@@ -6,19 +6,8 @@ from html.parser import HTMLParser
 import pytest
 
 from fmstune.runs.report import render
-from fmstune.runs.report.document import (
-    Cell,
-    Command,
-    Document,
-    Example,
-    More,
-    Table,
-    Text,
-    make_document,
-    make_table,
-    number_cell,
-    setting_cell,
-)
+from fmstune.runs.report.cells import Cell, number_cell, setting_cell
+from fmstune.runs.report.document import Command, Document, Example, More, Table, Text, make_table
 
 HOSTILE = ["</td></pre></dd><script>alert(1)</script>", "a|b`c*d_e", "```\n# head", "&amp; <!-- \"'", "\ud800"]
 
@@ -99,4 +88,4 @@ def test_a_long_name_is_broken_between_its_words_and_a_number_never() -> None:
 
 def test_a_table_without_rows_and_a_section_without_blocks_are_left_out() -> None:
     sections = {"Empty": [make_table(("a",), [])], "Full": [make_table(("a",), []), Text("x")]}
-    assert make_document("t", "s", "p", sections).sections == {"Full": [Text("x")]}
+    assert Document.of("t", "s", "p", sections).sections == {"Full": [Text("x")]}

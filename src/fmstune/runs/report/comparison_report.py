@@ -6,16 +6,8 @@ from typing import Any
 from fmstune.config.metrics import Place, comparable, metrics_of, names_at
 from fmstune.flatten import flatten
 from fmstune.runs.report import charts
-from fmstune.runs.report.document import (
-    Block,
-    Charts,
-    Document,
-    Text,
-    change_cell,
-    make_document,
-    make_table,
-    show_value,
-)
+from fmstune.runs.report.cells import change_cell, show_value
+from fmstune.runs.report.document import Block, Charts, Document, Text, make_table
 from fmstune.runs.report.run_data import Run
 
 _DATA = ("data_hashes", "data_rows", "data_files", "tokens", "model_config_hash", "model_commits", "model_files")
@@ -35,7 +27,7 @@ def comparison_document(a: Run, b: Run) -> Document:
         "Results": _results(a, b),
         "Curves": _curves(a, b),
     }
-    return make_document(
+    return Document.of(
         f"A {a.folder.name} and B {b.folder.name}", "compared", f"A: {a.folder}, B: {b.folder}", sections
     )
 

@@ -1,21 +1,9 @@
 """The content of a report without its looks: sections of texts, commands, tables, charts and examples."""
 
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from fmstune.config.compare_by import is_number
-
-MISSING = "–"
-"""Shown in place of a missing number."""
-
-
-class Cell(NamedTuple):
-    """A cell of a table; a number is aligned to the right and sorted by its value."""
-
-    text: str
-    value: float | None = None
+from fmstune.runs.report.cells import MISSING, Cell, number_cell
 
 
 class Table(NamedTuple):
@@ -83,11 +71,11 @@ class Document(NamedTuple):
     sections: Mapping[str, Sequence[Block]]
     """Blocks by the title above them."""
 
-
-def make_document(title: str, status: str, place: str, sections: Mapping[str, Iterable[Block]]) -> Document:
-    """Build a document without the tables that have no rows and without the sections that have no blocks."""
-    kept = {name: [b for b in blocks if not isinstance(b, Table) or b.rows] for name, blocks in sections.items()}
-    return Document(title, status, place, {name: blocks for name, blocks in kept.items() if blocks})
+    @classmethod
+    def of(cls, title: str, status: str, place: str, sections: Mapping[str, Iterable[Block]]) -> "Document":
+        """Build a document without the tables that have no rows and without the sections that have no blocks."""
+        kept = {name: [b for b in blocks if not isinstance(b, Table) or b.rows] for name, blocks in sections.items()}
+        return cls(title, status, place, {name: blocks for name, blocks in kept.items() if blocks})
 
 
 def make_table(
@@ -101,33 +89,3 @@ def _cell(value: object) -> Cell:
     if isinstance(value, Cell):
         return value
     return number_cell(value) if value is None or isinstance(value, int | float) else Cell(str(value))
-
-
-def number_cell(value: float | None, form: str = "") -> Cell:
-    """Show a number: with commas if it is whole or large, else with four digits; a dash if there is none."""
-    if value is None or not math.isfinite(value):
-        return Cell(MISSING)
-    if form:
-        return Cell(f"{value:{form}}", value)
-    whole = isinstance(value, int) or abs(value) >= 1000
-    return Cell(f"{value:,.0f}" if whole else f"{value:.4g}", value)
-
-
-def change_cell(before: float | None, after: float | None) -> Cell:
-    """Show the difference of two numbers with its sign; a dash if one of them is missing."""
-    if before is None or after is None or not math.isfinite(after - before):
-        return Cell(MISSING)
-    change = after - before
-    return Cell(f"{change:+,.0f}" if abs(change) >= 1000 else f"{change:+.4g}", change)
-
-
-def setting_cell(value: Any) -> Cell:
-    """Show the value of a field; numbers are sorted as numbers."""
-    return Cell(show_value(value), float(value) if is_number(value) else None)
-
-
-def show_value(value: Any) -> str:
-    r"""Return a field's value in one line, as it is typed in a shell: a line break is `\n`."""
-    if isinstance(value, str):
-        return value.replace("\n", r"\n").replace("\t", r"\t").replace("\r", r"\r")
-    return f"{value:g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False, default=str)

@@ -12,7 +12,7 @@ from fmstune.config.compare_by import USUAL
 from fmstune.config.metrics import better_end, metrics_of
 from fmstune.errors import UserError, did_you_mean
 from fmstune.flatten import flatten
-from fmstune.runs.report.document import show_value
+from fmstune.runs.report.cells import show_value
 from fmstune.runs.report.run_data import Run
 from fmstune.runs.run_folder import FINISHED
 

@@ -10,23 +10,9 @@ from fmstune.config.metrics import Table as Metrics
 from fmstune.flatten import flatten
 from fmstune.runs import run_folder
 from fmstune.runs.report import charts
+from fmstune.runs.report.cells import MISSING, Cell, change_cell, number_cell, setting_cell
 from fmstune.runs.report.charts import Axes, Line
-from fmstune.runs.report.document import (
-    MISSING,
-    Block,
-    Cell,
-    Charts,
-    Command,
-    Document,
-    Example,
-    More,
-    Text,
-    change_cell,
-    make_document,
-    make_table,
-    number_cell,
-    setting_cell,
-)
+from fmstune.runs.report.document import Block, Charts, Command, Document, Example, More, Text, make_table
 from fmstune.runs.report.run_data import Run
 from fmstune.tables import show_bytes
 
@@ -67,7 +53,7 @@ def run_document(run: Run) -> Document:
         "Job": _job(run),
         "Made with": _made_with(run),
     }
-    return make_document(f"{run.job.get('name', 'run')}: report of a run", run.status, str(run.folder), sections)
+    return Document.of(f"{run.job.get('name', 'run')}: report of a run", run.status, str(run.folder), sections)
 
 
 def headline(run: Run) -> str:

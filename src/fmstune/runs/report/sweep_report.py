@@ -9,21 +9,9 @@ from fmstune.config.compare_by import is_number
 from fmstune.config.metrics import Place, label_with_unit, names_at
 from fmstune.flatten import flatten
 from fmstune.runs.report import charts, ranking
+from fmstune.runs.report.cells import Cell, change_cell, number_cell, setting_cell
 from fmstune.runs.report.charts import Axes, Line, Series, Spot
-from fmstune.runs.report.document import (
-    Block,
-    Cell,
-    Charts,
-    Command,
-    Document,
-    More,
-    Text,
-    change_cell,
-    make_document,
-    make_table,
-    number_cell,
-    setting_cell,
-)
+from fmstune.runs.report.document import Block, Charts, Command, Document, More, Text, make_table
 from fmstune.runs.report.ranking import Column, Group, Metric
 from fmstune.runs.report.run_data import Run
 from fmstune.runs.report.run_report import capitalize, repeat_commands
@@ -66,7 +54,7 @@ def sweep_document(folder: Path, runs: Sequence[Run], by: Metric, refused: Seque
     }
     names = ", ".join(sorted({str(run.job.get("name", "run")) for run in runs}))
     title = f"{names}: report of {_count(len(runs) + len(refused), 'run')}"
-    return make_document(title, f"{status}, {failed} failed" if failed else status, str(folder), sections)
+    return Document.of(title, f"{status}, {failed} failed" if failed else status, str(folder), sections)
 
 
 def _count(count: int, noun: str) -> str:
