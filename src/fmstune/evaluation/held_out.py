@@ -64,8 +64,9 @@ class Scores:
     @property
     def figures(self) -> dict[str, Any]:
         """The figures of the summary; accuracy, micro and macro F1 too where the rows have labels."""
+        judged = metrics.judge(self.expected, self.answers, self.labels, self.likelihoods)
         return {
-            **metrics.measures(metrics.judge(self.expected, self.answers, self.labels, self.likelihoods), self.labels),
+            **metrics.measures(judged, len(self.labels)),
             "rows": len(self.expected),
             "rows_left_out": self.rows_left_out,
             "answers_too_long": self.answers_too_long,

@@ -1,6 +1,7 @@
 """Answers and the right ones → metrics with intervals, for each class too, and the table of base against tuned."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,13 +88,23 @@ def judge(
     )
 
 
-def measures(answers: Answers, labels: Sequence[str]) -> dict[str, float]:
+def measures(answers: Answers, labels: int) -> dict[str, float]:
     """The measures by name; with no label there are none of labels.
 
     Micro F1 counts an answer that is not a label as missed only, so that it differs from accuracy where there are such.
     Macro F1 is the mean over the labels that a row has or that were answered.
     """
-    return _measures(_arrays(answers), np.arange(len(answers.wanted)), len(labels))
+    wanted, got, exact, losses, tokens = map(np.asarray, answers[:5])
+    found = {"eval_loss": float(losses.sum() / max(tokens.sum(), 1)), "exact_match": float(exact.mean())}
+    if not labels:
+        return found
+    right, answered, support = _counts(wanted, got, labels)
+    f1 = _share(2 * right, answered + support)
+    return found | {
+        "accuracy": float((wanted == got).mean()),
+        "micro_f1": float(2 * right.sum() / (answered.sum() + support.sum())),
+        "macro_f1": float(f1[(answered + support) > 0].mean()),
+    }
 
 
 def compared(tuned: Answers, base: Answers | None, labels: int, seed: int) -> dict[str, dict[str, dict[str, float]]]:
@@ -102,46 +113,25 @@ def compared(tuned: Answers, base: Answers | None, labels: int, seed: int) -> di
     The same rows are drawn for both models, so that the bounds of the change belong to the paired difference.
     """
     models = {"tuned": tuned, **({"base": base} if base is not None else {})}
-    arrays = {name: _arrays(one) for name, one in models.items()}
+    arrays = {name: [np.asarray(part) for part in one[:5]] for name, one in models.items()}
     count, random = len(tuned.wanted), np.random.default_rng(seed)
-    whole = {name: _measures(one, np.arange(count), labels) for name, one in arrays.items()}
-    drawn: list[dict[str, dict[str, float]]] = []
-    for _ in range(RESAMPLES):
-        rows = random.integers(0, count, count)
-        drawn.append({name: _measures(one, rows, labels) for name, one in arrays.items()})
-    for sample in (whole, *drawn):
+    samples = []
+    # the first of them is the rows themselves
+    for rows in chain([np.arange(count)], (random.integers(0, count, count) for _ in range(RESAMPLES))):
+        sample = {name: measures(Answers(*(part[rows] for part in parts)), labels) for name, parts in arrays.items()}
         if base is not None:
             sample["change"] = {key: value - sample["base"][key] for key, value in sample["tuned"].items()}
+        samples.append(sample)
     return {
-        name: {key: _interval(value, [sample[name][key] for sample in drawn]) for key, value in one.items()}
-        for name, one in whole.items()
+        name: {key: _interval([sample[name][key] for sample in samples]) for key in measured}
+        for name, measured in samples[0].items()
     }
 
 
-def _interval(value: float, drawn: Sequence[float]) -> dict[str, float]:
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return {"value": float(value), "low": float(low), "high": float(high)}
-
-
-def _arrays(answers: Answers) -> dict[str, Any]:
-    return {name: np.asarray(values) for name, values in answers._asdict().items()}
-
-
-def _measures(arrays: Mapping[str, Any], rows: Any, labels: int) -> dict[str, float]:
-    found = {
-        "eval_loss": float(arrays["losses"][rows].sum() / max(arrays["tokens"][rows].sum(), 1)),
-        "exact_match": float(arrays["exact"][rows].mean()),
-    }
-    if not labels:
-        return found
-    wanted, got = arrays["wanted"][rows], arrays["got"][rows]
-    right, answered, support = _counts(wanted, got, labels)
-    f1 = _share(2 * right, answered + support)
-    return found | {
-        "accuracy": float((wanted == got).mean()),
-        "micro_f1": float(2 * right.sum() / (answered.sum() + support.sum())),
-        "macro_f1": float(f1[(answered + support) > 0].mean()),
-    }
+def _interval(values: Sequence[float]) -> dict[str, float]:
+    """The first value, between the bounds of the others."""
+    low, high = np.percentile(values[1:], [2.5, 97.5])
+    return {"value": values[0], "low": float(low), "high": float(high)}
 
 
 def _counts(wanted: Any, got: Any, labels: int) -> list[Any]:

@@ -60,12 +60,12 @@ def _switch(field: str, *words: str, why: str = "") -> Flag:
     return Flag(field, Kind.switch, dict(zip(("true", "false"), words, strict=False)), why=why)
 
 
-def _dropped(why: str, *names: str, kind: Kind = Kind.plain) -> dict[str, Flag]:
-    return dict.fromkeys(names, Flag(why=why, fate=Fate.dropped, kind=kind))
+def _dropped(why: str, *names: str) -> dict[str, Flag]:
+    return dict.fromkeys(names, Flag(why=why, fate=Fate.dropped, kind=Kind.words))
 
 
-def _refused(why: str, *names: str, kind: Kind = Kind.plain) -> dict[str, Flag]:
-    return dict.fromkeys(names, Flag(why=why, fate=Fate.refused, kind=kind))
+def _refused(why: str, *names: str) -> dict[str, Flag]:
+    return dict.fromkeys(names, Flag(why=why, fate=Fate.refused, kind=Kind.words))
 
 
 _DEFAULT_TEXT = "Classify if the tweet is a complaint or not:"
@@ -154,65 +154,48 @@ TUNING: Mapping[str, Flag] = {
     "fsdp": Flag("launcher", Kind.words, {"full_shard": "fsdp1", "shard_grad_op": "fsdp1", "hybrid_shard": "fsdp1"}),
     "fsdp_config": _text("launcher", why="its values become fields of the launcher"),
     "fsdp_transformer_layer_cls_to_wrap": _text("launcher.transformer_layer_cls_to_wrap"),
-    **_dropped("set the environment variables HF_HOME and FMSTUNE_CACHE", "cache_dir", kind=Kind.text),
-    **_dropped(
-        "a run folder is never overwritten; choose another output_dir", "overwrite_output_dir", kind=Kind.switch
-    ),
-    **_dropped("models are always saved as safetensors", "save_safetensors", kind=Kind.switch),
-    **_dropped("set tracking=tensorboard and tracking.tensorboard.log_dir", "logging_dir", kind=Kind.text),
-    **_dropped(
-        "the run folder has metrics.jsonl with the values of every step", "training_logs_filename", kind=Kind.text
-    ),
-    **_dropped("the model is in the folder `model` of output_dir", "save_model_dir", kind=Kind.text),
-    **_dropped("the run folder has job.yaml and lock.json, which describe the run", "exp_metadata", kind=Kind.text),
-    **_dropped("the early script ignored it", "do_train", "do_eval", "do_predict", kind=Kind.switch),
-    **_dropped(OWNED["disable_tqdm"], "disable_tqdm", kind=Kind.switch),
-    **_dropped(OWNED["remove_unused_columns"], "remove_unused_columns", kind=Kind.switch),
-    **_dropped(OWNED["label_names"], "label_names", kind=Kind.words),
+    **_dropped("set the environment variables HF_HOME and FMSTUNE_CACHE", "cache_dir"),
+    **_dropped("a run folder is never overwritten; choose another output_dir", "overwrite_output_dir"),
+    **_dropped("models are always saved as safetensors", "save_safetensors"),
+    **_dropped("set tracking=tensorboard and tracking.tensorboard.log_dir", "logging_dir"),
+    **_dropped("the run folder has metrics.jsonl with the values of every step", "training_logs_filename"),
+    **_dropped("the model is in the folder `model` of output_dir", "save_model_dir"),
+    **_dropped("the run folder has job.yaml and lock.json, which describe the run", "exp_metadata"),
+    **_dropped("the early script ignored it", "do_train", "do_eval", "do_predict"),
+    **_dropped(OWNED["disable_tqdm"], "disable_tqdm"),
+    **_dropped(OWNED["remove_unused_columns"], "remove_unused_columns"),
+    **_dropped(OWNED["label_names"], "label_names"),
     **_dropped("the launcher numbers its processes", "local_rank"),
     **_dropped("always NCCL on GPUs and gloo on CPUs", "ddp_backend"),
     **_dropped(_REMOVED, "fp16_opt_level", "fp16_backend", "half_precision_backend", "past_index"),
-    **_dropped(_REMOVED, "use_legacy_prediction_loop", kind=Kind.switch),
-    **_dropped("no metric of fmstune reads the inputs", "include_inputs_for_metrics", kind=Kind.switch),
+    **_dropped(_REMOVED, "use_legacy_prediction_loop"),
+    **_dropped("no metric of fmstune reads the inputs", "include_inputs_for_metrics"),
     **_dropped("run a sweep with -m", "ray_scope"),
     **_dropped("the launcher distributes the rows", "dispatch_batches", "split_batches"),
-    **_dropped(_UPLOAD, "push_to_hub", "hub_private_repo", "hub_always_push", kind=Kind.switch),
+    **_dropped(_UPLOAD, "push_to_hub", "hub_private_repo", "hub_always_push"),
     **_dropped(_UPLOAD, "push_to_hub_model_id", "push_to_hub_organization", "hub_model_id", "hub_strategy"),
     **_dropped(_SECRET, "push_to_hub_token", "hub_token"),
-    **_dropped(_VLLM, "post_process_vllm", "lora_post_process_for_vllm", kind=Kind.switch),
-    **_dropped("run `fmstune merge --model RUN --out DIR` after the run", "merge_model", kind=Kind.switch),
+    **_dropped(_VLLM, "post_process_vllm", "lora_post_process_for_vllm"),
+    **_dropped("run `fmstune merge --model RUN --out DIR` after the run", "merge_model"),
     **_refused("set training.activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
-    **_refused(_REMOVED, "jit_mode_eval", "use_ipex", kind=Kind.switch),
+    **_refused(_REMOVED, "jit_mode_eval", "use_ipex"),
     **_refused("set training.torch_compile", "torchdynamo"),
-    **_refused(_TPU, "tpu_num_cores"),
-    **_refused(_TPU, "tpu_metrics_debug", kind=Kind.switch),
+    **_refused(_TPU, "tpu_num_cores", "tpu_metrics_debug"),
     **_refused("fmstune does not support SageMaker", "mp_parameters"),
     **_refused(_WRAPPED, "fsdp_min_num_params"),
-    **_refused(_USE_FSDP, "deepspeed", kind=Kind.text),
-    **_refused(OWNED["accelerator_config"], "accelerator_config", kind=Kind.text),
+    **_refused(_USE_FSDP, "deepspeed"),
+    **_refused(OWNED["accelerator_config"], "accelerator_config"),
     **_refused("the embedding grows by the added tokens only", "embedding_size_multiple_of"),
     **_refused("write it to a Jinja file: data=template data.format.template_file=FILE", "data_formatter_template"),
-    **_refused("set data=chat and data.format.messages_field", "dataset_conversation_field", kind=Kind.text),
-    **_refused("write it to a Jinja file and set model.chat_template=FILE", "chat_template", kind=Kind.text),
-    **_refused("set data=chat, which trains the assistant's turns", "instruction_template", kind=Kind.text),
-    **_refused("set model.special_tokens.extra_special_tokens", "add_special_tokens", kind=Kind.words),
-    **_refused("list the sources in data.train, each with its format and weight", "data_config_path", kind=Kind.text),
-    **_refused(
-        "set callbacks=early_stopping, or a condition in callbacks.stop_when",
-        "trainer_controller_config_file",
-        kind=Kind.text,
-    ),
-    **_refused(
-        "set model.quantization, for example 'model.quantization={load_in_4bit: true}'",
-        *("auto_gptq", "bnb_qlora"),
-        kind=Kind.words,
-    ),
-    **_refused("set training.use_liger_kernel=true for fused kernels", "fused_lora", "fast_kernels", kind=Kind.words),
-    **_refused(
-        "set training.packing=true, which needs no padding and isolates rows",
-        *("padding_free", "multipack"),
-        kind=Kind.words,
-    ),
+    **_refused("set data=chat and data.format.messages_field", "dataset_conversation_field"),
+    **_refused("write it to a Jinja file and set model.chat_template=FILE", "chat_template"),
+    **_refused("set data=chat, which trains the assistant's turns", "instruction_template"),
+    **_refused("set model.special_tokens.extra_special_tokens", "add_special_tokens"),
+    **_refused("list the sources in data.train, each with its format and weight", "data_config_path"),
+    **_refused("set callbacks=early_stopping, or a condition in callbacks.stop_when", "trainer_controller_config_file"),
+    **_refused("set model.quantization, such as 'model.quantization={load_in_4bit: true}'", "auto_gptq", "bnb_qlora"),
+    **_refused("set training.use_liger_kernel=true for fused kernels", "fused_lora", "fast_kernels"),
+    **_refused("set training.packing=true, which needs no padding and isolates rows", "padding_free", "multipack"),
 }
 """Flags of `tuning/sft_trainer.py`."""
 
@@ -252,16 +235,14 @@ LAUNCH: Mapping[str, Flag] = {
     **_dropped("checkpoints and models are always full files", "fsdp_state_dict_type"),
     **_dropped("all processes start with the same weights", "fsdp_sync_module_states"),
     **_dropped("accelerate passed it to DeepSpeed only", "gradient_accumulation_steps", "gradient_clipping"),
-    **_dropped(_UNUSED, "same_network", "quiet", "debug", "enable_cpu_affinity", kind=Kind.switch),
+    **_dropped(_UNUSED, "same_network", "quiet", "debug", "enable_cpu_affinity"),
     **_dropped("for TPUs only", "downcast_bf16", "main_training_function"),
     **_MEETING,
     **_refused(_WRAPPED, "fsdp_min_num_params"),
     **_refused("set the environment variable CUDA_VISIBLE_DEVICES before the command", "gpu_ids"),
     **_refused("set training.torch_compile", "dynamo_backend"),
-    **_refused(_USE_FSDP, "use_deepspeed", "use_megatron_lm", kind=Kind.switch),
-    **_refused(_USE_FSDP, "deepspeed_config_file", kind=Kind.text),
-    **_refused(_USE_FSDP, "zero_stage"),
-    **_refused(_TPU, "tpu", kind=Kind.switch),
+    **_refused(_USE_FSDP, "use_deepspeed", "use_megatron_lm", "deepspeed_config_file", "zero_stage"),
+    **_refused(_TPU, "tpu"),
 }
 """Flags of `accelerate launch`, and keys of a job file's `accelerate_launch_args` or `multiGPU`."""
 
@@ -274,13 +255,12 @@ TORCHRUN: Mapping[str, Flag] = {
     "master_addr": _text("launcher.main_process_ip"),
     "master_port": Flag("launcher.main_process_port", why=_FREE_PORT),
     "rdzv_endpoint": _text("launcher.main_process_ip", why="HOST:PORT; the port is launcher.main_process_port"),
-    **_dropped("not needed on one machine", "standalone", kind=Kind.switch),
-    **_dropped(_UNUSED, "use_env", kind=Kind.switch),
+    **_dropped("not needed on one machine", "standalone"),
+    **_dropped(_UNUSED, "use_env", "start_method"),
     **_dropped("always c10d", "rdzv_id"),
-    **_dropped(_UNUSED, "start_method"),
     **_dropped("only the main process prints", "redirects"),
     **_MEETING,
-    **_refused("the script must be one of the early tool's", "no_python", kind=Kind.switch),
+    **_refused("the script must be one of the early tool's", "no_python"),
 }
 """Flags of `torchrun` and of `python -m torch.distributed.launch`."""
 
@@ -292,7 +272,7 @@ INFERENCE: Mapping[str, Flag] = {
     "base_model_name_or_path": _text("--base_model_name_or_path", why="adapter_config.json is not changed"),
     "max_new_tokens": Flag("--max_new_tokens"),
     "use_flash_attn": _switch("--attention", "flash_attention_2", ""),
-    **_refused("fmstune does not support activated LoRA", "use_alora", kind=Kind.switch),
+    **_refused("fmstune does not support activated LoRA", "use_alora"),
 }
 """Flags of `scripts/run_inference.py`, which are those of `fmstune generate`."""
 
@@ -306,9 +286,9 @@ HARNESS: Mapping[str, Flag] = {
     "include_path": _text("--include_path"),
     "output_path": _text("--out_file", why="for a folder: harness.json in it"),
     "device": Flag("--device", why="default: the first visible GPU, else the CPU"),
-    **_dropped("nothing is cached", "no_cache", kind=Kind.switch),
-    **_dropped("prompts and samples are not written", "write_out", "log_samples", kind=Kind.switch),
-    **_refused("fmstune never runs code from a model's repository", "trust_remote_code", kind=Kind.switch),
+    **_dropped("nothing is cached", "no_cache"),
+    **_dropped("prompts and samples are not written", "write_out", "log_samples"),
+    **_refused("fmstune never runs code from a model's repository", "trust_remote_code"),
 }
 """Flags of lm-evaluation-harness: `main.py` of 2023, and `lm_eval` of today."""
 

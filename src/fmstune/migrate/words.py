@@ -118,9 +118,9 @@ def read_flags(words: Sequence[str], flags: Mapping[str, Flag]) -> tuple[Given, 
 
 def _is_value(kind: Kind, word: str) -> bool:
     """Whether the word is a value of the flag before it; the script after a launcher's flags is none."""
-    if kind in (Kind.switch, Kind.words) and word.endswith(".py"):
-        return False
-    return not word.startswith("-" if kind is Kind.switch else "--")
+    if kind in (Kind.text, Kind.plain):
+        return not word.startswith("--")
+    return not word.endswith(".py") and re.match(r"-\D", word) is None
 
 
 def moved_flag(name: str, values: Sequence[str], flags: Mapping[str, Flag], out: Translation) -> Flag | None:
