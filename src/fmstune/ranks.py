@@ -25,10 +25,6 @@ class Rank(NamedTuple):
 
 def here(env: Mapping[str, str] | None = None) -> Rank:
     """This process; the only one where no launcher started it (torch's documentation, "torchrun", variables)."""
-    given = os.environ if env is None else env
-    return Rank(
-        number=int(given.get("RANK", 0)),
-        local=int(given.get("LOCAL_RANK", 0)),
-        processes=int(given.get("WORLD_SIZE", 1)),
-        started="RANK" in given,
-    )
+    env = os.environ if env is None else env
+    number, local, processes = int(env.get("RANK", 0)), int(env.get("LOCAL_RANK", 0)), int(env.get("WORLD_SIZE", 1))
+    return Rank(number, local, processes, started="RANK" in env)

@@ -12,11 +12,7 @@ def show_bytes(count: int) -> str:
 
 
 def lines(
-    heads: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    left: Collection[int] = (0,),
-    least: Sequence[int] = (),
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,), least: Sequence[int] = ()
 ) -> list[str]:
     """Heads, a rule and the rows; the columns of `left` begin alike, others, such as numbers, end alike.
 
@@ -24,11 +20,6 @@ def lines(
     """
     wide = [*least, *[0] * len(heads)]
     widths = [max(wide[i], *(len(row[i]) for row in (heads, *rows))) for i in range(len(heads))]
-    aligned = [
-        "  ".join(
-            cell.ljust(width) if i in left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (heads, *rows)
-    ]
-    return [aligned[0], "─" * (sum(widths) + 2 * (len(widths) - 1)), *aligned[1:]]
+    form = "  ".join(f"{{:{'<' if i in left else '>'}{width}}}" for i, width in enumerate(widths))
+    head, *aligned = (form.format(*row).rstrip() for row in (heads, *rows))
+    return [head, "─" * (sum(widths) + 2 * (len(widths) - 1)), *aligned]

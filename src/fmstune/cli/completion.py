@@ -24,15 +24,14 @@ def suggestions(line: str) -> list[str]:
         kind = Harness if words[1:3] == ["evaluate", "harness"] else OPTIONS[verb]
         return [flag for flag in spellings(kind) if flag.startswith(last)]
     if last.startswith("training.") and "=" not in last:
-        names = [
-            f"training.{name}=" for name in upstream_fields.fields_of(upstream_fields.SFT_CONFIG) if name not in OWNED
-        ]
-        return [name for name in names if name.startswith(last)]
-    if match := re.match(r"tracking\.(\w+)\.\w*$", last):
-        target = named_classes.shipped_trackers().get(match[1])
-        names = [f"tracking.{match[1]}.{name}=" for name in (upstream_fields.fields_of(target) if target else ())]
-        return [name for name in names if name.startswith(last)]
-    return []
+        group, target = "training", upstream_fields.SFT_CONFIG
+    elif match := re.match(r"(tracking\.(\w+))\.\w*$", last):
+        group, target = match[1], named_classes.shipped_trackers().get(match[2], "")
+    else:
+        return []
+    owned = {f"training.{name}=" for name in OWNED}
+    names = [f"{group}.{name}=" for name in (upstream_fields.fields_of(target) if target else ())]
+    return [name for name in names if name.startswith(last) and name not in owned]
 
 
 def line_for_hydra(line: str) -> str:

@@ -4,13 +4,16 @@ A name is the last value of a metric. What needs values that are not logged yet 
 """
 
 import ast
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import add, ge, gt, le, lt, mul, sub, truediv
+from typing import TypeVar
 
 Logged = Mapping[str, Sequence[float]]
 """The values of each metric, oldest first."""
+_Result = TypeVar("_Result")
+_Operation = Callable[[float, float], _Result]
 
 _LONGEST = 250
 """Characters; few enough that no nesting is too deep for Python."""
@@ -27,18 +30,8 @@ _TURNS: dict[str, Callable[[Sequence[float], Sequence[float]], bool]] = {
     "risen": lambda before, last: max(last) > max(before),
 }
 """`fallen(eval_loss, 3)`: one of the last three values is below all that came before."""
-_COMPARISONS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-}
-_ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
+_COMPARISONS: dict[type[ast.cmpop], _Operation[bool]] = {ast.Lt: lt, ast.LtE: le, ast.Gt: gt, ast.GtE: ge}
+_ARITHMETIC: dict[type[ast.operator], _Operation[float]] = {ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.Div: truediv}
 _PARTS = (
     "a condition is made of metrics, numbers, < <= > >=, + - * /, and, or, not, "
     f"{', '.join(f'{name}(METRIC, COUNT)' for name in (*_OVER_VALUES, *_TURNS))}"

@@ -8,12 +8,10 @@ from fmstune.config.upstream_fields import Field
 from fmstune.errors import Problem, did_you_mean
 
 
-def convert_into(
-    values: dict[str, Any], name: str, value: Any, path: str, field: Field, problems: list[Problem]
-) -> None:
+def convert_into(values: dict[str, Any], value: Any, path: str, field: Field, problems: list[Problem]) -> None:
     """Put the converted value into `values`, or what is wrong with it into `problems`."""
     try:
-        values[name] = convert(value, field)
+        values[field.name] = convert(value, field)
     except ValueError as err:
         problems.append(Problem(path, f"{err}"))
 
@@ -25,7 +23,7 @@ def convert_fields(
     values: dict[str, Any] = {}
     for key, value in tree.items():
         if key in fields:
-            convert_into(values, key, value, f"{path}.{key}", fields[key], problems)
+            convert_into(values, value, f"{path}.{key}", fields[key], problems)
         else:
             problems.append(unknown_field(f"{path}.{key}", key, fields, of=of))
     return values
@@ -65,23 +63,15 @@ def _as_kind(value: Any, kind: type) -> Any:
         except (ValueError, OverflowError):
             return None
         if kind is float:
-            # a number that is none compares false with every limit
+            # nan compares false with every limit
             return None if math.isnan(number) else number
-        if not number.is_integer():
-            return None
-        return int(number) if isinstance(value, str) else int(value)
+        return int(number if isinstance(value, str) else value) if number.is_integer() else None
     return value if isinstance(value, kind) else None
 
 
 def _kinds(field: Field) -> str:
-    names = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "text",
-        dict: "a mapping of keys to values",
-        list: "a list",
-    }
+    names: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    names |= {dict: "a mapping of keys to values", list: "a list"}
     kinds = [names.get(kind, kind.__name__) for kind in field.primitives]
     return " or ".join([*kinds, *(["null"] if field.optional else [])])
 

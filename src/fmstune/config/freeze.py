@@ -33,7 +33,6 @@ from fmstune.errors import Problem, UserError, raise_if_any
 _MISSING = "???"
 _HINTS = {
     "data.train": "a file, glob, folder or hub id, such as data.train=rows.jsonl",
-    "template_file": "a Jinja file, such as data.format.template_file=row.jinja",
     "model.path": "a folder or hub id of a causal language model, such as model.path=./my_model",
 }
 
@@ -159,7 +158,7 @@ def _typed(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[Probl
             if required or name in tree:
                 problems.append(Problem(path, f"must be given{': ' + _HINTS[path] if path in _HINTS else ''}"))
         elif group is None or (tree[name] is None and group is not hint):
-            convert_into(values, name, tree[name], path, field_of(name, hint), problems)
+            convert_into(values, tree[name], path, field_of(name, hint), problems)
         elif isinstance(tree[name], Mapping):
             values[name] = _typed(group, tree[name], f"{path}.", problems)
         else:
@@ -219,7 +218,7 @@ def _training(tree: Mapping[str, Any], config_class: str, problems: list[Problem
         elif name in OWN:
             values[name] = value
         elif name in fields:
-            convert_into(values, name, value, path, fields[name], problems)
+            convert_into(values, value, path, fields[name], problems)
         else:
             known = [*(f for f in fields if f not in OWNED), *TRANSLATED, *OWN]
             problems.append(unknown_field(path, given, known, of=config_class))
@@ -242,7 +241,8 @@ def _peft(tree: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
         fields = dict(upstream_fields.fields_of(target))
         if target == LORA:
             fields[LORAPLUS_LR_RATIO] = Field(LORAPLUS_LR_RATIO, (float,), True)
-        elif rest.pop(LORAPLUS_LR_RATIO, None) is not None:
+        elif LORAPLUS_LR_RATIO in rest:
+            del rest[LORAPLUS_LR_RATIO]
             hint = f"is a setting of {LORA}, and the method is {target}; leave it out"
             problems.append(Problem(f"peft.{LORAPLUS_LR_RATIO}", hint))
         rest = convert_fields(rest, fields, "peft", problems, of=target)
@@ -266,7 +266,7 @@ def _sources(path: str, tree: Mapping[str, Any], trusted: Sequence[str], problem
 def _format_problems(path: str, format: Any, trusted: Sequence[str]) -> Iterator[Problem]:
     if isinstance(format, Mapping):
         of, allowed = "a function such as fmstune.data.formats.text", ("fmstune.data.formats", *trusted)
-        yield from named_classes.target_form_problems(path, format, allowed, of, _HINTS)
+        yield from named_classes.target_form_problems(path, format, allowed, of)
 
 
 def _first_line(err: BaseException) -> str:

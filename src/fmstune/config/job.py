@@ -294,14 +294,10 @@ def sources(data: Data, field: str) -> dict[str, Source]:
     limit = data.max_rows if field == "train" else None
     named = given if isinstance(given, dict) else {"": given}
     found = {name: Source(**one) if isinstance(one, dict) else Source(path=one) for name, one in named.items()}
-    return {
-        name: replace(
-            source,
-            format=source.format or data.format,
-            max_rows=limit if source.max_rows is None else source.max_rows,
-        )
-        for name, source in found.items()
-    }
+    for name, source in found.items():
+        max_rows = limit if source.max_rows is None else source.max_rows
+        found[name] = replace(source, format=source.format or data.format, max_rows=max_rows)
+    return found
 
 
 def is_sharded(launcher: Launcher) -> bool:

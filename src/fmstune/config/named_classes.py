@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from types import MappingProxyType
 from typing import Any
 
 from fmstune.config import groups, upstream_fields
@@ -12,13 +11,12 @@ from fmstune.errors import Problem
 
 OWN_TRACKERS = "fmstune.training.trackers"
 """Package of the trackers that fmstune brings, which need no `--trust`."""
+_HINTS = {"template_file": ": a Jinja file, such as data.format.template_file=row.jinja"}
 
 
-def typed_trackers(
-    tree: Mapping[str, Any], trusted: Sequence[str], problems: list[Problem]
-) -> dict[str, dict[str, Any]]:
+def typed_trackers(tree: Mapping[str, Any], trusted: Sequence[str], problems: list[Problem]) -> dict[str, Any]:
     """The trackers by name, those of fmstune with all of their settings; null is none."""
-    values: dict[str, dict[str, Any]] = {}
+    values: dict[str, Any] = {}
     for name, given in tree.items():
         path = f"tracking.{name}"
         if given is None:
@@ -73,11 +71,7 @@ def split_callbacks(tree: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def target_form_problems(
-    path: str,
-    given: Mapping[str, Any],
-    allowed: Sequence[str],
-    of: str = "a class, such as my_package.MyClass",
-    hints: Mapping[str, str] = MappingProxyType({}),
+    path: str, given: Mapping[str, Any], allowed: Sequence[str], of: str = "a class, such as my_package.MyClass"
 ) -> Iterator[Problem]:
     """Yield what is wrong with the `_target_` of a group at `path`, and each of its values that is missing."""
     target = given.get("_target_")
@@ -89,4 +83,4 @@ def target_form_problems(
         hint = f"if you trust it, add --trust {target.partition('.')[0]}"
         yield Problem(f"{path}._target_", f": {target!r} is not in an allowed package{among}; {hint}")
     for name in (name for name, value in given.items() if value == "???"):
-        yield Problem(f"{path}.{name}", f"must be given{': ' + hints[name] if name in hints else ''}")
+        yield Problem(f"{path}.{name}", f"must be given{_HINTS.get(name, '')}")

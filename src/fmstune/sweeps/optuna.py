@@ -27,7 +27,13 @@ from fmstune.launch import preemption
 from fmstune.runs import run_folder, sweep_folder
 
 if TYPE_CHECKING:
-    import optuna
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+
+Space = dict[str, "BaseDistribution"]
+"""What is searched, by the names of the fields."""
+Trial = tuple[int, dict[str, Any]]
+"""Its number, and the values that Optuna chose."""
 
 STORAGE = "optuna.db"
 """The study, in the sweep's folder."""
@@ -100,13 +106,7 @@ class OptunaSweeper(Sweeper):
             sweep_folder.release_sweep_folder(folder, (STORAGE,))
             raise
 
-    def _search(
-        self,
-        study: "optuna.Study",
-        given: Sequence[Override],
-        space: "dict[str, optuna.distributions.BaseDistribution]",
-        folder: Path,
-    ) -> None:
+    def _search(self, study: "Study", given: Sequence[Override], space: Space, folder: Path) -> None:
         from optuna.trial import TrialState
 
         # killed in the midst: they go on from their checkpoints
@@ -124,9 +124,7 @@ class OptunaSweeper(Sweeper):
                 return
             trials = []
 
-    def _launched(
-        self, study: "optuna.Study", trials: Sequence[tuple[int, dict[str, Any]]], given: Sequence[Override]
-    ) -> bool:
+    def _launched(self, study: "Study", trials: Sequence[Trial], given: Sequence[Override]) -> bool:
         """Run these trials and tell the study; whether one of them was stopped, and is left for later."""
         from optuna.trial import TrialState
 
@@ -159,9 +157,7 @@ def register_sweeper() -> None:
     ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=OptunaConf, provider="fmstune")
 
 
-def _study(
-    fields: OptunaConf, folder: Path, space: "dict[str, optuna.distributions.BaseDistribution]"
-) -> "optuna.Study":
+def _study(fields: OptunaConf, folder: Path, space: Space) -> "Study":
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -194,7 +190,7 @@ def _sampler(name: str) -> Any:
     return getattr(optuna.samplers, name)
 
 
-def distribution(override: Override) -> "optuna.distributions.BaseDistribution":
+def distribution(override: Override) -> "BaseDistribution":
     """What Optuna draws one field from; a whole number where both ends are. Raises UserError where it cannot."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -243,7 +239,7 @@ def _word(override: Override, params: dict[str, Any]) -> str:
     return f"{override.get_key_element()}={override.get_value_element_as_str() if value is None else value}"
 
 
-def _consecutive(trials: Sequence[tuple[int, dict[str, Any]]]) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+def _consecutive(trials: Sequence[Trial]) -> Iterator[list[Trial]]:
     """Trials whose numbers follow each other: a launcher numbers its points from one on."""
     for _, group in groupby(enumerate(trials), key=lambda pair: pair[1][0] - pair[0]):
         yield [trial for _, trial in group]
