@@ -183,7 +183,7 @@ def _type(annotation: str, classes: dict[str, ast.ClassDef]) -> str:
 
 def _words(annotation: str) -> str:
     """The words of an enumeration; nothing for another annotation."""
-    return ", ".join(f"`{member.value}`" for member in getattr(config_choices, annotation, ()))
+    return ", ".join(f"`{member.value}`" for member in getattr(config_choices, annotation.removeprefix("choices."), ()))
 
 
 def _default(value: ast.expr | None) -> str:

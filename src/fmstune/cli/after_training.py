@@ -16,7 +16,7 @@ from fmstune.config.choices import Device
 from fmstune.config.job import Job, has_held_out
 from fmstune.config.overrides import field_changes, parse_overrides, wrong_choices
 from fmstune.config.requests import Generation, Harness, Merge, RunnerRequest, Scoring
-from fmstune.errors import Problem, UserError, raise_if_any
+from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
 from fmstune.exit_codes import exit_code_of
 from fmstune.launch import subprocesses
 from fmstune.runs import run_folder
@@ -45,10 +45,8 @@ def _checked_generation(line: CommandLine, asked: Generation) -> Generation:
     """The request with the folder of the model and the format; raises UserError with all that is wrong with it."""
     asked = dataclasses.replace(asked, model=run_model(asked.model))
     problems = list(generation_problems(asked, asked.data_format))
-    try:
+    with collect_problems(problems):
         format = _data_format(line, asked.data_format)
-    except UserError as err:
-        problems += err.problems
     raise_if_any(problems)
     return dataclasses.replace(asked, format=format)
 
@@ -58,15 +56,13 @@ def _checked_evaluation(line: CommandLine, asked: Scoring | Harness) -> Scoring 
     place = run_model(asked.model)
     problems = list(evaluation_problems(dataclasses.replace(asked, model=place)))
     run, adapts = Path(asked.model) / run_folder.JOB, (Path(place) / "adapter_config.json").is_file()
-    try:
+    with collect_problems(problems):
         if isinstance(asked, Scoring):
             asked = dataclasses.replace(asked, job=freeze.as_tree(_evaluated(line, run)))
         if run.is_file() and not adapts and not asked.no_base and asked.base_model_name_or_path is None:
             # a whole model does not say what it was tuned from, and its run does
             base = freeze.read(run, trusted=line.trusted).job.model
             asked = dataclasses.replace(asked, run_base=base.path, run_base_revision=base.revision)
-    except UserError as err:
-        problems += err.problems
     raise_if_any(problems)
     return dataclasses.replace(asked, model=place)
 

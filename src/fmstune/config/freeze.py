@@ -12,21 +12,11 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fmstune.config import named_classes, upstream_fields
+from fmstune.config import named_classes, renamed_fields, upstream_fields
 from fmstune.config.convert import convert_fields, convert_into, unknown_field
 from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO, Data, Job, Source
 from fmstune.config.metrics import metric_problems
 from fmstune.config.objective import SFT
-from fmstune.config.renamed_fields import (
-    FORMAT_SETTINGS,
-    OWN,
-    OWNED,
-    TRANSLATED,
-    Translation,
-    with_compare_by,
-    with_format_settings,
-    with_todays_targets,
-)
 from fmstune.config.upstream_fields import SFT_CONFIG, Field, field_of
 from fmstune.errors import Problem, UserError, raise_if_any
 
@@ -50,10 +40,10 @@ def freeze(tree: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Frozen:
     Raises UserError with every unknown key, wrong type, missing value and target that is not allowed.
     `trusted` names packages that a `_target_` of a format, tracker or callback may also come from.
     """
-    tree, notes = with_compare_by(with_todays_targets(tree))
+    tree, notes = renamed_fields.with_compare_by(renamed_fields.with_todays_targets(tree))
     problems: list[Problem] = []
     if isinstance(tree.get("data"), Mapping):
-        data, unused = with_format_settings(tree["data"])
+        data, unused = renamed_fields.with_format_settings(tree["data"])
         tree = {**tree, "data": data}
         for name in unused:
             target = str(data["format"].get("_target_")).rpartition(".")[2]
@@ -107,7 +97,7 @@ def load_file(path: Path) -> DictConfig:
         raise UserError(str(path), ": a job is a mapping of groups, found a list")
     if OmegaConf.is_dict(config.get("data")):
         data: Any = OmegaConf.to_container(config.data, resolve=False)
-        config.data = with_format_settings(data)[0]
+        config.data = renamed_fields.with_format_settings(data)[0]
     return config
 
 
@@ -147,7 +137,7 @@ def _typed(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[Probl
     fields = {field.name: field for field in dataclasses.fields(cls) if not field.metadata}
     for key in tree:
         if key not in fields:
-            known = [*fields, *(FORMAT_SETTINGS if cls is Data else ())]
+            known = [*fields, *(renamed_fields.FORMAT_SETTINGS if cls is Data else ())]
             problems.append(unknown_field(f"{prefix}{key}", str(key), known))
     values: dict[str, Any] = {}
     for name, field in fields.items():
@@ -204,23 +194,24 @@ def _training(tree: Mapping[str, Any], config_class: str, problems: list[Problem
     fields = upstream_fields.fields_of(config_class)
     values: dict[str, Any] = {}
     for given, early in tree.items():
-        path, translation = f"training.{given}", TRANSLATED.get(given, Translation(given))
+        path, translation = f"training.{given}", renamed_fields.TRANSLATED.get(given, renamed_fields.Translation(given))
         name = translation.name
         try:
             value = translation.value(early)
         except ValueError as err:
             problems.append(Problem(path, str(err)))
             continue
-        if given in TRANSLATED:
+        if given in renamed_fields.TRANSLATED:
             notes.append(f"{path} is called training.{name} now; set to {value}")
-        if given in OWNED:
-            problems.append(Problem(path, f": {OWNED[given]}"))
-        elif name in OWN:
+        if given in renamed_fields.OWNED:
+            problems.append(Problem(path, f": {renamed_fields.OWNED[given]}"))
+        elif name in renamed_fields.OWN:
             values[name] = value
         elif name in fields:
             convert_into(values, value, path, fields[name], problems)
         else:
-            known = [*(f for f in fields if f not in OWNED), *TRANSLATED, *OWN]
+            own = [field for field in fields if field not in renamed_fields.OWNED]
+            known = [*own, *renamed_fields.TRANSLATED, *renamed_fields.OWN]
             problems.append(unknown_field(path, given, known, of=config_class))
     return values
 

@@ -7,21 +7,7 @@ A job holds only what a file can hold; models, tokenizers and devices are argume
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fmstune.config.choices import (
-    Attention,
-    Backend,
-    Device,
-    Direction,
-    Dtype,
-    Overlap,
-    OverLength,
-    Prefetch,
-    QuantType,
-    Sharding,
-    StoppingStrategy,
-    Strategy,
-    Untrainable,
-)
+from fmstune.config import choices
 from fmstune.config.objective import Objective
 
 FULL = "fmstune.models.adapters.full"
@@ -42,11 +28,11 @@ class Quantization:
     """QLoRA: the linear layers of the frozen base in 4 bits."""
     load_in_8bit: bool = False
     """LLM.int8(): the linear layers of the frozen base in 8 bits."""
-    bnb_4bit_quant_type: QuantType = QuantType.nf4
+    bnb_4bit_quant_type: choices.QuantType = choices.QuantType.nf4
     """The 4-bit numbers; transformers' own default is fp4."""
     bnb_4bit_use_double_quant: bool = False
     """Quantise the scales of the 4-bit blocks too."""
-    bnb_4bit_compute_dtype: Dtype = Dtype.auto
+    bnb_4bit_compute_dtype: choices.Dtype = choices.Dtype.auto
     """What 4-bit weights are multiplied in; `auto` is the run's autocast, else the dtype of the other weights."""
     llm_int8_threshold: float = 6.0
     """Inputs beyond this are multiplied in 16 bits, with 8-bit weights."""
@@ -60,11 +46,11 @@ class Model:
     """Hub revision (branch, tag or commit) of model and tokenizer."""
     tokenizer: str | None = None
     """Folder or hub id of the tokenizer; null takes the one of `path`."""
-    dtype: Dtype = Dtype.auto
+    dtype: choices.Dtype = choices.Dtype.auto
     """How the weights are held; the check shows what `auto` came to."""
-    attention: Attention = Attention.auto
+    attention: choices.Attention = choices.Attention.auto
     """Attention kernel."""
-    backend: Backend = Backend.transformers
+    backend: choices.Backend = choices.Backend.transformers
     """Whose blocks it is made of: `fms` takes those of ibm-fms, for Llama and GPTBigCode; files stay the same."""
     architecture: dict[str, Any] | None = None
     """Values of the transformers configuration (with `model_type`), so that the model is checked offline."""
@@ -113,13 +99,13 @@ class Data:
     """Read at most this many training rows of each source; null reads all."""
     max_length: int = 4096
     """Tokens in a row at most, end-of-sequence included."""
-    over_length: OverLength = OverLength.truncate
+    over_length: choices.OverLength = choices.OverLength.truncate
     """What to do with longer rows."""
-    untrainable: Untrainable = Untrainable.error
+    untrainable: choices.Untrainable = choices.Untrainable.error
     """What to do with rows that would train on nothing."""
-    overlap: Overlap = Overlap.keep
+    overlap: choices.Overlap = choices.Overlap.keep
     """What to do with training rows that are also held out; they are counted and reported in any case."""
-    stopping_strategy: StoppingStrategy = StoppingStrategy.all_exhausted
+    stopping_strategy: choices.StoppingStrategy = choices.StoppingStrategy.all_exhausted
     """With weights: repeat rows of the sources that run out, or end when the first one has run out."""
     streaming: bool = False
     """Read the training rows while training, for sets larger than memory or disk; needs `training.max_steps`."""
@@ -159,13 +145,13 @@ class Slurm:
 
 @dataclass(frozen=True, kw_only=True)
 class Launcher:
-    device: Device = Device.auto
+    device: choices.Device = choices.Device.auto
     """Device of the processes; `cpu` with `fsdp` is the rehearsal, really sharded over gloo."""
     device_gib: float | None = None
     """Memory of one device in GiB, to plan for one that is not here; null takes the device's own."""
     threads: int | None = None
     """CPU threads of a process; null takes OMP_NUM_THREADS, else this machine's cores, shared out."""
-    strategy: Strategy = Strategy.single
+    strategy: choices.Strategy = choices.Strategy.single
     """What the processes share: nothing (`single`), gradients (`ddp`), or all weights too (`fsdp`)."""
     num_processes: int | None = None
     """Processes on all machines together; null takes one for each device of each machine."""
@@ -181,7 +167,7 @@ class Launcher:
     """Seconds to wait for the other machines."""
     fsdp_version: int = 2
     """2, or 1 for torch's older FSDP."""
-    sharding_strategy: Sharding = Sharding.full_shard
+    sharding_strategy: choices.Sharding = choices.Sharding.full_shard
     """What is shared out: everything; all but the weights between forward and backward; or FSDP1's hybrid."""
     cpu_offload: bool = False
     """Keep shards and optimizer in the machine's memory: less of the device's, slower."""
@@ -189,7 +175,7 @@ class Launcher:
     """Read the weights in one process and send the others their shards; needs machine memory for one copy."""
     transformer_layer_cls_to_wrap: Any = None
     """Classes of the blocks that are sharded one by one; null takes those that the model names."""
-    backward_prefetch: Prefetch = Prefetch.BACKWARD_PRE
+    backward_prefetch: choices.Prefetch = choices.Prefetch.BACKWARD_PRE
     """FSDP1: when the next block's weights are fetched in the backward pass."""
     forward_prefetch: bool = False
     """FSDP1: fetch the next block's weights during the forward pass."""
@@ -253,7 +239,7 @@ class Job:
     """The run's folder; null is filled as `runs/<date>/<time>-<name>`. With `-m` the sweep's folder."""
     compare_by: str | None = None
     """Number that compares runs, by its path in `summary.json`; null takes `tuned.eval_loss`, else `train_loss`."""
-    direction: Direction | None = None
+    direction: choices.Direction | None = None
     """Whether less or more of that number is better; null takes what its metric says."""
     model: Model
     """What is tuned."""
@@ -302,7 +288,7 @@ def sources(data: Data, field: str) -> dict[str, Source]:
 
 def is_sharded(launcher: Launcher) -> bool:
     """Whether each process holds a part of the weights only."""
-    return launcher.strategy is Strategy.fsdp
+    return launcher.strategy is choices.Strategy.fsdp
 
 
 def has_held_out(data: Data) -> bool:
