@@ -34,8 +34,7 @@ class CommandLine:
     @property
     def trusted(self) -> tuple[str, ...]:
         """Packages that `--trust` allows as `_target_` of a format."""
-        trusted: tuple[str, ...] = getattr(self.options, "trusted", ())
-        return trusted
+        return tuple(getattr(self.options, "trusted", ()))
 
     @property
     def trust_flags(self) -> list[str]:

@@ -70,10 +70,11 @@ def freeze_composed(composed: Composed, line: CommandLine, folder: Path | None =
     found = launcher_file(composed, line)
     tree["launcher"] |= found
     frozen = freeze.freeze(tree, trusted=line.trusted)
-    job = frozen.job if folder is None else dataclasses.replace(frozen.job, output_dir=str(folder))
+    if folder is not None:
+        frozen = frozen._replace(job=dataclasses.replace(frozen.job, output_dir=str(folder)))
     if getattr(line.options, "sources", False):
-        origins.print_origins(job, composed_origins(composed, line, found))
-    return freeze.Frozen(job, frozen.notes)
+        origins.print_origins(frozen.job, composed_origins(composed, line, found))
+    return frozen
 
 
 def launcher_file(composed: Composed, line: CommandLine) -> dict[str, Any]:

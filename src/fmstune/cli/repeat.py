@@ -22,7 +22,7 @@ def repeat_job(line: CommandLine, path: Path) -> int:
     """`--from RUN/job.yaml`: the same job in a folder of its own."""
     raise_if_any(Problem(flag, ": --from repeats one job and takes fields only") for flag in words_of(line.hydra))
     frozen, history = _recorded_job(line, path)
-    return start_job.start_job(frozen.job, frozen.notes, line, history)
+    return start_job.start_job(frozen, line, history)
 
 
 def _recorded_job(line: CommandLine, path: Path) -> tuple[freeze.Frozen, History]:
@@ -51,7 +51,7 @@ def reproduce_run(line: CommandLine, asked: Reproduce) -> int:
     flags = [*line.trust_flags, f"--recorded={recorded}"]
     if code := start_job.call_runner(job, Verb.reproduce, [*flags, *(["--strict"] if asked.strict else [])]):
         return code
-    if code := start_job.start_job(job, frozen.notes, dataclasses.replace(line, verb=Verb.train), history):
+    if code := start_job.start_job(frozen._replace(job=job), dataclasses.replace(line, verb=Verb.train), history):
         return code
     folder = Path(str(job.output_dir))
     states = {place: run_folder.read_summary(place).get("status") for place in (recorded, folder)}

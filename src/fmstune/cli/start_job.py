@@ -47,7 +47,7 @@ def run_one_job(line: CommandLine) -> int | None:
 
     def start(composed: Composed) -> int:
         frozen = freeze_composed(composed, line)
-        return start_job(frozen.job, frozen.notes, line, history_of(composed, frozen.job, line))
+        return start_job(frozen, line, history_of(composed, frozen.job, line))
 
     return compose.call_with_job(line.overrides, line.hydra, start)
 
@@ -68,12 +68,11 @@ def history_of(composed: Composed, job: Job, line: CommandLine) -> History | Non
     return History(words, sources)
 
 
-def start_job(
-    job: Job, notes: Sequence[str], line: CommandLine, history: History | None, start: Start | None = None
-) -> int:
+def start_job(frozen: freeze.Frozen, line: CommandLine, history: History | None, start: Start | None = None) -> int:
     """Check what the parent can, then hand the job to the runner, which `start` starts."""
+    job = frozen.job
     raise_if_any(job_problems(job))
-    for note in (*notes, *job_notes(job)):
+    for note in (*frozen.notes, *job_notes(job)):
         print(f"fmstune: note: {note}", file=sys.stderr)
     if line.verb is Verb.train:
         words = history.words if history is not None else line.typed
@@ -115,8 +114,7 @@ def _train(job: Job, flags: Sequence[str], history: History | None, start: Start
         write_json(folder / run_folder.SOURCES, history._asdict())
     if job.launcher.slurm is not None:
         return _submit(claimed, flags)
-    code = 0
-    prepared = was_prepared(claimed.job)
+    code, prepared = 0, was_prepared(claimed.job)
     for argv in subprocesses.commands(claimed.job, folder / run_folder.JOB, *flags, prepared=prepared):
         code = code or (start or subprocesses.start)(argv, subprocesses.environment(claimed.job, os.environ))
     if not (folder / run_folder.SUMMARY).is_file():

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -40,16 +40,16 @@ def resume_sweep(line: CommandLine, sweep: Path) -> int:
 
 def run_sweep(line: CommandLine) -> int:
     """Check all points where that can be done before, then run them; the first failure's exit code."""
-    swept, away = swept_keys(line.overrides), callback.runs_elsewhere(line.overrides)
+    away = callback.runs_elsewhere(line.overrides)
     if line.verb is not Verb.train:
-        return next(filter(None, _act_on_points(line, swept)), 0)
+        return next(filter(None, _act_on_points(line)), 0)
     plain = callback.without_launcher(line.overrides)
     if callback.is_search(line.overrides):
-        jobs = checked_points(optuna.samples(plain, swept), line, swept)
+        jobs = checked_points(optuna.samples(plain, swept_keys(plain)), line)
         line = dataclasses.replace(line, overrides=(*line.overrides, _direction(jobs)))
     elif away:
-        jobs = checked_points([plain], line, swept)
-    codes = _run_points_elsewhere(line, swept, len(jobs)) if away else _run_points_here(line, swept)
+        jobs = checked_points([plain], line)
+    codes = _run_points_elsewhere(line, len(jobs)) if away else _run_points_here(line)
     return next(filter(None, codes), 0)
 
 
@@ -62,7 +62,7 @@ def _direction(jobs: Sequence[Job]) -> Override:
     return parse_overrides([f"hydra.sweeper.direction={direction.value}"])[0]
 
 
-def checked_points(commands: Iterable[Sequence[Override]], line: CommandLine, swept: Collection[str]) -> list[Job]:
+def checked_points(commands: Iterable[Sequence[Override]], line: CommandLine) -> list[Job]:
     """The jobs of all points; raises UserError with all that is wrong with any of them, before the first is started."""
     jobs: list[Job] = []
     problems: list[Problem] = []
@@ -72,7 +72,7 @@ def checked_points(commands: Iterable[Sequence[Override]], line: CommandLine, sw
         folders.add(Path(composed.settings.sweep.dir))
         # raised here, an error would end Hydra's sweep
         try:
-            job = freeze_composed(composed, line, point_folder(composed, swept)).job
+            job = freeze_composed(composed, line, point_folder(composed, line)).job
             jobs.append(job)
             if job.launcher.slurm is not None:
                 hint = ": hydra/launcher makes each point a job already; leave one of the two out"
@@ -93,27 +93,27 @@ def _problems_of(err: UserError | OmegaConfBaseException) -> Sequence[Problem]:
     return err.problems if isinstance(err, UserError) else [explain(err)]
 
 
-def _act_on_points(line: CommandLine, swept: Collection[str]) -> list[int]:
+def _act_on_points(line: CommandLine) -> list[int]:
     """Do what a verb other than train does with each point, in this process; the exit codes."""
     if callback.is_search(line.overrides):
         raise UserError("hydra/sweeper", f"=optuna trains to search; leave it out with fmstune {line.verb.value}")
     codes: list[int] = []
 
     def act(composed: Composed) -> None:
-        codes.append(_start_point(composed, line, swept, None)[0])
+        codes.append(_start_point(composed, line, None)[0])
 
     compose_points(callback.without_launcher(line.overrides), line.hydra, act)
     return codes
 
 
-def _run_points_here(line: CommandLine, swept: Collection[str]) -> list[int]:
+def _run_points_here(line: CommandLine) -> list[int]:
     """Run the points in this process, one after the other; their exit codes, that of a notice alone where one came."""
     codes: list[int] = []
     folders: set[Path] = set()
 
     def run(composed: Composed) -> sweep_folder.Point:
         folders.add(Path(composed.settings.sweep.dir))
-        point = _run_point(composed, line, swept)
+        point = _run_point(composed, line)
         codes.append(point.code)
         sweep_folder.record_point(Path(composed.settings.sweep.dir), point)
         if point.code in (INTERRUPTED, preemption.CODE):
@@ -134,11 +134,11 @@ def _run_points_here(line: CommandLine, swept: Collection[str]) -> list[int]:
     return codes
 
 
-def _run_points_elsewhere(line: CommandLine, swept: Collection[str], number: int) -> list[int]:
+def _run_points_elsewhere(line: CommandLine, number: int) -> list[int]:
     """Let Hydra's launcher run the points elsewhere, and wait for them; their exit codes."""
     callback.Sweep.away.clear()
     try:
-        compose_points(line.overrides, line.hydra, partial(_run_point_elsewhere, line, swept, number))
+        compose_points(line.overrides, line.hydra, partial(_run_point_elsewhere, line, number))
     except Exception as err:
         # as submitit is an extra, its errors cannot be named
         if type(err).__module__.partition(".")[0] != "submitit":
@@ -149,42 +149,39 @@ def _run_points_elsewhere(line: CommandLine, swept: Collection[str], number: int
     return [point.code for point in _show_sweep(folder)]
 
 
-def _run_point_elsewhere(
-    line: CommandLine, swept: Collection[str], number: int, composed: Composed
-) -> sweep_folder.Point:
+def _run_point_elsewhere(line: CommandLine, number: int, composed: Composed) -> sweep_folder.Point:
     """Run one of `number` points in a process that Hydra's launcher started, maybe on another machine."""
     share = callback.threads(composed.settings, number)
     if share is not None:
         os.environ.setdefault("OMP_NUM_THREADS", str(share))
-    point = _run_point(composed, line, swept)
+    point = _run_point(composed, line)
     if point.code == preemption.CODE:
         callback.requeue()
     sweep_folder.record_point(Path(composed.settings.sweep.dir), point)
     return point
 
 
-def _run_point(composed: Composed, line: CommandLine, swept: Collection[str]) -> sweep_folder.Point:
+def _run_point(composed: Composed, line: CommandLine) -> sweep_folder.Point:
     """Run one point; errors do not rise, as Hydra would end the sweep."""
-    folder, number = point_folder(composed, swept), composed.settings.job.num
-    own = [f"{key}={value}" for key, value in callback.swept_values(composed.settings, swept)]
+    folder, number = point_folder(composed, line), composed.settings.job.num
+    own = [f"{key}={value}" for key, value in callback.swept_values(composed.settings, swept_keys(line.overrides))]
     words = line.recorded or (*words_of(line.hydra), *map(text_of, line.overrides))
     sweep_folder.record_command(Path(composed.settings.sweep.dir), words)
     done = run_folder.read_summary(folder).get("status") == run_folder.FINISHED
     start = None if callback.is_submitit(composed.settings) else warm.start
-    code, job, problems = _start_point(composed, line, swept, start)
+    code, job, problems = _start_point(composed, line, start)
     if job is None:
         return sweep_folder.refused_point(number, folder, own, code, problems)
     return sweep_folder.summarize_point(number, folder, own, code, job=job, skipped=done and code == 0)
 
 
 def _start_point(
-    composed: Composed, line: CommandLine, swept: Collection[str], start: Start | None
+    composed: Composed, line: CommandLine, start: Start | None
 ) -> tuple[int, Job | None, Sequence[Problem]]:
     """The exit code, the job where it could be handed to a runner, and the problems where it could not."""
     try:
-        frozen = freeze_composed(composed, line, point_folder(composed, swept))
-        record = history_of(composed, frozen.job, line)
-        return start_job(frozen.job, frozen.notes, line, record, start), frozen.job, ()
+        frozen = freeze_composed(composed, line, point_folder(composed, line))
+        return start_job(frozen, line, history_of(composed, frozen.job, line), start), frozen.job, ()
     except (UserError, OmegaConfBaseException) as err:
         print(render(_problems_of(err)), file=sys.stderr)
         return USER_ERROR, None, _problems_of(err)
@@ -192,9 +189,9 @@ def _start_point(
         return closed_pipe(), None, ()
 
 
-def point_folder(composed: Composed, swept: Collection[str]) -> Path:
+def point_folder(composed: Composed, line: CommandLine) -> Path:
     """The folder of one point: its number, and the values that set it apart from the others."""
-    values = callback.swept_values(composed.settings, swept)
+    values = callback.swept_values(composed.settings, swept_keys(line.overrides))
     own = ",".join(f"{key.rpartition('.')[2]}={callback.short_number(value)}" for key, value in values)
     slug = re.sub(r"[^\w.=+-]+", "_", re.sub(r"[][{}\"']", "", own))[:60]
     name = "-".join(part for part in (str(composed.settings.job.num), slug) if part)
