@@ -54,7 +54,7 @@ LOGGED = {
     ],
 )
 def test_a_condition_compares_the_last_values_or_those_of_a_while(text: str, truth: bool) -> None:
-    assert conditions.read(text).truth(LOGGED) is truth
+    assert conditions.read_condition(text).truth(LOGGED) is truth
 
 
 @pytest.mark.parametrize(
@@ -74,14 +74,14 @@ def test_a_condition_compares_the_last_values_or_those_of_a_while(text: str, tru
     ],
 )
 def test_what_is_not_logged_yet_is_neither_true_nor_false(text: str, truth: bool | None) -> None:
-    assert conditions.read(text).truth(LOGGED) is truth
+    assert conditions.read_condition(text).truth(LOGGED) is truth
 
 
 def test_it_knows_the_metrics_that_it_looks_at_and_shows_their_values() -> None:
-    condition = conditions.read('min(loss, 3) < 1 and "eval_dev-2_loss" < loss * 9 or nosuch > 1')
+    condition = conditions.read_condition('min(loss, 3) < 1 and "eval_dev-2_loss" < loss * 9 or nosuch > 1')
     assert sorted(condition.names) == ["eval_dev-2_loss", "loss", "nosuch"]
-    assert conditions.figures(conditions.read("loss < 1 and step > 3"), LOGGED) == "loss is 0.75, step is 40"
-    assert conditions.figures(conditions.read("loss < 1 or nosuch > 3"), LOGGED) == "loss is 0.75"
+    assert conditions.figures(conditions.read_condition("loss < 1 and step > 3"), LOGGED) == "loss is 0.75, step is 40"
+    assert conditions.figures(conditions.read_condition("loss < 1 or nosuch > 3"), LOGGED) == "loss is 0.75"
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ def test_it_knows_the_metrics_that_it_looks_at_and_shows_their_values() -> None:
 )
 def test_anything_else_is_refused_with_its_place(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=re.escape(says)):
-        conditions.read(text)
+        conditions.read_condition(text)
 
 
 def test_a_long_row_of_signs_is_computed() -> None:
-    assert conditions.read("-" * 240 + "loss < 1").truth(LOGGED) is True
+    assert conditions.read_condition("-" * 240 + "loss < 1").truth(LOGGED) is True

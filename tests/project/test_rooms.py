@@ -13,11 +13,6 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 ROOMS = sorted(path.parent for path in SOURCE.rglob("__init__.py") if path.parent != SOURCE)
 AT_TOP, IN_ROOM, LINES = 12, 20, 350
 
-SAME_NAME: set[str] = {
-    *("read", "start"),
-}
-"""Names that several public functions still have; none may be added."""
-
 ENTRY = "main"
 """What each program of its own starts with."""
 
@@ -115,7 +110,7 @@ def test_a_public_function_is_found_by_its_name() -> None:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.name != ENTRY:
                 places[node.name].append(inside(path))
-    assert {name: found for name, found in places.items() if len(found) > 1 and name not in SAME_NAME} == {}
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
 def test_the_tests_of_a_room_are_named_after_its_modules() -> None:

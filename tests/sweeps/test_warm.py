@@ -88,12 +88,12 @@ def test_a_killed_point_ends_alone_and_a_killed_sweep_goes_on(fmstune: Callable[
 
 
 def test_what_is_no_runner_gets_a_process_of_its_own() -> None:
-    assert warm.start([sys.executable, "-c", "raise SystemExit(3)"], {**os.environ}) == 3
+    assert warm.start_forked([sys.executable, "-c", "raise SystemExit(3)"], {**os.environ}) == 3
     assert warm._servers == []
 
 
 def test_a_warm_process_that_cannot_start_is_a_failure_and_not_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warm, "_SERVER", [sys.executable, "-c", "raise SystemExit(4)"])
     argv = [sys.executable, "-m", "fmstune.runner", "job.yaml"]
-    assert warm.start(argv, {**os.environ}) == 4
+    assert warm.start_forked(argv, {**os.environ}) == 4
     warm.close()

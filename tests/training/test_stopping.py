@@ -46,7 +46,7 @@ def test_what_is_better_by_too_little_is_no_better() -> None:
 
 
 def test_the_first_rule_that_holds_is_named_with_the_values_it_looked_at() -> None:
-    rules = [conditions.read("eval_loss > 2"), conditions.read("step >= 20 and loss < 0.5")]
+    rules = [conditions.read_condition("eval_loss > 2"), conditions.read_condition("step >= 20 and loss < 0.5")]
     logged = {"loss": [0.9, 0.4], "step": [10.0, 20.0], "eval_loss": [1.0, 1.5]}
     assert (
         find_stop_reason(EarlyStopping(patience=1), rules, logged)

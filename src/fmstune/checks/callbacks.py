@@ -22,7 +22,7 @@ def callback_problems(job: Job) -> Iterator[Problem]:
 
 def _wrong_in_condition(job: Job, text: str) -> Iterator[str]:
     try:
-        names = conditions.read(text).names
+        names = conditions.read_condition(text).names
     except ValueError as err:
         yield str(err)
         return

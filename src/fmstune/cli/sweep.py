@@ -168,7 +168,7 @@ def _run_point(composed: Composed, line: CommandLine) -> sweep_folder.Point:
     words = line.recorded or (*words_of(line.hydra), *map(text_of, line.overrides))
     sweep_folder.record_command(Path(composed.settings.sweep.dir), words)
     done = run_folder.read_summary(folder).get("status") == run_folder.FINISHED
-    start = None if callback.is_submitit(composed.settings) else warm.start
+    start = None if callback.is_submitit(composed.settings) else warm.start_forked
     code, job, problems = _start_point(composed, line, start)
     if job is None:
         return sweep_folder.refused_point(number, folder, own, code, problems)

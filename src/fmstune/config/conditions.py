@@ -52,7 +52,7 @@ class Condition:
         return _truth(self.node, logged)
 
 
-def read(text: str) -> Condition:
+def read_condition(text: str) -> Condition:
     """The condition that this text says; raises ValueError with what cannot be read."""
     if len(text) > _LONGEST:
         raise ValueError(f"it has {len(text):,} characters, and {_LONGEST} are the most")

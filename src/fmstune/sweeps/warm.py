@@ -61,7 +61,7 @@ _servers: list[_Server] = []
 """The one of this process, if it has one."""
 
 
-def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
+def start_forked(argv: Sequence[str], env: Mapping[str, str]) -> int:
     """Run to the end as `subprocesses.start` does: on Linux a runner with the warm process's environment is forked."""
     # elsewhere the system's own libraries do not allow a fork
     forks = sys.platform == "linux" and [*argv[: len(_RUNNER)]] == _RUNNER

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datasets import Dataset
 
 from fmstune.checks.plan_inputs import Rows, Training
-from fmstune.config import conditions
+from fmstune.config.conditions import read_condition
 from fmstune.config.job import Evaluation, Job, stop_rules
 from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.data.dataset import Prepared
@@ -80,7 +80,7 @@ def label_problems(job: Job, prepared: Prepared, tokenizer: Tokenizer) -> Iterat
     asked = [
         ("training.metric_for_best_model", job.training.get("metric_for_best_model")),
         ("callbacks.early_stopping.metric", early.metric if early is not None else None),
-        *(("callbacks.stop_when", name) for rule in stop_rules(job.callbacks) for name in conditions.read(rule).names),
+        *(("callbacks.stop_when", name) for rule in stop_rules(job.callbacks) for name in read_condition(rule).names),
         ("compare_by", job.compare_by),
     ]
     for field, metric in asked:

@@ -17,7 +17,7 @@ class Stopping(TrainerCallback):
 
     def __init__(self, callbacks: Callbacks) -> None:
         self._early = callbacks.early_stopping
-        self._conditions = [conditions.read(text) for text in stop_rules(callbacks)]
+        self._conditions = [conditions.read_condition(text) for text in stop_rules(callbacks)]
         self._logged: dict[str, list[float]] = defaultdict(list)
         self._seen = 0
         self.reason: str | None = None
