@@ -23,7 +23,7 @@ class Problem:
         return f"{self.field}{space}{self.text}"
 
     def moved(self, old: str, new: str) -> "Problem":
-        """The problem as it reads where the group `old` stands at `new`, such as the format of one source."""
+        """The problem with the group `old` renamed to `new`, such as the format of one source."""
         inside = self.field == old or self.field.startswith((f"{old}.", f"{old}["))
         return replace(self, field=new + self.field.removeprefix(old)) if inside else self
 
@@ -50,7 +50,7 @@ class UserError(Exception):
 
 
 class Preempted(Exception):
-    """The run was asked to stop: it has saved a checkpoint to go on from, or had not begun."""
+    """The run was asked to stop: it has saved a checkpoint to resume from, or had not begun."""
 
 
 def raise_if_any(problems: Iterable[Problem]) -> None:

@@ -42,7 +42,7 @@ def absent(name: str, place: str) -> Iterator[Problem]:
 
 
 def did_you_mean_beside(path: Path) -> str:
-    """A suggestion from what stands in the same folder."""
+    """A suggestion from the names in the same folder."""
     return did_you_mean(path.name, [near.name for near in path.parent.iterdir()] if path.parent.is_dir() else [])
 
 

@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def _hand_on(number: int, _frame: FrameType | None) -> None:
-    """Signals are for the point that runs; where there is none yet, a notice waits, and nothing is lost by ending."""
+    """Signals are for the point that runs; without one, a notice waits for it, and an interruption ends all."""
     for point in _points:
         with suppress(ProcessLookupError):
             os.kill(point, number)

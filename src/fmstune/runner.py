@@ -80,7 +80,7 @@ def _act(options: argparse.Namespace) -> int:
     if not rank.is_main:
         # one process speaks for all
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    # here and not above: it imports torch for seconds, in which a signal or the parent's death must be heeded already
+    # here and not above: it imports torch for seconds, in which a signal or the parent's death must already end it
     with hide_unused_packages():
         from fmstune.training import library_noise, pipeline, reproduce
 

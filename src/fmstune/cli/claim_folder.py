@@ -77,7 +77,7 @@ def is_finished(claimed: Claim) -> bool:
 
 
 def free_folder(name: str) -> Path:
-    """A default folder that nobody has now."""
+    """A default folder that does not exist yet."""
     return next(folder for number in range(1, 1000) if not (folder := _default_folder(name, number)).exists())
 
 
@@ -88,11 +88,11 @@ def _default_folder(name: str, number: int) -> Path:
 
 
 def release_folder(claimed: Claim) -> None:
-    """Take back what `claim_folder` made, where nothing else has come into it."""
+    """Remove what `claim_folder` made, unless it holds something else."""
     if claimed.resumed:
         return
     for name in (run_folder.JOB, run_folder.SOURCES, run_folder.LOCK_FILE):
         (claimed.folder / name).unlink(missing_ok=True)
     for folder in claimed.made:
-        with suppress(OSError):  # not empty, or gone: somebody else's now
+        with suppress(OSError):  # not empty, or gone: another process uses it
             folder.rmdir()

@@ -19,7 +19,7 @@ from fmstune.launch import accelerate_file
 
 
 def check_choices(line: CommandLine) -> None:
-    """Raise UserError with every choice that does not exist, and all that is wrong besides."""
+    """Raise UserError with every choice that does not exist, and everything else that is wrong."""
     for note in compose.shadowed_files(line.config_dir):
         print(f"fmstune: note: {note}", file=sys.stderr)
     wrong = list(wrong_choices(line.overrides, line.config_dir))
@@ -85,7 +85,7 @@ def launcher_file(composed: Composed, line: CommandLine) -> dict[str, Any]:
 
 
 def composed_origins(composed: Composed, line: CommandLine, launcher: Collection[str]) -> origins.Origins:
-    """What set each value of the composed configuration; a point of a sweep has a folder of its own."""
+    """The origin of each value of the composed configuration; a point of a sweep has a folder of its own."""
     found = origins.composition_origins(composed)
     found |= {("launcher", name): origins.Origin(composed.job.launcher.config_file) for name in launcher}
     if composed.is_point:

@@ -56,7 +56,7 @@ def run_command(words: Sequence[str]) -> int:
 
 
 def _run_verb(line: CommandLine) -> int:
-    """What some verbs need is imported here and not above, as it would delay all of them."""
+    """Imports for some verbs are here and not above, where they would delay all verbs."""
     match line.options:
         case Doctor(clear_cache=clear):
             from fmstune.launch import subprocesses

@@ -1,6 +1,6 @@
 """Conditions on logged metrics, such as `eval_loss < 0.5 and epoch >= 2`: read part by part, never run as Python.
 
-A name is the last value of a metric. What needs values that are not logged yet is neither true nor false.
+A name is the last value of a metric. A condition on values that are not logged yet is neither true nor false.
 """
 
 import ast

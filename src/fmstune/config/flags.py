@@ -14,11 +14,12 @@ from dataclasses import MISSING, dataclass, fields
 from enum import Enum
 from typing import Annotated, Any, NamedTuple, TypeVar
 
+from fmstune.config.upstream_fields import field_of
 from fmstune.errors import Problem
 
 
 class As(NamedTuple):
-    """How a field is typed, where its name and its type do not say so; it stands in `Annotated`."""
+    """How a flag is typed, if its name and its type do not say so; a mark for `Annotated`."""
 
     metavar: str = ""
     flags: tuple[str, ...] = ()
@@ -85,9 +86,8 @@ def _kind_and_marks(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 def _flag(field: Any, kind: Any, marks: tuple[Any, ...]) -> Flag:
     several = typing.get_origin(kind) is tuple
     kind = typing.get_args(kind)[0] if several else kind
-    choices: tuple[str, ...] = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
-    kind = str if choices else kind
-    choices = tuple(member.value for member in kind) if issubclass(kind, Enum) else choices
+    choices = field_of(field.name, kind).choices
+    kind = str if typing.get_origin(kind) is typing.Literal else kind
     typed = next((mark for mark in marks if isinstance(mark, As)), As())
     usual = {int: "N", float: "X", bool: ""}.get(kind, "|".join(choices) or field.name.rpartition("_")[2].upper())
     spellings, metavar = typed.flags or (f"--{field.name}",), typed.metavar or usual

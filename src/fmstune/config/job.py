@@ -33,7 +33,7 @@ class Quantization:
     bnb_4bit_use_double_quant: bool = False
     """Quantise the scales of the 4-bit blocks too."""
     bnb_4bit_compute_dtype: choices.Dtype = choices.Dtype.auto
-    """What 4-bit weights are multiplied in; `auto` is the run's autocast, else the dtype of the other weights."""
+    """Dtype of the products with 4-bit weights; `auto` is the run's autocast, else the dtype of the other weights."""
     llm_int8_threshold: float = 6.0
     """Inputs beyond this are multiplied in 16 bits, with 8-bit weights."""
 
@@ -47,7 +47,7 @@ class Model:
     tokenizer: str | None = None
     """Folder or hub id of the tokenizer; null takes the one of `path`."""
     dtype: choices.Dtype = choices.Dtype.auto
-    """How the weights are held; the check shows what `auto` came to."""
+    """Dtype of the weights; `fmstune check` shows which one `auto` chose."""
     attention: choices.Attention = choices.Attention.auto
     """Attention kernel."""
     backend: choices.Backend = choices.Backend.transformers
@@ -65,7 +65,7 @@ class Model:
     quantization: Quantization | None = None
     """A base in 4 or 8 bits under an adapter, by bitsandbytes, on a CUDA device; null leaves it as `dtype` says."""
     adapter: str | None = None
-    """Folder or hub id of an existing adapter to go on training."""
+    """Folder or hub id of an existing adapter to train further."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ class Slurm:
     signal: str = "USR1@120"
     """Notice before the time limit: the signal (USR1 or USR2) and how many seconds before."""
     requeue: bool = True
-    """Go back into the queue after a preemption, a lost node and the time limit, and go on from there."""
+    """Requeue the job after a preemption, a lost node or the time limit; it resumes from its last checkpoint."""
     sbatch: list[str] = field(default_factory=list)
     """Further options, each a text such as `--exclusive` or `--mail-type=END`."""
     setup: list[str] = field(default_factory=list)
@@ -168,7 +168,7 @@ class Launcher:
     fsdp_version: int = 2
     """2, or 1 for torch's older FSDP."""
     sharding_strategy: choices.Sharding = choices.Sharding.full_shard
-    """What is shared out: everything; all but the weights between forward and backward; or FSDP1's hybrid."""
+    """Sharded: everything; all but the weights between forward and backward; or FSDP1's hybrid."""
     cpu_offload: bool = False
     """Keep shards and optimizer in the machine's memory: less of the device's, slower."""
     cpu_ram_efficient_loading: bool = True
@@ -206,11 +206,11 @@ class Evaluation:
 @dataclass(frozen=True, kw_only=True)
 class EarlyStopping:
     metric: str = "eval_loss"
-    """What must get better, by its name in `metrics.jsonl`."""
+    """Metric that must improve, by its name in `metrics.jsonl`."""
     patience: int = 3
-    """Stop when it has not got better for this many values in a row."""
+    """Stop when it has not improved for this many values in a row."""
     threshold: float = 0.0
-    """What it must get better by, to count as better."""
+    """Smallest change that counts as an improvement."""
     greater_is_better: bool = False
     """Whether more is better, as for `eval_mean_token_accuracy`."""
 
@@ -218,7 +218,7 @@ class EarlyStopping:
 @dataclass(frozen=True, kw_only=True)
 class Callbacks:
     early_stopping: EarlyStopping | None = None
-    """Stop when a metric does not get better any more; null does not."""
+    """Stop when a metric no longer improves; null does not."""
     stop_when: str | list[str] | None = None
     """Stop when this condition holds, or one of these: `loss < 0.1`; null does not."""
     others: dict[str, dict[str, Any]] = field(default_factory=dict, metadata={"stands_as": "callbacks.NAME"})
@@ -242,23 +242,23 @@ class Job:
     direction: choices.Direction | None = None
     """Whether less or more of that number is better; null takes what its metric says."""
     model: Model
-    """What is tuned."""
+    """The model to tune."""
     peft: dict[str, Any]
     """`_target_` and fields of the PEFT configuration, under PEFT's names."""
     data: Data
-    """What it is tuned on."""
+    """The training rows and the held-out rows."""
     training: dict[str, Any]
     """Fields of `trl.SFTConfig`, under their own names."""
     launcher: Launcher = field(default_factory=Launcher)
     """Where it runs."""
     objective: Objective = field(default_factory=Objective)
-    """What it is tuned for."""
+    """What the model is trained for."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     """How base and tuned model are compared."""
     tracking: dict[str, Any] = field(default_factory=dict)
     """Trackers of the run by name, each with its `_target_` and settings; `metrics.jsonl` is always written."""
     callbacks: Callbacks = field(default_factory=Callbacks)
-    """What ends the training before its last step."""
+    """Early stopping, and callbacks of your own."""
 
 
 def tunes_an_adapter(job: Job) -> bool:

@@ -15,7 +15,7 @@ _HINTS = {"template_file": ": a Jinja file, such as data.format.template_file=ro
 
 
 def typed_trackers(tree: Mapping[str, Any], trusted: Sequence[str], problems: list[Problem]) -> dict[str, Any]:
-    """The trackers by name, those of fmstune with all of their settings; null is none."""
+    """The trackers by name, those of fmstune with all of their settings, and without those set to null."""
     values: dict[str, Any] = {}
     for name, given in tree.items():
         path = f"tracking.{name}"

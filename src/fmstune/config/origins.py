@@ -80,7 +80,7 @@ def render_origins(tree: Mapping[str, Any], origins: Origins, package: str | Non
 
 
 def recorded_origins(tree: Mapping[str, Any], origins: Origins) -> dict[str, str]:
-    """What set each field of the job by its dotted name, those aside that have their defaults."""
+    """The origin of each field of the job that is not a default, by its dotted name."""
     found = {".".join(key): _described(key, value, origins) for key, value in leaves(tree)}
     return {name: source for name, source in found.items() if not source.startswith(DEFAULT)}
 

@@ -305,7 +305,7 @@ SAMPLING = ("temperature", "top_k", "top_p")
 """Fields that only drawing uses; the names are those of `transformers.GenerationConfig`."""
 
 RunnerRequest = Generation | Merge | Scoring | Harness | Report | Comparison
-"""What a verb asks of a runner where it composes no job."""
+"""Options of a verb that composes no job, for a runner."""
 Options = Composing | RunnerRequest | Reproduce | FromFms | Doctor
 
 OPTIONS: dict[Verb, type[Options]] = {

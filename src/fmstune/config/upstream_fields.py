@@ -41,7 +41,7 @@ class Field:
 
 
 def field_of(name: str, hint: Any, listed: Sequence[str] = ()) -> Field:
-    """The field with this annotation, and perhaps a list of choices besides."""
+    """The field with this annotation, and with choices that are listed elsewhere."""
     kinds, choices, optional = list[type](), [*listed], False
     for part in typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,):
         if typing.get_origin(part) is typing.Literal:

@@ -40,9 +40,9 @@ STORAGE = "optuna.db"
 _PLUGIN = "hydra_plugins.fmstune.OptunaSweeper"
 """The name that Hydra knows the sweeper by."""
 _SPACE = "space"
-"""What a study keeps beside its trials: what it searches."""
+"""User attribute of a study that says what it searches."""
 _STOPPED = (130, preemption.CODE)
-"""Exit codes of a point that did not fail, and goes on when the search does."""
+"""Exit codes of a point that was stopped, and is resumed with the search."""
 
 
 @dataclass
@@ -109,7 +109,7 @@ class OptunaSweeper(Sweeper):
     def _search(self, study: "Study", given: Sequence[Override], space: Space, folder: Path) -> None:
         from optuna.trial import TrialState
 
-        # killed in the midst: they go on from their checkpoints
+        # killed before their end: they resume from their checkpoints
         trials = [(one.number, one.params) for one in study.get_trials(states=(TrialState.RUNNING,))]
         while True:
             ended = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)))
@@ -191,7 +191,7 @@ def _sampler(name: str) -> Any:
 
 
 def distribution(override: Override) -> "BaseDistribution":
-    """What Optuna draws one field from; a whole number where both ends are. Raises UserError where it cannot."""
+    """The distribution of one field, of whole numbers if both ends are; raises UserError if it cannot be searched."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value = override.value()
