@@ -128,7 +128,7 @@ def in_this_process(capfd: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch
         return code
 
     patch.setattr(subprocesses, "start", start)
-    patch.setattr(warm, "start", start)
+    patch.setattr(warm, "start_forked", start)
     # Hydra looks for them once in a process
     Plugins.instance()
 
