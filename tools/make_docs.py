@@ -415,7 +415,7 @@ def _work(*words: str) -> Work:
 
     rest = ("launcher.device=cuda", "data=alpaca", "data.train=none", f"data.max_length={ROW}")
     job = freeze.freeze(compose_job(parse_overrides([*words, *rest])).tree()).job
-    checked = preflight.check_job(job, device_at_hand=False)
+    checked = preflight.check_job(job, device_here=False)
     return planning.make_plan(job, checked, Rows(rows=ROW, tokens=ROW * ROW, longest=ROW), None).work
 
 

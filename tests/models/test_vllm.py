@@ -101,7 +101,7 @@ def test_added_tokens_of_an_embedding_that_vllm_does_not_look_at_are_refused(fms
     tuned(fmstune, base, "model.special_tokens={extra_special_tokens: ['<a>']}")
     done = fmstune("merge", "--model", "run", "--export", "vllm_lora", "--out", "served")
     assert done.code == 2
-    assert "run/model added 1 token, and vLLM reads such of models whose embedding is called embed_tokens" in done.err
+    assert "run/model added 1 token, and vLLM reads added tokens only of an embedding called embed_tokens" in done.err
     assert not Path("served").exists()
 
 

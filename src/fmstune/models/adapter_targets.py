@@ -40,7 +40,7 @@ class Target:
 
 
 def targets(model: PreTrainedModel) -> list[Target]:
-    """What an adapter can target, in the model's order; the output layer is left out, as in `all-linear`."""
+    """The modules that an adapter can target, in the model's order, without the output layer, as in `all-linear`."""
     found: dict[str, list[torch.nn.Module]] = {}
     for name, module in linear_layers(model):
         found.setdefault(".".join(name.split(".")[-2:]), []).append(module)
@@ -78,7 +78,11 @@ def target_problems(model: PreTrainedModel, peft_config: PeftConfig) -> Iterator
     elif asked is not None:
         texts += [text for name in sorted(asked) for text in _name_problems(model, name)]
     elif hasattr(peft_config, "target_modules") and not getattr(peft_config, "target_parameters", None):
-        defaults = _default_targets(peft_config)
+        tuner = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(peft_config.peft_type)]
+        # None where the method has no such list
+        defaults: Collection[str] | None = getattr(tuner, "target_module_mapping", None)
+        if isinstance(peft_config, IA3Config):
+            defaults = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
         if defaults is not None and model.config.model_type not in defaults:
             # IA3 would scale the inputs of all of them, or the outputs
             every = "" if isinstance(peft_config, IA3Config) else f"{ALL_LINEAR} or to "
@@ -100,13 +104,6 @@ def target_problems(model: PreTrainedModel, peft_config: PeftConfig) -> Iterator
         for name in () if isinstance(given, str) else sorted(given):
             if not any(_ends_with(one, name) for one in known):
                 yield Problem(f"peft.{field}", f": no {kind} is named {name!r}{hint}")
-
-
-def _default_targets(peft_config: PeftConfig) -> Collection[str] | None:
-    """Architectures that PEFT knows targets for; None where the method has no such list."""
-    tuner = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(peft_config.peft_type)]
-    known: Collection[str] | None = getattr(tuner, "target_module_mapping", None)
-    return TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING if isinstance(peft_config, IA3Config) else known
 
 
 def _pattern_problems(model: PreTrainedModel, pattern: str) -> Iterator[str]:

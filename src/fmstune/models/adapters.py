@@ -1,7 +1,7 @@
-"""What PEFT needs beyond a configuration: building it from the job, and wrapping a model with it."""
+"""PEFT configurations from the job or a saved adapter, and the model wrapped with them."""
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,7 @@ def with_added_tokens(config: PeftConfig | None, added: Sequence[int]) -> PeftCo
     """The configuration that trains the embeddings of these ids too, where the method can; the base never saw them."""
     if config is None or not added:
         return config
-    names = {field.name for field in fields(config)}
-    if "trainable_token_indices" not in names or config.trainable_token_indices is not None:
+    if getattr(config, "trainable_token_indices", ()) is not None:
         return config
     return replace(config, trainable_token_indices=list(added))
 

@@ -1,4 +1,4 @@
-"""Which base an adapter was tuned on, beside its weights: a path alone says nothing on another machine."""
+"""The base that an adapter was tuned on, in a file with its weights: a path alone says nothing on another machine."""
 
 import hashlib
 import json
@@ -57,7 +57,7 @@ def write_base(base: Base, folder: Path) -> None:
 
 
 def read_base(folder: Path) -> Base | None:
-    """What the adapter says of its base; None where it was not saved by fmstune, or cannot be read."""
+    """The recorded base of an adapter; None where fmstune has not saved it, or the file cannot be read."""
     try:
         return Base(**json.loads((folder / FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -1,9 +1,8 @@
 """Llama and GPTBigCode with the blocks of ibm-fms (foundation-model-stack), under transformers' names.
 
-transformers gives what is around the blocks: the loop over them, the masks, the cache, loading and saving. Norms,
-attention, rotary positions and MLP are ibm-fms' own code. Only their modules are registered under the names that
-transformers has for them, so that weights, adapters and checkpoints are those of transformers, and PEFT, FSDP and TRL
-find what they look for. docs/decisions/0020-fms-backend.md says why not ibm-fms' own adapter.
+Norms, attention, rotary positions and MLP are code of ibm-fms; the loop over the blocks, masks, cache, loading and
+saving are code of transformers. The modules have transformers' names, so PEFT, FSDP, TRL, checkpoints and adapters
+work as with transformers. docs/decisions/0020-fms-backend.md says why not ibm-fms' own adapter.
 """
 
 from collections.abc import Mapping

@@ -12,7 +12,7 @@ def fail_at_once_without_a_network() -> None:
     defaults = http_backoff.__kwdefaults__ or {}
     kinds: list[type[Exception]] = []
     for kind in defaults.get("retry_on_exceptions", ()):
-        # the error of a connection is one of those of the network
+        # ConnectError is a subclass of the network's error
         narrower = kind.__subclasses__()
         others = [one for one in narrower if one.__name__ != "ConnectError"]
         kinds += [kind] if len(others) == len(narrower) else others

@@ -129,10 +129,10 @@ def find_attention(attention: Attention, device: str, precision: Precision) -> s
 
 
 def bits_and_bytes(quantization: Quantization | None, precision: Precision) -> BitsAndBytesConfig | None:
-    """What transformers loads a quantised base by; None leaves it whole.
+    """How transformers loads a quantised base; None for a whole one.
 
-    `peft.prepare_model_for_kbit_training` is not called: it would lift embeddings, norms and output layer to float32,
-    which autocast does where it matters; PEFT freezes the base, and Trainer sees to checkpointing.
+    `peft.prepare_model_for_kbit_training` is not called: it would cast embeddings, norms and output layer to float32,
+    which autocast does where needed; PEFT freezes the base, and Trainer sets up activation checkpointing.
     """
     if quantization is None:
         return None
@@ -184,7 +184,7 @@ def _fms_class(model: Model) -> type[PreTrainedModel]:
 
 
 def _incomplete(place: str, found: Mapping[str, Any], new_modules: Sequence[str]) -> Iterator[Problem]:
-    """Weights that transformers would make up at random, with a warning that nobody reads."""
+    """Weights that transformers would initialise at random, with only a warning."""
     for kind, what in (("missing_keys", "has no weights for"), ("mismatched_keys", "has weights of another shape for")):
         names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in found.get(kind) or ())
         names = [name for name in names if name.partition(".")[0] not in new_modules]

@@ -45,7 +45,7 @@ PROMPTS = (
     "Below is an instruction that describes a task. Write a response.",
     "3 4 15 926, 53589! € and über",
 )
-"""What the logits are compared on; one of the newest tokens is put into each."""
+"""Texts whose logits are compared; one of the newest tokens is put into each."""
 
 
 class Logits(NamedTuple):
@@ -285,7 +285,7 @@ def _report(
 
 @contextmanager
 def _aside(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that is renamed to it, or removed after an error."""
+    """A new folder that is renamed to `out`, or removed after an error."""
     try:
         with write_aside(out) as aside:
             aside.mkdir()

@@ -29,7 +29,7 @@ def save(
     state = None
     if sharding.holds_shard(model):
         state = sharding.gathered(model, trained_only=isinstance(model, PeftModel) and not grown)
-    with sharding.prompt_at_hand(model):
+    with sharding.unshard_prompt(model):
         if not writes:
             return
         with write_aside(folder) as aside:

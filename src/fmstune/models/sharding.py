@@ -23,9 +23,9 @@ _Found = TypeVar("_Found")
 
 
 def set_environment(launcher: Launcher) -> None:
-    """What accelerate and transformers read from the environment only, whoever started this process.
+    """Set the values that accelerate and transformers read from the environment only.
 
-    accelerate chooses the backend by FSDP_STATE_DICT_TYPE (state.py: gloo beside NCCL, to gather on the CPU), and
+    accelerate chooses the backend by FSDP_STATE_DICT_TYPE (state.py: gloo and NCCL, to gather on the CPU), and
     transformers reads weights in one process of a machine by FSDP_CPU_RAM_EFFICIENT_LOADING (distributed/fsdp.py).
     """
     os.environ |= {
@@ -49,16 +49,16 @@ def settings(launcher: Launcher) -> dict[str, Any]:
         **({"transformer_layer_cls_to_wrap": blocks} if blocks else {}),
     }
     if launcher.fsdp_version == 2:
-        reshards = launcher.sharding_strategy is Sharding.full_shard
-        return {"fsdp": True, "fsdp_config": {**config, "reshard_after_forward": reshards}}
-    older = {
-        "reshard_after_forward": launcher.sharding_strategy.value,
-        "backward_prefetch": launcher.backward_prefetch.value,
-        "forward_prefetch": launcher.forward_prefetch,
-        "use_orig_params": launcher.use_orig_params,
-        "sync_module_states": True,
-    }
-    return {"fsdp": True, "fsdp_config": {**config, **older}}
+        config["reshard_after_forward"] = launcher.sharding_strategy is Sharding.full_shard
+    else:
+        config |= {
+            "reshard_after_forward": launcher.sharding_strategy.value,
+            "backward_prefetch": launcher.backward_prefetch.value,
+            "forward_prefetch": launcher.forward_prefetch,
+            "use_orig_params": launcher.use_orig_params,
+            "sync_module_states": True,
+        }
+    return {"fsdp": True, "fsdp_config": config}
 
 
 def blocks_to_wrap(launcher: Launcher) -> list[str]:
@@ -79,12 +79,10 @@ def block_problems(job: Job, model: torch.nn.Module) -> Iterator[Problem]:
 
 
 def keep_exact(plugin: FullyShardedDataParallelPlugin) -> None:
-    """Where a run computes in half precision, let only the computing do so.
+    """Keep half precision to the computing, as transformers' own sharding does (distributed/fsdp.py).
 
-    accelerate 1.15 takes its one dtype for all (utils/dataclasses.py, `set_mixed_precision`): gradients would be added
-    up in it, every loss and log-probability would leave the model rounded to it, and under FSDP1 the frequencies of
-    rotary positions, which are a buffer, would be rounded too. transformers' own sharding leaves them alike
-    (distributed/fsdp.py, `_get_fsdp_policy_kwargs`).
+    accelerate 1.15 uses one dtype for all (utils/dataclasses.py, `set_mixed_precision`): gradients would be summed in
+    it, losses and log-probabilities rounded to it, and under FSDP1 the buffer of rotary frequencies, too.
     """
     if plugin.mixed_precision_policy is None:
         return
@@ -124,7 +122,7 @@ def gathered(model: PreTrainedModel | PeftModel, *, trained_only: bool) -> dict[
 
 
 @contextmanager
-def prompt_at_hand(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+def unshard_prompt(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Unshard a learned prompt, which the root holds: PEFT computes what it saves of it in one process alone."""
     if not (isinstance(model, FSDPModule) and virtual_tokens(model)):
         yield

@@ -1,4 +1,4 @@
-"""What a training left → a model that can be asked: an adapter on its base, or a whole model, with its tokenizer."""
+"""The result of a training → a model that can answer: an adapter on its base, or a whole model, with its tokenizer."""
 
 import json
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def locate(model: str, base: str | None, *, force: bool) -> Place:
         if base is not None:
             raise UserError("--base_model_name_or_path", f": {model} is a whole model and has no base; leave it out")
         with _of_flag("--model"):
-            # said of the model, before its tokenizer is missed
+            # before the tokenizer: its error would not name the model
             architecture.model_configuration(Model(path=place))
         return Place(place, None)
     recorded = base_identity.read_base(Path(config_file).parent)
@@ -88,7 +88,7 @@ def _same_base(model: str, place: Place, recorded: base_identity.Base | None, *,
     assert place.base is not None
     try:
         if recorded is not None and recorded.local and place.base == recorded.id:
-            # a folder that has gone is no hub id, though it may look like one
+            # the name of a missing folder can look like a hub id
             Path(files.resolve(place.base)).resolve(strict=True)
         found = base_identity.identify_base(place.base, place.revision)
     except (OSError, ValueError, UserError) as err:
@@ -127,7 +127,7 @@ def with_base(asked: Scoring | Harness) -> tuple[Place, Place | None]:
 
 
 def _other_vocabulary(base: str, own: Tokenizer, tuned: Tokenizer) -> Iterator[Problem]:
-    """Refuse a base whose tokens differ from those of the tuned model: it would read other words."""
+    """Refuse a base with another vocabulary than the tuned model, as it would read other words."""
     known = tuned.tokenizer.get_vocab()
     different = [(number, token) for token, number in own.tokenizer.get_vocab().items() if known.get(token) != number]
     if different:
@@ -144,7 +144,7 @@ def positions(model: Tuned) -> int | None:
 
 
 def load_tuned(place: Place, tokenizer: Tokenizer, *, dtype: Dtype, attention: Attention, device: Device) -> Tuned:
-    """The model on its device, ready to be asked; raises UserError where it cannot be had."""
+    """The model on its device, in evaluation mode; raises UserError where it cannot be loaded."""
     with _of_flag("--device"):
         where = models.find_device(device)
     # the weights of an adapter's base, and of a model that is not trained, can have half the bits on a GPU
@@ -163,7 +163,7 @@ def load_tuned(place: Place, tokenizer: Tokenizer, *, dtype: Dtype, attention: A
 def in_turn(
     asked: Scoring | Harness, place: Place, base: Place | None, tokenizer: Tokenizer
 ) -> Iterator[tuple[str, Tuned]]:
-    """The tuned model, then its base where there is one; who lets go of the first has one in memory at a time."""
+    """Yield the tuned model, then its base if any; delete the first before the second is loaded, to save memory."""
     for name, one in (("tuned", place), ("base", base)):
         if one is not None:
             yield name, load_tuned(one, tokenizer, dtype=asked.dtype, attention=asked.attention, device=asked.device)
@@ -191,14 +191,14 @@ def tokenizer_of(place: Place) -> Tokenizer:
 
 
 def grow(base: PreTrainedModel, tokenizer: Tokenizer) -> None:
-    """Make room in the base for the tokens that the run had added; what they mean comes with the adapter."""
+    """Make room in the base for the tokens that the run added; their embeddings come with the adapter."""
     rows = base.get_input_embeddings().weight.shape[0]
     if len(tokenizer.tokenizer) > rows:
         models.add_tokens(base, tokenizer.tokenizer, range(rows, len(tokenizer.tokenizer)))
 
 
 def adapted(base: PreTrainedModel | PeftModel, adapter: str, name: str = "default") -> PeftModel:
-    """The base with this adapter, beside those that it has; raises UserError where it does not fit."""
+    """The base with this adapter in addition to earlier ones; raises UserError where it does not fit."""
     config = adapter_config(adapter)
     try:
         if isinstance(base, PeftModel):

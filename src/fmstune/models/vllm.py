@@ -2,7 +2,7 @@
 
 vLLM (vllm/lora: peft_helper.py, lora_model.py, until 0.11 models.py) takes tensors named `….lora_A.weight`,
 `….lora_B.weight`, `….lora_embedding_A` and `…_B`, and raises at any other. Until 0.11 it reads the rows of added
-tokens from `new_embeddings.safetensors`, for those of `embed_tokens` and `lm_head` that have LoRA tensors of their own;
+tokens from `new_embeddings.safetensors`, if `embed_tokens` and `lm_head` have LoRA tensors of their own;
 from 0.12 on an adapter adds no tokens (vllm-project/vllm#28382).
 """
 
@@ -27,7 +27,7 @@ from fmstune.models.tuned import Place
 
 NEW_EMBEDDINGS = "new_embeddings.safetensors"
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What every version of vLLM takes as `--max-lora-rank`."""
+"""Values of `--max-lora-rank` that every version of vLLM takes."""
 
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"\.(lora_[AB]\.weight|lora_embedding_[AB])$")
@@ -150,7 +150,7 @@ def token_problems(
         trained = f"{model} trained the embeddings of tokens that the base has rows for (first {within[0]})"
         yield _refusal(f"{trained}, and vLLM reads the embeddings of the base")
     if added and _last(embeddings.input) != "embed_tokens":
-        reads = f"vLLM reads such of models whose embedding is called embed_tokens, not {_last(embeddings.input)}"
+        reads = f"vLLM reads added tokens only of an embedding called embed_tokens, not {_last(embeddings.input)}"
         yield _refusal(f"{model} added {_tokens(len(added))}, and {reads}")
     if added and (gone := needed - saved.tables.keys()):
         what = " and no ".join(sorted(gone))

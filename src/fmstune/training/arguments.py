@@ -39,11 +39,10 @@ def training_arguments(job: Job, objective: BaseObjective, checked: Checked, fol
         "dataloader_pin_memory": checked.device == "cuda",
     }
     try:
-        config_class = getattr(trl, job.objective.config_class.removeprefix("trl."))
-        made: TrainingArguments = config_class(**{**defaults, **given, **derived})
+        config_class: type[TrainingArguments] = getattr(trl, job.objective.config_class.removeprefix("trl."))
+        return config_class(**{**defaults, **given, **derived})
     except (TypeError, ValueError) as err:
         raise UserError("training", f": {job.objective.config_class} refuses these fields: {err}") from err
-    return made
 
 
 def _sharing(job: Job, checked: Checked) -> dict[str, Any]:

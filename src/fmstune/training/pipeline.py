@@ -48,10 +48,10 @@ def check(job: Job) -> int:
     rows: Rows | None = None
     prepared: Prepared | None = None
     with collect_problems(problems):
-        checked = preflight.check_job(job, device_at_hand=False)
+        checked = preflight.check_job(job, device_here=False)
         _check_arguments(job, checked)
     with collect_problems(problems, new_fields=True):
-        tokenizer = preflight.tokenizer_at_hand(job)
+        tokenizer = preflight.available_tokenizer(job)
         if tokenizer is None:
             rows = planning.estimate_rows(job)
         else:

@@ -1,4 +1,4 @@
-"""What the runner checks before it reads a weight: the model's shape, its adapter, the device and the libraries."""
+"""The checks of the runner before it reads a weight: the model's shape, its adapter, the device and the libraries."""
 
 import copy
 import dataclasses
@@ -40,7 +40,7 @@ class Checked:
     notes: tuple[str, ...] = ()
 
 
-def check_job(job: Job, *, device_at_hand: bool = True) -> Checked:
+def check_job(job: Job, *, device_here: bool = True) -> Checked:
     """Check model, adapter and device, or plan for a GPU that is not here; raises UserError with all problems."""
     problems: list[Problem] = []
     notes: list[str] = []
@@ -48,7 +48,7 @@ def check_job(job: Job, *, device_at_hand: bool = True) -> Checked:
     try:
         device = load.find_device(job.launcher.device)
     except UserError as err:
-        if device_at_hand:
+        if device_here:
             problems += err.problems
         else:
             how = "" if job.launcher.device_gib else "; launcher.device_gib=80 says what fits into one of 80 GiB"
@@ -68,7 +68,7 @@ def check_job(job: Job, *, device_at_hand: bool = True) -> Checked:
         fp16=job.training.get("fp16"),
     )
     problems += [*precision_problems(situation), *compile_problems(job.training)]
-    problems += _device_problems(job, device, here=device_at_hand)
+    problems += _device_problems(job, device, here=device_here)
     resolved = resolve_precision(situation)
     # ibm-fms has no other
     asked = Attention.sdpa if job.model.backend is Backend.fms else job.model.attention
@@ -91,7 +91,7 @@ def _shape(job: Job) -> tuple[PreTrainedConfig, PeftConfig | None, Dimensions]:
 
 
 def _device_problems(job: Job, device: str, *, here: bool) -> Iterator[Problem]:
-    """What the job needs of the device, and `here`, where it is to run, of this machine too."""
+    """Needs of the job that the device does not meet, or `here`, where the job will run, this machine."""
     if job.training.get("activation_offloading") and device == "cpu":
         text = "needs an accelerator, and the device is the CPU; set it to false"
         yield Problem("training.activation_offloading", text)
@@ -122,7 +122,7 @@ def _backends() -> list[str]:
 
 
 def optimizer_problems(arguments: TrainingArguments) -> Iterator[Problem]:
-    """What the optimizer or its schedule refuses; transformers would find out after the base model's evaluation."""
+    """Values that the optimizer or its schedule refuses, which transformers would do after the base's evaluation."""
     # these look at the model, which is not there yet
     if arguments.optim.value.startswith(("galore", "apollo", "lomo", "adalomo")):
         return
@@ -178,7 +178,7 @@ def _added_token_notes(checked: Checked, tokenizer: Tokenizer) -> Iterator[str]:
         yield f"{one if count == 1 else several} the mean of the old ones under an adapter"
 
 
-def tokenizer_at_hand(job: Job) -> Tokenizer | None:
+def available_tokenizer(job: Job) -> Tokenizer | None:
     """The tokenizer, if it can be had without the network where the job can be checked without it too."""
     if job.model.architecture is None:
         return load.load_tokenizer(job.model)

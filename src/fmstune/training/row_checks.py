@@ -1,4 +1,4 @@
-"""What the rows of a job must satisfy: lengths that the model has positions for, batches, and labels."""
+"""Rules on the rows of a job: lengths that the model has positions for, batches, and labels."""
 
 import re
 from collections.abc import Iterator

@@ -91,7 +91,7 @@ class RunMixin(Trainer):
             super().save_model(output_dir, _internal_call)
             return
         state = sharding.gathered(self.model, trained_only=isinstance(self.model, PeftModel))
-        with sharding.prompt_at_hand(self.model):
+        with sharding.unshard_prompt(self.model):
             self._save(output_dir, state_dict=state)
 
     def about(self) -> CheckpointFacts:

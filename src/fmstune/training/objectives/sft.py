@@ -138,7 +138,7 @@ class Sft(BaseObjective):
         return {"max_length": self.job.data.max_length if packs else None, "completion_only_loss": False}
 
     def prepare_trainer(self, trainer: SftTrainer, held_out: Mapping[str, Dataset]) -> None:
-        """Let the model answer a sample of the held-out rows at each evaluation, where that is asked for."""
+        """Let the model answer a sample of the held-out rows at each evaluation, where `evaluation.sample` is set."""
         if self.job.evaluation.sample and held_out:
             trainer.answer_sample = lambda: self._score_sample(trainer, held_out)
 

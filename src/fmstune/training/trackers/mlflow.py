@@ -19,7 +19,7 @@ class MlflowTracker(Tracker):
     """A run of MLflow, by its client alone: nothing global is set."""
 
     PARAMS_AT_ONCE = 100
-    """What a server takes in one request (MLflow's REST API, "Log Batch")."""
+    """Parameters that a server takes in one request (MLflow's REST API, "Log Batch")."""
 
     tracking_uri: str | None = "sqlite:///mlflow.db"
     """Database or server, as MLflow writes it; null takes the environment variable MLFLOW_TRACKING_URI."""
