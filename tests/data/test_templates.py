@@ -38,6 +38,11 @@ def test_blocks_can_come_again_and_in_loops() -> None:
     ]
 
 
+def test_all_of_a_block_is_trained_even_where_it_holds_another() -> None:
+    text = "{{ q }}{% generation %}a{% generation %}{{ a }}{% endgeneration %}b{% endgeneration %}."
+    assert rendered(text, q="1", a="x") == [("1", False), ("axb", True), (".", False)]
+
+
 def test_what_a_row_holds_is_text_and_no_template() -> None:
     hostile = "{% generation %}{{ 7 * 7 }}{% endgeneration %} \0"
     assert rendered("{{ q }}{% generation %}{{ a }}{% endgeneration %}", q=hostile, a=hostile) == [

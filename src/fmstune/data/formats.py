@@ -80,8 +80,9 @@ def text(
 def alpaca(row: Mapping[str, Any], *, asking: bool = False) -> list[Segment]:
     """Stanford Alpaca's prompts, as they were published; a row without `input` has a prompt of its own."""
     has_input = row.get("input", "") not in ("", None)
+    columns = ("instruction", "input") if has_input else ("instruction",)
     shape = ALPACA_WITH_INPUT if has_input else ALPACA_WITHOUT_INPUT
-    prompt = shape.format_map({name: _column(row, name) for name in ("instruction", "input")[: 1 + has_input]})
+    prompt = shape.format_map({name: _column(row, name) for name in columns})
     return [Segment(prompt, trained=False), Segment(f" {_answer(row, 'output', asking)}", trained=True)]
 
 

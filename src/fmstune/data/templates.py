@@ -81,4 +81,4 @@ class _Generation(Extension):
         return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
 
     def _mark(self, caller: Macro) -> str:
-        return f"{_MARK}{caller()}{_MARK}"
+        return f"{_MARK}{caller().replace(_MARK, '')}{_MARK}"
