@@ -105,13 +105,16 @@ def format_rows(split: Iterable[Row], recipe: Recipe, ledger: Ledger, problems: 
     for row in _readable(split, problems):
         ledger.rows_read += 1
         try:
-            made = _format(row, recipe.format)
+            made = format_row(recipe.format, row.values)
         except TemplateMissing as err:
             ledger.rows_without_template += 1
             if strict:
                 problems.add_row(row, f"{err}; fix the row, set data.response_template or data.untrainable=drop")
         except RowProblem as err:
             problems.add_row(row, str(err))
+        except Exception as err:
+            err.add_note(f"while formatting {row.file}, row {row.number}")
+            raise
         else:
             ledger.rows_formatted += 1
             if template and isinstance(made, list) and repeats_template(made, template):
@@ -131,13 +134,3 @@ def _readable(split: Iterable[Row], problems: RowProblems) -> Iterator[Row]:
     except UserError as err:
         for problem in err.problems:
             problems.add(problem)
-
-
-def _format(row: Row, format: Format) -> Formatted:
-    try:
-        return format_row(format, row.values)
-    except (RowProblem, UserError):
-        raise
-    except Exception as err:
-        err.add_note(f"while formatting {row.file}, row {row.number}")
-        raise

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,12 @@ def compare_runs(request: Comparison) -> int:
 
 def _csv(runs: Sequence[Run], columns: Sequence[Column], refused: Sequence[Point]) -> str:
     """Return a line for each run: the settings that differ, and every number of its summary at full precision."""
-    rows = [dict(_row(run, index, columns)) for index, run in enumerate(runs)]
+    rows: list[dict[str, Any]] = []
+    for index, run in enumerate(runs):
+        settings = {column.name: ranking.short_value(column.values[index]) for column in columns}
+        figures = {name: value for name in flatten(run.summary) if (value := run.figure(name)) is not None}
+        known = {"run": run.folder.name, "status": run.status, "error": run.error or ""}
+        rows.append({**known, ranking.SEED: run.job.get(ranking.SEED), **settings, **figures})
     for point in refused:
         typed = dict(word.partition("=")[::2] for word in point.overrides)
         settings = {name: typed.get(name, "") for name in (ranking.SEED, *(column.name for column in columns))}
@@ -72,16 +77,6 @@ def _csv(runs: Sequence[Run], columns: Sequence[Column], refused: Sequence[Point
     writer.writeheader()
     writer.writerows(rows)
     return file.getvalue()
-
-
-def _row(run: Run, index: int, columns: Sequence[Column]) -> Iterator[tuple[str, Any]]:
-    yield from (("run", run.folder.name), ("status", run.status), ("error", run.error or ""))
-    yield ranking.SEED, run.job.get(ranking.SEED)
-    for column in columns:
-        yield column.name, ranking.short_value(column.values[index])
-    for name in flatten(run.summary):
-        if (value := run.figure(name)) is not None and name != ranking.SEED:
-            yield name, value
 
 
 def _write(flag: str, files: dict[Path, str]) -> None:

@@ -14,6 +14,7 @@ from fmstune.runs.report.cells import MISSING, Cell, change_cell, number_cell, s
 from fmstune.runs.report.charts import Axes, Line
 from fmstune.runs.report.document import Block, Charts, Command, Document, Example, More, Text, make_table
 from fmstune.runs.report.run_data import Run
+from fmstune.runs.report.terminal_summary import plan_rows
 from fmstune.tables import show_bytes
 
 _COUNTS = frozenset({"rows", "rows_left_out", "answers_too_long", "answer_tokens"})
@@ -171,15 +172,7 @@ def _plan(run: Run) -> Iterator[Block]:
     plan = run.summary.get("plan") or {}
     if not plan:
         return
-    peak, before = run.figure("peak_memory_bytes"), run.figure("memory_before_model_bytes")
-    used = peak - before if peak is not None and before is not None else None
-    parameters = plan.get("base_parameters", 0) + plan.get("adapter_parameters", 0)
-    rows: list[list[object]] = [
-        ["memory", _bytes_cell(plan.get("total")), _bytes_cell(used)],
-        ["steps", plan.get("total_steps"), run.figure("steps")],
-        ["parameters", parameters, run.figure("total_parameters")],
-        ["trainable", plan.get("trainable_parameters"), run.figure("trainable_parameters")],
-    ]
+    rows = [[name, *(map(_bytes_cell, pair) if name == "memory" else pair)] for name, *pair in plan_rows(run.summary)]
     yield make_table(("", "planned", "actual"), rows)
     parts = ", ".join(f"{name} {show_bytes(value)}" for name, value in plan.get("memory", {}).items() if value)
     yield Text(f"Planned memory: {parts}. Actual memory leaves out what the libraries take before the model is loaded.")

@@ -2,10 +2,12 @@
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fmstune import tables
+from fmstune.config.compare_by import figure
 from fmstune.config.metrics import Place, Table, names_at
 from fmstune.runs import run_folder
 from fmstune.tables import show_bytes
@@ -79,22 +81,21 @@ def _cost(summary: Mapping[str, Any]) -> Iterator[str]:
     if summary.get("positions"):
         tokens, positions = summary["tokens_trained_on"], summary["positions"]
         yield f"{tokens:,} tokens in {positions:,} positions ({tokens / positions:.1%}; the rest is padding)"
-    plan = summary.get("plan") or {}
-    if plan:
-        yield from _plan_against_actual(plan, summary)
+    if summary.get("plan"):
+        rows = []
+        for name, *pair in plan_rows(summary):
+            show = show_bytes if name == "memory" else "{:,}".format
+            rows.append((name, *("-" if number is None else show(int(number)) for number in pair)))
+        yield ""
+        yield from tables.lines(("", "planned", "actual"), rows, least=(22, 13, 13))
 
 
-def _plan_against_actual(plan: Mapping[str, Any], summary: Mapping[str, Any]) -> Iterator[str]:
-    # the libraries take their share before the model is there, and no plan can say how much
-    used = summary["peak_memory_bytes"] - summary["memory_before_model_bytes"]
-    counts = (
-        ("steps", plan["total_steps"], summary["steps"]),
-        ("parameters", plan["base_parameters"] + plan["adapter_parameters"], summary["total_parameters"]),
-        ("trainable", plan["trainable_parameters"], summary["trainable_parameters"]),
-    )
-    rows = [
-        ("memory", show_bytes(plan["total"]), show_bytes(used)),
-        *((label, f"{a:,}", f"{b:,}") for label, a, b in counts),
-    ]
-    yield ""
-    yield from tables.lines(("", "planned", "actual"), rows, least=(22, 13, 13))
+def plan_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, float | None, float | None]]:
+    """Yield the planned and the actual memory in bytes, steps and parameters; None where a number is not known."""
+    plan, actual = summary["plan"], partial(figure, summary)
+    peak, before = actual("peak_memory_bytes"), actual("memory_before_model_bytes")
+    # the libraries take their share before the model is loaded, which no plan can know
+    yield "memory", plan.get("total"), None if peak is None or before is None else peak - before
+    yield "steps", plan.get("total_steps"), actual("steps")
+    yield "parameters", plan.get("base_parameters", 0) + plan.get("adapter_parameters", 0), actual("total_parameters")
+    yield "trainable", plan.get("trainable_parameters"), actual("trainable_parameters")
