@@ -32,10 +32,8 @@ def device_memory(work: Work) -> Memory:
     """Bytes that one device holds in a step, part by part."""
     d, precision, sharing = work.dimensions, work.machine.precision, work.sharing
     trained = BYTES[precision.trained]
-    whole = d.base_parameters - d.quantised_parameters
-    models = 1 + work.training.frozen_copies
-    weights = models * (whole * BYTES[precision.weights] + d.quantised_bytes)
-    weights += d.adapter_parameters * BYTES["float32"]
+    base = (d.base_parameters - d.quantised_parameters) * BYTES[precision.weights] + d.quantised_bytes
+    weights = (1 + work.training.frozen_copies) * base + d.adapter_parameters * BYTES["float32"]
     gradients = d.trainable_parameters * trained
     optimizer = optimizer_bytes(work.training.optim, d, trained)
     if sharing.sharded_over > 1 or sharing.cpu_offload:
@@ -180,9 +178,8 @@ def _block_bytes(work: Work) -> float:
     d, precision = work.dimensions, work.machine.precision
     size = BYTES[precision.autocast or precision.weights]
     mask = _mask_bytes(work, size)
-    full = d.adapter_parameters == 0
     norms = 2 * 4 * d.hidden_size
-    if full and d.rms_norm:
+    if d.adapter_parameters == 0 and d.rms_norm:
         norms += 2 * BYTES[precision.weights] * d.hidden_size
     attention = 2 * (d.heads + d.kv_heads) * d.head_dim * size
     mlp = d.mlp_kept * d.intermediate_size * size
@@ -206,12 +203,12 @@ def _mask_bytes(work: Work, size: int) -> int:
 def _score_bytes(work: Work, size: int, mask: int) -> int:
     """Bytes of one position's attention scores: the softmax in float32, its 16-bit copy, and dropout's."""
     d, machine = work.dimensions, work.machine
-    if machine.attention != "eager" and not (d.dropout and machine.device != "cuda"):
-        return 0
+    scores = d.heads * positions_scored(work)
     if machine.attention != "eager":
-        return d.heads * positions_scored(work) * 3 * 4  # torch's math kernel does it all in float32
+        # torch's math kernel does it all in float32
+        return scores * 3 * 4 if d.dropout and machine.device != "cuda" else 0
     copy = size if d.dropout or size < 4 else 0
-    return d.heads * positions_scored(work) * (4 + copy + (mask if d.dropout else 0))
+    return scores * (4 + copy + (mask if d.dropout else 0))
 
 
 def _input_bytes(work: Work, size: int) -> float:

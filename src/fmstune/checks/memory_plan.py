@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from fmstune.checks.memory import OPTIMIZER_STATES, Memory, device_memory, optimizer_bytes, optimizer_family
 from fmstune.checks.plan_inputs import Sharing, Training, Work, positions_scored, row_count, row_length
@@ -128,19 +128,18 @@ def _mean_length(work: Work) -> float:
 
 def render_plan(plan: Plan) -> str:
     """The plan as a table for the terminal."""
-    t, machine, held = plan.work.training, plan.work.machine, plan.memory
+    t, machine = plan.work.training, plan.work.machine
     share = 100 * plan.trainable_parameters / (plan.base_parameters + plan.adapter_parameters)
-    parts = ("weights", "gradients", "optimizer", "activations", "logits")
-    split = ", ".join(f"{part} {show_bytes(getattr(held, part))}" for part in parts)
+    split = ", ".join(f"{part} {show_bytes(held)}" for part, held in asdict(plan.memory).items())
     length = "max_steps" if t.max_steps >= 0 else f"{t.num_train_epochs:g} epochs"
     batch = f"{t.per_device_train_batch_size} rows x {t.gradient_accumulation_steps} accumulated"
     if plan.work.sharing.processes > 1:
         batch += f" x {plan.work.sharing.processes} processes"
-    tokens = f"{plan.tokens_per_epoch:,} an epoch"
-    epoch = f"{plan.steps_per_epoch:,} an epoch, "
-    estimated = f"≈ {tokens}, estimated from characters"
+    tokens, epoch = f"{plan.tokens_per_epoch:,} an epoch", f"{plan.steps_per_epoch:,} an epoch, "
     if plan.work.rows.streamed:
-        epoch, estimated = "", f"≈ {plan.tokens_per_epoch:,} in all, if they go on like the first rows"
+        tokens, epoch = f"≈ {plan.tokens_per_epoch:,} in all, if they go on like the first rows", ""
+    elif plan.tokens_estimated:
+        tokens = f"≈ {tokens}, estimated from characters"
     d = plan.work.dimensions
     quantised = f"quantised {d.quantised_parameters:,} of the base, in {show_bytes(d.quantised_bytes)}"
     lines = [
@@ -152,7 +151,7 @@ def render_plan(plan: Plan) -> str:
         ("memory", f"{show_bytes(plan.total)}{_where(plan.work.sharing)}, estimated"),
         ("", split),
         ("steps", f"{plan.total_steps:,} ({length}, {epoch}{batch})"),
-        ("tokens", estimated if plan.tokens_estimated else tokens),
+        ("tokens", tokens),
         ("", f"at most {plan.positions_per_step:,} positions a step, padding included"),
         ("checkpoint", show_bytes(plan.checkpoint_bytes)),
         *(("note", note) for note in plan.notes),

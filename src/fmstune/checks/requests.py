@@ -23,7 +23,15 @@ def run_model(given: str) -> str:
 def generation_problems(request: Generation, data_format: str | None) -> Iterator[Problem]:
     """Yield the problems of `fmstune generate`; `data_format` is the choice of `--format`."""
     yield from _model_problems(request)
-    yield from _prompt_problems(request)
+    prompts = [f"--{name}" for name in PROMPTS if getattr(request, name) is not None]
+    if not prompts:
+        yield NOTHING_TO_ASK
+    elif len(prompts) > 1:
+        yield Problem(" and ".join(prompts), "exclude each other; give one of them")
+    if request.text_file not in (None, "-"):
+        yield from files.absent("--text_file", str(request.text_file))
+    if request.rows_file is not None:
+        yield from files.absent("--rows_file", request.rows_file)
     if request.rows_file is not None and data_format is None:
         yield Problem("--rows_file", "needs --format, which makes prompts of rows, such as --format alpaca")
     path = Path(request.out_file)
@@ -41,19 +49,6 @@ def generation_problems(request: Generation, data_format: str | None) -> Iterato
     unused = [f"--{name}" for name in SAMPLING if getattr(request, name) is not None]
     if unused and not request.do_sample:
         yield Problem(", ".join(unused), ": no effect without --do_sample; add it, or leave the others out")
-
-
-def _prompt_problems(request: Generation) -> Iterator[Problem]:
-    given = {name: getattr(request, name) for name in PROMPTS}
-    named = [f"--{name}" for name, value in given.items() if value is not None]
-    if not named:
-        yield NOTHING_TO_ASK
-    elif len(named) > 1:
-        yield Problem(" and ".join(named), "exclude each other; give one of them")
-    if request.text_file not in (None, "-"):
-        yield from files.absent("--text_file", str(request.text_file))
-    if request.rows_file is not None:
-        yield from files.absent("--rows_file", request.rows_file)
 
 
 def _out_file_problems(path: Path, suffixes: tuple[str, ...], what: str) -> Iterator[Problem]:

@@ -46,7 +46,13 @@ def resume_problems(job: Job) -> Iterator[Problem]:
         if not any(folder.glob(found)):
             text = f": {folder} has no {name}; give a checkpoint that was saved without training.save_only_model"
             yield Problem("training.resume", text)
-    yield from _step_problems(folder, job.training.get("max_steps", -1))
+    steps = job.training.get("max_steps", -1)
+    try:
+        if 0 < steps <= (done := steps_done(folder)):
+            left = f"training.max_steps={steps} leaves nothing to train"
+            yield Problem("training.resume", f": {folder} is at step {done}, so {left}")
+    except UserError as err:
+        yield from err.problems
     yield from _change_problems(job, folder.resolve().parent / run_folder.JOB)
 
 
@@ -63,17 +69,6 @@ def steps_done(checkpoint: Path) -> int:
         return int(json.loads(state.read_text(encoding="utf-8"))["global_step"])
     except (ValueError, KeyError, TypeError, OSError) as err:
         raise UserError("training.resume", f": {state} is damaged; give an earlier checkpoint") from err
-
-
-def _step_problems(checkpoint: Path, max_steps: int) -> Iterator[Problem]:
-    try:
-        done = steps_done(checkpoint)
-    except UserError as err:
-        yield from err.problems
-        return
-    if 0 < max_steps <= done:
-        left = f"training.max_steps={max_steps} leaves nothing to train"
-        yield Problem("training.resume", f": {checkpoint} is at step {done}, so {left}")
 
 
 def _change_problems(job: Job, job_file: Path) -> Iterator[Problem]:

@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,12 @@ def run_harness(request: Harness) -> int:
     evaluator.get_git_commit_hash = lambda: None
     include = None if request.include_path is None else str(Path(request.include_path).expanduser())
     manager = TaskManager(include_path=include)
-    raise_if_any(_unknown(request.tasks, manager))
+    hint = "; --include_path adds a folder of your own"
+    raise_if_any(
+        Problem("--tasks", f": the harness has no task {name!r}{did_you_mean(name, manager.all_tasks) or hint}")
+        for name in request.tasks
+        if name not in manager.task_index
+    )
     place, base = tuned.with_base(request)
     tokenizer = tuned.tokenizer_of(place)
     generates = _load(request, manager)
@@ -40,14 +45,6 @@ def run_harness(request: Harness) -> int:
         del model
     _report(request, found, base.model if base is not None and "base" in found else None)
     return 0
-
-
-def _unknown(tasks: Sequence[str], manager: Any) -> Iterator[Problem]:
-    for name in tasks:
-        if name not in manager.task_index:
-            hint = did_you_mean(name, manager.all_tasks)
-            hint = hint or "; --include_path adds a folder of your own"
-            yield Problem("--tasks", f": the harness has no task {name!r}{hint}")
 
 
 def _load(request: Harness, manager: Any) -> bool:

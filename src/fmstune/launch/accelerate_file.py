@@ -26,6 +26,10 @@ _REFUSED_WHEN_SET = {
     "mpirun_config": "processes are started by torch's elastic launcher",
     "dynamo_config": "set training.torch_compile",
 }
+_TAKEN = {
+    "gpu_ids": (("all",), "set the environment variable CUDA_VISIBLE_DEVICES"),
+    "mixed_precision": (("no", "false", "bf16", "fp16"), "model.dtype sets the precision"),
+}
 _SHARDING = {
     **{name: name for name in ("full_shard", "shard_grad_op", "hybrid_shard")},
     "1": "full_shard",
@@ -91,9 +95,9 @@ def values_of(tree: Any, path: Path | str) -> dict[str, Any]:
 
 def _top(tree: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
     found: dict[str, Any] = {name: tree[name] for name in SAME_NAME if tree.get(name) is not None}
-    known = (*SAME_NAME, *_WITHOUT_EFFECT, *_REFUSED_WHEN_SET, "distributed_type", "mixed_precision", "use_cpu")
+    known = (*SAME_NAME, *_WITHOUT_EFFECT, *_REFUSED_WHEN_SET, *_TAKEN, "distributed_type", "use_cpu", "fsdp_config")
     for name in tree:
-        if name not in (*known, "fsdp_config", "gpu_ids"):
+        if name not in known:
             problems.append(Problem(name, f"is unknown{did_you_mean(str(name), known)}"))
     for name, hint in _REFUSED_WHEN_SET.items():
         if tree.get(name):
@@ -102,15 +106,10 @@ def _top(tree: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
     if kind in _STRATEGIES:
         found["strategy"] = _STRATEGIES[kind]
     else:
-        problems.append(Problem("", f"distributed_type {kind} is not one of {', '.join(_STRATEGIES)}"))
-    if str(tree.get("gpu_ids") or "all") != "all":
-        problems.append(
-            Problem("", f"gpu_ids {tree['gpu_ids']} is not taken; set the environment variable CUDA_VISIBLE_DEVICES")
-        )
-    if str(tree.get("mixed_precision") or "no").lower() not in ("no", "false", "bf16", "fp16"):
-        problems.append(
-            Problem("", f"mixed_precision {tree['mixed_precision']} is not taken; model.dtype sets the precision")
-        )
+        problems.append(Problem("distributed_type", f"{kind} is not one of {', '.join(_STRATEGIES)}"))
+    for name, (words, hint) in _TAKEN.items():
+        if str(tree.get(name) or words[0]).lower() not in words:
+            problems.append(Problem(name, f"{tree[name]} is not taken; {hint}"))
     if tree.get("use_cpu"):
         found["device"] = "cpu"
     return found

@@ -65,29 +65,24 @@ def submit(job: Job, folder: Path, flags: Sequence[str] = ()) -> str:
     # of two equal commands at once, the second finds the number that the first has left
     with run_folder.lock_folder(folder):
         raise_if_queued(folder)
-        return _submit(job, folder, flags)
-
-
-def _submit(job: Job, folder: Path, flags: Sequence[str]) -> str:
-    text = script(job, folder.resolve(), flags)
-    summary = folder / run_folder.SUMMARY
-    former = summary.read_text(encoding="utf-8") if summary.is_file() else None
-    (folder / SCRIPT).write_text(text, encoding="utf-8")
-    # before it is submitted: it may start at once
-    run_folder.update_summary(folder, {"status": QUEUED, "error": None, "name": job.name})
-    # the parent sets it for itself, to see Hydra's exceptions
-    env = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
-    words = ["sbatch", "--parsable", str(folder / SCRIPT)]
-    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        (folder / SCRIPT).unlink()
-        summary.unlink() if former is None else summary.write_text(former, encoding="utf-8")
-        said = " ".join(done.stderr.replace("sbatch: error: ", "").split())
-        raise UserError("launcher.slurm", f": sbatch refuses the job ({said})")
-    # with several clusters it is NUMBER;CLUSTER
-    number = done.stdout.strip().partition(";")[0]
-    (folder / JOB_ID).write_text(number + "\n", encoding="utf-8")
-    return number
+        summary = folder / run_folder.SUMMARY
+        former = summary.read_text(encoding="utf-8") if summary.is_file() else None
+        (folder / SCRIPT).write_text(script(job, folder.resolve(), flags), encoding="utf-8")
+        # before it is submitted: it may start at once
+        run_folder.update_summary(folder, {"status": QUEUED, "error": None, "name": job.name})
+        # the parent sets it for itself, to see Hydra's exceptions
+        env = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
+        words = ["sbatch", "--parsable", str(folder / SCRIPT)]
+        done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            (folder / SCRIPT).unlink()
+            summary.unlink() if former is None else summary.write_text(former, encoding="utf-8")
+            said = " ".join(done.stderr.replace("sbatch: error: ", "").split())
+            raise UserError("launcher.slurm", f": sbatch refuses the job ({said})")
+        # with several clusters it is NUMBER;CLUSTER
+        number = done.stdout.strip().partition(";")[0]
+        (folder / JOB_ID).write_text(number + "\n", encoding="utf-8")
+        return number
 
 
 def raise_if_queued(folder: Path) -> None:
