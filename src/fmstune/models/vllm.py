@@ -36,14 +36,12 @@ _ROWS = re.compile(r"^(.+?)(?:\.token_adapter)?\.trainable_tokens_delta$")
 
 
 class Embeddings(NamedTuple):
-    """The embeddings of the base, as it was before tokens were added."""
+    """The embeddings of the base before tokens were added: their size, and the names of the two modules."""
 
     rows: int
     hidden_size: int
     input: str
-    """Name of the module."""
     output: str
-    """Name of the module."""
     tied: bool
     """Whether the two are one matrix."""
 

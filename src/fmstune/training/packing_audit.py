@@ -1,9 +1,8 @@
 """Whether packed documents see each other: the model's own log-probabilities, packed and alone."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate, cycle, islice, pairwise
+from itertools import cycle, islice, pairwise
 from typing import Any
 
 import torch
@@ -92,19 +91,22 @@ def audit_packing(
     collated = collate([_example(row, packs=packs) for row in rows])
     packed = {key: value for key, value in collated.items() if key not in ("labels", PADDING)}
     laid_flat = len(packed["input_ids"]) == 1
-    places = list(_places([[ids for row in rows for ids in row]] if laid_flat else rows))
+    lengths = [[len(ids) for ids in row] for row in ([found] if laid_flat else rows)]
     device = found[0].device
-    with _evaluating(model):
-        alone = [_scores(row, ids) for row, ids in zip(_logits(model, _padded(found), device), found, strict=True)]
+    # one document a row, padded at its end, which no token sees
+    padded = {"input_ids": torch.nn.utils.rnn.pad_sequence(list(found), batch_first=True)}
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        alone = [_scores(row, ids) for row, ids in zip(_logits(model, padded, device), found, strict=True)]
         differences = []
         for batch in (packed, {"input_ids": packed["input_ids"]}):
-            logits = _logits(model, batch, device)
-            differences.append(
-                max(
-                    (_scores(logits[row, start : start + len(ids)], ids) - expected).abs().mean().item()
-                    for (row, start), ids, expected in zip(places, found, alone, strict=True)
-                )
-            )
+            logits = zip(_logits(model, batch, device), lengths, strict=True)
+            parts = [part for row, sizes in logits for part in row[: sum(sizes)].split(sizes)]
+            scores = [_scores(part, ids) for part, ids in zip(parts, found, strict=True)]
+            moved = [(one - other).abs().mean().item() for one, other in zip(scores, alone, strict=True)]
+            differences.append(max(moved))
+    model.train(was_training)
     return Audit(len(found), differences[0], differences[1], tolerance)
 
 
@@ -112,21 +114,6 @@ def _example(row: Sequence[torch.Tensor], *, packs: bool) -> dict[str, Any]:
     ids = torch.cat(list(row)).tolist()
     example = {"input_ids": ids, "labels": ids}
     return {**example, DOCUMENTS: [len(document) for document in row]} if packs else example
-
-
-def _places(rows: Sequence[Sequence[torch.Tensor]]) -> Iterator[tuple[int, int]]:
-    """Row and first position of each document."""
-    for number, row in enumerate(rows):
-        yield from ((number, start) for start in accumulate([len(ids) for ids in row[:-1]], initial=0))
-
-
-def _padded(found: Sequence[torch.Tensor]) -> dict[str, Any]:
-    """One document a row, filled up at its end, where it cannot be seen from before."""
-    pad = torch.nn.utils.rnn.pad_sequence
-    return {
-        "input_ids": pad(list(found), batch_first=True),
-        "attention_mask": pad([torch.ones_like(ids) for ids in found], batch_first=True),
-    }
 
 
 def _logits(model: torch.nn.Module, batch: Mapping[str, Any], device: torch.device) -> torch.Tensor:
@@ -144,14 +131,3 @@ def _scores(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Log-probability of each token but the first."""
     probabilities = logits[: len(ids) - 1].float().log_softmax(-1)
     return probabilities.gather(-1, ids[1:, None].to(logits.device))[:, 0]
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
