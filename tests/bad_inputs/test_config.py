@@ -118,11 +118,11 @@ TYPES = [
     case("training.torch_compile_mode=abc", "training.torch_compile_mode must be one of default, …; got 'abc'"),
     case(
         "training.include_for_metrics=5",
-        "training.include_for_metrics must be a list of some of inputs, loss; got 5",
+        "training.include_for_metrics must be a list of some of inputs, loss, got 5",
     ),
     case(
         "training.include_for_metrics=[losses]",
-        "training.include_for_metrics must be a list of some of inputs, loss; got ['losses']",
+        "training.include_for_metrics must be a list of some of inputs, loss, got ['losses']",
     ),
     case(
         "peft=lora peft.layers_to_transform=abc",
@@ -130,8 +130,8 @@ TYPES = [
     ),
     case(
         "peft=lora 'peft.rank_pattern={q_proj: abc}' peft.alpha_pattern=3",
-        "peft.rank_pattern must map module names to whole numbers above 0, got {'q_proj': 'abc'}",
-        "peft.alpha_pattern must map module names to numbers above 0, got 3",
+        "peft.rank_pattern must be a mapping of module names to whole numbers above 0, got {'q_proj': 'abc'}",
+        "peft.alpha_pattern must be a mapping of module names to numbers above 0, got 3",
     ),
     case("peft=lora peft.target_parameters=x", "peft.target_parameters must be a list of names, got 'x'"),
     case("peft=lora peft.modules_to_save=x", "peft.modules_to_save must be a list of names, got 'x'"),

@@ -85,12 +85,12 @@ TOGETHER = [
         "launcher=slurm launcher.slurm.time=3600 launcher.slurm.gpus_per_node=all launcher.slurm.signal=TERM "
         '\'launcher.slurm.partition="a b"\' \'launcher.slurm.sbatch=["--nodes=3","-x"]\' \'launcher.slurm.setup=[""]\' '
         "launcher.machine_rank=1 training.save_only_model=true",
-        "launcher.num_processes must be given where launcher.slurm.gpus_per_node asks for no GPU, such as …",
-        "launcher.machine_rank: Slurm numbers the nodes and chooses the first; leave it out",
         "launcher.slurm.partition must be one word without quotes, got 'a b'",
         'launcher.slurm.time must be like "4:00:00" or "1-12" (days-hours), in quotes in a YAML file, got \'3600\'',
         "launcher.slurm.gpus_per_node must be a number or TYPE:NUMBER, got 'all'",
         "launcher.slurm.signal must be USR1 or USR2 and the seconds before the time limit, …, got 'TERM'",
+        "launcher.num_processes must be given where launcher.slurm.gpus_per_node asks for no GPU, such as …",
+        "launcher.machine_rank: Slurm numbers the nodes and chooses the first; leave it out",
         "launcher.slurm.sbatch: --nodes: set launcher.num_machines",
         "launcher.slurm.sbatch must hold options such as --exclusive or --mail-type=END, got '-x'",
         "launcher.slurm.setup must hold lines of shell, one text for each, got ''",

@@ -39,7 +39,6 @@ def test_sensible_launchers_have_no_problem() -> None:
             {**DDP, "machine_rank": 1},
             "launcher.machine_rank must be at least 0 and below launcher.num_machines=1, got 1",
         ),
-        ({**DDP, "main_process_port": 70000}, "launcher.main_process_port must be at least 1 and below 65536"),
         ({**FSDP, "fsdp_version": 3}, "launcher.fsdp_version must be 1 or 2, got 3"),
         ({**FSDP, "forward_prefetch": True}, "launcher.forward_prefetch is a setting of FSDP1; choose launcher=fsdp1"),
         (
@@ -52,7 +51,6 @@ def test_sensible_launchers_have_no_problem() -> None:
         ),
         ({**FSDP, "fsdp_version": 1}, "launcher.device=cpu: only FSDP2 can be rehearsed on the CPU"),
         ({**FSDP, "cpu_offload": True}, "launcher.cpu_offload moves shards off a GPU, and launcher.device=cpu"),
-        ({**FSDP, "transformer_layer_cls_to_wrap": [1]}, "launcher.transformer_layer_cls_to_wrap must be a class name"),
         (
             {**FSDP, "fsdp_version": 1, "device": "cuda", "use_orig_params": False},
             "launcher.use_orig_params=false cannot freeze some weights of a block, as an adapter needs; set it to true",

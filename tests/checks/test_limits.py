@@ -14,6 +14,14 @@ from tests.checks.test_job import job
     [
         ({"seed": 2**32}, f"seed must be at least 0 and below 2**32, got {2**32}"),
         ({"launcher": {"threads": 0}}, "launcher.threads must be at least 1, got 0"),
+        (
+            {"launcher": {"main_process_port": 70000}},
+            "launcher.main_process_port must be at least 1 and below 65536, got 70000",
+        ),
+        (
+            {"launcher": {"transformer_layer_cls_to_wrap": [1]}},
+            "launcher.transformer_layer_cls_to_wrap must be a class name or a list of them, got [1]",
+        ),
         ({"launcher": {"num_processes": 0}}, "launcher.num_processes must be at least 1, got 0"),
         ({"launcher": {"device_gib": 0}}, "launcher.device_gib must be above 0, got 0"),
         ({"training__learning_rate": 10.0}, "training.learning_rate must be above 0 and below 10, got 10"),

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from fmstune.checks.limits import Limit, limit_problems
 from fmstune.config.choices import Device, Prefetch, Sharding, Strategy
 from fmstune.config.job import Job, Launcher, Slurm, is_sharded, tunes_an_adapter
 from fmstune.errors import Problem
@@ -13,8 +12,6 @@ from fmstune.ranks import Rank
 
 _FSDP1_ONLY = {"backward_prefetch": Prefetch.BACKWARD_PRE, "forward_prefetch": False, "use_orig_params": True}
 """Settings that FSDP2 has no use for, with the values that mean nothing was asked."""
-_PORTS = Limit(lambda port: 0 < port < 2**16, f"at least 1 and below {2**16}")
-_SBATCH_VALUES = ("partition", "account", "qos", "constraint", "gpus_per_node", "mem")
 _SBATCH_OWNED = {
     "array": "give several values with -m",
     "chdir": "the job runs in the folder that it is submitted from",
@@ -69,7 +66,6 @@ def _process_problems(launcher: Launcher) -> Iterator[Problem]:
 
 def _machine_problems(job: Job) -> Iterator[Problem]:
     launcher = job.launcher
-    yield from limit_problems("launcher.main_process_port", launcher.main_process_port, _PORTS)
     if launcher.slurm is not None:
         for name, neutral in (("machine_rank", 0), ("main_process_ip", None)):
             if getattr(launcher, name) != neutral:
@@ -86,18 +82,6 @@ def _machine_problems(job: Job) -> Iterator[Problem]:
 
 def _slurm_problems(job: Job, slurm: Slurm) -> Iterator[Problem]:
     """Yield a problem for each option that `sbatch` would refuse or misread in its script."""
-    for name in _SBATCH_VALUES:
-        value = getattr(slurm, name)
-        if value is not None and not re.fullmatch(r"[^\s#\"'\\]+", value):
-            yield Problem(f"launcher.slurm.{name}", f"must be one word without quotes, got {value!r}")
-    if slurm.time is not None and not re.fullmatch(r"\d+-\d+(:\d+){0,2}|\d+(:\d+){1,2}", slurm.time):
-        text = f'must be like "4:00:00" or "1-12" (days-hours), in quotes in a YAML file, got {slurm.time!r}'
-        yield Problem("launcher.slurm.time", text)
-    if slurm.gpus_per_node is not None and gpus_per_node(slurm) is None:
-        yield Problem("launcher.slurm.gpus_per_node", f"must be a number or TYPE:NUMBER, got {slurm.gpus_per_node!r}")
-    if not re.fullmatch(r"USR[12]@[1-9]\d{0,4}", slurm.signal) or int(slurm.signal[5:]) >= 2**16:
-        text = "must be USR1 or USR2 and the seconds before the time limit, such as USR1@120"
-        yield Problem("launcher.slurm.signal", f"{text}, got {slurm.signal!r}")
     yield from _script_problems(slurm)
     folder = str(Path(job.output_dir or "runs").absolute())
     if re.search(r'["\\\n\r]', folder):
@@ -144,11 +128,6 @@ def _fsdp_problems(job: Job) -> Iterator[Problem]:
             yield Problem("launcher.use_orig_params", text)
     if launcher.cpu_offload and launcher.device is Device.cpu:
         yield Problem("launcher.cpu_offload", "moves shards off a GPU, and launcher.device=cpu; leave it out")
-    blocks = launcher.transformer_layer_cls_to_wrap
-    names = [blocks] if isinstance(blocks, str) else blocks
-    if names is not None and not (isinstance(names, list) and names and all(isinstance(n, str) and n for n in names)):
-        text = f"must be a class name or a list of them, got {blocks!r}"
-        yield Problem("launcher.transformer_layer_cls_to_wrap", text)
     for name in ("galore", "apollo", "lomo", "adalomo"):
         if str(job.training.get("optim", "")).startswith(name):
             text = f"={job.training['optim']} needs whole matrices, which FSDP shards; choose another"

@@ -1,6 +1,7 @@
-"""The range of each number in a job or a request: one table, which one generator checks."""
+"""The range of each number, and the form of each word, in a job or a request: one table, which one generator checks."""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -10,10 +11,26 @@ from fmstune.errors import Problem, shown
 
 
 class Limit(NamedTuple):
-    """Which numbers a field takes, and the words for them."""
+    """Which values a field takes, and the words for them."""
 
-    holds: Callable[[float], bool]
+    holds: Callable[[Any], object]
     words: str
+
+
+def are_names(value: Any) -> bool:
+    """Whether this is a list of text, none of it empty."""
+    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+
+
+def _pattern(words: str, *kinds: type) -> Limit:
+    def holds(given: Any) -> bool:
+        return isinstance(given, dict) and all(type(value) in kinds and value > 0 for value in given.values())
+
+    return Limit(holds, f"a mapping of module names to {words} above 0")
 
 
 _AT_LEAST_0 = Limit(lambda number: number >= 0, "at least 0")
@@ -21,6 +38,7 @@ AT_LEAST_1 = Limit(lambda number: number >= 1, "at least 1")
 _ABOVE_0 = Limit(lambda number: number > 0, "above 0")
 ABOVE_0_AND_FINITE = Limit(lambda number: 0 < number < math.inf, "above 0 and finite")
 _BELOW_1 = Limit(lambda number: 0 <= number < 1, "at least 0 and below 1")
+_WORD = Limit(re.compile(r"[^\s#\"'\\]+").fullmatch, "one word without quotes")
 _SEED = Limit(lambda number: 0 <= number < 2**32, "at least 0 and below 2**32")
 
 _LIMITS: Mapping[str, Limit] = {
@@ -32,6 +50,19 @@ _LIMITS: Mapping[str, Limit] = {
         lambda number: 1 <= number < math.inf,
         "at least 1 and finite (the learning rate of B divided by the one of A; 1 is plain LoRA)",
     ),
+    "peft.target_modules": Limit(
+        lambda one: isinstance(one, str) or are_names(one), "a list of names, one name or all-linear"
+    ),
+    **dict.fromkeys(("peft.target_parameters", "peft.modules_to_save"), Limit(are_names, "a list of names")),
+    "peft.layers_to_transform": Limit(
+        lambda given: _are_numbers(given if isinstance(given, list) else [given]), "a layer's number or a list of them"
+    ),
+    "peft.trainable_token_indices": Limit(
+        lambda given: all(map(_are_numbers, given.values() if isinstance(given, dict) else [given])),
+        "a list of token ids, or such lists by embedding",
+    ),
+    "peft.rank_pattern": _pattern("whole numbers", int),
+    "peft.alpha_pattern": _pattern("numbers", int, float),
     "data.eval_fraction": _BELOW_1,
     "data.max_length": Limit(lambda number: number >= 2, "at least 2"),
     **dict.fromkeys(("data.max_rows", "data.buffer_size"), AT_LEAST_1),
@@ -44,12 +75,31 @@ _LIMITS: Mapping[str, Limit] = {
     **dict.fromkeys(("training.warmup_steps", "training.weight_decay", "training.max_grad_norm"), _AT_LEAST_0),
     **dict.fromkeys(("training.label_smoothing_factor", "training.neftune_noise_alpha"), _AT_LEAST_0),
     "training.dataloader_num_workers": _AT_LEAST_0,
+    "training.include_for_metrics": Limit(
+        lambda given: isinstance(given, list) and all(word in ("inputs", "loss") for word in given),
+        "a list of some of inputs, loss",
+    ),
     # transformers reads 0 as no limit
     "training.save_total_limit": AT_LEAST_1,
     **dict.fromkeys(("training.logging_steps", "training.save_steps", "training.eval_steps"), _ABOVE_0),
     **{f"launcher.{name}": AT_LEAST_1 for name in ("threads", "num_processes", "num_machines", "rdzv_timeout")},
     "launcher.device_gib": _ABOVE_0,
+    "launcher.transformer_layer_cls_to_wrap": Limit(
+        lambda given: given != [] and are_names([given] if isinstance(given, str) else given),
+        "a class name or a list of them",
+    ),
+    "launcher.main_process_port": Limit(lambda port: 0 < port < 2**16, f"at least 1 and below {2**16}"),
     "launcher.slurm.cpus_per_task": AT_LEAST_1,
+    **{f"launcher.slurm.{name}": _WORD for name in ("partition", "account", "qos", "constraint", "mem")},
+    "launcher.slurm.time": Limit(
+        re.compile(r"\d+-\d+(:\d+){0,2}|\d+(:\d+){1,2}").fullmatch,
+        'like "4:00:00" or "1-12" (days-hours), in quotes in a YAML file',
+    ),
+    "launcher.slurm.gpus_per_node": Limit(re.compile(r"([\w.-]+:)?[1-9]\d*").fullmatch, "a number or TYPE:NUMBER"),
+    "launcher.slurm.signal": Limit(
+        lambda given: re.fullmatch(r"USR[12]@[1-9]\d{0,4}", given) and int(given[5:]) < 2**16,
+        "USR1 or USR2 and the seconds before the time limit, such as USR1@120",
+    ),
     **{f"evaluation.{name}": AT_LEAST_1 for name in ("batch_size", "max_new_tokens", "max_rows")},
     "callbacks.early_stopping.patience": AT_LEAST_1,
     **dict.fromkeys(("callbacks.early_stopping.threshold", "evaluation.sample"), _AT_LEAST_0),
@@ -68,7 +118,7 @@ _LIMITS_OF_FLAGS: Mapping[str, Limit] = {
 
 
 def number_problems(job: Job) -> Iterator[Problem]:
-    """Yield a problem for each number of the job that is out of its range."""
+    """Yield a problem for each number of the job that is out of its range, and for each word of another form."""
     for field, limit in _LIMITS.items():
         found: Any = job
         for name in field.split("."):
@@ -82,7 +132,7 @@ def flag_problems(request: RunnerRequest) -> Iterator[Problem]:
         yield from limit_problems(f"--{name}", getattr(request, name, None), limit)
 
 
-def limit_problems(field: str, value: float | None, limit: Limit) -> Iterator[Problem]:
-    """Yield a problem where the value is given and out of the range."""
+def limit_problems(field: str, value: Any, limit: Limit) -> Iterator[Problem]:
+    """Yield a problem where the value is given and the field does not take it."""
     if value is not None and not limit.holds(value):
         yield Problem(field, f"must be {limit.words}, got {shown(value)}")

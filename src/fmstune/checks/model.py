@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fmstune import files
-from fmstune.checks.peft import are_names
+from fmstune.checks.limits import are_names
 from fmstune.config.choices import Attention, Device
 from fmstune.config.job import Job, Model, tunes_an_adapter
 from fmstune.errors import Problem, UserError, did_you_mean

@@ -32,8 +32,8 @@ def peft_problems(job: Job) -> Iterator[Problem]:
     if peft["_target_"] == "peft.MultitaskPromptTuningConfig":
         text = "=peft.MultitaskPromptTuningConfig needs a task_id in every row, which fmstune does not give"
         yield Problem("peft._target_", f"{text}; choose another method")
-    yield from _module_problems(peft)
-    yield from _pattern_problems(peft)
+    if peft.get("target_modules") == []:
+        yield Problem("peft.target_modules", "is empty, so nothing would be trained; give names or all-linear")
     yield from _initialisation_problems(job)
     target = peft["_target_"]
     if job.model.quantization is not None and target not in (FULL, *_QUANTISABLE) and not learns_a_prompt(peft):
@@ -54,34 +54,6 @@ def makes_its_prompt(peft: dict[str, Any]) -> bool:
     return peft["_target_"] == "peft.PromptEncoderConfig" or bool(peft.get("prefix_projection"))
 
 
-def _module_problems(peft: dict[str, Any]) -> Iterator[Problem]:
-    """Yield a problem for each list of modules that has the wrong form; the names are looked up with the model."""
-    targets = peft.get("target_modules")
-    if targets == []:
-        yield Problem("peft.target_modules", "is empty, so nothing would be trained; give names or all-linear")
-    elif targets is not None and not (isinstance(targets, str) or are_names(targets)):
-        yield Problem("peft.target_modules", f"must be a list of names, one name or all-linear, got {targets!r}")
-    for name in ("target_parameters", "modules_to_save"):
-        if peft.get(name) is not None and not are_names(peft[name]):
-            yield Problem(f"peft.{name}", f"must be a list of names, got {peft[name]!r}")
-    layers = peft.get("layers_to_transform")
-    if layers is not None and not _are_numbers(layers if isinstance(layers, list) else [layers]):
-        yield Problem("peft.layers_to_transform", f"must be a layer's number or a list of them, got {layers!r}")
-    ids = peft.get("trainable_token_indices")
-    if ids is not None and not all(map(_are_numbers, ids.values() if isinstance(ids, dict) else [ids])):
-        text = f"must be a list of token ids, or such lists by embedding, got {ids!r}"
-        yield Problem("peft.trainable_token_indices", text)
-
-
-def _pattern_problems(peft: dict[str, Any]) -> Iterator[Problem]:
-    for name, kinds, words in (("rank_pattern", (int,), "whole numbers"), ("alpha_pattern", (int, float), "numbers")):
-        pattern = peft.get(name)
-        if pattern is not None and not (
-            isinstance(pattern, dict) and all(type(value) in kinds and value > 0 for value in pattern.values())
-        ):
-            yield Problem(f"peft.{name}", f"must map module names to {words} above 0, got {pattern!r}")
-
-
 def _initialisation_problems(job: Job) -> Iterator[Problem]:
     """Yield a problem for a start of LoRA that needs more than the adapter itself."""
     chosen = job.peft.get("init_lora_weights")
@@ -100,12 +72,3 @@ def _initialisation_problems(job: Job) -> Iterator[Problem]:
         yield Problem(field, f"must be true, false or one of {', '.join(_INITIALISATIONS)}; got {chosen!r}{hint}")
     elif changes_base and job.evaluation.enabled and job.evaluation.base and has_held_out(job.data):
         yield Problem(field, f"={chosen} changes the base to compare with; set evaluation.base=false")
-
-
-def are_names(value: Any) -> bool:
-    """Whether this is a list of text, none of it empty."""
-    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
-
-
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)

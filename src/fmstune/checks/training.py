@@ -13,7 +13,6 @@ from fmstune.errors import Problem, did_you_mean
 
 _LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
 """transformers' `trainer_log_levels` (training_args.py)."""
-_FOR_METRICS = ("inputs", "loss")
 _PACKAGES = {"galore": "galore_torch", "apollo": "apollo_torch", "lomo": "lomo_optim", "adalomo": "lomo_optim"}
 """Families of `optim` that transformers builds from the model, and so only after it is loaded."""
 _EVALUATE = "needs training.eval_strategy=epoch or steps"
@@ -53,10 +52,6 @@ def _word_problems(training: dict[str, Any]) -> Iterator[Problem]:
         if word not in _LOG_LEVELS:
             hint = did_you_mean(word, _LOG_LEVELS)
             yield Problem(f"training.{name}", f"must be one of {', '.join(_LOG_LEVELS)}; got {word!r}{hint}")
-    wanted = training.get("include_for_metrics")
-    if wanted is not None and not (isinstance(wanted, list) and all(word in _FOR_METRICS for word in wanted)):
-        text = f"must be a list of some of {', '.join(_FOR_METRICS)}; got {wanted!r}"
-        yield Problem("training.include_for_metrics", text)
 
 
 def _optimizer_problems(job: Job) -> Iterator[Problem]:

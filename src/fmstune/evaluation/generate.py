@@ -54,15 +54,11 @@ def generate(
     answers: dict[int, str] = {}
     lengths = [len(prompt) for prompt in prompts]
     # each process generates until the last one has ended, as all hold a part of the weights
-    more: dict[str, Any] = {"synced_gpus": holds_shard(model)}
-    if stop_texts:
-        # they are looked for in text
-        more["tokenizer"] = tokenizer
+    more = {"synced_gpus": holds_shard(model), "tokenizer": tokenizer}
     with _without_own_generation_config(model):
         for batch in of_this_process(list(by_length(lengths, batch_size, equal=virtual_tokens(model) > 0))):
-            encoded = tokenizer.pad(
-                {"input_ids": [list(prompts[i]) for i in batch]}, padding_side="left", return_tensors="pt"
-            ).to(model.device)
+            rows = {"input_ids": [list(prompts[i]) for i in batch]}
+            encoded = tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(model.device)
             texts = [Continued(tokenizer, prompts[i] if behind_prompt else ()) for i in batch]
             streamer = Streamer(texts[0], stop_texts, show) if show is not None else None
             output = model.generate(**encoded, generation_config=settings, streamer=streamer, **more)
@@ -140,8 +136,8 @@ def _without_own_generation_config(model: PreTrainedModel | PeftModel) -> Iterat
 
 def by_length(lengths: Sequence[int], batch_size: int, *, equal: bool = False) -> Iterator[list[int]]:
     """Row numbers in batches of like length, or of equal length: less padding, or none."""
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    groups = [list(group) for _, group in groupby(order, key=lambda i: lengths[i])] if equal else [order]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    groups = [list(group) for _, group in groupby(order, key=lengths.__getitem__)] if equal else [order]
     for group in groups:
         for start in range(0, len(group), batch_size):
             yield group[start : start + batch_size]

@@ -116,22 +116,14 @@ def _answers(request: Scoring, task: Task, model: Tuned) -> Answers:
     score_supervised_positions_on_cpu()
     add_fused_lm_head(model.model.get_base_model() if isinstance(model.model, PeftModel) else model.model)
     with torch.inference_mode():
-        scored = held_out.log_likelihoods(
-            model.model,
-            [{"input_ids": row.input_ids, "labels": row.labels} for row in task.rows],
-            tokenizer.pad_token_id,
-            request.batch_size,
-        )
+        rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in task.rows]
+        scored = held_out.log_likelihoods(model.model, rows, tokenizer.pad_token_id, request.batch_size)
         if request.method is Method.rank:
             texts = _ranked(task, model, request.batch_size)
         else:
+            prompts, size, most = [row.prompt_ids for row in task.rows], request.batch_size, request.max_new_tokens
             texts = generate.generate(
-                model.model,
-                tokenizer,
-                [row.prompt_ids for row in task.rows],
-                batch_size=request.batch_size,
-                max_new_tokens=request.max_new_tokens,
-                stops=task.stops,
+                model.model, tokenizer, prompts, batch_size=size, max_new_tokens=most, stops=task.stops
             )
     return metrics.judge([row.answer for row in task.rows], texts, task.labels, scored)
 

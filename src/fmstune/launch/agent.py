@@ -144,7 +144,9 @@ def show_failure(failure: Failure, folder: Path) -> int:
         return preemption.CODE
     if lost := _is_secondary(failure.text) and failure.kind == "internal":
         # all ranks of this machine are as they should be
-        failure = failure._replace(text=_LOST.format(rank=failure.rank, said=failure.text.splitlines()[-1][:300]))
+        text = f"fmstune: error: rank {failure.rank} has lost another one, on another machine: that machine has failed,"
+        hint = "or cannot be reached any more; see what it says, and start the same command on all machines to go on"
+        failure = failure._replace(text=f"{text} {hint} ({failure.text.splitlines()[-1][:300]})")
     print(failure.text, file=sys.stderr)
     summary = run_folder.read_summary(folder)
     known = (summary.get("error") or {}).get("message", "")
@@ -153,12 +155,6 @@ def show_failure(failure: Failure, folder: Path) -> int:
         last = failure.text.strip().splitlines()[-1]
         run_folder.mark_ended(folder, run_folder.FAILED, failure.kind, last.removeprefix("fmstune: error: "))
     return 1 if number is not None else failure.code
-
-
-_LOST = (
-    "fmstune: error: rank {rank} has lost another one, on another machine: that machine has failed, or cannot be "
-    "reached any more; see what it says, and start the same command on all machines to go on ({said})"
-)
 
 
 def tell_agent(kind: str, text: str) -> bool:

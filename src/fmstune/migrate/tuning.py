@@ -2,9 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib import resources
-
-import yaml
 
 from fmstune.config import groups
 from fmstune.migrate import launcher
@@ -25,7 +22,7 @@ from fmstune.migrate.words import (
 
 _TRACKERS = ("report_to", "tracker", "trackers")
 _SPECIAL = (
-    *("model_name_or_path", "tokenizer_name_or_path", "peft_method", "packing", "use_flash_attn"),
+    *("model_name_or_path", "tokenizer_name_or_path", "peft_method", "use_flash_attn"),
     *(*_TRACKERS, "aim_repo", "aim_remote_server_ip", "aim_remote_server_port", "experiment"),
     *("fsdp", "fsdp_config", "fsdp_transformer_layer_cls_to_wrap"),
 )
@@ -67,7 +64,8 @@ def _model(given: Given, out: Translation) -> None:
     """Add the model: the shipped group that has this path, which sets its architecture too, or causal_lm."""
     values = given.get("model_name_or_path", [str(TUNING["model_name_or_path"].early)])
     path = values[0] if values else ""
-    choice = shipped_model(path)
+    shipped = groups.shipped_choices("model").items()
+    choice = next((name for name, group in shipped if group.get("model", group).get("path") == path), None)
     out.fields["model"] = choice or "causal_lm"
     if choice is None:
         out.fields["model.path"] = hydra_word(path)
@@ -82,16 +80,6 @@ def _model(given: Given, out: Translation) -> None:
             out.drop(old, "the default of model.tokenizer is the model's own")
         else:
             out.set(old, "model.tokenizer", hydra_word(tokenizer[0]), TUNING["tokenizer_name_or_path"].why)
-
-
-def shipped_model(path: str) -> str | None:
-    """The choice of the model group whose `path` this is."""
-    for name in groups.choices("model"):
-        text = resources.files("fmstune.conf").joinpath("model", f"{name}.yaml").read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-        if values.get("model", values).get("path") == path:
-            return name
-    return None
 
 
 def _missing(given: Given, out: Translation) -> None:
@@ -142,11 +130,7 @@ def _early_defaults(given: Given, method: str, out: Translation) -> None:
 
 
 def _packing(given: Given, out: Translation) -> None:
-    if "packing" not in given:
-        return
-    packs = switch_value("packing", given["packing"])
-    out.set(old_flag("packing", given["packing"]), "training.packing", str(packs).lower())
-    if packs:
+    if switch_value("packing", given.get("packing", ["false"])):
         why = "remove it to train the answers only; packed rows are isolated from each other, and no row is cut"
         out.set("--packing True trained whole texts", "data.response_template", "null", why, Became.changed)
 
