@@ -83,6 +83,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def first_line(said: object) -> str:
+    """The first line of a text or an error that is not blank; of an error without one the name of its class."""
+    without = type(said).__name__ if isinstance(said, BaseException) else ""
+    return next((line.strip() for line in str(said).splitlines() if line.strip()), without)
+
+
 def render(problems: Sequence[Problem]) -> str:
     """The text that a terminal shows for these problems."""
     if len(problems) == 1:

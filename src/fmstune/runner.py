@@ -111,10 +111,11 @@ def _answer(options: argparse.Namespace) -> int:
             return build.write_report(read_request(requests.Report, file))
         return build.compare_runs(read_request(requests.Comparison, file))
     with hide_unused_packages():
-        from fmstune.evaluation import ask
-        from fmstune.models import merge
         from fmstune.training import library_noise
 
+        if verb is not Verb.evaluate:
+            from fmstune.evaluation import ask
+            from fmstune.models import merge
     library_noise.quiet()
     if verb is Verb.generate:
         return ask.answer_prompts(read_request(requests.Generation, file))

@@ -4,6 +4,7 @@ import argparse
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -123,8 +124,8 @@ def _hydra_flags(kind: type[Options]) -> set[str] | None:
 def _parse_from_fms(words: Sequence[str], typed: Sequence[str]) -> CommandLine | HelpOrVersion:
     """The old command is all words after our own flags; `--` may stand between."""
     own = {"--run", "--help", "-h", "--version"}
-    count = next((place for place, word in enumerate(words) if word not in own), len(words))
-    flags, old = words[:count], words[count:]
+    flags = [*takewhile(own.__contains__, words)]
+    old = words[len(flags) :]
     if old and old[0].startswith("--") and old[0] != "--":
         hint = f"{did_you_mean(old[0], own)}; the old command follows after --"
         raise UserError("from-fms", f"has no flag {old[0]}{hint}")
@@ -150,10 +151,9 @@ def _unknown_flag(flag: str, verb: Verb, kind: type[Options]) -> Problem:
 def _wrong_words(kind: type[Options], words: Sequence[str], given: dict[str, Any]) -> Iterator[Problem]:
     """Yield a problem for each word that a verb with few overrides, or none, does not take."""
     for word in words:
-        key, equals, _ = word.partition("=")
-        if kind is Scoring and not (equals and (key in ("data", "seed") or key.startswith("data."))):
+        if kind is Scoring and not re.match(r"(data|seed|data\..*?)=", word):
             yield Problem("evaluate", f"takes flags, data=CHOICE, data.FIELD=VALUE and seed=N; got {word!r}")
-        elif kind is Generation and not (equals and key.startswith("data.")):
+        elif kind is Generation and not re.match(r"data\..*?=", word):
             yield Problem("generate", f"takes flags, and data.FIELD=VALUE with --format; got {word!r}")
         elif kind is Generation and "data_format" not in given:
             yield Problem(word, ": fields of a data format go with --format")

@@ -21,7 +21,7 @@ from fmstune.config.flags import words_of
 from fmstune.config.job import Job
 from fmstune.config.overrides import parse_overrides, swept_keys, text_of
 from fmstune.config.requests import Verb
-from fmstune.errors import Problem, UserError, raise_if_any, render
+from fmstune.errors import Problem, UserError, first_line, raise_if_any, render
 from fmstune.exit_codes import INTERRUPTED, USER_ERROR, closed_pipe
 from fmstune.launch import preemption
 from fmstune.runs import run_folder, sweep_folder
@@ -143,7 +143,7 @@ def _run_points_elsewhere(line: CommandLine, number: int) -> list[int]:
         # as submitit is an extra, its errors cannot be named
         if type(err).__module__.partition(".")[0] != "submitit":
             raise
-        said = f"{str(err).strip().splitlines()[0]}; its log says why, and the other jobs continue"
+        said = f"{first_line(err)}; its log says why, and the other jobs continue"
         raise UserError("", f"a point's job ended without a result: {said}") from err
     (folder,) = callback.Sweep.away
     return [point.code for point in _show_sweep(folder)]

@@ -26,7 +26,7 @@ from fmstune.config.groups import GROUPS, choices, group_names
 from fmstune.config.hydra_internals import Callbacks, Hydra, Part, RecordingLoader
 from fmstune.config.overrides import allow_new_fields, no_such_choice, text_of
 from fmstune.config.requests import NO_HYDRA_FLAGS, HydraFlags
-from fmstune.errors import Problem, did_you_mean, raise_if_any
+from fmstune.errors import Problem, did_you_mean, first_line, raise_if_any
 
 ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 """Raised while composing for what a user typed; `explain` says it in one sentence."""
@@ -203,6 +203,6 @@ def explain(err: BaseException, extra: Path | None = None) -> Problem:
     if isinstance(err, yaml.YAMLError):
         return Problem("", f"broken YAML: {' '.join(text.split())}")
     if isinstance(err, OmegaConfBaseException) and err.full_key:
-        return Problem(err.full_key, f": {text.splitlines()[0]}")
+        return Problem(err.full_key, f": {first_line(err)}")
     cause = f": {err.__cause__}" if err.__cause__ is not None and str(err.__cause__) not in text else ""
     return Problem("", text + cause)

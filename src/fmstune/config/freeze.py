@@ -18,7 +18,7 @@ from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO, Data, Job, Source
 from fmstune.config.metrics import metric_problems
 from fmstune.config.objective import SFT
 from fmstune.config.upstream_fields import SFT_CONFIG, Field, field_of
-from fmstune.errors import Problem, UserError, raise_if_any
+from fmstune.errors import Problem, UserError, first_line, raise_if_any
 
 _MISSING = "???"
 _HINTS = {
@@ -85,7 +85,7 @@ def read(path: Path, *, trusted: Sequence[str] = (), changes: Mapping[str, Any] 
     except FileNotFoundError:
         raise UserError(str(path), ": no such file; give the job.yaml of a run folder") from None
     except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as err:
-        raise UserError(str(path), f": cannot be read as a job: {_first_line(err)}") from err
+        raise UserError(str(path), f": cannot be read as a job: {first_line(err)}") from err
     assert isinstance(tree, dict)
     return freeze({str(key): value for key, value in tree.items()}, trusted=trusted)
 
@@ -258,7 +258,3 @@ def _format_problems(path: str, format: Any, trusted: Sequence[str]) -> Iterator
     if isinstance(format, Mapping):
         of, allowed = "a function such as fmstune.data.formats.text", ("fmstune.data.formats", *trusted)
         yield from named_classes.target_form_problems(path, format, allowed, of)
-
-
-def _first_line(err: BaseException) -> str:
-    return (str(err).strip() or type(err).__name__).splitlines()[0]

@@ -15,7 +15,7 @@ from fmstune.config.choices import Direction
 from fmstune.config.job import Job
 from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.config.renamed_fields import COMPARE_BY, with_compare_by_words
-from fmstune.errors import Problem, UserError
+from fmstune.errors import Problem, UserError, first_line
 from fmstune.files import write_json
 from fmstune.runs import run_folder
 
@@ -81,11 +81,6 @@ def refused_point(number: int, folder: Path, overrides: Sequence[str], code: int
     """Return the result of a point whose job was refused before it began."""
     error = first_line("; ".join(map(str, problems)))
     return Point(number, folder.name, list(overrides), run_folder.FAILED, code, False, "", "", {}, error)
-
-
-def first_line(text: str) -> str:
-    """Return the first line that is not blank."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def record_point(sweep: Path, point: Point) -> None:

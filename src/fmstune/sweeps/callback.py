@@ -54,8 +54,8 @@ def threads(settings: HydraConf, number: int) -> int | None:
     if launcher == "joblib":
         jobs = int(settings.launcher.n_jobs)
         # joblib counts back from the cores
-        return max(hardware.cores() // (jobs if jobs > 0 else max(hardware.cores() + 1 + jobs, 1)), 1)
-    return max(hardware.cores() // max(number, 1), 1) if launcher == "submitit_local" else None
+        number = jobs if jobs > 0 else hardware.cores() + 1 + jobs
+    return max(hardware.cores() // max(number, 1), 1) if launcher in ("joblib", "submitit_local") else None
 
 
 def swept_values(settings: HydraConf, swept: Collection[str]) -> list[tuple[str, str]]:

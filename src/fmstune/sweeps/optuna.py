@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fmstune.config import secrets
 from fmstune.config.overrides import parse_overrides
-from fmstune.errors import UserError, did_you_mean
+from fmstune.errors import UserError, did_you_mean, first_line
 from fmstune.launch import preemption
 from fmstune.runs import run_folder, sweep_folder
 
@@ -171,7 +171,7 @@ def _study(fields: OptunaConf, folder: Path, space: Space) -> "Study":
         if former is None:
             study.set_user_attr(_SPACE, searched)
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError) as err:
-        text = f": {storage} cannot be used as Optuna's storage ({sweep_folder.first_line(str(err))})"
+        text = f": {storage} cannot be used as Optuna's storage ({first_line(err)})"
         raise UserError("hydra.sweeper.storage", secrets.left_out(text)) from err
     if former not in (None, searched) or study.direction != way:
         hint = "repeat its command with --resume, or choose another output_dir or hydra.sweeper.study_name"

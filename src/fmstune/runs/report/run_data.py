@@ -10,7 +10,7 @@ import yaml
 from fmstune.config.compare_by import curve, figure
 from fmstune.config.metrics import Table, metrics_of
 from fmstune.config.renamed_fields import with_compare_by
-from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
+from fmstune.errors import Problem, UserError, collect_problems, first_line, raise_if_any
 from fmstune.runs import run_folder, sweep_folder
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # without libyaml, a job of 150 fields takes 50 ms
@@ -148,7 +148,7 @@ def _read_metrics(path: Path, problems: list[Problem]) -> Iterator[dict[str, Any
         try:
             found = json.loads(line)
         except ValueError as err:
-            problems.append(Problem(str(path), f":{number}: broken JSON ({_first_line(err)}); remove the line"))
+            problems.append(Problem(str(path), f":{number}: broken JSON ({first_line(err)}); remove the line"))
             continue
         if isinstance(found, dict):
             yield found
@@ -157,8 +157,4 @@ def _read_metrics(path: Path, problems: list[Problem]) -> Iterator[dict[str, Any
 
 
 def _unreadable(path: Path, err: Exception) -> Problem:
-    return Problem(str(path), f": cannot be read ({_first_line(err)}); correct or remove the file")
-
-
-def _first_line(err: Exception) -> str:
-    return sweep_folder.first_line(str(err)) or type(err).__name__
+    return Problem(str(path), f": cannot be read ({first_line(err)}); correct or remove the file")
