@@ -1,7 +1,7 @@
 """The parts of Hydra 1.3 that are not its public interface; importing this module says which of them are missing."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from hydra.core.config_search_path import SearchPathQuery
@@ -57,20 +57,11 @@ class RecordingLoader(ConfigLoaderImpl):
         super().__init__(search_path)
         self._known = {one.input_line: one for one in known}
         self._files: list[Part] = []
-        self._overrides: list[Override] = []
-        self._repository: CachingConfigRepository | None = None
+        self._fields: list[Part] = []
 
     def parts(self) -> tuple[Part, ...]:
         """The files and overrides of what was composed last, in the order in which Hydra merged them."""
-        return (*self._files, *self._fields())
-
-    def _fields(self) -> Iterator[Part]:
-        assert self._repository is not None
-        for one in self._overrides:
-            value = one.value()
-            chooses = not isinstance(value, dict) and self._repository.group_exists(one.key_or_group)
-            if not (chooses or one.is_hydra_override() or one.is_sweep_override() or one.is_delete()):
-                yield Part("", "", "", tree_of(one.key_or_group, value))
+        return (*self._files, *self._fields)
 
     def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
         found = super()._load_single_config(default, repo)
@@ -84,9 +75,12 @@ class RecordingLoader(ConfigLoaderImpl):
     def _parse_overrides_and_create_caching_repo(
         self, config_name: str | None, overrides: list[str]
     ) -> tuple[list[Override], CachingConfigRepository]:
-        self._files = []
-        parser = OverridesParser.create()
+        parser, repository = OverridesParser.create(), CachingConfigRepository(self.repository)
         parsed = [self._known.get(word) or parser.parse_overrides([word])[0] for word in overrides]
-        self._overrides, self._repository = parsed, CachingConfigRepository(self.repository)
-        self._process_config_searchpath(config_name, parsed, self._repository)
-        return parsed, self._repository
+        self._process_config_searchpath(config_name, parsed, repository)
+        self._files, self._fields = [], []
+        for one in parsed:
+            chooses = not isinstance(one.value(), dict) and repository.group_exists(one.key_or_group)
+            if not (chooses or one.is_hydra_override() or one.is_sweep_override() or one.is_delete()):
+                self._fields.append(Part("", "", "", tree_of(one.key_or_group, one.value())))
+        return parsed, repository
