@@ -2,19 +2,17 @@
 
 import dataclasses
 import sys
-from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from fmstune.cli.arguments import CommandLine
 from fmstune.config import compose, defaults, freeze, origins
 from fmstune.config.compose import Composed
 from fmstune.config.overrides import swept_keys, wrong_choices
-from fmstune.errors import Problem, UserError, raise_if_any
+from fmstune.errors import Problem, collect_problems, did_you_mean, raise_if_any
 from fmstune.launch import accelerate_file
 
 
@@ -23,22 +21,16 @@ def check_choices(line: CommandLine) -> None:
     for note in compose.shadowed_files(line.config_dir):
         print(f"fmstune: note: {note}", file=sys.stderr)
     wrong = list(wrong_choices(line.overrides, line.config_dir))
-    if wrong:
-        others = [one for one in line.overrides if one not in [choice for choice, _ in wrong]]
-        groups = {one.key_or_group for one, _ in wrong}
-        raise_if_any([*(problem for _, problem in wrong), *_other_problems(groups, others, line)])
-
-
-def _other_problems(groups: Collection[str], others: list[Override], line: CommandLine) -> Iterator[Problem]:
-    """Yield the problems of the rest of the command; the fields of the groups that are wrong cannot be judged."""
+    problems, groups = [problem for _, problem in wrong], {one.key_or_group for one, _ in wrong}
     # an experiment would choose for other groups, and the points of a sweep are composed one by one
-    if "experiment" in groups or line.hydra.multirun or swept_keys(line.overrides):
-        return
-    with suppress(*compose.ERRORS):
-        try:
+    if wrong and not ("experiment" in groups or line.hydra.multirun or swept_keys(line.overrides)):
+        others = [one for one in line.overrides if one not in [choice for choice, _ in wrong]]
+        found: list[Problem] = []
+        with suppress(*compose.ERRORS), collect_problems(found):
             freeze.freeze(compose.compose_job(others, line.hydra).tree(), trusted=line.trusted)
-        except UserError as err:
-            yield from (problem for problem in err.problems if problem.field.partition(".")[0] not in groups)
+        # the fields of the groups that are wrong cannot be judged
+        problems += [problem for problem in found if problem.field.partition(".")[0] not in groups]
+    raise_if_any(problems)
 
 
 def print_job(line: CommandLine) -> int:
@@ -50,15 +42,15 @@ def print_job(line: CommandLine) -> int:
     tree = compose.plain_tree(config)
     if not OmegaConf.missing_keys(config):
         tree = freeze.as_tree(freeze.freeze(tree, trusted=line.trusted).job)
+    no_such_part = Problem("--package", f"{part}: the job has no such part{did_you_mean(part, map(str, config))}")
     if getattr(line.options, "sources", False):
-        shown = origins.render_origins(tree, composed_origins(composed, line, found), part)
-        raise_if_any([] if shown else [compose.no_such_part(part, config)])
+        shown = origins.render_origins(tree, composed_origins(composed, line), part)
+        raise_if_any([] if shown else [no_such_part])
         print(shown)
         return 0
     config = defaults.settled(config)
     selected = OmegaConf.select(config, part) if part else config
-    if selected is None:
-        raise UserError.of([compose.no_such_part(part, config)])
+    raise_if_any([no_such_part] if selected is None else [])
     text = OmegaConf.to_yaml(selected, resolve=line.hydra.resolve) if OmegaConf.is_config(selected) else f"{selected}\n"
     print(f"# @package {part}\n{text}" if part else text, end="")
     return 0
@@ -67,13 +59,12 @@ def print_job(line: CommandLine) -> int:
 def freeze_composed(composed: Composed, line: CommandLine, folder: Path | None = None) -> freeze.Frozen:
     """The composed configuration as a job; a point of a sweep has the run folder `folder`."""
     tree = composed.tree()
-    found = launcher_file(composed, line)
-    tree["launcher"] |= found
+    tree["launcher"] |= launcher_file(composed, line)
     frozen = freeze.freeze(tree, trusted=line.trusted)
     if folder is not None:
         frozen = frozen._replace(job=dataclasses.replace(frozen.job, output_dir=str(folder)))
     if getattr(line.options, "sources", False):
-        origins.print_origins(frozen.job, composed_origins(composed, line, found))
+        origins.print_origins(frozen.job, composed_origins(composed, line))
     return frozen
 
 
@@ -84,10 +75,11 @@ def launcher_file(composed: Composed, line: CommandLine) -> dict[str, Any]:
     return accelerate_file.taken(composed.tree()["launcher"], frozenset(one.key_or_group for one in line.overrides))
 
 
-def composed_origins(composed: Composed, line: CommandLine, launcher: Collection[str]) -> origins.Origins:
+def composed_origins(composed: Composed, line: CommandLine) -> origins.Origins:
     """The origin of each value of the composed configuration; a point of a sweep has a folder of its own."""
     found = origins.composition_origins(composed)
-    found |= {("launcher", name): origins.Origin(composed.job.launcher.config_file) for name in launcher}
+    file = origins.Origin(OmegaConf.select(composed.job, "launcher.config_file"))
+    found |= {("launcher", name): file for name in launcher_file(composed, line)}
     if composed.is_point:
         found["output_dir",] = origins.Origin("a folder for each point of the sweep")
     return found

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from fmstune.checks.job import job_notes, job_problems
 from fmstune.cli import claim_folder
 from fmstune.cli.arguments import CommandLine
-from fmstune.cli.composed import composed_origins, freeze_composed, launcher_file
+from fmstune.cli.composed import composed_origins, freeze_composed
 from fmstune.config import compose, freeze, origins
 from fmstune.config.choices import Device
 from fmstune.config.compose import Composed
@@ -59,8 +59,7 @@ def history_of(composed: Composed, job: Job, line: CommandLine) -> History | Non
     flags = [f"--config-dir={line.config_dir}"] if line.config_dir is not None else []
     words = [*flags, *line.trust_flags, *composed.words]
     try:
-        found = composed_origins(composed, line, launcher_file(composed, line))
-        sources = origins.recorded_origins(freeze.as_tree(job), found)
+        sources = origins.recorded_origins(freeze.as_tree(job), composed_origins(composed, line))
     except RuntimeError as err:
         # a report can do without them
         print(f"fmstune: note: {run_folder.SOURCES} will not say what set each field: {err}", file=sys.stderr)

@@ -26,7 +26,7 @@ from fmstune.config.groups import GROUPS, choices, group_names
 from fmstune.config.hydra_internals import Callbacks, Hydra, Part, RecordingLoader
 from fmstune.config.overrides import allow_new_fields, no_such_choice, text_of
 from fmstune.config.requests import NO_HYDRA_FLAGS, HydraFlags
-from fmstune.errors import Problem, did_you_mean, first_line, raise_if_any
+from fmstune.errors import Problem, first_line, raise_if_any
 
 ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 """Raised while composing for what a user typed; `explain` says it in one sentence."""
@@ -178,11 +178,6 @@ def shadowed_files(extra: Path | None) -> Iterator[str]:
     for group in GROUPS:
         for name in sorted({path.stem for path in (extra / group).glob("*.yaml")} & set(choices(group))):
             yield f"{extra / group / name}.yaml is not used: {group}={name} is the shipped one; choose another name"
-
-
-def no_such_part(package: str, config: DictConfig) -> Problem:
-    """The problem of a `--package` that the job does not have."""
-    return Problem("--package", f"{package}: the job has no such part{did_you_mean(package, map(str, config))}")
 
 
 def explain(err: BaseException, extra: Path | None = None) -> Problem:
