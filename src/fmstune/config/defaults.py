@@ -39,8 +39,7 @@ def register() -> None:
 
 def defaults_of(cls: Any) -> dict[str, Any]:
     """The default of each field, those of its groups included; of a field without one `???`, or an empty mapping."""
-    hints = typing.get_type_hints(cls)
-    found: dict[str, Any] = {}
+    hints, found = typing.get_type_hints(cls), dict[str, Any]()
     for field in (one for one in dataclasses.fields(cls) if not one.metadata):
         if dataclasses.is_dataclass(hints[field.name]):
             found[field.name] = defaults_of(hints[field.name])

@@ -14,10 +14,7 @@ from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 
 
 def parse_overrides(words: Sequence[str], groups: Collection[str] = ()) -> tuple[Override, ...]:
-    """Parse the words in their order; raises UserError with every word that cannot be read.
-
-    `groups` are the names that choose a file, and so always need a choice.
-    """
+    """Parse the words; raises UserError with every unreadable one, and each of `groups` that is given no choice."""
     parser, found, problems = OverridesParser.create(), list[Override](), list[Problem]()
     for word in words:
         if "=" in word and not word.lstrip("~+").partition("=")[0]:
@@ -45,10 +42,7 @@ def text_of(override: Override) -> str:
 
 
 def allow_new_fields(overrides: Sequence[Override], groups: Collection[str]) -> list[Override]:
-    """Let `key=value` set any key, so that `fmstune.config.freeze` reports all unknown keys at once, with suggestions.
-
-    Hydra would stop at the first, and would want a `+` before fields that no YAML lists.
-    """
+    """Let `key=value` set any key: Hydra would stop at the first unknown one, and freezing reports all of them."""
     found = []
     for one in overrides:
         key, is_change = one.key_or_group, one.type is OverrideType.CHANGE and one.package is None
@@ -76,10 +70,9 @@ def wrong_choices(overrides: Sequence[Override], extra: Path | None) -> Iterator
     for one in overrides:
         if one.key_or_group not in GROUPS or one.package is not None or one.is_delete():
             continue
-        known = choices(one.key_or_group, extra)
         for name in _names(one):
             # a name with a slash is a file of a folder within the group
-            if "/" not in name and name.removesuffix(".yaml") not in known:
+            if "/" not in name and name.removesuffix(".yaml") not in choices(one.key_or_group, extra):
                 yield one, no_such_choice(one.key_or_group, name, extra)
 
 

@@ -79,7 +79,7 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Go on until as many trials have ended as there are to be; raises UserError where the study cannot be used."""
+        """Run points until `n_trials` have ended; raises UserError if the study cannot be used."""
         assert self.config is not None and self.hydra_context is not None
         given = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(arguments)
         space = {_name(one): distribution(one) for one in given if one.is_sweep_override()}
@@ -113,9 +113,8 @@ class OptunaSweeper(Sweeper):
         trials = [(one.number, one.params) for one in study.get_trials(states=(TrialState.RUNNING,))]
         while True:
             ended = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)))
-            while len(trials) < min(self._fields.n_jobs, self._fields.n_trials - ended):
-                asked = study.ask(space)
-                trials.append((asked.number, asked.params))
+            more = min(self._fields.n_jobs, self._fields.n_trials - ended) - len(trials)
+            trials += [(one.number, one.params) for one in (study.ask(space) for _ in range(more))]
             if not trials:
                 return
             stopped = [self._launched(study, batch, given) for batch in _consecutive(trials)]
