@@ -8,7 +8,7 @@ import pytest
 from fmstune.checks.launcher import device_problems, launcher_problems
 from fmstune.config import freeze
 from fmstune.config.job import Job
-from fmstune.launch import process_counts
+from fmstune.launch import subprocesses
 from tests.config.test_freeze import tree
 
 DDP: dict[str, Any] = {"strategy": "ddp", "num_processes": 2, "device": "cpu"}
@@ -104,4 +104,4 @@ def test_an_optimizer_that_needs_whole_matrices_is_refused_under_fsdp() -> None:
 )
 def test_processes_are_counted_over_all_machines(launcher: dict[str, Any], local: int, total: int) -> None:
     given = job(launcher).launcher
-    assert (process_counts.local_processes(given), process_counts.total_processes(given)) == (local, total)
+    assert (subprocesses.local_processes(given), subprocesses.total_processes(given)) == (local, total)

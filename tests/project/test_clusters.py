@@ -17,7 +17,7 @@ from torch.distributed.run import get_args_parser
 
 from fmstune import runner
 from fmstune.config import freeze
-from fmstune.launch import process_counts
+from fmstune.launch import subprocesses
 from tests import ROOT
 from tests.conftest import Result
 from tests.project.test_docs import blocks
@@ -186,7 +186,7 @@ def test_the_job_of_the_page_is_what_the_manifests_start(fmstune: Callable[..., 
         (sky["num_nodes"], int(sky["resources"]["accelerators"].partition(":")[2])),
         tuple(map(int, ray)),
     }
-    assert sizes == {(job.launcher.num_machines, process_counts.local_processes(job.launcher))}
+    assert sizes == {(job.launcher.num_machines, subprocesses.local_processes(job.launcher))}
 
 
 @pytest.mark.parametrize("name", MANIFESTS)

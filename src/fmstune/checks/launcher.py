@@ -7,7 +7,7 @@ from pathlib import Path
 from fmstune.config.choices import Device, Prefetch, Sharding, Strategy
 from fmstune.config.job import Job, Launcher, Slurm, is_sharded, tunes_an_adapter
 from fmstune.errors import Problem
-from fmstune.launch.process_counts import gpus_per_node, local_processes, total_processes
+from fmstune.launch.subprocesses import gpus_per_node, local_processes, total_processes
 from fmstune.ranks import Rank
 
 _FSDP1_ONLY = {"backward_prefetch": Prefetch.BACKWARD_PRE, "forward_prefetch": False, "use_orig_params": True}

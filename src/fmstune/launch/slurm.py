@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fmstune.config.job import Job
 from fmstune.errors import UserError
-from fmstune.launch import process_counts
+from fmstune.launch import subprocesses
 from fmstune.runs import run_folder
 from fmstune.runs.run_folder import QUEUED
 
@@ -39,8 +39,8 @@ def script(job: Job, folder: Path, flags: Sequence[str] = (), *, place: Path | N
         job=job,
         launcher=job.launcher,
         slurm=job.launcher.slurm,
-        processes=process_counts.total_processes(job.launcher),
-        processes_here=process_counts.local_processes(job.launcher),
+        processes=subprocesses.total_processes(job.launcher),
+        processes_here=subprocesses.local_processes(job.launcher),
         folder=str(folder),
         job_file=shlex.quote(str(folder / run_folder.JOB)),
         ranks=shlex.quote(str(folder / RANKS)),

@@ -1,6 +1,7 @@
-"""Job → the process that runs it: its command and environment (pure), and starting it and ending with it."""
+"""Job → the processes that run it: how many, their command and environment (pure), starting and ending with them."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,9 +12,9 @@ from types import FrameType
 
 from fmstune import files, hardware
 from fmstune.config.choices import Device, Strategy
-from fmstune.config.job import Job, Launcher, is_sharded
+from fmstune.config.job import Job, Launcher, Slurm, is_sharded
 from fmstune.exit_codes import INTERRUPTING, NOTICES
-from fmstune.launch import preemption, process_counts
+from fmstune.launch import preemption
 
 PARENT = "FMSTUNE_PARENT"
 """Environment variable: the process id without which the runner must not live."""
@@ -23,6 +24,32 @@ AGENT = "FMSTUNE_AGENT"
 
 _PORT = 29500
 """Where machines meet unless the job says otherwise; torch's own default."""
+
+
+def local_processes(launcher: Launcher) -> int:
+    """Processes on this machine; 0 if the number is not set and no GPU is found."""
+    if launcher.strategy is Strategy.single:
+        return 1
+    if launcher.num_processes is not None:
+        return max(launcher.num_processes // max(launcher.num_machines, 1), 1)
+    if launcher.slurm is not None:
+        return gpus_per_node(launcher.slurm) or 0
+    return 0 if launcher.device is Device.cpu else hardware.gpus()
+
+
+def total_processes(launcher: Launcher) -> int:
+    """Processes on all machines; those of other machines are taken to be as many as here."""
+    if launcher.num_processes is not None:
+        return launcher.num_processes
+    return local_processes(launcher) * launcher.num_machines
+
+
+def gpus_per_node(slurm: Slurm) -> int | None:
+    """How many GPUs of each node are asked for: 0 where none are, None where that cannot be read."""
+    if slurm.gpus_per_node is None:
+        return 0
+    found = re.fullmatch(r"(?:[\w.-]+:)?([1-9]\d*)", slurm.gpus_per_node)
+    return int(found[1]) if found else None
 
 
 def command(job_file: Path, *flags: str) -> list[str]:
@@ -49,7 +76,7 @@ def agent_command(launcher: Launcher, job_file: Path) -> list[str]:
     # 0: accelerate finds a free one
     port = launcher.main_process_port or (_PORT if machines > 1 else 0)
     words = [sys.executable, "-m", "fmstune.launch.agent", str(job_file), f"--config_file={neutral}"]
-    words += [f"--num_processes={process_counts.total_processes(launcher)}", f"--num_machines={machines}"]
+    words += [f"--num_processes={total_processes(launcher)}", f"--num_machines={machines}"]
     # accelerate takes --multi_gpu for two and more only; the runner configures FSDP itself, from the job
     words += [f"--main_process_port={port}", "--use_fsdp" if is_sharded(launcher) else "--multi_gpu"]
     if machines > 1:
@@ -66,7 +93,7 @@ def doctor_command(*, clear_cache: bool) -> list[str]:
 def environment(job: Job, inherited: Mapping[str, str]) -> dict[str, str]:
     """The runner's environment: as many threads as asked, and where it is alone, one device at most in sight."""
     launcher = job.launcher
-    processes = max(process_counts.local_processes(launcher), 1)
+    processes = max(local_processes(launcher), 1)
     return environment_of(launcher.device, launcher.threads, inherited, processes, launcher.strategy is Strategy.single)
 
 

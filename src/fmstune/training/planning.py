@@ -16,7 +16,7 @@ from fmstune.config.objective import SUPERVISED, text_columns
 from fmstune.data.dataset import Prepared
 from fmstune.data.scan import CHARACTERS_PER_TOKEN, scan_data
 from fmstune.errors import Problem, raise_if_any
-from fmstune.launch import process_counts
+from fmstune.launch import subprocesses
 from fmstune.tables import GIB
 from fmstune.training.preflight import Checked
 from fmstune.training.row_checks import batch_problems, held_out_problems, length_problems
@@ -85,7 +85,7 @@ def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None)
 def find_sharing(launcher: Launcher) -> Sharing:
     """How the job's processes share the work, as many as were started or will be."""
     rank = ranks.here()
-    processes = rank.processes if rank.started else max(process_counts.total_processes(launcher), 1)
+    processes = rank.processes if rank.started else max(subprocesses.total_processes(launcher), 1)
     if not is_sharded(launcher):
         return Sharing(processes)
     hybrid = launcher.sharding_strategy is Sharding.hybrid_shard
@@ -103,4 +103,4 @@ def find_device_bytes(launcher: Launcher, device: str) -> int | None:
         return round(launcher.device_gib * GIB)
     if device == "cuda":
         return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-    return int(psutil.virtual_memory().total) // max(process_counts.local_processes(launcher), 1)
+    return int(psutil.virtual_memory().total) // max(subprocesses.local_processes(launcher), 1)

@@ -13,7 +13,7 @@ from fmstune.config.job import Job
 from fmstune.config.objective import text_columns
 from fmstune.data.dataset import data_identity
 from fmstune.errors import Problem, UserError, collect_problems
-from fmstune.launch import process_counts
+from fmstune.launch import subprocesses
 from fmstune.models import load
 from fmstune.runs import differences, lockfile, run_folder
 from fmstune.training import preflight
@@ -51,7 +51,7 @@ def facts(job: Job) -> tuple[dict[str, Any], list[Problem]]:
         read = data_identity(job.data, tokenizer and tokenizer.tokenizer, job.seed, text_columns(job.objective))
     known = {"data_hashes": {}, "tokens": {}, **read, "data_rows": {}}
     found = asdict(lockfile.collect_lock(job, device=device, model_config=config, command=None, data=known))
-    found["processes"] = process_counts.total_processes(job.launcher) or found["processes"]
+    found["processes"] = subprocesses.total_processes(job.launcher) or found["processes"]
     found["model_files"] = lockfile.model_files(job.model)
     if tokenizer is None:
         del found["tokens"]
