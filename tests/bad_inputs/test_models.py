@@ -58,7 +58,7 @@ MODELS = [
         "model.path: no folder is named owner/name, and it is neither in the hub's cache nor can the hub be reached; "
         "give a folder, …",
     ),
-    case("model=llama2_7b", "model.path: the tokenizer meta-llama/Llama-2-7b-hf is not in the cache and the hub …"),
+    case("model=llama2_7b", "model.path: no folder is named meta-llama/Llama-2-7b-hf, and it is neither …"),
     model_case("model.path: m has no config.json; give the folder that save_pretrained wrote", {"m/x": ""}),
     model_case(
         "model.path: m holds no *.safetensors (found pytorch_model.bin); fmstune reads nothing else; save it again …",
@@ -91,7 +91,7 @@ MODELS = [
     case("model.tokenizer=m", "model.tokenizer: m has no tokenizer_config.json; give the folder …", m__readme_txt="x"),
     case(
         "model.tokenizer=nowhere",
-        "model.tokenizer: the tokenizer nowhere is not in the cache and the hub …; did you mean 'nowhere.json'?",
+        "model.tokenizer: no folder is named nowhere, and it is neither …; did you mean 'nowhere.json'?",
         nowhere_json="{}",
     ),
     case("model.architecture={hidden_size:128}", "model.architecture needs model_type, such as llama"),

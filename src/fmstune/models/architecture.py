@@ -94,29 +94,29 @@ def _from_hub(path: str, revision: str | None) -> PreTrainedConfig:
         raise_if_any(_code_problems(path, values))
         config: PreTrainedConfig = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     except OSError as error:
-        raise UserError.of([_hub_problem(path, revision, error)]) from error
+        raise UserError.of([hub_problem("model.path", "configuration", path, revision, error)]) from error
     return config
 
 
-def _hub_problem(path: str, revision: str | None, error: OSError) -> Problem:
-    """One message for what kept transformers from the hub; the kind is in the cause of its OSError."""
+def hub_problem(field: str, part: str, path: str, revision: str | None, error: Exception) -> Problem:
+    """The reason why transformers did not load a part of a model; the kind is in the cause of its OSError."""
     page = f"https://huggingface.co/{path}"
     cause = error.__cause__ or error
     # from the special to the general: each of these is a subclass of a later one
     if isinstance(cause, GatedRepoError):
-        return Problem("model.path", f": {path} is gated; accept its terms at {page} and log in with `hf auth login`")
+        return Problem(field, f": {path} is gated; accept its terms at {page} and log in with `hf auth login`")
     if isinstance(cause, RevisionNotFoundError):
         return Problem("model.revision", f": {path} has no revision {revision!r}; see {page}/tree/main")
     if isinstance(cause, RepositoryNotFoundError):
         text = f": neither a folder nor a hub model is named {path}; if private, `hf auth login` first"
-        return Problem("model.path", text)
+        return Problem(field, text)
     if isinstance(cause, HFValidationError):
-        return Problem("model.path", f": {path} is neither a folder nor a hub id (NAME or OWNER/NAME)")
+        return Problem(field, f": {path} is neither a folder nor a hub id (NAME or OWNER/NAME)")
     if isinstance(cause, LocalEntryNotFoundError | HfHubHTTPError | ConnectionError):
         why = f"no folder is named {path}, and it is neither in the hub's cache nor can the hub be reached"
         change = "give a folder, or model.architecture in a job, to check without the hub"
-        return Problem("model.path", f": {why}; {change}{files.did_you_mean_beside(Path(path))}")
-    return Problem("model.path", f": {path}: {one_line(error)}")
+        return Problem(field, f": {why}; {change}{files.did_you_mean_beside(Path(path))}")
+    return Problem(field, f": the {part} {path} cannot be loaded: {one_line(error)}")
 
 
 def _code_problems(place: str, values: dict[str, Any]) -> Iterator[Problem]:

@@ -48,7 +48,7 @@ def load_tokenizer(model: Model, *, local_files_only: bool = False, to_train: bo
             place, revision=model.revision, trust_remote_code=False, local_files_only=local_files_only
         )
     except (OSError, ValueError, KeyError) as err:
-        raise UserError(field, _cannot_load("tokenizer", place, err)) from err
+        raise UserError.of([architecture.hub_problem(field, "tokenizer", place, model.revision, err)]) from err
     raise_if_any(_loses_text(tokenizer, field, place))
     if model.chat_template is not None:
         tokenizer.chat_template = _chat_template(model.chat_template)
@@ -169,7 +169,7 @@ def load_model(
             **objective.model_fields,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as err:
-        raise UserError("model.path", _cannot_load("model", place, err)) from err
+        raise UserError.of([architecture.hub_problem("model.path", "model", place, model.revision, err)]) from err
     raise_if_any(_incomplete(place, found, objective.new_modules))
     add_tokens(loaded, tokenizer.tokenizer, tokenizer.added)
     return loaded
@@ -212,15 +212,3 @@ def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, added
     with torch.no_grad():
         for table in tables:
             table.weight[list(added)] = table.weight[:first].float().mean(dim=0).to(table.weight.dtype)
-
-
-def _cannot_load(what: str, place: str, err: BaseException) -> str:
-    """One sentence for the many ways in which a hub or a folder says no."""
-    text = " ".join(str(err).split())
-    if "gated" in text.lower() or "401" in text or "403" in text:
-        return f": the {what} {place} is gated; accept its licence on the hub and set HF_TOKEN, or give a folder"
-    if "connect" in text.lower() or "offline" in text.lower() or "couldn't reach" in text.lower():
-        # a folder's name with a typing error looks like a hub id
-        hint = files.did_you_mean_beside(Path(place))
-        return f": the {what} {place} is not in the cache and the hub cannot be reached; give a folder{hint}"
-    return f": the {what} {place} cannot be loaded: {text[:300]}"
