@@ -79,16 +79,13 @@ def _run(words: list[str], line: IO[str], above: int) -> None:
         os.kill(point, _early.pop())
     signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
     print(point, file=line, flush=True)
-    while True:
-        ended, status = os.waitpid(point, os.WNOHANG)
-        if ended:
-            break
+    while not (ended := os.waitpid(point, os.WNOHANG))[0]:
         if os.getppid() != above:
             # the point ends with this process, and this one with the parent
             os._exit(1)
         time.sleep(0.02)
     _points.clear()
-    print(os.waitstatus_to_exitcode(status), file=line, flush=True)
+    print(os.waitstatus_to_exitcode(ended[1]), file=line, flush=True)
 
 
 if __name__ == "__main__":

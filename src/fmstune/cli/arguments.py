@@ -49,10 +49,9 @@ class CommandLine:
 
 
 class HelpOrVersion(NamedTuple):
-    """A command line that asks only for a text."""
+    """A command line that asks only for a text, perhaps about a verb."""
 
     verb: Verb | None
-    """The verb that was named."""
     version: bool
     config_dir: Path | None = None
 
@@ -86,7 +85,7 @@ def parse_command_line(words: Sequence[str]) -> CommandLine | HelpOrVersion:
     if given.pop("help") | given.pop("version"):
         return HelpOrVersion(named, "--version" in rest, Path(hydra.config_dir) if hydra.config_dir else None)
     words_left = [word for word in left if not word.startswith("-")]
-    unknown = dict.fromkeys(word.partition("=")[0] for word in left if word.startswith("-"))
+    unknown = (word.partition("=")[0] for word in left if word.startswith("-"))
     problems = [_unknown_flag(flag, verb, kind) for flag in unknown]
     raise_if_any([*problems, *_wrong_words(kind, words_left, given)])
     positional = _positional(verb, words_left)

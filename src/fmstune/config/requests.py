@@ -325,8 +325,8 @@ OPTIONS: dict[Verb, type[Options]] = {
 
 
 def summary(verb: Verb) -> str:
-    """What a verb does, in one line."""
-    text = (OPTIONS[verb].__doc__ or "").removesuffix(".")
+    """The first line of a verb's help."""
+    text = str(OPTIONS[verb].__doc__).removesuffix(".")
     return text[0].lower() + text[1:]
 
 
