@@ -10,9 +10,8 @@ from pathlib import Path
 
 def place() -> Path:
     """Where prepared data is kept: FMSTUNE_CACHE, or fmstune's folder in the user's cache."""
-    if place := os.environ.get("FMSTUNE_CACHE"):
-        return Path(place).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fmstune"
+    users = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fmstune"
+    return Path(os.environ.get("FMSTUNE_CACHE") or users).expanduser()
 
 
 def size() -> int:
@@ -30,18 +29,14 @@ def clear() -> int:
 
 def publish(made: Path, entry: Path, usable: Callable[[Path], bool]) -> None:
     """Give the entry its name; if another process was faster, its entry is as good, provided that it is usable."""
-    if not _is_renamed(made, entry) and not usable(entry):
+    for again in (False, True):
+        try:
+            made.rename(entry)
+            return
+        except OSError as err:
+            if err.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        if again or usable(entry):
+            return
         with suppress(FileNotFoundError):  # another process may be putting the damaged one away, too
             entry.rename(made.with_name("damaged"))
-        _is_renamed(made, entry)
-
-
-def _is_renamed(made: Path, entry: Path) -> bool:
-    """Rename, and say whether the name was free."""
-    try:
-        made.rename(entry)
-    except OSError as err:
-        if err.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        return False
-    return True
