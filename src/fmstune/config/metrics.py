@@ -37,16 +37,16 @@ class Place(Enum):
     """The same, in a report's table of costs."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Metric:
     """A number of a run."""
 
     label: str
     """Its name for a reader."""
-    better: Direction | None = None
-    """Which values are better; None where neither end is."""
     where: tuple[Place, ...]
     """Where it is logged, measured and shown."""
+    better: Direction | None = None
+    """Which values are better; None where neither end is."""
     unit: str = ""
     form: str = ".4g"
     """Format of the value in tables."""
@@ -65,40 +65,34 @@ _SCORE = (Place.held_out, Place.sample)
 _HELD_OUT = (Place.held_out, Place.table, Place.headline)
 
 OF_EVERY_OBJECTIVE: Table = {
-    "loss": Metric(label="loss", better=_LESS, where=_LOGGED, progress="loss {:.4f}"),
-    "grad_norm": Metric(label="norm of the gradient", where=(Place.training,)),
-    "learning_rate": Metric(label="learning rate", where=(Place.training,), progress="lr {:.2e}"),
-    "eval_loss": Metric(label="held-out loss", better=_LESS, where=_HELD_OUT, form=".4f", progress="eval loss {:.4f}"),
-    "train_loss": Metric(label="train loss", better=_LESS, where=_RESULT),
-    "steps": Metric(label="optimizer steps", where=(*_RESULT, Place.cost), form=","),
-    "epochs": Metric(label="epochs", where=_COST),
-    "train_seconds": Metric(label="training, seconds", better=_LESS, where=_COST, form=",.1f"),
-    "step_seconds": Metric(label="optimizer steps alone, seconds", better=_LESS, where=_COST, form=",.1f"),
-    "preparation_seconds": Metric(label="reading and tokenising, seconds", better=_LESS, where=_COST, form=",.1f"),
-    "load_seconds": Metric(label="loading the model, seconds", better=_LESS, where=_COST, form=",.1f"),
-    "tokens_per_second": Metric(
-        label="tokens a second", better=_MORE, where=_COST, form=",.0f", progress="{:,.0f} tokens/s"
-    ),
-    "peak_memory_bytes": Metric(label="peak memory, bytes", better=_LESS, where=(Place.summary,), form=","),
-    "tokens_trained_on": Metric(label="tokens trained on", where=(*_RESULT, Place.cost), form=","),
-    "positions": Metric(label="positions, padding included", where=_COST, form=","),
-    "padding_share": Metric(label="share of padding", better=_LESS, where=_COST, form=".1%"),
-    "processes": Metric(label="processes", where=_COST, form=","),
+    "loss": Metric("loss", _LOGGED, _LESS, progress="loss {:.4f}"),
+    "grad_norm": Metric("norm of the gradient", (Place.training,)),
+    "learning_rate": Metric("learning rate", (Place.training,), progress="lr {:.2e}"),
+    "eval_loss": Metric("held-out loss", _HELD_OUT, _LESS, form=".4f", progress="eval loss {:.4f}"),
+    "train_loss": Metric("train loss", _RESULT, _LESS),
+    "steps": Metric("optimizer steps", (*_RESULT, Place.cost), form=","),
+    "epochs": Metric("epochs", _COST),
+    "train_seconds": Metric("training, seconds", _COST, _LESS, form=",.1f"),
+    "step_seconds": Metric("optimizer steps alone, seconds", _COST, _LESS, form=",.1f"),
+    "preparation_seconds": Metric("reading and tokenising, seconds", _COST, _LESS, form=",.1f"),
+    "load_seconds": Metric("loading the model, seconds", _COST, _LESS, form=",.1f"),
+    "tokens_per_second": Metric("tokens a second", _COST, _MORE, form=",.0f", progress="{:,.0f} tokens/s"),
+    "peak_memory_bytes": Metric("peak memory, bytes", (Place.summary,), _LESS, form=","),
+    "tokens_trained_on": Metric("tokens trained on", (*_RESULT, Place.cost), form=","),
+    "positions": Metric("positions, padding included", _COST, form=","),
+    "padding_share": Metric("share of padding", _COST, _LESS, form=".1%"),
+    "processes": Metric("processes", _COST, form=","),
 }
 """Metrics of a run, whatever it is trained for."""
 
 SFT: Table = {
-    "mean_token_accuracy": Metric(
-        label="accuracy on trained tokens", better=_MORE, where=_LOGGED, unit="share of tokens"
-    ),
-    "entropy": Metric(label="entropy", where=_LOGGED, unit="nats"),
+    "mean_token_accuracy": Metric("accuracy on trained tokens", _LOGGED, _MORE, unit="share of tokens"),
+    "entropy": Metric("entropy", _LOGGED, unit="nats"),
     "eval_loss": replace(OF_EVERY_OBJECTIVE["eval_loss"], label="loss on the answer", unit="nats a token"),
-    "exact_match": Metric(
-        label="exact match", better=_MORE, where=(*_HELD_OUT, Place.sample), unit="share of rows", form=".3f"
-    ),
-    "accuracy": Metric(label="accuracy", better=_MORE, where=(*_SCORE, Place.labels), unit="share of rows", form=".3f"),
-    "micro_f1": Metric(label="micro F1", better=_MORE, where=(*_SCORE, Place.labels), form=".3f"),
-    "macro_f1": Metric(label="macro F1", better=_MORE, where=(*_SCORE, Place.labels, Place.table), form=".3f"),
+    "exact_match": Metric("exact match", (*_HELD_OUT, Place.sample), _MORE, unit="share of rows", form=".3f"),
+    "accuracy": Metric("accuracy", (*_SCORE, Place.labels), _MORE, unit="share of rows", form=".3f"),
+    "micro_f1": Metric("micro F1", (*_SCORE, Place.labels), _MORE, form=".3f"),
+    "macro_f1": Metric("macro F1", (*_SCORE, Place.labels, Place.table), _MORE, form=".3f"),
 }
 """Metrics of supervised fine-tuning, in the order of its tables."""
 
