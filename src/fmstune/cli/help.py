@@ -36,23 +36,13 @@ def _command_lines(extra: Path | None) -> list[str]:
         "verbs (fmstune VERB --help lists the flags of each)",
         *(f"  {verb.value:<{_WIDTH}}  {summary(verb)}" for verb in Verb),
         "",
-        *_groups(extra),
-        "",
-        *_job_flags(),
+        *_job_lines(extra),
         "",
         "examples",
         "  fmstune model=causal_lm model.path=./my_model peft=lora data=text data.train=rows.jsonl",
         "  fmstune check model=llama2_13b peft=lora data=alpaca data.train=alpaca.json",
         "  fmstune -m training.learning_rate=1e-5,1e-4 peft=lora,full",
         "  fmstune show-data data=text data.train=rows.jsonl 'data.response_template=\"\\n### Label:\"'",
-    ]
-
-
-def _job_flags() -> list[str]:
-    return [
-        "flags of a job",
-        *(f"  {line}" for line in flag_lines(HydraFlags)),
-        "  --hydra-help, --shell-completion install=bash   Hydra's own help, and tab completion",
     ]
 
 
@@ -64,15 +54,19 @@ def _verb_lines(verb: Verb, extra: Path | None) -> list[str]:
         own = [line for line in flag_lines(Harness) if line not in flag_lines(OPTIONS[verb])]
         lines += ["", "flags of evaluate harness, with most of the above", *(f"  {line}" for line in own)]
     if issubclass(OPTIONS[verb], Composing):
-        lines += ["", *_job_flags(), "", *_groups(extra)]
+        lines += ["", *_job_lines(extra)]
     return [*lines, "", "fmstune --help lists all verbs"]
 
 
-def _groups(extra: Path | None) -> list[str]:
+def _job_lines(extra: Path | None) -> list[str]:
     return [
         "groups",
         *(f"  {group:<{_WIDTH}}  {', '.join(choices(group, extra))}" for group in GROUPS),
         "",
         "fields: every field of the job by its dotted name; training takes every field of trl.SFTConfig,",
         "        peft every field of its PEFT configuration. fmstune --cfg job prints the composed job.",
+        "",
+        "flags of a job",
+        *(f"  {line}" for line in flag_lines(HydraFlags)),
+        "  --hydra-help, --shell-completion install=bash   Hydra's own help, and tab completion",
     ]
