@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from fmstune.cli.arguments import CommandLine
 from fmstune.config import compose, defaults, freeze, origins
@@ -37,8 +37,7 @@ def print_job(line: CommandLine) -> int:
     """`--cfg job`: check the composed job as far as it is given, then print it, or where its fields come from."""
     composed = compose.compose_job(line.overrides, line.hydra)
     part, found = line.hydra.package or "", launcher_file(composed, line)
-    config = OmegaConf.merge(composed.job, {"launcher": found}) if found else composed.job
-    assert isinstance(config, DictConfig)
+    config: Any = OmegaConf.merge(composed.job, {"launcher": found}) if found else composed.job
     tree = compose.plain_tree(config)
     if not OmegaConf.missing_keys(config):
         tree = freeze.as_tree(freeze.freeze(tree, trusted=line.trusted).job)

@@ -51,8 +51,7 @@ class Composed:
     @property
     def words(self) -> list[str]:
         """The overrides of the job, or of this point, as they were given."""
-        words = OmegaConf.to_container(self.settings.overrides.task, resolve=False)
-        assert isinstance(words, list)
+        words: Any = OmegaConf.to_container(self.settings.overrides.task, resolve=False)
         return [str(word).removeprefix("++") for word in words]
 
     def tree(self) -> dict[str, Any]:
@@ -67,8 +66,7 @@ def plain_tree(config: DictConfig) -> dict[str, Any]:
         config = copy.deepcopy(config)
         for key in missing:
             OmegaConf.update(config, str(key), _MISSING)
-    tree = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(tree, dict)
+    tree: Any = OmegaConf.to_container(config, resolve=True)
     if isinstance(peft := tree.get("peft"), dict):
         peft.pop(defaults.USUAL_RATE, None)
     return {str(key): _with_missing(value) for key, value in tree.items()}

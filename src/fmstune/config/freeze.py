@@ -81,12 +81,11 @@ def read(path: Path, *, trusted: Sequence[str] = (), changes: Mapping[str, Any] 
         for key, value in with_copies(config, changes or {}).items():
             OmegaConf.update(config, key, value, force_add=True)
         # not resolved: a frozen job holds no interpolation, and text that looks like one stays text
-        tree = OmegaConf.to_container(config, resolve=False)
+        tree: Any = OmegaConf.to_container(config, resolve=False)
     except FileNotFoundError:
         raise UserError(str(path), ": no such file; give the job.yaml of a run folder") from None
     except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as err:
         raise UserError(str(path), f": cannot be read as a job: {first_line(err)}") from err
-    assert isinstance(tree, dict)
     return freeze({str(key): value for key, value in tree.items()}, trusted=trusted)
 
 

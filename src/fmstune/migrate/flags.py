@@ -11,7 +11,7 @@ from enum import Enum
 from functools import partial
 
 from fmstune.config import upstream_fields
-from fmstune.config.renamed_fields import OWNED, TRANSLATED
+from fmstune.config.renamed_fields import OWNED, TRANSLATED, UPLOAD
 from fmstune.errors import Problem, did_you_mean
 from fmstune.launch import accelerate_file
 
@@ -71,7 +71,6 @@ def _refused(why: str, *names: str) -> dict[str, Flag]:
 _DEFAULT_TEXT = "Classify if the tweet is a complaint or not:"
 _TRACKERS = {"none": "", "file_logger": "", "aim": "aim", "mlflow": "mlflow"}
 _REMOVED = "removed from transformers"
-_UPLOAD = "upload RUN/model with `hf upload` after the run"
 _SECRET = "a command must not hold secrets; set the environment variable HF_TOKEN"
 _VLLM = "run `fmstune merge --export vllm_lora` after the run"
 _USE_FSDP = "use FSDP instead: launcher=fsdp"
@@ -172,8 +171,8 @@ TUNING: Mapping[str, Flag] = {
     **_dropped("no metric of fmstune reads the inputs", "include_inputs_for_metrics"),
     **_dropped("run a sweep with -m", "ray_scope"),
     **_dropped("the launcher distributes the rows", "dispatch_batches", "split_batches"),
-    **_dropped(_UPLOAD, "push_to_hub", "hub_private_repo", "hub_always_push"),
-    **_dropped(_UPLOAD, "push_to_hub_model_id", "push_to_hub_organization", "hub_model_id", "hub_strategy"),
+    **_dropped(UPLOAD, "push_to_hub", "hub_private_repo", "hub_always_push"),
+    **_dropped(UPLOAD, "push_to_hub_model_id", "push_to_hub_organization", "hub_model_id", "hub_strategy"),
     **_dropped(_SECRET, "push_to_hub_token", "hub_token"),
     **_dropped(_VLLM, "post_process_vllm", "lora_post_process_for_vllm"),
     **_dropped("run `fmstune merge --model RUN --out DIR` after the run", "merge_model"),
