@@ -111,6 +111,15 @@ def test_a_cache_that_cannot_be_written_into_is_left_alone(job: Job, monkeypatch
     assert not was_prepared(job)
 
 
+def test_a_file_whose_name_looks_like_a_pattern_is_seen_to_change(job: Job) -> None:
+    Path("rows[1].jsonl").write_text("{}\n")
+    named = dataclasses.replace(job, data=dataclasses.replace(job.data, train="rows[1].jsonl"))
+    mark_prepared(named)
+    assert was_prepared(named)
+    append("rows[1].jsonl")
+    assert not was_prepared(named)
+
+
 def test_texts_that_are_no_paths_do_no_harm() -> None:
     for template in ("### Label:", "*" * 3, "[", "x" * 5000, "nul\0"):
         mark_prepared(freeze.freeze(tree(data={**TREE["data"], "response_template": template})).job)

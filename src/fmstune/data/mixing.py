@@ -66,11 +66,9 @@ def mixture_shares(
     found = tuple(Share(name, sizes[name], max(1, round(weight * scale)), weight) for name, weight in given.items())
     for share in found:
         if share.taken > MOST_REPEATS * share.rows:
-            takes = (
-                f": weight {share.weight:g} takes each of its {share.rows:,} rows {share.taken // share.rows:,} times"
-            )
-            advice = "lower it, or set data.stopping_strategy=first_exhausted"
-            raise UserError(f"data.train.{share.name}", f"{takes} an epoch; {advice}")
+            times, advice = share.taken // share.rows, "lower it, or set data.stopping_strategy=first_exhausted"
+            text = f": weight {share.weight:g} takes each of its {share.rows:,} rows {times:,} times an epoch; {advice}"
+            raise UserError(f"data.train.{share.name}", text)
     return found
 
 

@@ -44,7 +44,7 @@ def _mark(job: Job) -> Path | None:
     facts = {
         **parts,
         "seed": job.seed,
-        "files": [_facts(path) for text in _texts(parts) for path in _named_files(text)],
+        "files": [facts for text in _texts(parts) for facts in _file_facts(text)],
         "versions": [__version__, version("transformers"), version("tokenizers")],
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
@@ -60,20 +60,13 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(inner)
 
 
-def _named_files(text: str) -> list[Path]:
-    """The file that a text names, or the files of a folder or pattern; most texts name none."""
+def _file_facts(text: str) -> list[tuple[str, int, int]]:
+    """Name, size and time of the file that a text names, or of each file in its folder or pattern; most name none."""
     # a text may be too long for a path or hold characters that no path has
     with suppress(OSError, ValueError, UserError):
-        if glob.has_magic(text):
-            return sorted(map(Path, glob.glob(text, recursive=True)))
         path = Path(resolve(text)).expanduser()
-        return sorted(path.iterdir()) if path.is_dir() else [path]
+        matching = map(Path, glob.glob(str(path), recursive=True))
+        files = [path] if path.is_file() else path.iterdir() if path.is_dir() else matching
+        found = [(str(file), file.stat()) for file in sorted(files) if file.exists()]
+        return [(name, facts.st_size, facts.st_mtime_ns) for name, facts in found]
     return []
-
-
-def _facts(path: Path) -> tuple[str, int, int] | None:
-    """Name, size and time of a file."""
-    with suppress(OSError, ValueError):
-        found = path.stat()
-        return str(path), found.st_size, found.st_mtime_ns
-    return None

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,11 +92,8 @@ def read_runs(folder: Path) -> list[Run]:
 
 def read_refused_points(folder: Path) -> list[sweep_folder.Point]:
     """Read the points without a run, whose jobs were refused, from `sweep.json`; raises UserError if it is broken."""
-    try:
-        points = sweep_folder.read_points(folder)
-    except (OSError, ValueError, TypeError) as err:
-        raise UserError.of([_unreadable(folder / sweep_folder.FILE, err)]) from err
-    return [point for point in points if not is_run(folder / point.folder)]
+    with _explain_read_errors(folder / sweep_folder.FILE):
+        return [point for point in sweep_folder.read_points(folder) if not is_run(folder / point.folder)]
 
 
 def raise_if_no_run(folder: Path, flag: str = "") -> None:
@@ -119,14 +117,10 @@ def _number_and_name(path: Path) -> tuple[int, str]:
 
 def _read_mapping(path: Path, problems: list[Problem]) -> dict[str, Any]:
     """Read a JSON or YAML file that holds a mapping; a missing file is empty."""
-    if not path.is_file():
-        return {}
-    try:
-        text = path.read_text(encoding="utf-8")
+    found: Any = {}
+    with collect_problems(problems), _explain_read_errors(path):
+        text = path.read_text(encoding="utf-8") if path.is_file() else "{}"
         found = yaml.load(text, Loader=_Loader) if path.suffix == ".yaml" else json.loads(text)
-    except (OSError, ValueError, yaml.YAMLError) as err:
-        problems.append(_unreadable(path, err))
-        return {}
     if not isinstance(found, dict):
         problems.append(Problem(str(path), ": must hold a mapping of names to values; correct or remove the file"))
         return {}
@@ -135,13 +129,9 @@ def _read_mapping(path: Path, problems: list[Problem]) -> dict[str, Any]:
 
 def _read_metrics(path: Path, problems: list[Problem]) -> Iterator[dict[str, Any]]:
     """Yield the lines of a metrics file; an unfinished last line is left out."""
-    if not path.is_file():
-        return
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except (OSError, ValueError) as err:
-        problems.append(_unreadable(path, err))
-        return
+    lines = []
+    with collect_problems(problems), _explain_read_errors(path):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         if not line.endswith("\n"):
             return
@@ -156,5 +146,9 @@ def _read_metrics(path: Path, problems: list[Problem]) -> Iterator[dict[str, Any
             problems.append(Problem(str(path), f":{number}: must be a mapping of names to values; remove the line"))
 
 
-def _unreadable(path: Path, err: Exception) -> Problem:
-    return Problem(str(path), f": cannot be read ({first_line(err)}); correct or remove the file")
+@contextmanager
+def _explain_read_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as err:
+        raise UserError(str(path), f": cannot be read ({first_line(err)}); correct or remove the file") from err
