@@ -72,6 +72,21 @@ def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
         aside.write_text(text + "\n", encoding="utf-8")
 
 
+def render_template(file: Path, /, **values: Any) -> str:
+    """Fill in a Jinja file of the package; values are escaped in HTML, and a missing one is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(file.parent),
+        autoescape=".html" in file.suffixes,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template(file.name).render(values)
+
+
 @contextmanager
 def explain_write_errors(flag: str, path: Path, kind: str = "file") -> Iterator[None]:
     """Turn an OSError into a UserError that names the flag and its file, and says to choose another of this kind."""

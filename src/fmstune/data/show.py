@@ -9,13 +9,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from jinja2 import Environment, FileSystemLoader
-
 from fmstune.data.dataset import Prepared
 from fmstune.data.mixing import mixture_lines
 from fmstune.data.tokenized import Part
 from fmstune.data.tokens import IGNORED, PreTrainedTokenizerBase, Segment
-from fmstune.files import write_aside
+from fmstune.files import render_template, write_aside
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -80,10 +78,8 @@ def write_rows_page(
 
 def rows_page(title: str, rows: Sequence[ShownRow], sums: Sequence[SplitSums]) -> str:
     """The whole page; the text of rows and names is escaped."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.get_template("show.html.jinja")
-    return page.render(title=title, legend=LEGEND, white_space=WHITE_SPACE, rows=rows, sums=sums, bins=bins)
+    file = Path(__file__).with_name("show.html.jinja")
+    return render_template(file, title=title, legend=LEGEND, white_space=WHITE_SPACE, rows=rows, sums=sums, bins=bins)
 
 
 def first_rows(prepared: Prepared, tokenizer: PreTrainedTokenizerBase, rows: int) -> Iterator[ShownRow]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fmstune import files
 from fmstune.config.job import Job
 from fmstune.errors import UserError
 from fmstune.launch import subprocesses
@@ -27,15 +28,8 @@ def script(job: Job, folder: Path, flags: Sequence[str] = (), *, place: Path | N
 
     Slurm's variables become those of torch's launchers here, where they can be seen (srun(1), "OUTPUT ENVIRONMENT").
     """
-    import jinja2  # a job of Slurm alone needs it
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("job.sbatch.jinja").render(
+    return files.render_template(
+        Path(__file__).with_name("job.sbatch.jinja"),
         job=job,
         launcher=job.launcher,
         slurm=job.launcher.slurm,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fmstune import files as package_files
 from fmstune.config.job import FULL, Job, Source, sources
@@ -83,12 +82,9 @@ def merge_card(
 
 
 def _render_card(head: Mapping[str, Any], **facts: Any) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
-    )
+    file = Path(__file__).with_name("model_card.md.jinja")
     front = yaml.safe_dump(dict(head), sort_keys=False, allow_unicode=True)
-    card = environment.get_template("model_card.md.jinja").render(facts, front=front, metric_rows=metric_rows)
-    return card.rstrip() + "\n"
+    return package_files.render_template(file, front=front, metric_rows=metric_rows, **facts)
 
 
 def read_licence(folder: Path) -> dict[str, str]:

@@ -6,29 +6,22 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from fmstune import tables
+from fmstune.files import render_template
 from fmstune.runs.report.document import Block, Charts, Command, Document, Example, More, Table, Text
 
 
 def render_html(document: Document) -> str:
     """Return one page with its charts, styles and script, which may load nothing."""
     folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["breakable"] = _breakable
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    return environment.get_template("report.html.jinja").render(
-        document._asdict(),
+    return render_template(
+        folder / "report.html.jinja",
+        **document._asdict(),
         kind=lambda block: type(block).__name__,
+        breakable=_breakable,
         style=Markup(style),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
