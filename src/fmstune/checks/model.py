@@ -40,12 +40,11 @@ def _token_problems(model: Model) -> Iterator[Problem]:
         if name not in SPECIAL_TOKENS:
             hint = did_you_mean(name, SPECIAL_TOKENS)
             yield Problem(field, f": unknown{hint}; the names are {', '.join(SPECIAL_TOKENS)}")
-        elif name == "extra_special_tokens":
-            if not are_names(value):
-                yield Problem(field, f"must be a list of text, got {value!r}")
-        elif not isinstance(value, str):
+        elif name == "extra_special_tokens" and not are_names(value):
+            yield Problem(field, f"must be a list of text, got {value!r}")
+        elif name != "extra_special_tokens" and not isinstance(value, str):
             yield Problem(field, f"must be text, got {value!r}")
-        elif not value:
+        elif value == "":
             yield Problem(field, "is empty; give the token's text, or leave the field out")
 
 

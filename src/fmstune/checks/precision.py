@@ -96,10 +96,8 @@ def precision_problems(situation: Situation) -> Iterator[Problem]:
 def precision_notes(precision: Precision, adapter: bool) -> Iterator[str]:
     """Yield a note on a dtype that works and loses accuracy."""
     if precision.trained == "bfloat16" and not adapter:
-        yield (
-            "full tuning of bfloat16 weights rounds every update: with 8 bits of mantissa an update below "
-            "about 1/256 of its weight is lost; model.dtype=auto keeps the weights in float32"
-        )
+        text = "full tuning of bfloat16 weights rounds every update: with 8 bits of mantissa an update below about"
+        yield f"{text} 1/256 of its weight is lost; model.dtype=auto keeps the weights in float32"
 
 
 def _asked(situation: Situation, default: str | None) -> str | None:

@@ -69,8 +69,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return 130 if err.sigval in INTERRUPTING else 128 + int(err.sigval)
     except (RendezvousError, DistError, ConnectionError) as err:
         said = " ".join(str(err).split())[:300] or type(err).__name__
-        problem = f"launcher: the other machines cannot be met ({said})"
-        hint = "see that all of them are started, with the same main_process_ip and main_process_port"
+        problem = f"launcher: the other machines cannot be reached ({said})"
+        hint = "start all of them, with the same main_process_ip and main_process_port"
         print(f"fmstune: error: {problem}; {hint}", file=sys.stderr)
         return 2
     return 0
@@ -144,8 +144,8 @@ def show_failure(failure: Failure, folder: Path) -> int:
         return preemption.CODE
     if lost := _is_secondary(failure.text) and failure.kind == "internal":
         # all ranks of this machine are as they should be
-        text = f"fmstune: error: rank {failure.rank} has lost another one, on another machine: that machine has failed,"
-        hint = "or cannot be reached any more; see what it says, and start the same command on all machines to go on"
+        text = f"fmstune: error: rank {failure.rank} lost its connection to a rank on another machine, which has failed"
+        hint = "or cannot be reached any more; see what it says, and start the same command on all machines to resume"
         failure = failure._replace(text=f"{text} {hint} ({failure.text.splitlines()[-1][:300]})")
     print(failure.text, file=sys.stderr)
     summary = run_folder.read_summary(folder)
