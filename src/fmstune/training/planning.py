@@ -1,6 +1,5 @@
 """Rows and a checked job → the plan of memory, steps and tokens."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -15,7 +14,7 @@ from fmstune.config.job import Job, Launcher, is_sharded
 from fmstune.config.objective import SUPERVISED, text_columns
 from fmstune.data.dataset import Prepared
 from fmstune.data.scan import CHARACTERS_PER_TOKEN, scan_data
-from fmstune.errors import Problem, raise_if_any
+from fmstune.errors import UserError, raise_if_any
 from fmstune.launch import subprocesses
 from fmstune.tables import GIB
 from fmstune.training.preflight import Checked
@@ -52,16 +51,6 @@ def estimate_rows(job: Job) -> Rows:
     return Rows(scan.rows, round(tokens) + 2 * scan.rows, longest, estimated=True, supervised_share=share)
 
 
-def resumed_steps_problems(job: Job, made: Plan) -> Iterator[Problem]:
-    """A checkpoint with nothing left to train after it."""
-    if job.training.get("resume") not in (None, resume.AUTO):
-        done = resume.steps_done(Path(job.training["resume"]))
-        if done >= made.total_steps:
-            change = "nothing is left to train; raise training.num_train_epochs or training.max_steps"
-            text = f": the checkpoint is at step {done:,} of {made.total_steps:,}, so {change}"
-            yield Problem("training.resume", text)
-
-
 def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None) -> Plan:
     """The plan; raises UserError when a row does not fit the model. `prepared` is None where rows are estimated."""
     names = Training.__dataclass_fields__.keys() & job.training.keys()
@@ -78,7 +67,11 @@ def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None)
     raise_if_any(problems)
     machine = Machine(checked.device, checked.attention, checked.precision)
     made = plan_work(Work(checked.dimensions, rows, training, machine, find_sharing(job.launcher)))
-    raise_if_any(resumed_steps_problems(job, made))
+    checkpoint = job.training.get("resume")
+    if checkpoint not in (None, resume.AUTO) and (done := resume.steps_done(Path(checkpoint))) >= made.total_steps:
+        change = "nothing is left to train; raise training.num_train_epochs or training.max_steps"
+        text = f": the checkpoint is at step {done:,} of {made.total_steps:,}, so {change}"
+        raise UserError("training.resume", text)
     return made
 
 

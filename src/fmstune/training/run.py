@@ -88,7 +88,7 @@ def _train_and_score(
     stopping = Stopping(job.callbacks)
     trainer.add_callback(stopping)
     if checkpoint is not None and (made := checkpoints.read_checkpoint_facts(checkpoint)) is not None:
-        raise_if_any(checkpoints.checkpoint_mismatches(checkpoint, made, trainer.about()))
+        raise_if_any(checkpoints.checkpoint_mismatches(checkpoint, made, trainer.checkpoint_facts()))
     base: list[dict[str, Any] | None] = []
     if job.evaluation.base and "base" not in former:
         trainer.before_training(lambda: base.append(_score(objective, trainer, job, prepared, base=True)))

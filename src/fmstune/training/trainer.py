@@ -94,7 +94,7 @@ class RunMixin(Trainer):
         with sharding.unshard_prompt(self.model):
             self._save(output_dir, state_dict=state)
 
-    def about(self) -> CheckpointFacts:
+    def checkpoint_facts(self) -> CheckpointFacts:
         """Return the facts that a checkpoint saved now is made with."""
         return CheckpointFacts(
             step=self.state.global_step,
@@ -118,9 +118,10 @@ class RunMixin(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                made = run / SAVING / f"checkpoint-{step}"
                 if self.adapter_base is not None:
-                    base_identity.write_base(self.adapter_base, run / SAVING / f"checkpoint-{step}")
-                publish_checkpoint(run / SAVING / f"checkpoint-{step}", run / f"checkpoint-{step}", self.about())
+                    base_identity.write_base(self.adapter_base, made)
+                publish_checkpoint(made, run / made.name, self.checkpoint_facts())
         except (OSError, RuntimeError, SafetensorError) as err:
             full = disk_is_full(err, run)  # before the next line frees space
             remove_unfinished(run)
