@@ -63,7 +63,9 @@ def freeze_composed(composed: Composed, line: CommandLine, folder: Path | None =
     if folder is not None:
         frozen = frozen._replace(job=dataclasses.replace(frozen.job, output_dir=str(folder)))
     if getattr(line.options, "sources", False):
-        origins.print_origins(frozen.job, composed_origins(composed, line))
+        shown = origins.render_origins(freeze.as_tree(frozen.job), composed_origins(composed, line))
+        # before the problems that the rules find, and before the output of the runner
+        print(shown, end="\n\n", flush=True)
     return frozen
 
 

@@ -31,10 +31,11 @@ def _recorded_job(line: CommandLine, path: Path) -> tuple[freeze.Frozen, History
     job_file = path / run_folder.JOB if path.is_dir() else path
     frozen = freeze.read(job_file, trusted=line.trusted, changes=changes)
     found = origins.frozen_origins(job_file, changes)
+    tree = freeze.as_tree(frozen.job)
     if getattr(line.options, "sources", False):
-        origins.print_origins(frozen.job, found)
+        print(origins.render_origins(tree, found), end="\n\n", flush=True)
     words = [f"--from={path}", *line.trust_flags, *map(text_of, line.overrides)]
-    return frozen, History(words, origins.recorded_origins(freeze.as_tree(frozen.job), found))
+    return frozen, History(words, origins.recorded_origins(tree, found))
 
 
 def reproduce_run(line: CommandLine, asked: Reproduce) -> int:

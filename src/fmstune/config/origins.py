@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 from fmstune.config import defaults, freeze
 from fmstune.config.compose import Composed
 from fmstune.config.hydra_internals import Part, tree_of
-from fmstune.config.job import Job
 from fmstune.config.renamed_fields import TRANSLATED, Translation
 from fmstune.flatten import leaves
 
@@ -142,8 +141,3 @@ def _text(value: Any) -> str:
     text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"))
     text = text.removesuffix("\n").removesuffix("\n...")
     return json.dumps(value, ensure_ascii=False) if "\n" in text else text
-
-
-def print_origins(job: Job, origins: Origins) -> None:
-    """Print them, before the problems that the rules find, and before what the runner prints."""
-    print(render_origins(freeze.as_tree(job), origins), end="\n\n", flush=True)
