@@ -61,7 +61,12 @@ def usual_rate(target: str | None, own: float | None, full: float) -> float:
     """A method's usual learning rate: the one in its own file, else that of its class in conf/peft."""
     if target == FULL:
         return full
-    return own if own is not None else usual_rates().get(str(target), _ADAPTERS_RATE)
+    if own is not None:
+        return own
+    # LoRA's relatives have its class, and the file of LoRA has the fewest keys
+    methods = sorted(groups.shipped_choices("peft").values(), key=len, reverse=True)
+    rates = {one["_target_"]: float(one[USUAL_RATE]) for one in methods if USUAL_RATE in one}
+    return rates.get(str(target), _ADAPTERS_RATE)
 
 
 def by_method(table: Mapping[str, Any], otherwise: Any, *, _root_: DictConfig) -> Any:
@@ -86,10 +91,3 @@ def settled(config: DictConfig) -> DictConfig:
     if OmegaConf.is_dict(config.get("peft")):
         config.peft.pop(USUAL_RATE, None)
     return config
-
-
-def usual_rates() -> dict[str, float]:
-    """The rates in conf/peft by class; LoRA's relatives have its class, and the file of LoRA has the fewest keys."""
-    methods = [one for one in groups.shipped_choices("peft").values() if USUAL_RATE in one]
-    methods = sorted(methods, key=len, reverse=True)
-    return {one["_target_"]: float(one[USUAL_RATE]) for one in methods}
