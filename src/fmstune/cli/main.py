@@ -131,8 +131,7 @@ def _complete(words: Sequence[str]) -> int:
     """Tab completion: Hydra's, on a line without our verb, after our own suggestions."""
     from fmstune.cli import completion
 
-    typed = os.environ.get("COMP_LINE")
-    if typed is not None:
+    if (typed := os.environ.get("COMP_LINE")) is not None:
         print("\n".join(completion.suggestions(typed)))
         os.environ["COMP_LINE"] = completion.line_for_hydra(typed)
     line = parse_command_line(words)

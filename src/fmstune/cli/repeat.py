@@ -55,9 +55,8 @@ def reproduce_run(line: CommandLine, asked: Reproduce) -> int:
     if code := start_job.start_job(frozen._replace(job=job), dataclasses.replace(line, verb=Verb.train), history):
         return code
     folder = Path(str(job.output_dir))
-    states = {place: run_folder.read_summary(place).get("status") for place in (recorded, folder)}
-    for place, status in states.items():
-        if status != run_folder.FINISHED:
+    for place in (recorded, folder):
+        if (status := run_folder.read_summary(place).get("status")) != run_folder.FINISHED:
             print(f"\nnothing to compare: the run in {place} is not finished ({status})")
             return USER_ERROR if asked.strict else 0
     results = differences.compare_results(recorded, folder)

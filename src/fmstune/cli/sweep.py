@@ -151,8 +151,7 @@ def _run_points_elsewhere(line: CommandLine, number: int) -> list[int]:
 
 def _run_point_elsewhere(line: CommandLine, number: int, composed: Composed) -> sweep_folder.Point:
     """Run one of `number` points in a process that Hydra's launcher started, maybe on another machine."""
-    share = callback.threads(composed.settings, number)
-    if share is not None:
+    if (share := callback.threads(composed.settings, number)) is not None:
         os.environ.setdefault("OMP_NUM_THREADS", str(share))
     point = _run_point(composed, line)
     if point.code == preemption.CODE:
