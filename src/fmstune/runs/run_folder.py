@@ -4,7 +4,7 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,13 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """Keep other processes from writing into the folder; raises UserError if another process does."""
     import filelock  # training and submitting alone need it
 
-    lock = filelock.FileLock(folder / LOCK_FILE)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        text = f"{folder}: another process runs this job; wait for it, or choose another output_dir"
-        raise UserError("", text) from None
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(filelock.FileLock(folder / LOCK_FILE, timeout=0))
+        except filelock.Timeout:
+            text = f"{folder}: another process runs this job; wait for it, or choose another output_dir"
+            raise UserError("", text) from None
         yield
-    finally:
-        lock.release()
 
 
 def share_weights(folder: Path) -> None:
@@ -62,10 +59,7 @@ def share_weights(folder: Path) -> None:
 def read_summary(folder: Path) -> dict[str, Any]:
     """Read `summary.json`; it is empty before the run has written one."""
     path = folder / SUMMARY
-    if not path.is_file():
-        return {}
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return summary
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def update_summary(folder: Path, values: Mapping[str, Any]) -> None:
