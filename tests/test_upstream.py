@@ -17,6 +17,7 @@ from fmstune.upstream import explain_missing_names, hide_unused_packages, requir
 INSTALLED = [name for name in upstream.UNUSED if importlib.util.find_spec(name) is not None]
 
 
+@pytest.mark.slow
 def test_a_runner_imports_no_unused_package_and_a_tracker_can_import_one_later() -> None:
     imported = "fmstune.training.library_noise, fmstune.training.pipeline"
     runner = f"from fmstune.upstream import hide_unused_packages\nwith hide_unused_packages(): import {imported}\n"

@@ -11,7 +11,7 @@ import pytest
 
 from tests.bad_inputs.cases import ROWS, Case, assert_answered, assert_says, case, content, write, wrong_inputs
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(12)
 
 WORDS = [
     case(

@@ -8,7 +8,7 @@ import pytest
 
 from tests.bad_inputs.cases import ROW, ROWS, Case, assert_answered, case, content, wrong_inputs
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(12)
 
 UNKNOWN_NAMES = [
     case("zzz=1", "zzz: unknown field; the job has name, seed, output_dir, compare_by, direction, model, …"),
@@ -245,6 +245,7 @@ def test_a_wrong_job_is_answered_by_one_message_and_leaves_nothing(
     assert_answered(wrong, fmstune, tmp_path)
 
 
+@pytest.mark.slow
 def test_every_point_of_a_sweep_is_answered(fmstune: Callable[..., Any], tmp_path: Path) -> None:
     result = fmstune("-m", "seed=-1,-2")
 

@@ -19,7 +19,7 @@ from tests.bad_inputs.cases import (
     wrong_inputs,
 )
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(12)
 
 TINY = ROOT / "src" / "fmstune" / "assets" / "tiny_llama"
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.bad_inputs.cases import ROW, ROWS, Case, assert_answered, case, wrong_inputs
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(12)
 
 TOGETHER = [
     case(

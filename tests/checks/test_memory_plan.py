@@ -30,7 +30,7 @@ from fmstune.checks.plan_inputs import Dimensions, Machine, Rows, Sharing, Train
 from fmstune.checks.precision import Precision
 from fmstune.models import shapes
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(12)
 
 FLOAT32 = Precision("float32", "float32", None, "because")
 FULL_GPU = Precision("float32", "float32", "bfloat16", "because")

@@ -56,6 +56,7 @@ def test_owned_fields_are_not_suggested() -> None:
     assert "training.max_length=" not in completion.suggestions("fmstune training.max")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [

@@ -52,6 +52,7 @@ def test_help_of_a_verb_is_about_that_verb() -> None:
     assert "--metric NAME" in looked_back and "tiny_llama" not in looked_back
 
 
+@pytest.mark.slow
 def test_every_verb_has_a_help_of_one_screen() -> None:
     for verb in Verb:
         lines = help.help_text(verb).splitlines()
@@ -86,6 +87,7 @@ def test_version() -> None:
     assert command("--version").stdout == "fmstune 0.1.0\n"
 
 
+@pytest.mark.slow
 def test_a_users_groups_stand_beside_the_shipped_ones(tmp_path: Path) -> None:
     (tmp_path / "my" / "peft").mkdir(parents=True)
     (tmp_path / "my" / "peft" / "wide.yaml").write_text(
@@ -134,6 +136,7 @@ def test_a_13b_model_is_checked_offline_with_exact_counts(fmstune: Run, rows_fil
     assert list(Path().glob("runs")) == []
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_not_here_can_be_planned_for(fmstune: Run, rows_file: Callable[..., Path]) -> None:
     rows = rows_file([{"instruction": "Add", "input": "", "output": "3"}], "alpaca.json")
     words = ("model=llama2_7b", "peft=lora", "data=alpaca", f"data.train={rows}", "launcher.device=cuda")

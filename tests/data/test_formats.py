@@ -48,6 +48,7 @@ def test_text_without_its_template_is_a_problem_that_shows_the_template() -> Non
     assert str(raised.value) == r"column 'output' does not contain the response template '\n### Label:'"
 
 
+@pytest.mark.slow
 @given(prompt=st.text(), answer=st.text(), template=st.text(min_size=1))
 def test_text_puts_every_character_into_exactly_one_segment(prompt: str, answer: str, template: str) -> None:
     whole = prompt + formats.unescape(template) + answer

@@ -312,6 +312,7 @@ def with_end(labels: list[int], ids: list[int], end: int) -> list[int]:
     return [*(labels[:-1] if ids[-1:] == [end] else labels), end]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("tokenizer", ALL)
 @many
 @given(segments=rows)
@@ -333,6 +334,7 @@ def test_labels_are_those_of_the_bytes(
     assert tokens.encode_rows([segments], tokenizer(), NO_LIMIT)[0].labels == expected
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("tokenizer", ALL)
 @many
 @given(segments=rows, max_length=st.integers(2, 12))
@@ -351,6 +353,7 @@ def test_a_cut_row_is_a_beginning_of_the_whole_one_and_its_counts_are_right(
     assert len(cut.answer_ids) <= cut.trained
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("tokenizer", ALL)
 @many
 @given(segments=rows)

@@ -225,6 +225,7 @@ def test_the_base_model_answers_with_a_label_and_stops_but_does_not_know_which(
     assert right / len(held_out) <= 0.6
 
 
+@pytest.mark.slow
 def test_pretraining_reads_no_held_out_message(pretrain_tiny_llama: ModuleType, held_out: Rows) -> None:
     texts = frozenset(row["text"] for row in held_out)
     documents = pretrain_tiny_llama.documents(random.Random(pretrain_tiny_llama.SEED), texts)

@@ -159,6 +159,7 @@ def stars(row, *, text_field, response_template):
     assert results()[0]["input"] == "Review: Good. Stars:"
 
 
+@pytest.mark.slow
 def test_answers_in_lines_go_on_where_they_stopped(fmstune: Fmstune, tmp_path: Path) -> None:
     words = ("generate", "--model", "package:tiny_llama", "--text_file", texts_file(tmp_path), "--out_file")
     assert fmstune(*words, "whole.jsonl").code == 0

@@ -73,6 +73,7 @@ def model(request: pytest.FixtureRequest) -> Iterator[PreTrainedModel | PeftMode
 VIRTUAL = {"prompt": PromptTuningConfig, "p_tuning": PromptEncoderConfig, "prefix": PrefixTuningConfig}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", VIRTUAL)
 @pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt_bigcode"])
 def test_virtual_tokens_stand_before_every_row_of_a_batch_and_of_an_answer(
@@ -121,6 +122,7 @@ def test_the_loss_is_the_mean_over_all_answer_tokens(
     assert scores.figures["eval_loss"] == pytest.approx(total / count, rel=1e-5)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_a_batch_answers_as_single_rows_do(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, batch_size: int

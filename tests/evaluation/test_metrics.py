@@ -33,6 +33,7 @@ def test_an_answer_that_is_no_label_is_wrong_and_only_missed() -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_scikit_learn() -> None:
     sklearn = pytest.importorskip("sklearn.metrics")
     wanted, got = [0, 1, 2, 2, 1, 0, 1, 1], [0, 2, 2, 1, 1, 0, 0, 1]

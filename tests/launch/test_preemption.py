@@ -56,6 +56,7 @@ def test_a_notice_is_kept_until_the_next_run(number: signal.Signals, monkeypatch
     assert not preemption.given()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("saves", "code"), [(True, 0), (False, preemption.CODE)])
 def test_a_notice_waits_until_a_process_that_was_just_started_can_take_it(saves: bool, code: int) -> None:
     """One that saves nothing ends at once then."""

@@ -21,6 +21,7 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
+@pytest.mark.slow
 def test_a_childs_seconds_memory_and_output_are_its_own() -> None:
     # from a process as small as a benchmark's: Linux counts what a parent held when it forked
     code = (
@@ -43,6 +44,7 @@ def test_memory_and_time_of_a_childs_own_children_count() -> None:
     assert child.peak > 150_000_000
 
 
+@pytest.mark.slow
 def test_a_line_of_the_watched_file_is_a_moment(tmp_path: Path) -> None:
     code = f"import time\nfor n in range(3):\n  time.sleep(.1); print('x', file=open({str(tmp_path / 'f')!r}, 'a'))"
     child = pairs.run(python(f"{code}\ntime.sleep(1)"), watched=tmp_path / "f")
@@ -141,6 +143,7 @@ def quick(script: str, *flags: str) -> dict[str, list[str]]:
     }
 
 
+@pytest.mark.slow
 def test_one_alone() -> None:
     assert quick("startup.py") == {"Start": ["wall clock", "CPU time"]}
 

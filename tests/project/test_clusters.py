@@ -51,6 +51,7 @@ def problems(name: str, value: Any) -> list[str]:
     return [f"{error.json_path}: {error.message}" for error in found]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_a_manifest_fits_its_schema(name: str) -> None:
     assert problems(name, manifest(name)) == []
@@ -61,6 +62,7 @@ WORKERS = "spec.rayClusterSpec.workerGroupSpecs.0"
 PATCH = "spec.runtimePatches.0.trainingRuntimeSpec.template.spec.replicatedJobs.0.template.spec.template.spec"
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize(
     ("name", "place", "value"),
     [

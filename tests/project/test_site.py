@@ -61,6 +61,7 @@ def pages(site: Path) -> dict[Path, Links]:
     return {path: Links(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
 
 
+@pytest.mark.slow
 def test_every_document_is_a_page(site: Path, pages: dict[Path, Links]) -> None:
     hook = tool("site_hook")
     names = [Path(hook.source_name(path, ROOT)) for path in DOCUMENTS]
@@ -175,6 +176,7 @@ def test_links_are_followed_from_the_place_on_the_site_and_code_is_left_alone() 
     assert hook.source_name(ROOT / "CHANGELOG.md", ROOT) == "CHANGELOG.md"
 
 
+@pytest.mark.slow
 def test_the_pictures_of_rows_are_fresh(tmp_path: Path) -> None:
     tools = tool("make_pictures")
     made = tools.pictures(tmp_path)

@@ -12,6 +12,7 @@ from fmstune.runs import hashes, lockfile
 from tests import small
 
 
+@pytest.mark.slow
 def test_a_run_records_files_rows_tokens_and_machine(recorded_run: Path) -> None:
     lock = json.loads((recorded_run / "lock.json").read_text())
     digest = hashlib.sha256(Path("rows.jsonl").read_bytes()).hexdigest()

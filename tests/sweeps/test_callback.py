@@ -41,6 +41,7 @@ def test_a_point_is_a_process_of_submitits_and_its_code_comes_back() -> None:
     assert "response_template" in log.read_text()
 
 
+@pytest.mark.slow
 def test_a_wrong_point_is_named_before_any_is_submitted() -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     words = ("-m", "hydra/launcher=submitit_local", "output_dir=sweep", "training.learning_rate=1e-3,-1,-2")

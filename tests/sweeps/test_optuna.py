@@ -55,6 +55,7 @@ def test_each_end_and_each_choice_is_checked_once_before_the_search() -> None:
     ]
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -72,6 +72,7 @@ def test_a_run_with_a_tracker_and_a_callback_of_a_package_of_the_users_own(fmstu
     assert any(line.startswith("2 ") and "loss" in line for line in lines)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -9,6 +9,7 @@ from fmstune.config.choices import Device
 from fmstune.models import load
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "words",
     [
@@ -31,6 +32,7 @@ def test_what_can_be_done_is_not_refused(fmstune: Callable[..., Any], words: tup
     assert result.out.endswith("no problems found\n")
 
 
+@pytest.mark.slow
 def test_a_check_without_a_gpu_does_not_pass_what_needs_one(
     fmstune: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -263,6 +263,7 @@ def error() -> str | None:
     return noted["error"]
 
 
+@pytest.mark.slow
 def test_a_tracker_that_fails_while_training_warns_once(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
     with tracking.tracked(job, Path("run"), 0, writes=True) as trackers:
         trackers.log({"loss": 1.0}, 1)
@@ -290,6 +291,7 @@ def silent_server() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_a_tracker_that_does_not_answer_does_not_hold_up_the_run(
     job: Job, silent_server: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -346,6 +348,7 @@ def shared_aim(job: Job) -> aim.AimTracker:
     return aim.AimTracker(subject=Subject(job, Path("run"), {}, 0), repo="shared", system_tracking_interval=None)
 
 
+@pytest.mark.slow
 def test_a_repository_that_another_point_is_just_making_is_waited_for(job: Job) -> None:
     half_made = Path("shared/.aim")
     half_made.mkdir(parents=True)
@@ -377,6 +380,7 @@ def holds_the_index(repo: Path) -> Iterator["subprocess.Popen[str]"]:
         yield process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("until_it_ends", [False, True])
 def test_an_index_that_another_process_holds_is_waited_for_and_no_error(
     job: Job, until_it_ends: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -162,6 +162,7 @@ def test_tokens_and_positions_are_counted(tmp_path: Path) -> None:
     assert ours.clock.seconds > 0
 
 
+@pytest.mark.slow
 def test_batch_times_accumulation_gives_the_same_weights(tmp_path: Path) -> None:
     """Tokens are averaged over the whole update, so how it is cut into batches does not matter."""
     # plain gradients: Adam would blow the rounding of a gradient near zero up to a whole step
@@ -196,6 +197,7 @@ def test_the_loss_of_an_evaluation_is_the_mean_over_tokens(tmp_path: Path, train
     assert whole != pytest.approx(sum(each) / 4, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_from_its_last_checkpoint_takes_no_further_step(tmp_path: Path) -> None:
     """As after a kill; an epoch has 2 steps, so that the checkpoint is in the middle of one."""
     settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 3}

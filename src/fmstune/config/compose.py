@@ -185,10 +185,10 @@ def explain(err: BaseException, extra: Path | None = None) -> Problem:
     missing = re.search(r"Could not (?:find|load) '([\w/]+)/([\w.-]*)'", text)
     if missing:
         group, name = missing.groups()
-        extras = {"submitit": "slurm", "joblib": "sweep"} if group == "hydra/launcher" else {}
-        plugin = name.partition("_")[0]
-        if plugin in extras:
-            return Problem(group, f"={name} needs hydra-{plugin}-launcher: pip install 'fmstune[{extras[plugin]}]'")
+        extras = {"submitit_local": "slurm", "submitit_slurm": "slurm", "joblib": "sweep"}
+        if group == "hydra/launcher" and name in extras:
+            plugin = f"hydra-{name.partition('_')[0]}-launcher"
+            return Problem(group, f"={name} needs {plugin}: pip install 'fmstune[{extras[name]}]'")
         return no_such_choice(group, name, extra)
     if "does not support sweep type : INTERVAL_SWEEP" in text:
         hint = "without it, give single values with commas between"
