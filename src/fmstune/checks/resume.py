@@ -10,7 +10,7 @@ import yaml
 from fmstune.config import freeze
 from fmstune.config.job import Job, tunes_an_adapter
 from fmstune.errors import Problem, UserError, shown
-from fmstune.flatten import flatten
+from fmstune.flatten import flat_differences
 from fmstune.runs import run_folder
 
 AUTO = "auto"
@@ -56,12 +56,6 @@ def resume_problems(job: Job) -> Iterator[Problem]:
     yield from _change_problems(job, folder.resolve().parent / run_folder.JOB)
 
 
-def _allowed(job: Job) -> list[str]:
-    """The packages that this job names, which have been allowed already."""
-    named = [job.data.format, *job.tracking.values(), *job.callbacks.others.values()]
-    return [str(target).partition(".")[0] for target in (job.objective._target_, *(one["_target_"] for one in named))]
-
-
 def steps_done(checkpoint: Path) -> int:
     """The optimizer step that a checkpoint was saved at; raises UserError when its state cannot be read."""
     state = checkpoint / "trainer_state.json"
@@ -73,35 +67,32 @@ def steps_done(checkpoint: Path) -> int:
 
 def _change_problems(job: Job, job_file: Path) -> Iterator[Problem]:
     """Yield a problem for each field that changes training and differs from the job of the checkpoint."""
-    if not job_file.is_file():
-        return
+    place = f"{job_file.parent.name}/{job_file.name}"
     try:
-        former = freeze.read(job_file, trusted=_allowed(job)).job
+        for name, one, other in _different(job, job_file, _MAY_CHANGE) if job_file.is_file() else ():
+            text = f"is {one} here and {other} in {place}; a resumed run keeps the values of its checkpoint"
+            yield Problem(name, text)
     except UserError as err:
         text = f": the checkpoint's job cannot be compared ({'; '.join(map(str, err.problems))})"
         yield Problem("training.resume", f"{text}; copy the checkpoint elsewhere to resume without comparing")
-        return
-    place = f"{job_file.parent.name}/{job_file.name}"
-    for name, one, other in _different(job, former, _MAY_CHANGE):
-        yield Problem(name, f"is {one} here and {other} in {place}; a resumed run keeps the values of its checkpoint")
 
 
 def run_differences(job: Job, job_file: Path) -> Iterator[str]:
     """Yield each difference from the job of a run folder; a job without any can be resumed there."""
     try:
-        former = freeze.read(job_file, trusted=_allowed(job)).job
+        for name, one, other in _different(job, job_file, _OWN_FOLDER):
+            yield f"{name} is {one} here and {other} there"
     except UserError as err:
         yield f"its job.yaml cannot be read: {'; '.join(map(str, err.problems))}"
-        return
-    for name, one, other in _different(job, former, _OWN_FOLDER):
-        yield f"{name} is {one} here and {other} there"
 
 
-def _different(job: Job, former: Job, allowed: re.Pattern[str]) -> Iterator[tuple[str, str, str]]:
-    """Yield the dotted name and both values of each field that differs and may not; an empty mapping says nothing."""
-    trees = (flatten(yaml.safe_load(freeze.dump(given))) for given in (job, former))
-    here, there = ({name: shown(value) for name, value in tree.items() if value != {}} for tree in trees)
-    for name in {**here, **there}:
-        one, other = (values.get(name, "not given") for values in (here, there))
-        if one != other and not allowed.fullmatch(name):
+def _different(job: Job, job_file: Path, allowed: re.Pattern[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield the dotted name and both values of each field that differs and may not; raises UserError."""
+    # the packages that this job names have been allowed already
+    named = [job.data.format, *job.tracking.values(), *job.callbacks.others.values()]
+    targets = [job.objective._target_, *(one["_target_"] for one in named)]
+    former = freeze.read(job_file, trusted=[target.partition(".")[0] for target in targets]).job
+    here, there = (yaml.safe_load(freeze.dump(given)) for given in (job, former))
+    for name, one, other in flat_differences(here, there, shown, "not given"):
+        if not allowed.fullmatch(name):
             yield name, one, other

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from fmstune import tables
 from fmstune.config.metrics import Place, names_at
 from fmstune.errors import UserError
-from fmstune.flatten import flatten
+from fmstune.flatten import flat_differences
 from fmstune.runs import run_folder
 from fmstune.runs.report.run_data import read_run
 
@@ -64,7 +64,7 @@ def lock_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> lis
         if key not in recorded or (recorded[key] is None and isinstance(value, Mapping)):
             found.append(Difference(key, _NOT_READ, _NOTHING, False))
             continue
-        for fact, one, other in _changes({key: recorded[key]}, {key: value}):
+        for fact, one, other in flat_differences({key: recorded[key]}, {key: value}, _as_text, _NOTHING):
             found.append(Difference(fact, one, other, changes_result(fact, recorded)))
     return sorted(found, key=lambda difference: not difference.counts)
 
@@ -80,20 +80,9 @@ def job_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list
     """Return the fields of two jobs that differ, without output_dir; name and trackers cannot change the result."""
     return [
         Difference(name, one, other, not name.startswith(("name", "tracking")))
-        for name, one, other in _changes(recorded, now)
+        for name, one, other in flat_differences(recorded, now, _as_text, _NOTHING)
         if name != "output_dir"
     ]
-
-
-def _changes(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield the dotted name and both values, as text, of what differs; an empty mapping counts as nothing."""
-    there, here = (
-        {name: _as_text(leaf) for name, leaf in flatten(tree).items() if leaf != {}} for tree in (recorded, now)
-    )
-    for name in {**there, **here}:
-        one, other = there.get(name, _NOTHING), here.get(name, _NOTHING)
-        if one != other:
-            yield name, one, other
 
 
 def _as_text(value: Any) -> str:
