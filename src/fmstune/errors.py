@@ -1,7 +1,7 @@
 """The errors that a user can cause; their message alone is shown, and the exit code is 2."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
@@ -70,6 +70,17 @@ class collect_problems(AbstractContextManager[None]):
         if isinstance(err, UserError):
             self._problems += [problem for problem in err.problems if problem.field not in known]
         return isinstance(err, UserError)
+
+
+@contextmanager
+def naming_flag(flag: str, fields: Sequence[str]) -> Iterator[None]:
+    """Let the problems of these fields, and of what is in them, name the flag that the user gave."""
+    try:
+        yield
+    except UserError as err:
+        for field in fields:
+            err.problems = tuple(problem.moved(field, flag) for problem in err.problems)
+        raise
 
 
 def one_line(err: object) -> str:

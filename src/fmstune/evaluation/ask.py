@@ -22,9 +22,6 @@ from fmstune.models import tuned
 from fmstune.models.sharding import virtual_tokens
 from fmstune.models.tuned import Tuned
 
-BATCHES = 8
-"""Batches between two writes and two lines of progress; prompts of like length are put together among these."""
-
 
 def answer_prompts(request: Generation) -> int:
     """Answer every prompt; what cannot be answered is said before the weights are read, where that can be known."""
@@ -51,8 +48,7 @@ def answer_prompts(request: Generation) -> int:
         with explain_write_errors("--out_file", out):
             write_json(out, results, indent=4)
     seconds, written = time.perf_counter() - begun, len(asked) - done
-    answered = "1 answer" if written == 1 else f"{written:,} answers"
-    print(f"wrote {request.out_file}: {answered} in {seconds:.1f} s")
+    print(f"wrote {request.out_file}: {written:,} answer{'s' * (written != 1)} in {seconds:.1f} s")
     return 0
 
 
@@ -88,9 +84,7 @@ def _too_long(asked: Sequence[Prompt], model: Tuned, max_new_tokens: int) -> Ite
     positions = tuned.positions(model)
     if positions is None:
         return
-    room = positions - max_new_tokens
-    long = [number for number, prompt in enumerate(asked, start=1) if len(prompt.ids) > room]
-    if long:
+    if long := [number for number, one in enumerate(asked, start=1) if len(one.ids) > positions - max_new_tokens]:
         first = len(asked[long[0] - 1].ids)
         virtual = virtual_tokens(model.model)
         prompt_tokens = f" and {virtual} virtual tokens" if virtual else ""
@@ -100,10 +94,7 @@ def _too_long(asked: Sequence[Prompt], model: Tuned, max_new_tokens: int) -> Ite
 
 
 def _answered(request: Generation, asked: Sequence[Prompt]) -> int:
-    """How many prompts the file answers already; a last line that was cut off in the middle is taken away.
-
-    Raises UserError where the file answers other prompts.
-    """
+    """How many of these prompts the file answers, after a last line that was cut off is removed; raises UserError."""
     path = Path(request.out_file)
     if not path.is_file():
         return 0
@@ -129,7 +120,8 @@ def _answers(request: Generation, asked: Sequence[Prompt], model: Tuned) -> Iter
     sampling = {name: getattr(request, name) for name in (*SAMPLING, "repetition_penalty")}
     given = {name: value for name, value in sampling.items() if value is not None}
     ends = prompts.turn_ends(request.format, tokenizer) if request.format is not None else []
-    step = 1 if request.stream else request.batch_size * BATCHES
+    # batches between two writes and two lines of progress; prompts of like length are put together among these
+    step = 1 if request.stream else request.batch_size * 8
     for start in range(0, len(asked), step):
         part = asked[start : start + step]
         if request.stream:

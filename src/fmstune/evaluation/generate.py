@@ -13,10 +13,9 @@ from transformers.generation.streamers import BaseStreamer
 from fmstune.models.sharding import gathered_from_all, holds_shard, of_this_process, virtual_tokens
 
 
-def begin(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that stands for an empty prompt: the beginning of a text."""
-    found: int = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return found
+def never_empty(prompt: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The prompt, or the beginning of a text for an empty one, as of a row that is trained from its first token on."""
+    return prompt or [tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
 
 
 def generate(
@@ -35,10 +34,8 @@ def generate(
     """Answers to the prompts (token ids), in their order, each as it would be alone, up to one of the `stops`.
 
     They are greedy, unless `sampling` (fields of GenerationConfig) says otherwise. `stop_texts` end an answer too and
-    are cut off. `show` is given each answer's text as it grows; `batch_size` must be 1 then.
-
-    `behind_prompt` gives the text as it continues its prompt: many tokenizers write no space before the first word
-    of what they decode alone.
+    are cut off. `show` is given each answer's text as it grows; `batch_size` must be 1 then. `behind_prompt` gives the
+    text as it continues its prompt: many tokenizers write no space before the first word of what they decode alone.
 
     Prompts are padded on the left. Under prompt learning they are not padded at all, but grouped by length: PEFT drops
     `position_ids`, so padding would move the text away from the virtual tokens. (Of prefix tuning it keeps them.)
@@ -62,8 +59,7 @@ def generate(
             texts = [Continued(tokenizer, prompts[i] if behind_prompt else ()) for i in batch]
             streamer = Streamer(texts[0], stop_texts, show) if show is not None else None
             output = model.generate(**encoded, generation_config=settings, streamer=streamer, **more)
-            new = output[:, encoded["input_ids"].shape[1] :].tolist()
-            for i, text, ids in zip(batch, texts, new, strict=True):
+            for i, text, ids in zip(batch, texts, output[:, encoded["input_ids"].shape[1] :].tolist(), strict=True):
                 answers[i] = cut(text.of(ids), stop_texts)
     for others in gathered_from_all(answers):
         answers |= others

@@ -27,8 +27,7 @@ def run_harness(request: Harness) -> int:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # it asks git for the commit of the folder that we happen to be in, which complains where there is none
     evaluator.get_git_commit_hash = lambda: None
-    include = None if request.include_path is None else str(Path(request.include_path).expanduser())
-    manager = TaskManager(include_path=include)
+    manager = TaskManager(include_path=request.include_path and str(Path(request.include_path).expanduser()))
     hint = "; --include_path adds a folder of your own"
     raise_if_any(
         Problem("--tasks", f": the harness has no task {name!r}{did_you_mean(name, manager.all_tasks) or hint}")
@@ -43,7 +42,11 @@ def run_harness(request: Harness) -> int:
         print(f"evaluating the {name} model on {', '.join(request.tasks)} …", file=sys.stderr, flush=True)
         found[name] = _results(request, manager, model, generates=generates)
         del model
-    _report(request, found, base.model if base is not None and "base" in found else None)
+    rows = list(_rows(found["tuned"]["results"], found["base"]["results"] if "base" in found else {}))
+    asked = {name: getattr(request, name) for name in ("tasks", "num_fewshot", "limit", "seed")}
+    report = {"model": request.model, "base_model": base and base.model, **asked, **found}
+    heads, note = ("task", "measure", "base", "tuned", "change"), "± is one standard error, as the harness gives it"
+    metrics.write_results(request.out_file, report, [(heads, rows)], [note])
     return 0
 
 
@@ -95,15 +98,6 @@ def _results(request: Harness, manager: Any, model: Tuned, *, generates: bool) -
     return {name: json.loads(json.dumps(found[name], default=str)) for name in kept if name in found}
 
 
-def _report(request: Harness, found: dict[str, dict[str, Any]], base: str | None) -> None:
-    heads = ("task", "measure", "base", "tuned", "change")
-    rows = list(_rows(found["tuned"]["results"], found["base"]["results"] if "base" in found else {}))
-    asked = {name: getattr(request, name) for name in ("tasks", "num_fewshot", "limit", "seed")}
-    report = {"model": request.model, "base_model": base, **asked, **found}
-    note = "± is one standard error, as the harness gives it"
-    metrics.write_results(request.out_file, report, [(heads, rows)], [note])
-
-
 def _rows(tuned_ones: dict[str, Any], base: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """Each number of each task; the harness names it `MEASURE,FILTER`, and its error `MEASURE_stderr,FILTER`."""
     for task, after in tuned_ones.items():
@@ -121,5 +115,4 @@ def _rows(tuned_ones: dict[str, Any], base: dict[str, Any]) -> Iterator[tuple[st
 def _with_error(values: dict[str, Any], key: str, error: str) -> str:
     if key not in values:
         return "-"
-    spread = f" ± {values[error]:.4f}" if isinstance(values.get(error), float) else ""
-    return f"{values[key]:.4f}{spread}"
+    return f"{values[key]:.4f}" + (f" ± {values[error]:.4f}" if isinstance(values.get(error), float) else "")

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fmstune.config.job import Evaluation
 from fmstune.evaluation import metrics
-from fmstune.evaluation.generate import begin, by_length, generate
+from fmstune.evaluation.generate import by_length, generate, never_empty
 from fmstune.models.sharding import gathered_from_all, of_this_process
 from fmstune.models.trl_internals import DataCollatorForLanguageModeling
 
@@ -89,19 +89,17 @@ def score(
     Several processes share the rows out, and each gets the scores of all of them.
     """
     rows = held_out.select(range(min(len(held_out), evaluation.max_rows or len(held_out))))
-    # a row that is trained from its first token on has nothing to ask with
-    prompts = [ids or [begin(tokenizer)] for ids in rows["prompt_ids"]]
+    prompts = [never_empty(ids, tokenizer) for ids in rows["prompt_ids"]]
     expected = list(rows["answer_ids"])
     ends = stops(expected, tokenizer)
     limit = min(evaluation.max_new_tokens, max(map(len, expected)))
-    batch_size = evaluation.batch_size
     was_training = model.training
     model.eval()
     # no inference_mode: what FSDP gathers under it could not be trained afterwards
     with torch.no_grad(), torch.autocast(model.device.type, getattr(torch, autocast)) if autocast else nullcontext():
         supervised = rows.select_columns(["input_ids", "labels"]).to_list()
-        likelihoods = log_likelihoods(model, supervised, tokenizer.pad_token_id, batch_size)
-        got = generate(model, tokenizer, prompts, batch_size=batch_size, max_new_tokens=limit, stops=ends)
+        likelihoods = log_likelihoods(model, supervised, tokenizer.pad_token_id, evaluation.batch_size)
+        got = generate(model, tokenizer, prompts, batch_size=evaluation.batch_size, max_new_tokens=limit, stops=ends)
     model.train(was_training)
     return Scores(
         # decoded alike, so that neither spaces at a boundary nor a straddling token makes a difference
@@ -131,10 +129,7 @@ def stops(answers: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) 
 
 
 def together(scores: Mapping[str, Scores]) -> dict[str, Any]:
-    """The figures over all rows of all sets, and where the sets have names those of each set.
-
-    The measures of labels are left out where a set holds texts.
-    """
+    """The figures over all rows, and of each named set; without the measures of labels where a set holds texts."""
     each = list(scores.values())
     labels = metrics.labels(label for one in each for label in one.labels) if all(one.labels for one in each) else []
     whole = Scores(
@@ -152,10 +147,7 @@ def together(scores: Mapping[str, Scores]) -> dict[str, Any]:
 def log_likelihoods(
     model: PreTrainedModel | PeftModel, rows: Sequence[Mapping[str, Any]], pad_token_id: int, batch_size: int
 ) -> list[Likelihood]:
-    """The log-likelihood of each row's `labels` under its `input_ids`, in batches of like length.
-
-    The model must have TRL's fused LM head. Several processes share the rows out, and each gets all.
-    """
+    """The log-likelihood of each row's `labels` under its `input_ids`; as in `score`, processes share the rows out."""
     collate = DataCollatorForLanguageModeling(pad_token_id=pad_token_id)
     found: dict[int, Likelihood] = {}
     for batch in of_this_process(list(by_length([len(row["input_ids"]) for row in rows], batch_size))):

@@ -49,12 +49,6 @@ def labels(answers: Iterable[str]) -> list[str]:
     return sorted(found.values())
 
 
-def numbered(answers: Sequence[str], labels: Sequence[str]) -> list[int]:
-    """The number of the label that each answer is; -1 for none."""
-    numbers = {key(label): number for number, label in enumerate(labels)}
-    return [numbers.get(key(answer), -1) for answer in answers]
-
-
 class PerClass(NamedTuple):
     """How one label is answered; a share of nothing is 0."""
 
@@ -78,9 +72,10 @@ def judge(
 ) -> Answers:
     """Compare answers with the right ones; `likelihoods` has the log-likelihood and the tokens of each right one."""
     pairs = list(likelihoods)
+    numbers = {key(label): number for number, label in enumerate(labels)}
     return Answers(
-        wanted=numbered(wanted, labels),
-        got=numbered(got, labels),
+        wanted=[numbers.get(key(answer), -1) for answer in wanted],
+        got=[numbers.get(key(answer), -1) for answer in got],
         exact=[one.strip() == other.strip() for one, other in zip(wanted, got, strict=True)],
         losses=[-log_likelihood for log_likelihood, _ in pairs],
         tokens=[tokens for _, tokens in pairs],
@@ -146,11 +141,9 @@ def _share(part: Any, whole: Any) -> Any:
 def cells(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     """The rows of the table: measure, base, tuned, change, each with its bounds."""
     for key, one in found["tuned"].items():
-        before = found.get("base", {}).get(key)
-        change = found.get("change", {}).get(key)
-        metric = SFT[key]
-        form = metric.form
-        yield (metric.label, _bounded(before, form), _bounded(one, form), _bounded(change, f"+{form}"))
+        before, change = (found.get(name, {}).get(key) for name in ("base", "change"))
+        label, form = SFT[key].label, SFT[key].form
+        yield label, _bounded(before, form), _bounded(one, form), _bounded(change, f"+{form}")
 
 
 def _bounded(one: Mapping[str, float] | None, form: str) -> str:

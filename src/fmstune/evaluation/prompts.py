@@ -1,7 +1,7 @@
 """Texts and rows → prompts in tokens, as the rows of training began: what stood before the answer."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -11,10 +11,11 @@ from fmstune.data.chat import chat_segments
 from fmstune.data.format_loading import format_row, load_format, question_row
 from fmstune.data.read import Row, RowProblems
 from fmstune.data.tokens import Formatted, RowProblem, Segment, Templated, Texts, TokenRow, encode_rows
-from fmstune.errors import UserError, raise_if_any
+from fmstune.errors import UserError, naming_flag, raise_if_any
 from fmstune.evaluation import generate
 
 _UNCUT = 2**31
+_named_as_flag = partial(naming_flag, "--format", ["data.format"])
 
 
 class Prompt(NamedTuple):
@@ -28,17 +29,12 @@ def of_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[P
     """The texts as they are, with the special tokens that the tokenizer puts before a text."""
     encoded = encode_rows([[Segment(text, trained=False)] for text in texts], tokenizer, _UNCUT)
     # the last one is end-of-sequence, which is for whole rows
-    return [
-        Prompt(text, row.input_ids[:-1] or [generate.begin(tokenizer)])
-        for text, row in zip(texts, encoded, strict=True)
-    ]
+    pairs = zip(texts, encoded, strict=True)
+    return [Prompt(text, generate.never_empty(row.input_ids[:-1], tokenizer)) for text, row in pairs]
 
 
 def of_rows(found: Sequence[Row], format: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    """The prompts of rows in a data format; answers may be missing, and are left out where they are not.
-
-    Raises UserError with all rows that are not of this format.
-    """
+    """The prompts of rows in a data format, without answers; raises UserError with all rows of another format."""
     if format["_target_"] == f"{formats.__name__}.chat" and tokenizer.chat_template is None:
         raise UserError("--format", "chat: the model has no chat template; one that was tuned on chat has its own")
     with _named_as_flag():
@@ -53,7 +49,7 @@ def of_rows(found: Sequence[Row], format: Mapping[str, Any], tokenizer: PreTrain
     raise_if_any(problems.first())
     encoded = encode_rows(formatted, tokenizer, _UNCUT)
     return [
-        Prompt(_text(made, row.prompt_ids, tokenizer), row.prompt_ids or [generate.begin(tokenizer)])
+        Prompt(_text(made, row.prompt_ids, tokenizer), generate.never_empty(row.prompt_ids, tokenizer))
         for made, row in zip(formatted, encoded, strict=True)
     ]
 
@@ -69,15 +65,6 @@ def rows_of_texts(texts: Sequence[str], file: str, format: Mapping[str, Any]) ->
             raise UserError("--format", text)
         rows.append(Row(file, number, values))
     return rows
-
-
-@contextmanager
-def _named_as_flag() -> Iterator[None]:
-    """Name a problem of data.format by the flag that the user gave."""
-    try:
-        yield
-    except UserError as err:
-        raise UserError.of(problem.moved("data.format", "--format") for problem in err.problems) from err
 
 
 def _text(made: Formatted, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:

@@ -60,22 +60,20 @@ def evaluate_rows(request: Scoring) -> int:
         found[name] = _answers(request, task, model)
         del model
     assert task is not None
-    _report(request, task, found, base.model if base is not None and "base" in found else None)
+    _report(request, task, found, base and base.model)
     return 0
 
 
 def _rows(rows: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[Asked]:
     texts = tokenizer.batch_decode(list(rows["answer_ids"]), skip_special_tokens=True)
     for row, text in zip(rows, texts, strict=True):
-        # a row that is trained from its first token on has nothing to ask with
-        asked = row["prompt_ids"] or [generate.begin(tokenizer)]
+        asked = generate.never_empty(row["prompt_ids"], tokenizer)
         yield Asked(row["input_ids"], row["labels"], asked, row["answer_ids"], text.strip())
 
 
 def _task(request: Scoring, rows: list[Asked], ledger: Ledger, model: Tuned) -> Task:
     """Choose the rows, each that is left out counted; raises UserError where none is left."""
-    tokenizer = model.tokenizer.tokenizer
-    stops = held_out.stops([row.answer_ids for row in rows], tokenizer)
+    stops = held_out.stops([row.answer_ids for row in rows], model.tokenizer.tokenizer)
     taken = rows[: request.max_rows]
     fitting = [row for row in taken if _room(row, request, model) >= 0]
     allowed = {key(label): label.strip() for label in request.label or metrics.labels(row.answer for row in fitting)}
@@ -129,17 +127,13 @@ def _answers(request: Scoring, task: Task, model: Tuned) -> Answers:
 
 
 def _ranked(task: Task, model: Tuned, batch_size: int) -> list[str]:
-    """The likeliest label of each row: the sum of its tokens' log-probabilities, without the end of the answer.
-
-    Of equally likely ones it is the first. That is what the harness calls `acc`.
-    """
+    """The likeliest label of each row (of equal ones the first), the answer's end not scored: the harness's `acc`."""
     tokenizer = model.tokenizer.tokenizer
     ids = {label: _label_ids(label, task, tokenizer) for label in task.labels}
     sequences = []
     for row in task.rows:
         for label in task.labels:
-            own = key(label) == key(row.answer)
-            answer = without_end(row.answer_ids, task.stops) if own else ids[label]
+            answer = without_end(row.answer_ids, task.stops) if key(label) == key(row.answer) else ids[label]
             labels = [IGNORED] * len(row.prompt_ids) + answer
             sequences.append({"input_ids": row.prompt_ids + answer, "labels": labels})
     found = held_out.log_likelihoods(model.model, sequences, tokenizer.pad_token_id, batch_size)
@@ -162,8 +156,7 @@ def _label_ids(label: str, task: Task, tokenizer: PreTrainedTokenizerBase) -> li
     answer = whole[len(before) :]
     space = answer[: len(answer) - len(answer.lstrip())]
     segments = [Segment(before, trained=False), Segment(space + label, trained=True)]
-    encoded = encode_rows([segments], tokenizer, 2**31)[0]
-    return without_end(encoded.answer_ids, [tokenizer.eos_token_id])
+    return without_end(encode_rows([segments], tokenizer, 2**31)[0].answer_ids, [tokenizer.eos_token_id])
 
 
 def without_end(ids: Sequence[int], stops: Sequence[int]) -> list[int]:

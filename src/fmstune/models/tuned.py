@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,12 +18,14 @@ from fmstune.checks.precision import Situation, resolve_precision
 from fmstune.config.choices import Attention, Device, Dtype
 from fmstune.config.job import Model
 from fmstune.config.requests import Harness, Scoring
-from fmstune.errors import Problem, UserError, one_line, raise_if_any
+from fmstune.errors import Problem, UserError, naming_flag, one_line, raise_if_any
 from fmstune.models import architecture, base_identity
 from fmstune.models import load as models
 from fmstune.models.adapters import read_adapter
 from fmstune.models.load import Tokenizer
 from fmstune.models.sharding import virtual_tokens
+
+_of_flag = partial(naming_flag, fields=("model.path", "model.tokenizer", "model.attention", "launcher.device"))
 
 
 class Place(NamedTuple):
@@ -215,13 +218,3 @@ def adapter_config(adapter: str) -> PeftConfig:
     # PEFT would look for the tokenizer of the machine that the adapter was tuned on
     config.inference_mode = True
     return config
-
-
-@contextmanager
-def _of_flag(flag: str) -> Iterator[None]:
-    """Let problems of a job's fields name the flag."""
-    fields = ("model.path", "model.tokenizer", "model.attention", "launcher.device")
-    try:
-        yield
-    except UserError as err:
-        raise UserError.of(Problem(flag, one.text) if one.field in fields else one for one in err.problems) from err
