@@ -46,7 +46,7 @@ def test_the_runner_is_this_interpreter_on_the_frozen_job() -> None:
 )
 def test_one_process_sees_one_device_at_most(device: Device, visible: str | None, expected: str) -> None:
     inherited = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    assert subprocesses.environment(job(device), inherited)["CUDA_VISIBLE_DEVICES"] == expected
+    assert subprocesses.environment(job(device).launcher, inherited)["CUDA_VISIBLE_DEVICES"] == expected
 
 
 @pytest.mark.parametrize(
@@ -56,11 +56,11 @@ def test_one_process_sees_one_device_at_most(device: Device, visible: str | None
 def test_threads_are_the_jobs_else_the_environments(
     threads: int | None, inherited: dict[str, str], expected: str
 ) -> None:
-    assert subprocesses.environment(job(threads=threads), inherited)["OMP_NUM_THREADS"] == expected
+    assert subprocesses.environment(job(threads=threads).launcher, inherited)["OMP_NUM_THREADS"] == expected
 
 
 def test_threads_are_the_cores_where_nobody_says() -> None:
-    assert subprocesses.environment(job(), {})["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
+    assert subprocesses.environment(job().launcher, {})["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
 
 
 def of_two(**changes: Any) -> Job:
@@ -107,7 +107,7 @@ def test_several_machines_meet_at_machine_0() -> None:
 
 
 def test_processes_share_the_cores_and_see_all_devices() -> None:
-    env = subprocesses.environment(of_two(num_processes=2, device="auto"), {"CUDA_VISIBLE_DEVICES": "0,1"})
+    env = subprocesses.environment(of_two(num_processes=2, device="auto").launcher, {"CUDA_VISIBLE_DEVICES": "0,1"})
     assert env["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert env["OMP_NUM_THREADS"] == str(max(hardware.cores() // 2, 1))
 

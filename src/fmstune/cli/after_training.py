@@ -13,7 +13,7 @@ from fmstune.checks.requests import evaluation_problems, generation_problems, me
 from fmstune.cli.arguments import CommandLine
 from fmstune.config import compose, freeze, requests
 from fmstune.config.choices import Device
-from fmstune.config.job import Job, has_held_out
+from fmstune.config.job import Job, Launcher, has_held_out
 from fmstune.config.overrides import field_changes, parse_overrides, wrong_choices
 from fmstune.config.requests import Generation, Harness, Merge, RunnerRequest, Scoring
 from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
@@ -38,7 +38,7 @@ def ask_runner(line: CommandLine, asked: RunnerRequest) -> int:
         argv = subprocesses.command(file, f"--verb={line.verb.value}")
         # a merge, a report and a comparison are made on the CPU
         device = getattr(asked, "device", Device.cpu)
-        return exit_code_of(subprocesses.start(argv, subprocesses.environment_of(device, None, os.environ)))
+        return exit_code_of(subprocesses.start(argv, subprocesses.environment(Launcher(device=device), os.environ)))
 
 
 def _checked_generation(line: CommandLine, asked: Generation) -> Generation:

@@ -61,7 +61,9 @@ def _run_verb(line: CommandLine) -> int:
         case Doctor(clear_cache=clear):
             from fmstune.launch import subprocesses
 
-            return subprocesses.start(subprocesses.doctor_command(clear_cache=clear), os.environ)
+            # doctor imports torch, and so has a process of its own
+            argv = [sys.executable, "-m", "fmstune.cli.doctor", *(["--clear-cache"] if clear else [])]
+            return subprocesses.start(argv, os.environ)
         case FromFms() as asked:
             return _translate(asked)
         case Reproduce() as asked:

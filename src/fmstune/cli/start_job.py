@@ -95,7 +95,7 @@ def call_runner(job: Job, verb: Verb, flags: Sequence[str]) -> int:
         job_file = Path(folder) / run_folder.JOB
         freeze.write(job, job_file)
         argv = subprocesses.command(job_file, f"--verb={verb.value}", *flags)
-        return exit_code_of(subprocesses.start(argv, subprocesses.environment(job, os.environ)))
+        return exit_code_of(subprocesses.start(argv, subprocesses.environment(job.launcher, os.environ)))
 
 
 def _train(job: Job, flags: Sequence[str], history: History | None, start: Start | None) -> int:
@@ -115,7 +115,7 @@ def _train(job: Job, flags: Sequence[str], history: History | None, start: Start
         return _submit(claimed, flags)
     code, prepared = 0, was_prepared(claimed.job)
     for argv in subprocesses.commands(claimed.job, folder / run_folder.JOB, *flags, prepared=prepared):
-        code = code or (start or subprocesses.start)(argv, subprocesses.environment(claimed.job, os.environ))
+        code = code or (start or subprocesses.start)(argv, subprocesses.environment(claimed.job.launcher, os.environ))
     if not (folder / run_folder.SUMMARY).is_file():
         # nothing was trained: leave nothing behind
         claim_folder.release_folder(claimed)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
+from fmstune.errors import Problem, UserError, collect_problems, did_you_mean, raise_if_any
 
 _STRATEGIES = {"FSDP": "fsdp", "MULTI_GPU": "ddp", "MULTI_CPU": "ddp", "NO": "single"}
 SAME_NAME = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
@@ -47,15 +47,10 @@ FSDP_FIELDS = {
     # the early tool's fixture has the second name, which accelerate 1.15 takes and does not use
     "backward_prefetch": "backward_prefetch",
     "backward_prefetch_policy": "backward_prefetch",
-    **{
-        name: name
-        for name in (
-            "cpu_ram_efficient_loading",
-            "transformer_layer_cls_to_wrap",
-            "forward_prefetch",
-            "use_orig_params",
-        )
-    },
+    "cpu_ram_efficient_loading": "cpu_ram_efficient_loading",
+    "transformer_layer_cls_to_wrap": "transformer_layer_cls_to_wrap",
+    "forward_prefetch": "forward_prefetch",
+    "use_orig_params": "use_orig_params",
 }
 """The field of the launcher group for each setting of `fsdp_config`, without `fsdp_` before its name."""
 _FSDP_FIXED = {
@@ -85,10 +80,8 @@ def values_of(tree: Any, path: Path | str) -> dict[str, Any]:
         raise UserError("launcher.config_file", f": {path} is not a mapping of settings; give an accelerate YAML")
     problems: list[Problem] = []
     found = _top(tree, problems)
-    try:
+    with collect_problems(problems):
         found |= fsdp_values(tree.get("fsdp_config") or {})
-    except UserError as err:
-        problems += err.problems
     raise_if_any(Problem("launcher.config_file", f": {path}: {problem}") for problem in problems)
     return found
 
@@ -116,11 +109,9 @@ def _top(tree: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
 
 
 def fsdp_values(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of the launcher group for settings of `fsdp_config`; raises UserError with all that are not taken.
-
-    A file without a version means 1 (accelerate/utils/dataclasses.py).
-    """
+    """Fields of the launcher group for settings of `fsdp_config`; raises UserError with all that are not taken."""
     problems: list[Problem] = []
+    # a file without a version means 1 (accelerate/utils/dataclasses.py)
     found: dict[str, Any] = {"fsdp_version": tree.get("fsdp_version", 1)} if tree else {}
     for name, value in tree.items():
         short = str(name).removeprefix("fsdp_")
@@ -132,8 +123,7 @@ def fsdp_values(tree: Mapping[str, Any]) -> dict[str, Any]:
         elif field == "sharding_strategy":
             found[field] = _SHARDING[word]
         elif field == "transformer_layer_cls_to_wrap":
-            names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
-            found[field] = names or None
+            found[field] = ([name.strip() for name in value.split(",")] if isinstance(value, str) else value) or None
         elif field is not None:
             found[field] = value
         elif only is None:
@@ -146,13 +136,8 @@ def fsdp_values(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def taken(launcher: Mapping[str, Any], on_command_line: frozenset[str]) -> dict[str, Any]:
-    """What the `config_file` of the launcher group says, where the command line does not say otherwise.
-
-    `on_command_line` has the words' keys, such as `launcher` and `launcher.num_processes`.
-    Raises UserError where the file is for another launcher than the one that was chosen.
-    """
-    path = launcher.get("config_file")
-    if path is None:
+    """What the launcher group's `config_file` says, without the fields whose keys are on the command line."""
+    if (path := launcher.get("config_file")) is None:
         return {}
     found = values(Path(path).expanduser())
     strategy = found["strategy"]

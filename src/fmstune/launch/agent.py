@@ -25,7 +25,6 @@ from fmstune.upstream import hide_unused_packages
 
 _FOLLOWS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "DistNetworkError", "NCCL", "Gloo")
 """Words of an error that only tells of another process's end."""
-_EVERY_SECONDS = 0.25
 
 
 class Failure(NamedTuple):
@@ -102,7 +101,7 @@ def _hand_on_notices() -> None:
                     if child.pid not in told and "fmstune.runner" in child.cmdline():
                         child.send_signal(number)
                         told.add(child.pid)
-            time.sleep(_EVERY_SECONDS)
+            time.sleep(0.25)
 
     threading.Thread(target=hand_on, name="notices", daemon=True).start()
 

@@ -14,8 +14,6 @@ from fmstune.exit_codes import INTERRUPTING, NOTICES
 from fmstune.launch import preemption
 from fmstune.launch.subprocesses import PARENT
 
-_EVERY_SECONDS = 0.25
-
 _at_once = threading.Event()
 """Set where something would keep this process from ending."""
 
@@ -23,9 +21,7 @@ _at_once = threading.Event()
 def watch(on_death: Callable[[], None]) -> None:
     """End this process soon after its parent's death; `on_death` runs first.
 
-    The parent is the one named, or that of a process started by a launcher of several: such processes live in
-    sessions of their own. Where there is neither, nothing is watched.
-
+    The parent is the one named, or that of a process started by a launcher of several, which has its own session.
     A thread and not PR_SET_PDEATHSIG: that signal comes when the starting *thread* ends, and only on Linux.
     """
     if ranks.here().started:
@@ -38,7 +34,7 @@ def watch(on_death: Callable[[], None]) -> None:
     def look() -> None:
         # at once where it died before this process could look
         while os.getppid() == parent:
-            time.sleep(_EVERY_SECONDS)
+            time.sleep(0.25)
         try:
             on_death()
         finally:
@@ -53,10 +49,9 @@ def is_gone() -> bool:
 
 
 def interrupt_once(*, saves: bool = False) -> None:
-    """The first Ctrl-C or SIGTERM ends the run in order; more of them do not disturb that.
+    """The first Ctrl-C or SIGTERM ends the run in order; at a notice, it `saves` a checkpoint first or ends at once.
 
     From a terminal the runner gets Ctrl-C twice: from the terminal and from its parent.
-    A run that `saves` checkpoints saves one where it gets notice to stop; what does not ends at once.
     """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -34,12 +34,8 @@ def in_slurm_job(env: Mapping[str, str] | None = None) -> bool:
 
 def heed() -> None:
     """Take notice from now on: the run stops after the step that it is in."""
-
-    def take(_number: int, _frame: FrameType | None) -> None:
-        _given.set()
-
     _given.clear()
-    _handle(signals(), take)
+    _handle(signals(), lambda _number, _frame: _given.set())
 
 
 def end_at_once() -> None:
@@ -59,10 +55,9 @@ def _handle(numbers: Collection[signal.Signals], handler: Callable[[int, FrameTy
 
 @contextmanager
 def kept_back(numbers: Collection[signal.Signals] = NOTICES, how: int = signal.SIG_BLOCK) -> Iterator[None]:
-    """Let notices wait that come in here, also to processes that are started in here: until they take notice.
+    """Let notices wait, also for processes that are started in here: one would end a process without a handler yet.
 
-    A signal would end a process that has just been started and has no handler yet. Within this, SIG_UNBLOCK lets
-    notices through to a process that handles them.
+    Within this, SIG_UNBLOCK lets notices through to a process that handles them.
     """
     former = signal.pthread_sigmask(how, numbers)
     try:

@@ -52,10 +52,7 @@ def raise_if_not_here() -> None:
 
 
 def submit(job: Job, folder: Path, flags: Sequence[str] = ()) -> str:
-    """Write the script into the run folder and submit it; the number of the Slurm job.
-
-    Raises UserError with sbatch's own words where it refuses; the folder is then as it was.
-    """
+    """Write and submit the script; the job's number, or a UserError in sbatch's words and the folder as it was."""
     # of two equal commands at once, the second finds the number that the first has left
     with run_folder.lock_folder(folder):
         raise_if_queued(folder)

@@ -7,7 +7,7 @@ import json
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from fmstune.config.metrics import metrics_of
@@ -25,8 +25,10 @@ def main(words: Sequence[str] | None = None) -> int:
     """The exit code of the batch script; 75 where the job is to be put back into the queue."""
     job_file, code, *flags = sys.argv[1:] if words is None else words
     folder = Path(job_file).parent
-    failures = list(_failures(folder / slurm.RANKS))
-    shutil.rmtree(folder / slurm.RANKS, ignore_errors=True)
+    ranks = folder / slurm.RANKS
+    own = {path.stem: json.loads(path.read_bytes())["message"]["fmstune"] for path in sorted(ranks.glob("*.json"))}
+    failures = [Failure(int(rank), _CODES.get(one["kind"], 1), **one) for rank, one in own.items()]
+    shutil.rmtree(ranks, ignore_errors=True)
     ended = int(code)
     # first: srun kills what is left when the first process has ended with 75, and then its code is another
     if ended and run_folder.is_preempted(folder):
@@ -43,12 +45,6 @@ def main(words: Sequence[str] | None = None) -> int:
     if ended == preemption.CODE and "--requeue" in flags:
         run_folder.update_summary(folder, {"status": run_folder.QUEUED})
     return ended
-
-
-def _failures(ranks: Path) -> Iterator[Failure]:
-    for path in sorted(ranks.glob("*.json")):
-        own = json.loads(path.read_text(encoding="utf-8"))["message"]["fmstune"]
-        yield Failure(int(path.stem), _CODES.get(own["kind"], 1), **own)
 
 
 if __name__ == "__main__":

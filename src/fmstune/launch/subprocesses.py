@@ -22,9 +22,6 @@ PARENT = "FMSTUNE_PARENT"
 AGENT = "FMSTUNE_AGENT"
 """Environment variable: set where an agent shows the ranks' errors."""
 
-_PORT = 29500
-"""Where machines meet unless the job says otherwise; torch's own default."""
-
 
 def local_processes(launcher: Launcher) -> int:
     """Processes on this machine; 0 if the number is not set and no GPU is found."""
@@ -58,10 +55,7 @@ def command(job_file: Path, *flags: str) -> list[str]:
 
 
 def commands(job: Job, job_file: Path, *flags: str, prepared: bool = False) -> list[list[str]]:
-    """What to run, one after the other, for a job on this machine; each only when the one before it went well.
-
-    Several processes find their rows tokenised: one process does it before they start, unless it is done already.
-    """
+    """What to run in turn for a job on this machine: one process tokenises the rows for several, unless `prepared`."""
     if job.launcher.strategy is Strategy.single:
         return [command(job_file, *flags)]
     ranks = [*agent_command(job.launcher, job_file), "--", *flags]
@@ -73,8 +67,8 @@ def agent_command(launcher: Launcher, job_file: Path) -> list[str]:
     machines, wait = launcher.num_machines, launcher.rdzv_timeout
     # instead of the user's default file, which could say anything
     neutral = files.resolve("package:accelerate.yaml")
-    # 0: accelerate finds a free one
-    port = launcher.main_process_port or (_PORT if machines > 1 else 0)
+    # 29500 is torch's own default; 0: accelerate finds a free one
+    port = launcher.main_process_port or (29500 if machines > 1 else 0)
     words = [sys.executable, "-m", "fmstune.launch.agent", str(job_file), f"--config_file={neutral}"]
     words += [f"--num_processes={total_processes(launcher)}", f"--num_machines={machines}"]
     # accelerate takes --multi_gpu for two and more only; the runner configures FSDP itself, from the job
@@ -85,29 +79,16 @@ def agent_command(launcher: Launcher, job_file: Path) -> list[str]:
     return words
 
 
-def doctor_command(*, clear_cache: bool) -> list[str]:
-    """The command line of `fmstune doctor`, which imports torch and so has a process of its own."""
-    return [sys.executable, "-m", "fmstune.cli.doctor", *(["--clear-cache"] if clear_cache else [])]
-
-
-def environment(job: Job, inherited: Mapping[str, str]) -> dict[str, str]:
+def environment(launcher: Launcher, inherited: Mapping[str, str]) -> dict[str, str]:
     """The runner's environment: as many threads as asked, and where it is alone, one device at most in sight."""
-    launcher = job.launcher
-    processes = max(local_processes(launcher), 1)
-    return environment_of(launcher.device, launcher.threads, inherited, processes, launcher.strategy is Strategy.single)
-
-
-def environment_of(
-    device: Device, threads: int | None, inherited: Mapping[str, str], processes: int = 1, alone: bool = True
-) -> dict[str, str]:
-    """The same for a runner that has no job."""
     env = {**inherited, PARENT: str(os.getpid())}
     # the parent sets it for itself, to see Hydra's exceptions
     env.pop("HYDRA_FULL_ERROR", None)
-    env["OMP_NUM_THREADS"] = str(threads or inherited.get("OMP_NUM_THREADS") or max(hardware.cores() // processes, 1))
-    if device is Device.cpu:
+    cores = max(hardware.cores() // max(local_processes(launcher), 1), 1)
+    env["OMP_NUM_THREADS"] = str(launcher.threads or inherited.get("OMP_NUM_THREADS") or cores)
+    if launcher.device is Device.cpu:
         env["CUDA_VISIBLE_DEVICES"] = ""
-    elif alone:
+    elif launcher.strategy is Strategy.single:
         # several GPUs in one process would become nn.DataParallel, which SFTTrainer refuses
         env["CUDA_VISIBLE_DEVICES"] = inherited.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     return env
@@ -125,10 +106,7 @@ def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
 
 @contextmanager
 def handing_on(send: Callable[[int], None]) -> Iterator[list[int]]:
-    """While waiting, signals to this process are sent to the runner, which ends in order; a second one kills it.
-
-    Gives the signals that came. A notice to stop is handed on too, and does not count as insisting.
-    """
+    """Hand signals on to the runner, which ends in order; a second one that is not a notice kills it. Yields them."""
     seen: list[int] = []
 
     def hand_on(number: int, _frame: FrameType | None) -> None:
