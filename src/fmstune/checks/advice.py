@@ -23,10 +23,9 @@ def memory_advice(plan: Plan, device_bytes: int) -> list[str]:
         if is_last and alone and (over := _sharded_until(together, device_bytes)) is not None:
             words = f"launcher=fsdp launcher.num_processes={over.sharing.processes}"
             changes[f"all of these, and {words} (more devices)"] = over
-    advice = []
-    for text, work in changes.items():
-        verdict = "fits" if _fits(work, device_bytes) else "still too much"
-        advice.append(f"{text}: {show_bytes(device_memory(work).total)}, {verdict}")
+    totals = {text: device_memory(work).total for text, work in changes.items()}
+    verdicts = {text: "fits" if total <= device_bytes else "still too much" for text, total in totals.items()}
+    advice = [f"{text}: {show_bytes(total)}, {verdicts[text]}" for text, total in totals.items()]
     return [*advice, "take a smaller model or a larger device"] if is_last else advice
 
 
@@ -36,13 +35,13 @@ def _fits(work: Work, device_bytes: int) -> bool:
 
 def _changes(work: Work, device_bytes: int) -> Iterator[tuple[str, Work]]:
     """Each change that would spare memory, in words and as the changed work."""
-    t = work.training
-    if (batch := _batch_that_fits(work, device_bytes)) < t.per_device_train_batch_size:
+    t, most = work.training, work.training.per_device_train_batch_size
+    divisors = [batch for batch in range(most, 0, -1) if most % batch == 0]
+    batch = next((one for one in divisors if _fits(with_batch(work, one), device_bytes)), 1)
+    if batch < most:
         smaller = with_batch(work, batch)
-        accumulation = smaller.training.gradient_accumulation_steps
-        words = f"training.per_device_train_batch_size={batch}"
-        more = f"training.gradient_accumulation_steps={accumulation}"
-        yield f"{words} {more} (the same updates)", smaller
+        more = f"training.gradient_accumulation_steps={smaller.training.gradient_accumulation_steps}"
+        yield f"training.per_device_train_batch_size={batch} {more} (the same updates)", smaller
     if not t.activation_checkpointing and not work.dimensions.prefix_tokens:
         changed = _with_training(work, activation_checkpointing=True)
         yield "training.activation_checkpointing=true (slower by about a third)", changed
@@ -53,43 +52,28 @@ def _changes(work: Work, device_bytes: int) -> Iterator[tuple[str, Work]]:
     yield from _sharing_changes(work, device_bytes)
 
 
-_MOST_DEVICES = 1024
-
-
 def _sharing_changes(work: Work, device_bytes: int) -> Iterator[tuple[str, Work]]:
     """More devices, or FSDP on those that there are: for jobs of several processes."""
     sharing = work.sharing
-    if sharing.processes == 1:
-        return
-    if sharing.sharded_over == 1:
+    if sharing.processes > 1 and sharing.sharded_over == 1:
         sharded = replace(sharing, sharded_over=sharing.processes)
         yield "launcher=fsdp (weights shared out)", replace(work, sharing=sharded)
-        return
-    # processes on the CPU share one memory
-    if work.machine.device != "cuda":
-        return
-    if not sharing.cpu_offload:
-        yield "launcher.cpu_offload=true (slower)", replace(work, sharing=replace(sharing, cpu_offload=True))
-    if (over := _sharded_until(work, device_bytes)) is not None:
-        yield f"launcher.num_processes={over.sharing.processes} (more devices)", over
+    elif sharing.processes > 1 and work.machine.device == "cuda":  # processes on the CPU share one memory
+        if not sharing.cpu_offload:
+            yield "launcher.cpu_offload=true (slower)", replace(work, sharing=replace(sharing, cpu_offload=True))
+        if (over := _sharded_until(work, device_bytes)) is not None:
+            yield f"launcher.num_processes={over.sharing.processes} (more devices)", over
 
 
 def _sharded_until(work: Work, device_bytes: int) -> Work | None:
-    """The same work sharded over as many devices as make it fit; None where none are enough."""
+    """The same work sharded over as many devices, below 2048, as make it fit; None where none are enough."""
     sharing, factor = work.sharing, 1
-    while sharing.processes * factor < 2 * _MOST_DEVICES:
+    while sharing.processes * factor < 2048:
         more = replace(sharing, processes=sharing.processes * factor, sharded_over=sharing.sharded_over * factor)
         if _fits(over := replace(work, sharing=more), device_bytes):
             return over
         factor *= 2
     return None
-
-
-def _batch_that_fits(work: Work, device_bytes: int) -> int:
-    """The largest divisor of the batch that fits, else 1."""
-    batch = work.training.per_device_train_batch_size
-    divisors = [smaller for smaller in range(batch, 0, -1) if batch % smaller == 0]
-    return next((b for b in divisors if _fits(with_batch(work, b), device_bytes)), 1)
 
 
 def with_batch(work: Work, batch: int) -> Work:
@@ -107,12 +91,9 @@ def with_lora(work: Work) -> Work:
     """LoRA r=8 on queries and values instead of full tuning; the base in the dtype that is computed in."""
     d, precision = work.dimensions, work.machine.precision
     trained = d.layers * 8 * (2 * d.hidden_size + (d.heads + d.kv_heads) * d.head_dim)
+    read = d.layers * d.hidden_size
     dimensions = replace(
-        d,
-        adapter_parameters=trained,
-        trainable_parameters=trained,
-        linear_inputs=d.layers * d.hidden_size,
-        linear_inputs_each=2 * d.layers * d.hidden_size,
+        d, adapter_parameters=trained, trainable_parameters=trained, linear_inputs=read, linear_inputs_each=2 * read
     )
     lower = replace(precision, weights=precision.autocast or precision.weights, trained="float32")
     return replace(work, dimensions=dimensions, machine=replace(work.machine, precision=lower))

@@ -39,10 +39,8 @@ def name_problems(job: Job) -> Iterator[Problem]:
 
 def folder_problems(folder: Path, job: Job) -> Iterator[Problem]:
     """Yield a problem where the folder holds another run; a run of the same job is resumed there."""
-    if not folder.is_dir():
-        if folder.exists():
-            yield Problem("output_dir", f": {folder} is a file; choose a folder")
-        return
+    if folder.exists() and not folder.is_dir():
+        yield Problem("output_dir", f": {folder} is a file; choose a folder")
     found = [name for name in run_folder.MARKS if (folder / name).exists()]
     if not found:
         return

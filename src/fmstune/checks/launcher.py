@@ -4,14 +4,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from fmstune.config.choices import Device, Prefetch, Sharding, Strategy
+from fmstune.config.choices import Device, Sharding, Strategy
 from fmstune.config.job import Job, Launcher, Slurm, is_sharded, tunes_an_adapter
 from fmstune.errors import Problem
 from fmstune.launch.subprocesses import gpus_per_node, local_processes, total_processes
 from fmstune.ranks import Rank
 
-_FSDP1_ONLY = {"backward_prefetch": Prefetch.BACKWARD_PRE, "forward_prefetch": False, "use_orig_params": True}
-"""Settings that FSDP2 has no use for, with the values that mean nothing was asked."""
 _SBATCH_OWNED = {
     "array": "give several values with -m",
     "chdir": "the job runs in the folder that it is submitted from",
@@ -37,8 +35,7 @@ def launcher_problems(job: Job) -> Iterator[Problem]:
                 text = f"={value} needs a launcher of several processes; choose launcher=fsdp or launcher=ddp"
                 yield Problem(f"launcher.{name}", text)
     else:
-        yield from _process_problems(launcher)
-        yield from _machine_problems(job)
+        yield from _process_problems(job)
         if job.training.get("auto_find_batch_size"):
             text = "works in one process only; set it to false, and set per_device_train_batch_size"
             yield Problem("training.auto_find_batch_size", text)
@@ -50,8 +47,8 @@ def launcher_problems(job: Job) -> Iterator[Problem]:
         yield Problem("launcher.cpu_offload", "keeps FSDP's shards in memory; choose launcher=fsdp, or leave it out")
 
 
-def _process_problems(launcher: Launcher) -> Iterator[Problem]:
-    total, machines = launcher.num_processes, launcher.num_machines
+def _process_problems(job: Job) -> Iterator[Problem]:
+    launcher, total, machines = job.launcher, job.launcher.num_processes, job.launcher.num_machines
     if launcher.device is Device.mps:
         yield Problem("launcher.device", "=mps: torch cannot connect processes on it; choose launcher=local")
     if total is None and local_processes(launcher) == 0:
@@ -62,40 +59,22 @@ def _process_problems(launcher: Launcher) -> Iterator[Problem]:
         yield Problem("launcher.num_processes", f"{text}; change one of them")
     if launcher.strategy is Strategy.ddp and total_processes(launcher) == 1:
         yield Problem("launcher", "=ddp has one process; choose launcher=local, or set launcher.num_processes")
-
-
-def _machine_problems(job: Job) -> Iterator[Problem]:
-    launcher = job.launcher
     if launcher.slurm is not None:
-        for name, neutral in (("machine_rank", 0), ("main_process_ip", None)):
-            if getattr(launcher, name) != neutral:
+        for name in ("machine_rank", "main_process_ip"):
+            if getattr(launcher, name) != getattr(Launcher, name):
                 yield Problem(f"launcher.{name}", ": Slurm numbers the nodes and chooses the first; leave it out")
         return
-    if launcher.num_machines > 1 and job.output_dir is None:
+    if machines > 1 and job.output_dir is None:
         yield Problem("output_dir", "must be given with several machines: a folder that all of them share")
-    if not 0 <= launcher.machine_rank < max(launcher.num_machines, 1):
-        text = f"must be at least 0 and below launcher.num_machines={launcher.num_machines}"
+    if not 0 <= launcher.machine_rank < max(machines, 1):
+        text = f"must be at least 0 and below launcher.num_machines={machines}"
         yield Problem("launcher.machine_rank", f"{text}, got {launcher.machine_rank}")
-    if launcher.num_machines > 1 and launcher.main_process_ip is None:
+    if machines > 1 and launcher.main_process_ip is None:
         yield Problem("launcher.main_process_ip", "must be given with several machines: the address of machine 0")
 
 
 def _slurm_problems(job: Job, slurm: Slurm) -> Iterator[Problem]:
     """Yield a problem for each option that `sbatch` would refuse or misread in its script."""
-    yield from _script_problems(slurm)
-    folder = str(Path(job.output_dir or "runs").absolute())
-    if re.search(r'["\\\n\r]', folder):
-        text = f": sbatch takes no quote, backslash or line break in a folder's name, got {folder!r}"
-        yield Problem("output_dir", text)
-    if job.launcher.strategy is Strategy.single and (gpus_per_node(slurm) or 0) > 1:
-        text = ": launcher.strategy=single uses one GPU; choose fsdp or ddp, or ask for 1"
-        yield Problem("launcher.slurm.gpus_per_node", text)
-    if slurm.requeue and job.training.get("save_only_model"):
-        text = "leaves out the state to resume a requeued job from; set it to false, or launcher.slurm.requeue=false"
-        yield Problem("training.save_only_model", text)
-
-
-def _script_problems(slurm: Slurm) -> Iterator[Problem]:
     owned = {name.replace("_", "-"): f"set launcher.slurm.{name}" for name in Slurm.__dataclass_fields__}
     owned |= _SBATCH_OWNED
     for option in slurm.sbatch:
@@ -108,6 +87,15 @@ def _script_problems(slurm: Slurm) -> Iterator[Problem]:
     for line in slurm.setup:
         if not isinstance(line, str) or not line.strip() or "\n" in line or "\r" in line:
             yield Problem("launcher.slurm.setup", f"must hold lines of shell, one text for each, got {line!r}")
+    out = str(Path(job.output_dir or "runs").absolute())
+    if re.search(r'["\\\n\r]', out):
+        yield Problem("output_dir", f": sbatch takes no quote, backslash or line break in a folder's name, got {out!r}")
+    if job.launcher.strategy is Strategy.single and (gpus_per_node(slurm) or 0) > 1:
+        text = ": launcher.strategy=single uses one GPU; choose fsdp or ddp, or ask for 1"
+        yield Problem("launcher.slurm.gpus_per_node", text)
+    if slurm.requeue and job.training.get("save_only_model"):
+        text = "leaves out the state to resume a requeued job from; set it to false, or launcher.slurm.requeue=false"
+        yield Problem("training.save_only_model", text)
 
 
 def _fsdp_problems(job: Job) -> Iterator[Problem]:
@@ -115,8 +103,8 @@ def _fsdp_problems(job: Job) -> Iterator[Problem]:
     if launcher.fsdp_version not in (1, 2):
         yield Problem("launcher.fsdp_version", f"must be 1 or 2, got {launcher.fsdp_version}")
     elif launcher.fsdp_version == 2:
-        for name, default in _FSDP1_ONLY.items():
-            if getattr(launcher, name) != default:
+        for name in ("backward_prefetch", "forward_prefetch", "use_orig_params"):
+            if getattr(launcher, name) != getattr(Launcher, name):
                 yield Problem(f"launcher.{name}", "is a setting of FSDP1; choose launcher=fsdp1, or leave it out")
         if launcher.sharding_strategy is Sharding.hybrid_shard:
             yield Problem("launcher.sharding_strategy", "=hybrid_shard is a setting of FSDP1; choose launcher=fsdp1")
@@ -128,10 +116,9 @@ def _fsdp_problems(job: Job) -> Iterator[Problem]:
             yield Problem("launcher.use_orig_params", text)
     if launcher.cpu_offload and launcher.device is Device.cpu:
         yield Problem("launcher.cpu_offload", "moves shards off a GPU, and launcher.device=cpu; leave it out")
-    for name in ("galore", "apollo", "lomo", "adalomo"):
-        if str(job.training.get("optim", "")).startswith(name):
-            text = f"={job.training['optim']} needs whole matrices, which FSDP shards; choose another"
-            yield Problem("training.optim", text)
+    optim = str(job.training.get("optim", ""))
+    if optim.startswith(("galore", "apollo", "lomo", "adalomo")):
+        yield Problem("training.optim", f"={optim} needs whole matrices, which FSDP shards; choose another")
 
 
 def device_problems(launcher: Launcher, device: str) -> Iterator[Problem]:

@@ -68,9 +68,7 @@ _LIMITS: Mapping[str, Limit] = {
     **dict.fromkeys(("data.max_rows", "data.buffer_size"), AT_LEAST_1),
     **{f"training.per_device_{part}_batch_size": AT_LEAST_1 for part in ("train", "eval")},
     "training.gradient_accumulation_steps": AT_LEAST_1,
-    "training.max_steps": Limit(
-        lambda number: number >= 1 or number == -1, "at least 1, or -1 to train for training.num_train_epochs"
-    ),
+    "training.max_steps": Limit(lambda n: n > 0 or n == -1, "at least 1, or -1 to train for training.num_train_epochs"),
     "training.learning_rate": Limit(lambda number: 0 < number < 10, "above 0 and below 10"),
     **dict.fromkeys(("training.warmup_steps", "training.weight_decay", "training.max_grad_norm"), _AT_LEAST_0),
     **dict.fromkeys(("training.label_smoothing_factor", "training.neftune_noise_alpha"), _AT_LEAST_0),

@@ -64,10 +64,7 @@ def whole_bytes(work: Work) -> int:
 
 
 def whole_gradient_bytes(work: Work) -> int:
-    """Gradients that FSDP holds whole: of the block at work, and of the one before, which is on its way to the others.
-
-    They are shared out after each batch, also while gradients are accumulated.
-    """
+    """Gradients that FSDP holds whole: of this block and the one before, as each batch's are shared out at once."""
     d, precision = work.dimensions, work.machine.precision
     size = BYTES[precision.autocast or precision.trained]
     if d.adapter_parameters:
@@ -76,8 +73,7 @@ def whole_gradient_bytes(work: Work) -> int:
 
 
 def _block_parameters(d: Dimensions) -> int:
-    tables = (1 if d.tied else 2) * d.vocabulary * d.hidden_size
-    return max(d.base_parameters - tables, 0) // max(d.layers, 1)
+    return max(d.base_parameters - (1 if d.tied else 2) * d.vocabulary * d.hidden_size, 0) // max(d.layers, 1)
 
 
 def autocast_copies(work: Work) -> int:
@@ -92,12 +88,8 @@ def autocast_copies(work: Work) -> int:
     return (d.base_parameters - d.quantised_parameters - embedding) * BYTES[precision.autocast]
 
 
-_BLOCK, _BLOCK_OF_SCALES = 64, 256
-"""Weights that share a scale, and scales that share one, in bitsandbytes and in QLoRA (section 3)."""
-
-
 def quantised_bytes(parameters: int, rows: int, *, bits: int, double: bool) -> int:
-    """Bytes of quantised linear layers, with their scales.
+    """Bytes of quantised linear layers, with their scales, as bitsandbytes holds them.
 
     In 4 bits each 64 weights share a float32, which double quantisation holds in 8 bits with one more float32 for each
     256 of them: 0.5 and 0.127 bits a weight (Dettmers et al. 2023, arXiv:2305.14314, section 3). In 8 bits each row
@@ -106,8 +98,7 @@ def quantised_bytes(parameters: int, rows: int, *, bits: int, double: bool) -> i
     """
     if bits == 8:
         return parameters + 4 * rows
-    scales = parameters / _BLOCK
-    return int(parameters / 2 + (scales * (1 + 4 / _BLOCK_OF_SCALES) if double else 4 * scales))
+    return int(parameters / 2 + parameters / 64 * (1 + 4 / 256 if double else 4))
 
 
 OPTIMIZER_STATES = {"adamw": 2, "ademamix": 3, "lion": 1, "sgd": 0, "adagrad": 1, "rmsprop": 1}
@@ -128,8 +119,7 @@ def optimizer_bytes(optim: str, dimensions: Dimensions, trained: int) -> int:
         return 2 * 4 * d.trainable_parameters // d.hidden_size
     if (states := OPTIMIZER_STATES.get(optimizer_family(optim))) is None:
         return 2 * 4 * d.trainable_parameters
-    size = _STATE_BYTES.get(optim.rpartition("_")[2], trained)
-    return int(states * size * d.trainable_parameters)
+    return int(states * _STATE_BYTES.get(optim.rpartition("_")[2], trained) * d.trainable_parameters)
 
 
 def optimizer_family(optim: str) -> str:
@@ -146,13 +136,15 @@ def activation_bytes(work: Work) -> int:
     base's and LoRA's, which its magnitude multiplies. With activation checkpointing a block
     keeps its input, and one block at a time is computed again (Chen et al. 2016, arXiv:1604.06174).
     """
-    d, t = work.dimensions, work.training
+    d, t, precision = work.dimensions, work.training, work.machine.precision
     positions = t.texts_in_batch * (row_length(work) - d.prefix_tokens)
-    block = _block_bytes(work)
-    last_norm = 2 * 4 * d.hidden_size
+    block, last_norm = _block_bytes(work), 2 * 4 * d.hidden_size
     if not t.activation_checkpointing:
-        return int(positions * (d.layers * block + last_norm) + _prefix_bytes(work)) + attention_mask_bytes(work)
-    block_input = d.hidden_size * BYTES[work.machine.precision.weights]
+        size = BYTES[precision.autocast or precision.weights]
+        # keys and values that prefix tuning puts before those of the rows
+        prefix = t.texts_in_batch * d.layers * d.prefix_tokens * 2 * d.kv_heads * d.head_dim * size
+        return int(positions * (d.layers * block + last_norm) + prefix) + attention_mask_bytes(work)
+    block_input = d.hidden_size * BYTES[precision.weights]
     return int(positions * (d.layers * block_input + block + last_norm)) + attention_mask_bytes(work)
 
 
@@ -188,13 +180,6 @@ def _block_bytes(work: Work) -> float:
     return norms + attention + _score_bytes(work, size, mask) + mlp + residual_masks + dora + _input_bytes(work, size)
 
 
-def _prefix_bytes(work: Work) -> int:
-    """Bytes of the keys and values that prefix tuning puts before those of the rows."""
-    d, precision = work.dimensions, work.machine.precision
-    numbers = d.layers * d.prefix_tokens * 2 * d.kv_heads * d.head_dim
-    return numbers * work.training.texts_in_batch * BYTES[precision.autocast or precision.weights]
-
-
 def _mask_bytes(work: Work, size: int) -> int:
     """Bytes of dropout's mask a number: bool on CUDA, else of the input's dtype (ATen's native/Dropout.cpp)."""
     return 1 if work.machine.device == "cuda" else size
@@ -217,12 +202,7 @@ def _input_bytes(work: Work, size: int) -> float:
     if d.adapter_dropout:
         # PEFT lifts the input to the adapter's float32 before it drops any out
         return d.linear_inputs_each * (size + _mask_bytes(work, 4)) / d.layers
-    kept = d.linear_inputs_each if work.machine.precision.autocast else d.linear_inputs
-    return kept * size / d.layers
-
-
-_TILE_TOKENS, _TILE_VOCABULARY = 4096, 32768
-"""Tile of TRL's fused output layer (trl 1.16: kernels/chunked_logprob.py:31, trainer/utils.py:1447)."""
+    return (d.linear_inputs_each if work.machine.precision.autocast else d.linear_inputs) * size / d.layers
 
 
 def logit_bytes(work: Work) -> int:
@@ -236,6 +216,6 @@ def logit_bytes(work: Work) -> int:
     positions = work.training.texts_in_batch * (row_length(work) - d.virtual_tokens)
     supervised = math.ceil(positions * work.rows.supervised_share)
     if machine.device == "cuda":
-        size = BYTES[machine.precision.autocast or machine.precision.weights]
-        return min(supervised, _TILE_TOKENS) * _TILE_VOCABULARY * size
+        # the tile of TRL's fused output layer (trl 1.16: kernels/chunked_logprob.py:31, trainer/utils.py:1447)
+        return min(supervised, 4096) * 32768 * BYTES[machine.precision.autocast or machine.precision.weights]
     return 3 * supervised * d.vocabulary * 4

@@ -82,8 +82,7 @@ def count_steps(rows: int, training: Training, processes: int = 1) -> Steps:
     batches = whole // processes if t.dataloader_drop_last else math.ceil(whole / processes)
     full, rest = divmod(batches, t.gradient_accumulation_steps)
     updates = max(full + (rest > 0), 1)
-    total = t.max_steps if t.max_steps >= 0 else math.ceil(t.num_train_epochs * updates)
-    return Steps(batches, updates, total)
+    return Steps(batches, updates, t.max_steps if t.max_steps >= 0 else math.ceil(t.num_train_epochs * updates))
 
 
 def _notes(work: Work) -> Iterator[str]:
@@ -92,7 +91,7 @@ def _notes(work: Work) -> Iterator[str]:
         yield f"the memory of optim={t.optim} is not known here; counted as AdamW in float32"
     if t.packing:
         yield "packing is counted as perfect: the real number of rows and steps is a little higher"
-    if (slower := packing_slowdown(work)) > _SLOW:
+    if (slower := packing_slowdown(work)) > 1.1:
         name = "packing" if t.packing else "padding_free"
         text = f"training.{name}: {work.machine.attention} scores every position with the {positions_scored(work):,} of"
         text += f" its row, and documents have {_mean_length(work):,.0f}: at least {slower:.1f} times the arithmetic"
@@ -101,10 +100,6 @@ def _notes(work: Work) -> Iterator[str]:
         yield f"the longest row takes {row_length(work):,} positions, but the model sees {d.max_positions:,}"
     if (rows := row_count(work.rows, t)) < t.per_device_train_batch_size:
         yield f"training.per_device_train_batch_size is {t.per_device_train_batch_size}, with {rows:,} rows"
-
-
-_SLOW = 1.1
-"""From this factor on the plan says what packing costs."""
 
 
 def packing_slowdown(work: Work) -> float:
@@ -116,8 +111,7 @@ def packing_slowdown(work: Work) -> float:
     d, t = work.dimensions, work.training
     if not (t.packing or t.padding_free) or work.machine.attention.startswith("flash"):
         return 1.0
-    embeddings = d.vocabulary * d.hidden_size * (1 if d.tied else 2)
-    linear = 2 * (d.base_parameters - embeddings) / d.layers
+    linear = 2 * (d.base_parameters - d.vocabulary * d.hidden_size * (1 if d.tied else 2)) / d.layers
     scored = 4 * d.heads * d.head_dim
     return (linear + scored * positions_scored(work)) / (linear + scored * _mean_length(work))
 
@@ -163,5 +157,4 @@ def _where(sharing: Sharing) -> str:
     if sharing.processes == 1 and not sharing.cpu_offload:
         return ""
     how = f", sharded over {sharing.sharded_over}" if sharing.sharded_over > 1 else ""
-    offload = ", shards offloaded" if sharing.cpu_offload else ""
-    return f" on each of {sharing.processes} devices{how}{offload}"
+    return f" on each of {sharing.processes} devices{how}{', shards offloaded' if sharing.cpu_offload else ''}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from fmstune import files
 from fmstune.checks.limits import are_names
 from fmstune.config.choices import Attention, Device
-from fmstune.config.job import Job, Model, tunes_an_adapter
+from fmstune.config.job import Job, tunes_an_adapter
 from fmstune.errors import Problem, UserError, did_you_mean
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "extra_special_tokens")
@@ -28,13 +28,6 @@ def model_problems(job: Job) -> Iterator[Problem]:
         yield from files.absent("model.chat_template", model.chat_template)
     if model.architecture is not None and "model_type" not in model.architecture:
         yield Problem("model.architecture", "needs model_type, such as llama")
-    yield from _token_problems(model)
-    device = job.launcher.device
-    if model.attention is Attention.flash_attention_2 and device in (Device.cpu, Device.mps):
-        yield Problem("model.attention", f"=flash_attention_2 needs a CUDA device, and launcher.device={device.value}")
-
-
-def _token_problems(model: Model) -> Iterator[Problem]:
     for name, value in model.special_tokens.items():
         field = f"model.special_tokens.{name}"
         if name not in SPECIAL_TOKENS:
@@ -46,6 +39,9 @@ def _token_problems(model: Model) -> Iterator[Problem]:
             yield Problem(field, f"must be text, got {value!r}")
         elif value == "":
             yield Problem(field, "is empty; give the token's text, or leave the field out")
+    device = job.launcher.device
+    if model.attention is Attention.flash_attention_2 and device in (Device.cpu, Device.mps):
+        yield Problem("model.attention", f"=flash_attention_2 needs a CUDA device, and launcher.device={device.value}")
 
 
 def _quantization_problems(job: Job) -> Iterator[Problem]:

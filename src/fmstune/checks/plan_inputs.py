@@ -137,12 +137,10 @@ def row_count(rows: Rows, training: Training) -> int:
 def row_length(work: Work) -> int:
     """Positions of the longest row that the model sees."""
     t = work.training
-    longest = t.max_length if t.packing else min(work.rows.longest, t.max_length)
-    return longest + work.dimensions.virtual_tokens
+    return (t.max_length if t.packing else min(work.rows.longest, t.max_length)) + work.dimensions.virtual_tokens
 
 
 def positions_scored(work: Work) -> int:
     """Positions that one position is scored with: those of its row, which `padding_free` alone makes of all rows."""
     t = work.training
-    flat = t.padding_free and not t.packing
-    return row_length(work) * (t.texts_in_batch if flat else 1)
+    return row_length(work) * (t.texts_in_batch if t.padding_free and not t.packing else 1)

@@ -103,21 +103,18 @@ def evaluation_problems(request: Scoring | Harness) -> Iterator[Problem]:
     yield from _out_file_problems(Path(request.out_file), (".json",), what)
     yield from flag_problems(request)
     if isinstance(request, Harness):
-        yield from _harness_problems(request)
+        if not all(request.tasks):
+            text = f": an empty name in {','.join(request.tasks)!r}; give names with commas between them"
+            yield Problem("--tasks", text)
+        if request.include_path is not None and not Path(request.include_path).expanduser().is_dir():
+            text = f": no folder {request.include_path}; name the folder that holds the YAML files of the tasks"
+            yield Problem("--include_path", text)
+        if importlib.util.find_spec("lm_eval") is None:
+            yield Problem("evaluate", "harness needs lm-evaluation-harness; pip install 'fmstune[eval]'")
     elif len({" ".join(label.casefold().split()) for label in request.label}) < len(request.label):
         yield Problem("--label", ": two labels are the same but for case and spaces; give each once")
     elif len(request.label) == 1 or not all(label.strip() for label in request.label):
         yield Problem("--label", ": give at least two labels that are not blank, or none for those that the rows have")
-
-
-def _harness_problems(request: Harness) -> Iterator[Problem]:
-    if not all(request.tasks):
-        yield Problem("--tasks", f": an empty name in {','.join(request.tasks)!r}; give names with commas between them")
-    if request.include_path is not None and not Path(request.include_path).expanduser().is_dir():
-        text = f": no folder {request.include_path}; name the folder that holds the YAML files of the tasks"
-        yield Problem("--include_path", text)
-    if importlib.util.find_spec("lm_eval") is None:
-        yield Problem("evaluate", "harness needs lm-evaluation-harness; pip install 'fmstune[eval]'")
 
 
 def _model_problems(request: Generation | Merge | Scoring | Harness) -> Iterator[Problem]:
@@ -135,17 +132,16 @@ def _place_problems(flag: str, place: str) -> Iterator[Problem]:
     except UserError as err:
         yield Problem(flag, f": {err}")
         return
-    if folder.is_dir():
-        if _holds_a_model(folder):
-            return
-        if (folder / run_folder.JOB).is_file():
-            status = run_folder.read_summary(folder).get("status", "not begun")
-            newest = checkpoints.newest_checkpoint(folder)
-            hint = "choose another" if newest is None else f"take its checkpoint {newest}"
-            yield Problem(flag, f": the run in {folder} has no model ({status}); wait for it, or {hint}")
-        else:
-            text = f": {folder} has neither config.json nor adapter_config.json; give a run, a model or an adapter"
-            yield Problem(flag, text)
+    if _holds_a_model(folder):
+        return
+    if (folder / run_folder.JOB).is_file():
+        status = run_folder.read_summary(folder).get("status", "not begun")
+        newest = checkpoints.newest_checkpoint(folder)
+        hint = "choose another" if newest is None else f"take its checkpoint {newest}"
+        yield Problem(flag, f": the run in {folder} has no model ({status}); wait for it, or {hint}")
+    elif folder.is_dir():
+        text = f": {folder} has neither config.json nor adapter_config.json; give a run, a model or an adapter"
+        yield Problem(flag, text)
     elif place.startswith(("/", "./", "../", "~")) or place.count("/") > 1 or not place:
         yield Problem(flag, f": no folder {folder}{files.did_you_mean_beside(folder)}")
 

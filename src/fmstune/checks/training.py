@@ -3,7 +3,6 @@
 import importlib.util
 import math
 from collections.abc import Iterator
-from typing import Any
 
 from fmstune.checks.peft import PREFIXES, learns_a_prompt, makes_its_prompt
 from fmstune.config.choices import Device
@@ -31,7 +30,11 @@ def training_problems(job: Job) -> Iterator[Problem]:
     if training.get("activation_offloading") and job.launcher.device is Device.cpu:
         text = "moves activations off an accelerator, and launcher.device=cpu; set it to false"
         yield Problem("training.activation_offloading", text)
-    yield from _word_problems(training)
+    for name in ("log_level", "log_level_replica"):
+        # transformers would look them up only while training
+        if (word := training.get(name, "passive")) not in _LOG_LEVELS:
+            hint = did_you_mean(word, _LOG_LEVELS)
+            yield Problem(f"training.{name}", f"must be one of {', '.join(_LOG_LEVELS)}; got {word!r}{hint}")
     yield from _optimizer_problems(job)
     yield from _evaluation_problems(job)
     yield from _best_model_problems(job)
@@ -43,15 +46,6 @@ def training_problems(job: Job) -> Iterator[Problem]:
         yield Problem("training.padding_free", text)
     if learns_a_prompt(job.peft):
         yield from _virtual_token_problems(job)
-
-
-def _word_problems(training: dict[str, Any]) -> Iterator[Problem]:
-    """Yield a problem for each word that transformers would look up only while training."""
-    for name in ("log_level", "log_level_replica"):
-        word = training.get(name, "passive")
-        if word not in _LOG_LEVELS:
-            hint = did_you_mean(word, _LOG_LEVELS)
-            yield Problem(f"training.{name}", f"must be one of {', '.join(_LOG_LEVELS)}; got {word!r}{hint}")
 
 
 def _optimizer_problems(job: Job) -> Iterator[Problem]:
@@ -72,11 +66,10 @@ def _optimizer_problems(job: Job) -> Iterator[Problem]:
 
 def _evaluation_problems(job: Job) -> Iterator[Problem]:
     training = job.training
-    evaluates, saves = training.get("eval_strategy", "no"), training.get("save_strategy", "steps")
-    if evaluates != "no" and not has_held_out(job.data):
-        text = f"={evaluates} needs held-out rows; set data.eval or data.eval_fraction"
-        yield Problem("training.eval_strategy", text)
-    if evaluates == "no":
+    when, saves = training.get("eval_strategy", "no"), training.get("save_strategy", "steps")
+    if when != "no" and not has_held_out(job.data):
+        yield Problem("training.eval_strategy", f"={when} needs held-out rows; set data.eval or data.eval_fraction")
+    if when == "no":
         if job.evaluation.sample > 0:
             yield Problem("evaluation.sample", f"{_EVALUATE}: samples are generated at each evaluation")
         if training.get("eval_on_start"):
@@ -85,8 +78,8 @@ def _evaluation_problems(job: Job) -> Iterator[Problem]:
             yield Problem("training.load_best_model_at_end", f"{_EVALUATE}, to know the best")
         elif saves == "best":
             yield Problem("training.save_strategy", f"=best {_EVALUATE}, to know the best")
-    elif training.get("load_best_model_at_end") and saves not in (evaluates, "best"):
-        text = f"needs save_strategy and eval_strategy to agree, got {saves} and {evaluates}"
+    elif training.get("load_best_model_at_end") and saves not in (when, "best"):
+        text = f"needs save_strategy and eval_strategy to agree, got {saves} and {when}"
         yield Problem("training.load_best_model_at_end", text)
 
 
