@@ -363,6 +363,17 @@ def test_a_secret_is_not_repeated() -> None:
     assert "hf_secret" not in render_command(found) + render_notes(found)
 
 
+def test_a_word_after_a_dropped_flag_is_named_in_its_note() -> None:
+    found = translated(f"{BASIC.replace('python', 'torchrun --role a b', 1)} --do_eval stray --logging_dir logs more")
+    dropped = {note.old for note in found.notes if note.became is Became.dropped}
+    assert {"--role a b", "--do_eval stray", "--logging_dir logs more"} <= dropped
+
+
+def test_a_word_after_a_secret_is_reported() -> None:
+    with pytest.raises(UserError, match="'stray' belongs to no flag"):
+        translated(f"{BASIC} --hub_token hf_secret stray")
+
+
 def test_the_command_is_copied_back_as_it_was() -> None:
     """What is printed, a shell reads as the words that were meant; variables without a value stay variables."""
     found = translated(early_commands.LORA)

@@ -70,6 +70,7 @@ def _refused(why: str, *names: str) -> dict[str, Flag]:
 
 _DEFAULT_TEXT = "Classify if the tweet is a complaint or not:"
 _TRACKERS = {"none": "", "file_logger": "", "aim": "aim", "mlflow": "mlflow"}
+_REPORTS = {"none": "", "aim": "aim", "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 _REMOVED = "removed from transformers"
 _SECRET = "a command must not hold secrets; set the environment variable HF_TOKEN"
 _VLLM = "run `fmstune merge --export vllm_lora` after the run"
@@ -80,15 +81,10 @@ _FREE_PORT = "default: a free port, on one machine"
 
 TUNING: Mapping[str, Flag] = {
     "model_name_or_path": _text("model.path", early="facebook/opt-125m"),
-    "tokenizer_name_or_path": _text(
-        "model.tokenizer", why="the first version of the tool read it for prompt tuning only"
-    ),
+    "tokenizer_name_or_path": _text("model.tokenizer", why="the first version read it for prompt tuning only"),
     "torch_dtype": Flag("model.dtype", early="bfloat16"),
     "use_flash_attn": _switch(
-        "model.attention",
-        "flash_attention_2",
-        "sdpa",
-        why="default: auto, which is FlashAttention-2 if it can run, else sdpa",
+        "model.attention", "flash_attention_2", "sdpa", why="default: auto, FlashAttention-2 if it can run, else sdpa"
     ),
     "training_data_path": _text("data.train"),
     "data_path": _text("data.train"),
@@ -139,10 +135,7 @@ TUNING: Mapping[str, Flag] = {
         "training.resume", values={"true": "", "false": ""}, why="the same command resumes an unfinished run"
     ),
     "report_to": Flag(
-        "tracking",
-        Kind.words,
-        {"none": "", "aim": "aim", "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"},
-        why="early default: every installed tracker; metrics.jsonl is always written",
+        "tracking", Kind.words, _REPORTS, why="early default: every installed tracker; metrics.jsonl is always written"
     ),
     "tracker": Flag("tracking", Kind.words, _TRACKERS),
     "trackers": Flag("tracking", Kind.words, _TRACKERS),
@@ -173,7 +166,8 @@ TUNING: Mapping[str, Flag] = {
     **_dropped("the launcher distributes the rows", "dispatch_batches", "split_batches"),
     **_dropped(UPLOAD, "push_to_hub", "hub_private_repo", "hub_always_push"),
     **_dropped(UPLOAD, "push_to_hub_model_id", "push_to_hub_organization", "hub_model_id", "hub_strategy"),
-    **_dropped(_SECRET, "push_to_hub_token", "hub_token"),
+    # one word: a note does not repeat the secret, so a word after it must not be taken for it
+    **dict.fromkeys(("push_to_hub_token", "hub_token"), Flag(why=_SECRET, fate=Fate.dropped)),
     **_dropped(_VLLM, "post_process_vllm", "lora_post_process_for_vllm"),
     **_dropped("run `fmstune merge --model RUN --out DIR` after the run", "merge_model"),
     **_refused("set training.activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from fmstune.config.choices import Prefetch
 from fmstune.errors import UserError
 from fmstune.launch import accelerate_file
 from fmstune.migrate.flags import LAUNCH, TORCHRUN
@@ -28,11 +29,6 @@ from fmstune.migrate.words import (
 
 Read = Callable[[str], str | None]
 """The text of a file by its name; None if it cannot be read."""
-
-EARLY_FILE = "accelerate_fsdp_defaults.yaml"
-"""The early tool's own configuration of accelerate, whose settings `launcher=fsdp1` has; it says one process."""
-
-_PREFETCH = ("BACKWARD_PRE", "BACKWARD_POST", "NO_PREFETCH")
 
 
 class Launched(NamedTuple):
@@ -102,7 +98,16 @@ def add_launcher(given: Given, old_names: str, read: Read, out: Translation) -> 
     else:
         strategy = "ddp"
     if strategy == "local":
-        _one_process(flags, file, switched=multi_gpu or use_fsdp, out=out)
+        # without the fields that connect several processes
+        if multi_gpu or use_fsdp or file:
+            out.note(Became.changed, "one process", "launcher=local", "one process needs neither DDP nor FSDP")
+        out.fields["launcher"] = "local"
+        if "device" in file:
+            out.fields["launcher.device"] = file["device"]
+        for name in accelerate_file.SAME_NAME:
+            if name in flags:
+                out.drop(old_flag(name, flags.pop(name)), "one process connects to no other")
+        _same_names(flags, out)
         return
     why = "FSDP1 is accelerate's default version; launcher=fsdp is FSDP2" if strategy == "fsdp1" else ""
     out.set(old_names, "launcher", strategy, why, Became.renamed)
@@ -126,23 +131,11 @@ def _file(values: list[str] | None, read: Read, out: Translation) -> dict[str, A
         precision = str(tree.get("mixed_precision") or "no") if isinstance(tree, dict) else "no"
         _precision(precision, f"{path}: mixed_precision {precision}", out)
         return {**accelerate_file.values_of(tree, path), "config_file": path}
-    if PurePath(path).name == EARLY_FILE:
+    # the early tool's own configuration of accelerate, whose settings `launcher=fsdp1` has; it says one process
+    if PurePath(path).name == "accelerate_fsdp_defaults.yaml":
         out.note(Became.renamed, old_flag("config_file", [path]), "launcher=fsdp1", "which has the file's settings")
         return {"strategy": "fsdp", "fsdp_version": 1, "num_processes": 1}
     raise UserError("--config_file", f"{path} cannot be read; give the path of this file, which sets the launcher")
-
-
-def _one_process(flags: Given, file: Mapping[str, Any], *, switched: bool, out: Translation) -> None:
-    """Add `launcher=local` without the fields that connect several processes."""
-    if switched or file:
-        out.note(Became.changed, "one process", "launcher=local", "one process needs neither DDP nor FSDP")
-    out.fields["launcher"] = "local"
-    if "device" in file:
-        out.fields["launcher.device"] = file["device"]
-    for name in accelerate_file.SAME_NAME:
-        if name in flags:
-            out.drop(old_flag(name, flags.pop(name)), "one process connects to no other")
-    _same_names(flags, out)
 
 
 def _same_names(flags: Given, out: Translation) -> None:
@@ -166,9 +159,9 @@ def _fsdp_fields(given: Given, out: Translation) -> dict[str, str]:
     for name, values in given.items():
         word = single_value(name, values)
         value = {"true": True, "false": False}.get(word.lower(), word)
-        if LAUNCH[name].field == "launcher.backward_prefetch" and value not in _PREFETCH:
+        if LAUNCH[name].field == "launcher.backward_prefetch" and value not in list(Prefetch):
             # the early container's README has a value that accelerate does not know
-            out.drop(old_flag(name, values), f"not one of {', '.join(_PREFETCH)}")
+            out.drop(old_flag(name, values), f"not one of {', '.join(Prefetch)}")
         elif name != "fsdp_activation_checkpointing":
             tree[name] = value
         elif value is True:
@@ -192,8 +185,7 @@ def read_fsdp_of_training(words: Sequence[str], config: str | None, read: Read) 
     """Read transformers' `--fsdp "full_shard auto_wrap"` and `--fsdp_config FILE` as flags of `accelerate launch`."""
     asked = " ".join(words).replace(",", " ").split()
     known = ("full_shard", "shard_grad_op", "hybrid_shard", "offload", "auto_wrap")
-    wrong = [word for word in asked if word not in known]
-    if wrong:
+    if wrong := [word for word in asked if word not in known]:
         raise UserError("--fsdp", f"{wrong[0]} is not supported; choose from {', '.join(known)}")
     found: Given = {"use_fsdp": []}
     for word in known[:3]:

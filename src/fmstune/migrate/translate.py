@@ -1,7 +1,4 @@
-"""`fmstune from-fms`: a command, a script or a job file of the early tool → commands of fmstune.
-
-A pure function of text; the caller passes a function that reads the files that the text names.
-"""
+"""`fmstune from-fms`: a command, a script or a job file of the early tool → commands of fmstune."""
 
 import base64
 import binascii
@@ -39,30 +36,24 @@ def translate_old_commands(given: Sequence[str], environment: Mapping[str, str],
         # a name with a variable without a value names no file
         return None if UNSET in name else read(name)
 
+    if not given:
+        raise UserError("from-fms", "needs an old command in single quotes or after --, or a file; - is stdin")
     try:
-        return _translate(given, environment, read_named)
+        if len(given) > 1:
+            return _translate_commands([Command(tuple(given), {})], environment, read_named)
+        text = read_named(given[0]) if "\n" not in given[0] and len(given[0]) < 4096 else None
+        text = given[0] if text is None else text
+        if (job := _read_job(text.strip())) is not None:
+            return [_translate_job(job, environment, read_named)]
+        return _translate_commands(shell_commands(text, environment), environment, read_named)
     except UserError as err:
         raise UserError.of(Problem(readable(one.field), readable(one.text)) for one in err.problems) from err
 
 
-def _translate(given: Sequence[str], environment: Mapping[str, str], read: Read) -> list[Translation]:
-    if not given:
-        raise UserError("from-fms", "needs an old command in single quotes or after --, or a file; - is stdin")
-    if len(given) > 1:
-        return _translate_commands([Command(tuple(given), {})], environment, read)
-    may_be_file = "\n" not in given[0] and len(given[0]) < 4096
-    text = read(given[0]) if may_be_file else None
-    text = given[0] if text is None else text
-    job = _read_job(text.strip(), "the job")
-    if job is not None:
-        return [_translate_job(job, environment, read)]
-    return _translate_commands(shell_commands(text, environment), environment, read)
-
-
-def _read_job(text: str, name: str) -> dict[str, Any] | None:
+def _read_job(text: str) -> dict[str, Any] | None:
     """Parse the early container's job, JSON or JSON in base64; None for any other text."""
     if text.startswith("{"):
-        return json_object(text, name)
+        return json_object(text, "the job")
     if not re.fullmatch(r"[A-Za-z0-9+/\s]{16,}={0,2}", text):
         return None
     try:
@@ -70,10 +61,8 @@ def _read_job(text: str, name: str) -> dict[str, Any] | None:
     except binascii.Error:
         return None
     if raw.startswith(b"\x80"):
-        raise UserError(name, "is a pickle, which could run code when it is read; give it as JSON")
-    if not raw.lstrip().startswith(b"{"):
-        return None
-    return json_object(raw.decode("utf-8", errors="replace"), name)
+        raise UserError("the job", "is a pickle, which could run code when it is read; give it as JSON")
+    return json_object(raw.decode(errors="replace"), "the job") if raw.lstrip().startswith(b"{") else None
 
 
 def _translate_job(job: Mapping[str, Any], environment: Mapping[str, str], read: Read) -> Translation:
@@ -177,8 +166,7 @@ def _translate_container(environment: Mapping[str, str], read: Read) -> Translat
     text = read(environment[name]) if name == _JOB_FILE else environment[name]
     if text is None:
         raise UserError("", f"{name}={environment[name]} cannot be read; give the job file itself")
-    job = _read_job(text.strip(), "the job")
-    if job is None:
+    if (job := _read_job(text.strip())) is None:
         raise UserError("", f"the job in {name} is neither JSON nor base64")
     return _translate_job(job, environment, read)
 
@@ -201,11 +189,9 @@ def _quoted(word: str) -> str:
 
 def render_notes(translation: Translation) -> str:
     """One line for each note, in the order of Became, and for each variable without a value."""
-    notes = sorted(translation.notes, key=lambda note: list(Became).index(note.became))
     lines = []
-    for note in notes:
-        new = f"→ {readable(note.new)}" if note.new else ""
-        why = f"({note.why})" if note.why else ""
+    for note in sorted(translation.notes, key=lambda note: list(Became).index(note.became)):
+        new, why = f"→ {readable(note.new)}" if note.new else "", f"({note.why})" if note.why else ""
         lines.append(f"{note.became.value:<8} {note.old:<44} {new} {why}".rstrip())
     lines += [f"unset    ${name} has no value; set it before the command" for name in translation.unset]
     return "\n".join(lines)

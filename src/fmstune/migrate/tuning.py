@@ -66,10 +66,9 @@ def _model(given: Given, out: Translation) -> None:
     path = values[0] if values else ""
     shipped = groups.shipped_choices("model").items()
     choice = next((name for name, group in shipped if group.get("model", group).get("path") == path), None)
-    out.fields["model"] = choice or "causal_lm"
-    if choice is None:
-        out.fields["model.path"] = hydra_word(path)
-    new = f"model={choice}" if choice else f"model=causal_lm model.path={hydra_word(path)}"
+    fields = {"model": choice} if choice else {"model": "causal_lm", "model.path": hydra_word(path)}
+    out.fields |= fields
+    new = " ".join(f"{name}={word}" for name, word in fields.items())
     if "model_name_or_path" in given:
         out.note(Became.renamed, old_flag("model_name_or_path", values), new)
     else:
@@ -83,9 +82,8 @@ def _model(given: Given, out: Translation) -> None:
 
 
 def _missing(given: Given, out: Translation) -> None:
-    packs = "packing" in given and given["packing"] and given["packing"][0].lower() == "true"
     needed = {"dataset_text_field": "the column that holds the text"}
-    if not packs:
+    if [word.lower() for word in given.get("packing", [])[:1]] != ["true"]:
         needed["response_template"] = "the text before the answer"
     if "data_path" not in given:
         needed["training_data_path"] = "the file with the training rows"
@@ -113,11 +111,9 @@ def _plain_flag(name: str, flag: Flag, values: list[str], out: Translation) -> N
 
 def _early_defaults(given: Given, method: str, out: Translation) -> None:
     """Set each early default that differs from today's, so that a flag that was left out means the same."""
-    of_methods = {name for names in OF_METHOD.values() for name in names}
+    others = {name for names in OF_METHOD.values() for name in names} - {*OF_METHOD[method]}
     for name, flag in TUNING.items():
-        if flag.early is None or name in _SPECIAL or flag.field in out.fields or name in given:
-            continue
-        if name in of_methods and name not in OF_METHOD[method]:
+        if flag.early is None or name in (*_SPECIAL, *others, *given) or flag.field in out.fields:
             continue
         if name == "target_modules" and out.fields["model"] != "causal_lm":
             # the model's YAML names the modules of its architecture
@@ -158,8 +154,7 @@ def _tracking(given: Given, environment: Mapping[str, str], out: Translation) ->
     aim = {"repo": _aim_place(given, environment), "experiment": experiment}
     if any(value for value, _ in aim.values()):
         chosen.append("aim")
-    names = list(dict.fromkeys(name for name in chosen if name))
-    if names:
+    if names := list(dict.fromkeys(name for name in chosen if name)):
         out.fields["tracking"] = names[0] if len(names) == 1 else hydra_list(names)
     elif not given.keys() & {*_TRACKERS}:
         why = "the early tool used every installed tracker; choose one, for example tracking=aim"
@@ -171,12 +166,10 @@ def _tracking(given: Given, environment: Mapping[str, str], out: Translation) ->
 
 def _aim_place(given: Given, environment: Mapping[str, str]) -> tuple[str, str]:
     """Aim's repository or server, and the flag or variable that names it."""
-    host = (given.get("aim_remote_server_ip") or [""])[0]
-    if host:
+    if host := (given.get("aim_remote_server_ip") or [""])[0]:
         port = (given.get("aim_remote_server_port") or ["53800"])[0]
         return f"aim://{host}:{port}", old_flag("aim_remote_server_ip", [host])
-    server = environment.get("AIMSTACK_SERVER", "")
-    if server:
+    if server := environment.get("AIMSTACK_SERVER", ""):
         return server if "://" in server else f"aim://{server}", f"AIMSTACK_SERVER={server}"
     return _flag_or_variable(given, "aim_repo", environment, "AIMSTACK_DB")
 

@@ -8,15 +8,12 @@ from functools import partial
 from itertools import chain, takewhile
 from typing import Any
 
-from fmstune.errors import Problem, UserError
+from fmstune.errors import Problem, UserError, collect_problems
 from fmstune.migrate.flags import Fate, Flag, Kind, find_flag, unknown_flag
 from fmstune.migrate.shell import UNSET
 
 Given = dict[str, list[str]]
 """Flags with their values."""
-
-TRUE, FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
-"""Words for switches, as transformers' HfArgumentParser takes them."""
 
 
 class Became(Enum):
@@ -87,10 +84,8 @@ class Translation:
 
     def attempt(self, translate: Callable[..., None], *args: Any) -> None:
         """Call the function, and add the problems of a UserError that it raises."""
-        try:
+        with collect_problems(self.problems):
             translate(*args)
-        except UserError as err:
-            self.problems += err.problems
 
 
 def kept_or_renamed(old: str, name: str) -> Became:
@@ -99,10 +94,7 @@ def kept_or_renamed(old: str, name: str) -> Became:
 
 
 def read_flags(words: Sequence[str], flags: Mapping[str, Flag]) -> tuple[Given, list[str]]:
-    """The flags at the start of these words, each with its values; and the remaining words.
-
-    `--a=b` and `--a b` are the same, and so are `-` and `_` in a name.
-    """
+    """The flags at the start of these words, each with its values, and the remaining words; `-` in a name is `_`."""
     found: Given = {}
     rest = list(words)
     while rest and rest[0].startswith("--"):
@@ -152,11 +144,12 @@ def readable(text: str) -> str:
 
 
 def switch_value(name: str, values: Sequence[str]) -> bool:
-    """The value of a switch, true if it has none; raises UserError if it is neither true nor false."""
+    """The value of a switch, true if it has none, as transformers' HfArgumentParser reads it; raises UserError."""
+    true, false = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
     word = values[0].lower() if values else "true"
-    if word not in (*TRUE, *FALSE):
+    if word not in (*true, *false):
         raise UserError(f"--{name}", f"must be True or False, got {values[0]!r}")
-    return word in TRUE
+    return word in true
 
 
 def single_value(name: str, values: Sequence[str]) -> str:
@@ -167,10 +160,7 @@ def single_value(name: str, values: Sequence[str]) -> str:
 
 
 def hydra_word(value: str, kind: Kind = Kind.text) -> str:
-    r"""A value for Hydra's command line: in double quotes unless it is a plain word.
-
-    A line break is written `\n`, which fmstune reads as one in a template.
-    """
+    r"""A value for Hydra's command line, in double quotes unless it is a plain word; `\n` stands for a line break."""
     number = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", value, re.IGNORECASE) is not None
     word = re.fullmatch(rf"[\w./{UNSET}][\w./:{UNSET}+-]*", value) is not None
     needs_quotes = kind is Kind.text and (number or value.lower() in ("true", "false", "null", "inf", "nan"))
@@ -179,8 +169,7 @@ def hydra_word(value: str, kind: Kind = Kind.text) -> str:
     value = value.replace("\n", r"\n").replace("\t", r"\t").replace("\r", r"\r")
     value = re.sub(r'(\\*)"', lambda found: found[1] * 2 + '\\"', value)
     # backslashes before the closing quote
-    value = re.sub(r"\\+$", lambda found: found[0] * 2, value)
-    return f'"{value}"'
+    return '"' + re.sub(r"\\+$", lambda found: found[0] * 2, value) + '"'
 
 
 def hydra_list(values: Sequence[str]) -> str:
