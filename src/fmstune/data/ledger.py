@@ -1,5 +1,6 @@
 """The count of every row and token of a split: trained, dropped or masked."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 
@@ -54,23 +55,19 @@ class Ledger:
     def total(cls, ledgers: Sequence["Ledger"]) -> "Ledger":
         """The sum of several; `longest_row` comes from the ledger with the longest row."""
         counted = [one.name for one in fields(cls) if one.name not in ("lengths", "longest", "longest_row")]
-        found = cls(**{name: sum(getattr(ledger, name) for ledger in ledgers) for name in counted})
-        for ledger in ledgers:
-            if ledger.longest > found.longest:
-                found.longest, found.longest_row = ledger.longest, ledger.longest_row
-            for length, count in ledger.lengths.items():
-                found.lengths[length] = found.lengths.get(length, 0) + count
-        return found
+        sums = {name: sum(getattr(ledger, name) for ledger in ledgers) for name in counted}
+        top = max(ledgers, key=lambda ledger: ledger.longest)
+        lengths = dict(sum((Counter(ledger.lengths) for ledger in ledgers), Counter[int]()))
+        return cls(**sums, longest=top.longest, longest_row=top.longest_row, lengths=lengths)
 
     def without(self, labels: Collection[Sequence[int]]) -> "Ledger":
         """The ledger after rows with these labels were found among the held-out ones and dropped."""
-        trained = sum(label != IGNORED for row in labels for label in row)
         return replace(
             self,
             rows_trained=self.rows_trained - len(labels),
             rows_held_out_too=self.rows_held_out_too + len(labels),
             tokens_total=self.tokens_total - sum(map(len, labels)),
-            tokens_trained=self.tokens_trained - trained,
+            tokens_trained=self.tokens_trained - sum(label != IGNORED for row in labels for label in row),
         )
 
     def add_length(self, length: int, number: int) -> None:

@@ -5,12 +5,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from fmstune.config.job import Data
 from fmstune.data.ledger import Ledger
 from fmstune.data.locate import local_files
 from fmstune.data.read import RowProblems
 from fmstune.data.splits import SAMPLE, TRAIN, Recipe
-from fmstune.data.tokenized import Part, cache_schema, in_memory_dataset, tokenize_batches
+from fmstune.data.tokenized import Part, cache_schema, record_batch, tokenize_batches
 from fmstune.errors import UserError, raise_if_any
 
 if TYPE_CHECKING:
@@ -19,9 +21,11 @@ if TYPE_CHECKING:
 
 def sample_stream(recipe: Recipe) -> Part:
     """The first rows of a source, in memory, with their ledger; raises UserError with all their problems."""
-    ledger, problems = Ledger(), RowProblems()
-    batches = list(tokenize_batches(recipe.sample().rows(), recipe, ledger, problems))
-    made = in_memory_dataset(batches, cache_schema(recipe, TRAIN))
+    from datasets import Dataset
+
+    ledger, problems, schema = Ledger(), RowProblems(), cache_schema(recipe, TRAIN)
+    batches = tokenize_batches(recipe.sample().rows(), recipe, ledger, problems)
+    made = Dataset(pa.Table.from_batches([record_batch(batch, schema) for batch in batches], schema=schema))
     raise_if_any(problems.first())
     if not len(made):
         raise UserError(recipe.field, "\n".join([f": no row is left of the first {SAMPLE:,}", *ledger.lines()]))
@@ -58,18 +62,11 @@ def streamed_dataset(streams: Sequence[Stream], data: Data, seed: int) -> "Itera
     recipe = streams[0].recipe
     columns = cache_schema(recipe, TRAIN).empty_table().select(["input_ids", "labels", *recipe.texts]).schema
     features = Features.from_arrow_schema(columns)
-    parts = [
-        IterableDataset.from_generator(_one_pass, features=features, gen_kwargs={"stream": stream})
-        for stream in streams
-    ]
+    parts = [IterableDataset.from_generator(_one_pass, features, gen_kwargs={"stream": stream}) for stream in streams]
     given = [w for w in (stream.recipe.source.weight for stream in streams) if w is not None]
     if given:
-        mixed = interleave_datasets(
-            parts,
-            probabilities=[weight / sum(given) for weight in given],
-            seed=seed,
-            stopping_strategy=data.stopping_strategy.value,
-        )
+        shares = [weight / sum(given) for weight in given]
+        mixed = interleave_datasets(parts, shares, seed=seed, stopping_strategy=data.stopping_strategy.value)
     else:
         mixed = concatenate_datasets(parts) if len(parts) > 1 else parts[0]
     # `datasets` would still put the sources themselves in another order

@@ -10,12 +10,12 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from tqdm import tqdm
@@ -78,8 +78,8 @@ def tokenize_source(recipe: Recipe, seed: int, contents: Contents) -> dict[str, 
     if found is None:
         _make(entry, recipe, seed)
         found = _open(entry, recipe.name, cached=False)
-        if found is None:
-            raise UserError("", f"the cache entry {entry} was removed while it was used; start again")
+    if found is None:
+        raise UserError("", f"the cache entry {entry} was removed while it was used; start again")
     return found
 
 
@@ -120,36 +120,21 @@ def _write_entry(made: Path, recipe: Recipe, seed: int) -> None:
 
 def _write_split(split: Iterable[Row], path: Path, recipe: Recipe) -> Ledger:
     """Tokenise a split in batches; raises all its problems at the end."""
-    ledger, problems = Ledger(), RowProblems()
-    schema = cache_schema(recipe, path.stem)
-    with _seldom_collected(), pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+    ledger, problems, schema = Ledger(), RowProblems(), cache_schema(recipe, path.stem)
+    with ExitStack() as stack, pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        # rows are made and dropped in great numbers, without cycles: collecting would take a fifth of the time
+        stack.callback(gc.set_threshold, *gc.get_threshold())
+        gc.set_threshold(OBJECTS, *gc.get_threshold()[1:])
         for batch in tokenize_batches(split, recipe, ledger, problems, ahead=AHEAD):
-            writer.write_batch(_record_batch(batch, schema))
+            writer.write_batch(record_batch(batch, schema))
     raise_if_any(problems.first())
     return ledger
-
-
-@contextmanager
-def _seldom_collected() -> Iterator[None]:
-    """Let the garbage collector wait for more objects: rows are made and dropped in great numbers, without cycles.
-
-    Collecting takes a fifth of the time in which rows are tokenised, most of it in looking through the libraries.
-    """
-    former = gc.get_threshold()
-    gc.set_threshold(OBJECTS, *former[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*former)
 
 
 def tokenize_batches(
     split: Iterable[Row], recipe: Recipe, ledger: Ledger, problems: RowProblems, *, ahead: int = 0
 ) -> Iterator[dict[int, Encoded]]:
-    """The rows that are trained, in batches, by their number in the split; the ledger counts all rows.
-
-    With `ahead`, so many further batches are read, and tokenised by threads, while one is used.
-    """
+    """The trained rows in batches, by number in the split; threads tokenise `ahead` more, and the ledger counts all."""
     formatted = format_rows(split, recipe, ledger, problems)
     waiting: deque[tuple[list[FormattedRow], Future[list[Encoded]]]] = deque()
     with ThreadPoolExecutor(max(1, ahead)) as pool:
@@ -190,26 +175,15 @@ def _trainable(
     return kept
 
 
-def in_memory_dataset(batches: Iterable[dict[int, Encoded]], schema: pa.Schema) -> "Dataset":
-    """Tokenised rows in memory, with the columns of training rows."""
-    from datasets import Dataset  # a second to import, and a scan or the cache's size need none
-
-    made = [_record_batch(batch, schema) for batch in batches]
-    return Dataset(pa.Table.from_batches(made, schema=schema))
-
-
-def _record_batch(kept: dict[int, Encoded], schema: pa.Schema) -> pa.RecordBatch:
+def record_batch(kept: dict[int, Encoded], schema: pa.Schema) -> pa.RecordBatch:
+    """The columns of rows that are trained, by their number in the split."""
     columns = {
-        "input_ids": _lists([row.input_ids for row in kept.values()]),
-        "labels": _lists([row.labels for row in kept.values()]),
         "number": pa.array(list(kept), pa.int32()),
         "fingerprint": pa.array([fingerprint(row.input_ids) for row in kept.values()], pa.int64()),
     }
-    if "prompt_ids" in schema.names:
-        columns["prompt_ids"] = _lists([row.prompt_ids for row in kept.values()])
-        columns["answer_ids"] = _lists([row.answer_ids for row in kept.values()])
-    texts = [name for name in schema.names if name not in columns]
-    columns |= {name: _lists([row.texts.get(name, []) for row in kept.values()]) for name in texts}
+    for name in set(schema.names) - columns.keys():
+        is_text = name not in HELD_OUT_TOO.names
+        columns[name] = _lists([row.texts.get(name, []) if is_text else getattr(row, name) for row in kept.values()])
     return pa.record_batch(columns, schema=schema)
 
 
@@ -232,57 +206,42 @@ def _open(entry: Path, name: str, *, cached: bool) -> dict[str, Part] | None:
     """The entry, mapped; None if it does not exist or, with a warning, if it cannot be used."""
     if not entry.exists():
         return None
+    from datasets import Dataset  # a second to import, and a scan or the cache's size need none
+
+    parts: dict[str, Part] = {}
     try:
         facts = json.loads((entry / "facts.json").read_text(encoding="utf-8"))
-        ledgers = {split: _ledger(values) for split, values in facts["ledgers"].items()}
-        return {
-            split: Part(name, _map(entry / f"{split}.arrow", facts["bytes"][split]), ledger, cached, entry.name)
-            for split, ledger in ledgers.items()
-        }
+        for split, values in facts["ledgers"].items():
+            # from JSON, whose keys are strings
+            values["lengths"] = {int(length): count for length, count in values["lengths"].items()}
+            file = entry / f"{split}.arrow"
+            if file.stat().st_size != facts["bytes"][split]:
+                raise ValueError(f"{file.name} is not as it was written")
+            parts[split] = Part(name, Dataset.from_file(str(file)), Ledger(**values), cached, entry.name)
+        return parts
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as err:
         log.warning("cache entry %s is made again (%s: %s)", entry, type(err).__name__, err)
         return None
 
 
-def _map(path: Path, size: int) -> "Dataset":
-    from datasets import Dataset
-
-    if path.stat().st_size != size:
-        raise ValueError(f"{path.name} is not as it was written")
-    return Dataset.from_file(str(path))
-
-
-def _ledger(values: dict[str, Any]) -> Ledger:
-    """From JSON, whose keys are strings."""
-    return Ledger(**values | {"lengths": {int(length): count for length, count in values["lengths"].items()}})
-
-
 def cache_key(recipe: Recipe, seed: int, contents: Contents) -> str:
     """The name of the entry: a hash of all that the tokens depend on."""
-    data, source = recipe.data, recipe.source
-    own = source_files(source.format or {})
-    drawn = recipe.trains and draws_held_out(data)
+    data, source, tokenizer = recipe.data, recipe.source, recipe.tokenizer
+    assert tokenizer is not None
+    code = [*CODE, *source_files(source.format or {})]
     facts = {
         "rows": contents,
         "format": source.format,
-        "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in CODE],
-        "own_files": [hashlib.sha256(path.read_bytes()).hexdigest() for path in own],
-        "tokenizer": _tokenizer_facts(recipe.tokenizer),
-        "length": (data.max_length, data.over_length.value, data.untrainable.value, source.max_rows),
-        "split": cache_schema(recipe, TRAIN if recipe.trains else HELD_OUT).names,
-        "drawn": (data.eval_fraction, seed) if drawn else None,
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    return {
+        "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in code],
         "class": type(tokenizer).__name__,
         "library": version("tokenizers"),
         # a call sets these two, and ours sets them to nothing
-        "backend": backend | {"truncation": None, "padding": None},
+        "backend": json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None},
         "end_of_sequence": tokenizer.eos_token_id,
         "split_special_tokens": tokenizer.split_special_tokens,
         "chat_template": tokenizer.chat_template,
+        "length": (data.max_length, data.over_length.value, data.untrainable.value, source.max_rows),
+        "split": cache_schema(recipe, TRAIN if recipe.trains else HELD_OUT).names,
+        "drawn": (data.eval_fraction, seed) if recipe.trains and draws_held_out(data) else None,
     }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -164,11 +164,8 @@ def _cut(row: TokenRow, max_length: int) -> Encoded:
     """The row's tokens, at most `max_length` of them; the last answer is the last stretch of trained tokens."""
     ids, labels = row.input_ids[:max_length], row.labels[:max_length]
     trained = len(labels) - labels.count(IGNORED)
-    answer = len(labels)
-    while answer and labels[answer - 1] == IGNORED:
-        answer -= 1
-    while answer and labels[answer - 1] != IGNORED:
-        answer -= 1
+    end = max((place for place, label in enumerate(labels, start=1) if label != IGNORED), default=0)
+    answer = max((place for place, label in enumerate(labels[:end], start=1) if label == IGNORED), default=0)
     return Encoded(ids, labels, len(row.input_ids), trained, trained > 0, 0, answer)
 
 
@@ -197,18 +194,12 @@ def trained_spans(segments: list[Segment]) -> list[tuple[int, int]]:
 def _ending_after(boundary: int, text_length: int, encoding: "Encoding") -> int:
     """The first token that ends after the boundary; tokens come in the order of the text."""
     token = encoding.char_to_token(boundary)
-    if token is not None:
-        return token
-    if boundary < text_length:
+    if token is None and boundary < text_length:
         # a character without a token: stripped, or dropped by a normaliser
-        for number, (_, end) in enumerate(encoding.offsets):
-            if end > boundary:
-                return number
+        token = next((number for number, (_, end) in enumerate(encoding.offsets) if end > boundary), None)
     # special tokens after the text belong to no sequence
-    end = len(encoding)
-    while end and encoding.token_to_sequence(end - 1) is None:
-        end -= 1
-    return end
+    ends = (end for end in range(len(encoding), 0, -1) if encoding.token_to_sequence(end - 1) is not None)
+    return next(ends, 0) if token is None else token
 
 
 def _straddles(token: int, boundary: int, encoding: "Encoding") -> bool:
