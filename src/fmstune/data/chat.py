@@ -31,24 +31,22 @@ def check_messages(value: Any, field: str) -> list[Message]:
     if not isinstance(value, list) or not value:
         raise RowProblem(f"column {field!r} must hold a list of turns, found {in_words(value)}")
     found = []
-    for number, turn in enumerate(value, start=1):
-        if not isinstance(turn, Mapping):
-            raise RowProblem(f"column {field!r}: turn {number} must be an object, found {in_words(turn)}")
-        found.append(_message(_without_nulls(turn), f"column {field!r}: turn {number}"))
+    for number, given in enumerate(value, start=1):
+        place = f"column {field!r}: turn {number}"
+        if not isinstance(given, Mapping):
+            raise RowProblem(f"{place} must be an object, found {in_words(given)}")
+        turn: Message = _without_nulls(given)
+        if "from" in turn and "role" not in turn:
+            role = SHARE_GPT_ROLES.get(turn["from"])
+            if role is None:
+                raise RowProblem(f"{place} is from {turn['from']!r}; the names are {', '.join(SHARE_GPT_ROLES)}")
+            turn = {"role": role, "content": turn.get("value")}
+        if not isinstance(turn.get("role"), str):
+            raise RowProblem(f"{place} has no role; turns have role and content, or from and value")
+        if not isinstance(turn.get("content"), str) and "tool_calls" not in turn:
+            raise RowProblem(f"{place} has no content (text), found {in_words(turn.get('content'))}")
+        found.append(turn)
     return found
-
-
-def _message(turn: Message, place: str) -> Message:
-    if "from" in turn and "role" not in turn:
-        role = SHARE_GPT_ROLES.get(turn["from"])
-        if role is None:
-            raise RowProblem(f"{place} is from {turn['from']!r}; the names are {', '.join(SHARE_GPT_ROLES)}")
-        turn = {"role": role, "content": turn.get("value")}
-    if not isinstance(turn.get("role"), str):
-        raise RowProblem(f"{place} has no role; turns have role and content, or from and value")
-    if not isinstance(turn.get("content"), str) and "tool_calls" not in turn:
-        raise RowProblem(f"{place} has no content (text), found {in_words(turn.get('content'))}")
-    return turn
 
 
 def _without_nulls(value: Any) -> Any:
@@ -78,11 +76,9 @@ def chat_segments(turns: Sequence[Message], tools: Tools, tokenizer: PreTrainedT
         # a scan counts the words of the turns alone
         return Templated(Segment(str(turn.get("content", "")), turn["role"] == "assistant") for turn in turns)
     template = _template(tokenizer)
-    if "{% generation" in template or "{%- generation" in template:
-        text, spans = _marked(turns, tools, tokenizer, template)
-    else:
-        text, spans = _by_prefixes(turns, tools, tokenizer)
-    return Templated(_divided(text, spans))
+    is_marked = "{% generation" in template or "{%- generation" in template
+    marked = _marked(turns, tools, tokenizer, template) if is_marked else _by_prefixes(turns, tools, tokenizer)
+    return Templated(_divided(*marked))
 
 
 def render_chat(turns: Sequence[Message], tools: Tools, tokenizer: PreTrainedTokenizerBase, *, asks: bool) -> str:

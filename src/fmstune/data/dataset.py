@@ -1,9 +1,8 @@
 """The job's data → the tokenised rows of an epoch and the held-out rows; of several sources their mixture."""
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fmstune.config.choices import Overlap
@@ -87,7 +86,7 @@ def prepare_data(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int, text
     made = _tokenize(recipes, seed, contents)
     train = [parts[TRAIN] for parts in made.values() if TRAIN in parts]
     held_out = [parts[HELD_OUT] for parts in made.values() if HELD_OUT in parts]
-    found = dataclasses.replace(
+    found = replace(
         (_streamed if data.streaming else _mixed)(recipes, train, held_out, seed),
         identity={
             "data_hashes": _hashes(recipes, contents),
@@ -116,8 +115,7 @@ def prepare_held_out(data: Data, tokenizer: PreTrainedTokenizerBase, seed: int) 
     """The held-out rows alone, as `prepare_data` has them; raises UserError with all their problems."""
     check_tokenizer(tokenizer)
     recipes = [recipe for recipe in load_recipes(data, tokenizer) if recipe.trains == draws_held_out(data)]
-    made = _tokenize(recipes, seed, hash_sources(recipes))
-    return tuple(parts[HELD_OUT] for parts in made.values())
+    return tuple(parts[HELD_OUT] for parts in _tokenize(recipes, seed, hash_sources(recipes)).values())
 
 
 def load_recipes(data: Data, tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[str] = ()) -> list[Recipe]:
@@ -157,9 +155,7 @@ def hash_sources(recipes: Sequence[Recipe]) -> dict[str, Contents]:
 
 
 def _hashes(recipes: Sequence[Recipe], contents: Mapping[str, Contents]) -> dict[str, str]:
-    return {
-        recipe.field: hash_listing(recipe) if recipe.streamed else contents[recipe.field].hash for recipe in recipes
-    }
+    return {r.field: hash_listing(r) if r.streamed else contents[r.field].hash for r in recipes}
 
 
 def _tokenize(recipes: Sequence[Recipe], seed: int, contents: Mapping[str, Contents]) -> dict[str, dict[str, Part]]:
@@ -199,21 +195,15 @@ def _mixed(recipes: Sequence[Recipe], train: Sequence[Part], held_out: Sequence[
 
 def _streamed(recipes: Sequence[Recipe], train: Sequence[Part], held_out: Sequence[Part], seed: int) -> Prepared:
     streams = {recipe.name: Stream(recipe, Ledger()) for recipe in recipes if recipe.streamed}
-    return Prepared(
-        train=streamed_dataset(list(streams.values()), recipes[0].data, seed),
-        sources=tuple(train),
-        held_out=tuple(held_out),
-        mixture=(),
-        shared=find_overlap(train, held_out),
-        streamed={name: stream.ledger for name, stream in streams.items()},
-    )
+    rows = streamed_dataset(list(streams.values()), recipes[0].data, seed)
+    ledgers = {name: stream.ledger for name, stream in streams.items()}
+    return Prepared(rows, tuple(train), tuple(held_out), (), find_overlap(train, held_out), ledgers)
 
 
 def _summary(found: Prepared) -> str:
     made = "mapped from the cache" if found.cached else "tokenised"
     how = made if found.streamed is None else "streamed; of the first rows"
-    ledger = found.ledger
-    count = sum(len(part.rows) for part in found.held_out)
+    ledger, count = found.ledger, sum(len(part.rows) for part in found.held_out)
     held_out = f", {count:,} rows held out" if found.held_out else ""
     return (
         f"data {how}: {ledger.rows_trained:,} rows, {ledger.tokens_total:,} tokens, "

@@ -46,18 +46,15 @@ def _bound(format: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any
 
 def format_row(format: Format, values: Mapping[str, Any]) -> Formatted:
     """The row as the format returns it, checked: the format may be a user's, and not every string can be tokenised."""
-    made = format(values)
-    if isinstance(made, TokenRow):
-        return made
-    if isinstance(made, Texts):
-        for text in made.values():
+    made: Formatted = format(values)
+    if not isinstance(made, TokenRow):
+        for text in made.values() if isinstance(made, Texts) else [made]:
             _check_segments(text)
-        return made
-    return _check_segments(made)
+    return made
 
 
-def _check_segments(made: Any) -> list[Segment]:
-    """Return the segments of a text; raises RowProblem for anything else, and for text that cannot be tokenised."""
+def _check_segments(made: Any) -> None:
+    """Raise RowProblem for anything but the segments of a text, and for text that cannot be tokenised."""
     if not isinstance(made, list) or not all(isinstance(segment, Segment) for segment in made):
         raise RowProblem(f"the format must return a list of fmstune.data.formats.Segment, found {made!r:.80}")
     try:
@@ -66,7 +63,6 @@ def _check_segments(made: Any) -> list[Segment]:
     except UnicodeEncodeError as err:
         half = f"\\u{ord(err.object[err.start]):04x}"
         raise RowProblem(f"the text holds half a character ({half}, a lone surrogate); remove it") from err
-    return made
 
 
 def source_files(format: Mapping[str, Any]) -> list[Path]:

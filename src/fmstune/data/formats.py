@@ -39,7 +39,6 @@ ALPACA_WITHOUT_INPUT = (
     "### Instruction:\n{instruction}\n\n### Response:"
 )
 
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

@@ -79,7 +79,9 @@ def _files_of(entry: Any, field: str, stream: bool | None) -> list[File]:
         if not matches:
             raise UserError(field, f": no file matches {entry}")
         return [File(str(match), match) for match in matches]
-    if _may_be_hub_id(entry):
+    # owner/name, unless it looks like a file: by its suffix, or because its folder exists here
+    hub_id = re.fullmatch(r"([A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*", entry)
+    if hub_id and Path(entry).suffix not in SUFFIXES and not Path(hub_id[1]).is_dir():
         return [] if stream is None else _hub_files(entry, field, streaming=stream)
     missing = "" if path.parent.is_dir() else f" (there is no folder {path.parent})"
     raise UserError(field, f": no file {entry}{missing}{did_you_mean_beside(path)}")
@@ -96,14 +98,7 @@ def _in_folder(folder: Path, field: str) -> list[File]:
 
 
 def _is_data(path: Path) -> bool:
-    named = path.suffix in SUFFIXES and not path.name.startswith(".") and path.name not in NOT_ROWS
-    return named and path.is_file()
-
-
-def _may_be_hub_id(entry: str) -> bool:
-    """`owner/name`, unless it looks like a file: by its suffix, or because its folder exists here."""
-    parts = re.fullmatch(r"([A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*", entry)
-    return parts is not None and Path(entry).suffix not in SUFFIXES and not Path(parts[1]).is_dir()
+    return path.suffix in SUFFIXES and not path.name.startswith(".") and path.name not in NOT_ROWS and path.is_file()
 
 
 def _hub_files(hub_id: str, field: str, *, streaming: bool) -> list[File]:

@@ -45,9 +45,8 @@ class Shared(NamedTuple):
         train = f"data.train.{self.train}" if self.train else "data.train"
         held_out = f"data.eval.{self.held_out}" if self.held_out else "the held-out rows"
         rows = "1 training row is" if self.rows == 1 else f"{self.rows:,} training rows are"
-        return (
-            f"{rows} also held out: row {self.train_number:,} of {train} is row {self.held_out_number:,} of {held_out}"
-        )
+        pair = f"row {self.train_number:,} of {train} is row {self.held_out_number:,} of {held_out}"
+        return f"{rows} also held out: {pair}"
 
 
 def mixture_shares(

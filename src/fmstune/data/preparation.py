@@ -1,7 +1,4 @@
-"""A mark for jobs whose model and rows were prepared here before, so that their ranks can start at once.
-
-A hint that needs no torch. The ranks find what has changed since: one on each machine tokenises while the others wait.
-"""
+"""A mark for jobs whose model and rows were prepared here before, so that their ranks can start at once."""
 
 import dataclasses
 import glob
@@ -29,7 +26,7 @@ def mark_prepared(job: Job) -> None:
 
 
 def was_prepared(job: Job) -> bool:
-    """Whether the same model and rows were prepared before, from files that have not been touched since."""
+    """Whether the same model and rows were prepared from files not touched since; a hint, as the ranks check again."""
     mark = _mark(job)
     return mark is not None and mark.is_file()
 

@@ -14,10 +14,6 @@ from typing import Any, NamedTuple
 from fmstune.data.locate import SHOWN, File, locate_files, more_problems
 from fmstune.errors import Problem, raise_if_any
 
-JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
-CSV_CELL = 2**31 - 1
-"""Characters in a cell at most, the most that fits a C long everywhere; csv's own limit is 131,072."""
-
 
 class Row(NamedTuple):
     """A row and its place: `number` counts from 1, and is the line in JSON lines."""
@@ -56,7 +52,13 @@ class RowProblems:
 
     def first(self) -> list[Problem]:
         """The first problems, and how many more there are."""
-        return [*(_with_rows(*item) for item in islice(self.found.items(), SHOWN)), *more_problems(len(self.found))]
+        shown = []
+        for problem, numbers in islice(self.found.items(), SHOWN):
+            listed = ", ".join(map(str, numbers[:SHOWN]))
+            more = f" and {len(numbers) - SHOWN:,} more" if len(numbers) > SHOWN else ""
+            rows = f", row{'' if len(numbers) == 1 else 's'} {listed}{more}" if numbers else ""
+            shown.append(Problem(f"{problem.field}{rows}", problem.text))
+        return [*shown, *more_problems(len(self.found))]
 
 
 def read_rows(source: Any, field: str, max_rows: int | None = None, *, stream: bool = False) -> Iterator[Row]:
@@ -85,7 +87,7 @@ def hash_contents(source: Any, field: str) -> Contents:
     digests, readers, problems = [], [], []
     for file in locate_files(source, field):
         try:
-            readers.append(_reader(file, _head(file)).__name__.removeprefix("_"))
+            readers.append(_reader(file).__name__.removeprefix("_"))
             with file.path.open("rb") as content:
                 digests.append(hashlib.file_digest(content, "sha256"))
         except OSError as err:
@@ -100,22 +102,19 @@ def _items(file: File) -> Iterator[Item]:
         yield from (Row(file.name, number, values) for number, values in enumerate(file.streamed, start=1))
         return
     try:
-        yield from _reader(file, _head(file))(file)
+        yield from _reader(file)(file)
     except OSError as err:
         yield _refused(file, err)
-
-
-def _head(file: File) -> bytes:
-    with file.path.open("rb") as content:
-        return content.read(4096).removeprefix(codecs.BOM_UTF8)
 
 
 def _refused(file: File, err: OSError) -> Problem:
     return Problem(file.name, f": cannot be read ({err.strerror or err})")
 
 
-def _reader(file: File, head: bytes) -> Callable[[File], Iterable[Item]]:
+def _reader(file: File) -> Callable[[File], Iterable[Item]]:
     """Content decides, since JSON lines are often called .json; the suffix only tells what CSV is."""
+    with file.path.open("rb") as content:
+        head = content.read(4096).removeprefix(codecs.BOM_UTF8)
     start, suffix = head.lstrip(), file.path.suffix
     if head.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
         return _arrow
@@ -123,7 +122,7 @@ def _reader(file: File, head: bytes) -> Callable[[File], Iterable[Item]]:
         return _csv
     if start.startswith(b"["):
         return _json_array
-    if start.startswith(b"{") or suffix in JSON_SUFFIXES or not head:
+    if start.startswith(b"{") or suffix in (".json", ".jsonl", ".ndjson") or not head:
         return _json_lines
     return _unknown
 
@@ -178,7 +177,7 @@ def _json_problem(file: File, err: RecursionError | ValueError, line: int | None
 
 
 def _csv(file: File) -> Iterator[Item]:
-    csv.field_size_limit(CSV_CELL)
+    csv.field_size_limit(2**31 - 1)  # the most that fits a C long everywhere; csv's own is 131,072
     with file.path.open("rb") as lines:
         # line by line, so that a byte that is not UTF-8 is found in its line
         reader = csv.reader(
@@ -211,10 +210,8 @@ def _arrow(file: File) -> Iterator[Item]:
 
     number = 0
     try:
-        for batch in _batches(file.path):
-            for values in batch.to_pylist():
-                number += 1
-                yield Row(file.name, number, values)
+        for number, values in enumerate((row for b in _batches(file.path) for row in b.to_pylist()), start=1):
+            yield Row(file.name, number, values)
     except (pa.ArrowException, OSError) as err:
         yield Problem(file.name, f": broken after row {number} ({err})")
 
@@ -234,11 +231,3 @@ def _batches(path: Path) -> Iterator[Any]:
             yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
         else:
             yield from pa.ipc.open_stream(content)
-
-
-def _with_rows(problem: Problem, numbers: list[int]) -> Problem:
-    if not numbers:
-        return problem
-    shown, more = numbers[:SHOWN], len(numbers) - SHOWN
-    listed = ", ".join(map(str, shown)) + (f" and {more:,} more" if more > 0 else "")
-    return Problem(f"{problem.field}, {'row' if len(numbers) == 1 else 'rows'} {listed}", problem.text)

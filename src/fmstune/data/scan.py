@@ -1,7 +1,6 @@
 """Rows counted and checked without a tokenizer: their characters, and all their problems."""
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fmstune.config.job import Data
 from fmstune.data.dataset import hash_sources, load_recipes
@@ -49,7 +48,7 @@ def scan_data(data: Data, seed: int) -> Scan:
                     scans[name].add(row.formatted)
         problems += found.first()
     raise_if_any(problems)
-    return dataclasses.replace(scans[TRAIN], held_out_rows=scans[HELD_OUT].rows)
+    return replace(scans[TRAIN], held_out_rows=scans[HELD_OUT].rows)
 
 
 def _characters(formatted: Formatted) -> tuple[int, int]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from fmstune.data.dataset import Prepared
 from fmstune.data.mixing import mixture_lines
-from fmstune.data.tokenized import Part
 from fmstune.data.tokens import IGNORED, PreTrainedTokenizerBase, Segment
 from fmstune.files import render_template, write_aside
 
@@ -27,7 +26,6 @@ VISIBLE = {code: chr(0x2400 + code) for code in range(32)} | {ord("\t"): "→", 
 PLAIN = {True: "⟦{}⟧", False: "{}"}
 COLOR = {True: "\x1b[1;32m{}\x1b[0m", False: "\x1b[2m{}\x1b[0m"}
 """The print of trained (True) and masked (False) text."""
-
 
 LEGEND = (Segment("trained", True), Segment("·masked", False))
 WHITE_SPACE = "↵ is a line break, · a space, → a tab"
@@ -98,7 +96,16 @@ def split_sums(prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> Iterat
     train = "training rows" if prepared.streamed is None else "the first training rows"
     for title, parts in ((train, prepared.sources), ("held-out rows", prepared.held_out)):
         for part in parts:
-            yield _split(f"{title} of {part.name}" if part.name else title, part, tokenizer)
+            ledger = part.ledger
+            ends = trained_ends(part.rows, {tokenizer.eos_token_id, *tokenizer.all_special_ids})
+            end = ends.most_common(1)[0][0] if ends else tokenizer.eos_token_id
+            name, cut = tokenizer.convert_ids_to_tokens(end), ledger.rows_truncated / ledger.rows_trained
+            lines = [
+                *ledger.lines(),
+                f"cut     {ledger.rows_truncated:,} of {ledger.rows_trained:,} rows lose their end ({cut:.1%})",
+                f"stop    {ends[end]:,} of {len(part.rows):,} rows train {name} ({end}) as their last token",
+            ]
+            yield SplitSums(f"{title} of {part.name}" if part.name else title, lines, ledger.lengths)
     if len(prepared.mixture) > 1:
         yield SplitSums("mixture", mixture_lines(prepared.mixture), {})
     if prepared.shared:
@@ -168,20 +175,6 @@ def histogram(lengths: Mapping[int, int]) -> list[str]:
         f"{b.first:>{digits},} to {b.last:>{digits},} tokens  {'█' * -(-b.rows * BAR // most):<{BAR}} {b.rows:,}"
         for b in found
     ]
-
-
-def _split(title: str, part: Part, tokenizer: PreTrainedTokenizerBase) -> SplitSums:
-    ledger = part.ledger
-    ends = trained_ends(part.rows, {tokenizer.eos_token_id, *tokenizer.all_special_ids})
-    end = ends.most_common(1)[0][0] if ends else tokenizer.eos_token_id
-    name = tokenizer.convert_ids_to_tokens(end)
-    cut = ledger.rows_truncated / ledger.rows_trained
-    lines = [
-        *ledger.lines(),
-        f"cut     {ledger.rows_truncated:,} of {ledger.rows_trained:,} rows lose their end ({cut:.1%})",
-        f"stop    {ends[end]:,} of {len(part.rows):,} rows train {name} ({end}) as their last token",
-    ]
-    return SplitSums(title, lines, ledger.lengths)
 
 
 def _painted(runs: Sequence[Segment], paint: Mapping[bool, str]) -> str:
