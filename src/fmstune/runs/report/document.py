@@ -18,9 +18,8 @@ class Table(NamedTuple):
     def is_numeric(self, column: int) -> bool:
         """Whether the column holds numbers alone; missing ones do not matter."""
         cells = [row[column] for row in self.rows]
-        return any(cell.value is not None for cell in cells) and all(
-            cell.value is not None or cell.text in (MISSING, "") for cell in cells
-        )
+        words = [cell for cell in cells if cell.value is None]
+        return len(words) < len(cells) and all(cell.text in (MISSING, "") for cell in words)
 
 
 class Text(NamedTuple):
