@@ -1,7 +1,4 @@
-"""Curves and points → pictures (SVG for a page, PNG for `loss.png`) that are legible in print and for the colour-blind.
-
-Colours are by Okabe and Ito (Color Universal Design, 2008); lines also differ in style, points in shape.
-"""
+"""Curves and points → pictures (SVG for a page, PNG for `loss.png`) legible in print and for the colour-blind."""
 
 import html
 import io
@@ -20,18 +17,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from fmstune.config.compare_by import curve, is_number
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C7B00")
-"""By Okabe and Ito, with a darker yellow that can be seen on white."""
+"""By Okabe and Ito (Color Universal Design, 2008), with a darker yellow that can be seen on white."""
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MOST_POINTS = 12_000
 """Points of all lines of a chart together, so that a page stays small; longer lines are averaged."""
 MOST_OF_A_LINE = 600
-_SHORT_LABEL = 34
-"""Characters of a name in a legend of two columns."""
-_WIDE = 30.0
-"""Largest by smallest value from which on an axis is logarithmic."""
-_ROOM = 0.12
-"""Of an axis, for the name of a value."""
 _LOOKS = {
     # text stays text: small, and found by a search
     "svg.fonttype": "none",
@@ -135,14 +126,14 @@ def draw_setting(series: Sequence[Series], axes: Axes) -> str:
 
 def spans_decades(values: Sequence[Any]) -> bool:
     """Whether an axis of these is better logarithmic."""
-    return bool(values) and all(is_number(v) and v > 0 for v in values) and max(values) / min(values) >= _WIDE
+    return bool(values) and all(is_number(v) and v > 0 for v in values) and max(values) / min(values) >= 30
 
 
 def are_apart(values: Sequence[float], *, log: bool) -> bool:
     """Whether there is room for a name under each of these on an axis."""
     places = sorted(math.log10(value) if log else value for value in values)
     gaps = [after - before for before, after in pairwise(places)]
-    return not gaps or min(gaps) >= _ROOM * (places[-1] - places[0])
+    return not gaps or min(gaps) >= 0.12 * (places[-1] - places[0])
 
 
 def thin_points(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
@@ -202,8 +193,8 @@ def _dress(plot: Any, axes: Axes, *, several: bool) -> None:
     plot.set_ylabel(axes.y + (", log scale" if axes.log_y else ""))
     plot.grid(alpha=0.3, linewidth=0.6)
     if several:
-        # below, where it hides no line
-        columns = 2 if max(len(str(text)) for text in plot.get_legend_handles_labels()[1]) < _SHORT_LABEL else 1
+        # below, where it hides no line; two columns have room for 34 characters each
+        columns = 2 if max(len(str(text)) for text in plot.get_legend_handles_labels()[1]) < 34 else 1
         plot.figure.legend(loc="outside lower left", ncols=columns, frameon=False, handlelength=2.6)
 
 

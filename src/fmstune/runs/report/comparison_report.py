@@ -19,27 +19,21 @@ _SAMPLED_STEPS = 5
 
 def comparison_document(a: Run, b: Run) -> Document:
     """Return the differences of two runs; values that are equal are counted."""
-    (data_a, code_a), (data_b, code_b) = _facts(a), _facts(b)
+    locks = (a.lock, b.lock)
+    data = [{key: lock[key] for key in _DATA if key in lock} for lock in locks]
+    code = [{key: lock[key] for key in lock if key not in (*_DATA, *_IN_SETTINGS)} for lock in locks]
     sections = {
-        "Settings": _differences(a.job, b.job, "field", "settings"),
-        "Data and model": _differences(data_a, data_b, "what", "facts of data and model"),
-        "Code, versions and devices": _differences(code_a, code_b, "what", "facts"),
+        "Settings": _differences("field", "settings", a.job, b.job),
+        "Data and model": _differences("what", "facts of data and model", *data),
+        "Code, versions and devices": _differences("what", "facts", *code),
         "Results": _results(a, b),
         "Curves": _curves(a, b),
     }
-    return Document.of(
-        f"A {a.folder.name} and B {b.folder.name}", "compared", f"A: {a.folder}, B: {b.folder}", sections
-    )
+    title = f"A {a.folder.name} and B {b.folder.name}"
+    return Document.of(title, "compared", f"A: {a.folder}, B: {b.folder}", sections)
 
 
-def _facts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what `lock.json` says of data and model, and what it says of code and devices."""
-    facts = {key: value for key, value in run.lock.items() if key not in _IN_SETTINGS}
-    data = {key: facts.pop(key) for key in _DATA if key in facts}
-    return data, facts
-
-
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any], head: str, plural: str) -> Iterator[Block]:
+def _differences(head: str, plural: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Block]:
     """Show the values of two mappings that differ; the folders of the runs always do."""
     if not a or not b:
         yield Text(f"{'Neither run has a' if not a and not b else 'One of the runs has no'} record of its {plural}.")
@@ -100,7 +94,5 @@ def _curve_difference(a: Mapping[int, float], b: Mapping[int, float], steps: Seq
         return f"identical at all {len(steps):,} steps that both have logged"
     widest = max(different, key=lambda step: abs(b[step] - a[step]))
     mean = sum(b[step] - a[step] for step in steps) / len(steps)
-    return (
-        f"they differ from step {different[0]:,} on, most at step {widest:,} ({b[widest] - a[widest]:+.4g}); "
-        f"B − A is {mean:+.4g} in the mean over {len(steps):,} steps"
-    )
+    differ = f"they differ from step {different[0]:,} on, most at step {widest:,} ({b[widest] - a[widest]:+.4g})"
+    return f"{differ}; B − A is {mean:+.4g} in the mean over {len(steps):,} steps"

@@ -125,16 +125,13 @@ def sort_by_score(runs: Sequence[Run], by: Metric) -> list[Run]:
 
 def verdict(best: Group, second: Group) -> str:
     """Say whether the best setting leads the second by more than the seeds explain."""
-    assert best.mean is not None
-    assert second.mean is not None
+    assert best.mean is not None and second.mean is not None
     lead = abs(best.mean - second.mean)
     if lead == 0:
         return "The second is just as good."
     if best.spread is None or second.spread is None:
-        return (
-            f"It leads the second by {lead:.4g}. Two seeds of each setting would tell whether that is noise: sweep "
-            "over seeds too (seed=1,2,3)."
-        )
+        advice = "Two seeds of each setting would tell whether that is noise: sweep over seeds too (seed=1,2,3)."
+        return f"It leads the second by {lead:.4g}. {advice}"
     error = math.hypot(best.spread / math.sqrt(len(best.scores)), second.spread / math.sqrt(len(second.scores)))
     told = "more than the seeds explain" if lead > _SIGNIFICANT * error else "which may be noise"
     return f"It leads the second by {lead:.4g}, {told}: the standard error of that difference is {error:.2g}."

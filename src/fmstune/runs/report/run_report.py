@@ -17,8 +17,8 @@ from fmstune.runs.report.run_data import Run
 from fmstune.runs.report.terminal_summary import plan_rows
 from fmstune.tables import show_bytes
 
-_COUNTS = frozenset({"rows", "rows_left_out", "answers_too_long", "answer_tokens"})
-"""Entries of `base` and `tuned` that count what was scored."""
+_NO_SCORES = frozenset({"rows", "rows_left_out", "answers_too_long", "answer_tokens", "sets"})
+"""Entries of `base` and `tuned` that count what was scored, or hold the scores of parts."""
 _LEDGER = (
     ("rows read", "rows_read"),
     ("rows trained on", "rows_trained"),
@@ -64,8 +64,7 @@ def headline(run: Run) -> str:
         return f"The run {ended}: {run.error or 'no cause was recorded'}"
     if changes := list(_changes(run)):
         return f"{capitalize(', '.join(changes))}, on {run.summary['tuned']['rows']:,} held-out rows."
-    loss = run.figure("train_loss")
-    if loss is not None:
+    if (loss := run.figure("train_loss")) is not None:
         return f"Train loss {loss:.4g}; no rows were held out, so nothing measures answers to new prompts."
     if not (seen := run.curve("loss")):
         return "The run has no result yet."
@@ -122,24 +121,18 @@ def _scores(run: Run) -> Iterator[Block]:
 
 
 def _score_rows(base: Mapping[str, Any], tuned: Mapping[str, Any], metrics: Metrics) -> Iterator[list[Any]]:
-    for key in dict.fromkeys([*base, *tuned]):
-        if key in _COUNTS or key == "sets":
-            continue
-        b, t = base.get(key), tuned.get(key)
-        if is_number(b) or is_number(t):
-            b, t = (value if is_number(value) else None for value in (b, t))
-            yield [label_with_unit(metrics, key), b, t, change_cell(b, t)]
-        elif _is_interval(b) or _is_interval(t):
-            yield [label_with_unit(metrics, key), _interval(b), _interval(t), ""]
+    for key in dict.fromkeys(key for key in (*base, *tuned) if key not in _NO_SCORES):
+        b, t = _score_cell(base.get(key)), _score_cell(tuned.get(key))
+        if {b.text, t.text} != {MISSING}:
+            change = "" if b.value is None and t.value is None else change_cell(b.value, t.value)
+            yield [label_with_unit(metrics, key), b, t, change]
     yield ["rows scored", base.get("rows"), tuned.get("rows"), ""]
 
 
-def _is_interval(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
-
-
-def _interval(value: Any) -> str:
-    return f"{value[0]:.4g} to {value[1]:.4g}" if _is_interval(value) else MISSING
+def _score_cell(value: Any) -> Cell:
+    if isinstance(value, list) and len(value) == 2 and all(map(is_number, value)):
+        return Cell(f"{value[0]:.4g} to {value[1]:.4g}")
+    return number_cell(value if is_number(value) else None)
 
 
 def _curves(run: Run) -> Iterator[Block]:

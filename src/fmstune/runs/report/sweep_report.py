@@ -24,8 +24,6 @@ _MOST_SERIES = 6
 """Lines in a chart of one setting, one for each choice of the other settings."""
 _SMOOTHED = 30
 """Points of a train loss, averaged so that the lines of several runs can be told apart."""
-_WHOLE = 100
-"""From this mean on, no decimals are shown."""
 _COST = (
     ("training, seconds", "train_seconds", ",.1f"),
     ("reading and tokenising, seconds", "preparation_seconds", ",.1f"),
@@ -93,7 +91,8 @@ def _settings_table(groups: Sequence[Group], columns: Sequence[Column], by: Metr
     table.append((by.name, [group.mean for group in groups]))
     if any(len(group.runs) > 1 for group in groups):
         table.append(("± over seeds", [number_cell(group.spread, ".2g") for group in groups]))
-        table.append(("seeds", [_seeds(group) for group in groups]))
+        counts = [(len(group.scores), len(group.runs)) for group in groups]
+        table.append(("seeds", [Cell(str(a) if a == b else f"{a} of {b}", a) for a, b in counts]))
     table.append(("to the best", [change_cell(best, group.mean) for group in groups]))
     table += [(name, [_average(group, name) for group in groups]) for name in more]
     for name, key, form in (("seconds", "train_seconds", ",.1f"), ("tokens/s", "tokens_per_second", ",.0f")):
@@ -104,11 +103,6 @@ def _settings_table(groups: Sequence[Group], columns: Sequence[Column], by: Metr
 
 def _setting(value: Any) -> Cell:
     return setting_cell(value)._replace(text=ranking.short_value(value))
-
-
-def _seeds(group: Group) -> Cell:
-    finished, started = len(group.scores), len(group.runs)
-    return Cell(str(finished) if finished == started else f"{finished} of {started}", finished)
 
 
 def _average(group: Group, name: str) -> float | None:
@@ -222,7 +216,7 @@ def _cost(runs: Sequence[Run]) -> Iterator[Block]:
         values = [value for run in runs if (value := run.figure(key)) is not None]
         if values:
             mean = sum(values) / len(values)
-            rows.append([name, number_cell(sum(values), form), number_cell(mean, ",.0f" if mean >= _WHOLE else ",.1f")])
+            rows.append([name, number_cell(sum(values), form), number_cell(mean, ",.0f" if mean >= 100 else ",.1f")])
     yield make_table(("what", "all runs", "each"), rows)
 
 

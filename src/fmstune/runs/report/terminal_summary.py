@@ -29,27 +29,22 @@ def metric_rows(
 
 def render_summary(summary: Mapping[str, Any], folder: Path, table: Table, trust: Sequence[str] = ()) -> str:
     """Result of a run: status, base against tuned, cost, and where the files are; `trust` are flags to repeat it."""
-    return "\n".join(_lines(summary, folder, table, trust))
-
-
-def _lines(summary: Mapping[str, Any], folder: Path, table: Table, trust: Sequence[str]) -> Iterator[str]:
+    found: list[str] = []
     if summary.get("tuned"):
-        yield ""
-        yield from comparison_lines(summary.get("base"), summary["tuned"], table)
+        found += ["", *comparison_lines(summary.get("base"), summary["tuned"], table)]
     if "train_loss" in summary:
-        yield ""
-        yield from _cost(summary)
-    yield ""
+        found += ["", *_cost(summary)]
     status = summary.get("status", run_folder.FAILED)
     error = (summary.get("error") or {}).get("message")
-    yield f"{status}: {folder}" + (f"\n  {error}" if error and status != run_folder.FINISHED else "")
+    found += ["", f"{status}: {folder}" + (f"\n  {error}" if error and status != run_folder.FINISHED else "")]
     if (folder / run_folder.MODEL).is_dir():
-        yield f"  model   {folder / run_folder.MODEL}"
-        yield f"  again   {shlex.join(['fmstune', 'train', '--from', str(folder / run_folder.JOB), *trust])}"
+        again = shlex.join(["fmstune", "train", "--from", str(folder / run_folder.JOB), *trust])
+        found += [f"  model   {folder / run_folder.MODEL}", f"  again   {again}"]
     for name, one in (summary.get("tracking") or {}).items():
         run = f"run {one['run']} in " if one["run"] != one["place"] else ""
         what = f"{run}{one['place']}" if one["error"] is None else f"left out: {one['error']}"
-        yield f"  {name:<12}{what}"
+        found.append(f"  {name:<12}{what}")
+    return "\n".join(found)
 
 
 def comparison_lines(
@@ -70,12 +65,9 @@ def comparison_lines(
 def _cost(summary: Mapping[str, Any]) -> Iterator[str]:
     trainable, total = summary["trainable_parameters"], summary["total_parameters"]
     yield f"trained {trainable:,} of {total:,} parameters ({trainable / total:.2%})"
-    speed = summary.get("tokens_per_second")
-    yield (
-        f"{summary['steps_here']:,} steps in {summary['train_seconds']:.1f} s"
-        + (f", {speed:,.0f} tokens/s" if speed else "")
-        + f", train loss {summary['train_loss']:.4f}"
-    )
+    speed = f", {summary['tokens_per_second']:,.0f} tokens/s" if summary.get("tokens_per_second") else ""
+    took = f"{summary['steps_here']:,} steps in {summary['train_seconds']:.1f} s"
+    yield f"{took}{speed}, train loss {summary['train_loss']:.4f}"
     if summary.get("stopped"):
         yield f"stopped after step {summary['steps']:,}: {summary['stopped']}"
     if summary.get("positions"):
