@@ -15,7 +15,6 @@ SAVING = ".saving"
 """Folder in the run folder where a checkpoint is written before it is renamed."""
 MARKER = "complete.json"
 """File that is written last into a checkpoint; it holds its CheckpointFacts."""
-_STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,12 @@ class CheckpointFacts:
 
 def publish_checkpoint(made: Path, place: Path, facts: CheckpointFacts) -> None:
     """Mark a checkpoint as complete, then rename it, so that a reader sees a complete one or none."""
-    _name_best(made / _STATE, place.parent)
+    state_file = made / "trainer_state.json"
+    state = json.loads(state_file.read_text(encoding="utf-8"))
+    if best := state.get("best_model_checkpoint"):
+        # Trainer wrote the place where checkpoints are made, not where they are kept
+        state["best_model_checkpoint"] = str(place.parent / Path(best).name)
+        state_file.write_text(json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (made / MARKER).write_text(json.dumps(asdict(facts)) + "\n", encoding="utf-8")
     run_folder.share_weights(made)
     for path in (*made.rglob("*"), made):
@@ -42,14 +46,6 @@ def publish_checkpoint(made: Path, place: Path, facts: CheckpointFacts) -> None:
         shutil.rmtree(place)
     made.rename(place)
     _to_disk(place.parent)
-
-
-def _name_best(state_file: Path, run: Path) -> None:
-    """Change the path of the best checkpoint from where Trainer wrote it to where it is kept."""
-    state = json.loads(state_file.read_text(encoding="utf-8"))
-    if state.get("best_model_checkpoint"):
-        state["best_model_checkpoint"] = str(run / Path(state["best_model_checkpoint"]).name)
-        state_file.write_text(json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _to_disk(path: Path) -> None:
@@ -63,10 +59,8 @@ def _to_disk(path: Path) -> None:
 
 def newest_checkpoint(run: Path) -> Path | None:
     """Return the complete checkpoint with the most steps; None if there is none."""
-    found = [
-        (made.step, path) for path in run.glob("checkpoint-*") if (made := read_checkpoint_facts(path)) is not None
-    ]
-    return max(found)[1] if found else None
+    made = {path: read_checkpoint_facts(path) for path in run.glob("checkpoint-*")}
+    return max(((facts.step, path) for path, facts in made.items() if facts), default=(0, None))[1]
 
 
 def read_checkpoint_facts(checkpoint: Path) -> CheckpointFacts | None:
@@ -95,15 +89,10 @@ def remove_unfinished(run: Path) -> None:
     shutil.rmtree(run / SAVING, ignore_errors=True)
 
 
-_NO_SPACE = 2**20
-"""Bytes; with less free space, a failed write is blamed on the disk."""
-
-
 def disk_is_full(err: BaseException, run: Path) -> bool:
-    """Whether a write failed because the disk is full; torch's writer does not say so."""
-    if getattr(err, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(err):
-        return True
-    return shutil.disk_usage(run).free < _NO_SPACE
+    """Whether a write failed because the disk is full; torch's writer does not say so, so less than 1 MiB counts."""
+    said = getattr(err, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(err)
+    return said or shutil.disk_usage(run).free < 2**20
 
 
 def name_newest(run: Path) -> str:

@@ -25,7 +25,6 @@ _NOT_COMPARED = frozenset({"command", "data_rows", "data_files"})
 _NEEDED = ("fmstune", "packages", "seed", "data_hashes")
 """Every `lock.json` has these."""
 _NOTHING = "-"
-_NOT_READ = "not recorded"
 
 
 class Difference(NamedTuple):
@@ -51,8 +50,7 @@ def read_lock(folder: Path) -> dict[str, Any]:
     missing = [key for key in _NEEDED if not isinstance(lock, dict) or key not in lock]
     if missing:
         raise UserError(str(path), f": has no {', '.join(missing)}, so it is not the record of a run; {again}")
-    assert isinstance(lock, dict)
-    return lock
+    return dict(lock)
 
 
 def lock_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
@@ -62,18 +60,14 @@ def lock_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> lis
         if key in _NOT_COMPARED:
             continue
         if key not in recorded or (recorded[key] is None and isinstance(value, Mapping)):
-            found.append(Difference(key, _NOT_READ, _NOTHING, False))
+            found.append(Difference(key, "not recorded", _NOTHING, False))
             continue
         for fact, one, other in flat_differences({key: recorded[key]}, {key: value}, _as_text, _NOTHING):
-            found.append(Difference(fact, one, other, changes_result(fact, recorded)))
+            counts = _DECIDES.fullmatch(fact) is not None or _NOTES.fullmatch(fact) is None
+            if fact == "device_names":
+                counts = recorded.get("device") != "cpu"
+            found.append(Difference(fact, one, other, counts))
     return sorted(found, key=lambda difference: not difference.counts)
-
-
-def changes_result(fact: str, recorded: Mapping[str, Any]) -> bool:
-    """Whether another value of this fact can change the result of a run."""
-    if fact == "device_names":
-        return recorded.get("device") != "cpu"
-    return _DECIDES.fullmatch(fact) is not None or _NOTES.fullmatch(fact) is None
 
 
 def job_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
@@ -129,17 +123,12 @@ def compare_results(recorded: Path, again: Path) -> Results:
 
 def render_results(found: Results) -> Iterator[str]:
     """Yield the lines of a table with the results of both runs."""
-    rows = [(name, _figure(one), _figure(other), _change(one, other)) for name, one, other in found.rows]
+    rows = []
+    for name, one, other in found.rows:
+        change = "" if one is None or other is None else "none" if one == other else f"{other - one:+.2e}"
+        rows.append((name, _figure(one), _figure(other), change))
     yield from tables.lines(("result", "recorded", "now", "difference"), rows, least=(20, 14, 14, 12))
 
 
-def _change(one: float | None, other: float | None) -> str:
-    if one is None or other is None:
-        return ""
-    return "none" if one == other else f"{other - one:+.2e}"
-
-
 def _figure(value: float | None) -> str:
-    if value is None:
-        return _NOTHING
-    return f"{value:,}" if isinstance(value, int) else f"{value:.8g}"
+    return _NOTHING if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.8g}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from fmstune import cache
 from fmstune.files import write_aside
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _SMALL = 1_000_000
 """Bytes of a file that is hashed faster than looked up."""
 
@@ -16,7 +17,7 @@ _SMALL = 1_000_000
 def hash_file(path: Path) -> str:
     """Return the digest as `sha256sum` prints it; raises OSError if the file cannot be read."""
     found = path.stat()
-    if _is_digest(path.resolve().name):
+    if _DIGEST.fullmatch(path.resolve().name):
         # a large file in the hub's cache is named by its digest (huggingface_hub: an LFS blob's etag)
         return path.resolve().name
     if found.st_size < _SMALL:
@@ -26,7 +27,7 @@ def hash_file(path: Path) -> str:
     # in the folder of the tokens, so that both are cleared together
     known = cache.place() / "tokenized" / f".hash-{name}"
     with suppress(OSError):
-        if _is_digest(digest := known.read_text(encoding="ascii")):
+        if _DIGEST.fullmatch(digest := known.read_text(encoding="ascii")):
             return digest
     digest = _read(path)
     with suppress(OSError):  # a read-only cache
@@ -39,10 +40,6 @@ def hash_file(path: Path) -> str:
 def hash_weights(folder: Path) -> dict[str, str]:
     """Return the digests of a model's or an adapter's weight files by name."""
     return {path.name: hash_file(path) for path in sorted(folder.glob("*.safetensors"))}
-
-
-def _is_digest(text: str) -> bool:
-    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
 
 
 def _read(path: Path) -> str:

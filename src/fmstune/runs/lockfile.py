@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,12 @@ import torch
 from huggingface_hub import snapshot_download
 
 from fmstune import __version__, hardware, ranks
-from fmstune import files as package_files
 from fmstune.config import secrets
 from fmstune.config.choices import Attention, Backend
 from fmstune.config.job import Job, Model, sources
 from fmstune.data.locate import local_files
 from fmstune.errors import UserError
-from fmstune.files import write_json
+from fmstune.files import resolve, write_json
 from fmstune.runs import hashes, run_folder
 
 PACKAGES = (
@@ -90,6 +90,7 @@ class Lock:
 def collect_lock(job: Job, *, device: str, model_config: str, command: str | None, data: Mapping[str, Any]) -> Lock:
     """The facts of this process; `data` has the fields `data_hashes`, `data_rows` and `tokens`."""
     commit, changes = _git_state()
+    cudnn: Any = torch.backends.cudnn  # its functions have no types
     return Lock(
         fmstune=__version__,
         python=platform.python_version(),
@@ -105,7 +106,7 @@ def collect_lock(job: Job, *, device: str, model_config: str, command: str | Non
         processes=ranks.here().processes,
         cpu=_cpu(),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
-        cuda=_cuda() if device == "cuda" else None,
+        cuda=f"{torch.version.cuda}, cuDNN {cudnn.version()}" if device == "cuda" else None,
         environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         model_config_hash=hashlib.sha256(model_config.encode()).hexdigest(),
         model_commits=_commits(job.model),
@@ -185,18 +186,14 @@ def model_folders(model: Model) -> dict[str, Path]:
     for field, place in places.items():
         if place is None:
             continue
-        path = Path(package_files.resolve(place)).expanduser()
-        snapshot = path if path.is_dir() else _snapshot(place, model.revision if field != "model.adapter" else None)
-        if snapshot is not None:
-            found[field] = snapshot
+        path = Path(resolve(place)).expanduser()
+        if path.is_dir():
+            found[field] = path
+            continue
+        revision = model.revision if field != "model.adapter" else None
+        with suppress(OSError, ValueError):  # not in the cache, or not a hub id
+            found[field] = Path(snapshot_download(place, revision=revision, local_files_only=True))
     return found
-
-
-def _snapshot(hub_id: str, revision: str | None) -> Path | None:
-    try:
-        return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
-    except (OSError, ValueError):  # not in the cache, or not a hub id
-        return None
 
 
 def _commits(model: Model) -> dict[str, str]:
@@ -225,16 +222,10 @@ def _device_names(device: str) -> list[str]:
     return [f"{platform.processor() or platform.machine()}, {hardware.cores()} cores, {sys.platform}"]
 
 
-def _cuda() -> str:
-    cudnn: Any = torch.backends.cudnn  # its functions have no types
-    return f"{torch.version.cuda}, cuDNN {cudnn.version()}"
-
-
 def _cpu() -> str:
     """The processor's name as Linux knows it; elsewhere its family."""
-    try:
+    text = ""
+    with suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
     named = re.search(r"^model name\s*: (.+)$", text, flags=re.MULTILINE)
     return named[1].strip() if named else platform.processor() or platform.machine()

@@ -1,7 +1,4 @@
-"""The card (`README.md`) of a tuned or merged model, for readers and for the Hugging Face hub.
-
-Folders are called by their last name, as paths of one machine say nothing on another.
-"""
+"""The card (`README.md`) of a tuned or merged model, for readers and for the Hugging Face hub."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,13 +18,17 @@ _PROMPT = "A prompt as the training rows have it"
 
 def run_card(job: Job, lock: Mapping[str, Any], summary: Mapping[str, Any], licence: Mapping[str, str]) -> str:
     """The card of a tuned model or adapter; `lock` is the content of `lock.json`, `licence` the base's."""
-    adapter, base, method = job.peft["_target_"] != FULL, short_name(job.model.path), _method(job)
+    adapter, base = job.peft["_target_"] != FULL, short_name(job.model.path)
+    named = str(job.peft["_target_"]).removeprefix("peft.").removesuffix("Config")
+    method = "DoRA" if job.peft.get("use_dora") else "LoRA" if named == "Lora" else named
+    places = [place for source in sources(job.data, "train").values() for place in _places(source)]
+    hub = [place for place in places if "/" in place and not Path(place).suffix and _is_hub_id(place)]
     head = {
         "base_model": base,
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-generation",
         **licence,
-        **({"datasets": hub} if (hub := _hub_data(job)) else {}),
+        **({"datasets": hub} if hub else {}),
         "tags": ["fmstune", "trl", "sft", *([method.lower()] if adapter else [])],
     }
     return _render_card(
@@ -56,10 +57,7 @@ def merge_card(
     difference: str,
     versions: Mapping[str, str],
 ) -> str:
-    """The card of a model that adapters were merged into, each with its weight.
-
-    `difference` says how the logits differ from the logits of the adapters on their base.
-    """
+    """The card of a model with the weighted adapters merged in; `difference` compares its logits with the adapters'."""
     head = {
         "base_model": short_name(base),
         "base_model_relation": "merge" if len(adapters) > 1 else "finetune",
@@ -101,7 +99,7 @@ def read_licence(folder: Path) -> dict[str, str]:
 
 
 def short_name(place: str) -> str:
-    """The hub id, or the last part of a folder's path."""
+    """The hub id, or the last part of a folder's path, since paths of one machine say nothing on another."""
     if place.startswith(package_files.PREFIX):
         return place.removeprefix(package_files.PREFIX).strip("/")
     path = Path(place).expanduser()
@@ -115,18 +113,6 @@ def short_name(place: str) -> str:
 def _is_hub_id(place: str) -> bool:
     """Whether it has the form of a hub id and there is no such path here."""
     return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place) is not None and not Path(place).exists()
-
-
-def _method(job: Job) -> str:
-    """The PEFT method by its usual name."""
-    named = str(job.peft["_target_"]).removeprefix("peft.").removesuffix("Config")
-    return "DoRA" if job.peft.get("use_dora") else "LoRA" if named == "Lora" else named
-
-
-def _hub_data(job: Job) -> list[str]:
-    """The hub ids among the training data, which the front matter lists."""
-    found = [place for source in sources(job.data, "train").values() for place in _places(source)]
-    return [place for place in found if "/" in place and not Path(place).suffix and _is_hub_id(place)]
 
 
 def _places(source: Source) -> list[str]:

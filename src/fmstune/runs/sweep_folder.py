@@ -1,11 +1,10 @@
 """The points of a sweep and their results, as `sweep.json` in the sweep's folder and as a table."""
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,7 @@ def refused_point(number: int, folder: Path, overrides: Sequence[str], code: int
 def record_point(sweep: Path, point: Point) -> None:
     """Write the result of a point, which may have run on another machine at the same time as others."""
     (sweep / _LEFT).mkdir(parents=True, exist_ok=True)
-    write_json(sweep / _LEFT / f"{point.number}.json", dataclasses.asdict(point))
+    write_json(sweep / _LEFT / f"{point.number}.json", asdict(point))
 
 
 def gather_points(sweep: Path, *, keep: bool = False) -> list[Point]:
@@ -96,7 +95,7 @@ def gather_points(sweep: Path, *, keep: bool = False) -> list[Point]:
     if found:
         whole = {point.folder: point for point in (*read_points(sweep), *found)}
         ordered = sorted(whole.values(), key=lambda point: (point.number, point.folder))
-        write_json(sweep / FILE, [dataclasses.asdict(point) for point in ordered])
+        write_json(sweep / FILE, [asdict(point) for point in ordered])
     if not keep:
         shutil.rmtree(sweep / _LEFT, ignore_errors=True)
     return found
