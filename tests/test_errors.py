@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any, render
+from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any, render, without_secrets
 
 
 def test_one_problem_is_one_line() -> None:
@@ -60,3 +60,18 @@ def test_a_problem_reads_as_one_sentence(field: str, text: str, shown: str) -> N
 )
 def test_a_problem_moves_with_its_group_and_with_no_other(field: str, moved: str) -> None:
     assert Problem(field, "is empty").moved("data.format", "--format") == Problem(moved, "is empty")
+
+
+@pytest.mark.parametrize(
+    ("typed", "recorded"),
+    [
+        (
+            "fmstune tracking.mlflow.tracking_uri=https://me:pw@host/x",
+            "fmstune tracking.mlflow.tracking_uri=https://…@host/x",
+        ),
+        ("fmstune model.path=hf_" + "a" * 30, "fmstune model.path=hf_…"),
+        ("fmstune data.train=s3://bucket/a@b", "fmstune data.train=s3://bucket/a@b"),
+    ],
+)
+def test_a_password_that_was_typed_is_left_out(typed: str, recorded: str) -> None:
+    assert without_secrets(typed) == recorded

@@ -48,7 +48,7 @@ from fmstune.tables import GIB
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "fmstune"
-JOB = tuple(SOURCE / "config" / name for name in ("job.py", "objective.py"))
+JOB = SOURCE / "config" / "job.py"
 CONF = ROOT / "conf"
 TRACKERS = SOURCE / "training" / "trackers"
 DECISIONS = ROOT / "docs" / "decisions"
@@ -141,7 +141,7 @@ def _targets() -> dict[str, str]:
 
 @functools.cache
 def _classes() -> dict[str, ast.ClassDef]:
-    tree = ast.parse("\n".join(path.read_text(encoding="utf-8") for path in JOB))
+    tree = ast.parse(JOB.read_text(encoding="utf-8"))
     return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 

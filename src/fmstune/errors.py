@@ -1,5 +1,6 @@
 """The errors that a user can cause; their message alone is shown, and the exit code is 2."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -98,6 +99,11 @@ def first_line(said: object) -> str:
     """The first line of a text or an error that is not blank; of an error without one the name of its class."""
     without = type(said).__name__ if isinstance(said, BaseException) else ""
     return next((line.strip() for line in str(said).splitlines() if line.strip()), without)
+
+
+def without_secrets(text: str) -> str:
+    """The text with `://user:password@` and tokens of the hub left out, to be shown or written down."""
+    return re.sub(r"\bhf_[A-Za-z0-9]{20,}", "hf_…", re.sub(r"://[^\s/@:]*:[^\s/@]*@", "://…@", text))
 
 
 def render(problems: Sequence[Problem]) -> str:

@@ -7,7 +7,6 @@ import sys
 USER_ERROR = 2
 INTERNAL_ERROR = 1
 INTERRUPTED = 130
-
 INTERRUPTING = frozenset({signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])})
 """Signals that end a run on purpose: Ctrl-C, a scheduler, a closed terminal."""
 NOTICES = frozenset(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))

@@ -26,7 +26,6 @@ from fmstune.upstream import hide_unused_packages
 
 _LATE = ("matplotlib.figure", "matplotlib.backends.backend_agg", "peft.utils.transformers_weight_conversion")
 """What the libraries import when they are first used."""
-
 _points: list[int] = []
 """Process id of the point that runs."""
 _early: list[int] = []

@@ -8,14 +8,12 @@ import sys
 
 @functools.cache
 def gpus() -> int:
-    """CUDA devices that CUDA_VISIBLE_DEVICES leaves in sight; 0 where there is no driver.
-
-    cuInit makes no context, so it takes no memory of a device (CUDA Driver API, "Initialization").
-    """
+    """CUDA devices that CUDA_VISIBLE_DEVICES leaves in sight; 0 where there is no driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return 0
+    # cuInit makes no context, so it takes no memory of a device (CUDA Driver API, "Initialization")
     count = ctypes.c_int(0)
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0

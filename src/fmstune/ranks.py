@@ -8,14 +8,10 @@ from typing import NamedTuple
 class Rank(NamedTuple):
     """One process among those that train together."""
 
-    number: int
-    """From 0 over all machines."""
-    local: int
-    """From 0 on this machine."""
-    processes: int
-    """Processes on all machines."""
-    started: bool
-    """A launcher of several processes started this one."""
+    number: int  # from 0 over all machines
+    local: int  # from 0 on this machine
+    processes: int  # on all machines
+    started: bool  # a launcher of several processes started this one
 
     @property
     def is_main(self) -> bool:

@@ -19,20 +19,14 @@ from fmstune.launch import agent, parent, preemption
 from fmstune.runs import run_folder
 from fmstune.upstream import hide_unused_packages
 
-_AFTER_TRAINING = (Verb.generate, Verb.evaluate, Verb.merge, Verb.report, Verb.compare)
-"""Verbs that have a request and no job."""
-
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Do the verb; 0, 2 for what the user can mend, 130 when interrupted, 1 with a traceback for what we must.
-
-    75 when it stopped at a notice, with a checkpoint.
-    """
+    """Do the verb; 0, 2 for what the user can mend, 130 interrupted, 75 stopped by a notice, or 1 with a traceback."""
     options = _options(words)
     try:
         try:
             parent.interrupt_once(saves=options.verb is Verb.train and not options.prepare)
-            return _answer(options) if options.verb in _AFTER_TRAINING else _act(options)
+            return _answer(options) if issubclass(options.verb.options, requests.RunnerRequest) else _act(options)
         finally:
             # how it ended is told undisturbed: the other ranks' end comes to this one as a signal
             parent.interrupt_no_more()

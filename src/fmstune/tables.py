@@ -14,10 +14,7 @@ def show_bytes(count: int) -> str:
 def lines(
     heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,), least: Sequence[int] = ()
 ) -> list[str]:
-    """Heads, a rule and the rows; the columns of `left` begin alike, others, such as numbers, end alike.
-
-    `least` is how many characters the first columns are wide at least, so that tables one below the other align.
-    """
+    """Heads, a rule and the rows; columns of `left` begin alike, others end alike; `least` widens the first columns."""
     wide = [*least, *[0] * len(heads)]
     widths = [max(wide[i], *(len(row[i]) for row in (heads, *rows))) for i in range(len(heads))]
     form = "  ".join(f"{{:{'<' if i in left else '>'}{width}}}" for i, width in enumerate(widths))

@@ -8,9 +8,7 @@ from typing import Any
 from fmstune.errors import UserError
 
 UNUSED = ("boto3", "scipy", "wandb")
-"""accelerate imports boto3 to ask about SageMaker, transformers scipy for object detection, TRL wandb for model cards
-that fmstune's trainer does not write. A tracker imports wandb itself, later.
-"""
+"""For SageMaker (accelerate), object detection (transformers), model cards (TRL); a tracker imports wandb later."""
 
 
 @contextmanager
@@ -37,9 +35,8 @@ def explain_missing_names(library: str) -> Iterator[None]:
 
         taken = [one for one in requires("fmstune") or () if one.startswith(library)]
         hint = f"install {taken[0] if taken else f'another version of {library}'}"
-        raise UserError(
-            f"{library} {version(library)}", f"does not have a private name that fmstune needs ({err}); {hint}"
-        ) from err
+        text = f"does not have a private name that fmstune needs ({err}); {hint}"
+        raise UserError(f"{library} {version(library)}", text) from err
 
 
 def require_attributes(cls: type, *names: str) -> None:

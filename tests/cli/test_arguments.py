@@ -37,7 +37,6 @@ def test_without_a_verb_it_trains() -> None:
     assert (line.verb, line.options, line.hydra) == (Verb.train, Train(), HydraFlags(multirun=True))
     (override,) = line.overrides
     assert (override.key_or_group, override.value(), override.input_line) == ("peft", "lora", "peft=lora")
-    assert line.typed == ("peft=lora", "-m")
 
 
 def test_a_verb_its_flags_and_hydras_may_stand_anywhere() -> None:

@@ -20,7 +20,7 @@ from fmstune.config.flags import (
     spellings,
     words_of,
 )
-from fmstune.config.requests import OPTIONS, Harness
+from fmstune.config.requests import Harness, Verb
 
 
 class Kind(Enum):
@@ -115,6 +115,6 @@ def test_a_flag_without_a_default_must_be_given() -> None:
     assert list(missing_flags(Asked, {"model"})) == []
 
 
-@pytest.mark.parametrize("request_class", [*OPTIONS.values(), Harness])
+@pytest.mark.parametrize("request_class", [*(verb.options for verb in Verb), Harness])
 def test_every_flag_of_every_verb_has_a_help(request_class: type) -> None:
     assert len(spellings(request_class)) == len(flags_of(request_class)) <= len(fields(request_class))

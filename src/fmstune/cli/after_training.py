@@ -1,8 +1,6 @@
 """Verbs that ask something of what was trained: checked here as far as can be, then handed to a runner."""
 
 import dataclasses
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +9,12 @@ from omegaconf import OmegaConf
 from fmstune.checks.job import job_problems
 from fmstune.checks.requests import evaluation_problems, generation_problems, merge_problems, run_model
 from fmstune.cli.arguments import CommandLine
-from fmstune.config import compose, freeze, requests
-from fmstune.config.choices import Device
-from fmstune.config.job import Job, Launcher, has_held_out
+from fmstune.cli.start_job import call_runner
+from fmstune.config import compose, freeze
+from fmstune.config.job import Job, has_held_out
 from fmstune.config.overrides import field_changes, parse_overrides, wrong_choices
 from fmstune.config.requests import Generation, Harness, Merge, RunnerRequest, Scoring
 from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
-from fmstune.exit_codes import exit_code_of
-from fmstune.launch import subprocesses
 from fmstune.runs import run_folder
 
 
@@ -26,29 +22,17 @@ def ask_runner(line: CommandLine, asked: RunnerRequest) -> int:
     """Check the request as far as the parent can, and let a runner do it; the exit code."""
     match asked:
         case Generation():
-            asked = _checked_generation(line, asked)
+            asked = dataclasses.replace(asked, model=run_model(asked.model))
+            problems = list(generation_problems(asked, asked.data_format))
+            with collect_problems(problems):
+                asked = dataclasses.replace(asked, format=_data_format(line, asked.data_format))
+            raise_if_any(problems)
         case Merge():
             asked = dataclasses.replace(asked, model=tuple(map(run_model, asked.model)))
             raise_if_any(merge_problems(asked))
         case Scoring() | Harness():
             asked = _checked_evaluation(line, asked)
-    with tempfile.TemporaryDirectory(prefix="fmstune-") as folder:
-        file = Path(folder) / "request.json"
-        requests.write_request(asked, file)
-        argv = subprocesses.command(file, f"--verb={line.verb.value}")
-        # a merge, a report and a comparison are made on the CPU
-        device = getattr(asked, "device", Device.cpu)
-        return exit_code_of(subprocesses.start(argv, subprocesses.environment(Launcher(device=device), os.environ)))
-
-
-def _checked_generation(line: CommandLine, asked: Generation) -> Generation:
-    """The request with the folder of the model and the format; raises UserError with all that is wrong with it."""
-    asked = dataclasses.replace(asked, model=run_model(asked.model))
-    problems = list(generation_problems(asked, asked.data_format))
-    with collect_problems(problems):
-        format = _data_format(line, asked.data_format)
-    raise_if_any(problems)
-    return dataclasses.replace(asked, format=format)
+    return call_runner(asked, line.verb)
 
 
 def _checked_evaluation(line: CommandLine, asked: Scoring | Harness) -> Scoring | Harness:

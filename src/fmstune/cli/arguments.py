@@ -14,7 +14,7 @@ from fmstune.config import requests
 from fmstune.config.flags import add_flags, flags_of, make_request, missing_flags, spellings
 from fmstune.config.groups import group_names
 from fmstune.config.overrides import parse_overrides
-from fmstune.config.requests import OPTIONS, Composing, Generation, Harness, HydraFlags, Options, Scoring, Verb
+from fmstune.config.requests import Composing, Generation, Harness, HydraFlags, Options, Scoring, Verb
 from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 
 
@@ -23,14 +23,10 @@ class CommandLine:
     """The words of one command, parsed."""
 
     verb: Verb
-    options: Options
-    """The verb's own flags and words."""
+    options: Options  # the verb's own flags and words
     hydra: HydraFlags = requests.NO_HYDRA_FLAGS
     overrides: tuple[Override, ...] = ()
-    typed: tuple[str, ...] = ()
-    """All words as they were typed, to be recorded."""
-    recorded: tuple[str, ...] = ()
-    """`--resume`: the words that the sweep's folder keeps, in place of these."""
+    recorded: tuple[str, ...] = ()  # `--resume`: the words that the sweep's folder keeps, in place of these
 
     @property
     def trusted(self) -> tuple[str, ...]:
@@ -62,7 +58,6 @@ _WORDS = {
     Verb.compare: (("a", "b"), "takes two run folders"),
 }
 """The words without a flag that a verb takes, and how to say so."""
-_FLAGS_ALONE = {Harness: "evaluate harness", requests.Merge: "merge", requests.Doctor: "doctor"}
 
 
 def parse_command_line(words: Sequence[str]) -> CommandLine | HelpOrVersion:
@@ -70,8 +65,8 @@ def parse_command_line(words: Sequence[str]) -> CommandLine | HelpOrVersion:
     named, rest = _split_verb(words)
     verb = named or Verb.train
     if verb is Verb.from_fms:
-        return _parse_from_fms(rest, words)
-    kind = Harness if verb is Verb.evaluate and rest[:1] == ["harness"] else OPTIONS[verb]
+        return _parse_from_fms(rest)
+    kind = Harness if verb is Verb.evaluate and rest[:1] == ["harness"] else verb.options
     parser = _Parser(prog="fmstune", add_help=False, allow_abbrev=False)
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--version", action="store_true")
@@ -87,13 +82,17 @@ def parse_command_line(words: Sequence[str]) -> CommandLine | HelpOrVersion:
     words_left = [word for word in left if not word.startswith("-")]
     unknown = (word.partition("=")[0] for word in left if word.startswith("-"))
     problems = [_unknown_flag(flag, verb, kind) for flag in unknown]
-    raise_if_any([*problems, *_wrong_words(kind, words_left, given)])
+    raise_if_any([*problems, *_wrong_words(verb, kind, words_left, given)])
     positional = _positional(verb, words_left)
-    raise_if_any(_missing(kind, {**given, **positional}))
+    given |= positional
+    missing = list(missing_flags(kind, given))
+    if missing and kind is Generation and not given.keys() & {*requests.PROMPTS}:
+        missing.append(requests.NOTHING_TO_ASK)
+    raise_if_any(missing)
     fields = [word for word in words_left if word not in positional.values()]
     overrides = parse_overrides(fields, group_names(hydra.config_dir))
-    chosen: Any = make_request(kind, {**given, **positional})
-    line = CommandLine(verb, chosen, hydra, overrides, tuple(words))
+    chosen: Any = make_request(kind, given)
+    line = CommandLine(verb, chosen, hydra, overrides)
     raise_if_any(_contradictions(line))
     return line
 
@@ -120,7 +119,7 @@ def _hydra_flags(kind: type[Options]) -> set[str] | None:
     return {"config_dir"} if kind in (Generation, Scoring) else set()
 
 
-def _parse_from_fms(words: Sequence[str], typed: Sequence[str]) -> CommandLine | HelpOrVersion:
+def _parse_from_fms(words: Sequence[str]) -> CommandLine | HelpOrVersion:
     """The old command is all words after our own flags; `--` may stand between."""
     own = {"--run", "--help", "-h", "--version"}
     flags = [*takewhile(own.__contains__, words)]
@@ -134,20 +133,20 @@ def _parse_from_fms(words: Sequence[str], typed: Sequence[str]) -> CommandLine |
     if {"--help", "-h", "--version"} & {*flags}:
         return HelpOrVersion(Verb.from_fms, "--version" in flags)
     options = requests.FromFms(old_command=tuple(old[1:] if old[:1] == ["--"] else old), run_it="--run" in flags)
-    return CommandLine(Verb.from_fms, options, typed=tuple(typed))
+    return CommandLine(Verb.from_fms, options)
 
 
 def _unknown_flag(flag: str, verb: Verb, kind: type[Options]) -> Problem:
     known = [*spellings(kind), *spellings(HydraFlags, _hydra_flags(kind))]
     if not issubclass(kind, Composing):
         return Problem(verb.value, f"has no flag {flag}{did_you_mean(flag, known)}")
-    others = [other.value for other, options in OPTIONS.items() if flag in spellings(options)]
+    others = [other for other in Verb if flag in spellings(other.options)]
     if others:
         return Problem(flag, f"is a flag of fmstune {', '.join(others)}")
     return Problem("", f"unknown flag {flag}{did_you_mean(flag, known) or ' (see fmstune --help)'}")
 
 
-def _wrong_words(kind: type[Options], words: Sequence[str], given: dict[str, Any]) -> Iterator[Problem]:
+def _wrong_words(verb: Verb, kind: type[Options], words: list[str], given: dict[str, Any]) -> Iterator[Problem]:
     """Yield a problem for each word that a verb with few overrides, or none, does not take."""
     for word in words:
         if kind is Scoring and not re.match(r"(data|seed|data\..*?)=", word):
@@ -156,8 +155,8 @@ def _wrong_words(kind: type[Options], words: Sequence[str], given: dict[str, Any
             yield Problem("generate", f"takes flags, and data.FIELD=VALUE with --format; got {word!r}")
         elif kind is Generation and "data_format" not in given:
             yield Problem(word, ": fields of a data format go with --format")
-        elif kind in _FLAGS_ALONE:
-            yield Problem(_FLAGS_ALONE[kind], f"takes flags; got {word!r}")
+        elif kind in (Harness, requests.Merge, requests.Doctor):
+            yield Problem(f"{verb} harness" if kind is Harness else verb.value, f"takes flags; got {word!r}")
 
 
 def _positional(verb: Verb, words: Sequence[str]) -> dict[str, str]:
@@ -169,13 +168,6 @@ def _positional(verb: Verb, words: Sequence[str]) -> dict[str, str]:
     if len(found) != len(names):
         raise UserError(verb.value, f"{takes}; got {', '.join(found) or 'none'}")
     return dict(zip(names, found, strict=True))
-
-
-def _missing(kind: type[Options], given: dict[str, Any]) -> Iterator[Problem]:
-    problems = list(missing_flags(kind, given))
-    yield from problems
-    if problems and kind is Generation and not given.keys() & {*requests.PROMPTS}:
-        yield requests.NOTHING_TO_ASK
 
 
 def _contradictions(line: CommandLine) -> Iterator[Problem]:

@@ -20,10 +20,8 @@ class Claim:
 
     job: Job
     folder: Path
-    made: tuple[Path, ...]
-    """Folders that claiming made, deepest first: what `release_folder` may take away."""
-    resumed: bool = False
-    """The folder held this job already: nothing of it may be taken away."""
+    made: tuple[Path, ...]  # folders that claiming made, deepest first: what `release_folder` may take away
+    resumed: bool = False  # the folder held this job already: nothing of it may be taken away
 
 
 def claim_folder(job: Job) -> Claim:
@@ -82,9 +80,8 @@ def free_folder(name: str) -> Path:
 
 
 def _default_folder(name: str, number: int) -> Path:
-    now = datetime.now()
     suffix = f"-{number}" if number > 1 else ""
-    return Path(run_folder.RUNS) / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}-{name}{suffix}"
+    return Path(run_folder.RUNS) / f"{datetime.now():%Y-%m-%d/%H-%M-%S}-{name}{suffix}"
 
 
 def release_folder(claimed: Claim) -> None:

@@ -8,7 +8,7 @@ from fmstune.config.flags import spellings
 from fmstune.config.groups import group_names
 from fmstune.config.overrides import allow_new_fields, parse_overrides, text_of
 from fmstune.config.renamed_fields import OWNED
-from fmstune.config.requests import OPTIONS, Harness, Verb
+from fmstune.config.requests import Harness, Verb
 from fmstune.errors import UserError
 
 
@@ -21,7 +21,7 @@ def suggestions(line: str) -> list[str]:
         return [verb for verb in verbs if verb.startswith(last)]
     if last.startswith("-"):
         verb = Verb(words[1]) if words[1] in verbs else Verb.train
-        kind = Harness if words[1:3] == ["evaluate", "harness"] else OPTIONS[verb]
+        kind = Harness if words[1:3] == ["evaluate", "harness"] else verb.options
         return [flag for flag in spellings(kind) if flag.startswith(last)]
     if last.startswith("training.") and "=" not in last:
         group, target = "training", upstream_fields.SFT_CONFIG
@@ -38,7 +38,7 @@ def line_for_hydra(line: str) -> str:
     """The line without the verb, and with overrides that Hydra can compose."""
     app, _, rest = line.partition(" ")
     words = rest.split()
-    if words and words[0] in {verb.value for verb in Verb} and (len(words) > 1 or line.endswith(" ")):
+    if words and words[0] in [*Verb] and (len(words) > 1 or line.endswith(" ")):
         del words[0]
     done = words if line.endswith(" ") else words[:-1]
     last = [] if line.endswith(" ") else words[-1:]

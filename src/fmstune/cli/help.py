@@ -1,40 +1,23 @@
-"""The help, one screen each: of fmstune (verbs, groups with their choices, examples), and of a verb.
-
-Groups and choices are read from the YAML files, verbs and flags from the dataclasses of `fmstune.config.requests`.
-"""
+"""The help of fmstune and of a verb: groups come from the YAML files, verbs and flags from `config.requests`."""
 
 from pathlib import Path
 
 from fmstune.config.flags import flag_lines
 from fmstune.config.groups import GROUPS, choices
-from fmstune.config.requests import OPTIONS, Composing, Harness, HydraFlags, Verb, summary
+from fmstune.config.requests import JOB_USAGE, Composing, Harness, HydraFlags, Verb, summary
 
-_JOB = "[GROUP=CHOICE ...] [FIELD=VALUE ...]"
-_USAGE = {
-    Verb.reproduce: "RUN [FIELD=VALUE ...]",
-    Verb.generate: "--model PLACE --text TEXT [--format CHOICE data.FIELD=VALUE ...]",
-    Verb.evaluate: "--model PLACE [data=CHOICE] [data.FIELD=VALUE ...] | harness --model PLACE --tasks A,B",
-    Verb.merge: "--model PLACE --out DIR",
-    Verb.from_fms: "[--run] 'COMMAND' | -- COMMAND | FILE (a script, JSON, or JSON in base64) | -",
-    Verb.report: "RUN_OR_SWEEP",
-    Verb.compare: "RUN_A RUN_B",
-    Verb.doctor: "",
-}
-"""The words that follow a verb, if they are not groups and fields."""
 _WIDTH = max(map(len, GROUPS))
 
 
 def help_text(verb: Verb | None = None, extra: Path | None = None) -> str:
     """The text of `fmstune --help`, and with a verb of `fmstune VERB --help`."""
-    return "\n".join(_verb_lines(verb, extra) if verb is not None else _command_lines(extra))
-
-
-def _command_lines(extra: Path | None) -> list[str]:
-    return [
-        f"usage: fmstune [VERB] {_JOB}",
+    if verb is not None:
+        return "\n".join(_verb_lines(verb, extra))
+    lines = [
+        f"usage: fmstune [VERB] {JOB_USAGE}",
         "",
         "verbs (fmstune VERB --help lists the flags of each)",
-        *(f"  {verb.value:<{_WIDTH}}  {summary(verb)}" for verb in Verb),
+        *(f"  {verb:<{_WIDTH}}  {summary(verb)}" for verb in Verb),
         "",
         *_job_lines(extra),
         "",
@@ -44,16 +27,18 @@ def _command_lines(extra: Path | None) -> list[str]:
         "  fmstune -m training.learning_rate=1e-5,1e-4 peft=lora,full",
         "  fmstune show-data data=text data.train=rows.jsonl 'data.response_template=\"\\n### Label:\"'",
     ]
+    return "\n".join(lines)
 
 
 def _verb_lines(verb: Verb, extra: Path | None) -> list[str]:
     """How one verb is used; groups where it takes them."""
-    lines = [f"usage: fmstune {verb.value} {_USAGE.get(verb, _JOB)}".rstrip(), "", summary(verb)]
-    lines += ["", f"flags of {verb.value}", *(f"  {line}" for line in flag_lines(OPTIONS[verb]))]
+    flags = flag_lines(verb.options)
+    lines = [f"usage: fmstune {verb} {verb.usage}".rstrip(), "", summary(verb)]
+    lines += ["", f"flags of {verb}", *(f"  {line}" for line in flags)]
     if verb is Verb.evaluate:
-        own = [line for line in flag_lines(Harness) if line not in flag_lines(OPTIONS[verb])]
+        own = [line for line in flag_lines(Harness) if line not in flags]
         lines += ["", "flags of evaluate harness, with most of the above", *(f"  {line}" for line in own)]
-    if issubclass(OPTIONS[verb], Composing):
+    if issubclass(verb.options, Composing):
         lines += ["", *_job_lines(extra)]
     return [*lines, "", "fmstune --help lists all verbs"]
 

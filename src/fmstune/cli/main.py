@@ -139,7 +139,3 @@ def _complete(words: Sequence[str]) -> int:
     line = parse_command_line(words)
     assert isinstance(line, CommandLine)
     return compose.call_hydra(line.overrides, line.hydra)
-
-
-if __name__ == "__main__":
-    main()

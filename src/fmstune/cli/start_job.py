@@ -16,9 +16,9 @@ from fmstune.config import compose, freeze, origins
 from fmstune.config.choices import Device
 from fmstune.config.compose import Composed
 from fmstune.config.flags import words_of
-from fmstune.config.job import Job
+from fmstune.config.job import Job, Launcher
 from fmstune.config.metrics import metrics_of
-from fmstune.config.requests import ShowData, Verb
+from fmstune.config.requests import RunnerRequest, ShowData, Verb, write_request
 from fmstune.data.preparation import was_prepared
 from fmstune.errors import raise_if_any
 from fmstune.exit_codes import INTERNAL_ERROR, exit_code_of
@@ -35,10 +35,8 @@ Start = Callable[[Sequence[str], Mapping[str, str]], int]
 class History(NamedTuple):
     """How the job came about, which the run folder keeps as `sources.json`."""
 
-    words: list[str]
-    """Of the command; in a sweep those of one point."""
-    sources: dict[str, str]
-    """The file or override that set each field that has not its default."""
+    words: list[str]  # of the command; in a sweep those of one point
+    sources: dict[str, str]  # the file or override that set each field that has not its default
 
 
 def run_one_job(line: CommandLine) -> int | None:
@@ -73,9 +71,8 @@ def start_job(frozen: freeze.Frozen, line: CommandLine, history: History | None,
     raise_if_any(job_problems(job))
     for note in (*frozen.notes, *job_notes(job)):
         print(f"fmstune: note: {note}", file=sys.stderr)
-    if line.verb is Verb.train:
-        words = history.words if history is not None else line.typed
-        flags = [*line.trust_flags, f"--command={shlex.join(['fmstune', *words])}"]
+    if history is not None and line.verb is Verb.train:
+        flags = [*line.trust_flags, f"--command={shlex.join(['fmstune', *history.words])}"]
         # a notice before the first process, or between two, is for the next one
         with preemption.kept_back():
             return _train(job, flags, history, start)
@@ -89,16 +86,22 @@ def start_job(frozen: freeze.Frozen, line: CommandLine, history: History | None,
     return code
 
 
-def call_runner(job: Job, verb: Verb, flags: Sequence[str]) -> int:
+def call_runner(asked: Job | RunnerRequest, verb: Verb, flags: Sequence[str] = ()) -> int:
     """Let a runner do a verb that leaves no run folder; its exit code."""
     with tempfile.TemporaryDirectory(prefix="fmstune-") as folder:
-        job_file = Path(folder) / run_folder.JOB
-        freeze.write(job, job_file)
-        argv = subprocesses.command(job_file, f"--verb={verb.value}", *flags)
-        return exit_code_of(subprocesses.start(argv, subprocesses.environment(job.launcher, os.environ)))
+        file = Path(folder) / "asked"
+        if isinstance(asked, Job):
+            freeze.write(asked, file)
+            launcher = asked.launcher
+        else:
+            write_request(asked, file)
+            # a merge, a report and a comparison are made on the CPU
+            launcher = Launcher(device=getattr(asked, "device", Device.cpu))
+        argv = subprocesses.command(file, f"--verb={verb}", *flags)
+        return exit_code_of(subprocesses.start(argv, subprocesses.environment(launcher, os.environ)))
 
 
-def _train(job: Job, flags: Sequence[str], history: History | None, start: Start | None) -> int:
+def _train(job: Job, flags: Sequence[str], history: History, start: Start | None) -> int:
     if job.launcher.slurm is not None:
         slurm.raise_if_not_here()
     if job.output_dir is not None:
@@ -109,10 +112,16 @@ def _train(job: Job, flags: Sequence[str], history: History | None, start: Start
     if claim_folder.is_finished(claimed):
         print("fmstune: this run is finished already, and nothing is left to do", file=sys.stderr)
         return _show_summary(job, folder, flags, 0)
-    if history is not None and job.launcher.machine_rank == 0:
+    if job.launcher.machine_rank == 0:
         write_json(folder / run_folder.SOURCES, history._asdict())
     if job.launcher.slurm is not None:
-        return _submit(claimed, flags)
+        try:
+            number = slurm.submit(claimed.job, folder, flags)
+        except BaseException:
+            claim_folder.release_folder(claimed)
+            raise
+        print(slurm.submitted(number, folder))
+        return 0
     code, prepared = 0, was_prepared(claimed.job)
     for argv in subprocesses.commands(claimed.job, folder / run_folder.JOB, *flags, prepared=prepared):
         code = code or (start or subprocesses.start)(argv, subprocesses.environment(claimed.job.launcher, os.environ))
@@ -132,13 +141,3 @@ def _show_summary(job: Job, folder: Path, flags: Sequence[str], code: int) -> in
     trust = [flag for flag in flags if flag.startswith("--trust=")]
     print(terminal_summary.render_summary(run_folder.read_summary(folder), folder, metrics_of(job), trust))
     return code
-
-
-def _submit(claimed: claim_folder.Claim, flags: Sequence[str]) -> int:
-    try:
-        number = slurm.submit(claimed.job, claimed.folder, flags)
-    except BaseException:
-        claim_folder.release_folder(claimed)
-        raise
-    print(slurm.submitted(number, claimed.folder))
-    return 0

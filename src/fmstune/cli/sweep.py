@@ -46,20 +46,17 @@ def run_sweep(line: CommandLine) -> int:
     plain = callback.without_launcher(line.overrides)
     if callback.is_search(line.overrides):
         jobs = checked_points(optuna.samples(plain, swept_keys(plain)), line)
-        line = dataclasses.replace(line, overrides=(*line.overrides, _direction(jobs)))
+        ways = {(compare_by.path(job), compare_by.direction(job)) for job in jobs}
+        if len(ways) > 1:
+            text = "must be given: the points of this search would be compared by different numbers"
+            raise UserError("compare_by", text)
+        ((_, direction),) = ways
+        assert direction is not None
+        chosen = parse_overrides([f"hydra.sweeper.direction={direction.value}"])
+        line = dataclasses.replace(line, overrides=(*line.overrides, *chosen))
     elif away:
         jobs = checked_points([plain], line)
-    codes = _run_points_elsewhere(line, len(jobs)) if away else _run_points_here(line)
-    return next(filter(None, codes), 0)
-
-
-def _direction(jobs: Sequence[Job]) -> Override:
-    ways = {(compare_by.path(job), compare_by.direction(job)) for job in jobs}
-    if len(ways) > 1:
-        raise UserError("compare_by", "must be given: the points of this search would be compared by different numbers")
-    ((_, direction),) = ways
-    assert direction is not None
-    return parse_overrides([f"hydra.sweeper.direction={direction.value}"])[0]
+    return next(filter(None, _run_points_elsewhere(line, len(jobs)) if away else _run_points_here(line)), 0)
 
 
 def checked_points(commands: Iterable[Sequence[Override]], line: CommandLine) -> list[Job]:
@@ -193,8 +190,7 @@ def point_folder(composed: Composed, line: CommandLine) -> Path:
     values = callback.swept_values(composed.settings, swept_keys(line.overrides))
     own = ",".join(f"{key.rpartition('.')[2]}={callback.short_number(value)}" for key, value in values)
     slug = re.sub(r"[^\w.=+-]+", "_", re.sub(r"[][{}\"']", "", own))[:60]
-    name = "-".join(part for part in (str(composed.settings.job.num), slug) if part)
-    return Path(composed.settings.sweep.dir) / name
+    return Path(composed.settings.sweep.dir) / "-".join(part for part in (str(composed.settings.job.num), slug) if part)
 
 
 def _show_sweep(sweep: Path) -> list[sweep_folder.Point]:

@@ -4,37 +4,26 @@ from enum import StrEnum
 
 Dtype = StrEnum("Dtype", ["auto", "float32", "bfloat16", "float16"])
 """How weights are held; `auto` is resolved in one place, `fmstune.checks.precision`."""
-
 Attention = StrEnum("Attention", ["auto", "sdpa", "eager", "flash_attention_2"])
 """The attention kernel, by transformers' own names; `auto` takes FlashAttention-2 where it can run."""
-
 Backend = StrEnum("Backend", ["transformers", "fms"])
 """Whose blocks the model is made of: transformers' own, or those of ibm-fms (foundation-model-stack)."""
-
 Device = StrEnum("Device", ["auto", "cpu", "cuda", "mps"])
 """Where the run computes; `auto` takes the first accelerator that there is, else the CPU."""
-
 OverLength = StrEnum("OverLength", ["truncate", "drop", "error"])
 """What happens to a row of more than `max_length` tokens."""
-
 Untrainable = StrEnum("Untrainable", ["error", "drop"])
 """What happens to a row that would train on nothing (no response template, or no answer left)."""
-
 StoppingStrategy = StrEnum("StoppingStrategy", ["all_exhausted", "first_exhausted"])
 """When a weighted mixture of sources has made its epoch, by the names of `datasets.interleave_datasets`."""
-
 Overlap = StrEnum("Overlap", ["keep", "drop", "error"])
 """What happens to training rows that are also held out."""
-
 QuantType = StrEnum("QuantType", ["nf4", "fp4"])
 """The 4-bit numbers of bitsandbytes: spaced as normal weights are (QLoRA's), or floating point."""
-
 Direction = StrEnum("Direction", ["minimize", "maximize"])
 """Which values of a number are better."""
-
 Strategy = StrEnum("Strategy", ["single", "ddp", "fsdp"])
 """How several processes share the work."""
-
 Sharding = StrEnum("Sharding", ["full_shard", "shard_grad_op", "hybrid_shard"])
 """What FSDP shares out among the processes."""
 

@@ -44,8 +44,7 @@ def figure(summary: Mapping[str, Any], name: str) -> float | None:
 
 def value(summary: Mapping[str, Any], name: str) -> float | None:
     """The same as a float, whole numbers too."""
-    found = figure(summary, name)
-    return None if found is None else float(found)
+    return None if (found := figure(summary, name)) is None else float(found)
 
 
 def compare_by_problems(job: Job) -> Iterator[Problem]:
@@ -68,8 +67,7 @@ def comparable_figures(job: Job) -> list[str]:
     """The numbers of `summary.json` that runs of this job can be compared by, by their dotted names."""
     table = metrics_of(job)
     sets = ["", *(f"sets.{name}." for name in sources(job.data, "eval") if name)]
-    scores = names_at(table, Place.held_out)
-    return [*comparable(table), *(f"tuned.{part}{score}" for part in sets for score in scores)]
+    return [*comparable(table), *(f"tuned.{part}{score}" for part in sets for score in names_at(table, Place.held_out))]
 
 
 def _is_evaluated(job: Job) -> bool:

@@ -38,9 +38,7 @@ class Composed:
     """A composed configuration, and the files and overrides that made it."""
 
     job: DictConfig
-    """The fields of the job."""
-    settings: Any
-    """Hydra's own: the node `hydra`."""
+    settings: Any  # Hydra's own: the node `hydra`
     parts: tuple[Part, ...]
 
     @property
@@ -149,8 +147,7 @@ def _engine(overrides: Sequence[Override], flags: HydraFlags) -> _Engine:
     setbase(_HYDRA)
     given = allow_new_fields(overrides, group_names(flags.config_dir))
     loader = RecordingLoader(flags.config_path or _CONFIG_PATH, flags.config_dir, given)
-    name = flags.config_name or _CONFIG_NAME
-    return _Engine(Hydra("fmstune", loader), loader, name, [text_of(one) for one in given])
+    return _Engine(Hydra("fmstune", loader), loader, flags.config_name or _CONFIG_NAME, [text_of(one) for one in given])
 
 
 def _load(engine: _Engine, overrides: Sequence[Override]) -> DictConfig:
@@ -182,8 +179,7 @@ def explain(err: BaseException, extra: Path | None = None) -> Problem:
     """Hydra's and OmegaConf's messages, with a suggestion where a choice was misspelt."""
     text = str(err).strip()
     # "load" where several are chosen of one group
-    missing = re.search(r"Could not (?:find|load) '([\w/]+)/([\w.-]*)'", text)
-    if missing:
+    if missing := re.search(r"Could not (?:find|load) '([\w/]+)/([\w.-]*)'", text):
         group, name = missing.groups()
         extras = {"submitit_local": "slurm", "submitit_slurm": "slurm", "joblib": "sweep"}
         if group == "hydra/launcher" and name in extras:

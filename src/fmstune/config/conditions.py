@@ -14,10 +14,8 @@ Logged = Mapping[str, Sequence[float]]
 """The values of each metric, oldest first."""
 _Result = TypeVar("_Result")
 _Operation = Callable[[float, float], _Result]
-
 _LONGEST = 250
 """Characters; few enough that no nesting is too deep for Python."""
-
 _OVER_VALUES: dict[str, Callable[[Sequence[float]], float]] = {
     "min": min,
     "max": max,
@@ -43,8 +41,7 @@ class Condition:
     """A condition that was read."""
 
     text: str
-    names: tuple[str, ...]
-    """The metrics that it looks at."""
+    names: tuple[str, ...]  # the metrics that it looks at
     node: ast.expr
 
     def truth(self, logged: Logged) -> bool | None:

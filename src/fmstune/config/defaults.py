@@ -17,15 +17,10 @@ from fmstune.config.renamed_fields import with_format_settings
 
 PROVIDER = "fmstune dataclasses"
 """Name under which Hydra knows that a value is the default of a dataclass."""
-
 USUAL_RATE = "usual_learning_rate"
 """The key of a peft file that `training.learning_rate` refers to; it is for composing only, and no field of a job."""
-
 CALLS = re.compile(r"\$\{(usual_rate|by_method):.*\}", re.DOTALL)
 """A value of `training` that depends on the method."""
-
-_ADAPTERS_RATE = 1e-4
-"""Rate of a method of which no file of conf/peft says one: LoRA's."""
 
 
 def register() -> None:
@@ -66,7 +61,7 @@ def usual_rate(target: str | None, own: float | None, full: float) -> float:
     # LoRA's relatives have its class, and the file of LoRA has the fewest keys
     methods = sorted(groups.shipped_choices("peft").values(), key=len, reverse=True)
     rates = {one["_target_"]: float(one[USUAL_RATE]) for one in methods if USUAL_RATE in one}
-    return rates.get(str(target), _ADAPTERS_RATE)
+    return rates.get(str(target), 1e-4)  # LoRA's
 
 
 def by_method(table: Mapping[str, Any], otherwise: Any, *, _root_: DictConfig) -> Any:

@@ -1,7 +1,4 @@
-"""The flags of a command, read from the dataclass that holds their values: parsed, described and completed from there.
-
-The line under a field is its help, its default the flag's, and its type says how the word is read.
-"""
+"""The flags of a command, from the dataclass of their values: a field's type parses, the line under it is the help."""
 
 import argparse
 import ast
@@ -23,8 +20,7 @@ class As(NamedTuple):
 
     metavar: str = ""
     flags: tuple[str, ...] = ()
-    commas: bool = False
-    """One word holds several values with commas between."""
+    commas: bool = False  # one word holds several values with commas between
 
 
 PLACES = ("PLACE", "FILE", "DIR")
@@ -42,8 +38,7 @@ class Flag:
     """One field of a request as it is typed."""
 
     field: str
-    spellings: tuple[str, ...]
-    """The usual one first."""
+    spellings: tuple[str, ...]  # the usual one first
     metavar: str
     kind: type
     choices: tuple[str, ...]
@@ -55,9 +50,7 @@ class Flag:
         """The field's value, from what the parser or a JSON file holds."""
         if self.commas and isinstance(given, str):
             given = [part.strip() for part in given.split(",")]
-        if isinstance(given, list):
-            return tuple(map(self._one, given))
-        return self._one(given)
+        return tuple(map(self._one, given)) if isinstance(given, list) else self._one(given)
 
     def _one(self, given: Any) -> Any:
         if self.metavar in PLACES and isinstance(given, str):

@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fmstune.config import named_classes, renamed_fields, upstream_fields
 from fmstune.config.convert import convert_fields, convert_into, unknown_field
-from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO, Data, Job, Source
+from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO, SFT, Data, Job, Source
 from fmstune.config.metrics import metric_problems
-from fmstune.config.objective import SFT
 from fmstune.config.upstream_fields import SFT_CONFIG, Field, field_of
 from fmstune.errors import Problem, UserError, first_line, raise_if_any
 
-_MISSING = "???"
 _HINTS = {
     "data.train": "a file, glob, folder or hub id, such as data.train=rows.jsonl",
     "model.path": "a folder or hub id of a causal language model, such as model.path=./my_model",
@@ -35,11 +33,7 @@ class Frozen(NamedTuple):
 
 
 def freeze(tree: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Frozen:
-    """Turn the resolved tree of a composed configuration into a Job.
-
-    Raises UserError with every unknown key, wrong type, missing value and target that is not allowed.
-    `trusted` names packages that a `_target_` of a format, tracker or callback may also come from.
-    """
+    """Turn a resolved tree into a Job, or raise every problem; a `_target_` may also be from the `trusted` packages."""
     tree, notes = renamed_fields.with_compare_by(renamed_fields.with_todays_targets(tree))
     problems: list[Problem] = []
     if isinstance(tree.get("data"), Mapping):
@@ -103,7 +97,7 @@ def load_file(path: Path) -> DictConfig:
 def with_copies(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The changes; those of `model.lora_targets` also where freezing has copied it into the PEFT fields."""
     field, copy = "model.lora_targets", "peft.target_modules"
-    same = OmegaConf.select(config, copy, default=_MISSING) == OmegaConf.select(config, field)
+    same = OmegaConf.select(config, copy, default=MISSING) == OmegaConf.select(config, field)
     return {**changes, copy: changes[field]} if field in changes and copy not in changes and same else dict(changes)
 
 
@@ -115,19 +109,16 @@ def write(job: Job, path: Path) -> None:
 
 def dump(job: Job) -> str:
     """The job as YAML text."""
-    text: str = yaml.safe_dump(as_tree(job), sort_keys=False, allow_unicode=True, width=110)
-    return text
+    return str(yaml.safe_dump(as_tree(job), sort_keys=False, allow_unicode=True, width=110))
 
 
 def as_tree(job: Job) -> dict[str, Any]:
     """The job as what YAML can hold: mappings, lists and plain values."""
-    tree = dataclasses.asdict(job, dict_factory=_plain)
+    tree = dataclasses.asdict(
+        job, dict_factory=lambda items: {key: one.value if isinstance(one, Enum) else one for key, one in items}
+    )
     tree["callbacks"] |= tree["callbacks"].pop("others")
     return tree
-
-
-def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {key: value.value if isinstance(value, Enum) else value for key, value in items}
 
 
 def _typed(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[Problem]) -> dict[str, Any]:
@@ -143,7 +134,7 @@ def _typed(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[Probl
         path, hint = f"{prefix}{name}", hints[name]
         group = next(filter(_is_group, typing.get_args(hint) or (hint,)), None)
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if name not in tree or tree[name] == _MISSING:
+        if name not in tree or tree[name] == MISSING:
             if required or name in tree:
                 problems.append(Problem(path, f"must be given{': ' + _HINTS[path] if path in _HINTS else ''}"))
         elif group is None or (tree[name] is None and group is not hint):
@@ -248,7 +239,7 @@ def _sources(path: str, tree: Mapping[str, Any], trusted: Sequence[str], problem
         if isinstance(source, Mapping):
             values[name] = _typed(Source, source, f"{field}.", problems)
             problems += _format_problems(f"{field}.format", source.get("format"), trusted)
-        elif source is None or source == _MISSING:
+        elif source is None or source == MISSING:
             problems.append(Problem(field, f"must be given: {_HINTS['data.train']}"))
     return values
 

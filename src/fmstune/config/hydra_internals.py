@@ -29,14 +29,10 @@ __all__ = ["Callbacks", "Hydra", "Part", "RecordingLoader"]
 class Part(NamedTuple):
     """One file or override of a composition, as Hydra merges it."""
 
-    name: str
-    """The file without its suffix, such as `peft/lora`; empty for an override."""
-    provider: str
-    """Hydra's name of the place that the file is from."""
-    folder: str
-    """The folder or package of the file, as a URL; empty for the shipped ones."""
-    tree: Any
-    """The values that it sets, references not resolved."""
+    name: str  # of the file without its suffix, such as `peft/lora`; empty for an override
+    provider: str  # Hydra's name of the place that the file is from
+    folder: str  # the folder or package of the file, as a URL; empty for the shipped ones
+    tree: Any  # the values that it sets, references not resolved
 
 
 def tree_of(field: str, value: Any) -> Any:

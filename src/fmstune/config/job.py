@@ -1,23 +1,18 @@
-"""The dataclasses of the job: all that a run is, as plain typed data.
-
-A job holds only what a file can hold; models, tokenizers and devices are arguments elsewhere.
-`fmstune.config.freeze` makes one from a composed configuration or from a file, and reports all that does not fit.
-"""
+"""The dataclasses of the job: all that a run is, as typed data that a file can hold; `freeze` makes and checks one."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fmstune.config import choices
-from fmstune.config.objective import Objective
 
 FULL = "fmstune.models.adapters.full"
 """The `_target_` of `peft=full`."""
-
 LORA = "peft.LoraConfig"
 """The `_target_` of `peft=lora` and of its relatives."""
-
 LORAPLUS_LR_RATIO = "loraplus_lr_ratio"
 """The one key of a peft group that PEFT has no field for: LoRA+'s rate of B by that of A, PEFT's name for it."""
+SFT = "fmstune.training.objectives.sft.Sft"
+"""The `_target_` of `objective=sft`, and of all jobs that were frozen before there was a choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +183,32 @@ class Launcher:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Objective:
+    _target_: str = SFT
+    """Class that encodes rows, trains and scores for it; one of your own package needs `--trust`."""
+    config_class: str = "trl.SFTConfig"
+    """Configuration class of TRL whose fields `training` takes."""
+    model_class: str = "AutoModelForCausalLM"
+    """Class of transformers that holds the weights."""
+    model_fields: dict[str, Any] = field(default_factory=dict)
+    """Fields of the model's configuration that the class needs, such as `num_labels: 1`."""
+    new_modules: list[str] = field(default_factory=list)
+    """Modules of the class that the base has no weights for, such as `score`; they start random."""
+    task_type: str = "CAUSAL_LM"
+    """PEFT's name for what the model does."""
+    columns: list[str] = field(default_factory=lambda: ["input_ids", "labels"])
+    """Columns of a tokenised row; any but these two hold the tokens of texts that the format returns by these names."""
+    frozen_copies: int = 0
+    """Models of the same size that are held and not trained, such as a reference; the plan counts them."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Metrics by name that a run has in addition: `label`, `better`, `where`, and if need be `unit` and `form`."""
+
+
+SUPERVISED = Objective()
+"""That of jobs without one, and of models that are loaded to answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     enabled: bool = True
     """Evaluate the held-out rows after training."""
@@ -277,11 +298,10 @@ def sources(data: Data, field: str) -> dict[str, Source]:
     given = getattr(data, field)
     if given is None:
         return {}
-    limit = data.max_rows if field == "train" else None
     named = given if isinstance(given, dict) else {"": given}
     found = {name: Source(**one) if isinstance(one, dict) else Source(path=one) for name, one in named.items()}
     for name, source in found.items():
-        max_rows = limit if source.max_rows is None else source.max_rows
+        max_rows = data.max_rows if source.max_rows is None and field == "train" else source.max_rows
         found[name] = replace(source, format=source.format or data.format, max_rows=max_rows)
     return found
 
@@ -294,3 +314,8 @@ def is_sharded(launcher: Launcher) -> bool:
 def has_held_out(data: Data) -> bool:
     """Whether some rows are kept from training."""
     return data.eval is not None or data.eval_fraction > 0
+
+
+def text_columns(objective: Objective) -> tuple[str, ...]:
+    """The columns that hold texts of their own; none where a row is one text."""
+    return tuple(name for name in objective.columns if name not in SUPERVISED.columns)

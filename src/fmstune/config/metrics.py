@@ -6,52 +6,36 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-from fmstune.config import objective as objective_group
 from fmstune.config.choices import Direction
-from fmstune.config.job import Job
+from fmstune.config.job import SUPERVISED, Job
 from fmstune.errors import Problem, did_you_mean
 
 
 class Place(Enum):
     """Where a metric is logged, measured or shown."""
 
-    training = "training"
-    """Logged with each training log under its own name, and equal on every process."""
-    evaluation = "evaluation"
-    """Logged with each evaluation while training, as `eval_NAME`, and of a named set as `eval_SET_NAME`."""
-    sample = "sample"
-    """The same, measured on the answers that `evaluation.sample` generates."""
-    labels = "labels"
-    """Measured only where the held-out answers are labels."""
-    held_out = "held_out"
-    """In `base` and `tuned` of `summary.json`, and of each named set."""
-    table = "table"
-    """In the table of base against tuned."""
-    headline = "headline"
-    """In the one sentence about a run, and among the columns of a sweep."""
-    summary = "summary"
-    """At the top of `summary.json`."""
-    result = "result"
-    """The same, and equal in a run that repeats another."""
-    cost = "cost"
-    """The same, in a report's table of costs."""
+    training = "training"  # logged with each training log under its own name, and equal on every process
+    evaluation = "evaluation"  # logged with each evaluation while training: `eval_NAME`, of a set `eval_SET_NAME`
+    sample = "sample"  # the same, measured on the answers that `evaluation.sample` generates
+    labels = "labels"  # measured only where the held-out answers are labels
+    held_out = "held_out"  # in `base` and `tuned` of `summary.json`, and of each named set
+    table = "table"  # in the table of base against tuned
+    headline = "headline"  # in the one sentence about a run, and among the columns of a sweep
+    summary = "summary"  # at the top of `summary.json`
+    result = "result"  # the same, and equal in a run that repeats another
+    cost = "cost"  # the same, in a report's table of costs
 
 
 @dataclass(frozen=True)
 class Metric:
     """A number of a run."""
 
-    label: str
-    """Its name for a reader."""
-    where: tuple[Place, ...]
-    """Where it is logged, measured and shown."""
-    better: Direction | None = None
-    """Which values are better; None where neither end is."""
+    label: str  # its name for a reader
+    where: tuple[Place, ...]  # where it is logged, measured and shown
+    better: Direction | None = None  # which values are better; None where neither end is
     unit: str = ""
-    form: str = ".4g"
-    """Format of the value in tables."""
-    progress: str = ""
-    """Format of the value, with its name, in the progress line; empty where it is not shown there."""
+    form: str = ".4g"  # format of the value in tables
+    progress: str = ""  # format of the value, with its name, in the progress line; empty where it is not shown there
 
 
 Table = Mapping[str, Metric]
@@ -96,16 +80,13 @@ SFT: Table = {
 }
 """Metrics of supervised fine-tuning, in the order of its tables."""
 
-_LOWER = ("loss", "seconds", "bytes", "perplexity")
-
 
 def metrics_of(job: Job | Mapping[str, Any]) -> Table:
     """All metrics of this job, a `Job` or the tree of its file."""
     objective = job.get("objective") if isinstance(job, Mapping) else dataclasses.asdict(job.objective)
-    if not isinstance(objective, Mapping) or objective["_target_"] == objective_group.SFT:
+    if not isinstance(objective, Mapping) or objective["_target_"] == SUPERVISED._target_:
         return {**OF_EVERY_OBJECTIVE, **SFT}
-    given = objective.get("metrics") or {}
-    return {**OF_EVERY_OBJECTIVE, **{name: _metric(fields) for name, fields in given.items()}}
+    return {**OF_EVERY_OBJECTIVE, **{name: _metric(one) for name, one in (objective.get("metrics") or {}).items()}}
 
 
 def metric_problems(name: str, fields: Any) -> Iterator[Problem]:
@@ -117,8 +98,7 @@ def metric_problems(name: str, fields: Any) -> Iterator[Problem]:
     for key in fields.keys() - known:
         yield Problem(f"{field}.{key}", f": unknown field{did_you_mean(str(key), known)} ({', '.join(sorted(known))})")
     places = [place.value for place in Place]
-    where = fields["where"] if isinstance(fields["where"], list) else [fields["where"]]
-    for word in where:
+    for word in fields["where"] if isinstance(fields["where"], list) else [fields["where"]]:
         if word not in places:
             yield Problem(f"{field}.where", f"must list some of {', '.join(places)}; got {word!r}")
     if fields.get("better") not in (None, _LESS.value, _MORE.value):
@@ -145,7 +125,7 @@ def better_end(table: Table, figure: str) -> Direction | None:
     name = figure.rpartition(".")[2]
     if name in table:
         return table[name].better
-    return _LESS if any(word in name for word in _LOWER) else None
+    return _LESS if any(word in name for word in ("loss", "seconds", "bytes", "perplexity")) else None
 
 
 def label_with_unit(table: Table, figure: str) -> str:

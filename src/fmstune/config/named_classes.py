@@ -17,10 +17,8 @@ _HINTS = {"template_file": ": a Jinja file, such as data.format.template_file=ro
 def typed_trackers(tree: Mapping[str, Any], trusted: Sequence[str], problems: list[Problem]) -> dict[str, Any]:
     """The trackers by name, those of fmstune with all of their settings, and without those set to null."""
     values: dict[str, Any] = {}
-    for name, given in tree.items():
+    for name, given in ((name, given) for name, given in tree.items() if given is not None):
         path = f"tracking.{name}"
-        if given is None:
-            continue
         if not isinstance(given, Mapping):
             problems.append(Problem(path, f"is a group of fields, got {given!r}; set them as {path}={{FIELD: VALUE}}"))
             continue
@@ -62,11 +60,8 @@ def split_callbacks(tree: Any) -> tuple[Any, dict[str, Any]]:
     """The callbacks of fmstune's own, and those that name a class."""
     if not isinstance(tree, Mapping):
         return tree, {}
-    named = {
-        str(name): given
-        for name, given in tree.items()
-        if name not in BUILT_IN_CALLBACKS and isinstance(given, Mapping) and "_target_" in given
-    }
+    users = {str(name): given for name, given in tree.items() if name not in BUILT_IN_CALLBACKS}
+    named = {name: given for name, given in users.items() if isinstance(given, Mapping) and "_target_" in given}
     return {name: given for name, given in tree.items() if name not in named}, named
 
 

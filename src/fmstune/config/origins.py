@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 
 from fmstune.config import defaults, freeze
 from fmstune.config.compose import Composed
@@ -19,9 +19,6 @@ from fmstune.flatten import leaves
 COMMAND_LINE = "command line"
 DEFAULT = "default"
 """Nothing sets the field: it has the default of its dataclass."""
-_WIDEST = 44
-"""Characters of a value that others are aligned to; longer ones push their source to the right."""
-_MISSING = "???"
 
 Key = tuple[str, ...]
 
@@ -30,8 +27,7 @@ class Origin(NamedTuple):
     """The file or override that set a value last."""
 
     place: str
-    written: Any = None
-    """The value as it is written, references not followed."""
+    written: Any = None  # the value as it is written, references not followed
 
 
 Origins = dict[Key, Origin]
@@ -50,10 +46,10 @@ def composition_origins(composed: Composed) -> Origins:
 
 def _last_origins(parts: Iterable[tuple[str, Any]]) -> Origins:
     """The place of the last part that holds each value; `???` takes the place of no other, as in OmegaConf."""
-    found, missing = Origins(), Origin("", _MISSING)
+    found, missing = Origins(), Origin("", MISSING)
     for place, tree in parts:
         for key, value in leaves(tree):
-            if value != _MISSING or found.get(key, missing).written == _MISSING:
+            if value != MISSING or found.get(key, missing).written == MISSING:
                 found[key] = Origin(place, value)
     return found
 
@@ -75,7 +71,8 @@ def render_origins(tree: Mapping[str, Any], origins: Origins, package: str | Non
     found = [(key, value) for key, value in leaves(tree) if key[: len(part)] == part]
     rows = [(".".join(key), _text(value), _described(key, value, origins)) for key, value in found]
     name, value = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
-    return "\n".join(f"{row[0]:<{name}}  {row[1]:<{min(_WIDEST, value)}}  {row[2]}" for row in rows)
+    # a longer value pushes its source to the right
+    return "\n".join(f"{row[0]:<{name}}  {row[1]:<{min(44, value)}}  {row[2]}" for row in rows)
 
 
 def recorded_origins(tree: Mapping[str, Any], origins: Origins) -> dict[str, str]:

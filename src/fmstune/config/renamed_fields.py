@@ -56,12 +56,10 @@ OWNED: Mapping[str, str] = {
     "dataset_kwargs": "the data group prepares the rows",
     "dataset_num_proc": "rows are tokenised in one process, with launcher.threads threads",
     "chat_template_path": "the model's tokenizer holds the template",
-    "eos_token": "model.special_tokens.eos_token sets it",
-    "pad_token": "model.special_tokens.pad_token sets it",
+    **{name: f"model.special_tokens.{name} sets it" for name in ("eos_token", "pad_token")},
     "model_init_kwargs": "the model group sets how the model is loaded",
     "trust_remote_code": "fmstune runs no code from a model's repository",
-    "seed": "the top-level seed sets it",
-    "output_dir": "the top-level output_dir sets it",
+    **{name: f"the top-level {name} sets it" for name in ("seed", "output_dir")},
     "run_name": "the top-level name sets it",
     "report_to": "the tracking group says where metrics go, such as tracking=aim",
     "use_cpu": "launcher.device=cpu sets it",
@@ -87,10 +85,7 @@ OWNED: Mapping[str, str] = {
     "validation_data_path": "it is data.eval now",
     "response_template": "it is data.response_template now",
     "peft_method": "choose a group, such as peft=lora, peft=prompt_tuning or peft=full",
-    "r": "it is peft.r now",
-    "lora_alpha": "it is peft.lora_alpha now",
-    "lora_dropout": "it is peft.lora_dropout now",
-    "target_modules": "it is peft.target_modules now",
+    **{name: f"it is peft.{name} now" for name in ("r", "lora_alpha", "lora_dropout", "target_modules")},
     "no_cuda": "it is launcher.device=cpu now",
     "overwrite_output_dir": "a run folder is never overwritten; choose another output_dir",
     "logging_dir": "it is tracking.tensorboard.log_dir now",
@@ -107,10 +102,8 @@ OWNED: Mapping[str, str] = {
 
 OWN: tuple[str, ...] = ("resume",)
 """Keys of `training` that are fmstune's and never reach SFTConfig."""
-
 MOVED_TARGETS = {"fmstune.adapters.": "fmstune.models.adapters.", "fmstune.formats.": "fmstune.data.formats."}
 """Modules whose functions frozen jobs of before name as `_target_`, and where these are now."""
-
 COMPARE_BY = "objective"
 """The name of `compare_by` before `objective` became a group."""
 
@@ -120,9 +113,8 @@ def with_compare_by(tree: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[st
     if COMPARE_BY not in tree or isinstance(tree[COMPARE_BY], Mapping):
         return tree, []
     todays = dict(tree)
-    if (figure := todays.pop(COMPARE_BY)) is None:
-        return todays, []
-    return {**todays, "compare_by": figure}, [_compare_by_note(figure)]
+    figure = todays.pop(COMPARE_BY)
+    return (todays, []) if figure is None else ({**todays, "compare_by": figure}, [_compare_by_note(figure)])
 
 
 def with_compare_by_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -130,8 +122,7 @@ def with_compare_by_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     todays, notes = [], []
     for word in words:
         name, _, value = word.partition("=")
-        is_figure = all("." in one or one in OF_EVERY_OBJECTIVE for one in value.split(","))
-        if name.lstrip("+") == COMPARE_BY and is_figure:
+        if name.lstrip("+") == COMPARE_BY and all("." in one or one in OF_EVERY_OBJECTIVE for one in value.split(",")):
             word = f"{name.removesuffix(COMPARE_BY)}compare_by={value}"
             notes.append(_compare_by_note(value))
         todays.append(word)

@@ -1,7 +1,4 @@
-"""Everything that a verb can be asked, as plain typed data: the fields are its flags; some go to the runner as JSON.
-
-The first line of a class says what the verb does, and the line under a field what the flag does: the help prints both.
-"""
+"""What each verb can be asked, as typed data: the help prints a class's first line, and the line under each field."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -12,24 +9,6 @@ from typing import Annotated, Any, Literal
 from fmstune.config.choices import Attention, Device, Dtype
 from fmstune.config.flags import NOT_TYPED, POSITIONAL, As, Request, make_request
 from fmstune.errors import Problem
-
-
-class Verb(StrEnum):
-    """What the command is to do."""
-
-    train = "train"
-    reproduce = "reproduce"
-    check = "check"
-    show_data = "show-data"
-    modules = "modules"
-    generate = "generate"
-    evaluate = "evaluate"
-    merge = "merge"
-    from_fms = "from-fms"
-    report = "report"
-    compare = "compare"
-    doctor = "doctor"
-
 
 Place = Annotated[str, As("PLACE")]
 File = Annotated[str, As("FILE")]
@@ -108,10 +87,6 @@ class _OnBase:
 class _Asking(_OnBase, _Trusting):
     model: Place
     """A run folder, an adapter or model folder, or a hub id."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _OnDevice:
     batch_size: int = 8
     """Sequences that go through the model together."""
     seed: int = 42
@@ -125,7 +100,7 @@ class _OnDevice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generation(_OnDevice, _Asking):
+class Generation(_Asking):
     """Let a tuned model continue texts, or answer rows."""
 
     text: str | None = None
@@ -227,7 +202,7 @@ Method = StrEnum("Method", ["generate", "rank"])
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Comparing(_OnDevice, _Asking):
+class _Comparing(_Asking):
     no_base: bool = False
     """Leave the base out."""
     run_base: Annotated[str | None, NOT_TYPED] = None
@@ -293,40 +268,48 @@ class HydraFlags:
 
 
 NO_HYDRA_FLAGS = HydraFlags()
-
 NOTHING_TO_ASK = Problem(
     "", "nothing to ask: give --text, --text_file (one prompt a line; - reads standard input) or --rows_file"
 )
-
 PROMPTS = ("text", "text_file", "rows_file")
 """Fields of `Generation` of which one says what to ask."""
-
 SAMPLING = ("temperature", "top_k", "top_p")
 """Fields that only drawing uses; the names are those of `transformers.GenerationConfig`."""
-
 RunnerRequest = Generation | Merge | Scoring | Harness | Report | Comparison
 """Options of a verb that composes no job, for a runner."""
 Options = Composing | RunnerRequest | Reproduce | FromFms | Doctor
+JOB_USAGE = "[GROUP=CHOICE ...] [FIELD=VALUE ...]"
+_ROWS_OR_TASKS = "--model PLACE [data=CHOICE] [data.FIELD=VALUE ...] | harness --model PLACE --tasks A,B"
 
-OPTIONS: dict[Verb, type[Options]] = {
-    Verb.train: Train,
-    Verb.reproduce: Reproduce,
-    Verb.check: Check,
-    Verb.show_data: ShowData,
-    Verb.modules: Modules,
-    Verb.generate: Generation,
-    Verb.evaluate: Scoring,
-    Verb.merge: Merge,
-    Verb.from_fms: FromFms,
-    Verb.report: Report,
-    Verb.compare: Comparison,
-    Verb.doctor: Doctor,
-}
+
+class Verb(StrEnum):
+    """What the command is to do: its word, its options, and the words that follow it if these are not a job's."""
+
+    options: type[Options]
+    usage: str
+
+    train = "train", Train
+    reproduce = "reproduce", Reproduce, "RUN [FIELD=VALUE ...]"
+    check = "check", Check
+    show_data = "show-data", ShowData
+    modules = "modules", Modules
+    generate = "generate", Generation, "--model PLACE --text TEXT [--format CHOICE data.FIELD=VALUE ...]"
+    evaluate = "evaluate", Scoring, _ROWS_OR_TASKS
+    merge = "merge", Merge, "--model PLACE --out DIR"
+    from_fms = "from-fms", FromFms, "[--run] 'COMMAND' | -- COMMAND | FILE (a script, JSON, or JSON in base64) | -"
+    report = "report", Report, "RUN_OR_SWEEP"
+    compare = "compare", Comparison, "RUN_A RUN_B"
+    doctor = "doctor", Doctor, ""
+
+    def __new__(cls, word: str, options: Any = None, usage: str = JOB_USAGE) -> "Verb":
+        verb = str.__new__(cls, word)
+        verb._value_, verb.options, verb.usage = word, options, usage
+        return verb
 
 
 def summary(verb: Verb) -> str:
     """The first line of a verb's help."""
-    text = str(OPTIONS[verb].__doc__).removesuffix(".")
+    text = str(verb.options.__doc__).removesuffix(".")
     return text[0].lower() + text[1:]
 
 

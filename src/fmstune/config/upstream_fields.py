@@ -1,8 +1,4 @@
-"""The fields of other libraries' configuration classes, read from their sources and not imported.
-
-Importing TRL costs seconds; its syntax tree costs milliseconds. So `training.<any SFTConfig field>` and
-`peft.<any field of a PEFT configuration>` are known by name, type and choices before anything heavy is loaded.
-"""
+"""The fields of other libraries' configuration classes, read from their sources: importing TRL would take seconds."""
 
 import ast
 import importlib.util
@@ -20,10 +16,6 @@ from fmstune.errors import UserError
 
 SFT_CONFIG = "trl.SFTConfig"
 """The class whose fields `training` takes."""
-
-_BASES_OF_TRL = (("trl", "trainer/base_config.py"), ("transformers", "training_args.py"))
-_ENUM_SOURCES = ("trainer_utils.py", "training_args.py", "debug_utils.py")
-"""Files of transformers."""
 _TYPES = {"int": int, "float": float, "bool": bool, "str": str} | {
     name: getattr(typing, name) for name in ("Optional", "Union", "Literal")
 }
@@ -78,12 +70,8 @@ def fields_of(target: str) -> Mapping[str, Field]:
 
 def defaults_in_source(target: str) -> dict[str, Any]:
     """The literal default of each field of the class `target`, its bases left out."""
-    statements = _annotated(_classes(target)[target.rpartition(".")[2]])
-    return {
-        name: ast.literal_eval(statement.value)
-        for name, statement in statements
-        if statement.value and name in fields_of(target)
-    }
+    fields, statements = fields_of(target), _annotated(_classes(target)[target.rpartition(".")[2]])
+    return {name: ast.literal_eval(one.value) for name, one in statements if one.value and name in fields}
 
 
 def has_class(target: str) -> bool:
@@ -113,7 +101,8 @@ def _source_files(target: str) -> list[Path]:
         return [file] if file.is_file() else []
     folder = package_folder(package)
     if package == "trl":
-        files, bases = folder.glob("trainer/*_config.py"), [package_folder(base) / file for base, file in _BASES_OF_TRL]
+        files = folder.glob("trainer/*_config.py")
+        bases = [folder / "trainer/base_config.py", package_folder("transformers") / "training_args.py"]
     else:
         # a method may extend another one's configuration (AdaLoraConfig extends LoraConfig)
         files, extended = folder.glob("tuners/*/config.py"), ("lora", "prompt_tuning")
@@ -143,11 +132,10 @@ def _without_methods(class_text: str) -> str:
 
 def _ancestors(name: str, classes: Mapping[str, ast.ClassDef]) -> Iterator[ast.ClassDef]:
     """The class and its bases, nearest first, as far as they are in the sources."""
-    if name not in classes:
-        return
-    yield classes[name]
-    for base in classes[name].bases:
-        yield from _ancestors(ast.unparse(base).rpartition(".")[2], classes)
+    if name in classes:
+        yield classes[name]
+        for base in classes[name].bases:
+            yield from _ancestors(ast.unparse(base).rpartition(".")[2], classes)
 
 
 def _annotated(node: ast.ClassDef) -> Iterator[tuple[str, ast.AnnAssign]]:
@@ -180,7 +168,8 @@ def _enums(target: str) -> Mapping[str, Any]:
     """The string values, as a Literal, of each enumeration that the fields of `target` may use."""
     files = {*_source_files(target)}
     if target.startswith("trl."):
-        files |= {package_folder("transformers") / file for file in _ENUM_SOURCES}
+        sources = ("trainer_utils.py", "training_args.py", "debug_utils.py")
+        files |= {package_folder("transformers") / file for file in sources}
     found: dict[str, Any] = {}
     for node in [node for file in files for node in _parse(file).body if isinstance(node, ast.ClassDef)]:
         if any("Enum" in ast.unparse(base) for base in node.bases):

@@ -13,8 +13,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from fmstune import files
-from fmstune.config.job import FULL, LORAPLUS_LR_RATIO, Model
-from fmstune.config.objective import SUPERVISED, Objective
+from fmstune.config.job import FULL, LORAPLUS_LR_RATIO, SUPERVISED, Model, Objective
 from fmstune.errors import UserError, one_line
 from fmstune.models.shapes import REFUSALS
 

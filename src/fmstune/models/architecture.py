@@ -20,8 +20,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTraine
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from fmstune import files
-from fmstune.config.job import Model
-from fmstune.config.objective import SUPERVISED, Objective
+from fmstune.config.job import SUPERVISED, Model, Objective
 from fmstune.errors import Problem, UserError, did_you_mean, one_line, raise_if_any
 
 _RENAMED = {"rope_theta": "rope_parameters", "rope_scaling": "rope_parameters", "torch_dtype": "dtype"}

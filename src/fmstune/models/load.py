@@ -16,8 +16,7 @@ from fmstune import files
 from fmstune.checks.fms import package_problems
 from fmstune.checks.precision import Precision
 from fmstune.config.choices import Attention, Backend, Device, Dtype
-from fmstune.config.job import Model, Quantization
-from fmstune.config.objective import SUPERVISED, Objective
+from fmstune.config.job import SUPERVISED, Model, Objective, Quantization
 from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.models import architecture
 

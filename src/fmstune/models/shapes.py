@@ -24,8 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fmstune.checks.memory import quantised_bytes
 from fmstune.checks.plan_inputs import Dimensions
-from fmstune.config.job import Quantization
-from fmstune.config.objective import SUPERVISED, Objective
+from fmstune.config.job import SUPERVISED, Objective, Quantization
 from fmstune.errors import Problem, UserError, one_line, raise_if_any
 from fmstune.models.adapter_targets import linear_layers, matrix_shape, target_problems
 from fmstune.models.architecture import build_empty

@@ -18,11 +18,10 @@ import torch
 from huggingface_hub import snapshot_download
 
 from fmstune import __version__, hardware, ranks
-from fmstune.config import secrets
 from fmstune.config.choices import Attention, Backend
 from fmstune.config.job import Job, Model, sources
 from fmstune.data.locate import local_files
-from fmstune.errors import UserError
+from fmstune.errors import UserError, without_secrets
 from fmstune.files import resolve, write_json
 from fmstune.runs import hashes, run_folder
 
@@ -98,7 +97,7 @@ def collect_lock(job: Job, *, device: str, model_config: str, command: str | Non
         packages={name: version(name) for name in (*PACKAGES, *extras(job))},
         git_commit=commit,
         git_changes=changes,
-        command=None if command is None else secrets.left_out(command),
+        command=None if command is None else without_secrets(command),
         seed=job.seed,
         device=device,
         device_names=_device_names(device),

@@ -1,7 +1,4 @@
-"""Sweeps: what Hydra is told of them, and points that its other launchers start, maybe on another machine.
-
-The result of such a point is a file in the sweep's folder (`fmstune.runs.sweep_folder`): Hydra drops what it returns.
-"""
+"""What Hydra tells of sweeps; a point that starts elsewhere leaves its result as a file, as Hydra returns none."""
 
 import importlib.util
 import os
@@ -104,5 +101,4 @@ def requeue() -> None:
     It waits for a signal of its own (submitit/core/job_environment.py, `_handle_signals`) and does not return then.
     """
     if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
-        name = os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")
-        signal.raise_signal(signal.Signals[f"SIG{name}"])
+        signal.raise_signal(signal.Signals["SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")])

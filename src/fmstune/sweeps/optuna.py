@@ -20,9 +20,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from fmstune.config import secrets
 from fmstune.config.overrides import parse_overrides
-from fmstune.errors import UserError, did_you_mean, first_line
+from fmstune.errors import UserError, did_you_mean, first_line, without_secrets
+from fmstune.exit_codes import INTERRUPTED
 from fmstune.launch import preemption
 from fmstune.runs import run_folder, sweep_folder
 
@@ -34,15 +34,12 @@ Space = dict[str, "BaseDistribution"]
 """What is searched, by the names of the fields."""
 Trial = tuple[int, dict[str, Any]]
 """Its number, and the values that Optuna chose."""
-
 STORAGE = "optuna.db"
 """The study, in the sweep's folder."""
 _PLUGIN = "hydra_plugins.fmstune.OptunaSweeper"
 """The name that Hydra knows the sweeper by."""
 _SPACE = "space"
 """User attribute of a study that says what it searches."""
-_STOPPED = (130, preemption.CODE)
-"""Exit codes of a point that was stopped, and is resumed with the search."""
 
 
 @dataclass
@@ -50,19 +47,13 @@ class OptunaConf:
     """The fields of `hydra.sweeper`, under the names that Optuna has for them."""
 
     _target_: str = _PLUGIN
-    n_trials: int = 20
-    """Points in all, failed ones and those of former commands included."""
-    n_jobs: int = 1
-    """Points that are chosen together, and run side by side where the launcher does that."""
-    sampler: str = "TPESampler"
-    """A class of `optuna.samplers`."""
-    seed: int | None = 42
-    """Of the sampler; null chooses otherwise each time."""
+    n_trials: int = 20  # points in all, failed ones and those of former commands included
+    n_jobs: int = 1  # points that are chosen together, and run side by side where the launcher does that
+    sampler: str = "TPESampler"  # a class of `optuna.samplers`
+    seed: int | None = 42  # of the sampler; null chooses otherwise each time
     study_name: str = "fmstune"
-    storage: str | None = None
-    """Optuna's URL of a database; null is `optuna.db` in the sweep's folder."""
-    direction: str = "minimize"
-    """Set by fmstune, from the job."""
+    storage: str | None = None  # Optuna's URL of a database; null is `optuna.db` in the sweep's folder
+    direction: str = "minimize"  # set by fmstune, from the job
 
 
 class OptunaSweeper(Sweeper):
@@ -117,7 +108,9 @@ class OptunaSweeper(Sweeper):
             trials += [(one.number, one.params) for one in (study.ask(space) for _ in range(more))]
             if not trials:
                 return
-            stopped = [self._launched(study, batch, given) for batch in _consecutive(trials)]
+            # numbers that follow each other: a launcher numbers its points from one on
+            batches = groupby(enumerate(trials), key=lambda pair: pair[1][0] - pair[0])
+            stopped = [self._launched(study, [trial for _, trial in batch], given) for _, batch in batches]
             sweep_folder.gather_points(folder, keep=True)
             if any(stopped):
                 return
@@ -132,7 +125,7 @@ class OptunaSweeper(Sweeper):
         stopped = False
         for (number, _), ended in zip(trials, self.launcher.launch(words, initial_job_idx=trials[0][0]), strict=True):
             point: sweep_folder.Point = ended.return_value
-            if point.code in _STOPPED:
+            if point.code in (INTERRUPTED, preemption.CODE):
                 stopped = True
             elif point.code == 0 and point.compare_by in point.metrics:
                 study.tell(number, point.metrics[point.compare_by])
@@ -171,10 +164,10 @@ def _study(fields: OptunaConf, folder: Path, space: Space) -> "Study":
             study.set_user_attr(_SPACE, searched)
     except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError) as err:
         text = f": {storage} cannot be used as Optuna's storage ({first_line(err)})"
-        raise UserError("hydra.sweeper.storage", secrets.left_out(text)) from err
+        raise UserError("hydra.sweeper.storage", without_secrets(text)) from err
     if former not in (None, searched) or study.direction != way:
         hint = "repeat its command with --resume, or choose another output_dir or hydra.sweeper.study_name"
-        text = f": {secrets.left_out(storage)} holds a study {fields.study_name!r} that searches otherwise; {hint}"
+        text = f": {without_secrets(storage)} holds a study {fields.study_name!r} that searches otherwise; {hint}"
         raise UserError("hydra.sweeper.storage", text)
     return study
 
@@ -236,9 +229,3 @@ def _name(override: Override) -> str:
 def _word(override: Override, params: dict[str, Any]) -> str:
     value = params.get(_name(override))
     return f"{override.get_key_element()}={override.get_value_element_as_str() if value is None else value}"
-
-
-def _consecutive(trials: Sequence[Trial]) -> Iterator[list[Trial]]:
-    """Trials whose numbers follow each other: a launcher numbers its points from one on."""
-    for _, group in groupby(enumerate(trials), key=lambda pair: pair[1][0] - pair[0]):
-        yield [trial for _, trial in group]

@@ -15,7 +15,6 @@ from fmstune.launch import subprocesses
 
 _RUNNER = [sys.executable, "-m", "fmstune.runner"]
 _SERVER = [sys.executable, "-m", "fmstune.fork_server"]
-
 _SAFE = {
     # pyarrow's allocator would start a thread, and a fork takes none along
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
@@ -32,8 +31,7 @@ class _Server:
     process: "subprocess.Popen[bytes]"
     line: IO[str]
     environment: Mapping[str, str]
-    point: int | None = None
-    """Process id of the point that runs."""
+    point: int | None = None  # process id of the point that runs
 
     def send_signal(self, number: int) -> None:
         """For the point that runs: the warm process hands it on, or ends of it while it still imports."""
@@ -69,8 +67,8 @@ def start_forked(argv: Sequence[str], env: Mapping[str, str]) -> int:
         close()
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            words = [*_SERVER, str(theirs.fileno())]
-            process = subprocess.Popen(words, env={**env, **_SAFE}, pass_fds=(theirs.fileno(),))
+            number = theirs.fileno()
+            process = subprocess.Popen([*_SERVER, str(number)], env={**env, **_SAFE}, pass_fds=(number,))
             # the socket is closed with its file
             _servers.append(_Server(process, ours.makefile("rw", encoding="utf-8"), dict(env)))
     if not forks or _servers[0].environment != dict(env):

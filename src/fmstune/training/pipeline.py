@@ -15,8 +15,7 @@ from fmstune.checks.advice import memory_advice
 from fmstune.checks.memory_plan import Plan, render_plan
 from fmstune.checks.plan_inputs import Rows
 from fmstune.checks.precision import precision_notes
-from fmstune.config.job import Job
-from fmstune.config.objective import text_columns
+from fmstune.config.job import Job, text_columns
 from fmstune.data.dataset import Prepared, prepare_data
 from fmstune.data.preparation import mark_prepared
 from fmstune.data.scan import scan_data

@@ -10,8 +10,7 @@ from fmstune.checks import resume
 from fmstune.checks.memory_plan import Plan, plan_work
 from fmstune.checks.plan_inputs import Machine, Rows, Sharing, Training, Work
 from fmstune.config.choices import Sharding
-from fmstune.config.job import Job, Launcher, is_sharded
-from fmstune.config.objective import SUPERVISED, text_columns
+from fmstune.config.job import SUPERVISED, Job, Launcher, is_sharded, text_columns
 from fmstune.data.dataset import Prepared
 from fmstune.data.scan import CHARACTERS_PER_TOKEN, scan_data
 from fmstune.errors import UserError, raise_if_any

@@ -9,8 +9,7 @@ import torch
 from safetensors import safe_open
 
 from fmstune.config import freeze
-from fmstune.config.job import Job
-from fmstune.config.objective import text_columns
+from fmstune.config.job import Job, text_columns
 from fmstune.data.dataset import data_identity
 from fmstune.errors import Problem, UserError, collect_problems
 from fmstune.launch import subprocesses

@@ -12,10 +12,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerState
 
-from fmstune.config import secrets
 from fmstune.config.job import Job
 from fmstune.config.metrics import Table, metrics_of
-from fmstune.errors import Preempted
+from fmstune.errors import Preempted, without_secrets
 from fmstune.files import write_json
 from fmstune.launch import parent
 from fmstune.runs import run_folder
@@ -70,7 +69,7 @@ class Guarded:
 
     def _turn_off(self, why: str) -> None:
         # a client may show the address that it was given, password and all
-        self.error = why = secrets.left_out(why)
+        self.error = why = without_secrets(why)
         parent.leave_at_once()
         text = (
             f"fmstune: note: tracking.{self.name} failed and is off for the rest of this run ({run_folder.METRICS} is "

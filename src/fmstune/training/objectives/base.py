@@ -1,4 +1,4 @@
-"""The part of an objective that needs torch; `fmstune.config.objective` is the part in its YAML file."""
+"""The part of an objective that needs torch; `fmstune.config.job.Objective` is the part in its YAML file."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
