@@ -90,7 +90,7 @@ def _slurm_problems(job: Job, slurm: Slurm) -> Iterator[Problem]:
     out = str(Path(job.output_dir or "runs").absolute())
     if re.search(r'["\\\n\r]', out):
         yield Problem("output_dir", f": sbatch takes no quote, backslash or line break in a folder's name, got {out!r}")
-    if job.launcher.strategy is Strategy.single and (gpus_per_node(slurm) or 0) > 1:
+    if job.launcher.strategy is Strategy.single and gpus_per_node(slurm) > 1:
         text = ": launcher.strategy=single uses one GPU; choose fsdp or ddp, or ask for 1"
         yield Problem("launcher.slurm.gpus_per_node", text)
     if slurm.requeue and job.training.get("save_only_model"):

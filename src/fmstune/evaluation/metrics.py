@@ -107,8 +107,8 @@ def compared(tuned: Answers, base: Answers | None, labels: int, seed: int) -> di
 
     The same rows are drawn for both models, so that the bounds of the change belong to the paired difference.
     """
-    models = {"tuned": tuned, **({"base": base} if base is not None else {})}
-    arrays = {name: [np.asarray(part) for part in one[:5]] for name, one in models.items()}
+    models = (("tuned", tuned), ("base", base))
+    arrays = {name: [np.asarray(part) for part in one[:5]] for name, one in models if one is not None}
     count, random = len(tuned.wanted), np.random.default_rng(seed)
     samples = []
     # the first of them is the rows themselves

@@ -89,9 +89,7 @@ def values_of(tree: Any, path: Path | str) -> dict[str, Any]:
 def _top(tree: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
     found: dict[str, Any] = {name: tree[name] for name in SAME_NAME if tree.get(name) is not None}
     known = (*SAME_NAME, *_WITHOUT_EFFECT, *_REFUSED_WHEN_SET, *_TAKEN, "distributed_type", "use_cpu", "fsdp_config")
-    for name in tree:
-        if name not in known:
-            problems.append(Problem(name, f"is unknown{did_you_mean(str(name), known)}"))
+    problems += [Problem(name, f"is unknown{did_you_mean(str(name), known)}") for name in tree if name not in known]
     for name, hint in _REFUSED_WHEN_SET.items():
         if tree.get(name):
             problems.append(Problem(name, f"is not taken ({hint}); leave it out"))

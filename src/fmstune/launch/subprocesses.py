@@ -30,7 +30,7 @@ def local_processes(launcher: Launcher) -> int:
     if launcher.num_processes is not None:
         return max(launcher.num_processes // max(launcher.num_machines, 1), 1)
     if launcher.slurm is not None:
-        return gpus_per_node(launcher.slurm) or 0
+        return gpus_per_node(launcher.slurm)
     return 0 if launcher.device is Device.cpu else hardware.gpus()
 
 
@@ -41,12 +41,10 @@ def total_processes(launcher: Launcher) -> int:
     return local_processes(launcher) * launcher.num_machines
 
 
-def gpus_per_node(slurm: Slurm) -> int | None:
-    """How many GPUs of each node are asked for: 0 where none are, None where that cannot be read."""
-    if slurm.gpus_per_node is None:
-        return 0
-    found = re.fullmatch(r"(?:[\w.-]+:)?([1-9]\d*)", slurm.gpus_per_node)
-    return int(found[1]) if found else None
+def gpus_per_node(slurm: Slurm) -> int:
+    """How many GPUs of each node are asked for; 0 where none are, or where the number cannot be read."""
+    found = re.fullmatch(r"(?:[\w.-]+:)?([1-9]\d*)", slurm.gpus_per_node or "")
+    return int(found[1]) if found else 0
 
 
 def command(job_file: Path, *flags: str) -> list[str]:

@@ -83,12 +83,8 @@ def _translate_job(job: Mapping[str, Any], environment: Mapping[str, str], read:
 
 def _values_of(values: Mapping[str, Any]) -> Given:
     """A job file's values as the values of flags, without null."""
-    found: Given = {}
-    for name, value in values.items():
-        if value is not None:
-            listed = value if isinstance(value, list) else [value]
-            found[name] = [json.dumps(one) if isinstance(one, dict) else str(one) for one in listed]
-    return found
+    lists = {name: value if isinstance(value, list) else [value] for name, value in values.items() if value is not None}
+    return {name: [json.dumps(v) if isinstance(v, dict) else str(v) for v in each] for name, each in lists.items()}
 
 
 def _translate_commands(commands: Sequence[Command], environment: Mapping[str, str], read: Read) -> list[Translation]:
