@@ -78,8 +78,7 @@ def source_files(format: Mapping[str, Any]) -> list[Path]:
     if top == "fmstune":
         return found
     if (folders := vars(sys.modules[top]).get("__path__")) is not None:
-        own = sorted(path for folder in folders for path in Path(folder).rglob("*.py") if path.is_file())
-        return [*found, *own]
+        return [*found, *sorted(path for folder in folders for path in Path(folder).rglob("*.py") if path.is_file())]
     file = inspect.getsourcefile(function)
     return [*found, Path(file)] if file else found
 

@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from fmstune import tables
 from fmstune.files import render_template
-from fmstune.runs.report.document import Block, Command, Document, Table, Text
+from fmstune.runs.report.document import Command, Document, Table, Text
 
 FOLDER = Path(__file__).parent
 
@@ -40,16 +40,15 @@ def render_text(document: Document) -> str:
     """Return the document for a terminal, without charts and without what is closed on the page."""
     parts = [f"{document.title}\n{document.place}"]
     for title, blocks in document.sections.items():
-        lines = [line for block in blocks for line in _as_text(block)]
+        lines: list[str] = []
+        for block in blocks:
+            if isinstance(block, Table):
+                words = [index for index in range(len(block.head)) if not block.is_numeric(index)]
+                lines += tables.lines(block.head, [[cell.text for cell in row] for row in block.rows], left=words)
+            elif isinstance(block, Text | Command):
+                lines.append(block.text)
         parts += ["\n".join([title, "─" * len(title), *lines])] if lines else []
     return "\n\n".join(parts)
-
-
-def _as_text(block: Block) -> list[str]:
-    if isinstance(block, Table):
-        words = [index for index in range(len(block.head)) if not block.is_numeric(index)]
-        return tables.lines(block.head, [[cell.text for cell in row] for row in block.rows], left=words)
-    return [block.text] if isinstance(block, Text | Command) else []
 
 
 def _line(text: str) -> str:
