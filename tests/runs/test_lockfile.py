@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fmstune.config.job import Model
-from fmstune.runs import hashes, lockfile
+from fmstune.runs import lockfile
 from tests import small
 
 
@@ -39,13 +39,13 @@ def test_a_large_file_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatc
     file = tmp_path / "weights"
     file.write_bytes(b"a" * 2_000_000)
     read: list[Path] = []
-    whole = hashes._read
-    monkeypatch.setattr(hashes, "_read", lambda path: (read.append(path), whole(path))[1])
-    assert hashes.hash_file(file) == hashes.hash_file(file) == hashlib.sha256(file.read_bytes()).hexdigest()
+    whole = lockfile._read
+    monkeypatch.setattr(lockfile, "_read", lambda path: (read.append(path), whole(path))[1])
+    assert lockfile.hash_file(file) == lockfile.hash_file(file) == hashlib.sha256(file.read_bytes()).hexdigest()
     assert len(read) == 1
     file.write_bytes(b"b" * 2_000_000)
     os.utime(file, ns=(1, 1))
-    assert hashes.hash_file(file) == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert lockfile.hash_file(file) == hashlib.sha256(file.read_bytes()).hexdigest()
     assert len(read) == 2
 
 

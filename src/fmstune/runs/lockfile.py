@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 import platform
 import re
@@ -17,13 +18,13 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 
-from fmstune import __version__, hardware, ranks
+from fmstune import __version__, cache, hardware, ranks
 from fmstune.config.choices import Attention, Backend
 from fmstune.config.job import Job, Model, sources
 from fmstune.data.locate import local_files
 from fmstune.errors import UserError, without_secrets
-from fmstune.files import resolve, write_json
-from fmstune.runs import hashes, run_folder
+from fmstune.files import resolve, write_aside, write_json
+from fmstune.runs import run_folder
 
 PACKAGES = (
     *("accelerate", "datasets", "huggingface-hub", "hydra-core", "jinja2", "numpy", "omegaconf", "peft", "pyarrow"),
@@ -41,6 +42,9 @@ ENVIRONMENT = (
 
 _OF_A_MODEL = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Suffixes of files that make a model, an adapter or a tokenizer."""
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_SMALL = 1_000_000
+"""Bytes of a file that is hashed faster than looked up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +166,7 @@ def data_files(job: Job) -> dict[str, dict[str, str]]:
                 files = local_files(source.path, field)
                 # names alone, as folders differ between machines; whole paths where two files have one name
                 are_distinct = len({path.name for path in files}) == len(files)
-                found[field] = {path.name if are_distinct else str(path): hashes.hash_file(path) for path in files}
+                found[field] = {path.name if are_distinct else str(path): hash_file(path) for path in files}
     return found
 
 
@@ -170,12 +174,45 @@ def model_files(model: Model) -> dict[str, dict[str, str]]:
     """The hashes of the files in each folder of the model, by field; a field whose folder is not here is left out."""
     return {
         field: {
-            path.name: hashes.hash_file(path)
+            path.name: hash_file(path)
             for path in sorted(folder.iterdir())
             if path.suffix in _OF_A_MODEL and path.is_file() and not path.name.startswith(".")
         }
         for field, folder in model_folders(model).items()
     }
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256, from the cache if path, size and time are known; raises OSError for an unreadable file."""
+    found = path.stat()
+    if _DIGEST.fullmatch(path.resolve().name):
+        # a large file in the hub's cache is named by its digest (huggingface_hub: an LFS blob's etag)
+        return path.resolve().name
+    if found.st_size < _SMALL:
+        return _read(path)
+    facts = [str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ino]
+    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    # in the folder of the tokens, so that both are cleared together
+    known = cache.place() / "tokenized" / f".hash-{name}"
+    with suppress(OSError):
+        if _DIGEST.fullmatch(digest := known.read_text(encoding="ascii")):
+            return digest
+    digest = _read(path)
+    with suppress(OSError):  # a read-only cache
+        known.parent.mkdir(parents=True, exist_ok=True)
+        with write_aside(known) as aside:
+            aside.write_text(digest, encoding="ascii")
+    return digest
+
+
+def hash_weights(folder: Path) -> dict[str, str]:
+    """Return the digests of a model's or an adapter's weight files by name."""
+    return {path.name: hash_file(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def _read(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def model_folders(model: Model) -> dict[str, Path]:

@@ -23,7 +23,7 @@ from fmstune.errors import Preempted, Problem, UserError, raise_if_any
 from fmstune.launch import parent
 from fmstune.models import adapters, base_identity, load, save, sharding
 from fmstune.models.load import Tokenizer
-from fmstune.runs import checkpoints, hashes, lockfile, model_card, run_folder
+from fmstune.runs import checkpoints, lockfile, model_card, run_folder
 from fmstune.runs.lockfile import Lock
 from fmstune.training import figures, memory, tracking
 from fmstune.training.arguments import training_arguments
@@ -75,7 +75,7 @@ def train_job(
         trainer.accelerator.wait_for_everyone()
         if main:
             draw_loss(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT)
-            weights = {"weights_sha256": hashes.hash_weights(folder / run_folder.MODEL)}
+            weights = {"weights_sha256": lockfile.hash_weights(folder / run_folder.MODEL)}
             run_folder.update_summary(folder, {**seconds, **results, **weights})
 
 
