@@ -15,9 +15,7 @@ def gpus() -> int:
         return 0
     # cuInit makes no context, so it takes no memory of a device (CUDA Driver API, "Initialization")
     count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
+    return 0 if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) else count.value
 
 
 def cores() -> int:

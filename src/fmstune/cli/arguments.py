@@ -80,8 +80,7 @@ def parse_command_line(words: Sequence[str]) -> CommandLine | HelpOrVersion:
     if given.pop("help") | given.pop("version"):
         return HelpOrVersion(named, "--version" in rest, Path(hydra.config_dir) if hydra.config_dir else None)
     words_left = [word for word in left if not word.startswith("-")]
-    unknown = (word.partition("=")[0] for word in left if word.startswith("-"))
-    problems = [_unknown_flag(flag, verb, kind) for flag in unknown]
+    problems = [_unknown_flag(word.partition("=")[0], verb, kind) for word in left if word.startswith("-")]
     raise_if_any([*problems, *_wrong_words(verb, kind, words_left, given)])
     positional = _positional(verb, words_left)
     given |= positional

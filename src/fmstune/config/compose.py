@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import hydra
 import yaml
@@ -79,24 +79,27 @@ def _with_missing(tree: Any) -> Any:
     return "???" if tree == _MISSING else tree
 
 
-class _Engine(NamedTuple):
-    """Hydra, ready to compose the file `name` with these overrides."""
+class _Engine(Hydra):
+    """Hydra, ready to compose the file `name` with the overrides `words`."""
 
-    hydra: Hydra
-    loader: RecordingLoader
-    name: str
-    words: list[str]
+    def __init__(self, overrides: Sequence[Override], flags: HydraFlags) -> None:
+        defaults.register()
+        setbase(_HYDRA)
+        given = allow_new_fields(overrides, group_names(flags.config_dir))
+        self.loader = RecordingLoader(flags.config_path or _CONFIG_PATH, flags.config_dir, given)
+        self.name, self.words = flags.config_name or _CONFIG_NAME, [text_of(one) for one in given]
+        super().__init__("fmstune", self.loader)
 
 
 def compose_job(overrides: Sequence[Override], flags: HydraFlags = NO_HYDRA_FLAGS) -> Composed:
     """Compose one job, or what a sweep's points share; raises UserError for two values of a field, and `ERRORS`."""
-    engine = _engine(overrides, flags)
+    engine = _Engine(overrides, flags)
     return _composed(engine, _load(engine, overrides))
 
 
 def call_with_job(overrides: Sequence[Override], flags: HydraFlags, task: Callable[[Composed], int]) -> int | None:
     """Compose one job and run the task with Hydra's callbacks, environment and logging; None for a configured sweep."""
-    engine = _engine(overrides, flags)
+    engine = _Engine(overrides, flags)
     config = _load(engine, overrides)
     if config.hydra.mode is RunMode.MULTIRUN:
         return None
@@ -121,20 +124,20 @@ def call_with_job(overrides: Sequence[Override], flags: HydraFlags, task: Callab
 
 def compose_points(overrides: Sequence[Override], flags: HydraFlags, task: Callable[[Composed], Any]) -> None:
     """Let Hydra's sweeper choose the points and its launcher call the (picklable) task with each, here or elsewhere."""
-    engine = _engine(overrides, flags)
+    engine = _Engine(overrides, flags)
     parts = engine.loader.parts
 
     def fmstune(config: DictConfig) -> Any:
         return task(Composed(config, HydraConfig.get(), parts()))
 
-    engine.hydra.multirun(engine.name, fmstune, [*engine.words, "hydra.mode=MULTIRUN"])
+    engine.multirun(engine.name, fmstune, [*engine.words, "hydra.mode=MULTIRUN"])
 
 
 def call_hydra(overrides: Sequence[Override], flags: HydraFlags) -> int:
     """Call Hydra's own main, for its flags that show something or complete a line; 0."""
     # its errors rise instead of ending the process with 1
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    words = _engine(overrides, flags).words
+    words = _Engine(overrides, flags).words
     # the word of a completion, such as query=bash, is not a field
     given = map(text_of, overrides) if flags.shell_completion else words
     sys.argv = ["fmstune", *words_of(flags), *given]
@@ -142,16 +145,8 @@ def call_hydra(overrides: Sequence[Override], flags: HydraFlags) -> int:
     return 0
 
 
-def _engine(overrides: Sequence[Override], flags: HydraFlags) -> _Engine:
-    defaults.register()
-    setbase(_HYDRA)
-    given = allow_new_fields(overrides, group_names(flags.config_dir))
-    loader = RecordingLoader(flags.config_path or _CONFIG_PATH, flags.config_dir, given)
-    return _Engine(Hydra("fmstune", loader), loader, flags.config_name or _CONFIG_NAME, [text_of(one) for one in given])
-
-
 def _load(engine: _Engine, overrides: Sequence[Override]) -> DictConfig:
-    config = engine.hydra.compose_config(engine.name, engine.words, RunMode.RUN, True, validate_sweep_overrides=False)
+    config = engine.compose_config(engine.name, engine.words, RunMode.RUN, True, validate_sweep_overrides=False)
     if config.hydra.mode is not RunMode.MULTIRUN:
         hint = "one run for each value needs -m; a list is written in brackets"
         raise_if_any(Problem(text_of(one), f": {hint}") for one in overrides if one.is_sweep_override())
