@@ -129,8 +129,7 @@ def _by_prefixes(turns: Sequence[Message], tools: Tools, tokenizer: PreTrainedTo
         if number == 0:
             raise RowProblem("the conversation begins with the assistant; begin with a turn of user or system")
         before = render_chat(turns[:number], tools, tokenizer, asks=True)
-        last = number + 1 == len(turns)
-        up_to = whole if last else render_chat(turns[: number + 1], tools, tokenizer, asks=False)
+        up_to = whole if number + 1 == len(turns) else render_chat(turns[: number + 1], tools, tokenizer, asks=False)
         if not whole.startswith(up_to):
             raise RowProblem(
                 f"the chat template writes turn {number + 1} differently when later turns follow, so one row cannot "

@@ -27,8 +27,7 @@ def mark_prepared(job: Job) -> None:
 
 def was_prepared(job: Job) -> bool:
     """Whether the same model and rows were prepared from files not touched since; a hint, as the ranks check again."""
-    mark = _mark(job)
-    return mark is not None and mark.is_file()
+    return (mark := _mark(job)) is not None and mark.is_file()
 
 
 def _mark(job: Job) -> Path | None:

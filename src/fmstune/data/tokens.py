@@ -96,8 +96,7 @@ def encode_rows(batch: Sequence[Formatted], tokenizer: PreTrainedTokenizerBase, 
     """
     check_tokenizer(tokenizer)
     texts = [text for row in batch for text in (row.values() if isinstance(row, Texts) else [row])]
-    of_plain = [text for text in texts if not isinstance(text, Templated | TokenRow)]
-    plain = _encode_texts(of_plain, tokenizer, max_length)
+    plain = _encode_texts([text for text in texts if not isinstance(text, Templated | TokenRow)], tokenizer, max_length)
     templated = _encode_texts([text for text in texts if isinstance(text, Templated)], tokenizer, max_length)
 
     def encode(row: Formatted) -> Encoded:

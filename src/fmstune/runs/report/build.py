@@ -18,8 +18,6 @@ from fmstune.runs.report.run_data import Run, is_run, raise_if_no_run, read_refu
 from fmstune.runs.run_folder import FAILED
 from fmstune.runs.sweep_folder import Point
 
-PAGE, MARKDOWN, CSV = "report.html", "report.md", "report.csv"
-
 
 def write_report(request: Report) -> int:
     """Write the three files into the folder; raises UserError if it holds no run or a broken one."""
@@ -31,9 +29,9 @@ def write_report(request: Report) -> int:
     by = ranking.choose_metric(runs, request.metric, request.direction)
     document = run_report.run_document(runs[0]) if one else sweep_report.sweep_document(folder, runs, by, refused)
     files = {
-        folder / PAGE: render.render_html(document),
-        folder / MARKDOWN: render.render_markdown(document),
-        folder / CSV: _csv(runs, [] if one else ranking.differing_columns(runs), refused),
+        folder / "report.html": render.render_html(document),
+        folder / "report.md": render.render_markdown(document),
+        folder / "report.csv": _csv(runs, [] if one else ranking.differing_columns(runs), refused),
     }
     _write("report", files)
     headline = document.sections["Result"][0]

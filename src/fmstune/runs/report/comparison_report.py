@@ -13,8 +13,6 @@ from fmstune.runs.report.run_data import Run
 _DATA = ("data_hashes", "data_rows", "data_files", "tokens", "model_config_hash", "model_commits", "model_files")
 _IN_SETTINGS = ("command", "seed")
 """Entries of `lock.json` that the settings show already."""
-_SAMPLED_STEPS = 5
-"""Steps at which the table shows two curves."""
 
 
 def comparison_document(a: Run, b: Run) -> Document:
@@ -72,8 +70,8 @@ def _curves(a: Run, b: Run) -> Iterator[Block]:
         if steps := sorted(first.keys() & second.keys()):
             found = True
             yield Text(f"{name}: {_curve_difference(first, second, steps)}")
-            last = len(steps) - 1
-            sampled = sorted({steps[round(part * last / (_SAMPLED_STEPS - 1))] for part in range(_SAMPLED_STEPS)})
+            # the first step, the last one and three between
+            sampled = sorted({steps[round(quarter * (len(steps) - 1) / 4)] for quarter in range(5)})
             rows = [[step, first[step], second[step], change_cell(first[step], second[step])] for step in sampled]
             yield make_table(("step", "A", "B", "B − A"), rows)
     if not found:

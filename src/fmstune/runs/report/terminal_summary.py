@@ -17,9 +17,7 @@ def metric_rows(
     base: Mapping[str, Any] | None, tuned: Mapping[str, Any], table: Table
 ) -> Iterator[tuple[str, str, str, str]]:
     """Yield the lines of the table of base against tuned: metric, base, tuned and change, of what was measured."""
-    for key in names_at(table, Place.table):
-        if key not in tuned:
-            continue
+    for key in (name for name in names_at(table, Place.table) if name in tuned):
         form = table[key].form
         before, after = (base or {}).get(key), tuned[key]
         cells = [f"{value:{form}}" if value is not None else "-" for value in (before, after)]
