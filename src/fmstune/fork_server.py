@@ -37,16 +37,14 @@ def main() -> None:
     above = int(os.environ[PARENT])
     for number in (*INTERRUPTING, *NOTICES):
         signal.signal(number, _hand_on)
-    # the parent starts with them kept back
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, NOTICES)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, NOTICES)  # the parent starts with them kept back
     with socket.socket(fileno=int(sys.argv[1])) as connection:
         line = connection.makefile("rw", encoding="utf-8")
     with hide_unused_packages():
         importlib.import_module("fmstune.training.pipeline")
         for module in _LATE:
             importlib.import_module(module)
-    # what a collection touches would be copied into each point
-    gc.freeze()
+    gc.freeze()  # what a collection touches would be copied into each point
     for words in line:
         _run(json.loads(words), line, above)
 
@@ -80,8 +78,7 @@ def _run(words: list[str], line: IO[str], above: int) -> None:
     print(point, file=line, flush=True)
     while not (ended := os.waitpid(point, os.WNOHANG))[0]:
         if os.getppid() != above:
-            # the point ends with this process, and this one with the parent
-            os._exit(1)
+            os._exit(1)  # the point ends with this process, and this one with the parent
         time.sleep(0.02)
     _points.clear()
     print(os.waitstatus_to_exitcode(ended[1]), file=line, flush=True)

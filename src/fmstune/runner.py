@@ -71,8 +71,7 @@ def _act(options: argparse.Namespace) -> int:
     if folder is not None:
         run_folder.mark_begun(folder)
     parent.watch(lambda: run_folder.mark_orphaned(folder) if folder else None)
-    if not rank.is_main:
-        # one process speaks for all
+    if not rank.is_main:  # one process speaks for all
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     # here and not above: it imports torch for seconds, in which a signal or the parent's death must already end it
     with hide_unused_packages():

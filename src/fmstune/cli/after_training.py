@@ -56,8 +56,7 @@ def _evaluated(line: CommandLine, run: Path) -> Job:
     if any(one.key_or_group == "data" for one in line.overrides):
         composed = compose.compose_job(line.overrides, line.hydra)
         if OmegaConf.is_missing(composed.job.data, "train") and composed.job.data.eval is not None:
-            # rows to train on need not be given
-            OmegaConf.update(composed.job, "data.train", "none")
+            OmegaConf.update(composed.job, "data.train", "none")  # rows to train on need not be given
         job = freeze.freeze(composed.tree(), trusted=line.trusted).job
     elif run.is_file():
         job = freeze.read(run, trusted=line.trusted, changes=field_changes(line.overrides)).job

@@ -126,8 +126,7 @@ def _parse_from_fms(words: Sequence[str]) -> CommandLine | HelpOrVersion:
     if old and old[0].startswith("--") and old[0] != "--":
         hint = f"{did_you_mean(old[0], own)}; the old command follows after --"
         raise UserError("from-fms", f"has no flag {old[0]}{hint}")
-    if len(old) == 2 and old[1] == "--run":
-        # behind the quoted command, where one would write it
+    if len(old) == 2 and old[1] == "--run":  # behind the quoted command, where one would write it
         flags, old = [*flags, "--run"], old[:1]
     if {"--help", "-h", "--version"} & {*flags}:
         return HelpOrVersion(Verb.from_fms, "--version" in flags)

@@ -42,7 +42,6 @@ def line_for_hydra(line: str) -> str:
         del words[0]
     done = words if line.endswith(" ") else words[:-1]
     last = [] if line.endswith(" ") else words[-1:]
-    # flags, or a word in quotes that spaces divide, stay as they are
-    with suppress(UserError):
+    with suppress(UserError):  # flags, or a word in quotes that spaces divide, stay as they are
         done = [text_of(one) for one in allow_new_fields(parse_overrides(done), group_names())]
     return " ".join([app, *done, *last]) + (" " if line.endswith(" ") else "")

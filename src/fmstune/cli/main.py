@@ -28,8 +28,7 @@ def main() -> NoReturn:
         print(render(err.problems), file=sys.stderr)
     except BrokenPipeError:
         sys.exit(closed_pipe())
-    except OSError as err:
-        # such as a sweep's folder that is a file, or a name that is too long
+    except OSError as err:  # such as a sweep's folder that is a file, or a name that is too long
         print(render([Problem(str(err.filename or "a file"), f": {err.strerror or err}")]), file=sys.stderr)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -104,8 +103,7 @@ def _translate(asked: FromFms) -> int:
     found = translate_old_commands(asked.old_command, os.environ, _text_of)
     unset = [name for one in found for name in one.unset] if asked.run_it else []
     raise_if_any(Problem("", f"${name} has no value; set it before the command") for name in unset)
-    # with --run, stdout is that of the commands
-    out = sys.stderr if asked.run_it else sys.stdout
+    out = sys.stderr if asked.run_it else sys.stdout  # with --run, stdout is that of the commands
     for place, translation in enumerate(found):
         # a blank line between two
         print("\n" * (place > 0) + render_command(translation), file=out, flush=True)

@@ -58,8 +58,7 @@ def history_of(composed: Composed, job: Job, line: CommandLine) -> History | Non
     words = [*flags, *line.trust_flags, *composed.words]
     try:
         sources = origins.recorded_origins(freeze.as_tree(job), composed_origins(composed, line))
-    except RuntimeError as err:
-        # a report can do without them
+    except RuntimeError as err:  # a report can do without them
         print(f"fmstune: note: {run_folder.SOURCES} will not say what set each field: {err}", file=sys.stderr)
         sources = {}
     return History(words, sources)
@@ -125,8 +124,7 @@ def _train(job: Job, flags: Sequence[str], history: History, start: Start | None
     code, prepared = 0, was_prepared(claimed.job)
     for argv in subprocesses.commands(claimed.job, folder / run_folder.JOB, *flags, prepared=prepared):
         code = code or (start or subprocesses.start)(argv, subprocesses.environment(claimed.job.launcher, os.environ))
-    if not (folder / run_folder.SUMMARY).is_file():
-        # nothing was trained: leave nothing behind
+    if not (folder / run_folder.SUMMARY).is_file():  # nothing was trained: leave nothing behind
         claim_folder.release_folder(claimed)
         return exit_code_of(code) or INTERNAL_ERROR
     if code < 0:

@@ -136,8 +136,7 @@ def _run_points_elsewhere(line: CommandLine, number: int) -> list[int]:
     callback.Sweep.away.clear()
     try:
         compose_points(line.overrides, line.hydra, partial(_run_point_elsewhere, line, number))
-    except Exception as err:
-        # as submitit is an extra, its errors cannot be named
+    except Exception as err:  # as submitit is an extra, its errors cannot be named
         if type(err).__module__.partition(".")[0] != "submitit":
             raise
         said = f"{first_line(err)}; its log says why, and the other jobs continue"

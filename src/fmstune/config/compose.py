@@ -135,8 +135,7 @@ def compose_points(overrides: Sequence[Override], flags: HydraFlags, task: Calla
 
 def call_hydra(overrides: Sequence[Override], flags: HydraFlags) -> int:
     """Call Hydra's own main, for its flags that show something or complete a line; 0."""
-    # its errors rise instead of ending the process with 1
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors rise instead of ending the process with 1
     words = _Engine(overrides, flags).words
     # the word of a completion, such as query=bash, is not a field
     given = map(text_of, overrides) if flags.shell_completion else words
@@ -155,8 +154,7 @@ def _load(engine: _Engine, overrides: Sequence[Override]) -> DictConfig:
 
 
 def _composed(engine: _Engine, config: DictConfig) -> Composed:
-    # references of the job may lead there
-    HydraConfig.instance().set_config(config)
+    HydraConfig.instance().set_config(config)  # references of the job may lead there
     job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return Composed(job, config.hydra, engine.loader.parts())
 

@@ -63,8 +63,7 @@ def _as_kind(value: Any, kind: type) -> Any:
         except (ValueError, OverflowError):
             return None
         if kind is float:
-            # nan compares false with every limit
-            return None if math.isnan(number) else number
+            return None if math.isnan(number) else number  # nan compares false with every limit
         return int(number if isinstance(value, str) else value) if number.is_integer() else None
     return value if isinstance(value, kind) else None
 

@@ -95,8 +95,7 @@ def _classes(target: str) -> Mapping[str, ast.ClassDef]:
 
 def _source_files(target: str) -> list[Path]:
     package, _, name = target.rpartition(".")
-    if package.startswith("fmstune."):
-        # a tracker: its module imports more than the parent needs
+    if package.startswith("fmstune."):  # a tracker: its module imports more than the parent needs
         file = package_folder("fmstune").joinpath(*package.split(".")[1:]).with_suffix(".py")
         return [file] if file.is_file() else []
     folder = package_folder(package)
@@ -117,8 +116,7 @@ def _parse(path: Path) -> ast.Module:
     pieces = re.split(r"^(?=class |def |async def |@)", text, flags=re.MULTILINE)
     try:
         return ast.parse("".join(_without_methods(piece) for piece in pieces if piece.startswith("class ")))
-    except SyntaxError:
-        # a text in the source was cut that looks like source
+    except SyntaxError:  # a text in the source was cut that looks like source
         return ast.parse(text)
 
 

@@ -30,8 +30,7 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Say where the points' words go, before Hydra waits for them."""
         folder = Path(config.hydra.sweep.dir)
-        # of a command that was killed
-        sweep_folder.gather_points(folder)
+        sweep_folder.gather_points(folder)  # of a command that was killed
         if config.hydra.runtime.choices[_LAUNCHER] != "basic":
             Sweep.away.append(folder)
         if is_submitit(config.hydra):
@@ -50,8 +49,7 @@ def threads(settings: HydraConf, number: int) -> int | None:
     launcher = settings.runtime.choices[_LAUNCHER]
     if launcher == "joblib":
         jobs = int(settings.launcher.n_jobs)
-        # joblib counts back from the cores
-        number = jobs if jobs > 0 else hardware.cores() + 1 + jobs
+        number = jobs if jobs > 0 else hardware.cores() + 1 + jobs  # joblib counts back from the cores
     return max(hardware.cores() // max(number, 1), 1) if launcher in ("joblib", "submitit_local") else None
 
 
