@@ -8,11 +8,7 @@ from typing import Any
 import torch
 from peft import IA3Config, PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from peft.utils import (
-    TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
-    TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
-    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
-)
+from peft.utils import constants
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -71,38 +67,35 @@ def matrix_shape(module: torch.nn.Module) -> tuple[int, int]:
 
 def target_problems(model: PreTrainedModel, peft_config: PeftConfig) -> Iterator[Problem]:
     """Names of the adapter's configuration that the model does not have; PEFT is silent when one of two matches."""
-    asked = getattr(peft_config, "target_modules", None)
+    asked, model_type = getattr(peft_config, "target_modules", None), model.config.model_type
     texts: list[str] = []
     if isinstance(asked, str):
         texts += _pattern_problems(model, asked) if asked.lower() != ALL_LINEAR else ()
     elif asked is not None:
         texts += [text for name in sorted(asked) for text in _name_problems(model, name)]
     elif hasattr(peft_config, "target_modules") and not getattr(peft_config, "target_parameters", None):
-        tuner = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(peft_config.peft_type)]
+        tuner, is_ia3 = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(peft_config.peft_type)], isinstance(peft_config, IA3Config)
         # None where the method has no such list
-        defaults: Collection[str] | None = getattr(tuner, "target_module_mapping", None)
-        if isinstance(peft_config, IA3Config):
-            defaults = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
-        if defaults is not None and model.config.model_type not in defaults:
+        listed = getattr(tuner, "target_module_mapping", None)
+        defaults = constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING if is_ia3 else listed
+        if defaults is not None and model_type not in defaults:
             # IA3 would scale the inputs of all of them, or the outputs
-            every = "" if isinstance(peft_config, IA3Config) else f"{ALL_LINEAR} or to "
-            change = f"set it to {every}some of {_available(model)}"
-            texts.append(f": PEFT has no default for {model.config.model_type}; {change}")
+            change = f"set it to {'' if is_ia3 else f'{ALL_LINEAR} or to '}some of {_available(model)}"
+            texts.append(f": PEFT has no default for {model_type}; {change}")
     yield from (Problem("peft.target_modules", text) for text in texts)
     feedforward = getattr(peft_config, "feedforward_modules", ())
-    if feedforward is None and model.config.model_type not in TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING:
+    if feedforward is None and model_type not in constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING:
         scaled = "the modules of peft.target_modules that are scaled at their input (the last linear layer of the MLP)"
-        text = f": PEFT has no default for {model.config.model_type}; name {scaled}, or [] for none"
+        text = f": PEFT has no default for {model_type}; name {scaled}, or [] for none"
         yield Problem("peft.feedforward_modules", text)
-    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
     for field, kind, known, hint in (
-        ("feedforward_modules", "module", modules, f"; available are {_available(model)}"),
-        ("modules_to_save", "module", modules, ""),
-        ("target_parameters", "parameter", parameters, "; the names end like q_proj.weight"),
+        ("feedforward_modules", "module", model.named_modules, f"; available are {_available(model)}"),
+        ("modules_to_save", "module", model.named_modules, ""),
+        ("target_parameters", "parameter", model.named_parameters, "; the names end like q_proj.weight"),
     ):
         given = getattr(peft_config, field, None) or ()
         for name in () if isinstance(given, str) else sorted(given):
-            if not any(_ends_with(one, name) for one in known):
+            if not any(_ends_with(one, name) for one, _ in known()):
                 yield Problem(f"peft.{field}", f": no {kind} is named {name!r}{hint}")
 
 
@@ -114,10 +107,8 @@ def _pattern_problems(model: PreTrainedModel, pattern: str) -> Iterator[str]:
         yield f": {pattern!r} is not a regular expression: {error}"
         return
     matched = [module for name, module in model.named_modules() if expression.fullmatch(name)]
-    if not matched:
-        hint = " (a string is a regular expression for the whole name; write a list to match endings)"
-        yield f": {pattern!r} matches no module{hint}; available are {_available(model)}"
-    yield from _match_problems(model, pattern, matched)
+    hint = "(a string is a regular expression for the whole name; write a list to match endings)"
+    yield from _match_problems(model, pattern, matched, f"{pattern!r} matches no module {hint}")
 
 
 def _name_problems(model: PreTrainedModel, name: str) -> Iterator[str]:
@@ -126,13 +117,13 @@ def _name_problems(model: PreTrainedModel, name: str) -> Iterator[str]:
         yield f": {ALL_LINEAR} works as a string, not in a list; write it without brackets"
         return
     matched = [module for module_name, module in model.named_modules() if _ends_with(module_name, name)]
+    hint = did_you_mean(name, (target.name for target in targets(model)))
+    yield from _match_problems(model, name, matched, f"no module is named {name!r}{hint}")
+
+
+def _match_problems(model: PreTrainedModel, asked: str, matched: Sequence[torch.nn.Module], lack: str) -> Iterator[str]:
     if not matched:
-        hint = did_you_mean(name, (target.name for target in targets(model)))
-        yield f": no module is named {name!r}{hint}; available are {_available(model)}"
-    yield from _match_problems(model, name, matched)
-
-
-def _match_problems(model: PreTrainedModel, asked: str, matched: Sequence[torch.nn.Module]) -> Iterator[str]:
+        yield f": {lack}; available are {_available(model)}"
     if any(module is model.get_output_embeddings() for module in matched):
         why = "TRL's fused loss reads the base weight alone and would never train the adapter"
         yield f": {asked!r} matches the output layer, where {why}; leave it out, or name it in peft.modules_to_save"
@@ -152,16 +143,15 @@ def _available(model: PreTrainedModel) -> str:
 
 def render_modules(model: PreTrainedModel, lora_targets: Any = None) -> str:
     """A table of the modules that an adapter can target; `*` marks LoRA's where `target_modules` is null."""
-    default = lora_targets or TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type, ())
+    model_type, found = model.config.model_type, targets(model)
+    default = lora_targets or constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type, ())
     lines = [f"  {'module':<24}{'kind':<8}{'count':>6}{'in':>8}{'out':>8}{'LoRA r=8':>14}"]
-    found = targets(model)
     for t in found:
         mark = "*" if _is_default(t.name, default) else " "
         shape = f"{t.kind:<8}{t.count:>6}{t.inputs:>8}{t.outputs:>8}{t.lora_parameters(8):>14,}"
         lines.append(f"{mark} {t.name:<24}{shape}")
-    total = sum(t.lora_parameters(8) for t in found)
-    modules = sum(t.count for t in found)
-    lines.append(f"* {model.config.model_type}'s default, taken where peft.target_modules is null")
+    modules, total = sum(t.count for t in found), sum(t.lora_parameters(8) for t in found)
+    lines.append(f"* {model_type}'s default, taken where peft.target_modules is null")
     all_of_these = f"all of these ({modules} modules, {total:,} parameters with r=8), without the output layer"
     return "\n".join([*lines, f"peft.target_modules={ALL_LINEAR} takes {all_of_these}"])
 

@@ -38,16 +38,24 @@ def peft_configuration(settings: dict[str, Any], model: Model, objective: Object
         config: PeftConfig = cls(**{"task_type": TaskType(objective.task_type), **values})
     except REFUSALS as err:
         raise UserError("peft", f": {target} refuses these fields: {err}") from err
-    return config if model.adapter is None else _saved(model.adapter, config)
+    if model.adapter is None:
+        return config
+    # its own configuration, to train it further
+    saved = read_adapter(model.adapter, "model.adapter")
+    if not (Path(model.adapter).is_dir() or huggingface_hub.file_exists(model.adapter, SAFETENSORS_WEIGHTS_NAME)):
+        raise _no_safetensors(model.adapter, "model.adapter")
+    if saved.peft_type != config.peft_type:
+        found = saved.peft_type.value if saved.peft_type else "of no method (no peft_type)"
+        text = f": {model.adapter} is {found}, and the peft group chose {config.peft_type.value}; choose its method"
+        raise UserError("model.adapter", text)
+    saved.inference_mode = False
+    return saved
 
 
 def with_added_tokens(config: PeftConfig | None, added: Sequence[int]) -> PeftConfig | None:
     """The configuration that trains the embeddings of these ids too, where the method can; the base never saw them."""
-    if config is None or not added:
-        return config
-    if getattr(config, "trainable_token_indices", ()) is not None:
-        return config
-    return replace(config, trainable_token_indices=list(added))
+    takes_more = added and getattr(config, "trainable_token_indices", ()) is None
+    return replace(config, trainable_token_indices=list(added)) if config is not None and takes_more else config
 
 
 def wrap(model: PreTrainedModel, config: PeftConfig | None, adapter: str | None) -> PreTrainedModel | PeftModel:
@@ -64,19 +72,6 @@ def wrap(model: PreTrainedModel, config: PeftConfig | None, adapter: str | None)
     except (OSError, ValueError, RuntimeError, SafetensorError) as err:
         # torch raises RuntimeError for weights of another shape
         raise UserError("model.adapter", f": {adapter} does not fit the model: {one_line(err)}") from err
-
-
-def _saved(adapter: str, config: PeftConfig) -> PeftConfig:
-    """The saved adapter's own configuration, to train it further; raises UserError where it does not fit the job."""
-    saved = read_adapter(adapter, "model.adapter")
-    if not (Path(adapter).is_dir() or huggingface_hub.file_exists(adapter, SAFETENSORS_WEIGHTS_NAME)):
-        raise _no_safetensors(adapter, "model.adapter")
-    if saved.peft_type != config.peft_type:
-        found = saved.peft_type.value if saved.peft_type else "of no method (no peft_type)"
-        text = f": {adapter} is {found}, and the peft group chose {config.peft_type.value}; choose its method"
-        raise UserError("model.adapter", text)
-    saved.inference_mode = False
-    return saved
 
 
 def read_adapter(adapter: str, field: str) -> PeftConfig:

@@ -7,15 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    StrictDataclassError,
-)
+from huggingface_hub import errors as hub_errors
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -61,10 +53,9 @@ def _from_architecture(architecture: dict[str, Any]) -> PreTrainedConfig:
         if key not in known
     )
     try:
-        config: PreTrainedConfig = AutoConfig.for_model(**architecture)
-    except StrictDataclassError as error:
+        return AutoConfig.for_model(**architecture)
+    except hub_errors.StrictDataclassError as error:
         raise UserError("model.architecture", f": {one_line(error)}") from error
-    return config
 
 
 def _from_folder(folder: str) -> PreTrainedConfig:
@@ -79,10 +70,9 @@ def _from_folder(folder: str) -> PreTrainedConfig:
         raise UserError("model.path", f": {file} holds a {type(values).__name__}; a configuration is a JSON object")
     raise_if_any(_code_problems(folder, values))
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (StrictDataclassError, ValueError, TypeError) as error:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (hub_errors.StrictDataclassError, ValueError, TypeError) as error:
         raise UserError("model.path", f": {file} has values that transformers refuses: {one_line(error)}") from error
-    return config
 
 
 def _from_hub(path: str, revision: str | None) -> PreTrainedConfig:
@@ -91,27 +81,24 @@ def _from_hub(path: str, revision: str | None) -> PreTrainedConfig:
     try:
         values, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
         raise_if_any(_code_problems(path, values))
-        config: PreTrainedConfig = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     except OSError as error:
         raise UserError.of([hub_problem("model.path", "configuration", path, revision, error)]) from error
-    return config
 
 
 def hub_problem(field: str, part: str, path: str, revision: str | None, error: Exception) -> Problem:
     """The reason why transformers did not load a part of a model; the kind is in the cause of its OSError."""
-    page = f"https://huggingface.co/{path}"
-    cause = error.__cause__ or error
+    page, cause = f"https://huggingface.co/{path}", error.__cause__ or error
     # from the special to the general: each of these is a subclass of a later one
-    if isinstance(cause, GatedRepoError):
+    if isinstance(cause, hub_errors.GatedRepoError):
         return Problem(field, f": {path} is gated; accept its terms at {page} and log in with `hf auth login`")
-    if isinstance(cause, RevisionNotFoundError):
+    if isinstance(cause, hub_errors.RevisionNotFoundError):
         return Problem("model.revision", f": {path} has no revision {revision!r}; see {page}/tree/main")
-    if isinstance(cause, RepositoryNotFoundError):
-        text = f": neither a folder nor a hub model is named {path}; if private, `hf auth login` first"
-        return Problem(field, text)
-    if isinstance(cause, HFValidationError):
+    if isinstance(cause, hub_errors.RepositoryNotFoundError):
+        return Problem(field, f": neither a folder nor a hub model is named {path}; if private, `hf auth login` first")
+    if isinstance(cause, hub_errors.HFValidationError):
         return Problem(field, f": {path} is neither a folder nor a hub id (NAME or OWNER/NAME)")
-    if isinstance(cause, LocalEntryNotFoundError | HfHubHTTPError | ConnectionError):
+    if isinstance(cause, hub_errors.LocalEntryNotFoundError | hub_errors.HfHubHTTPError | ConnectionError):
         why = f"no folder is named {path}, and it is neither in the hub's cache nor can the hub be reached"
         change = "give a folder, or model.architecture in a job, to check without the hub"
         return Problem(field, f": {why}; {change}{files.did_you_mean_beside(Path(path))}")
@@ -145,14 +132,12 @@ def _disagreements(model: Model, given: PreTrainedConfig, found: PreTrainedConfi
 
 def _causal_problems(path: str, config: PreTrainedConfig, objective: Objective) -> Iterator[Problem]:
     """Models that do not predict the next token, or would get a random head to do so."""
-    named = config.architectures or []
-    expected = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    named, expected = config.architectures or [], MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    is_causal = objective.model_class == SUPERVISED.model_class
     if config.is_encoder_decoder or expected is None:
         text = f": {path} ({config.model_type}) is not a causal language model; only these can be tuned"
         yield Problem("model.path", text)
-        return
-    is_causal = objective.model_class == SUPERVISED.model_class
-    if is_causal and named and not any(name == expected or "CausalLM" in name or "LMHead" in name for name in named):
+    elif is_causal and named and not any(name == expected or "CausalLM" in name or "LMHead" in name for name in named):
         text = f": {path} holds a {named[0]}, but tuning needs a {expected}, a causal language model"
         yield Problem("model.path", text)
 
@@ -169,8 +154,6 @@ def build_empty(config: PreTrainedConfig, objective: Objective = SUPERVISED) -> 
     """The model on the meta device: names and shapes, no memory; raises UserError where the values make no model."""
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = model_class(objective).from_config(config)
-    except (ValueError, TypeError, AssertionError, RuntimeError, ZeroDivisionError) as error:
-        text = f": the configuration makes no {config.model_type} model: {one_line(error)}"
-        raise UserError("model", text) from error
-    return model
+            return model_class(objective).from_config(config)
+    except (ValueError, TypeError, AssertionError, RuntimeError, ZeroDivisionError) as err:
+        raise UserError("model", f": the configuration makes no {config.model_type} model: {one_line(err)}") from err

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,9 @@ class Base:
 def identify_base(place: str, revision: str | None) -> Base:
     """The identity of a model from its configuration; raises what transformers raises where that cannot be read."""
     resolved = files.resolve(place)
-    config = AutoConfig.from_pretrained(resolved, revision=revision, trust_remote_code=False)
-    values = config.to_diff_dict()
-    for key in [key for key in values if key in _NOT_THE_MODEL or key.startswith("_")]:
-        del values[key]  # with an underscore: such as where it was loaded from
+    found = AutoConfig.from_pretrained(resolved, revision=revision, trust_remote_code=False).to_diff_dict().items()
+    # with an underscore: such as where it was loaded from
+    values = {key: value for key, value in found if not (key in _NOT_THE_MODEL or key.startswith("_"))}
     plain: dict[str, Any] = json.loads(json.dumps(values, sort_keys=True, default=str))
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
     return Base(place, Path(resolved).is_dir(), revision, digest, plain)
@@ -71,19 +70,16 @@ def base_differences(recorded: Base, found: Base) -> Iterator[str]:
         yield f"it is {found.id} and not {recorded.id}"
     elif hub and recorded.revision != found.revision:
         yield f"its revision is {found.revision or 'the default'} and not {recorded.revision or 'the default'}"
-    if recorded.config_sha256 != found.config_sha256:
-        yield from _values(recorded.config, found.config)
-
-
-def _values(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
-    kinds = recorded.get("model_type"), found.get("model_type")
+    if recorded.config_sha256 == found.config_sha256:
+        return
+    kinds = recorded.config.get("model_type"), found.config.get("model_type")
     if kinds[0] != kinds[1]:
         # next to no value of one architecture means anything in another
         yield f"it is a {kinds[1]} and not a {kinds[0]}"
         return
-    for key in sorted({*recorded, *found}):
-        if recorded.get(key) != found.get(key):
-            yield f"{key} is {_short(found.get(key))} and not {_short(recorded.get(key))}"
+    for key in sorted({*recorded.config, *found.config}):
+        if (was := recorded.config.get(key)) != (now := found.config.get(key)):
+            yield f"{key} is {_short(now)} and not {_short(was)}"
 
 
 def _short(value: Any) -> str:

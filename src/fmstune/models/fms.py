@@ -36,7 +36,27 @@ class LlamaForCausalLM(transformers.LlamaForCausalLM):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
-        blocks, rotary = _llama(config), _rotary(config)
+        # ibm-fms' own conversion leaves values out
+        blocks = LLaMAConfig(
+            emb_dim=config.hidden_size,
+            nheads=config.num_attention_heads,
+            kvheads=config.num_key_value_heads,
+            nlayers=config.num_hidden_layers,
+            norm_eps=config.rms_norm_eps,
+            hidden_grow_factor=_growth(config.intermediate_size, config.hidden_size),
+            multiple_of=1,
+            activation_fn=config.hidden_act,
+            attn_bias=config.attention_bias,
+            mlp_bias=config.mlp_bias,
+            fused_weights=False,
+        )
+        rope = dict(config.rope_parameters)
+        rotary = HalvesRotary(
+            dim=config.hidden_size // config.num_attention_heads,
+            ratio=rope["rope_theta"],
+            max_seq_len=config.max_position_embeddings,
+            scaling=rope if rope["rope_type"] != "default" else {},
+        )
         self.model.layers = nn.ModuleList(
             LlamaDecoderLayer(blocks, rotary, number, config.attention_dropout)
             for number in range(config.num_hidden_layers)
@@ -51,41 +71,20 @@ class GPTBigCodeForCausalLM(transformers.GPTBigCodeForCausalLM):
 
     def __init__(self, config: GPTBigCodeConfig) -> None:
         super().__init__(config)
-        blocks = _gpt_bigcode(config)
+        width = 4 * config.hidden_size if config.n_inner is None else config.n_inner
+        blocks = FmsBigCodeConfig(
+            emb_dim=config.hidden_size,
+            nheads=config.num_attention_heads,
+            nlayers=config.num_hidden_layers,
+            ln_eps=config.layer_norm_epsilon,
+            hidden_grow_factor=_growth(width, config.hidden_size),
+            activation_fn=config.activation_function,
+            p_dropout=config.resid_pdrop,
+            multiquery_attn=True,
+        )
         self.transformer.h = nn.ModuleList(
             GPTBigCodeBlock(blocks, number, config.attn_pdrop) for number in range(config.num_hidden_layers)
         )
-
-
-def _llama(config: LlamaConfig) -> LLaMAConfig:
-    """The configuration of a block of ibm-fms; ibm-fms' own conversion leaves values out."""
-    return LLaMAConfig(
-        emb_dim=config.hidden_size,
-        nheads=config.num_attention_heads,
-        kvheads=config.num_key_value_heads,
-        nlayers=config.num_hidden_layers,
-        norm_eps=config.rms_norm_eps,
-        hidden_grow_factor=_growth(config.intermediate_size, config.hidden_size),
-        multiple_of=1,
-        activation_fn=config.hidden_act,
-        attn_bias=config.attention_bias,
-        mlp_bias=config.mlp_bias,
-        fused_weights=False,
-    )
-
-
-def _gpt_bigcode(config: GPTBigCodeConfig) -> FmsBigCodeConfig:
-    width = 4 * config.hidden_size if config.n_inner is None else config.n_inner
-    return FmsBigCodeConfig(
-        emb_dim=config.hidden_size,
-        nheads=config.num_attention_heads,
-        nlayers=config.num_hidden_layers,
-        ln_eps=config.layer_norm_epsilon,
-        hidden_grow_factor=_growth(width, config.hidden_size),
-        activation_fn=config.activation_function,
-        p_dropout=config.resid_pdrop,
-        multiquery_attn=True,
-    )
 
 
 def _growth(width: int, hidden_size: int) -> float:
@@ -93,31 +92,17 @@ def _growth(width: int, hidden_size: int) -> float:
     return (width + 0.5) / hidden_size
 
 
-def _rotary(config: LlamaConfig) -> RotaryEmbedding:
-    rope = dict(config.rope_parameters)
-    return HalvesRotary(
-        dim=config.hidden_size // config.num_attention_heads,
-        ratio=rope["rope_theta"],
-        max_seq_len=config.max_position_embeddings,
-        scaling=rope if rope["rope_type"] != "default" else {},
-    )
-
-
 class HalvesRotary(RotaryEmbedding):
     """ibm-fms' rotation, which pairs neighbours, for weights in transformers' order, which pairs halves of a head."""
 
     def adjusted_qk(self, q: Tensor, k: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Queries and keys, rotated, in the order in which they came."""
-        rotated: tuple[Tensor, Tensor] = super().adjusted_qk(_paired(q), _paired(k), *args, **kwargs)
-        return _halved(rotated[0]), _halved(rotated[1])
+        q, k = super().adjusted_qk(_transposed(q, 2, -1), _transposed(k, 2, -1), *args, **kwargs)
+        return _transposed(q, -1, 2), _transposed(k, -1, 2)
 
 
-def _paired(heads: Tensor) -> Tensor:
-    return heads.view(*heads.shape[:-1], 2, -1).transpose(-1, -2).flatten(-2)
-
-
-def _halved(heads: Tensor) -> Tensor:
-    return heads.view(*heads.shape[:-1], -1, 2).transpose(-1, -2).flatten(-2)
+def _transposed(heads: Tensor, rows: int, columns: int) -> Tensor:
+    return heads.view(*heads.shape[:-1], rows, columns).transpose(-1, -2).flatten(-2)
 
 
 class Renamed:
@@ -241,10 +226,9 @@ def _store(
     return keys, values, keys, values
 
 
-def _compute(*tensors_and_sizes: Any, cache: Cache | None, layer: int, **attention: Any) -> Tensor:
+def _compute(*tensors_and_sizes: Any, cache: Cache | None, layer: int, **attention: Any) -> Any:
     """ibm-fms' own attention, torch's SDPA."""
-    computed: Tensor = get_attention_type(attn_name="sdpa_causal")["compute_prefill"](*tensors_and_sizes, **attention)
-    return computed
+    return get_attention_type(attn_name="sdpa_causal")["compute_prefill"](*tensors_and_sizes, **attention)
 
 
 _ATTENTION = "fmstune"

@@ -36,11 +36,7 @@ class Tokenizer(NamedTuple):
 
 
 def load_tokenizer(model: Model, *, local_files_only: bool = False, to_train: bool = True) -> Tokenizer:
-    """The tokenizer with the job's special tokens; a pad token is found or added, never the end-of-sequence token.
-
-    Where nothing is trained, no token is added: end-of-sequence, which the model has, is as good under a mask.
-    Raises UserError where it cannot be loaded.
-    """
+    """The tokenizer with the job's special tokens and a pad token; raises UserError where it cannot be loaded."""
     place, field = files.resolve(model.tokenizer or model.path), "model.tokenizer" if model.tokenizer else "model.path"
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -60,6 +56,7 @@ def load_tokenizer(model: Model, *, local_files_only: bool = False, to_train: bo
     if tokenizer.pad_token is None and to_train:
         _set_pad(tokenizer)
     elif tokenizer.pad_token is None:
+        # nothing is trained: end-of-sequence, which the model has, is as good under a mask
         tokenizer.pad_token = tokenizer.eos_token
     return Tokenizer(tokenizer, tuple(range(before, len(tokenizer))), tuple(range(before, meaningful)))
 
@@ -90,8 +87,7 @@ def _loses_text(tokenizer: PreTrainedTokenizerBase, field: str, place: str) -> I
 
 def _set_pad(tokenizer: PreTrainedTokenizerBase) -> None:
     """Take a token that the vocabulary has already before growing it: padding is masked, so any but eos will do."""
-    vocabulary = tokenizer.get_vocab()
-    if PAD_TOKEN in vocabulary:
+    if PAD_TOKEN in tokenizer.get_vocab():
         tokenizer.pad_token = PAD_TOKEN
     elif tokenizer.unk_token is not None and tokenizer.unk_token != tokenizer.eos_token:
         tokenizer.pad_token = tokenizer.unk_token
@@ -151,8 +147,13 @@ def load_model(
     quantization_config: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
     """The model in this dtype with an embedding for every token; safetensors only; raises UserError."""
-    place = files.resolve(model.path)
-    kind = _fms_class(model) if model.backend is Backend.fms else architecture.model_class(objective)
+    place, kind = files.resolve(model.path), architecture.model_class(objective)
+    if model.backend is Backend.fms:
+        raise_if_any(package_problems())
+        # an extra, and so imported where it is asked for alone
+        from fmstune.models import fms
+
+        kind = fms.fms_model_class(architecture.model_configuration(model))
     try:
         loaded, found = kind.from_pretrained(
             place,
@@ -174,14 +175,6 @@ def load_model(
     return loaded
 
 
-def _fms_class(model: Model) -> type[PreTrainedModel]:
-    """The model's class with the blocks of ibm-fms; an extra, and so imported where it is asked for alone."""
-    raise_if_any(package_problems())
-    from fmstune.models import fms as fms_models
-
-    return fms_models.fms_model_class(architecture.model_configuration(model))
-
-
 def _incomplete(place: str, found: Mapping[str, Any], new_modules: Sequence[str]) -> Iterator[Problem]:
     """Weights that transformers would initialise at random, with only a warning."""
     for kind, what in (("missing_keys", "has no weights for"), ("mismatched_keys", "has weights of another shape for")):
@@ -201,13 +194,9 @@ def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, added
     """
     if not added:
         return
-    first = min(added)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    tables = [model.get_input_embeddings()]
-    output = model.get_output_embeddings()
-    if output is not None and output.weight is not tables[0].weight:
-        tables.append(output)
     with torch.no_grad():
-        for table in tables:
-            table.weight[list(added)] = table.weight[:first].float().mean(dim=0).to(table.weight.dtype)
+        # where the two are tied, this sets the same rows twice
+        for table in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
+            table.weight[list(added)] = table.weight[: min(added)].float().mean(dim=0).to(table.weight.dtype)

@@ -86,7 +86,9 @@ def run(request: Merge) -> int:
             lines = vllm.export_adapter(places[0], configs[0], base, tokenizers[0], aside, request.out)
         print("\n".join(lines))
         return 0
-    dtype = _dtype(request.dtype, base)
+    # that of the base, unless another is asked for
+    saved = str(base.dtype).removeprefix("torch.")
+    dtype = request.dtype.value if request.dtype is not Dtype.auto else saved if saved in TOLERANCE else "float32"
     with _aside(out) as aside:
         expected, model = _merged(places, weights, tokenizers[0], dtype)
         parameters = shapes.parameters(model)
@@ -99,7 +101,10 @@ def run(request: Merge) -> int:
         found = difference(expected, _logits(written.eval(), tokenizers[0]))
         raise_if_any(_too_different(found, dtype))
         adapters = list(zip(request.model, weights, strict=True))
-        write_json(aside / RECORD, _record(places[0], adapters, dtype, found))
+        merged = [{"model": name, "weight": weight} for name, weight in adapters]
+        identity = asdict(base_identity.identify_base(str(places[0].base), places[0].revision))
+        facts = {"dtype": dtype, **found._asdict(), "tolerance": TOLERANCE[dtype]}
+        write_json(aside / RECORD, {"adapters": merged, "base": identity, **facts})
         (aside / model_card.MODEL_CARD).write_text(_card(places[0], adapters, dtype, found), encoding="utf-8")
         sizes = [file.stat().st_size for file in aside.glob("*.safetensors")]
     _report(request, places, dtype, found, parameters, sizes)
@@ -146,8 +151,7 @@ def _not_additive(config: PeftConfig) -> str | None:
 def _several_vocabularies(named: Sequence[str], tokenizers: Sequence[PreTrainedTokenizerBase]) -> Iterator[Problem]:
     """Adapters that count their tokens differently cannot share one embedding."""
     for (one, first), (other, second) in pairwise(zip(named, tokenizers, strict=True)):
-        different = first.get_vocab().items() ^ second.get_vocab().items()
-        if different:
+        if different := first.get_vocab().items() ^ second.get_vocab().items():
             number, token = min((number, token) for token, number in different)
             text = f": {one} and {other} have different vocabularies, first at token {number} ({token!r})"
             yield Problem("--model", text)
@@ -164,12 +168,6 @@ def _base(place: Place) -> PreTrainedConfig:
     return config
 
 
-def _dtype(asked: Dtype, base: PreTrainedConfig) -> str:
-    """The dtype of the merged weights: that of the base's own, unless another is asked for."""
-    saved = str(base.dtype).removeprefix("torch.")
-    return asked.value if asked is not Dtype.auto else saved if saved in TOLERANCE else "float32"
-
-
 def _merged(
     places: Sequence[Place], weights: Sequence[float], tokenizer: PreTrainedTokenizerBase, dtype: str
 ) -> tuple[Logits, PreTrainedModel]:
@@ -183,7 +181,11 @@ def _merged(
         adapted = tuned.adapted(adapted, place.model, name)
     if len(names) > 1:
         adapted.base_model.set_adapter(names)
-    _weigh(adapted, dict(zip(names, weights, strict=True)))
+    # scaled one by one, the sum is exact for any ranks, unlike one adapter made of several
+    for layer in (module for module in adapted.modules() if isinstance(module, LoraLayer)):
+        for name, weight in zip(names, weights, strict=True):
+            if name in layer.scaling:
+                layer.scaling[name] *= weight
     adapted.eval()
     with adapted.disable_adapter():
         alone = _logits(adapted, tokenizer)
@@ -196,14 +198,6 @@ def _merged(
     # as Trainer does for a fully tuned model: the tokenizer may end a text otherwise than the base did
     align_special_tokens(model, tokenizer)
     return expected, model
-
-
-def _weigh(model: PeftModel, weights: dict[str, float]) -> None:
-    """Scale each adapter by its weight; the sum is exact for any ranks, unlike one adapter made of several."""
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            for name in weights.keys() & module.scaling.keys():
-                module.scaling[name] *= weights[name]
 
 
 def _logits(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
@@ -242,16 +236,6 @@ def _too_different(found: Difference, dtype: str) -> Iterator[Problem]:
         by = f"{found.share:.1e} of their size (up to {found.largest:.3g}), above {TOLERANCE[dtype]:.0e} for {dtype}"
         text = f": the merged model is not the adapter on its base: logits differ by {by}; try --dtype float32"
         yield Problem("--model", text)
-
-
-def _record(place: Place, adapters: list[tuple[str, float]], dtype: str, found: Difference) -> dict[str, object]:
-    return {
-        "adapters": [{"model": model, "weight": weight} for model, weight in adapters],
-        "base": asdict(base_identity.identify_base(str(place.base), place.revision)),
-        "dtype": dtype,
-        **found._asdict(),
-        "tolerance": TOLERANCE[dtype],
-    }
 
 
 def _card(place: Place, adapters: list[tuple[str, float]], dtype: str, found: Difference) -> str:

@@ -21,12 +21,9 @@ def save(
     card: str | None = None,
     writes: bool = True,
 ) -> None:
-    """Write the model or adapter, its tokenizer, card and base aside for plain transformers and PEFT, then rename.
-
-    Every process must call it, as each holds a part of a sharded model; one `writes`.
-    """
-    grown = bool(tokenizer.added)
-    state = None
+    """Write the model or adapter, its tokenizer, card and base aside, then rename; one `writes`, and all call it."""
+    grown, state = bool(tokenizer.added), None
+    # each process holds a part
     if sharding.holds_shard(model):
         state = sharding.gathered(model, trained_only=isinstance(model, PeftModel) and not grown)
     with sharding.unshard_prompt(model):

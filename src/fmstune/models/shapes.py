@@ -3,18 +3,10 @@
 import copy
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
-from peft import (
-    PeftConfig,
-    PeftModel,
-    PrefixTuningConfig,
-    PromptLearningConfig,
-    PromptTuningConfig,
-    PromptTuningInit,
-    get_peft_model,
-)
+from peft import PeftConfig, PeftModel, PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig, get_peft_model
 from peft.tuners.ia3 import IA3Layer
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -31,10 +23,7 @@ from fmstune.models.architecture import build_empty
 
 _OF_THE_MODEL = ("token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules")
 """Fields of a prompt that PEFT fills in from the model when they are left out."""
-REFUSALS = (
-    *(AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError),
-    re.error,
-)
+REFUSALS = (AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError, re.error)
 """What PEFT raises for values that it does not expect."""
 
 
@@ -52,16 +41,18 @@ def dimensions(
     """The numbers that a plan needs; the parameters are exact. No adapter is full tuning."""
     model = build_empty(config, objective)
     quantised = [module.get_parameter("weight") for _, module in linear_layers(model)] if quantization else []
+    kept = quantization or Quantization()
+    bits, double = 4 if kept.load_in_4bit else 8, kept.bnb_4bit_use_double_quant
     base = parameters(model)
     vocabulary: int = model.get_input_embeddings().weight.shape[0]
     if peft_config is not None:
         raise_if_any(target_problems(model, peft_config))
     adapted = model if peft_config is None else attach(model, peft_config)
     readers = list(_readers(adapted, adapter=peft_config is not None))
-    use_dora = getattr(peft_config, "use_dora", False)
-    dora = [module for module in adapted.modules() if use_dora and isinstance(module, LoraLayer)]
+    dora = [m for m in adapted.modules() if isinstance(m, LoraLayer) and getattr(peft_config, "use_dora", False)]
     text = config.get_text_config()
     heads, hidden_size = text.num_attention_heads, text.hidden_size
+    widths = (getattr(text, name, None) for name in ("intermediate_size", "n_inner", "ffn_hidden_size", "ffn_dim"))
     return Dimensions(
         base_parameters=base,
         adapter_parameters=parameters(adapted) - base,
@@ -71,7 +62,8 @@ def dimensions(
         heads=heads,
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
         head_dim=getattr(text, "head_dim", None) or hidden_size // heads,
-        intermediate_size=_intermediate_size(text),
+        # architectures without a width of the MLP take four times the hidden size
+        intermediate_size=int(next(filter(None, widths), 4 * hidden_size)),
         vocabulary=vocabulary,
         tied=bool(text.tie_word_embeddings),
         max_positions=getattr(text, "max_position_embeddings", None),
@@ -84,21 +76,16 @@ def dimensions(
         virtual_tokens=peft_config.num_virtual_tokens if isinstance(peft_config, PromptLearningConfig) else 0,
         prefix_tokens=peft_config.num_virtual_tokens if isinstance(peft_config, PrefixTuningConfig) else 0,
         quantised_parameters=sum(weight.numel() for weight in quantised),
-        quantised_bytes=_quantised_bytes(quantised, quantization) if quantization else 0,
+        quantised_bytes=sum(quantised_bytes(w.numel(), w.shape[0], bits=bits, double=double) for w in quantised),
         dora_outputs=sum(layer.out_features for layer in dora),
     )
-
-
-def _quantised_bytes(weights: Sequence[torch.nn.Parameter], quantization: Quantization) -> int:
-    bits, double = 4 if quantization.load_in_4bit else 8, quantization.bnb_4bit_use_double_quant
-    return sum(quantised_bytes(w.numel(), w.shape[0], bits=bits, double=double) for w in weights)
 
 
 def attach(model: PreTrainedModel, peft_config: PeftConfig) -> torch.nn.Module:
     """The model with its adapter, on the meta device; an initialisation that reads weights or text is left out."""
     empty = copy.deepcopy(peft_config)
     if isinstance(empty, PromptTuningConfig):
-        empty.prompt_tuning_init = PromptTuningInit.RANDOM
+        empty.prompt_tuning_init = "RANDOM"
     elif hasattr(empty, "init_lora_weights"):
         empty.init_lora_weights = False
     for name in _OF_THE_MODEL if isinstance(empty, PromptLearningConfig) else ():
@@ -109,20 +96,17 @@ def attach(model: PreTrainedModel, peft_config: PeftConfig) -> torch.nn.Module:
         try:
             adapted: torch.nn.Module = get_peft_model(model, empty)
         except REFUSALS as error:
-            raise UserError("peft", _refusal(type(peft_config).__name__, error)) from error
+            method, said = type(peft_config).__name__, one_line(error)
+            text = f": {method} refuses these fields: {said}"
+            # a few methods cannot be built on the meta device
+            if isinstance(error, NotImplementedError) or "meta tensor" in said:
+                text = f": {method} cannot be checked without the weights ({said}); choose another method"
+            raise UserError("peft", text) from error
     raise_if_any(_prompt_problems(peft_config, empty))
     if isinstance(peft_config, PrefixTuningConfig):
         raise_if_any(_prefix_problems(adapted, model.config.model_type))
     raise_if_any(_pattern_key_problems(adapted, peft_config))
     return adapted
-
-
-def _refusal(method: str, error: Exception) -> str:
-    """PEFT's words, unless they are about the meta device, where a few methods cannot be built."""
-    said = one_line(error)
-    if isinstance(error, NotImplementedError) or "meta tensor" in said:
-        return f": {method} cannot be checked without the weights ({said}); choose another method"
-    return f": {method} refuses these fields: {said}"
 
 
 def _prompt_problems(given: PeftConfig, filled: PeftConfig) -> Iterator[Problem]:
@@ -135,10 +119,10 @@ def _prompt_problems(given: PeftConfig, filled: PeftConfig) -> Iterator[Problem]
 
 def _prefix_problems(adapted: torch.nn.Module, model_type: str) -> Iterator[Problem]:
     """Keys and values that do not fit the cache, tried without numbers: Falcon's one head, Mamba's none at all."""
-    ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
+    ids = torch.ones(1, 2, dtype=torch.long, device="meta")
     try:
         with torch.no_grad():
-            adapted(input_ids=ids, attention_mask=torch.ones_like(ids))
+            adapted(input_ids=ids, attention_mask=ids)
     except RuntimeError as error:
         # other errors of a pass on the meta device say nothing about the prefix
         if " must match " in str(error) or " broadcast " in str(error):
@@ -153,8 +137,7 @@ def _pattern_key_problems(adapted: torch.nn.Module, peft_config: PeftConfig) -> 
     for field in ("rank_pattern", "alpha_pattern"):
         for key in getattr(peft_config, field, None) or ():
             # as peft.utils.other.get_pattern_key does it
-            expression = re.compile(rf"(.*\.)?({key})$")
-            if not any(map(expression.match, names)):
+            if not any(re.match(rf"(.*\.)?({key})$", name) for name in names):
                 yield Problem(f"peft.{field}", f": {key!r} matches no module that is adapted; see peft.target_modules")
 
 
@@ -167,20 +150,12 @@ def _readers(model: torch.nn.Module, *, adapter: bool) -> Iterator[tuple[str, in
             # its output is scaled
             yield name, matrix_shape(module.get_base_layer())[1]
         elif reads and module is not head:
-            yield name.rpartition(".")[0], getattr(module, "in_features", None) or _inputs(module)
-
-
-def _inputs(module: torch.nn.Module) -> int:
-    """Numbers a position that the module reads; LN tuning adapts norms, whose weight is not a matrix."""
-    weight = module.get_parameter("weight")
-    return weight.shape[0] if weight.dim() == 1 else matrix_shape(module)[0]
-
-
-def _intermediate_size(config: PreTrainedConfig) -> int:
-    """Width of the MLP; architectures that have no value for it take four times the hidden size."""
-    names = ("intermediate_size", "n_inner", "ffn_hidden_size", "ffn_dim")
-    given = [getattr(config, name, None) for name in names]
-    return int(next((width for width in given if width), 4 * config.hidden_size))
+            inputs: int | None = getattr(module, "in_features", None)
+            if not inputs:
+                weight = module.get_parameter("weight")
+                # LN tuning adapts norms, whose weight is not a matrix
+                inputs = weight.shape[0] if weight.dim() == 1 else matrix_shape(module)[0]
+            yield name.rpartition(".")[0], inputs
 
 
 def _mlp_kept(model: PreTrainedModel) -> int:

@@ -84,12 +84,9 @@ def keep_exact(plugin: FullyShardedDataParallelPlugin) -> None:
     accelerate 1.15 uses one dtype for all (utils/dataclasses.py, `set_mixed_precision`): gradients would be summed in
     it, losses and log-probabilities rounded to it, and under FSDP1 the buffer of rotary frequencies, too.
     """
-    if plugin.mixed_precision_policy is None:
-        return
-    left_alone = "output_dtype" if plugin.fsdp_version == 2 else "buffer_dtype"
-    plugin.mixed_precision_policy = dataclasses.replace(
-        plugin.mixed_precision_policy, reduce_dtype=torch.float32, **{left_alone: None}
-    )
+    if (policy := plugin.mixed_precision_policy) is not None:
+        exact = {"reduce_dtype": torch.float32, "output_dtype" if plugin.fsdp_version == 2 else "buffer_dtype": None}
+        plugin.mixed_precision_policy = dataclasses.replace(policy, **exact)
 
 
 def holds_shard(model: torch.nn.Module) -> bool:

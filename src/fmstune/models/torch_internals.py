@@ -3,6 +3,4 @@
 from fmstune.upstream import explain_missing_names
 
 with explain_missing_names("torch"):
-    from torch._inductor import list_mode_options
-
-__all__ = ["list_mode_options"]
+    from torch._inductor import list_mode_options as list_mode_options

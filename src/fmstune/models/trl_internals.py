@@ -10,18 +10,12 @@ OVERRIDDEN = ("_prepare_dataset", "_metrics", "_total_train_tokens")
 with explain_missing_names("trl"):
     import trl.trainer.utils
     from trl.kernels.chunked_logprob import _use_triton
-    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-    from trl.trainer.utils import add_fused_lm_head, global_then_local_main_first
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as DataCollatorForLanguageModeling
+    from trl.trainer.utils import add_fused_lm_head as add_fused_lm_head
+    from trl.trainer.utils import global_then_local_main_first as global_then_local_main_first
 
     trl.trainer.utils._use_triton  # noqa: B018 (replaced below)
     require_attributes(SFTTrainer, *OVERRIDDEN)
-
-__all__ = [
-    "DataCollatorForLanguageModeling",
-    "add_fused_lm_head",
-    "global_then_local_main_first",
-    "score_supervised_positions_on_cpu",
-]
 
 
 def score_supervised_positions_on_cpu() -> None:

@@ -18,7 +18,7 @@ from fmstune.checks.precision import Situation, resolve_precision
 from fmstune.config.choices import Attention, Device, Dtype
 from fmstune.config.job import Model
 from fmstune.config.requests import Harness, Scoring
-from fmstune.errors import Problem, UserError, naming_flag, one_line, raise_if_any
+from fmstune.errors import Problem, UserError, naming_flag, one_line
 from fmstune.models import architecture, base_identity
 from fmstune.models import load as models
 from fmstune.models.adapters import read_adapter
@@ -45,7 +45,6 @@ class Tuned(NamedTuple):
 
     model: PreTrainedModel | PeftModel
     tokenizer: Tokenizer
-    place: Place
 
 
 def locate(model: str, base: str | None, *, force: bool) -> Place:
@@ -125,19 +124,13 @@ def with_base(asked: Scoring | Harness) -> tuple[Place, Place | None]:
     with _of_flag("--base_model_name_or_path"):
         architecture.model_configuration(Model(path=compared.model, revision=revision))
     if base is not None and not adapts and not asked.force:
-        raise_if_any(_other_vocabulary(base, tokenizer_of(compared), tokenizer_of(place)))
+        own, known = (tokenizer_of(one).tokenizer.get_vocab() for one in (compared, place))
+        if different := [(number, token) for token, number in own.items() if known.get(token) != number]:
+            number, token = min(different)
+            text = f": {base} has another vocabulary than --model, first at token {number} ({token!r})"
+            change = "give the model that was tuned, or --force to compare all the same"
+            raise UserError("--base_model_name_or_path", f"{text}, so its answers would mean nothing; {change}")
     return place, compared
-
-
-def _other_vocabulary(base: str, own: Tokenizer, tuned: Tokenizer) -> Iterator[Problem]:
-    """Refuse a base with another vocabulary than the tuned model, as it would read other words."""
-    known = tuned.tokenizer.get_vocab()
-    different = [(number, token) for token, number in own.tokenizer.get_vocab().items() if known.get(token) != number]
-    if different:
-        number, token = min(different)
-        text = f": {base} has another vocabulary than --model, first at token {number} ({token!r})"
-        change = "give the model that was tuned, or --force to compare all the same"
-        yield Problem("--base_model_name_or_path", f"{text}, so its answers would mean nothing; {change}")
 
 
 def positions(model: Tuned) -> int | None:
@@ -151,8 +144,7 @@ def load_tuned(place: Place, tokenizer: Tokenizer, *, dtype: Dtype, attention: A
     with _of_flag("--device"):
         where = models.find_device(device)
     # the weights of an adapter's base, and of a model that is not trained, can have half the bits on a GPU
-    situation = Situation(dtype, True, where, where == "cuda" and torch.cuda.is_bf16_supported())
-    precision = resolve_precision(situation)
+    precision = resolve_precision(Situation(dtype, True, where, where == "cuda" and torch.cuda.is_bf16_supported()))
     with _of_flag("--attention"):
         kernel = models.find_attention(attention, where, precision)
     model: PreTrainedModel | PeftModel = whole(place, tokenizer, dtype=precision.weights, attention=kernel)
@@ -160,7 +152,7 @@ def load_tuned(place: Place, tokenizer: Tokenizer, *, dtype: Dtype, attention: A
         grow(model, tokenizer)
     if place.base is not None:
         model = adapted(model, place.model)
-    return Tuned(model.to(where).eval(), tokenizer, place)
+    return Tuned(model.to(where).eval(), tokenizer)
 
 
 def in_turn(

@@ -58,12 +58,7 @@ class Saved(NamedTuple):
 
 
 def export_adapter(
-    place: Place,
-    config: PeftConfig,
-    base: PreTrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    shown: str,
+    place: Place, config: PeftConfig, base: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, out: str
 ) -> list[str]:
     """Write the adapter for vLLM, return the lines of its report; raises UserError with all that vLLM cannot take."""
     raise_if_any(_config_problems(place.model, config))
@@ -83,10 +78,19 @@ def export_adapter(
     modules = sorted({_last(_LORA.sub("", name)) for name in tensors})
     replace(config, target_modules=modules, trainable_token_indices=None).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    identity = base_identity.read_base(source)
-    if identity is not None:
+    if (identity := base_identity.read_base(source)) is not None:
         base_identity.write_base(identity, folder)
-    return _report_lines(place, config, len(tensors), len(added), shown)
+    rank, served = next(known for known in RANKS if known >= config.r), files.resolve(str(place.base))
+    lines = [
+        f"wrote {out}: LoRA of rank {config.r} for vLLM, {len(tensors):,} tensors",
+        f"vllm serve {served} --tokenizer {out} --enable-lora --max-lora-rank {rank} --lora-modules tuned={out}",
+    ]
+    if added:
+        lines.append(
+            f"note: the embeddings of {_tokens(len(added), 'added ')} are in {NEW_EMBEDDINGS}, which vLLM reads until "
+            "0.11; later versions add no tokens by an adapter, so merge for them (leave --export out)"
+        )
+    return lines
 
 
 def _config_problems(model: str, config: PeftConfig) -> Iterator[Problem]:
@@ -102,9 +106,7 @@ def _config_problems(model: str, config: PeftConfig) -> Iterator[Problem]:
         or config.alpha_pattern,
         f"is of rank {config.r}, above vLLM's {RANKS[-1]}": config.r > RANKS[-1],
     }
-    for reason, holds in reasons.items():
-        if holds:
-            yield _refusal(f"{model} {reason}")
+    yield from (_refusal(f"{model} {reason}") for reason, holds in reasons.items() if holds)
 
 
 def _refusal(text: str) -> Problem:
@@ -141,7 +143,6 @@ def token_problems(
 ) -> Iterator[Problem]:
     """Embeddings that vLLM has no place for."""
     known = {embeddings.input, embeddings.output}
-    needed = {embeddings.input} if embeddings.tied else known
     if unknown := sorted({*saved.others, *(saved.tables.keys() - known), *(saved.trained.keys() - {embeddings.input})}):
         yield _refusal(f"vLLM has no place for {', '.join(unknown[:5])} of {model}")
     if within := [index for index in indices if index < embeddings.rows]:
@@ -150,9 +151,8 @@ def token_problems(
     if added and _last(embeddings.input) != "embed_tokens":
         reads = f"vLLM reads added tokens only of an embedding called embed_tokens, not {_last(embeddings.input)}"
         yield _refusal(f"{model} added {_tokens(len(added))}, and {reads}")
-    if added and (gone := needed - saved.tables.keys()):
-        what = " and no ".join(sorted(gone))
-        yield _refusal(f"{model} added tokens, and holds no {what}")
+    if added and (gone := ({embeddings.input} if embeddings.tied else known) - saved.tables.keys()):
+        yield _refusal(f"{model} added tokens, and holds no {' and no '.join(sorted(gone))}")
 
 
 def _for_vllm(
@@ -165,32 +165,15 @@ def _for_vllm(
     for place, index in enumerate(indices):
         new[index - embeddings.rows] = saved.trained[embeddings.input][place].to(new.dtype)
     out = new if embeddings.tied else saved.tables[embeddings.output][embeddings.rows : vocabulary]
-    nothing = _without_effect(embeddings, vocabulary, rank)
-    return {**nothing, **saved.lora}, {"input_embeddings": new, "output_embeddings": out.clone()}
-
-
-def _without_effect(embeddings: Embeddings, vocabulary: int, rank: int) -> dict[str, Tensor]:
-    """LoRA of zeros on both embeddings: vLLM looks at new rows only of modules that the adapter targets."""
+    # LoRA of zeros on both embeddings: vLLM looks at new rows only of modules that the adapter targets
     table, head = f"{_PREFIX}{embeddings.input}", f"{_PREFIX}{embeddings.output}"
-    return {
+    zeros = {
         f"{table}.lora_embedding_A": torch.zeros(rank, vocabulary),
         f"{table}.lora_embedding_B": torch.zeros(embeddings.hidden_size, rank),
         f"{head}.lora_A.weight": torch.zeros(rank, embeddings.hidden_size),
         f"{head}.lora_B.weight": torch.zeros(vocabulary, rank),
     }
-
-
-def _report_lines(place: Place, config: PeftConfig, tensors: int, added: int, shown: str) -> list[str]:
-    rank = next(known for known in RANKS if known >= config.r)
-    base = files.resolve(str(place.base))
-    serve = f"vllm serve {base} --tokenizer {shown} --enable-lora --max-lora-rank {rank} --lora-modules tuned={shown}"
-    lines = [f"wrote {shown}: LoRA of rank {config.r} for vLLM, {tensors:,} tensors", serve]
-    if added:
-        lines.append(
-            f"note: the embeddings of {_tokens(added, 'added ')} are in {NEW_EMBEDDINGS}, which vLLM reads until "
-            "0.11; later versions add no tokens by an adapter, so merge for them (leave --export out)"
-        )
-    return lines
+    return {**zeros, **saved.lora}, {"input_embeddings": new, "output_embeddings": out.clone()}
 
 
 def _tokens(count: int, kind: str = "") -> str:
