@@ -72,6 +72,11 @@ def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
         aside.write_text(text + "\n", encoding="utf-8")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; it is empty where there is no such file."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
 def render_template(file: Path, /, **values: Any) -> str:
     """Fill in a Jinja file of the package; values are escaped in HTML, and a missing one is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined

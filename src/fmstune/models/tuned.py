@@ -18,7 +18,7 @@ from fmstune.checks.precision import Situation, resolve_precision
 from fmstune.config.choices import Attention, Device, Dtype
 from fmstune.config.job import Model
 from fmstune.config.requests import Harness, Scoring
-from fmstune.errors import Problem, UserError, naming_flag, one_line
+from fmstune.errors import UserError, naming_flag, one_line
 from fmstune.models import architecture, base_identity
 from fmstune.models import load as models
 from fmstune.models.adapters import read_adapter

@@ -10,7 +10,7 @@ from typing import Any
 
 from fmstune.errors import UserError
 from fmstune.exit_codes import INTERRUPTING
-from fmstune.files import write_aside, write_json
+from fmstune.files import read_json, write_aside, write_json
 
 RUNS = "runs"
 """Parent of run folders without an output_dir."""
@@ -58,8 +58,7 @@ def share_weights(folder: Path) -> None:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """Read `summary.json`; it is empty before the run has written one."""
-    path = folder / SUMMARY
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return read_json(folder / SUMMARY)
 
 
 def update_summary(folder: Path, values: Mapping[str, Any]) -> None:

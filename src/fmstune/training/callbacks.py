@@ -27,22 +27,17 @@ class MetricsFile(TrainerCallback):
         if not state.is_world_process_zero:
             return
         line = {"step": state.global_step, "epoch": state.epoch, **(logs or {})}
+        # JSON has no NaN; a string keeps what was there
+        named = {key: str(one) for key, one in line.items() if isinstance(one, float) and not math.isfinite(one)}
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({key: _finite(value) for key, value in line.items()}) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN; a string keeps what was there."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            file.write(json.dumps(line | named) + "\n")
 
 
 class StepClock(TrainerCallback):
     """Seconds spent in optimizer steps, gradient accumulation included."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
-        self.steps = 0
-        self._begun = 0.0
+        self.seconds, self.steps, self._begun = 0.0, 0, 0.0
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._begun = time.perf_counter()
@@ -75,8 +70,7 @@ class LossPlot(TrainerCallback):
     SHARE = 0.01
 
     def __init__(self, metrics: Path, picture: Path) -> None:
-        self._metrics, self._picture = metrics, picture
-        self._next = math.inf
+        self._metrics, self._picture, self._next = metrics, picture, math.inf
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -88,8 +82,7 @@ class LossPlot(TrainerCallback):
             return
         try:
             draw_loss(self._metrics, self._picture)
-            ended = time.monotonic()
-            self._next = ended + (ended - begun) / self.SHARE
+            self._next = time.monotonic() + (time.monotonic() - begun) / self.SHARE
         except OSError as err:
             self._next = math.inf
             print(f"fmstune: note: {self._picture.name} cannot be drawn during training ({err})", file=sys.stderr)
@@ -137,15 +130,11 @@ class Progress(TrainerCallback):
             self._printed = now
             done = state.global_step / max(state.max_steps, 1)
             left = (now - self._begun) / done * (1 - done) if done else 0.0
-            line = f"step {state.global_step:,}/{state.max_steps:,}  {figures}  {_minutes(left)} left"
+            minutes, seconds = divmod(round(left), 60)
+            clock = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
+            line = f"step {state.global_step:,}/{state.max_steps:,}  {figures}  {clock} left"
             print(line, file=sys.stderr, flush=True)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-def _minutes(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -73,8 +73,7 @@ class Collator(DataCollatorForLanguageModeling):
                 pad_to_multiple_of=self.pad_to_multiple_of,
             )(examples)
         if "attention_mask" not in batch:
-            tokens = sum(len(example["input_ids"]) for example in examples)
-            batch[PADDING] = batch["input_ids"].numel() - tokens
+            batch[PADDING] = batch["input_ids"].numel() - sum(len(example["input_ids"]) for example in examples)
         return batch
 
     def _rows(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -103,8 +102,7 @@ class LengthGrouped(LengthGroupedSampler):
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         super().__init__(batch_size, lengths=list(lengths), generator=torch.Generator())
-        self._seed = seed
-        self._epoch = 0
+        self._seed, self._epoch = seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that comes next; accelerate and Trainer call this."""

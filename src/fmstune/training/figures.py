@@ -15,7 +15,6 @@ def training_figures(
     trainer: RunMixin, checked: Checked, prepared: Prepared, metrics: dict[str, float]
 ) -> dict[str, Any]:
     """Return the results of the training."""
-    dimensions = checked.dimensions
     seconds = trainer.clock.seconds
     return {
         "train_loss": metrics["train_loss"],
@@ -32,7 +31,7 @@ def training_figures(
         "padding_share": round(1 - trainer.tokens / trainer.positions, 6) if trainer.positions else None,
         **trainer.own_figures(),
         "total_parameters": shapes.parameters(trainer.model),
-        "base_parameters": dimensions.base_parameters,
+        "base_parameters": checked.dimensions.base_parameters,
         "trainable_parameters": shapes.parameters(trainer.model, trained=True),
         "peak_memory_bytes": memory.peak(checked.device),
         "processes": trainer.args.world_size,

@@ -35,8 +35,7 @@ def quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    threads = os.environ.get("OMP_NUM_THREADS")
-    if threads:
+    if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(first_level(threads))
 
 

@@ -8,9 +8,6 @@ from pathlib import Path
 import psutil
 import torch
 
-_CLEAR_REFS = Path("/proc/self/clear_refs")
-_STATUS = Path("/proc/self/status")
-
 
 def now(device: str) -> int:
     """Bytes in use."""
@@ -23,15 +20,15 @@ def reset_peak(device: str) -> None:
         torch.cuda.reset_peak_memory_stats()
         return
     with suppress(OSError):
-        _CLEAR_REFS.write_text("5")  # man 5 proc: resets the peak resident set size
+        Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets the peak resident set size
 
 
 def peak(device: str) -> int:
     """Bytes at most since `reset_peak`."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    if _STATUS.is_file():
-        for line in _STATUS.read_text(encoding="ascii").splitlines():
+    if (status := Path("/proc/self/status")).is_file():
+        for line in status.read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     # macOS counts in bytes, others in KiB

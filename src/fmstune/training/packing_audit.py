@@ -63,10 +63,8 @@ class Audit:
 
 
 def documents(batch: Mapping[str, Any]) -> list[torch.Tensor]:
-    """Return the beginnings of `COUNT` documents of a batch, packed or padded; fewer documents are repeated.
-
-    All processes of a run compute as often, as the number is fixed. A document of one token has nothing to score.
-    """
+    """Return the beginnings of `COUNT` documents of a batch; fewer are repeated, as all processes compute as often."""
+    # one token alone has nothing to score
     found = [ids[:TOKENS] for ids in _all_documents(batch) if len(ids) > 1]
     if not found:
         text = ": the first batch holds no document of two tokens; set training.packing=false"
@@ -90,8 +88,7 @@ def audit_packing(
     rows = [list(found[:2]), list(found[2:])] if packs else [[ids] for ids in found]
     collated = collate([_example(row, packs=packs) for row in rows])
     packed = {key: value for key, value in collated.items() if key not in ("labels", PADDING)}
-    laid_flat = len(packed["input_ids"]) == 1
-    lengths = [[len(ids) for ids in row] for row in ([found] if laid_flat else rows)]
+    lengths = [[len(ids) for ids in row] for row in ([found] if len(packed["input_ids"]) == 1 else rows)]
     device = found[0].device
     # one document a row, padded at its end, which no token sees
     padded = {"input_ids": torch.nn.utils.rnn.pad_sequence(list(found), batch_first=True)}
@@ -129,5 +126,4 @@ def _logits(model: torch.nn.Module, batch: Mapping[str, Any], device: torch.devi
 
 def _scores(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Log-probability of each token but the first."""
-    probabilities = logits[: len(ids) - 1].float().log_softmax(-1)
-    return probabilities.gather(-1, ids[1:, None].to(logits.device))[:, 0]
+    return logits[: len(ids) - 1].float().log_softmax(-1).gather(-1, ids[1:, None].to(logits.device))[:, 0]

@@ -59,8 +59,7 @@ def check(job: Job) -> int:
             problems += row_checks.label_problems(job, prepared, tokenizer)
             checked = preflight.with_tokenizer(job, checked, tokenizer) if checked is not None else None
     raise_if_any(problems)
-    assert checked is not None
-    assert rows is not None
+    assert checked is not None and rows is not None
     _print_plan(job, planning.make_plan(job, checked, rows, prepared), checked, prepared)
     print("\nno problems found")
     return 0

@@ -26,16 +26,15 @@ def count_rows(job: Job, prepared: Prepared) -> Rows:
     share = ledger.tokens_trained / max(ledger.tokens_total, 1)
     if prepared.streamed is not None:
         return _streamed_rows(job, ledger.tokens_total / ledger.rows_trained, share)
-    longest = max(ledger.lengths, default=0)
-    return Rows(len(prepared.train), prepared.epoch_tokens, longest, supervised_share=share)
+    return Rows(len(prepared.train), prepared.epoch_tokens, max(ledger.lengths, default=0), supervised_share=share)
 
 
-def _streamed_rows(job: Job, mean_length: float, supervised_share: float) -> Rows:
+def _streamed_rows(job: Job, mean_length: float, share: float) -> Rows:
     """What `max_steps` takes of a stream; any of its rows may be as long as `max_length`."""
     training = job.training
     batch = training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1)
     rows = training["max_steps"] * batch
-    tokens, share = round(rows * mean_length), supervised_share
+    tokens = round(rows * mean_length)
     return Rows(rows, tokens, job.data.max_length, estimated=True, supervised_share=share, streamed=True)
 
 
@@ -69,8 +68,7 @@ def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None)
     checkpoint = job.training.get("resume")
     if checkpoint not in (None, resume.AUTO) and (done := resume.steps_done(Path(checkpoint))) >= made.total_steps:
         change = "nothing is left to train; raise training.num_train_epochs or training.max_steps"
-        text = f": the checkpoint is at step {done:,} of {made.total_steps:,}, so {change}"
-        raise UserError("training.resume", text)
+        raise UserError("training.resume", f": the checkpoint is at step {done:,} of {made.total_steps:,}, so {change}")
     return made
 
 

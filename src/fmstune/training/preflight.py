@@ -80,14 +80,13 @@ def check_job(job: Job, *, device_here: bool = True) -> Checked:
 
 def _shape(job: Job) -> tuple[PreTrainedConfig, PeftConfig | None, Dimensions]:
     """The model and its adapter, as far as their configurations tell."""
-    peft_config = adapters.peft_configuration(job.peft, job.model, job.objective)
+    peft = adapters.peft_configuration(job.peft, job.model, job.objective)
     configuration = architecture.model_configuration(job.model, job.objective)
     if job.model.backend is Backend.fms:
         raise_if_any(architecture_problems(configuration))
     if is_sharded(job.launcher):
         raise_if_any(block_problems(job, architecture.build_empty(configuration, job.objective)))
-    dimensions = shapes.dimensions(configuration, peft_config, job.model.quantization, job.objective)
-    return configuration, peft_config, dimensions
+    return configuration, peft, shapes.dimensions(configuration, peft, job.model.quantization, job.objective)
 
 
 def _device_problems(job: Job, device: str, *, here: bool) -> Iterator[Problem]:
@@ -144,9 +143,13 @@ def with_tokenizer(job: Job, checked: Checked, tokenizer: Tokenizer) -> Checked:
     raise_if_any(_tokenizer_problems(checked, tokenizer))
     rows = max(checked.dimensions.vocabulary, len(tokenizer.tokenizer))
     # TRL's fused head reads `lm_head.weight`, which PEFT's wrapper of tied rows hides
-    to_train = () if checked.dimensions.tied else tokenizer.to_train
-    peft = adapters.with_added_tokens(checked.peft, to_train)
-    notes = (*checked.notes, *_added_token_notes(checked, tokenizer))
+    peft = adapters.with_added_tokens(checked.peft, () if checked.dimensions.tied else tokenizer.to_train)
+    notes = checked.notes
+    if tokenizer.to_train and checked.peft is not None:
+        where = "" if checked.dimensions.tied else " of the output layer"
+        count, row = len(tokenizer.to_train), "embedding" if checked.dimensions.tied else "row"
+        one, several = f"1 added token: its {row}{where} keeps", f"{count} added tokens: their {row}s{where} keep"
+        notes = (*notes, f"{one if count == 1 else several} the mean of the old ones under an adapter")
     if rows == checked.dimensions.vocabulary and peft is checked.peft:
         return dataclasses.replace(checked, notes=notes)
     configuration = copy.deepcopy(checked.configuration)
@@ -157,11 +160,9 @@ def with_tokenizer(job: Job, checked: Checked, tokenizer: Tokenizer) -> Checked:
 
 def _tokenizer_problems(checked: Checked, tokenizer: Tokenizer) -> Iterator[Problem]:
     ids, embeddings = len(tokenizer.tokenizer), checked.dimensions.vocabulary
-    if ids - len(tokenizer.added) > embeddings:
+    if (own := ids - len(tokenizer.added)) > embeddings:
         change = "take the model's own tokenizer, and add tokens with model.special_tokens"
-        text = (
-            f": the tokenizer has {ids - len(tokenizer.added):,} ids and the model {embeddings:,} embeddings; {change}"
-        )
+        text = f": the tokenizer has {own:,} ids and the model {embeddings:,} embeddings; {change}"
         yield Problem("model.tokenizer", text)
     asked = getattr(checked.peft, "trainable_token_indices", None) or []
     unknown = [i for row in (asked.values() if isinstance(asked, dict) else [asked]) for i in row]
@@ -170,19 +171,11 @@ def _tokenizer_problems(checked: Checked, tokenizer: Tokenizer) -> Iterator[Prob
         yield Problem("peft.trainable_token_indices", text)
 
 
-def _added_token_notes(checked: Checked, tokenizer: Tokenizer) -> Iterator[str]:
-    if tokenizer.to_train and checked.peft is not None:
-        where = "" if checked.dimensions.tied else " of the output layer"
-        count, row = len(tokenizer.to_train), "embedding" if checked.dimensions.tied else "row"
-        one, several = f"1 added token: its {row}{where} keeps", f"{count} added tokens: their {row}s{where} keep"
-        yield f"{one if count == 1 else several} the mean of the old ones under an adapter"
-
-
 def available_tokenizer(job: Job) -> Tokenizer | None:
     """The tokenizer, if it can be had without the network where the job can be checked without it too."""
-    if job.model.architecture is None:
-        return load.load_tokenizer(job.model)
     try:
-        return load.load_tokenizer(job.model, local_files_only=True)
+        return load.load_tokenizer(job.model, local_files_only=job.model.architecture is not None)
     except UserError:
+        if job.model.architecture is None:
+            raise
         return None

@@ -3,11 +3,9 @@
 import re
 from collections.abc import Iterator
 
-from datasets import Dataset
-
 from fmstune.checks.plan_inputs import Rows, Training
 from fmstune.config.conditions import read_condition
-from fmstune.config.job import Evaluation, Job, stop_rules
+from fmstune.config.job import Job, stop_rules
 from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.data.dataset import Prepared
 from fmstune.errors import Problem
@@ -45,20 +43,15 @@ def held_out_problems(job: Job, checked: Checked, prepared: Prepared) -> Iterato
             field = f"data.eval.{part.name}" if part.name else "data.eval"
             yield Problem(field, f"{text} positions; set data.max_length={positions - virtual}")
         elif job.evaluation.enabled:
-            yield from _generation_problems(part.rows, job.evaluation, positions, virtual)
-
-
-def _generation_problems(held_out: Dataset, evaluation: Evaluation, positions: int, virtual: int) -> Iterator[Problem]:
-    """Prompts and generated answers beyond the positions; no answer gets longer than the longest expected one."""
-    rows = held_out.select(range(min(len(held_out), evaluation.max_rows or len(held_out))))
-    prompt = max(map(len, rows["prompt_ids"]))
-    answer = min(evaluation.max_new_tokens, max(map(len, rows["answer_ids"])))
-    if prompt + answer > positions - virtual:
-        yield Problem(
-            "evaluation.max_new_tokens",
-            f": the longest held-out prompt takes {_tokens(prompt, virtual)} and its answer up to {answer:,}, and the "
-            f"model has {positions:,} positions; set evaluation.max_new_tokens={positions - virtual - prompt}",
-        )
+            scored = slice(job.evaluation.max_rows or None)
+            prompt, expected = (max(map(len, part.rows[name][scored])) for name in ("prompt_ids", "answer_ids"))
+            # no answer gets longer than the longest expected one
+            answer = min(job.evaluation.max_new_tokens, expected)
+            if prompt + answer > positions - virtual:
+                takes = f"the longest held-out prompt takes {_tokens(prompt, virtual)} and its answer up to {answer:,}"
+                change = f"set evaluation.max_new_tokens={positions - virtual - prompt}"
+                text = f": {takes}, and the model has {positions:,} positions; {change}"
+                yield Problem("evaluation.max_new_tokens", text)
 
 
 def _tokens(count: int, virtual: int) -> str:
@@ -87,10 +80,8 @@ def label_problems(job: Job, prepared: Prepared, tokenizer: Tokenizer) -> Iterat
         if metric is None or not metric.endswith(of_labels):
             continue
         # of one set, or of all
-        sets = prepared.held_out
-        named = [one for one in sets if one.name and re.search(rf"[_.]{re.escape(one.name)}[_.]", metric)]
-        if not all(evaluate.labels_of(part.rows, tokenizer.tokenizer) for part in named or sets):
-            needs = (
-                f"={metric} needs held-out rows whose answers are labels, up to {metrics.LABELS_AT_MOST} different ones"
-            )
+        named = [one for one in prepared.held_out if one.name and re.search(rf"[_.]{re.escape(one.name)}[_.]", metric)]
+        if not all(evaluate.labels_of(part.rows, tokenizer.tokenizer) for part in named or prepared.held_out):
+            labels = f"labels, up to {metrics.LABELS_AT_MOST} different ones"
+            needs = f"={metric} needs held-out rows whose answers are {labels}"
             yield Problem(field, f"{needs}; most of these have an answer of their own: take exact_match")

@@ -24,7 +24,6 @@ from fmstune.launch import parent
 from fmstune.models import adapters, base_identity, load, save, sharding
 from fmstune.models.load import Tokenizer
 from fmstune.runs import checkpoints, lockfile, model_card, run_folder
-from fmstune.runs.lockfile import Lock
 from fmstune.training import figures, memory, tracking
 from fmstune.training.arguments import training_arguments
 from fmstune.training.callbacks import LossPlot, MetricsFile, Progress, draw_loss
@@ -52,18 +51,18 @@ def train_job(
         done = resume.steps_done(checkpoint) if checkpoint is not None else 0
         lock = None
         if main:
-            lock = lockfile.LockWriter(job, folder, _collect_lock(job, checked, prepared, command))
+            config, data = checked.configuration.to_json_string(use_diff=False), prepared.identity
+            facts = lockfile.collect_lock(job, device=checked.device, model_config=config, command=command, data=data)
+            lock = lockfile.LockWriter(job, folder, facts)
             checkpoints.remove_unfinished(folder)
             run_folder.drop_metrics_after(folder, done)
         # before training: the base may be moved while the run trains
-        base = job.model
-        base_model = base_identity.identify_base(base.path, base.revision) if checked.peft is not None else None
+        base_model = base_identity.identify_base(job.model.path, job.model.revision) if checked.peft else None
         tracked = until_the_end.enter_context(tracking.tracked(job, folder, done, writes=main))
         objective = load_objective(job)
         trainer, seconds = _build_trainer(objective, job, checked, tokenizer, prepared, folder)
         trainer.adapter_base = base_model
-        trainer.add_callback(tracked)
-        for callback in make_callbacks(job):
+        for callback in (tracked, *make_callbacks(job)):
             trainer.add_callback(callback)
         tracked.log({"preparation_seconds": prepared.seconds, "load_seconds": seconds["load_seconds"]}, done)
         results = _train_and_score(objective, trainer, job, checked, prepared, checkpoint)
@@ -112,8 +111,8 @@ def _stop(trainer: RunMixin, folder: Path) -> NoReturn:
     """End a run that was given notice, without evaluating or saving the model; raises Preempted."""
     # the others end as soon as one of them does
     parent.interrupt_no_more()
-    saved = f"a checkpoint was saved at step {trainer.state.global_step}"
-    said = f"preempted; {saved}, and the same command resumes the run"
+    step = trainer.state.global_step
+    said = f"preempted; a checkpoint was saved at step {step}, and the same command resumes the run"
     if ranks.here().is_main:
         run_folder.mark_ended(folder, run_folder.INTERRUPTED, run_folder.PREEMPTED, said)
     trainer.accelerator.wait_for_everyone()
@@ -121,25 +120,17 @@ def _stop(trainer: RunMixin, folder: Path) -> NoReturn:
 
 
 @contextmanager
-def _full_disk_named(folder: Path) -> Iterator[None]:
-    """Raises UserError where the disk has no room for something that the run writes."""
-    try:
-        yield
-    except (OSError, SafetensorError) as err:
-        if not checkpoints.disk_is_full(err, folder):
-            raise
-        newest = checkpoints.name_newest(folder)
-        text = f"the disk of {folder} is full; {newest}free space, and start the same command again"
-        raise UserError("", text) from err
-
-
-@contextmanager
 def _recorded(folder: Path, start: dict[str, Any]) -> Iterator[None]:
-    """The run's status in its summary: running, then finished, failed or interrupted."""
+    """The run's status in its summary: running, then finished, failed or interrupted; a full disk is a UserError."""
     run_folder.update_summary(folder, {"status": run_folder.RUNNING, "error": None, **start})
     try:
-        with _full_disk_named(folder):
+        try:
             yield
+        except (OSError, SafetensorError) as err:
+            if not checkpoints.disk_is_full(err, folder):
+                raise
+            change = f"{checkpoints.name_newest(folder)}free space, and start the same command again"
+            raise UserError("", f"the disk of {folder} is full; {change}") from err
     except Preempted:
         raise  # recorded before the other processes could end this one
     except KeyboardInterrupt:
@@ -182,13 +173,12 @@ def _build_trainer(
     loaded = time.perf_counter() - begun
     held_out = {part.name: part.rows for part in prepared.held_out}
     watched = {name: objective.rows(rows) for name, rows in held_out.items()}
-    evaluates = bool(held_out) and job.training.get("eval_strategy", "no") != "no"
     trainer = objective.trainer_class(
         model=model,
         args=settings,
         train_dataset=objective.rows(prepared.train),
         # by name where there are several sets; Trainer puts the name into the metric's
-        eval_dataset=watched.get("", watched) if evaluates else None,
+        eval_dataset=watched.get("", watched) if held_out and job.training.get("eval_strategy", "no") != "no" else None,
         processing_class=tokenizer.tokenizer,
         callbacks=[
             MetricsFile(folder / run_folder.METRICS),
@@ -209,19 +199,12 @@ def _score(
     if not prepared.held_out or not job.evaluation.enabled:
         return None
     model, answered, main = trainer.model, "base" if base else "tuned", ranks.here().is_main
-    # a new adapter may change the output before it is trained (a random prompt does)
-    as_base = sharding.as_base(model) if base and isinstance(model, PeftModel) else nullcontext()
     if main:
         print(f"evaluating the {answered} model …", file=sys.stderr, flush=True)
-    with as_base:
+    # a new adapter may change the output before it is trained (a random prompt does)
+    with sharding.as_base(model) if base and isinstance(model, PeftModel) else nullcontext():
         figures = objective.score(trainer, {part.name: part.rows for part in prepared.held_out}, answered)
     if base and main:
         # at once, so that a resumed run need not score the base again
         run_folder.update_summary(Path(str(job.output_dir)), {"base": figures})
     return figures
-
-
-def _collect_lock(job: Job, checked: Checked, prepared: Prepared, command: str | None) -> Lock:
-    config = checked.configuration.to_json_string(use_diff=False)
-    data = prepared.identity
-    return lockfile.collect_lock(job, device=checked.device, model_config=config, command=command, data=data)

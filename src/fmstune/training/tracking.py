@@ -1,6 +1,5 @@
 """Trackers, each in a thread of its own: an error or a delay of one neither ends nor slows the training."""
 
-import json
 import queue
 import sys
 import threading
@@ -15,7 +14,7 @@ from transformers import TrainerCallback, TrainerState
 from fmstune.config.job import Job
 from fmstune.config.metrics import Table, metrics_of
 from fmstune.errors import Preempted, without_secrets
-from fmstune.files import write_json
+from fmstune.files import read_json, write_json
 from fmstune.launch import parent
 from fmstune.runs import run_folder
 from fmstune.runs.report import terminal_summary
@@ -36,8 +35,7 @@ class Guarded:
     """A tracker whose calls are made one after the other in a thread; after the first error, no more."""
 
     def __init__(self, name: str, tracker: Tracker) -> None:
-        self.name = name
-        self.tracker = tracker
+        self.name, self.tracker = name, tracker
         self.run: str | None = None
         self.error: str | None = None
         """Why it is off, None where it works."""
@@ -71,11 +69,8 @@ class Guarded:
         # a client may show the address that it was given, password and all
         self.error = why = without_secrets(why)
         parent.leave_at_once()
-        text = (
-            f"fmstune: note: tracking.{self.name} failed and is off for the rest of this run ({run_folder.METRICS} is "
-            f"unaffected): {why}"
-        )
-        print(text, file=sys.stderr, flush=True)
+        text = f"tracking.{self.name} failed and is off for the rest of this run ({run_folder.METRICS} is unaffected)"
+        print(f"fmstune: note: {text}: {why}", file=sys.stderr, flush=True)
 
 
 class Trackers(TrainerCallback):
@@ -85,7 +80,7 @@ class Trackers(TrainerCallback):
         self._folder, self._table = folder, table
         self._lock = threading.Lock()
         self._all = [Guarded(name, tracker) for name, tracker in given.items()]
-        former = _read_ids(folder)
+        former = read_json(folder / IDS)
         for one in self._all:
             one.do(partial(self._start, one, former.get(one.name, {})))
         for one in self._all:
@@ -99,7 +94,7 @@ class Trackers(TrainerCallback):
             one.begun.set()
         with self._lock:
             entry = {"run": one.run, "place": one.tracker.place}
-            write_json(self._folder / IDS, {**_read_ids(self._folder), one.name: entry})
+            write_json(self._folder / IDS, {**read_json(self._folder / IDS), one.name: entry})
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """What `metrics.jsonl` gets, under the same names."""
@@ -132,8 +127,7 @@ def tracked(job: Job, folder: Path, step: int, *, writes: bool) -> Iterator[Trac
     """The trackers of a run from `step` to its end, however it ends; one process `writes`."""
     given: dict[str, Tracker] = {}
     if writes:
-        provenance = json.loads((folder / run_folder.PROVENANCE).read_text(encoding="utf-8"))
-        given = make_trackers(job, Subject(job, folder, provenance, step))
+        given = make_trackers(job, Subject(job, folder, read_json(folder / run_folder.PROVENANCE), step))
     every = Trackers(given, folder, metrics_of(job))
     try:
         yield every
@@ -141,9 +135,3 @@ def tracked(job: Job, folder: Path, step: int, *, writes: bool) -> Iterator[Trac
         every.close(run_folder.INTERRUPTED if isinstance(err, KeyboardInterrupt | Preempted) else run_folder.FAILED)
         raise
     every.close(run_folder.FINISHED)
-
-
-def _read_ids(folder: Path) -> dict[str, dict[str, str]]:
-    """The runs that trackers of this folder have begun."""
-    path = folder / IDS
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

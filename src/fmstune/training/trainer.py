@@ -16,14 +16,8 @@ from transformers import Trainer
 from fmstune.errors import UserError
 from fmstune.launch import preemption
 from fmstune.models import base_identity, sharding
-from fmstune.runs.checkpoints import (
-    SAVING,
-    CheckpointFacts,
-    disk_is_full,
-    name_newest,
-    publish_checkpoint,
-    remove_unfinished,
-)
+from fmstune.runs import checkpoints
+from fmstune.runs.checkpoints import CheckpointFacts
 from fmstune.training.callbacks import SaveAndStop, StepClock
 from fmstune.training.collate import PADDING
 from fmstune.training.transformers_internals import rotate_checkpoints
@@ -38,7 +32,8 @@ class RunMixin(Trainer):
     """Values that TRL averages into the next log, of training and of evaluation."""
 
     def __init__(self, model: Any, *args: Any, loraplus_lr_ratio: float | None = None, **kwargs: Any) -> None:
-        adapter = {name: p.data for name, p in model.named_parameters() if p.requires_grad and _is_quantised(model)}
+        quantised = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
+        adapter = {name: p.data for name, p in model.named_parameters() if p.requires_grad and quantised}
         super().__init__(model, *args, **kwargs)
         if self.is_fsdp_enabled:
             sharding.keep_exact(self.accelerator.state.fsdp_plugin)
@@ -56,23 +51,20 @@ class RunMixin(Trainer):
         self.add_callback(SaveAndStop(lambda: self.stops))
         self.positions = 0
         """Positions that went through the model in training, padding included; of all processes."""
-        self._tokens_at_last_log = 0
-        self._seconds_at_last_log = 0.0
-        self._before_training: Callable[[], None] | None = None
+        self._tokens_at_last_log, self._seconds_at_last_log = 0, 0.0
+        self._before_training: list[Callable[[], None]] = []
         self._aside: Path | None = None
         self._since_log: list[tuple[int, torch.Tensor, torch.Tensor]] = []
 
     def before_training(self, action: Callable[[], None]) -> None:
         """Call this before training changes the model: at once, or when `train` has sharded it for use."""
-        if self.is_fsdp_enabled:
-            self._before_training = action
-        else:
-            action()
+        self._before_training.append(action)
+        if not self.is_fsdp_enabled:
+            self._sharded_now()
 
     def _sharded_now(self) -> None:
-        action, self._before_training = self._before_training, None
-        if action is not None:
-            action()
+        while self._before_training:
+            self._before_training.pop()()
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """A sharded model can be used here, and is still the base."""
@@ -111,31 +103,31 @@ class RunMixin(Trainer):
         """Write the checkpoint aside, rename it, then remove older ones; raises UserError where the disk is full."""
         run, step = Path(self.args.output_dir), self.state.global_step
         if self.args.should_save:
-            remove_unfinished(run)
+            checkpoints.remove_unfinished(run)
         self.accelerator.wait_for_everyone()
-        self._aside = run / SAVING
+        self._aside = run / checkpoints.SAVING
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                made = run / SAVING / f"checkpoint-{step}"
+                made = self._aside / f"checkpoint-{step}"
                 if self.adapter_base is not None:
                     base_identity.write_base(self.adapter_base, made)
-                publish_checkpoint(made, run / made.name, self.checkpoint_facts())
+                checkpoints.publish_checkpoint(made, run / made.name, self.checkpoint_facts())
         except (OSError, RuntimeError, SafetensorError) as err:
-            full = disk_is_full(err, run)  # before the next line frees space
-            remove_unfinished(run)
+            full = checkpoints.disk_is_full(err, run)  # before the next line frees space
+            checkpoints.remove_unfinished(run)
             if not full:
                 raise
-            change = f"{name_newest(run)}free space, or set training.save_total_limit, and start the same command again"
-            text = f"step {step}: the checkpoint cannot be saved, as the disk of {run} is full; {change}"
-            raise UserError("", text) from err
+            text = f"step {step}: the checkpoint cannot be saved, as the disk of {run} is full"
+            change = "free space, or set training.save_total_limit, and start the same command again"
+            raise UserError("", f"{text}; {checkpoints.name_newest(run)}{change}") from err
         finally:
             self._aside = None
         if self.state.best_model_checkpoint:
             self.state.best_model_checkpoint = str(run / Path(self.state.best_model_checkpoint).name)
         if self.args.should_save:
-            remove_unfinished(run)
+            checkpoints.remove_unfinished(run)
             rotate_checkpoints(
                 output_dir=str(run),
                 save_total_limit=self.args.save_total_limit,
@@ -175,13 +167,13 @@ class RunMixin(Trainer):
         """Count the positions and tokens of the batch, then train on it."""
         batch, padding = without_count(inputs)
         self.look_at_batch(model, batch)
-        positions = batch["input_ids"].numel()
+        ids = batch["input_ids"]
+        positions = ids.numel()
         masked = batch["attention_mask"].sum() if "attention_mask" in batch else positions - padding
         # a notice reaches processes at different steps, and they must stop after the same one
         sums = [positions, int(masked), preemption.given()]
         counted = torch.tensor(sums, dtype=torch.float64, device=self.args.device)
         before = self._total_train_tokens
-        ids = batch["input_ids"]
         try:
             loss: torch.Tensor = super().training_step(model, batch, *args, **kwargs)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as err:
@@ -246,8 +238,7 @@ class RunMixin(Trainer):
         seconds = self.clock.seconds - self._seconds_at_last_log
         if "loss" in logs and seconds > 0:
             logs["tokens_per_second"] = round((self.tokens - self._tokens_at_last_log) / seconds, 1)
-            self._tokens_at_last_log = self.tokens
-            self._seconds_at_last_log = self.clock.seconds
+            self._tokens_at_last_log, self._seconds_at_last_log = self.tokens, self.clock.seconds
         super().log(logs, start_time)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -259,14 +250,9 @@ def without_count(inputs: dict[str, Any]) -> tuple[dict[str, Any], int]:
     return {key: value for key, value in inputs.items() if key != PADDING}, inputs.get(PADDING, 0)
 
 
-def _is_quantised(model: Any) -> bool:
-    return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
-
-
 def numbers(rows: Sequence[int]) -> str:
     """Row numbers in ascending order for a message: neighbours together, and of very many the first ones."""
-    by_span = groupby(enumerate(rows), key=lambda pair: pair[1] - pair[0])
-    spans = [[row for _, row in pairs] for _, pairs in by_span]
+    spans = [[row for _, row in pairs] for _, pairs in groupby(enumerate(rows), key=lambda pair: pair[1] - pair[0])]
     shown, rest = spans[:_MOST_SPANS], sum(map(len, spans[_MOST_SPANS:]))
     texts = [f"{span[0]} to {span[-1]}" if len(span) > 2 else ", ".join(map(str, span)) for span in shown]
     return ", ".join(texts) + (f" and {rest:,} more" if rest else "")

@@ -14,14 +14,12 @@ OVERRIDDEN = (
 """Private names of Trainer that fmstune's trainer overrides or calls."""
 
 with explain_missing_names("transformers"):
-    from transformers.trainer_pt_utils import LengthGroupedSampler
-    from transformers.trainer_utils import rotate_checkpoints
+    from transformers.trainer_pt_utils import LengthGroupedSampler as LengthGroupedSampler
+    from transformers.trainer_utils import rotate_checkpoints as rotate_checkpoints
 
     require_attributes(Trainer, *OVERRIDDEN)
     require_attributes(PreTrainedModel, "_is_stateful")
     require_attributes(PreTrainedConfig, "_attn_implementation")
-
-__all__ = ["LengthGroupedSampler", "reads_document_ends", "rotate_checkpoints"]
 
 
 def reads_document_ends(model: PreTrainedModel | PeftModel) -> bool:

@@ -35,10 +35,9 @@ class BaseObjective:
     def score(self, trainer: Any, held_out: Mapping[str, Dataset], answered: str) -> dict[str, Any]:
         """Return the figures that the trainer logs, of all rows and of each set; `answered` is `base` or `tuned`."""
         names = names_at(metrics_of(self.job), Place.held_out)
-        limit = self.job.evaluation.max_rows
         sets = {}
         for name, rows in held_out.items():
-            count = min(len(rows), limit or len(rows))
+            count = min(len(rows), self.job.evaluation.max_rows or len(rows))
             found = trainer.score_rows(self.rows(rows.select(range(count))))
             figures = {metric: found[metric] for metric in names if metric in found}
             sets[name] = {**figures, "rows": count, "rows_left_out": len(rows) - count}

@@ -1,7 +1,6 @@
 """Supervised fine-tuning: the next token of the trained part of each row, with TRL's SFTTrainer."""
 
 import dataclasses
-import json
 import random
 import sys
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ from fmstune.config.job import Evaluation
 from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.errors import raise_if_any
 from fmstune.evaluation.held_out import Scores, labels_of, score, together
-from fmstune.files import write_json
+from fmstune.files import read_json, write_json
 from fmstune.models.trl_internals import global_then_local_main_first, score_supervised_positions_on_cpu
 from fmstune.runs import run_folder
 from fmstune.training import collate, packing_audit
@@ -98,8 +97,7 @@ class SftTrainer(RunMixin, SFTTrainer):
         batch, _ = without_count(inputs)
         loss, logits, labels = super().prediction_step(model, batch, *args, **kwargs)
         supervised = (batch["labels"][:, 1:] != -100).sum()
-        weighed = torch.stack([loss.detach() * supervised, supervised.to(loss.dtype)])
-        self._scored += weighed.cpu().double()
+        self._scored += torch.stack([loss.detach() * supervised, supervised.to(loss.dtype)]).cpu().double()
         return loss, logits, labels
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -178,8 +176,7 @@ class Sft(BaseObjective):
 def _keep_samples(folder: Path, scores: Mapping[str, Scores], answered: str) -> None:
     """Add this model's answers to the first held-out rows in `samples.json`."""
     path = folder / run_folder.SAMPLES
-    former = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
-    known = {(row["set"], row["row"]): row for row in former}
+    known = {(row["set"], row["row"]): row for row in read_json(path).get("rows", ())}
     rows = [
         {**known.get((name, number), {}), "set": name, "row": number, "prompt": sample.prompt}
         | {"expected": sample.expected, answered: sample.answer}

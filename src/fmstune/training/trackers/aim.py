@@ -32,7 +32,7 @@ class AimTracker(Tracker):
     """Seconds between two readings of CPU, memory and GPU; null reads none."""
 
     def __post_init__(self) -> None:
-        self.place = self.repo if _is_remote(self.repo) else str(Path(self.repo).expanduser())
+        self.place = self.repo if self.repo.startswith("aim://") else str(Path(self.repo).expanduser())
 
     def start(self, former: str | None) -> str:
         import aim
@@ -44,7 +44,7 @@ class AimTracker(Tracker):
             "system_tracking_interval": self.system_tracking_interval,
             "capture_terminal_logs": False,
         }
-        with nullcontext() if _is_remote(self.place) else alone_at(self.place):
+        with nullcontext() if self.place.startswith("aim://") else alone_at(self.place):
             try:
                 # the run folder is locked, so any other process with this run is dead, perhaps on another machine
                 self._run = aim.Run(former, force_resume=former is not None, **given)
@@ -98,7 +98,3 @@ def alone_at(place: str) -> filelock.BaseFileLock:
     for made in (folder, Path(place)):
         made.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(folder / f"{hashlib.sha256(str(Path(place).resolve()).encode()).hexdigest()[:16]}.lock")
-
-
-def _is_remote(repo: str) -> bool:
-    return repo.startswith("aim://")

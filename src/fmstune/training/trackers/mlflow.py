@@ -38,14 +38,12 @@ class MlflowTracker(Tracker):
         # it raises what it logs, too; importing it has set its own level
         logging.getLogger("mlflow").setLevel(logging.CRITICAL)
         self._client = MlflowClient(self.tracking_uri)
-        self._run = self._former(former) or self._new()
+        self._run = (former and self._former(former)) or self._new()
         return str(self._run)
 
-    def _former(self, former: str | None) -> str | None:
+    def _former(self, former: str) -> str | None:
         from mlflow.exceptions import MlflowException
 
-        if former is None:
-            return None
         try:
             known = self._client.get_run(former)
         except MlflowException as err:
