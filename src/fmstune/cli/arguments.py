@@ -17,6 +17,13 @@ from fmstune.config.overrides import parse_overrides
 from fmstune.config.requests import Composing, Generation, Harness, HydraFlags, Options, Scoring, Verb
 from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 
+_WORDS = {
+    Verb.reproduce: (("run",), "takes the folder of one run, such as runs/first"),
+    Verb.report: (("folder",), "takes one folder, of a run or of runs such as a sweep's"),
+    Verb.compare: (("a", "b"), "takes two run folders"),
+}
+"""The words without a flag that a verb takes, and how to say so."""
+
 
 @dataclass(frozen=True)
 class CommandLine:
@@ -50,14 +57,6 @@ class HelpOrVersion(NamedTuple):
     verb: Verb | None
     version: bool
     config_dir: Path | None = None
-
-
-_WORDS = {
-    Verb.reproduce: (("run",), "takes the folder of one run, such as runs/first"),
-    Verb.report: (("folder",), "takes one folder, of a run or of runs such as a sweep's"),
-    Verb.compare: (("a", "b"), "takes two run folders"),
-}
-"""The words without a flag that a verb takes, and how to say so."""
 
 
 def parse_command_line(words: Sequence[str]) -> CommandLine | HelpOrVersion:

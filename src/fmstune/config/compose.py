@@ -31,6 +31,7 @@ from fmstune.errors import Problem, first_line, raise_if_any
 ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 """Raised while composing for what a user typed; `explain` says it in one sentence."""
 _CONFIG_PATH, _CONFIG_NAME, _HYDRA = "pkg://fmstune.conf", "job", "1.3"
+_MISSING = "<must be given>"
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,6 @@ def plain_tree(config: DictConfig) -> dict[str, Any]:
     if isinstance(peft := tree.get("peft"), dict):
         peft.pop(defaults.USUAL_RATE, None)
     return {str(key): _with_missing(value) for key, value in tree.items()}
-
-
-_MISSING = "<must be given>"
 
 
 def _with_missing(tree: Any) -> Any:

@@ -14,6 +14,14 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 from fmstune.config.upstream_fields import field_of
 from fmstune.errors import Problem
 
+PLACES = ("PLACE", "FILE", "DIR")
+"""Metavars of files and folders, in which `~` is the user's own."""
+POSITIONAL = "a word without a flag"
+NOT_TYPED = "filled in by the parent process"
+"""Marks a field in `Annotated` that is not a flag."""
+Request = TypeVar("Request")
+"""Any dataclass."""
+
 
 class As(NamedTuple):
     """How a flag is typed, if its name and its type do not say so; a mark for `Annotated`."""
@@ -21,16 +29,6 @@ class As(NamedTuple):
     metavar: str = ""
     flags: tuple[str, ...] = ()
     commas: bool = False  # one word holds several values with commas between
-
-
-PLACES = ("PLACE", "FILE", "DIR")
-"""Metavars of files and folders, in which `~` is the user's own."""
-POSITIONAL = "a word without a flag"
-NOT_TYPED = "filled in by the parent process"
-"""Marks a field in `Annotated` that is not a flag."""
-
-Request = TypeVar("Request")
-"""Any dataclass."""
 
 
 @dataclass(frozen=True)

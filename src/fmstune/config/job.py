@@ -13,6 +13,8 @@ LORAPLUS_LR_RATIO = "loraplus_lr_ratio"
 """The one key of a peft group that PEFT has no field for: LoRA+'s rate of B by that of A, PEFT's name for it."""
 SFT = "fmstune.training.objectives.sft.Sft"
 """The `_target_` of `objective=sft`, and of all jobs that were frozen before there was a choice."""
+BUILT_IN_CALLBACKS = ("early_stopping", "stop_when")
+"""Keys of the group `callbacks` that are fmstune's own; every other key names a user's callback."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,10 +246,6 @@ class Callbacks:
     """Stop when this condition holds, or one of these: `loss < 0.1`; null does not."""
     others: dict[str, dict[str, Any]] = field(default_factory=dict, metadata={"stands_as": "callbacks.NAME"})
     """The user's own by name: `_target_` of a `transformers.TrainerCallback`, and its arguments."""
-
-
-BUILT_IN_CALLBACKS = ("early_stopping", "stop_when")
-"""Keys of the group that are fmstune's own; every other key names a user's callback."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ DEFAULT = "default"
 """Nothing sets the field: it has the default of its dataclass."""
 
 Key = tuple[str, ...]
+Origins = dict[Key, "Origin"]
 
 
 class Origin(NamedTuple):
@@ -28,9 +29,6 @@ class Origin(NamedTuple):
 
     place: str
     written: Any = None  # the value as it is written, references not followed
-
-
-Origins = dict[Key, Origin]
 
 
 def composition_origins(composed: Composed) -> Origins:

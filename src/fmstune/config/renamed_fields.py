@@ -106,6 +106,8 @@ MOVED_TARGETS = {"fmstune.adapters.": "fmstune.models.adapters.", "fmstune.forma
 """Modules whose functions frozen jobs of before name as `_target_`, and where these are now."""
 COMPARE_BY = "objective"
 """The name of `compare_by` before `objective` became a group."""
+FORMAT_SETTINGS = ("text_field", "response_template")
+"""Settings of `data.format` that may also be given as fields of `data`."""
 
 
 def with_compare_by(tree: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
@@ -144,10 +146,6 @@ def with_todays_targets(tree: Any) -> Any:
         if str(target := todays.get("_target_")).startswith(former):
             todays["_target_"] = now + str(target).removeprefix(former)
     return todays
-
-
-FORMAT_SETTINGS = ("text_field", "response_template")
-"""Settings of `data.format` that may also be given as fields of `data`."""
 
 
 def with_format_settings(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -14,6 +14,10 @@ Place = Annotated[str, As("PLACE")]
 File = Annotated[str, As("FILE")]
 Folder = Annotated[str, As("DIR")]
 FromJob = Annotated[Path | None, As("RUN/job.yaml", ("--from",))]
+Export = StrEnum("Export", ["vllm_lora"])
+"""What `fmstune merge` writes in place of a merged model."""
+Method = StrEnum("Method", ["generate", "rank"])
+"""How `fmstune evaluate` lets a model answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +141,6 @@ class Generation(_Asking):
     """Above 1 makes tokens that were used less likely."""
 
 
-Export = StrEnum("Export", ["vllm_lora"])
-"""What `fmstune merge` writes in place of a merged model."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Merge(_OnBase):
     """Put adapters into the weights of their base."""
@@ -195,10 +195,6 @@ class Doctor:
 
     clear_cache: Annotated[bool, As(flags=("--clear-cache",))] = False
     """Delete the tokenised data."""
-
-
-Method = StrEnum("Method", ["generate", "rank"])
-"""How `fmstune evaluate` lets a model answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
