@@ -19,11 +19,7 @@ def measure(*, quick: bool) -> Section:
     note = f"{seconds([a for a, _ in wall])} against {seconds([b for _, b in wall])}"
     ratio = Figure("wall clock", pairs.spread([a / b for a, b in wall]), bar=3.0, note=note)
     cpu = Figure("CPU time", pairs.spread([ours.cpu / theirs.cpu for ours, theirs in made]))
-    return Section(
-        "Start",
-        "`fmstune --cfg job` against `python -c 'import hydra, omegaconf'`.",
-        [ratio, cpu],
-    )
+    return Section("Start", "`fmstune --cfg job` against `python -c 'import hydra, omegaconf'`.", [ratio, cpu])
 
 
 if __name__ == "__main__":

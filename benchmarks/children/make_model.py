@@ -17,7 +17,7 @@ SHAPES = {
         "num_hidden_layers": 30,
         "num_attention_heads": 9,
         "num_key_value_heads": 3,
-    },
+    }
 }
 
 

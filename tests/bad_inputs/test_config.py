@@ -29,10 +29,7 @@ UNKNOWN_NAMES = [
         "--cfg job training.learning_rat=1",
         "training.learning_rat: unknown field of trl.SFTConfig; did you mean 'learning_rate'?",
     ),
-    case(
-        "peft=lora peft.lora_alfa=8",
-        "peft.lora_alfa: unknown field of peft.LoraConfig; did you mean 'lora_alpha'?",
-    ),
+    case("peft=lora peft.lora_alfa=8", "peft.lora_alfa: unknown field of peft.LoraConfig; did you mean 'lora_alpha'?"),
     case("peft.r=8", "peft.r: full tuning has no adapter and takes no fields; choose peft=lora"),
     case("data.format.text_fild=x", "data.format.text_fild: text has no such setting; did you mean 'text_field'?"),
     case(
@@ -117,8 +114,7 @@ TYPES = [
     case("training.torch_compile_backend=neuron", "training.torch_compile_backend must be one of …; got 'neuron'…"),
     case("training.torch_compile_mode=abc", "training.torch_compile_mode must be one of default, …; got 'abc'"),
     case(
-        "training.include_for_metrics=5",
-        "training.include_for_metrics must be a list of some of inputs, loss, got 5",
+        "training.include_for_metrics=5", "training.include_for_metrics must be a list of some of inputs, loss, got 5"
     ),
     case(
         "training.include_for_metrics=[losses]",
@@ -177,8 +173,7 @@ OWNED = [
         "training.model_name_or_path: it is model.path now",
     ),
     case(
-        "training.hub_token=x",
-        "training.hub_token: secrets stay out of a job; set the environment variable HF_TOKEN",
+        "training.hub_token=x", "training.hub_token: secrets stay out of a job; set the environment variable HF_TOKEN"
     ),
     case("training.warmup_ratio=1.5", "training.warmup_ratio must be in [0, 1), got 1.5; set training.warmup_steps …"),
     case("training.warmup_ratio='\"1.5\"'", "training.warmup_ratio must be in [0, 1), got 1.5; …"),

@@ -149,8 +149,7 @@ GENERATE = [
     ),
     case(f"{LLAMA} --text hi --format alpcaa", "--format: data=alpcaa: no such choice; did you mean 'alpaca'? (…"),
     case(
-        f"{LLAMA} --text hi --format text data.text_fild=x",
-        "data.text_fild: unknown field; did you mean 'text_field'?",
+        f"{LLAMA} --text hi --format text data.text_fild=x", "data.text_fild: unknown field; did you mean 'text_field'?"
     ),
     case(
         f"{LLAMA} --text hi --format tokenized",
@@ -262,10 +261,7 @@ MERGE = [
         "--dtype and --max_shard_size apply to a merged model; leave them out with --export",
         m__x_txt="",
     ),
-    case(
-        "merge --model package:tiny_llama --out /proc/self/m",
-        "--out: you have no permission to write into …",
-    ),
+    case("merge --model package:tiny_llama --out /proc/self/m", "--out: you have no permission to write into …"),
     case("merge --model package:tiny_llama --out nosuch/m", "--out: no folder nosuch; make it, or choose …"),
     case("merge --model package:tiny_llama --out m", "--model: … is a whole model, with nothing to merge"),
     Case(
@@ -282,11 +278,7 @@ MERGE = [
         ),
         PROMPT | DORA,
     ),
-    Case(
-        "merge --model d --out m --export vllm_lora",
-        ("--export vllm_lora: d is DoRA; merge it instead",),
-        DORA,
-    ),
+    Case("merge --model d --out m --export vllm_lora", ("--export vllm_lora: d is DoRA; merge it instead",), DORA),
 ]
 
 CASES = [*TO_EVALUATE, *GENERATE, *MERGE]

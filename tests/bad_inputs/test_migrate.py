@@ -62,8 +62,7 @@ EARLY = [
     case(f"from-fms --run '{SCRIPT} --output_dir $OUT'", "$OUT has no value; set it before the command"),
     case("from-fms 'python scripts/run_inference.py --text x'", "--model is missing: the tuned model's folder"),
     case(
-        "from-fms 'python scripts/run_inference.py --model x'",
-        "one of --text and --text_file must be given, got none",
+        "from-fms 'python scripts/run_inference.py --model x'", "one of --text and --text_file must be given, got none"
     ),
     case("from-fms 'lm_eval --tasks boolq'", "--model_args is missing: the model, as pretrained=DIR"),
     case(

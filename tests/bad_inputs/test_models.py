@@ -9,15 +9,7 @@ from typing import Any
 import pytest
 
 from tests import ROOT
-from tests.bad_inputs.cases import (
-    ROW,
-    Case,
-    assert_answered,
-    assert_says,
-    case,
-    write,
-    wrong_inputs,
-)
+from tests.bad_inputs.cases import ROW, Case, assert_answered, assert_says, case, write, wrong_inputs
 
 pytestmark = pytest.mark.sampled(12)
 
@@ -65,8 +57,7 @@ MODELS = [
         without(tiny_llama(), "m/model.safetensors") | {"m/pytorch_model.bin": b"x"},
     ),
     model_case(
-        "model.path: m holds no *.safetensors (found no weights); …",
-        without(tiny_llama(), "m/model.safetensors"),
+        "model.path: m holds no *.safetensors (found no weights); …", without(tiny_llama(), "m/model.safetensors")
     ),
     model_case(
         "model.path: m has the model_type 'lama', unknown to this transformers; did you mean 'llama'?",
@@ -217,10 +208,7 @@ ADAPTERS = [
         "peft.rank_pattern: 'nosuch' matches no module that is adapted; see peft.target_modules",
         "peft.alpha_pattern: 'k_proj' matches no module that is adapted; see peft.target_modules",
     ),
-    case(
-        "peft=lora 'peft.rank_pattern={*_proj: 4}'",
-        "peft: LoraConfig refuses these fields: nothing to repeat …",
-    ),
+    case("peft=lora 'peft.rank_pattern={*_proj: 4}'", "peft: LoraConfig refuses these fields: nothing to repeat …"),
     case("peft=lora peft.layers_to_transform=[99]", "peft: LoraConfig refuses these fields: Target modules … not …"),
     case("peft=lora peft.exclude_modules=3", "peft: LoraConfig refuses these fields: …not iterable"),
     case(

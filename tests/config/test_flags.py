@@ -70,14 +70,7 @@ def test_each_type_is_read_as_its_field_has_it() -> None:
     words = ("--model=m", "--rows", "5", "-f", "x", "--kind", "large", "--way=up", "--stop", "a", "--stop", "b")
     asked = make_request(Asked, parsed(*words, "--names", "a, b", "--quiet"))
     assert asked == Asked(
-        model="m",
-        rows=5,
-        where=Path("x"),
-        kind=Kind.large,
-        way="up",
-        stop=("a", "b"),
-        names=("a", "b"),
-        quiet=True,
+        model="m", rows=5, where=Path("x"), kind=Kind.large, way="up", stop=("a", "b"), names=("a", "b"), quiet=True
     )
 
 

@@ -28,10 +28,7 @@ BESIDE = ("objective", "tracking", "callbacks")
 """Groups whose choices are not combined with the others': nothing depends on them."""
 CHOICES = {group: groups.choices(group) for group in GROUPS}
 COMBINATIONS = [
-    *zip(
-        *zip(*itertools.product(CHOICES["model"], CHOICES["peft"]), strict=True),
-        itertools.cycle(CHOICES["data"]),
-    ),
+    *zip(*zip(*itertools.product(CHOICES["model"], CHOICES["peft"]), strict=True), itertools.cycle(CHOICES["data"])),
     *itertools.product(["tiny_llama"], ["lora"], ["complaints"], *(CHOICES[group] for group in GROUPS[3:])),
 ]
 EXPERIMENTS = groups.choices("experiment")
@@ -170,12 +167,7 @@ def read(text: str) -> dict[str, list[str]]:
             "fmstune.models.adapters.full-42",
             "command line → ${peft._target_}-${seed} (peft/full.yaml, default)",
         ),
-        (
-            "peft=lora peft.lora_alpha=${.r}",
-            "peft.lora_alpha",
-            "8",
-            "command line → ${.r} (peft/lora.yaml)",
-        ),
+        ("peft=lora peft.lora_alpha=${.r}", "peft.lora_alpha", "8", "command line → ${.r} (peft/lora.yaml)"),
         (
             'data.response_template="${first:${data.eval},x}"',
             "data.format.response_template",

@@ -16,15 +16,7 @@ from fmstune.errors import UserError
 
 
 def test_fields_may_be_new_and_groups_stay_groups() -> None:
-    words = [
-        "peft=lora",
-        "training.adam_beta1=0.8",
-        "sede=3",
-        "+a.b=1",
-        "~data.eval",
-        "hydra.mode=RUN",
-        "seed=1,2",
-    ]
+    words = ["peft=lora", "training.adam_beta1=0.8", "sede=3", "+a.b=1", "~data.eval", "hydra.mode=RUN", "seed=1,2"]
     assert [text_of(one) for one in allow_new_fields(parse_overrides(words), {"peft"})] == [
         "peft=lora",
         "++training.adam_beta1=0.8",

@@ -132,11 +132,7 @@ def test_tools_and_their_results_are_only_read_and_calls_are_trained() -> None:
             [TURNS[0], {"role": "assistant", "content": "<think>x</think>Hello"}, *TURNS[2:]],
             "the chat template writes turn 2 differently when later turns follow",
         ),
-        (
-            ASKS_FOR_THOUGHTS,
-            TURNS,
-            "the chat template does not begin turn 2 with what it writes to ask for it",
-        ),
+        (ASKS_FOR_THOUGHTS, TURNS, "the chat template does not begin turn 2 with what it writes to ask for it"),
         (ALTERNATES, TURNS, "the chat template refuses the conversation: roles must alternate"),
         (PLAIN_CHATML, TURNS[1:], "the conversation begins with the assistant; begin with a turn of user or system"),
     ],
@@ -161,10 +157,7 @@ def test_a_tokenizer_without_template_says_how_to_give_one() -> None:
 
 
 def test_without_a_tokenizer_the_words_are_there() -> None:
-    assert [tuple(segment) for segment in chat_segments(TURNS[:2], None, None)] == [
-        ("Hi", False),
-        ("Hello", True),
-    ]
+    assert [tuple(segment) for segment in chat_segments(TURNS[:2], None, None)] == [("Hi", False), ("Hello", True)]
 
 
 def test_turns_in_the_share_gpt_shape_and_nulls_of_parquet_are_understood() -> None:
@@ -192,8 +185,7 @@ def test_turns_that_are_none_are_problems(value: Any, problem: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "found"),
-    [(None, None), ("", None), ([], None), (json.dumps([{"name": "add"}]), [{"name": "add"}])],
+    ("value", "found"), [(None, None), ("", None), ([], None), (json.dumps([{"name": "add"}]), [{"name": "add"}])]
 )
 def test_tools_may_be_missing_or_text(value: Any, found: Any) -> None:
     assert check_tools(value, "tools") == found

@@ -83,10 +83,7 @@ def test_training_rows_have_ids_and_labels_in_file_order() -> None:
     write(GOOD[:2])
     assert prepare().train.to_list() == [
         {"input_ids": [65, 199, 258, 265, 26, 221, 282, 0], "labels": [-100, -100, -100, -100, -100, 221, 282, 0]},
-        {
-            "input_ids": [84, 72, 69, 337, 69, 330, 313, 199, 258, 265, 26, 290, 0],
-            "labels": [*[-100] * 11, 290, 0],
-        },
+        {"input_ids": [84, 72, 69, 337, 69, 330, 313, 199, 258, 265, 26, 290, 0], "labels": [*[-100] * 11, 290, 0]},
     ]
 
 
@@ -410,9 +407,7 @@ def test_the_entry_of_a_process_that_was_faster_is_used(monkeypatch: pytest.Monk
     assert len(made_entries()) == 1
 
 
-def test_a_damaged_entry_that_another_process_puts_away_meanwhile_is_replaced(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_damaged_entry_that_another_process_puts_away_meanwhile_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("aside/entry", "entry"):
         Path(name).mkdir(parents=True)
         Path(name, "facts.json").write_text(name)
@@ -566,11 +561,7 @@ def test_all_problems_of_all_sources_are_told_of_at_once() -> None:
     assert [
         problem.partition(":")[0]
         for problem in problems_of(train={"a": "a.jsonl", "b": "b.jsonl"}, eval={"c": "c.jsonl"})
-    ] == [
-        "a.jsonl, row 1",
-        "b.jsonl, row 1",
-        "c.jsonl, row 1",
-    ]
+    ] == ["a.jsonl, row 1", "b.jsonl, row 1", "c.jsonl, row 1"]
     assert problems_of(
         train={"a": "a.jsonl", "b": {"path": "b.jsonl", "format": {"_target_": "fmstune.data.formats.txt"}}}
     ) == ("data.train.b.format._target_: fmstune.data.formats has no function 'txt'; did you mean 'text'?",)

@@ -27,11 +27,7 @@ def trained(text: str) -> Segment:
         ("Hi\n### Label: yes", TEMPLATE, [only_read("Hi\n### Label:"), trained(" yes")]),
         ("\n### Label: yes", TEMPLATE, [only_read("\n### Label:"), trained(" yes")]),
         ("Hi\n### Label:", TEMPLATE, [only_read("Hi\n### Label:"), trained("")]),
-        (
-            "a\n### Label: b\n### Label: c",
-            TEMPLATE,
-            [only_read("a\n### Label: b\n### Label:"), trained(" c")],
-        ),
+        ("a\n### Label: b\n### Label: c", TEMPLATE, [only_read("a\n### Label: b\n### Label:"), trained(" c")]),
         ("Hi\n### Label: yes", r"\n### Label:", [only_read("Hi\n### Label:"), trained(" yes")]),
         ("naïve → 日本", " →", [only_read("naïve →"), trained(" 日本")]),
         ("Hi\n### Label: yes", None, [trained("Hi\n### Label: yes")]),

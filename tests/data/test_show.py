@@ -78,12 +78,7 @@ def test_a_text_cannot_speak_to_the_terminal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "bars"),
-    [
-        ({}, []),
-        ({7: 1}, ["7 to  7 tokens"]),
-        ({1: 1, 10: 2}, ["1 to  1", "2 to  2", "10 to 10"]),
-    ],
+    ("lengths", "bars"), [({}, []), ({7: 1}, ["7 to  7 tokens"]), ({1: 1, 10: 2}, ["1 to  1", "2 to  2", "10 to 10"])]
 )
 def test_the_histogram_covers_all_lengths(lengths: dict[int, int], bars: list[str]) -> None:
     shown = show.histogram(lengths)

@@ -46,11 +46,7 @@ def test_what_cannot_be_read_hides_no_problem_of_rows_that_can(monkeypatch: pyte
     with Path(write([text("long " * 80, " x"), "no template", *ROWS[:6]])).open("a") as rows:
         rows.write("{broken\n")
     found = problems_of(over_length=OverLength.error)
-    assert [problem.split(":")[0] for problem in found] == [
-        "train.jsonl, row 2",
-        "train.jsonl, row 1",
-        "train.jsonl",
-    ]
+    assert [problem.split(":")[0] for problem in found] == ["train.jsonl, row 2", "train.jsonl, row 1", "train.jsonl"]
 
 
 def imported_modules(name: str) -> set[str]:

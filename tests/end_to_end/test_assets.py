@@ -106,9 +106,7 @@ def test_no_single_word_tells_the_labels_apart(train: Rows, held_out: Rows) -> N
         assert 0.35 <= right / len(every) <= 0.65, word
 
 
-def test_half_of_the_held_out_rows_show_combinations_that_training_never_does(
-    make_complaints: ModuleType,
-) -> None:
+def test_half_of_the_held_out_rows_show_combinations_that_training_never_does(make_complaints: ModuleType) -> None:
     train, held_out = make_complaints.splits()
     seen = {make_complaints.triple(message) for message in train}
     assert sum(make_complaints.triple(message) not in seen for message in held_out) >= 60

@@ -103,10 +103,7 @@ fsdp_config:
     ]
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [("a: [", "cannot be read"), ("- 1", "is not a mapping of settings")],
-)
+@pytest.mark.parametrize(("text", "reason"), [("a: [", "cannot be read"), ("- 1", "is not a mapping of settings")])
 def test_a_file_that_is_no_configuration_is_refused(text: str, reason: str) -> None:
     with pytest.raises(UserError, match=f"launcher.config_file: accelerate.yaml {reason}"):
         accelerate_file.values(written(text))

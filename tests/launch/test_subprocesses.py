@@ -50,8 +50,7 @@ def test_one_process_sees_one_device_at_most(device: Device, visible: str | None
 
 
 @pytest.mark.parametrize(
-    ("threads", "inherited", "expected"),
-    [(3, {"OMP_NUM_THREADS": "2"}, "3"), (None, {"OMP_NUM_THREADS": "2"}, "2")],
+    ("threads", "inherited", "expected"), [(3, {"OMP_NUM_THREADS": "2"}, "3"), (None, {"OMP_NUM_THREADS": "2"}, "2")]
 )
 def test_threads_are_the_jobs_else_the_environments(
     threads: int | None, inherited: dict[str, str], expected: str

@@ -142,9 +142,7 @@ def test_the_commands_for_inference_and_validation() -> None:
     ]
     assert words(
         "lm_eval --model hf --model_args pretrained=base,peft=tuned,dtype=float32 --tasks boolq --limit 5"
-    ) == [
-        *("evaluate", "harness", "--limit", "5", "--model", "tuned", "--dtype", "float32", "--tasks", "boolq"),
-    ]
+    ) == [*("evaluate", "harness", "--limit", "5", "--model", "tuned", "--dtype", "float32", "--tasks", "boolq")]
     assert isinstance(parse_command_line(words(early_commands.ONE_TEXT)).options, Generation)
     assert isinstance(parse_command_line(words(early_commands.HARNESS)).options, HarnessRequest)
 
@@ -193,8 +191,7 @@ EARLY_DEFAULTS = {
 
 
 @pytest.mark.parametrize(
-    ("model", "method"),
-    [("facebook/opt-125m", "none"), ("facebook/opt-125m", "lora"), ("package:tiny_llama", "pt")],
+    ("model", "method"), [("facebook/opt-125m", "none"), ("facebook/opt-125m", "lora"), ("package:tiny_llama", "pt")]
 )
 def test_what_is_left_out_means_what_it_meant(model: str, method: str) -> None:
     """Whatever suits a model or method here, the early defaults hold."""
@@ -269,10 +266,7 @@ def test_a_flag_becomes_a_field(flags: str, expected: list[str]) -> None:
                 *("launcher.machine_rank=1", "launcher.main_process_ip=m0"),
             ],
         ),
-        (
-            "python -m torch.distributed.launch --nproc_per_node=2",
-            ["launcher=ddp", "launcher.num_processes=2"],
-        ),
+        ("python -m torch.distributed.launch --nproc_per_node=2", ["launcher=ddp", "launcher.num_processes=2"]),
     ],
 )
 def test_what_started_it_becomes_the_launcher(before: str, launcher: list[str]) -> None:
@@ -557,7 +551,7 @@ def test_what_is_switched_off_needs_no_field() -> None:
     text = BASIC.replace("python", "accelerate launch --num_processes 1 --dynamo_backend no", 1)
     found = translated(f"{text} --use_ipex False --deepspeed None")
     assert [note.old for note in found.notes if note.became is Became.dropped] == [
-        *("--use_ipex False", "--deepspeed None", "--dynamo_backend no", "--num_processes 1"),
+        *("--use_ipex False", "--deepspeed None", "--dynamo_backend no", "--num_processes 1")
     ]
 
 

@@ -142,10 +142,7 @@ def test_the_rows_are_those_of_the_early_recipe(folder: Path, as_json: bool, by_
     ("text", "says"),
     [
         ("a,b\n1,2\n", "raft: no column 'Tweet text'; the columns are a, b"),
-        (
-            "Tweet text,Label\nx,maybe\n",
-            "raft: the label 'maybe' is none of Unlabeled, complaint, no complaint, …",
-        ),
+        ("Tweet text,Label\nx,maybe\n", "raft: the label 'maybe' is none of Unlabeled, complaint, no complaint, …"),
     ],
 )
 def test_other_rows_are_refused(folder: Path, text: str, says: str) -> None:

@@ -63,10 +63,7 @@ def test_each_end_and_each_choice_is_checked_once_before_the_search() -> None:
             ("training.learning_rate=interval(1e-4,11.0)",),
             "training.learning_rate must be above 0 and below 10, got 11",
         ),
-        (
-            ("training.learning_rate=interval(1e-4,1e-3)", "compare_by=tuned.f1"),
-            "compare_by: tuned.f1 is not a number",
-        ),
+        (("training.learning_rate=interval(1e-4,1e-3)", "compare_by=tuned.f1"), "compare_by: tuned.f1 is not a number"),
         (("peft=lora",), "hydra/sweeper=optuna has nothing to search; give a field an interval or several values"),
         (("evaluation=none,held_out",), "compare_by must be given: the points of this search would be compared by"),
         (("seed=1,2", "hydra.sweeper.sampler=TPSampler"), "TPSampler is not a class of optuna.samplers; did you mean"),

@@ -21,11 +21,7 @@ from tests.conftest import Result
 pytestmark = pytest.mark.slow
 
 Run = Callable[..., Result]
-TWO_STEPS = (
-    "training.max_steps=2",
-    "training.per_device_train_batch_size=4",
-    "launcher.threads=1",
-)
+TWO_STEPS = ("training.max_steps=2", "training.per_device_train_batch_size=4", "launcher.threads=1")
 QUICK = (*TWO_STEPS, "evaluation.max_rows=4", "evaluation.max_new_tokens=4", "data.max_rows=16")
 TINY = package_files.resolve("package:tiny_llama")
 
@@ -179,8 +175,7 @@ def test_a_checkpoint_is_gone_on_with_to_the_same_weights(fmstune: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "checkpoint", "steps"),
-    [("train_sampling_strategy=group_by_length", 14, 36), ("packing=true", 7, 15)],
+    ("setting", "checkpoint", "steps"), [("train_sampling_strategy=group_by_length", 14, 36), ("packing=true", 7, 15)]
 )
 def test_rows_that_are_grouped_or_packed_come_in_the_same_order_after_a_resume(
     fmstune: Run, setting: str, checkpoint: int, steps: int
