@@ -61,7 +61,7 @@ def _read_job(text: str) -> dict[str, Any] | None:
     except binascii.Error:
         return None
     if raw.startswith(b"\x80"):
-        raise UserError("the job", "is a pickle, which could run code when it is read; give it as JSON")
+        raise UserError("from-fms", ": the job is a pickle, which could run code when it is read; give it as JSON")
     return json_object(raw.decode(errors="replace"), "the job") if raw.lstrip().startswith(b"{") else None
 
 

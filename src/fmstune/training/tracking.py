@@ -69,8 +69,11 @@ class Guarded:
         # a client may show the address that it was given, password and all
         self.error = why = without_secrets(why)
         parent.leave_at_once()
-        text = f"tracking.{self.name} failed and is off for the rest of this run ({run_folder.METRICS} is unaffected)"
-        print(f"fmstune: note: {text}: {why}", file=sys.stderr, flush=True)
+        text = (
+            f"fmstune: note: tracking.{self.name} failed and is off for the rest of this run "
+            f"({run_folder.METRICS} is unaffected): {why}"
+        )
+        print(text, file=sys.stderr, flush=True)
 
 
 class Trackers(TrainerCallback):
