@@ -32,8 +32,6 @@ def chosen(choice: str, rows: str) -> Data:
     """The data group of a job, by the name of its file."""
     text = resources.files("fmstune.conf").joinpath("data", f"{choice}.yaml").read_text(encoding="utf-8")
     tree = {**yaml.safe_load(text), "train": rows, "eval": None}
-    names = ("text_field", "response_template")
-    tree["format"] |= {name: tree[name] for name in names if name in tree["format"]}
     job = {"name": "x", "model": {"path": "x"}, "peft": {"_target_": FULL}, "data": tree, "training": {}}
     return freeze.freeze(job).job.data
 
