@@ -243,6 +243,7 @@ def test_python_of_the_documents_compiles() -> None:
         compile(code, str(path), "exec")
 
 
+@pytest.mark.slow
 def test_generated_tables_are_fresh() -> None:
     tool = [sys.executable, str(ROOT / "tools" / "make_docs.py"), "--check"]
     done = subprocess.run(tool, capture_output=True, text=True, check=False)
