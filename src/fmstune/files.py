@@ -73,7 +73,7 @@ def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; it is empty where there is no such file."""
+    """Return the JSON object in a file; an empty one if the file does not exist."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 

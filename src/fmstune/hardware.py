@@ -8,7 +8,7 @@ import sys
 
 @functools.cache
 def gpus() -> int:
-    """CUDA devices that CUDA_VISIBLE_DEVICES leaves in sight; 0 where there is no driver."""
+    """Return the number of CUDA devices that CUDA_VISIBLE_DEVICES shows; 0 without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

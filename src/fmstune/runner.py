@@ -28,7 +28,7 @@ def main(words: Sequence[str] | None = None) -> int:
             parent.interrupt_once(saves=options.verb is Verb.train and not options.prepare)
             return _answer(options) if issubclass(options.verb.options, requests.RunnerRequest) else _act(options)
         finally:
-            # how it ended is told undisturbed: the other ranks' end comes to this one as a signal
+            # the launcher signals every rank when one has failed; no signal may interrupt the report of this rank
             parent.interrupt_no_more()
     except UserError as err:
         return _ended("user", render(err.problems), USER_ERROR)

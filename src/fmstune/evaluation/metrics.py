@@ -151,7 +151,7 @@ def _bounded(one: Mapping[str, float] | None, form: str) -> str:
 
 
 def write_results(out_file: str, report: Mapping[str, Any], shown: Sequence[Table], notes: Sequence[str]) -> None:
-    """Print tables and notes, and write them as Markdown beside the report."""
+    """Print the tables and notes; write the report as JSON, and the tables and notes as Markdown next to it."""
     path, page = Path(out_file), Path(out_file).with_suffix(".md")
     print("\n\n".join("\n".join(part) for part in (*(tables.lines(*table) for table in shown), notes)))
     with explain_write_errors("--out_file", path):

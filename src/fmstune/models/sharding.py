@@ -108,7 +108,7 @@ def gathered(model: PreTrainedModel | PeftModel, *, trained_only: bool) -> dict[
     """The whole weights, or the trained ones, on the CPU of the main process; every process must call it."""
     if not isinstance(model, FullyShardedDataParallel):
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
-        # tied weights once: gathered, they are no longer one tensor, and would be saved twice
+        # gathering copies tied weights, and each copy would be saved; keep one name of each weight
         once = dict([*model.named_parameters(), *model.named_buffers()])
         return {name: value for name, value in get_model_state_dict(model, options=options).items() if name in once}
     whole = FullStateDictConfig(offload_to_cpu=True, rank0_only=True)

@@ -111,7 +111,7 @@ def short_name(place: str) -> str:
 
 
 def _is_hub_id(place: str) -> bool:
-    """Whether it has the form of a hub id and there is no such path here."""
+    """Whether the text has the form of a hub id, and no file or folder has this name."""
     return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place) is not None and not Path(place).exists()
 
 
