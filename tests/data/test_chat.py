@@ -1,6 +1,5 @@
 """Only what the assistant says is trained, with what ends its turn, whatever the template looks like."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,8 @@ import pytest
 
 from fmstune import files
 from fmstune.data import formats
-from fmstune.data.chat import chat_segments, check_messages, check_tools
+from fmstune.data.chat import chat_segments
+from fmstune.data.messages import check_messages
 from fmstune.data.tokens import RowProblem
 from fmstune.errors import UserError
 from tests.small import byte_level_tokenizer
@@ -58,7 +58,7 @@ def tokenizer(template: str | None) -> Any:
 
 def shown(template: str, turns: list[dict[str, Any]] = TURNS, tools: Any = None) -> str:
     """The conversation with its trained text in brackets."""
-    found = chat_segments(turns, tools, tokenizer(template))
+    found = chat_segments(check_messages(turns, "messages"), tools, tokenizer(template))
     return "".join(f"⟦{text}⟧" if trained else text for text, trained in found)
 
 
@@ -153,45 +153,35 @@ def test_a_template_that_forgets_is_good_for_rows_of_one_answer() -> None:
 
 def test_a_tokenizer_without_template_says_how_to_give_one() -> None:
     with pytest.raises(UserError, match=r"has no chat template; set model\.chat_template to a Jinja file"):
-        chat_segments(TURNS, None, tokenizer(None))
+        chat_segments(check_messages(TURNS, "messages"), None, tokenizer(None))
 
 
 def test_without_a_tokenizer_the_words_are_there() -> None:
-    assert [tuple(segment) for segment in chat_segments(TURNS[:2], None, None)] == [("Hi", False), ("Hello", True)]
+    found = chat_segments(check_messages(TURNS[:2], "messages"), None, None)
+    assert [tuple(segment) for segment in found] == [("Hi", False), ("Hello", True)]
 
 
-def test_turns_in_the_share_gpt_shape_and_nulls_of_parquet_are_understood() -> None:
-    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello", "weight": None}]
-    assert check_messages(turns, "conversations") == TURNS[:2]
-    assert check_messages([TURNS[0] | {"tool_calls": None}], "messages") == TURNS[:1]
-
-
-@pytest.mark.parametrize(
-    ("value", "problem"),
-    [
-        (None, "column 'messages' must hold a list of turns, found null"),
-        ([], "column 'messages' must hold a list of turns, found the list []"),
-        (["Hi"], "column 'messages': turn 1 must be an object, found the str 'Hi'"),
-        ([TURNS[0], {"content": "x"}], "column 'messages': turn 2 has no role; turns have role and content"),
-        ([{"role": "user"}], "column 'messages': turn 1 has no content (text), found null"),
-        ([{"role": "user", "content": 3}], "column 'messages': turn 1 has no content (text), found the int 3"),
-        ([{"from": "me", "value": "x"}], "column 'messages': turn 1 is from 'me'; the names are human, gpt"),
-    ],
+FLAGGED = [
+    TURNS[0],
+    TURNS[1] | {"weight": 0},
+    TURNS[2],
+    TURNS[3] | {"content": [{"type": "text", "text": "Su", "train": False}, {"type": "text", "text": "re."}]},
+]
+TWO_BLOCKS_A_TURN = CHATML.replace(
+    "{{- message.content or '' }}", "{{- message.content }}{% endgeneration %}{% generation %}"
 )
-def test_turns_that_are_none_are_problems(value: Any, problem: str) -> None:
-    with pytest.raises(RowProblem) as raised:
-        check_messages(value, "messages")
-    assert str(raised.value).startswith(problem)
 
 
-@pytest.mark.parametrize(
-    ("value", "found"), [(None, None), ("", None), ([], None), (json.dumps([{"name": "add"}]), [{"name": "add"}])]
-)
-def test_tools_may_be_missing_or_text(value: Any, found: Any) -> None:
-    assert check_tools(value, "tools") == found
+@pytest.mark.parametrize("template", [CHATML, PLAIN_CHATML], ids=["marked", "not marked"])
+def test_a_turn_or_a_part_that_its_flag_leaves_out_is_only_read(template: str) -> None:
+    assert shown(template, FLAGGED) == (
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+        "<|im_start|>user\nMore?<|im_end|>\n<|im_start|>assistant\nSu⟦re.<|im_end|>⟧"
+    )
 
 
-@pytest.mark.parametrize("value", ["[{", {"name": "add"}, ["add"]])
-def test_tools_that_are_none_are_problems(value: Any) -> None:
-    with pytest.raises(RowProblem, match="column 'tools'"):
-        check_tools(value, "tools")
+def test_a_flag_is_of_all_blocks_that_the_template_marks_in_its_turn() -> None:
+    assert shown(TWO_BLOCKS_A_TURN, FLAGGED[:3]).count("⟦") == 0
+    assert shown(TWO_BLOCKS_A_TURN, [*FLAGGED[:3], TURNS[3]]).endswith(
+        "Hello<|im_end|>\n<|im_start|>user\nMore?<|im_end|>\n<|im_start|>assistant\n⟦Sure.⟧⟦<|im_end|>⟧"
+    )

@@ -5,87 +5,37 @@ conversation up to that turn adds to the text that asks for it. That holds only 
 unchanged, which is checked for every row.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from fmstune.data.tokens import PreTrainedTokenizerBase, RowProblem, Segment, Templated, in_words
+from fmstune.data.messages import Span, Tools, Turn, stretches
+from fmstune.data.tokens import PreTrainedTokenizerBase, RowProblem, Segment, Templated
 from fmstune.errors import UserError
-
-Message = dict[str, Any]
-Tools = list[dict[str, Any]] | None
-Span = tuple[int, int]
-"""Start and end of a stretch of the rendered text, in characters."""
-
-SHARE_GPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "tool": "tool", "function": "tool"}
-"""Names of `from` in the ShareGPT shape, whose turns are `from` and `value`."""
 
 _OTHER_TEMPLATE = "use a template with {% generation %} blocks (model.chat_template)"
 
 
-def check_messages(value: Any, field: str) -> list[Message]:
-    """The turns of a row, checked; nulls are left out, which Parquet and Arrow put in for missing keys."""
-    if not isinstance(value, list) or not value:
-        raise RowProblem(f"column {field!r} must hold a list of turns, found {in_words(value)}")
-    found = []
-    for number, given in enumerate(value, start=1):
-        place = f"column {field!r}: turn {number}"
-        if not isinstance(given, Mapping):
-            raise RowProblem(f"{place} must be an object, found {in_words(given)}")
-        turn: Message = _without_nulls(given)
-        if "from" in turn and "role" not in turn:
-            role = SHARE_GPT_ROLES.get(turn["from"])
-            if role is None:
-                raise RowProblem(f"{place} is from {turn['from']!r}; the names are {', '.join(SHARE_GPT_ROLES)}")
-            turn = {"role": role, "content": turn.get("value")}
-        if not isinstance(turn.get("role"), str):
-            raise RowProblem(f"{place} has no role; turns have role and content, or from and value")
-        if not isinstance(turn.get("content"), str) and "tool_calls" not in turn:
-            raise RowProblem(f"{place} has no content (text), found {in_words(turn.get('content'))}")
-        found.append(turn)
-    return found
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
-    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
-
-
-def check_tools(value: Any, field: str) -> Tools:
-    """The tools that the row offers, as JSON schemas; text is read as JSON."""
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as err:
-            raise RowProblem(f"column {field!r} is broken JSON ({err.msg} at column {err.colno})") from err
-    if not value:
-        return None
-    if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
-        raise RowProblem(f"column {field!r} must hold a list of tools (JSON schemas), found {in_words(value)}")
-    found: list[dict[str, Any]] = _without_nulls(value)
-    return found
-
-
-def chat_segments(turns: Sequence[Message], tools: Tools, tokenizer: PreTrainedTokenizerBase | None) -> Templated:
+def chat_segments(turns: Sequence[Turn], tools: Tools, tokenizer: PreTrainedTokenizerBase | None) -> Templated:
     """The conversation as the model's template writes it; the assistant's words and their stop tokens are trained."""
     if tokenizer is None:
         # a scan counts the words of the turns alone
-        return Templated(Segment(str(turn.get("content", "")), turn["role"] == "assistant") for turn in turns)
+        return Templated(
+            piece for turn in turns for piece in turn.pieces or [Segment(turn.content, trained=turn.trained)]
+        )
     template = _template(tokenizer)
     is_marked = "{% generation" in template or "{%- generation" in template
     marked = _marked(turns, tools, tokenizer, template) if is_marked else _by_prefixes(turns, tools, tokenizer)
     return Templated(_divided(*marked))
 
 
-def render_chat(turns: Sequence[Message], tools: Tools, tokenizer: PreTrainedTokenizerBase, *, asks: bool) -> str:
+def render_chat(turns: Sequence[Turn], tools: Tools, tokenizer: PreTrainedTokenizerBase, *, asks: bool) -> str:
     """The conversation in the tokenizer's template; if it `asks`, the words follow that ask the assistant to speak."""
     _template(tokenizer)
     with _template_problems():
-        return str(tokenizer.apply_chat_template(list(turns), tools=tools, tokenize=False, add_generation_prompt=asks))
+        messages = [turn.message for turn in turns]
+        return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=asks))
 
 
 def _template(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -97,34 +47,60 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _marked(
-    turns: Sequence[Message], tools: Tools, tokenizer: PreTrainedTokenizerBase, template: str
+    turns: Sequence[Turn], tools: Tools, tokenizer: PreTrainedTokenizerBase, template: str
 ) -> tuple[str, list[Span]]:
-    """The text, and the spans that the template's own blocks mark, each with a stop token that follows it."""
+    """The text, and the trained parts of the spans that the template's own blocks mark, with the stop token of each."""
+    text, blocks = _blocks(turns, tools, tokenizer, template)
+    stops = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
+    spans: list[Span] = []
+    for turn, (start, end) in zip(_speakers(turns, blocks, tools, tokenizer, template), blocks, strict=True):
+        stop = next((stop for stop in stops if text.startswith(stop, end)), "")
+        spans += stretches(turn, text, (start, end + len(stop)))
+    return text, spans
+
+
+def _blocks(
+    turns: Sequence[Turn], tools: Tools, tokenizer: PreTrainedTokenizerBase, template: str
+) -> tuple[str, list[Span]]:
+    """The text, and the spans of the template's `{% generation %}` blocks."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     with _template_problems():
         texts, marks = render_jinja_template(
-            [list(turns)],
+            [[turn.message for turn in turns]],
             tools=tools,
             chat_template=template,
             return_assistant_tokens_mask=True,
             **tokenizer.special_tokens_map,
         )
-    text = str(texts[0])
-    stops = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
-    spans = []
-    for start, end in marks[0]:
-        stop = next((stop for stop in stops if text.startswith(stop, end)), "")
-        spans.append((start, end + len(stop)))
-    return text, spans
+    return str(texts[0]), list(marks[0])
 
 
-def _by_prefixes(turns: Sequence[Message], tools: Tools, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span]]:
-    """The text, and for each assistant turn the span that it adds to the text that asks for it."""
+def _speakers(
+    turns: Sequence[Turn], blocks: Sequence[Span], tools: Tools, tokenizer: PreTrainedTokenizerBase, template: str
+) -> list[Turn]:
+    """The turn of each block: as many blocks as the conversation has more with this turn than without it."""
+    said = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
+    if len(said) == len(blocks):
+        return [turns[number] for number in said]
+    if all(turns[number] == Turn(turns[number].message, trained=True) for number in said):
+        # all is trained, whoever says it
+        return [turns[said[0]]] * len(blocks)
+    owners: list[Turn] = []
+    for number in said:
+        up_to = blocks if number == said[-1] else _blocks(turns[: number + 1], tools, tokenizer, template)[1]
+        owners += [turns[number]] * (len(up_to) - len(owners))
+    if len(owners) != len(blocks):
+        raise RowProblem("the chat template does not mark each turn alike, so flags of turns cannot be heeded")
+    return owners
+
+
+def _by_prefixes(turns: Sequence[Turn], tools: Tools, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span]]:
+    """The text, and for each trained turn the span that it adds to the text that asks for it."""
     whole = render_chat(turns, tools, tokenizer, asks=False)
     spans = []
     for number, turn in enumerate(turns):
-        if turn["role"] != "assistant":
+        if not turn.trains:
             continue
         if number == 0:
             raise RowProblem("the conversation begins with the assistant; begin with a turn of user or system")
@@ -140,7 +116,7 @@ def _by_prefixes(turns: Sequence[Message], tools: Tools, tokenizer: PreTrainedTo
                 f"the chat template does not begin turn {number + 1} with what it writes to ask for it, so nothing "
                 f"says where the answer begins; {_OTHER_TEMPLATE}"
             )
-        spans.append(_with_stop(whole, (len(before), len(up_to)), str(turn.get("content", ""))))
+        spans += stretches(turn, whole, _with_stop(whole, (len(before), len(up_to)), turn.content))
     return whole, spans
 
 

@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fmstune.data.chat import chat_segments, check_messages, check_tools, render_chat
+from fmstune.data.chat import chat_segments, render_chat
+from fmstune.data.messages import check_messages, check_tools
 from fmstune.data.templates import render_row
 from fmstune.data.tokens import Formatted, RowProblem, Segment, Templated, TemplateMissing, Texts, TokenRow, in_words
 from fmstune.errors import did_you_mean
@@ -119,7 +120,7 @@ def chat(
     messages = check_messages(_any_column(row, messages_field), messages_field)
     tools = check_tools(row.get(tools_field), tools_field)
     if asking and tokenizer is not None:
-        before = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+        before = messages[:-1] if messages[-1].role == "assistant" else messages
         return Templated([Segment(render_chat(before, tools, tokenizer, asks=True), trained=False)])
     return chat_segments(messages, tools, tokenizer)
 

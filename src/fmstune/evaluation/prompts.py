@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from fmstune.data import formats
 from fmstune.data.chat import chat_segments
 from fmstune.data.format_loading import format_row, load_format, question_row
+from fmstune.data.messages import check_messages
 from fmstune.data.read import Row, RowProblems
 from fmstune.data.tokens import Formatted, RowProblem, Segment, Templated, Texts, TokenRow, encode_rows
 from fmstune.errors import UserError, naming_flag, raise_if_any
@@ -84,8 +85,8 @@ def turn_ends(format: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
     asked = question_row(format, formats.ANSWER)
     if asked is None or not isinstance(load_format(format, tokenizer, asking=True)(asked), Templated):
         return []
-    turns = [{"role": "user", "content": formats.ANSWER}, {"role": "assistant", "content": formats.ANSWER}]
-    last = encode_rows([chat_segments(turns, None, tokenizer)], tokenizer, _UNCUT)[0].answer_ids[-1:]
+    said = check_messages([{"role": role, "content": formats.ANSWER} for role in ("user", "assistant")], "messages")
+    last = encode_rows([chat_segments(said, None, tokenizer)], tokenizer, _UNCUT)[0].answer_ids[-1:]
     return [token for token in last if token in set(tokenizer.all_special_ids)]
 
 

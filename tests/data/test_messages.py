@@ -1,0 +1,141 @@
+"""Rows in the shapes of OpenAI, ShareGPT and axolotl become turns that know what of them is trained."""
+
+import json
+from typing import Any
+
+import pytest
+
+from fmstune.data.messages import Turn, check_messages, check_tools, stretches
+from fmstune.data.tokens import RowProblem, Segment
+
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+FOUR = [*TURNS, {"role": "user", "content": "More?"}, {"role": "assistant", "content": "Sure."}]
+
+
+def messages(value: Any) -> list[dict[str, Any]]:
+    return [turn.message for turn in check_messages(value, "messages")]
+
+
+def parts(*given: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "text", "text": text, **flags} for text, flags in given]}
+
+
+def test_turns_in_the_share_gpt_shape_and_nulls_of_parquet_are_understood() -> None:
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello", "weight": None}]
+    assert messages(turns) == TURNS
+    assert messages([TURNS[0] | {"tool_calls": None}]) == TURNS[:1]
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (None, "column 'messages' must hold a list of turns, found null"),
+        ([], "column 'messages' must hold a list of turns, found the list []"),
+        (["Hi"], "column 'messages': turn 1 must be an object, found the str 'Hi'"),
+        ([TURNS[0], {"content": "x"}], "column 'messages': turn 2 has no role; turns have role and content"),
+        ([{"role": "user"}], "column 'messages': turn 1 has no content (text), found null"),
+        ([{"role": "user", "content": 3}], "column 'messages': turn 1 has no content (text), found the int 3"),
+        ([{"from": "me", "value": "x"}], "column 'messages': turn 1 is from 'me'; the names are human, gpt"),
+    ],
+)
+def test_turns_that_are_none_are_problems(value: Any, problem: str) -> None:
+    with pytest.raises(RowProblem) as raised:
+        check_messages(value, "messages")
+    assert str(raised.value).startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("value", "found"), [(None, None), ("", None), ([], None), (json.dumps([{"name": "add"}]), [{"name": "add"}])]
+)
+def test_tools_may_be_missing_or_text(value: Any, found: Any) -> None:
+    assert check_tools(value, "tools") == found
+
+
+@pytest.mark.parametrize("value", ["[{", {"name": "add"}, ["add"]])
+def test_tools_that_are_none_are_problems(value: Any) -> None:
+    with pytest.raises(RowProblem, match="column 'tools'"):
+        check_tools(value, "tools")
+
+
+@pytest.mark.parametrize(
+    ("train", "flags", "trained"),
+    [
+        ("all", [{}, {}], [True, True]),
+        ("all", [{"weight": 0}, {"weight": 1}], [False, True]),
+        ("all", [{"train": False}, {}], [False, True]),
+        ("all", [{"weight": 0.0, "train": None}, {"train": True, "weight": 1.0}], [False, True]),
+        ("last", [{}, {}], [False, True]),
+        ("last", [{"weight": 1}, {"weight": 0}], [False, False]),
+        ("marked", [{}, {}], [False, False]),
+        ("marked", [{"train": True}, {"weight": 0}], [True, False]),
+    ],
+)
+def test_which_turns_are_trained(train: str, flags: list[dict[str, Any]], trained: list[bool]) -> None:
+    turns = check_messages([FOUR[0], FOUR[1] | flags[0], FOUR[2], FOUR[3] | flags[1]], "messages", train)
+    assert [turn.trained for turn in turns] == [False, trained[0], False, trained[1]]
+    assert [turn.message for turn in turns] == FOUR
+
+
+def test_parts_of_a_turn_are_joined_and_keep_their_flags() -> None:
+    turn = check_messages([TURNS[0], parts(("Hm. ", {"train": False}), ("Hello", {}))], "messages")[1]
+    assert turn == Turn(TURNS[1] | {"content": "Hm. Hello"}, True, (Segment("Hm. ", False), Segment("Hello", True)))
+    assert check_messages([TURNS[0], parts(("Hel", {}), ("lo", {"weight": 1}))], "messages")[1] == Turn(TURNS[1], True)
+    marked = check_messages([TURNS[0], parts(("Hm. ", {}), ("Hello", {"train": True}))], "messages", "marked")[1]
+    assert (marked.trained, marked.trains) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (TURNS[1] | {"weight": 0.5}, "weight must be 0 or 1, found the float 0.5"),
+        (TURNS[1] | {"train": "no"}, "train must be true or false, found the str 'no'"),
+        (TURNS[1] | {"train": True, "weight": 0}, "has train True and weight 0, which contradict each other"),
+        (TURNS[0] | {"train": True}, "(user) is marked to be trained, and only the assistant's turns can be"),
+        (parts(("Hi", {"weight": 2})), "part 1: weight must be 0 or 1, found the int 2"),
+        ({"role": "user", "content": [{"type": "image_url"}]}, "part 1 must be text, such as {'type': 'text'"),
+    ],
+)
+def test_flags_and_parts_that_are_none_are_problems(value: Any, problem: str) -> None:
+    with pytest.raises(RowProblem) as raised:
+        check_messages([TURNS[0], value], "messages")
+    assert str(raised.value).startswith("column 'messages': turn 2")
+    assert problem in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "more", "text", "expected"),
+    [
+        ([("Hm. ", False), ("Yes", True)], {}, "Hm. Yes<end>", "Hm. ⟦Yes<end>⟧"),
+        ([("Yes", True), (" Hm", False)], {}, "Yes Hm<end>", "⟦Yes⟧ Hm<end>"),
+        ([("  Hm. ", False), ("Yes ", True)], {}, "Hm. Yes<end>", "Hm. ⟦Yes<end>⟧"),
+        ([("a", False), ("b", True), ("a", False)], {}, "aba<end>", "a⟦b⟧a<end>"),
+        (
+            [("a", False), ("b", True)],
+            {"reasoning_content": "ab"},
+            "<think>ab</think>ab<end>",
+            "⟦<think>ab</think>⟧a⟦b<end>⟧",
+        ),
+        (
+            [("<think>x</think>", False), ("Yes", True)],
+            {},
+            "<think>x</think>\n\nYes<end>",
+            "<think>x</think>\n\n⟦Yes<end>⟧",
+        ),
+        ([("Hm", False)], {"tool_calls": [{}]}, "Hm<call>f()<end>", "Hm⟦<call>f()<end>⟧"),
+    ],
+)
+def test_what_of_a_text_is_trained(
+    pieces: list[tuple[str, bool]], more: dict[str, Any], text: str, expected: str
+) -> None:
+    said = "".join(piece for piece, _ in pieces)
+    turn = Turn({"role": "assistant", "content": said} | more, True, tuple(Segment(*piece) for piece in pieces))
+    shown = "assistant: " + text
+    for start, end in reversed(stretches(turn, shown, (11, len(shown)))):
+        shown = f"{shown[:start]}⟦{shown[start:end]}⟧{shown[end:]}"
+    assert shown == "assistant: " + expected
+
+
+def test_a_piece_that_the_template_rewrites_is_a_problem() -> None:
+    turn = Turn({"role": "assistant", "content": "ab"}, True, (Segment("a", False), Segment("b", True)))
+    with pytest.raises(RowProblem, match="the chat template rewrites 'a', so its flag cannot be heeded"):
+        stretches(turn, "A B", (0, 3))
