@@ -29,6 +29,23 @@ def test_a_near_name_is_suggested() -> None:
         resolve("package:tiny_lama")
 
 
+def test_a_chat_template_of_trl_is_found_by_its_name() -> None:
+    assert "{%- generation" in Path(resolve("trl:qwen3_training")).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("trl:qwen3_trainin", "TRL ships no such template; did you mean 'qwen3_training'"),
+        ("trl:", "TRL ships no such template; those for training are cohere"),
+        ("trl:../sft_trainer", "TRL ships no such template"),
+    ],
+)
+def test_a_name_that_trl_does_not_have_is_refused(name: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        resolve(name)
+
+
 def test_json_is_replaced_as_a_whole_and_nothing_stays_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "summary.json"
     write_json(path, {"a": 1})

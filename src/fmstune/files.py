@@ -1,6 +1,7 @@
 """Find the files that a user names, and write files so that a reader sees the old one or the new one, never half."""
 
 import errno
+import importlib.util
 import json
 import os
 import shutil
@@ -14,10 +15,14 @@ from fmstune.errors import Problem, UserError, did_you_mean
 
 PREFIX = "package:"
 """Before the name of a file that ships with fmstune."""
+TRL = "trl:"
+"""Before the name of a chat template that ships with TRL."""
 
 
 def resolve(place: str) -> str:
-    """The path of what `package:NAME` names; any other place comes back as it is."""
+    """The path of what `package:NAME` or `trl:NAME` names; any other place comes back as it is."""
+    if place.startswith(TRL):
+        return str(_trl_template(place))
     if not place.startswith(PREFIX):
         return place
     name = place.removeprefix(PREFIX).strip("/")
@@ -28,6 +33,18 @@ def resolve(place: str) -> str:
         hint = did_you_mean(name, shipped) or "; what ships is " + ", ".join(s for s in shipped if "/" not in s)
         raise UserError(place, f": no such file ships with fmstune{hint}")
     return str(assets / name)
+
+
+def _trl_template(place: str) -> Path:
+    """The file of a chat template of TRL, which is found without importing TRL."""
+    spec, name = importlib.util.find_spec("trl"), place.removeprefix(TRL)
+    folder = Path(spec.origin if spec and spec.origin else "").with_name("chat_templates")
+    known = sorted(path.stem for path in folder.glob("*.jinja"))
+    if name not in known:
+        training = ", ".join(one.removesuffix("_training") for one in known if one.endswith("_training"))
+        hint = did_you_mean(name, known) or f"; those for training are {training}, each with _training at its end"
+        raise UserError(place, f": TRL ships no such template{hint}")
+    return folder / f"{name}.jinja"
 
 
 def absent(name: str, place: str) -> Iterator[Problem]:

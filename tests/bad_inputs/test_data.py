@@ -10,6 +10,8 @@ from tests.bad_inputs.cases import ROW, ROWS, Case, assert_answered, case, wrong
 
 pytestmark = pytest.mark.sampled(12)
 
+CHAT = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n'
+
 DATA_FILES = [
     case("data=text data.train=nowhere.jsonl", "data.train: no file nowhere.jsonl"),
     case("data=text data.train=row.jsonl", "data.train: no file row.jsonl; did you mean 'rows.jsonl'?", rows_jsonl=ROW),
@@ -262,9 +264,18 @@ TEMPLATES = [
         **{"chat.jinja": "{% if %}"},
     ),
     case(
+        "model.chat_template=trl:qwen3_train",
+        "model.chat_template: trl:qwen3_train: TRL ships no such template; did you mean 'qwen3_training'?",
+    ),
+    case(
+        "check data=chat data.train=rows.jsonl data.format.train=marked model.chat_template=trl:qwen3_training",
+        "rows.jsonl, row 1: no turn is trained: the assistant has none, or flags and data.format.train leave all of …",
+        rows_jsonl=CHAT,
+    ),
+    case(
         "check data=chat data.train=rows.jsonl",
         "data.format: the model's tokenizer has no chat template; set model.chat_template to a Jinja file …",
-        rows_jsonl='{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n',
+        rows_jsonl=CHAT,
     ),
 ]
 

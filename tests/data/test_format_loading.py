@@ -49,6 +49,11 @@ def test_load_lists_all_settings_that_do_not_fit() -> None:
     )
 
 
+def test_a_setting_that_is_a_choice_is_checked() -> None:
+    with pytest.raises(UserError, match="data.format.train must be one of all, last, marked, found the str 'lst'"):
+        load_format({"_target_": "fmstune.data.formats.chat", "train": "lst"})
+
+
 def test_a_field_that_was_left_empty_is_no_string() -> None:
     with pytest.raises(UserError, match=r"data\.format\.text_field must be a string, found null"):
         load_format({"_target_": "fmstune.data.formats.text", "text_field": None, "response_template": None})

@@ -1,5 +1,6 @@
 """A row becomes segments of text, some of them trained; whatever does not fit is said in full."""
 
+import json
 from types import ModuleType
 from typing import Any
 
@@ -7,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fmstune.config.job import Model
 from fmstune.data import formats
 from fmstune.data.tokens import RowProblem, Segment, Templated, TemplateMissing
+from fmstune.models.load import load_tokenizer
 
 TEMPLATE = "\n### Label:"
 
@@ -144,3 +147,44 @@ def test_the_formats_that_a_job_may_name_are_these() -> None:
 def test_what_is_trusted_whatever_a_job_says_can_import_nothing() -> None:
     modules = {name for name, value in vars(formats).items() if isinstance(value, ModuleType)}
     assert modules == {"re"}
+
+
+# Chat rows of several shapes
+
+
+CHATML = load_tokenizer(Model(path="package:tiny_llama", chat_template="package:chatml.jinja")).tokenizer
+CALL = {"city": "Rome", "day": "2025-08-01"}
+
+
+def called(arguments: Any) -> dict[str, Any]:
+    call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
+    return {
+        "messages": [
+            {"role": "user", "content": "Weather in Rome?"},
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "content": "sunny"},
+            {"role": "assistant", "content": "It is sunny."},
+        ]
+    }
+
+
+def test_arguments_as_an_object_and_as_json_text_make_the_same_segments() -> None:
+    as_object, as_text = (formats.chat(called(a), tokenizer=CHATML) for a in (CALL, json.dumps(CALL)))
+    assert as_object == as_text
+    assert '{"name": "weather", "arguments": {"city": "Rome", "day": "2025-08-01"}}' in as_object[1].text
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"), [("all", ["Five.", "Four."]), ("last", ["Four."]), ("marked", ["Four."])]
+)
+def test_which_answers_of_a_conversation_are_trained(train: str, expected: list[str]) -> None:
+    row = {
+        "messages": [
+            {"role": "user", "content": "Two and two?"},
+            {"role": "assistant", "content": "Five."},
+            {"role": "user", "content": "Sure?"},
+            {"role": "assistant", "content": "Four.", "weight": 1},
+        ]
+    }
+    made = formats.chat(row, tokenizer=CHATML, train=train)  # type: ignore[arg-type]
+    assert [segment.text.removesuffix("<|im_end|>") for segment in made if segment.trained] == expected

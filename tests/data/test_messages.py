@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from fmstune.data.messages import Turn, check_messages, check_tools, stretches
+from fmstune.data.messages import Columns, Conversation, Turn, check_messages, check_tools, read_conversation, stretches
 from fmstune.data.tokens import RowProblem, Segment
 
+ADD = {"name": "add", "parameters": {"type": "object"}}
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 FOUR = [*TURNS, {"role": "user", "content": "More?"}, {"role": "assistant", "content": "Sure."}]
 
@@ -45,7 +46,8 @@ def test_turns_that_are_none_are_problems(value: Any, problem: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "found"), [(None, None), ("", None), ([], None), (json.dumps([{"name": "add"}]), [{"name": "add"}])]
+    ("value", "found"),
+    [(None, None), ("", None), ([], None), (json.dumps([ADD]), [{"type": "function", "function": ADD}])],
 )
 def test_tools_may_be_missing_or_text(value: Any, found: Any) -> None:
     assert check_tools(value, "tools") == found
@@ -139,3 +141,114 @@ def test_a_piece_that_the_template_rewrites_is_a_problem() -> None:
     turn = Turn({"role": "assistant", "content": "ab"}, True, (Segment("a", False), Segment("b", True)))
     with pytest.raises(RowProblem, match="the chat template rewrites 'a', so its flag cannot be heeded"):
         stretches(turn, "A B", (0, 3))
+
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome", "day": "2025-08-01"}}}
+FUNCTION = CALL["function"]
+AS_TEXT = {"name": "weather", "arguments": json.dumps({"city": "Rome", "day": "2025-08-01"})}
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "assistant", "tool_calls": [CALL]},
+        {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": AS_TEXT}]},
+        {"role": "assistant", "tool_calls": [FUNCTION]},
+        {"role": "assistant", "tool_calls": json.dumps([AS_TEXT])},
+        {"role": "assistant", "function_call": AS_TEXT},
+        {"from": "function_call", "value": json.dumps(FUNCTION)},
+        {"from": "gpt", "value": None, "tool_calls": [AS_TEXT]},
+    ],
+)
+def test_a_call_is_the_same_in_every_shape(turn: dict[str, Any]) -> None:
+    assert messages([TURNS[0], turn])[1] == {"role": "assistant", "tool_calls": [CALL]}
+
+
+def test_a_null_among_arguments_stays_and_no_arguments_are_an_empty_object() -> None:
+    for given, kept in (({"day": None}, {"day": None}), ('{"day": null}', {"day": None}), ("", {}), (None, {})):
+        call = {"function": {"name": "weather", "arguments": given}}
+        turn = messages([TURNS[0], {"role": "assistant", "tool_calls": [call]}])[1]
+        assert turn["tool_calls"][0]["function"] == {"name": "weather", "arguments": kept}
+
+
+@pytest.mark.parametrize(
+    ("call", "problem"),
+    [
+        ({"function": {"name": "f", "arguments": "{"}}, "call 1: arguments is broken JSON (Expecting property name"),
+        (
+            {"function": {"name": "f", "arguments": "[1]"}},
+            "call 1: arguments must be an object, or its JSON text, found",
+        ),
+        ({"function": {"arguments": {}}}, "call 1 names no function, found the dict"),
+        ("f()", "call 1 is broken JSON"),
+    ],
+)
+def test_calls_that_are_none_are_problems(call: Any, problem: str) -> None:
+    with pytest.raises(RowProblem) as raised:
+        check_messages([TURNS[0], {"role": "assistant", "tool_calls": [call]}], "messages")
+    assert str(raised.value).startswith(f"column 'messages': turn 2: {problem}")
+
+
+@pytest.mark.parametrize(
+    ("given", "role"),
+    [
+        ({"from": "human", "value": "x"}, "user"),
+        ({"from": "user", "value": "x"}, "user"),
+        ({"from": "assistant", "content": "x"}, "assistant"),
+        ({"role": "human", "value": "x"}, "user"),
+        ({"from": "observation", "value": "x"}, "observation"),
+        ({"from": "function_response", "value": "x"}, "tool"),
+        ({"role": "developer", "content": "x"}, "developer"),
+        ({"role": "ipython", "content": "x"}, "ipython"),
+        ({"role": "critic", "content": "x"}, "critic"),
+    ],
+)
+def test_roles_by_the_names_of_several_shapes(given: dict[str, Any], role: str) -> None:
+    assert messages([given])[0] == {"role": role, "content": "x"}
+
+
+def read(nulls: bool = True, **columns: Any) -> Conversation:
+    return read_conversation({"messages": TURNS, **columns}, Columns(), "all", nulls=nulls)
+
+
+def test_the_columns_beside_the_turns_are_read() -> None:
+    system = {"role": "system", "content": "Be brief."}
+    assert [turn.message for turn in read(system="Be brief.").turns] == [system, *TURNS]
+    assert [turn.message for turn in read(system="Be brief.", messages=[system, *TURNS]).turns] == [system, *TURNS]
+    assert [turn.message for turn in read(system="").turns] == TURNS
+    for name in ("functions", "tools"):
+        assert read(**{name: [ADD]}).tools == [{"type": "function", "function": ADD}]
+    assert read(messages=json.dumps(TURNS)) == read()
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        ({"system": 3}, "column 'system' must hold text, found the int 3"),
+        (
+            {"system": "a", "messages": [{"role": "system", "content": "b"}, *TURNS]},
+            "column 'system' and the first turn are two system turns; keep one of them",
+        ),
+        ({"tools": [ADD], "functions": [ADD]}, "columns 'tools' and 'functions' both offer tools; keep one of them"),
+    ],
+)
+def test_columns_that_contradict_each_other_are_problems(columns: dict[str, Any], problem: str) -> None:
+    with pytest.raises(RowProblem) as raised:
+        read(**columns)
+    assert str(raised.value) == problem
+
+
+def test_a_null_of_parquet_is_a_missing_key_and_one_of_json_is_a_value() -> None:
+    tool = {"name": "add", "parameters": {"default": None}}
+    for nulls, parameters in ((True, {"default": None}), (False, {})):
+        tools = read(tools=[tool], nulls=nulls).tools
+        assert tools == [{"type": "function", "function": {"name": "add", "parameters": parameters}}]
+
+
+def test_thoughts_among_the_parts_are_the_thoughts_of_the_turn() -> None:
+    content = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Hello"}]
+    assert messages([{"role": "assistant", "content": content}])[0] == {
+        "role": "assistant",
+        "reasoning_content": "Hm.",
+        "content": "Hello",
+    }

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from fmstune.data.read import Row, RowProblems, hash_contents, read_rows
+from fmstune.data.read import ArrowValues, Row, RowProblems, hash_contents, read_rows
 from fmstune.errors import UserError
 
 ROWS = [{"text": "naïve, 日本\n👀", "label": "yes"}, {"text": "b", "label": "no"}, {"text": "", "label": "maybe"}]
@@ -252,3 +252,27 @@ def test_json_lines_are_read_with_little_memory() -> None:
     tracemalloc.stop()
     assert count == 20_000
     assert peak < 1_000_000
+
+
+def test_objects_with_unequal_keys_come_out_of_parquet_and_arrow_as_they_went_in(tmp_path: Path) -> None:
+    calls = [{"name": "weather", "arguments": {"day": "2025-08-01"}}, {"name": "time", "arguments": {"zone": None}}]
+    json_type = pa.json_()
+    texts = pa.ExtensionArray.from_storage(json_type, pa.array([*map(json.dumps, calls), None]))
+    lists = pa.ListArray.from_arrays(pa.array([0, 2, 2, 3]), texts)
+    table = pa.table({"calls": lists, "one": texts})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    with pa.ipc.new_file(tmp_path / "rows.arrow", table.schema) as writer:
+        writer.write_table(table)
+    for name in ("rows.parquet", "rows.arrow"):
+        found = [row.values for row in read_rows(str(tmp_path / name), "data.train")]
+        assert [row["calls"] for row in found] == [calls, [], [None]]
+        assert [row["one"] for row in found] == [*calls, None]
+        assert all(isinstance(values, ArrowValues) for values in found)
+
+
+def test_a_map_of_parquet_is_an_object(tmp_path: Path) -> None:
+    kind = pa.struct([("arguments", pa.map_(pa.string(), pa.string()))])
+    table = pa.table({"call": pa.array([{"arguments": {"day": "2025-08-01"}}, {"arguments": None}, None], kind)})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    found = [row.values["call"] for row in read_rows(str(tmp_path / "rows.parquet"), "data.train")]
+    assert found == [{"arguments": {"day": "2025-08-01"}}, {"arguments": None}, None]

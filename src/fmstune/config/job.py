@@ -58,7 +58,7 @@ class Model:
     special_tokens: dict[str, Any] = field(default_factory=dict)
     """Special tokens to set or add, by transformers' names, such as `pad_token: "<pad>"`."""
     chat_template: str | None = None
-    """Jinja file (or `package:chatml.jinja`) in place of the tokenizer's own chat template; saved with the model."""
+    """Jinja file, `package:chatml.jinja` or `trl:NAME`, in place of the tokenizer's own chat template; it is saved."""
     quantization: Quantization | None = None
     """A base in 4 or 8 bits under an adapter, by bitsandbytes, on a CUDA device; null leaves it as `dtype` says."""
     adapter: str | None = None

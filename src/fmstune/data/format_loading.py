@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from fmstune import files
 from fmstune.data import formats
@@ -105,6 +105,16 @@ def _function(target: Any) -> Callable[..., Any]:
     return function
 
 
+def _wanted(annotation: Any, value: Any) -> str | None:
+    """What a setting must be, in words; None where the value is that, or the function does not say."""
+    if annotation in (str, str | None):
+        return None if isinstance(value, annotation) else "a string"
+    if annotation is bool:
+        return None if isinstance(value, bool) else "true or false"
+    choices = get_args(annotation) if get_origin(annotation) is Literal else (value,)
+    return None if value in choices else f"one of {', '.join(map(str, choices))}"
+
+
 def _no_format(module: str, name: str, found: object, known: Sequence[str]) -> str:
     """The problem of a name that is not one of the known formats."""
     if not inspect.isfunction(found):
@@ -127,8 +137,8 @@ def _misfits(function: Callable[..., Any], settings: Mapping[str, Any]) -> Itera
         if setting not in takes:
             if not takes_any or setting == row.name:
                 yield Problem(f"data.format.{setting}", f": {name} has no such setting{did_you_mean(setting, takes)}")
-        elif takes[setting].annotation in (str, str | None) and not isinstance(value, takes[setting].annotation):
-            yield Problem(f"data.format.{setting}", f"must be a string, found {in_words(value)}")
+        elif (wanted := _wanted(takes[setting].annotation, value)) is not None:
+            yield Problem(f"data.format.{setting}", f"must be {wanted}, found {in_words(value)}")
     for setting, parameter in takes.items():
         if parameter.default is parameter.empty and setting not in settings:
             yield Problem(f"data.format.{setting}", f"is missing; {name} needs it")

@@ -9,10 +9,12 @@ it is given; templates are rendered in a sandbox.
 
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fmstune.data.chat import chat_segments, render_chat
-from fmstune.data.messages import check_messages, check_tools
+from fmstune.data.messages import Columns, read_conversation
+from fmstune.data.read import ArrowValues
+from fmstune.data.template_inputs import fitted
 from fmstune.data.templates import render_row
 from fmstune.data.tokens import Formatted, RowProblem, Segment, Templated, TemplateMissing, Texts, TokenRow, in_words
 from fmstune.errors import did_you_mean
@@ -114,15 +116,21 @@ def chat(
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     messages_field: str = "messages",
     tools_field: str = "tools",
+    system_field: str = "system",
+    functions_field: str = "functions",
+    train: Literal["all", "last", "marked"] = "all",
     asking: bool = False,
 ) -> Templated:
     """A conversation under the model's chat template; the assistant's turns and the stop token of each are trained."""
-    messages = check_messages(_any_column(row, messages_field), messages_field)
-    tools = check_tools(row.get(tools_field), tools_field)
+    _any_column(row, messages_field)
+    columns = Columns(messages_field, tools_field, system_field, functions_field)
+    turns, tools = read_conversation(row, columns, train, nulls=not isinstance(row, ArrowValues))
+    if tokenizer is not None and tokenizer.chat_template is not None:
+        turns = fitted(turns, str(tokenizer.get_chat_template(tools=tools)))
     if asking and tokenizer is not None:
-        before = messages[:-1] if messages[-1].role == "assistant" else messages
+        before = turns[:-1] if turns[-1].role == "assistant" else turns
         return Templated([Segment(render_chat(before, tools, tokenizer, asks=True), trained=False)])
-    return chat_segments(messages, tools, tokenizer)
+    return chat_segments(turns, tools, tokenizer)
 
 
 def tokenized(

@@ -6,7 +6,7 @@ A turn knows what of it is trained; `stretches` finds that in the text that a te
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fmstune.data.tokens import RowProblem, Segment, in_words
 
@@ -15,12 +15,28 @@ Tools = list[dict[str, Any]] | None
 Span = tuple[int, int]
 """Start and end of a stretch of a rendered text, in characters."""
 
-TRAIN = ("all", "last", "marked")
-"""The assistant's turns that are trained: all, the last one, or those with `train: true` or `weight: 1`."""
 FLAGS = ("train", "weight")
 """Keys of a turn or of a part of its content that say whether it is trained: axolotl's and OpenAI's."""
-SHARE_GPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "tool": "tool", "function": "tool"}
-"""Names of `from` in the ShareGPT shape, whose turns are `from` and `value`."""
+NAMES = {
+    "human": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "function": "tool",
+    "function_response": "tool",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+}
+"""Names of other shapes for the roles of OpenAI."""
+ROLES = ("user", "assistant", "system", "developer", "tool", "ipython", "observation")
+"""Names of `from` in the ShareGPT shape, in addition to NAMES; as a `role`, any name is taken."""
+CALLS = ("function_call", "tool_call")
+"""Names of `from` whose value is a call, or a list of calls, as JSON text."""
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""Keys of a turn that hold its thoughts, of which transformers fills those that a template reads."""
+TEXT_PARTS = ("text", "input_text", "output_text")
+"""Types of a part of the content that hold text: of Chat Completions and of Responses."""
 
 
 @dataclass(frozen=True)
@@ -49,39 +65,119 @@ class Turn:
         return self.trained or any(piece.trained for piece in self.pieces)
 
 
+class Columns(NamedTuple):
+    """The names of the columns that hold a conversation; all but the first may be missing."""
+
+    messages: str = "messages"
+    tools: str = "tools"
+    system: str = "system"
+    functions: str = "functions"
+
+
+class Conversation(NamedTuple):
+    """The turns of a row and the tools that it offers."""
+
+    turns: list[Turn]
+    tools: Tools
+
+
+def read_conversation(row: Mapping[str, Any], columns: Columns, train: str, *, nulls: bool) -> Conversation:
+    """The row's turns and tools, checked; without `nulls`, a nested null stands for a missing key, as in Parquet."""
+    values = {name: row.get(name) if nulls else _without_nulls(row.get(name)) for name in columns}
+    turns = check_messages(values[columns.messages], columns.messages, train)
+    system = values[columns.system]
+    if system is not None and not isinstance(system, str):
+        raise RowProblem(f"column {columns.system!r} must hold text, found {in_words(system)}")
+    if system and turns[0].role == "system" and turns[0].content != system:
+        raise RowProblem(f"column {columns.system!r} and the first turn are two system turns; keep one of them")
+    if system and turns[0].role != "system":
+        turns = [Turn({"role": "system", "content": system}, trained=False), *turns]
+    tools = check_tools(values[columns.tools], columns.tools)
+    functions = check_tools(values[columns.functions], columns.functions)
+    if tools and functions:
+        raise RowProblem(f"columns {columns.tools!r} and {columns.functions!r} both offer tools; keep one of them")
+    return Conversation(turns, tools or functions)
+
+
 def check_messages(value: Any, field: str, train: str = "all") -> list[Turn]:
-    """The turns of a row, checked; nulls are left out, which Parquet and Arrow put in for missing keys."""
+    """The turns of a column, checked; `train` says which of the assistant's are trained."""
+    value = _parsed(value, f"column {field!r}") if isinstance(value, str) else value
     if not isinstance(value, list) or not value:
         raise RowProblem(f"column {field!r} must hold a list of turns, found {in_words(value)}")
-    messages = [_message(given, f"column {field!r}: turn {number}") for number, given in enumerate(value, start=1)]
-    speaks = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    places = [f"column {field!r}: turn {number}" for number in range(1, len(value) + 1)]
+    messages = [_message(given, place) for given, place in zip(value, places, strict=True)]
+    last = max((number for number, one in enumerate(messages) if one["role"] == "assistant"), default=None)
     found = []
-    for number, message in enumerate(messages):
-        flag = _flag(message, f"column {field!r}: turn {number + 1}")
-        if number not in speaks and flag:
-            named = f"column {field!r}: turn {number + 1} ({message['role']}) is marked to be trained"
+    for number, (message, place) in enumerate(zip(messages, places, strict=True)):
+        flag, speaks = _flag(message, place), message["role"] == "assistant"
+        if flag and not speaks:
+            named = f"{place} ({message['role']}) is marked to be trained"
             raise RowProblem(f"{named}, and only the assistant's turns can be; remove its {' and '.join(FLAGS)}")
-        chosen = {"all": number in speaks, "last": number in speaks[-1:], "marked": bool(flag)}[train]
-        found.append(_turn(message, chosen and flag is not False, f"column {field!r}: turn {number + 1}"))
+        chosen = {"all": True, "last": number == last, "marked": bool(flag)}[train]
+        found.append(_turn(message, speaks and chosen and flag is not False, place))
     return found
 
 
 def _message(given: Any, place: str) -> Message:
-    """The turn with its role and content under OpenAI's names."""
+    """The turn with its role, content and calls under OpenAI's names of today."""
     if not isinstance(given, Mapping):
         raise RowProblem(f"{place} must be an object, found {in_words(given)}")
-    message: Message = _without_nulls(given)
-    if "from" in message and "role" not in message:
-        role = SHARE_GPT_ROLES.get(message["from"])
-        if role is None:
-            raise RowProblem(f"{place} is from {message['from']!r}; the names are {', '.join(SHARE_GPT_ROLES)}")
-        others = {name: one for name, one in message.items() if name not in ("from", "value")}
-        message = {"role": role, "content": message.get("value"), **others}
+    message: Message = {key: one for key, one in given.items() if one is not None}
+    if "role" not in message and "from" in message:
+        named = message.pop("from")
+        if named not in NAMES and named not in ROLES:
+            raise RowProblem(f"{place} is from {named!r}; the names are {', '.join([*NAMES, *ROLES])}")
+        message["role"] = named
     if not isinstance(message.get("role"), str):
         raise RowProblem(f"{place} has no role; turns have role and content, or from and value")
-    if not isinstance(message.get("content"), str | list) and "tool_calls" not in message:
+    if "content" not in message and "value" in message:
+        message["content"] = message.pop("value")
+    if message["role"] in CALLS:
+        message["tool_calls"] = message.pop("content", None)
+    elif isinstance(message.get("function_call"), Mapping):
+        message["tool_calls"] = [message.pop("function_call")]
+    message["role"] = NAMES.get(message["role"], message["role"])
+    if "tool_calls" in message:
+        message["tool_calls"] = _calls(message["tool_calls"], place)
+    if not isinstance(message.get("content"), str | list) and not message.keys() & {"tool_calls", *THOUGHTS}:
         raise RowProblem(f"{place} has no content (text), found {in_words(message.get('content'))}")
+    if not isinstance(message.get("content", ""), str | list):
+        raise RowProblem(f"{place}: content must be text, or a list of parts, found {in_words(message['content'])}")
     return message
+
+
+def _calls(value: Any, place: str) -> list[Message]:
+    """The calls of a turn in the shape of Chat Completions, each with its arguments as an object."""
+    calls = _parsed(value, place) if isinstance(value, str) else value
+    calls = [calls] if isinstance(calls, Mapping) else calls
+    if not isinstance(calls, list):
+        raise RowProblem(f"{place}: tool_calls must be a list of calls, found {in_words(calls)}")
+    return [_call(given, f"{place}: call {number}") for number, given in enumerate(calls, start=1)]
+
+
+def _call(given: Any, place: str) -> Message:
+    call = _wrapped(given, place, ("name", "arguments"))
+    arguments = call["function"].get("arguments")
+    if isinstance(arguments, str):
+        # the two are the same call, and a template would encode text twice
+        arguments = _parsed(arguments, f"{place}: arguments") if arguments.strip() else None
+    arguments = {} if arguments is None else arguments
+    if not isinstance(arguments, Mapping):
+        raise RowProblem(f"{place}: arguments must be an object, or its JSON text, found {in_words(arguments)}")
+    return {**call, "function": {**call["function"], "arguments": arguments}}
+
+
+def _wrapped(given: Any, place: str, inner: Sequence[str]) -> Message:
+    """A call or a tool as `{"type": "function", "function": {…}}`, which templates are written for."""
+    given = _parsed(given, place) if isinstance(given, str) else given
+    if not isinstance(given, Mapping):
+        raise RowProblem(f"{place} must be an object, found {in_words(given)}")
+    outer: Message = {"type": "function", **{key: one for key, one in given.items() if one is not None}}
+    if not isinstance(outer.get("function"), Mapping):
+        outer["function"] = {key: outer.pop(key) for key in inner if key in outer}
+    if not isinstance(outer["function"].get("name"), str):
+        raise RowProblem(f"{place} names no function, found {in_words(given)}")
+    return outer
 
 
 def _turn(message: Message, trained: bool, place: str) -> Turn:
@@ -89,14 +185,20 @@ def _turn(message: Message, trained: bool, place: str) -> Turn:
     plain = {name: one for name, one in message.items() if name not in FLAGS}
     if not isinstance(message.get("content"), list):
         return Turn(plain, trained)
-    pieces = []
+    pieces, thoughts = [], ""
     for number, part in enumerate(message["content"], start=1):
         named = f"{place}: part {number}"
-        text = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else None
-        if not isinstance(text, str):
+        flag = _flag(part, named) if isinstance(part, Mapping) else None
+        if isinstance(part, Mapping) and part.get("type") == "thinking" and isinstance(part.get("thinking"), str):
+            if flag is not None:
+                raise RowProblem(f"{named}: a flag of thoughts is not heeded; set data.format.reasoning for all rows")
+            thoughts += part["thinking"]
+            continue
+        is_text = isinstance(part, Mapping) and part.get("type", "text") in TEXT_PARTS
+        if not is_text or not isinstance(part.get("text"), str):
             raise RowProblem(f"{named} must be text, such as {{'type': 'text', 'text': 'Hi'}}, found {in_words(part)}")
-        flag = _flag(part, named)
-        pieces.append(Segment(text, trained if flag is None or message["role"] != "assistant" else flag))
+        pieces.append(Segment(part["text"], trained if flag is None or message["role"] != "assistant" else flag))
+    plain = {**({"reasoning_content": thoughts} if thoughts else {}), **plain}
     plain["content"] = "".join(piece.text for piece in pieces)
     return Turn(plain, trained, tuple(pieces) if any(piece.trained != trained for piece in pieces) else ())
 
@@ -121,18 +223,25 @@ def _without_nulls(value: Any) -> Any:
 
 
 def check_tools(value: Any, field: str) -> Tools:
-    """The tools that the row offers, as JSON schemas; text is read as JSON."""
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as err:
-            raise RowProblem(f"column {field!r} is broken JSON ({err.msg} at column {err.colno})") from err
-    if not value:
+    """The tools that the row offers, as JSON schemas in the shape of Chat Completions; text is read as JSON."""
+    value = _parsed(value, f"column {field!r}") if isinstance(value, str) and value.strip() else value
+    if not value or (isinstance(value, str) and not value.strip()):
         return None
-    if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
+    if not isinstance(value, list):
         raise RowProblem(f"column {field!r} must hold a list of tools (JSON schemas), found {in_words(value)}")
-    found: list[dict[str, Any]] = _without_nulls(value)
-    return found
+    places = [f"column {field!r}: tool {number}" for number in range(1, len(value) + 1)]
+    inner = ("name", "description", "parameters", "strict")
+    return [_wrapped(tool, place, inner) for tool, place in zip(value, places, strict=True)]
+
+
+def _parsed(text: Any, place: str) -> Any:
+    """The value that JSON text stands for."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as err:
+        raise RowProblem(f"{place} is broken JSON ({err.msg} at column {err.colno})") from err
+    except (TypeError, ValueError, RecursionError) as err:
+        raise RowProblem(f"{place} is not JSON that can be read, found {in_words(text)}") from err
 
 
 def stretches(turn: Turn, text: str, span: Span) -> list[Span]:

@@ -15,6 +15,10 @@ from fmstune.data.locate import SHOWN, File, locate_files, more_problems
 from fmstune.errors import Problem, raise_if_any
 
 
+class ArrowValues(dict[str, Any]):
+    """A row of Arrow or Parquet, where a nested null may stand for a key that only other rows have."""
+
+
 class Row(NamedTuple):
     """A row and its place: `number` counts from 1, and is the line in JSON lines."""
 
@@ -99,7 +103,7 @@ def hash_contents(source: Any, field: str) -> Contents:
 
 def _items(file: File) -> Iterator[Item]:
     if file.streamed is not None:
-        yield from (Row(file.name, number, values) for number, values in enumerate(file.streamed, start=1))
+        yield from (Row(file.name, number, ArrowValues(row)) for number, row in enumerate(file.streamed, start=1))
         return
     try:
         yield from _reader(file)(file)
@@ -210,10 +214,40 @@ def _arrow(file: File) -> Iterator[Item]:
 
     number = 0
     try:
-        for number, values in enumerate((row for b in _batches(file.path) for row in b.to_pylist()), start=1):
+        for number, values in enumerate((row for b in _batches(file.path) for row in _batch_rows(b)), start=1):
             yield Row(file.name, number, values)
     except (pa.ArrowException, OSError) as err:
         yield Problem(file.name, f": broken after row {number} ({err})")
+
+
+def _batch_rows(batch: Any) -> Iterator[ArrowValues]:
+    """The rows of a batch; JSON in a column of that type is parsed, and a map is an object."""
+    decoders = {field.name: decode for field in batch.schema if (decode := _decoder(field.type)) is not None}
+    for row in batch.to_pylist():
+        yield ArrowValues({name: decoders[name](value) if name in decoders else value for name, value in row.items()})
+
+
+def _decoder(kind: Any) -> Callable[[Any], Any] | None:
+    """What makes JSON's value of a value of this Arrow type; None where it is one already."""
+    import pyarrow as pa
+
+    if isinstance(kind, pa.JsonType):
+        # so `datasets` keeps objects with unequal keys
+        return lambda value: None if value is None else json.loads(value)
+    if pa.types.is_map(kind):
+        item = _decoder(kind.item_type) or _same
+        return lambda value: None if value is None else {key: item(one) for key, one in value}
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        element = _decoder(kind.value_type)
+        return element and (lambda value: None if value is None else [element(one) for one in value])
+    if not pa.types.is_struct(kind):
+        return None
+    fields = {field.name: decode for field in kind if (decode := _decoder(field.type)) is not None}
+    return (lambda value: value and value | {name: fields[name](value[name]) for name in fields}) if fields else None
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _batches(path: Path) -> Iterator[Any]:

@@ -11,7 +11,7 @@ from fmstune.data.format_loading import Format, format_row
 from fmstune.data.formats import has_answer, repeats_template
 from fmstune.data.ledger import Ledger
 from fmstune.data.read import Row, RowProblems, read_rows
-from fmstune.data.tokens import Formatted, PreTrainedTokenizerBase, RowProblem, TemplateMissing
+from fmstune.data.tokens import Formatted, PreTrainedTokenizerBase, RowProblem, Templated, TemplateMissing
 from fmstune.errors import UserError
 
 TRAIN = "train"
@@ -124,7 +124,14 @@ def format_rows(split: Iterable[Row], recipe: Recipe, ledger: Ledger, problems: 
                 continue
             ledger.rows_without_answer += 1
             if strict:
-                problems.add_row(row, "the answer is empty; fix the row, or set data.untrainable=drop")
+                problems.add_row(row, f"{_untrainable(made)}; fix the row, or set data.untrainable=drop")
+
+
+def _untrainable(made: Formatted) -> str:
+    """Why nothing of the row is trained."""
+    if isinstance(made, Templated) and not any(segment.trained for segment in made):
+        return "no turn is trained: the assistant has none, or flags and data.format.train leave all of them out"
+    return "the answer is empty"
 
 
 def _readable(split: Iterable[Row], problems: RowProblems) -> Iterator[Row]:

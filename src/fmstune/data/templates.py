@@ -53,7 +53,7 @@ def _compiled(path: Path, *version: Any) -> Template:
     """The template of one version of the file."""
     text = path.read_text(encoding="utf-8")
     environment = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, extensions=[_Generation], trim_blocks=True, lstrip_blocks=True
+        undefined=StrictUndefined, extensions=[Generation], trim_blocks=True, lstrip_blocks=True
     )
     try:
         parsed = environment.parse(text)
@@ -67,7 +67,7 @@ def _compiled(path: Path, *version: Any) -> Template:
     return template
 
 
-class _Generation(Extension):
+class Generation(Extension):
     """`{% generation %}`, with which transformers' chat templates mark the assistant's words, for templates of rows."""
 
     def __init__(self, environment: Environment) -> None:

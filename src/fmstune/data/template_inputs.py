@@ -1,0 +1,117 @@
+"""What a chat template reads: its variables, its names of roles, and calls in the form that it is written for."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import Environment, meta
+from jinja2.exceptions import TemplateError
+
+from fmstune.data.messages import Message, Turn
+from fmstune.data.templates import Generation
+from fmstune.errors import Problem, did_you_mean, raise_if_any
+
+GIVEN = ("messages", "tools", "add_generation_prompt")
+"""The variables that a row and what is done with it decide."""
+SAME_ROLES = (("system", "developer"), ("tool", "ipython", "observation"))
+"""Names that templates have for one role, the most usual first."""
+_CALL = {"name": "probe", "arguments": {"key": "value"}}
+
+
+def check_variables(template: str, given: Mapping[str, Any]) -> None:
+    """Raise UserError for each of `data.format.template_kwargs` that the template does not read."""
+    reads = variables(template)
+    raise_if_any(
+        Problem(f"data.format.template_kwargs.{name}", _unread(name, reads))
+        for name in given
+        if name in GIVEN or name not in reads
+    )
+
+
+def _unread(name: str, reads: frozenset[str]) -> str:
+    if name in GIVEN:
+        return ": the row decides this variable; remove it"
+    others = sorted(reads - {*GIVEN})
+    what = f"; it reads {', '.join(others)}" if others else "; it reads none"
+    return f": the chat template reads no such variable{did_you_mean(name, others) or what}"
+
+
+@lru_cache(maxsize=16)
+def variables(template: str) -> frozenset[str]:
+    """The variables that the template reads and does not set before; none of one that is no template."""
+    # transformers renders chat templates with these two
+    environment = Environment(extensions=[Generation, "jinja2.ext.loopcontrols"], autoescape=False)
+    try:
+        return frozenset(meta.find_undeclared_variables(environment.parse(template))) - {
+            "raise_exception",
+            "strftime_now",
+        }
+    except TemplateError:
+        return frozenset()
+
+
+def fitted(turns: Sequence[Turn], template: str) -> list[Turn]:
+    """The turns with the role's name that the template has, and calls as it writes them.
+
+    A template that tests for `system` alone would leave a turn of the developer out.
+    """
+    roles = _names_of_roles(template)
+    found = [
+        replace(turn, message={**turn.message, "role": roles[turn.role]}) if turn.role in roles else turn
+        for turn in turns
+    ]
+    if not any("tool_calls" in turn.message for turn in turns):
+        return found
+    return [replace(turn, message=_fitted_call(turn.message, template)) for turn in found]
+
+
+@lru_cache(maxsize=16)
+def _names_of_roles(template: str) -> dict[str, str]:
+    """Roles by another name that the template tests for, where it does not test for their own."""
+    tested = set(re.findall(r"""['"](\w+)['"]""", template))
+    return {
+        role: next(name for name in names if name in tested)
+        for names in SAME_ROLES
+        for role in names
+        if role not in tested and tested & set(names)
+    }
+
+
+def _fitted_call(message: Message, template: str) -> Message:
+    if "tool_calls" not in message:
+        return message
+    takes_text, wants_content = _takes_calls(template)
+    message = {"content": "", **message} if wants_content else message
+    if not takes_text:
+        return message
+    return {**message, "tool_calls": [_with_text(call) for call in message["tool_calls"]]}
+
+
+def _with_text(call: Message) -> Message:
+    function = call["function"]
+    return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
+
+
+@lru_cache(maxsize=16)
+def _takes_calls(template: str) -> tuple[bool, bool]:
+    """Whether the template takes arguments as text alone, and whether it fails on a call without content."""
+    tries = [(text, content) for content in (False, True) for text in (False, True)]
+    return next((one for one in tries if _writes_call(template, *one)), (False, False))
+
+
+def _writes_call(template: str, as_text: bool, content: bool) -> bool:
+    """Whether the template writes a call in this form, and not Python's notation for its arguments."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    call: Message = {"id": "probe0000", "type": "function", "function": _CALL}
+    message = {"role": "assistant", "tool_calls": [_with_text(call) if as_text else call]}
+    asked = [{"role": "user", "content": "probe"}, {"content": "", **message} if content else message]
+    try:
+        texts, _ = render_jinja_template([asked], chat_template=template, bos_token="", eos_token="")
+    except (TemplateError, TypeError, ValueError, LookupError):
+        return False
+    escaped = as_text and r"{\"key\"" in str(texts[0])
+    return not escaped and str(_CALL["arguments"]) not in str(texts[0])
