@@ -21,6 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import filelock
 import pytest
 
+from fmstune import hardware
 from tests.fixtures import process_state
 
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
@@ -43,6 +44,12 @@ class Result:
     @property
     def summary(self) -> dict[str, Any]:
         return json.loads((self.folder / "summary.json").read_text())
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """For `-n auto`: three workers for two cores, as a third of the time a worker waits for what it has started."""
+    cores = hardware.cores()
+    return cores + cores // 2
 
 
 @pytest.hookimpl(tryfirst=True)

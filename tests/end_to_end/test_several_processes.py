@@ -25,8 +25,14 @@ pytestmark = pytest.mark.slow
 
 TWO = ("launcher.device=cpu", "launcher.num_processes=2", "launcher.threads=1", "evaluation=none", "output_dir=run")
 QUICK = ("training.max_steps=2", "training.save_strategy=no", "data.max_rows=16")
-LONG = ("launcher=fsdp", *TWO, "training.max_steps=100000", "training.save_strategy=no")
+LONG = ("launcher=fsdp", *TWO, "training.max_steps=100000", "training.save_strategy=no", "data.max_rows=32")
 Run = Callable[..., Result]
+
+
+@pytest.fixture
+def prepared(two_processes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of LONG are tokenised already, as another run has them."""
+    monkeypatch.setenv("FMSTUNE_CACHE", str(two_processes / "cache"))
 
 
 def summary() -> dict[str, Any]:
@@ -134,7 +140,7 @@ def started(argv: Sequence[str | Path]) -> "subprocess.Popen[str]":
     return process
 
 
-def test_an_interruption_ends_every_rank_in_order() -> None:
+def test_an_interruption_ends_every_rank_in_order(prepared: None) -> None:
     process = started([SCRIPT, *LONG])
     ranks = ranks_of(process.pid)
     process.send_signal(signal.SIGINT)
@@ -146,7 +152,7 @@ def test_an_interruption_ends_every_rank_in_order() -> None:
     assert summary()["status"] == "interrupted"
 
 
-def test_no_rank_outlives_a_killed_parent() -> None:
+def test_no_rank_outlives_a_killed_parent(prepared: None) -> None:
     process = started([SCRIPT, *LONG])
     ranks = ranks_of(process.pid)
     process.kill()
@@ -155,7 +161,7 @@ def test_no_rank_outlives_a_killed_parent() -> None:
     assert summary()["status"] == "interrupted"
 
 
-def test_a_killed_rank_ends_the_others_and_is_named(fmstune: Run) -> None:
+def test_a_killed_rank_ends_the_others_and_is_named(fmstune: Run, prepared: None) -> None:
     job = frozen(fmstune, *LONG)
     process = started([*subprocesses.agent_command(job.launcher, Path("run/job.yaml")), "--"])
     ranks = children(process.pid)
@@ -170,7 +176,7 @@ def test_a_killed_rank_ends_the_others_and_is_named(fmstune: Run) -> None:
     assert "died of SIGKILL" in summary()["error"]["message"]
 
 
-def test_a_notice_reaches_every_rank_and_all_stop_after_the_same_step() -> None:
+def test_a_notice_reaches_every_rank_and_all_stop_after_the_same_step(prepared: None) -> None:
     process = started([SCRIPT, *LONG])
     ranks = ranks_of(process.pid)
     process.send_signal(signal.SIGUSR1)

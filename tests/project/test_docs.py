@@ -18,6 +18,7 @@ from fmstune.config.overrides import swept_keys
 from fmstune.config.requests import Verb
 from tests import ROOT
 from tests.conftest import Result
+from tests.project import test_examples
 
 DOCUMENTS = [
     ROOT / "README.md",
@@ -89,10 +90,10 @@ def commands(path: Path) -> list[str]:
     return [line for line in lines(path) if line.startswith("fmstune")]
 
 
-def starts_processes_once_more(line: str, path: Path) -> bool:
-    """Whether an earlier document holds the same line, and its processes and what they import take seconds."""
-    earlier = DOCUMENTS[: DOCUMENTS.index(path)]
-    return "launcher.num_processes=2" in line and any(line in commands(other) for other in earlier)
+def is_an_example(line: str) -> bool:
+    """Whether the script of an example holds these words and more: tests/project/test_examples.py runs it."""
+    examples = [test_examples.commands(test_examples.PLACE / name) for name in test_examples.NAMES]
+    return any({*shlex.split(line)} <= {*words} for example in examples for words in example)
 
 
 def python_blocks(path: Path) -> list[str]:
@@ -159,7 +160,7 @@ def test_the_commands_of_a_document_run(path: Path, folder: Path, fmstune: Calla
     if path.name == "models.md":
         run_python(path)
     for line in commands(path):
-        if is_sweep(line) or starts_processes_once_more(line, path):
+        if is_sweep(line) or ("launcher.num_processes=2" in line and is_an_example(line)):
             continue
         result = fmstune(*small(line)) if "doctor" not in line else doctor(line)
         assert result.code == 0, f"{line}\n{result.out}\n{result.err}"
