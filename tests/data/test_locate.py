@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,16 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_problem(monkeypatch: pytest.M
     assert problem.startswith(
         "data.train: no path owner/name here, and the hub has no such data set or cannot be reached ("
     )
+
+
+def test_json_of_the_hub_is_read_as_it_is_and_not_as_datasets_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"day": "2025-08-01", "turns": [{"role": "tool"}, {"role": "user", "name": None}]}, {"day": "2025-08-02"}]
+    Path("rows.jsonl").write_bytes(json_lines(rows))
+    for name in ("load_dataset", "load_dataset_builder"):
+        load = partial(getattr(datasets, name), "json", data_files={"train": "rows.jsonl"})
+        monkeypatch.setattr(datasets, name, lambda hub_id, load=load, **_: load())
+    assert isinstance(datasets.load_dataset("owner/name")["train"][0]["day"], datetime)
+    assert [row.values for row in read_rows("owner/name", "data.train")] == rows
 
 
 def test_what_looks_like_a_file_is_not_looked_for_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

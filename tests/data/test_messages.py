@@ -1,6 +1,7 @@
 """Rows in the shapes of OpenAI, ShareGPT and axolotl become turns that know what of them is trained."""
 
 import json
+from datetime import date
 from typing import Any
 
 import pytest
@@ -252,3 +253,13 @@ def test_thoughts_among_the_parts_are_the_thoughts_of_the_turn() -> None:
         "reasoning_content": "Hm.",
         "content": "Hello",
     }
+
+
+def test_a_date_of_parquet_is_a_problem_since_its_text_is_not_known() -> None:
+    turn = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"day": date(2025, 8, 1)}}}]}
+    with pytest.raises(RowProblem) as raised:
+        read(messages=[TURNS[0], turn], nulls=False)
+    assert str(raised.value) == (
+        "column 'messages': 2: tool_calls: 1: function: arguments: day must be text, "
+        "found the date datetime.date(2025, 8, 1); write it as text"
+    )

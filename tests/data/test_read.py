@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -276,3 +277,19 @@ def test_a_map_of_parquet_is_an_object(tmp_path: Path) -> None:
     parquet.write_table(table, tmp_path / "rows.parquet")
     found = [row.values["call"] for row in read_rows(str(tmp_path / "rows.parquet"), "data.train")]
     assert found == [{"arguments": {"day": "2025-08-01"}}, {"arguments": None}, None]
+
+
+def test_a_value_of_arrow_that_cannot_be_read_is_named_in_each_row() -> None:
+    offsets, content = pa.py_buffer(np.array([0, 1, 3, 4], "int32")), pa.py_buffer(b"a\x80\x81b")
+    texts = pa.StringArray.from_buffers(3, offsets, content)
+    jsons = pa.ExtensionArray.from_storage(pa.json_(), pa.array(["{}", "{}", "{"]))
+    times = pa.array([2**62, 0, 0], pa.timestamp("us"))
+    for name, column in (("text", texts), ("time", times), ("call", jsons)):
+        with pa.ipc.new_file(f"{name}.arrow", pa.schema([(name, column.type)])) as writer:
+            writer.write_batch(pa.record_batch({name: column}))
+    problems = problems_of(["text.arrow", "time.arrow", "call.arrow"])
+    assert [problem.partition(" (")[0] for problem in problems] == [
+        "text.arrow, row 2: column 'text' holds a value that cannot be read",
+        "time.arrow, row 1: column 'time' holds a value that cannot be read",
+        "call.arrow, row 3: column 'call' holds a value that cannot be read",
+    ]

@@ -118,4 +118,15 @@ def _hub_files(hub_id: str, field: str, *, streaming: bool) -> list[File]:
     shown = f"{hub_id} ({name})"
     if streaming:
         return [File(shown, Path(hub_id), splits[name])]
+    if splits[name].info.builder_name == "json":
+        return [File(shown, path) for path in _json_files(hub_id, name)]
     return [File(shown, Path(part["filename"])) for part in splits[name].cache_files]
+
+
+def _json_files(hub_id: str, split: str) -> list[Path]:
+    """The files of a split that is JSON on the hub, as they are: `datasets` makes dates of text that looks like one."""
+    import datasets
+
+    files = datasets.load_dataset_builder(hub_id).config.data_files[split]
+    manager = datasets.DownloadManager()
+    return [Path(path) for path in manager.iter_files(manager.download_and_extract(list(files)))]

@@ -83,7 +83,7 @@ class Conversation(NamedTuple):
 
 def read_conversation(row: Mapping[str, Any], columns: Columns, train: str, *, nulls: bool) -> Conversation:
     """The row's turns and tools, checked; without `nulls`, a nested null stands for a missing key, as in Parquet."""
-    values = {name: row.get(name) if nulls else _without_nulls(row.get(name)) for name in columns}
+    values = {name: row.get(name) if nulls else _of_arrow(row.get(name), f"column {name!r}") for name in columns}
     turns = check_messages(values[columns.messages], columns.messages, train)
     system = values[columns.system]
     if system is not None and not isinstance(system, str):
@@ -216,10 +216,16 @@ def _flag(marked: Mapping[str, Any], place: str) -> bool | None:
     return bool(next(iter(found.values()))) if found else None
 
 
-def _without_nulls(value: Any) -> Any:
+def _of_arrow(value: Any, place: str) -> Any:
+    """JSON's value of a value of Arrow, without the nulls of missing keys."""
     if isinstance(value, Mapping):
-        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
-    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
+        return {key: _of_arrow(one, f"{place}: {key}") for key, one in value.items() if one is not None}
+    if isinstance(value, list):
+        return [_of_arrow(one, f"{place}: {number}") for number, one in enumerate(value, start=1)]
+    if value is not None and not isinstance(value, str | int | float):
+        # how it was written is not known: as 2025-08-01, or with a time
+        raise RowProblem(f"{place} must be text, found {in_words(value)}; write it as text")
+    return value
 
 
 def check_tools(value: Any, field: str) -> Tools:

@@ -5,14 +5,14 @@ import csv
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fmstune.data.locate import SHOWN, File, locate_files, more_problems
-from fmstune.errors import Problem, raise_if_any
+from fmstune.errors import Problem, one_line, raise_if_any
 
 
 class ArrowValues(dict[str, Any]):
@@ -215,16 +215,37 @@ def _arrow(file: File) -> Iterator[Item]:
     number = 0
     try:
         for number, values in enumerate((row for b in _batches(file.path) for row in _batch_rows(b)), start=1):
-            yield Row(file.name, number, values)
+            if isinstance(values, str):
+                yield Problem(f"{file.name}, row {number}", f": {values}")
+            else:
+                yield Row(file.name, number, values)
     except (pa.ArrowException, OSError) as err:
         yield Problem(file.name, f": broken after row {number} ({err})")
 
 
-def _batch_rows(batch: Any) -> Iterator[ArrowValues]:
-    """The rows of a batch; JSON in a column of that type is parsed, and a map is an object."""
+def _batch_rows(batch: Any) -> Iterator[ArrowValues | str]:
+    """The rows of a batch; JSON in a column of that type is parsed, a map is an object; of a wrong row, the problem."""
     decoders = {field.name: decode for field in batch.schema if (decode := _decoder(field.type)) is not None}
-    for row in batch.to_pylist():
-        yield ArrowValues({name: decoders[name](value) if name in decoders else value for name, value in row.items()})
+    try:
+        found = [
+            ArrowValues({name: decoders[name](one) if name in decoders else one for name, one in row.items()})
+            for row in batch.to_pylist()
+        ]
+    except (ValueError, OverflowError, RecursionError):
+        # bytes that are not UTF-8, a time that Python has no date for, JSON that is none: in which row and column?
+        yield from (_batch_row(batch, decoders, number) for number in range(batch.num_rows))
+    else:
+        yield from found
+
+
+def _batch_row(batch: Any, decoders: Mapping[str, Callable[[Any], Any]], number: int) -> ArrowValues | str:
+    found = ArrowValues()
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            found[name] = decoders.get(name, _same)(column[number].as_py())
+        except (ValueError, OverflowError, RecursionError) as err:
+            return f"column {name!r} holds a value that cannot be read ({one_line(err)})"
+    return found
 
 
 def _decoder(kind: Any) -> Callable[[Any], Any] | None:
