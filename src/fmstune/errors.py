@@ -84,6 +84,11 @@ def naming_flag(flag: str, fields: Sequence[str]) -> Iterator[None]:
         raise
 
 
+def os_problem(err: OSError) -> Problem:
+    """What the operating system refuses, such as a name that is too long, with the beginning of the file's name."""
+    return Problem(f"{err.filename or 'a file'!s:.200}", f": {err.strerror or err}")
+
+
 def one_line(err: object) -> str:
     """The beginning of an error's text, without its line breaks."""
     return " ".join(str(err).split())[:300]

@@ -1,6 +1,7 @@
 """One rank: `python -m fmstune.runner RUN/job.yaml`; reads the frozen job, never composes, never makes a folder."""
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -13,15 +14,20 @@ from fmstune.checks.launcher import rank_problems
 from fmstune.config import freeze, requests
 from fmstune.config.flags import add_flags
 from fmstune.config.requests import Verb, read_request
-from fmstune.errors import Preempted, UserError, raise_if_any, render
+from fmstune.errors import Preempted, UserError, os_problem, raise_if_any, render
 from fmstune.exit_codes import INTERNAL_ERROR, INTERRUPTED, USER_ERROR, closed_pipe
 from fmstune.launch import agent, parent, preemption
 from fmstune.runs import run_folder
+from fmstune.tables import show_plain_characters
 from fmstune.upstream import hide_unused_packages
+
+_OF_THE_USER = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+"""What the operating system says of a name, of permissions or of a full disk: nothing that a traceback explains."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Do the verb; 0, 2 for what the user can mend, 130 interrupted, 75 stopped by a notice, or 1 with a traceback."""
+    show_plain_characters()
     options = _options(words)
     try:
         try:
@@ -38,6 +44,10 @@ def main(words: Sequence[str] | None = None) -> int:
         return _ended("interrupted", "fmstune: interrupted", INTERRUPTED)
     except BrokenPipeError:
         return closed_pipe()
+    except OSError as err:
+        if err.errno in _OF_THE_USER:
+            return _ended("user", render([os_problem(err)]), USER_ERROR)
+        return _ended("internal", traceback.format_exc().rstrip(), INTERNAL_ERROR)
     except Exception:
         return _ended("internal", traceback.format_exc().rstrip(), INTERNAL_ERROR)
 

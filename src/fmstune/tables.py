@@ -1,9 +1,30 @@
-"""Tables and sizes as text for a terminal."""
+"""Text for a terminal: tables, sizes, and plain characters where the terminal lacks others."""
 
+import codecs
+import io
+import sys
 from collections.abc import Collection, Sequence
 
 MIB = 2**20
 GIB = 2**30
+_PICTURES = {chr(0x2400 + code): f"^{chr(0x40 + code)}" for code in range(32)}
+_PLAIN = _PICTURES | dict(zip("─█·→↵⟦⟧−≈×–—‘’“”\u00a0", "-#.>$[]-~x--''\"\" ", strict=True)) | {"…": "...", "±": "+/-"}
+"""What stands for the characters of fmstune's own views; all others are shown by their numbers."""
+
+
+def show_plain_characters() -> None:
+    """Let standard output and error show what their encoding lacks by plain characters, where they would raise."""
+    codecs.register_error("fmstune.plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="fmstune.plain")
+
+
+def _plain(err: UnicodeError) -> tuple[str, int]:
+    if not isinstance(err, UnicodeEncodeError):
+        raise err
+    text = err.object[err.start : err.end]
+    return "".join(_PLAIN.get(one) or one.encode("ascii", "backslashreplace").decode() for one in text), err.end
 
 
 def show_bytes(count: int) -> str:

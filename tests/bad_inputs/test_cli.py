@@ -86,7 +86,42 @@ WORDS = [
     ),
 ]
 
-CASES = WORDS
+OF_OTHER_TOOLS_AND_HYDRA = [
+    case(
+        "lr=1e-4 training.batch_size=4 lora.r=8",
+        "lr: unknown field; did you mean 'training.learning_rate'?",
+        "lora.r: unknown field; did you mean 'peft.r'?",
+        "training.batch_size: unknown field of trl.SFTConfig; did you mean 'training.per_device_train_batch_size'?",
+    ),
+    case("--lr 1e-4", "unknown flag --lr; a field is set without dashes: training.learning_rate=VALUE (fmstune from-…"),
+    case("check --gpus 2", "unknown flag --gpus; a field is set without dashes: launcher.num_processes=VALUE"),
+    case("data=rows.jsonl", "data=rows.jsonl: no such choice; a folder, a file or a hub id is given as data=text …"),
+    case("'evaluation=${first:}'", "evaluation=${first:} refers to no group, so it names no choice; name one"),
+    case("tracking=[[1]]", "tracking=[[1]]: a choice is a name, such as tracking=aim"),
+    case("--cfg job 'training=bool(2)'", "training=bool(2): a choice is a name, such as training=default"),
+    case("'tracking={a: 1}'", "tracking.a is a group of fields, got 1; set them as tracking.a={FIELD: VALUE}"),
+    case("a-b=none", "a-b: unknown field; the job has name, …"),
+    case("'model.lora_targets={q_proj: 4}'", "model.lora_targets={q_proj: 4}: Cannot merge a mapping with a list"),
+    case("'++launcher=[1]'", "launcher=1: no such choice (ddp, fsdp, fsdp1, local, slurm)"),
+    case("launcher.config_file=0", "launcher.config_file: 0 cannot be read (No such file or directory); give an …"),
+    case("'launcher.config_file=[x]'", "launcher.config_file must be text or null, got ['x']"),
+    case(
+        "training.lr_scheduler_kwargs=all-linear",
+        "training.lr_scheduler_kwargs must be a mapping of keys to values, got 'all-linear'",
+    ),
+    case("check --experimental-rerun=x", "unknown flag --experimental-rerun (see fmstune --help)"),
+    case(f"report {'a' * 300}", f"{'a' * 200}: File name too long"),
+    case(f"compare {'a' * 300} b", f"{'a' * 200}: File name too long"),
+    case(f"check data=text data.train={'a' * 300}", f"{'a' * 200}: File name too long"),
+    case("--package data", "--package goes with --cfg job, which prints the composed job"),
+    case("--hydra-help --resolve", "--resolve goes with --cfg job, which prints the composed job"),
+    case("--info --run", "--info and --run ask for two things; leave one of them out"),
+    case("--info nosuch", "argument --info/-i: invalid choice: 'nosuch' (choose from 'all', 'config', …"),
+    case("--config-path nosuch", "--config-path: nosuch is not a folder; it takes the place of fmstune's own files; …"),
+    case("hydra/job_logging=colorlog", "hydra/job_logging=colorlog is brought by a plugin: pip install hydra-colorlog"),
+]
+
+CASES = [*WORDS, *OF_OTHER_TOOLS_AND_HYDRA]
 
 
 @wrong_inputs(CASES)

@@ -18,6 +18,7 @@ from fmstune.config.upstream_fields import Field
         (2024, Field("x", (str,), False), "2024"),
         (None, Field("x", (int,), True), None),
         ([1, 2], Field("x", (), True), [1, 2]),
+        ('{"a": 1}', Field("x", (dict, str), True), {"a": 1}),
     ],
 )
 def test_a_value_is_converted_where_nothing_is_lost(value: Any, field: Field, expected: Any) -> None:
@@ -32,6 +33,8 @@ def test_a_value_is_converted_where_nothing_is_lost(value: Any, field: Field, ex
         ("maybe", Field("x", (bool,), False), "must be true or false, got 'maybe'"),
         (None, Field("x", (int,), False), "must be a whole number, got null"),
         ([1], Field("x", (str,), False), r"must be text, got \[1\]"),
+        ("all-linear", Field("x", (dict, str), True), "must be a mapping of keys to values, got 'all-linear'"),
+        ("[1]", Field("x", (dict, str), True), "must be a mapping of keys to values"),
         (
             "cosin",
             Field("x", (str,), False, ("linear", "cosine")),

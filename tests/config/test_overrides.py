@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from fmstune.config.groups import GROUPS
 from fmstune.config.overrides import (
     allow_new_fields,
     field_changes,
     parse_overrides,
     swept_keys,
     text_of,
-    wrong_choices,
+    unknown_choices,
 )
 from fmstune.errors import UserError
 
@@ -65,10 +66,30 @@ def test_a_frozen_job_takes_fields_only() -> None:
         ("peft=glob(l*)", []),
         ("~peft", []),
         ("peft=wide", []),
+        ("tracking={aim: {repo: x}}", []),
+        ("tracking=[[1]]", [None]),
+        ("tracking=[aim,null]", [None]),
+        ("training=bool(2)", [None]),
+        ("peft=range(1,3)", [None]),
+        ("evaluation=${peft}", []),
     ],
 )
-def test_every_choice_that_does_not_exist_is_named(word: str, names: list[str], tmp_path: Path) -> None:
+def test_every_choice_that_is_no_file_of_its_group_is_named(word: str, names: list[str | None], tmp_path: Path) -> None:
     (tmp_path / "peft").mkdir()
     (tmp_path / "peft" / "wide.yaml").touch()
-    found = [problem for _, problem in wrong_choices(parse_overrides([word]), tmp_path)]
-    assert [str(problem).partition(":")[0].partition("=")[2] for problem in found] == names
+    assert [name for _, name in unknown_choices(parse_overrides([word]), tmp_path)] == names
+
+
+def test_no_experiment_is_the_default() -> None:
+    assert parse_overrides(["experiment=null", "seed=1"], {"experiment"})[0].key_or_group == "seed"
+
+
+def test_a_group_of_the_job_may_have_a_plus_and_a_mapping_sets_its_fields() -> None:
+    words = ["+experiment=x", "++peft=lora", "tracking={aim: {repo: x}}", "+mine=x", "++tracking={a: {b: 1}}"]
+    assert [text_of(one) for one in allow_new_fields(parse_overrides(words), {*GROUPS, "mine"})] == [
+        "experiment=x",
+        "peft=lora",
+        "++tracking={aim: {repo: x}}",
+        "+mine=x",
+        "++tracking={a: {b: 1}}",
+    ]

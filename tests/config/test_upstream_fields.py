@@ -43,7 +43,7 @@ def test_the_fields_of_a_peft_configuration_are_those_of_the_class(name: str) ->
             "packing_strategy",
             Field("packing_strategy", (str,), False, ("bfd", "bfd_split", "wrapped")),
         ),
-        ("trl.SFTConfig", "lr_scheduler_kwargs", Field("lr_scheduler_kwargs", (), True)),
+        ("trl.SFTConfig", "lr_scheduler_kwargs", Field("lr_scheduler_kwargs", (dict, str), True)),
         ("peft.LoraConfig", "r", Field("r", (int,), False)),
         ("peft.LoraConfig", "bias", Field("bias", (str,), False, ("none", "all", "lora_only"))),
         ("peft.LoraConfig", "target_modules", Field("target_modules", (), True)),

@@ -36,7 +36,9 @@ def _fits(work: Work, device_bytes: int) -> bool:
 def _changes(work: Work, device_bytes: int) -> Iterator[tuple[str, Work]]:
     """Each change that would spare memory, in words and as the changed work."""
     t, most = work.training, work.training.per_device_train_batch_size
-    divisors = [batch for batch in range(most, 0, -1) if most % batch == 0]
+    # all divisors of a batch of up to 16 million rows
+    small = [batch for batch in range(1, min(most, 4096) + 1) if most % batch == 0]
+    divisors = sorted({*small, *(most // batch for batch in small)}, reverse=True)
     batch = next((one for one in divisors if _fits(with_batch(work, one), device_bytes)), 1)
     if batch < most:
         smaller = with_batch(work, batch)

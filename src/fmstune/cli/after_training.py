@@ -11,8 +11,9 @@ from fmstune.checks.requests import evaluation_problems, generation_problems, me
 from fmstune.cli.arguments import CommandLine
 from fmstune.cli.start_job import call_runner
 from fmstune.config import compose, freeze
+from fmstune.config.composing_errors import ERRORS, explain
 from fmstune.config.job import Job, has_held_out
-from fmstune.config.overrides import field_changes, parse_overrides, wrong_choices
+from fmstune.config.overrides import field_changes, parse_overrides
 from fmstune.config.requests import Generation, Harness, Merge, RunnerRequest, Scoring
 from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
 from fmstune.runs import run_folder
@@ -78,8 +79,8 @@ def _data_format(line: CommandLine, choice: str | None) -> dict[str, Any] | None
     # the rows of the group are not wanted, and its file may leave them open
     chosen = parse_overrides([f"data={choice}", "data.train=none"])
     try:
-        raise_if_any(Problem("--format", f": {problem}") for _, problem in wrong_choices(chosen, line.config_dir))
+        raise_if_any(Problem("--format", f": {problem}") for _, problem in compose.wrong_choices(chosen, line.hydra))
         composed = compose.compose_job([*chosen, *line.overrides], line.hydra)
-    except compose.ERRORS as err:
-        raise UserError("--format", f": {compose.explain(err, line.config_dir)}") from err
+    except ERRORS as err:
+        raise UserError("--format", f": {explain(err)}") from err
     return freeze.freeze(composed.tree(), trusted=line.trusted).job.data.format

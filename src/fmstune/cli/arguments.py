@@ -1,16 +1,17 @@
 """Argv → one typed object: the verb, its options, Hydra's flags, and the overrides as Hydra's own parser reads them."""
 
 import argparse
+import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from hydra.core.override_parser.types import Override
 
-from fmstune.config import requests
+from fmstune.config import other_names, requests
 from fmstune.config.flags import add_flags, flags_of, make_request, missing_flags, spellings
 from fmstune.config.groups import group_names
 from fmstune.config.overrides import parse_overrides
@@ -23,6 +24,10 @@ _WORDS = {
     Verb.compare: (("a", "b"), "takes two run folders"),
 }
 """The words without a flag that a verb takes, and how to say so."""
+
+
+_MODES = ("cfg", "info", "hydra_help", "multirun", "run")
+"""Flags of Hydra's of which each says what to do with the composed job."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,7 @@ def parse_command_line(words: Sequence[str]) -> CommandLine | HelpOrVersion:
     options, left = parser.parse_known_args(rest[1:] if kind is Harness else rest)
     given = vars(options)
     hydra = HydraFlags(**{flag.field: given.pop(flag.field) for flag in flags_of(HydraFlags) if flag.field in given})
-    if hydra.config_dir and not Path(hydra.config_dir).is_dir():
-        raise UserError("--config-dir", f": {hydra.config_dir} is not a folder; give the folder that holds your groups")
+    hydra = _with_folders(hydra)
     if given.pop("help") | given.pop("version"):
         return HelpOrVersion(named, "--version" in rest, Path(hydra.config_dir) if hydra.config_dir else None)
     words_left = [word for word in left if not word.startswith("-")]
@@ -93,6 +97,19 @@ def parse_command_line(words: Sequence[str]) -> CommandLine | HelpOrVersion:
     line = CommandLine(verb, chosen, hydra, overrides)
     raise_if_any(_contradictions(line))
     return line
+
+
+def _with_folders(flags: HydraFlags) -> HydraFlags:
+    """The flags with the folder of `--config-path` in full; raises UserError for a folder that is not there."""
+    if flags.config_dir and not os.path.isdir(flags.config_dir):
+        raise UserError("--config-dir", f": {flags.config_dir} is not a folder; give the folder that holds your groups")
+    if flags.config_path is None or flags.config_path.startswith("pkg://"):
+        return flags
+    if not os.path.isdir(flags.config_path):
+        hint = "it takes the place of fmstune's own files; --config-dir adds your groups to them"
+        raise UserError("--config-path", f": {flags.config_path} is not a folder; {hint}")
+    # Hydra would look for it beside this module
+    return replace(flags, config_path=os.path.abspath(flags.config_path))
 
 
 def _split_verb(words: Sequence[str]) -> tuple[Verb | None, list[str]]:
@@ -140,7 +157,12 @@ def _unknown_flag(flag: str, verb: Verb, kind: type[Options]) -> Problem:
     others = [other for other in Verb if flag in spellings(other.options)]
     if others:
         return Problem(flag, f"is a flag of fmstune {', '.join(others)}")
-    return Problem("", f"unknown flag {flag}{did_you_mean(flag, known) or ' (see fmstune --help)'}")
+    hint = did_you_mean(flag, known) or " (see fmstune --help)"
+    if (field := other_names.suggestion(flag.lstrip("-"))) is not None:
+        # a choice has its value already
+        hint = f"; a field is set without dashes: {field if '=' in field else f'{field}=VALUE'}"
+        hint += " (fmstune from-fms translates whole commands of fms-hf-tuning)" if verb is Verb.train else ""
+    return Problem("", f"unknown flag {flag}{hint}")
 
 
 def _wrong_words(verb: Verb, kind: type[Options], words: list[str], given: dict[str, Any]) -> Iterator[Problem]:
@@ -179,3 +201,10 @@ def _contradictions(line: CommandLine) -> Iterator[Problem]:
         yield Problem("--sources", "is a flag of fmstune check, and goes with --cfg job")
     if cfg and line.hydra.multirun:
         yield Problem("--cfg", "prints one job, and -m composes several; leave one of them out")
+        return
+    for name in ("package", "resolve") if cfg is None else ():
+        if getattr(line.hydra, name):
+            yield Problem(f"--{name}", "goes with --cfg job, which prints the composed job")
+    asks = [f"--{name.replace('_', '-')}" for name in _MODES if getattr(line.hydra, name)]
+    if len(asks) > 1:
+        yield Problem(asks[0], f"and {asks[1]} ask for two things; leave one of them out")

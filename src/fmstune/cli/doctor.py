@@ -10,6 +10,7 @@ from importlib import metadata
 
 from fmstune import __version__, cache
 from fmstune.hardware import cores
+from fmstune.tables import show_plain_characters
 
 CORE = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "hydra-core", "omegaconf", "safetensors")
 EXTRAS = {
@@ -70,6 +71,7 @@ def _extras() -> Iterator[str]:
 
 
 def main() -> None:
+    show_plain_characters()
     if "--clear-cache" in sys.argv:
         print(f"deleted {cache.clear() / 2**20:,.1f} MiB of tokenised data in {cache.place()}")
     else:

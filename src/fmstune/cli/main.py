@@ -11,15 +11,18 @@ from fmstune import __version__
 from fmstune.cli import composed
 from fmstune.cli.arguments import CommandLine, HelpOrVersion, parse_command_line
 from fmstune.config import compose
+from fmstune.config.composing_errors import ERRORS, explain
 from fmstune.config.renamed_fields import with_compare_by_words
 from fmstune.config.requests import Composing, Doctor, FromFms, Reproduce
-from fmstune.errors import Problem, UserError, raise_if_any, render
+from fmstune.errors import Problem, UserError, os_problem, raise_if_any, render
 from fmstune.exit_codes import INTERRUPTED, USER_ERROR, closed_pipe
 from fmstune.sweeps import optuna
+from fmstune.tables import show_plain_characters
 
 
 def main() -> NoReturn:
     """The console script: exits 0, 2 for what the user can mend, 1 for what we must, 130 when interrupted."""
+    show_plain_characters()
     optuna.register_sweeper()
     logging.raiseExceptions = False  # Hydra logs to stdout, which `| head` may have closed
     try:
@@ -29,7 +32,7 @@ def main() -> NoReturn:
     except BrokenPipeError:
         sys.exit(closed_pipe())
     except OSError as err:  # such as a sweep's folder that is a file, or a name that is too long
-        print(render([Problem(str(err.filename or "a file"), f": {err.strerror or err}")]), file=sys.stderr)
+        print(render([os_problem(err)]), file=sys.stderr)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     sys.exit(USER_ERROR)
@@ -50,8 +53,8 @@ def run_command(words: Sequence[str]) -> int:
         return 0
     try:
         return _run_verb(line)
-    except compose.ERRORS as err:
-        raise UserError.of([compose.explain(err, line.config_dir)]) from err
+    except ERRORS as err:
+        raise UserError.of([explain(err)]) from err
 
 
 def _run_verb(line: CommandLine) -> int:
@@ -82,9 +85,9 @@ def _run_job(line: CommandLine) -> int:
     repeated = getattr(line.options, "from_job", None)
     if not resumed and not repeated:
         composed.check_choices(line)
-        if hydra.cfg == "job":
-            return composed.print_job(line)
-        if hydra.cfg or hydra.info or hydra.hydra_help:
+        if hydra.cfg:
+            return composed.print_config(line)
+        if hydra.info or hydra.hydra_help:
             return compose.call_hydra(line.overrides, hydra)
     from fmstune.cli import repeat, start_job, sweep
 

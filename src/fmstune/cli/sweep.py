@@ -16,7 +16,8 @@ from fmstune.cli.arguments import CommandLine, parse_command_line
 from fmstune.cli.composed import freeze_composed
 from fmstune.cli.start_job import Start, history_of, start_job
 from fmstune.config import compare_by
-from fmstune.config.compose import Composed, compose_points, explain
+from fmstune.config.compose import Composed, compose_points
+from fmstune.config.composing_errors import explain
 from fmstune.config.flags import words_of
 from fmstune.config.job import Job
 from fmstune.config.overrides import parse_overrides, swept_keys, text_of

@@ -1,8 +1,7 @@
-"""Overrides → the composed job, by Hydra, once; and Hydra's errors in our words."""
+"""Overrides → the composed job, by Hydra, once."""
 
 import copy
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,26 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import run_job
-from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from fmstune.config import defaults
+from fmstune.config.composing_errors import no_such_choice
 from fmstune.config.flags import words_of
 from fmstune.config.groups import GROUPS, choices, group_names
 from fmstune.config.hydra_internals import Callbacks, Hydra, Part, RecordingLoader
-from fmstune.config.overrides import allow_new_fields, no_such_choice, text_of
+from fmstune.config.overrides import allow_new_fields, text_of, unknown_choices
 from fmstune.config.requests import NO_HYDRA_FLAGS, HydraFlags
-from fmstune.errors import Problem, first_line, raise_if_any
+from fmstune.errors import Problem, raise_if_any
 
-ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
-"""Raised while composing for what a user typed; `explain` says it in one sentence."""
 _CONFIG_PATH, _CONFIG_NAME, _HYDRA = "pkg://fmstune.conf", "job", "1.3"
 _MISSING = "<must be given>"
 
@@ -87,6 +82,10 @@ class _Engine(Hydra):
         self.loader = RecordingLoader(flags.config_path or _CONFIG_PATH, flags.config_dir, given)
         self.name, self.words = flags.config_name or _CONFIG_NAME, [text_of(one) for one in given]
         super().__init__("fmstune", self.loader)
+
+    def options(self, group: str) -> list[str]:
+        """The choices of a group in all places that the words and files add to the search path."""
+        return self.loader.options(group, self.name, self.words)
 
 
 def compose_job(overrides: Sequence[Override], flags: HydraFlags = NO_HYDRA_FLAGS) -> Composed:
@@ -157,6 +156,18 @@ def _composed(engine: _Engine, config: DictConfig) -> Composed:
     return Composed(job, config.hydra, engine.loader.parts())
 
 
+def wrong_choices(overrides: Sequence[Override], flags: HydraFlags) -> Iterator[tuple[Override, Problem]]:
+    """Yield each override that chooses a file that is nowhere in Hydra's search path, with the problem."""
+    extra = Path(flags.config_dir) if flags.config_dir else None
+    for one, name in unknown_choices(overrides, extra):
+        group = one.key_or_group
+        options = _Engine(overrides, flags).options(group)
+        if name is None:
+            yield one, Problem(text_of(one), f": a choice is a name, such as {group}={next(iter(options), 'NAME')}")
+        elif name not in options:
+            yield one, no_such_choice(group, name, options)
+
+
 def shadowed_files(extra: Path | None) -> Iterator[str]:
     """Yield a note for each file of a user's folder that Hydra does not read, because a shipped one has its name."""
     if extra is None:
@@ -164,25 +175,3 @@ def shadowed_files(extra: Path | None) -> Iterator[str]:
     for group in GROUPS:
         for name in sorted({path.stem for path in (extra / group).glob("*.yaml")} & set(choices(group))):
             yield f"{extra / group / name}.yaml is not used: {group}={name} is the shipped one; choose another name"
-
-
-def explain(err: BaseException, extra: Path | None = None) -> Problem:
-    """Hydra's and OmegaConf's messages, with a suggestion where a choice was misspelt."""
-    text = str(err).strip()
-    # "load" where several are chosen of one group
-    if missing := re.search(r"Could not (?:find|load) '([\w/]+)/([\w.-]*)'", text):
-        group, name = missing.groups()
-        extras = {"submitit_local": "slurm", "submitit_slurm": "slurm", "joblib": "sweep"}
-        if group == "hydra/launcher" and name in extras:
-            plugin = f"hydra-{name.partition('_')[0]}-launcher"
-            return Problem(group, f"={name} needs {plugin}: pip install 'fmstune[{extras[name]}]'")
-        return no_such_choice(group, name, extra)
-    if "does not support sweep type : INTERVAL_SWEEP" in text:
-        hint = "without it, give single values with commas between"
-        return Problem("", f"an interval is searched with hydra/sweeper=optuna; {hint}")
-    if isinstance(err, yaml.YAMLError):
-        return Problem("", f"broken YAML: {' '.join(text.split())}")
-    if isinstance(err, OmegaConfBaseException) and err.full_key:
-        return Problem(err.full_key, f": {first_line(err)}")
-    cause = f": {err.__cause__}" if err.__cause__ is not None and str(err.__cause__) not in text else ""
-    return Problem("", text + cause)

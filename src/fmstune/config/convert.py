@@ -1,9 +1,12 @@
 """A value of YAML or of the command line → the type that its field has, or a problem."""
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
+from fmstune.config import other_names
 from fmstune.config.upstream_fields import Field
 from fmstune.errors import Problem, did_you_mean
 
@@ -25,7 +28,7 @@ def convert_fields(
         if key in fields:
             convert_into(values, value, f"{path}.{key}", fields[key], problems)
         else:
-            problems.append(unknown_field(f"{path}.{key}", key, fields, of=of))
+            problems.append(unknown_field(f"{path}.{key}", fields, of=of))
     return values
 
 
@@ -37,6 +40,9 @@ def convert(value: Any, field: Field) -> Any:
         raise ValueError(f"must be {_kinds(field)}, got null")
     if not field.primitives:
         return value
+    if {dict, str} <= {*field.primitives} and isinstance(value, str):
+        # text is the JSON of a mapping in TrainingArguments, which looks at it while training
+        value = _json_object(value)
     if field.choices and isinstance(value, bool) and bool not in field.primitives:
         value = "yes" if value else "no"  # YAML reads a bare `no` as false
     for kind in field.primitives:
@@ -47,6 +53,13 @@ def convert(value: Any, field: Field) -> Any:
         word = str(value)
         raise ValueError(f"must be one of {', '.join(field.choices)}; got {word!r}{did_you_mean(word, field.choices)}")
     raise ValueError(f"must be {_kinds(field)}, got {value!r}")
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    with suppress(ValueError, RecursionError):
+        if isinstance(value := json.loads(text), dict):
+            return value
+    raise ValueError(f"must be a mapping of keys to values, got {text!r}")
 
 
 def _as_kind(value: Any, kind: type) -> Any:
@@ -75,9 +88,9 @@ def _kinds(field: Field) -> str:
     return " or ".join([*kinds, *(["null"] if field.optional else [])])
 
 
-def unknown_field(path: str, key: str, known: Any, of: str = "") -> Problem:
-    """The problem of a key that its group, or the class `of`, does not have."""
-    hint = did_you_mean(key, known)
-    if not hint and not of:
+def unknown_field(path: str, known: Collection[str], of: str = "") -> Problem:
+    """The problem of a field that its group, or the class `of`, does not have; these have the fields `known`."""
+    hint = other_names.hint(path, known)
+    if not hint and not of and known:
         hint = f"; its group has {', '.join(known)}" if "." in path else f"; the job has {', '.join(known)}"
     return Problem(path, f": unknown field{' of ' + of if of else ''}{hint}")

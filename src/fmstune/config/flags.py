@@ -29,6 +29,7 @@ class As(NamedTuple):
     metavar: str = ""
     flags: tuple[str, ...] = ()
     commas: bool = False  # one word holds several values with commas between
+    alone: str | None = None  # the value of the flag without one
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Flag:
     choices: tuple[str, ...]
     repeated: bool
     commas: bool
+    alone: str | None
     default: Any
 
     def value(self, given: Any) -> Any:
@@ -83,7 +85,7 @@ def _flag(field: Any, kind: Any, marks: tuple[Any, ...]) -> Flag:
     usual = {int: "N", float: "X", bool: ""}.get(kind, "|".join(choices) or field.name.rpartition("_")[2].upper())
     spellings, metavar = typed.flags or (f"--{field.name}",), typed.metavar or usual
     repeated = several and not typed.commas
-    return Flag(field.name, spellings, metavar, kind, choices, repeated, typed.commas, field.default)
+    return Flag(field.name, spellings, metavar, kind, choices, repeated, typed.commas, typed.alone, field.default)
 
 
 def add_flags(parser: argparse.ArgumentParser, request: type, only: Container[str] | None = None) -> None:
@@ -93,6 +95,7 @@ def add_flags(parser: argparse.ArgumentParser, request: type, only: Container[st
         if flag.kind is not bool:
             how = {"type": str if flag.choices else flag.kind, "choices": flag.choices or None}
             how["action"] = "append" if flag.repeated else "store"
+            how |= {"nargs": "?", "const": flag.alone} if flag.alone else {}
         if only is None or flag.field in only:
             parser.add_argument(*flag.spellings, dest=flag.field, default=argparse.SUPPRESS, **how)
 

@@ -12,7 +12,7 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fmstune.config import named_classes, renamed_fields, upstream_fields
+from fmstune.config import named_classes, other_names, renamed_fields, upstream_fields
 from fmstune.config.convert import convert_fields, convert_into, unknown_field
 from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO, SFT, Data, Job, Source
 from fmstune.config.metrics import metric_problems
@@ -128,7 +128,8 @@ def _typed(cls: type, tree: Mapping[str, Any], prefix: str, problems: list[Probl
     for key in tree:
         if key not in fields:
             known = [*fields, *(renamed_fields.FORMAT_SETTINGS if cls is Data else ())]
-            problems.append(unknown_field(f"{prefix}{key}", str(key), known))
+            names = other_names.unknown_names(str(key), tree[key], known)
+            problems += [unknown_field(f"{prefix}{name}", known if name == key else ()) for name in names]
     values: dict[str, Any] = {}
     for name, field in fields.items():
         path, hint = f"{prefix}{name}", hints[name]
@@ -202,7 +203,7 @@ def _training(tree: Mapping[str, Any], config_class: str, problems: list[Problem
         else:
             own = [field for field in fields if field not in renamed_fields.OWNED]
             known = [*own, *renamed_fields.TRANSLATED, *renamed_fields.OWN]
-            problems.append(unknown_field(path, given, known, of=config_class))
+            problems.append(unknown_field(path, known, of=config_class))
     return values
 
 

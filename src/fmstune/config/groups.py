@@ -7,7 +7,9 @@ from typing import Any
 import yaml
 
 _OF_JOB = ("model", "peft", "data", "training", "launcher", "objective", "evaluation", "tracking", "callbacks")
-GROUPS = (*_OF_JOB, "experiment")
+OPTIONAL = "experiment"
+"""The group of which a job need not choose."""
+GROUPS = (*_OF_JOB, OPTIONAL)
 """Groups that a user chooses from."""
 
 

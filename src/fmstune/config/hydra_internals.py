@@ -1,16 +1,21 @@
 """The parts of Hydra 1.3 that are not its public interface; importing this module says which of them are missing."""
 
 import os
+import warnings
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.default_element import ResultDefault
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException
 from hydra.plugins.config_source import ConfigResult
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from fmstune.errors import UserError, first_line
 from fmstune.upstream import explain_missing_names, require_attributes
 
 with explain_missing_names("hydra-core"):
@@ -67,6 +72,41 @@ class RecordingLoader(ConfigLoaderImpl):
             folder = "" if found.provider == "main" else found.path
             self._files.append(Part(str(default.config_path).removesuffix(".yaml"), found.provider, folder, tree))
         return found
+
+    def options(self, group: str, config_name: str, overrides: list[str]) -> list[str]:
+        """The files of a group, wherever the overrides and the primary file let Hydra search."""
+        _, repository = self._parse_overrides_and_create_caching_repo(config_name, overrides)
+        return list(repository.get_group_options(group, ObjectType.CONFIG))
+
+    def load_configuration(self, *args: Any, **kwargs: Any) -> DictConfig:
+        """Compose; what Hydra does not expect in a word is a HydraException too."""
+        try:
+            return super().load_configuration(*args, **kwargs)
+        except (HydraException, OmegaConfBaseException, UserError):
+            raise
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as err:
+            # as for a reference in place of a choice, which Hydra asserts to be text
+            words = [word for word, one in self._known.items() if "${" in str(one.value())]
+            said = f"Error resolving interpolation '{words[0]}'" if words else f"cannot be composed: {first_line(err)}"
+            raise ConfigCompositionException(said) from err
+
+    def _process_config_searchpath(
+        self, config_name: str | None, parsed_overrides: list[Override], repo: CachingConfigRepository
+    ) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # it is an error here
+            super()._process_config_searchpath(config_name, parsed_overrides, repo)
+        for source in repo.get_sources():
+            if source.provider.startswith("hydra.searchpath") and not source.available():
+                raise ConfigCompositionException(f"No folder {source.path} of hydra.searchpath")
 
     def _parse_overrides_and_create_caching_repo(
         self, config_name: str | None, overrides: list[str]

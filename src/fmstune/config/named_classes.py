@@ -25,7 +25,7 @@ def typed_trackers(tree: Mapping[str, Any], trusted: Sequence[str], problems: li
         settings = {key: value for key, value in given.items() if key != "_target_"}
         target = given.get("_target_", shipped_trackers().get(name))
         if target is None:
-            problems.append(unknown_field(path, str(name), shipped_trackers()))
+            problems.append(unknown_field(path, shipped_trackers()))
         elif own := _defaults(target):
             values[name] = own | convert_fields(settings, upstream_fields.fields_of(target), path, problems)
         elif str(target).startswith(f"{OWN_TRACKERS}."):

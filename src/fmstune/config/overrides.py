@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, OverrideType, QuotedString
 from hydra.errors import OverrideParseException
 
-from fmstune.config.groups import GROUPS, choices
-from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
+from fmstune.config.groups import GROUPS, OPTIONAL, choices
+from fmstune.errors import Problem, UserError, raise_if_any
 
 
 def parse_overrides(words: Sequence[str], groups: Collection[str] = ()) -> tuple[Override, ...]:
@@ -29,11 +29,16 @@ def parse_overrides(words: Sequence[str], groups: Collection[str] = ()) -> tuple
                 hint = f": cannot be read as FIELD=VALUE; a value with special characters needs {quotes}"
             problems.append(Problem(word, hint))
     for one in found:
-        if one.key_or_group in groups and (one.is_delete() or one.value() is None):
+        if one.key_or_group in groups and (one.is_delete() or one.value() is None) and not _chooses_nothing(one):
             hint = f"choose {one.key_or_group}=NAME, or leave it out for the default"
             problems.append(Problem("", f"{text_of(one)}: {hint}"))
     raise_if_any(problems)
-    return tuple(found)
+    return tuple(one for one in found if not _chooses_nothing(one))
+
+
+def _chooses_nothing(one: Override) -> bool:
+    """Whether the word is `experiment=null`, which is the default, and which Hydra would not take."""
+    return one.key_or_group == OPTIONAL and one.value() is None and not one.is_delete()
 
 
 def text_of(override: Override) -> str:
@@ -42,12 +47,18 @@ def text_of(override: Override) -> str:
 
 
 def allow_new_fields(overrides: Sequence[Override], groups: Collection[str]) -> list[Override]:
-    """Let `key=value` set any key: Hydra would stop at the first unknown one, and freezing reports all of them."""
+    """Let `key=value` set any key: Hydra would stop at the first unknown one, and freezing reports all of them.
+
+    A choice of the job's own groups needs no `+`, and may have one.
+    """
     found = []
     for one in overrides:
         key, is_change = one.key_or_group, one.type is OverrideType.CHANGE and one.package is None
-        if is_change and "/" not in key and key not in groups and key.partition(".")[0] != "hydra":
+        is_field = "/" not in key and key.partition(".")[0] != "hydra" and (key not in groups or _sets_fields(one))
+        if is_change and is_field:
             one = dataclasses.replace(one, type=OverrideType.FORCE_ADD, input_line=f"++{text_of(one)}")
+        elif key in GROUPS and one.package is None and (one.is_add() or one.is_force_add()) and not _sets_fields(one):
+            one = dataclasses.replace(one, type=OverrideType.CHANGE, input_line=text_of(one).lstrip("+"))
         found.append(one)
     return found
 
@@ -65,26 +76,31 @@ def field_changes(overrides: Sequence[Override]) -> dict[str, Any]:
     return {one.key_or_group: one.value() for one in overrides}
 
 
-def wrong_choices(overrides: Sequence[Override], extra: Path | None) -> Iterator[tuple[Override, Problem]]:
-    """Yield each override that chooses a file that its group does not have, with the problem."""
+def unknown_choices(overrides: Sequence[Override], extra: Path | None) -> Iterator[tuple[Override, str | None]]:
+    """Yield each override with a name that is no file of its group, or with None for a value that is no name."""
     for one in overrides:
-        if one.key_or_group not in GROUPS or one.package is not None or one.is_delete():
+        if one.key_or_group not in GROUPS or one.package is not None or one.is_delete() or _sets_fields(one):
             continue
         for name in _names(one):
-            # a name with a slash is a file of a folder within the group
-            if "/" not in name and name.removesuffix(".yaml") not in choices(one.key_or_group, extra):
-                yield one, no_such_choice(one.key_or_group, name, extra)
+            # a name with a slash is a file of a folder within the group; what a reference leads to is known later
+            is_plain = name is not None and not {"/", "$"} & {*name}
+            if name is None or (is_plain and name.removesuffix(".yaml") not in choices(one.key_or_group, extra)):
+                yield one, name
 
 
-def _names(one: Override) -> Iterator[str]:
+def _names(one: Override) -> Iterator[str | None]:
     value = one.value()
     for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
         for name in choice if isinstance(choice, list) else [choice]:
-            if isinstance(name, str | QuotedString | int | float):
-                yield name.text if isinstance(name, QuotedString) else str(name)
+            if isinstance(name, QuotedString):
+                name = name.text
+            if isinstance(name, str | int | float) and not isinstance(name, bool):
+                yield str(name)
+            elif not isinstance(name, Glob):
+                yield None
 
 
-def no_such_choice(group: str, name: str, extra: Path | None) -> Problem:
-    """The problem of a choice that its group does not have, with the choices that it has."""
-    options = choices(group, extra) if group in GROUPS else []
-    return Problem(group, f"={name}: no such choice{did_you_mean(name, options)} ({', '.join(options)})")
+def _sets_fields(one: Override) -> bool:
+    """Whether the value is a mapping, which sets fields of a group, such as `tracking={aim: {repo: x}}`."""
+    value = one.value()
+    return all(isinstance(part, dict) for part in (value.list if isinstance(value, ChoiceSweep) else [value]))

@@ -240,6 +240,9 @@ class Harness(_Comparing):
     """Where the results go."""
 
 
+_Info = Literal["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class HydraFlags:
     """Hydra's own flags, under their names there."""
@@ -256,7 +259,7 @@ class HydraFlags:
     """Your own groups, next to the shipped ones."""
     config_path: Annotated[str | None, As("DIR", ("--config-path", "-cp"))] = None
     config_name: Annotated[str | None, As("NAME", ("--config-name", "-cn"))] = None
-    info: Annotated[str | None, As("WHAT", ("--info", "-i"))] = None
+    info: Annotated[_Info | None, As("WHAT", ("--info", "-i"), alone="all")] = None
     """Hydra's own: plugins, search path, defaults list."""
     run: Annotated[bool, As(flags=("--run", "-r"))] = False
     hydra_help: Annotated[bool, As(flags=("--hydra-help",))] = False

@@ -155,8 +155,11 @@ def _choices(metadata: ast.expr | None) -> list[str]:
 
 
 def _hint(statement: ast.AnnAssign, enums: Mapping[str, Any]) -> Any:
+    text = ast.unparse(statement.annotation)
+    # a mapping, or the JSON of one; other mappings are checked where their keys are
+    mapping = {"dict": dict, "Any": Any} if re.match(r"dict(\[.*?\])? \| str\b", text) else {}
     try:
-        return eval(ast.unparse(statement.annotation), {"__builtins__": {}}, {**_TYPES, **enums})
+        return eval(text, {"__builtins__": {}}, {**_TYPES, **enums, **mapping})
     except (NameError, TypeError, AttributeError):
         return Any
 

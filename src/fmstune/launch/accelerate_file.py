@@ -135,9 +135,10 @@ def fsdp_values(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def taken(launcher: Mapping[str, Any], on_command_line: frozenset[str]) -> dict[str, Any]:
     """What the launcher group's `config_file` says, without the fields whose keys are on the command line."""
-    if (path := launcher.get("config_file")) is None:
-        return {}
-    found = values(Path(path).expanduser())
+    path = launcher.get("config_file")
+    if not isinstance(path, str | int | float) or isinstance(path, bool):
+        return {}  # none is given, or freezing says that it must be text
+    found = values(Path(str(path)).expanduser())
     strategy = found["strategy"]
     if "launcher" in on_command_line and launcher.get("strategy", "single") != strategy:
         choice = {"single": "local"}.get(strategy, strategy)

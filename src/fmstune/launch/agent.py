@@ -21,6 +21,7 @@ from fmstune.exit_codes import INTERRUPTING, NOTICES
 from fmstune.launch import parent, preemption
 from fmstune.launch.subprocesses import AGENT, PARENT
 from fmstune.runs import run_folder
+from fmstune.tables import show_plain_characters
 from fmstune.upstream import hide_unused_packages
 
 _FOLLOWS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "DistNetworkError", "NCCL", "Gloo")
@@ -42,6 +43,7 @@ class Failure(NamedTuple):
 
 def main(words: Sequence[str] | None = None) -> int:
     """Start the ranks and wait; the first failing rank's exit code, shown once."""
+    show_plain_characters()
     job_file, *options = sys.argv[1:] if words is None else words
     options, flags = options[: options.index("--")], options[options.index("--") + 1 :]
     # before any thread: a thread that lets notices through would be ended by them

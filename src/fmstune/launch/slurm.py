@@ -64,7 +64,7 @@ def submit(job: Job, folder: Path, flags: Sequence[str] = ()) -> str:
         # the parent sets it for itself, to see Hydra's exceptions
         env = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
         words = ["sbatch", "--parsable", str(folder / SCRIPT)]
-        done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+        done = subprocess.run(words, env=env, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if done.returncode != 0:
             (folder / SCRIPT).unlink()
             summary.unlink() if former is None else summary.write_text(former, encoding="utf-8")
@@ -84,7 +84,7 @@ def raise_if_queued(folder: Path) -> None:
         return
     # a job that has ended long ago is an error of squeue's
     words = ["squeue", "--noheader", f"--jobs={number}", "--format=%T"]
-    state = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    state = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", check=False).stdout.strip()
     if state:
         text = f": {folder} is the run of Slurm job {number}, which is {state.splitlines()[0]}; wait for it"
         raise UserError("output_dir", f"{text}, or end it with scancel {number}")

@@ -15,6 +15,7 @@ from fmstune.launch import agent, preemption, slurm
 from fmstune.launch.agent import Failure
 from fmstune.runs import run_folder
 from fmstune.runs.report import run_data, terminal_summary
+from fmstune.tables import show_plain_characters
 
 _CODES = {"user": 2, "interrupted": 130, run_folder.PREEMPTED: preemption.CODE}
 """Exit codes of a process by the kind of its end."""
@@ -23,6 +24,7 @@ _CANCELLED = (_CODES["interrupted"], 128 + signal.SIGTERM)
 
 def main(words: Sequence[str] | None = None) -> int:
     """The exit code of the batch script; 75 where the job is to be put back into the queue."""
+    show_plain_characters()
     job_file, code, *flags = sys.argv[1:] if words is None else words
     folder = Path(job_file).parent
     ranks = folder / slurm.RANKS
