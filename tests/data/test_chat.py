@@ -7,9 +7,9 @@ import pytest
 
 from fmstune import files
 from fmstune.data import formats
-from fmstune.data.chat import chat_segments
+from fmstune.data.chat import chat_rows
 from fmstune.data.messages import check_messages
-from fmstune.data.tokens import RowProblem
+from fmstune.data.tokens import RowProblem, Rows, encode_rows
 from fmstune.errors import UserError
 from tests.small import byte_level_tokenizer
 
@@ -56,10 +56,11 @@ def tokenizer(template: str | None) -> Any:
     return made
 
 
-def shown(template: str, turns: list[dict[str, Any]] = TURNS, tools: Any = None) -> str:
-    """The conversation with its trained text in brackets."""
-    found = chat_segments(check_messages(turns, "messages"), tools, tokenizer(template))
-    return "".join(f"⟦{text}⟧" if trained else text for text, trained in found)
+def shown(template: str, turns: list[dict[str, Any]] = TURNS, tools: Any = None, **settings: Any) -> str:
+    """The conversation with its trained text in brackets; rows are a line apart."""
+    found = chat_rows(check_messages(turns, "messages"), tools, tokenizer(template), **settings)
+    rows = found if isinstance(found, Rows) else [found]
+    return "\n\n".join("".join(f"⟦{text}⟧" if trained else text for text, trained in row) for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -127,16 +128,11 @@ def test_tools_and_their_results_are_only_read_and_calls_are_trained() -> None:
 @pytest.mark.parametrize(
     ("template", "turns", "problem"),
     [
-        (
-            FORGETS_THOUGHTS,
-            [TURNS[0], {"role": "assistant", "content": "<think>x</think>Hello"}, *TURNS[2:]],
-            "the chat template writes turn 2 differently when later turns follow",
-        ),
         (ASKS_FOR_THOUGHTS, TURNS, "the chat template does not begin turn 2 with what it writes to ask for it"),
         (ALTERNATES, TURNS, "the chat template refuses the conversation: roles must alternate"),
         (PLAIN_CHATML, TURNS[1:], "the conversation begins with the assistant; begin with a turn of user or system"),
     ],
-    ids=["earlier turns change", "the question for an answer is not its beginning", "refused", "no question"],
+    ids=["the question for an answer is not its beginning", "refused", "no question"],
 )
 def test_a_conversation_whose_mask_cannot_be_right_is_refused(
     template: str, turns: list[dict[str, Any]], problem: str
@@ -146,6 +142,77 @@ def test_a_conversation_whose_mask_cannot_be_right_is_refused(
     assert str(raised.value).startswith(problem)
 
 
+THOUGHTFUL = [
+    TURNS[0],
+    {"role": "assistant", "content": "<think>x</think>Hello"},
+    TURNS[2],
+    {"role": "assistant", "content": "<think>y</think>Sure."},
+]
+
+
+def test_a_template_that_forgets_earlier_thoughts_gets_a_row_for_each_turn_as_it_is_asked() -> None:
+    assert shown(FORGETS_THOUGHTS, THOUGHTFUL) == (
+        "user: Hi<|im_end|>assistant: ⟦<think>x</think>Hello<|im_end|>⟧\n\n"
+        "user: Hi<|im_end|>assistant: Hello<|im_end|>user: More?<|im_end|>"
+        "assistant: ⟦<think>y</think>Sure.<|im_end|>⟧"
+    )
+
+
+def test_turns_that_the_template_leaves_as_they_were_stay_in_one_row() -> None:
+    turns = [*THOUGHTFUL[:2], *TURNS[2:], TURNS[2], {"role": "assistant", "content": "Yes."}]
+    first, second = shown(FORGETS_THOUGHTS, turns).split("\n\n")
+    assert first.endswith("⟦<think>x</think>Hello<|im_end|>⟧")
+    assert second.count("⟦") == 2 and "assistant: Hello<|im_end|>" in second
+
+
+def test_a_conversation_that_may_not_be_split_is_refused() -> None:
+    with pytest.raises(RowProblem, match=r"writes turn 2 differently when later .* set data.format.split_turns=true"):
+        shown(FORGETS_THOUGHTS, THOUGHTFUL, split_turns=False)
+
+
+def test_a_turn_after_the_last_answer_that_rewrites_it_is_left_out() -> None:
+    assert shown(FORGETS_THOUGHTS, THOUGHTFUL[:3]) == shown(FORGETS_THOUGHTS, THOUGHTFUL[:2])
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "trained"),
+    [
+        ("train", "⟦<think>x</think>Hello<|im_end|>⟧"),
+        ("mask", "<think>x</think>⟦Hello<|im_end|>⟧"),
+        ("drop", "⟦Hello<|im_end|>⟧"),
+    ],
+)
+def test_thoughts_are_trained_masked_or_dropped(reasoning: str, trained: str) -> None:
+    assert shown(FORGETS_THOUGHTS, THOUGHTFUL[:2], reasoning=reasoning) == f"user: Hi<|im_end|>assistant: {trained}"
+
+
+NEWLINE_IN_THE_BLOCK = CHATML.replace("{{- '<|im_end|>' }}\n            {%- endgen", "{{- '<|im_end|>\\n' }}\n            {%- endgen")
+TWO_ENDS = PLAIN_CHATML.replace("<|im_end|>", "<|im_start|>") + "{% if not add_generation_prompt %}<|end|>{% endif %}"
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|not_a_token|>"])
+@pytest.mark.parametrize("template", [NEWLINE_IN_THE_BLOCK, PLAIN_CHATML], ids=["marked", "not marked"])
+def test_the_end_of_a_turn_is_trained_once_and_nothing_follows(template: str, end: str) -> None:
+    made = tokenizer(template.replace("<|im_end|>", end))
+    row = formats.chat({"messages": TURNS}, tokenizer=made)
+    assert [text for text, trained in row if trained] == [f"Hello{end}", f"Sure.{end}"]
+    encoded = encode_rows([row], made, 512)[0]
+    assert made.decode(encoded.input_ids).endswith(f"Sure.{end}")
+    assert made.decode(encoded.answer_ids) == f"Sure.{end}"
+
+
+def test_of_two_ends_the_one_that_also_ends_earlier_turns_is_trained() -> None:
+    found = shown(TWO_ENDS)
+    assert [part.split("⟧")[0] for part in found.split("⟦")[1:]] == ["Hello<|im_start|>", "Sure.<|im_start|>"]
+    assert found.endswith("Sure.<|im_start|>⟧")
+
+
+def test_a_template_that_ends_no_turn_is_closed_with_end_of_sequence() -> None:
+    made = tokenizer(WITHOUT_STOP)
+    encoded = encode_rows([formats.chat({"messages": TURNS}, tokenizer=made)], made, 512)[0]
+    assert encoded.answer_ids[-1] == made.eos_token_id
+
+
 def test_a_template_that_forgets_is_good_for_rows_of_one_answer() -> None:
     turns = [TURNS[0], {"role": "assistant", "content": "<think>x</think>Hello"}]
     assert shown(FORGETS_THOUGHTS, turns) == "user: Hi<|im_end|>assistant: ⟦<think>x</think>Hello<|im_end|>⟧"
@@ -153,11 +220,11 @@ def test_a_template_that_forgets_is_good_for_rows_of_one_answer() -> None:
 
 def test_a_tokenizer_without_template_says_how_to_give_one() -> None:
     with pytest.raises(UserError, match=r"has no chat template; set model\.chat_template to a Jinja file"):
-        chat_segments(check_messages(TURNS, "messages"), None, tokenizer(None))
+        chat_rows(check_messages(TURNS, "messages"), None, tokenizer(None))
 
 
 def test_without_a_tokenizer_the_words_are_there() -> None:
-    found = chat_segments(check_messages(TURNS[:2], "messages"), None, None)
+    found = chat_rows(check_messages(TURNS[:2], "messages"), None, None)
     assert [tuple(segment) for segment in found] == [("Hi", False), ("Hello", True)]
 
 

@@ -12,7 +12,6 @@ from fmstune.data.dataset import load_recipes
 from fmstune.data.ledger import Ledger
 from fmstune.data.read import RowProblems
 from fmstune.data.splits import TRAIN, Recipe, split_rows
-from fmstune.data.tokens import Encoded
 from tests import ROOT
 from tests.data.test_dataset import job_data, prepare, problems_of, text, write
 from tests.tokenizers_for_tests import gpt2_style
@@ -30,7 +29,7 @@ def test_rows_tokenised_ahead_are_the_same_in_the_same_order(monkeypatch: pytest
     monkeypatch.setattr(tokenized, "BATCH", 7)
     write(ROWS)
 
-    def made(ahead: int) -> tuple[list[dict[int, Encoded]], Ledger]:
+    def made(ahead: int) -> tuple[list[list[tokenized.Numbered]], Ledger]:
         ledger, one = Ledger(), recipe()
         rows = split_rows(one, 42)[TRAIN]
         return list(tokenized.tokenize_batches(rows, one, ledger, RowProblems(), ahead=ahead)), ledger

@@ -119,9 +119,20 @@ def test_a_conversation_is_asked_up_to_the_answer_and_ends_as_its_template_ends_
     trained = encode_rows([format_row(load_format(chat, tokenizer), rows[1].values)], tokenizer, 512)
     assert alone == answered
     assert alone.ids == trained[0].prompt_ids
-    last = trained[0].answer_ids[-1]
-    assert prompts.turn_ends(chat, tokenizer) == ([last] if last in tokenizer.all_special_ids else [])
-    assert prompts.turn_ends(TEXT, tokenizer) == []
+    assert tokenizer.decode(trained[0].answer_ids) == "ho<|im_end|>"
+    # the tokenizer has no token for the template's end of a turn
+    assert prompts.turn_ends(chat, tokenizer) == ([], ["<|im_end|>"])
+    assert prompts.turn_ends(TEXT, tokenizer) == ([], [])
+
+
+def test_the_token_that_ends_a_turn_ends_an_answer() -> None:
+    tokenizer = load.load_tokenizer(CHATML).tokenizer
+    chat = of("chat", messages_field="messages", tools_field="tools")
+    tokenizer.add_tokens(["<|im_end|>"])
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert prompts.turn_ends(chat, tokenizer) == ([end], ["<|im_end|>"])
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_end|>"]})
+    assert prompts.turn_ends(chat, tokenizer) == ([end], [])
 
 
 def test_all_rows_of_another_shape_are_reported(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,139 +1,175 @@
-"""A conversation under a chat template → segments: the characters that the assistant says are trained.
+"""A conversation under a chat template → rows of segments: the characters that the assistant says are trained.
 
-Templates with `{% generation %}` blocks mark them. With other templates, an assistant turn is the text that the
-conversation up to that turn adds to the text that asks for it. That holds only where later turns leave earlier ones
-unchanged, which is checked for every row.
+Each trained answer is written as the model is asked for it: the text that asks, then what the turn adds, up to what
+ends the turn. A row trains an answer where it begins with exactly that text; so every trained token is one that the
+model is asked for. A template that rewrites earlier turns, as those do that drop earlier thoughts, needs several rows.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from os.path import commonprefix
 
-from jinja2.exceptions import TemplateError
-
+from fmstune.data.chat_template import ChatTemplate, Written, chat_template, trl_templates
 from fmstune.data.messages import Span, Tools, Turn, stretches
-from fmstune.data.tokens import PreTrainedTokenizerBase, RowProblem, Segment, Templated
-from fmstune.errors import UserError
+from fmstune.data.reasoning import in_content, place_thoughts, thought_span, thoughts_of, without_span
+from fmstune.data.tokens import PreTrainedTokenizerBase, RowProblem, Rows, Segment, Templated
 
-_OTHER_TEMPLATE = "use a template with {% generation %} blocks (model.chat_template)"
+_BEGIN = "begin with a turn of user or system, or say train: false of the turn"
 
 
-def chat_segments(turns: Sequence[Turn], tools: Tools, tokenizer: PreTrainedTokenizerBase | None) -> Templated:
-    """The conversation as the model's template writes it; the assistant's words and their stop tokens are trained."""
+@dataclass(frozen=True)
+class Answer:
+    """A turn of the assistant as the model is asked for it."""
+
+    turn: int
+    """Its place in the conversation."""
+    text: str
+    """The conversation up to the end of the turn."""
+    spans: tuple[Span, ...]
+    """What of the text is trained."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The turns of a row, the tools that it offers, and the template that writes both."""
+
+    turns: Sequence[Turn]
+    tools: Tools
+    template: ChatTemplate
+
+    def written(self, count: int, *, asks: bool = False) -> Written:
+        """The first turns, and if it `asks` the words that ask the assistant to speak."""
+        return self.template.write(self.turns[:count], self.tools, asks=asks)
+
+
+def chat_rows(
+    turns: Sequence[Turn],
+    tools: Tools,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    reasoning: str = "train",
+    split_turns: bool = True,
+) -> Templated | Rows:
+    """The conversation as the model's template writes it, in one row, or where `split_turns` allows it in several."""
     if tokenizer is None:
         # a scan counts the words of the turns alone
-        return Templated(
-            piece for turn in turns for piece in turn.pieces or [Segment(turn.content, trained=turn.trained)]
+        said = place_thoughts(turns, None, reasoning)
+        return Templated(piece for turn in said for piece in turn.pieces or [Segment(turn.content, turn.trained)])
+    template = chat_template(tokenizer, tools)
+    chat = Conversation(place_thoughts(turns, template, reasoning), tools, template)
+    speaks = [number for number, turn in enumerate(chat.turns) if turn.trains]
+    answers = [_answer(chat, number, masks=reasoning == "mask") for number in speaks]
+    ends = bool(speaks) and speaks[-1] == len(turns) - 1
+    groups = _grouped(answers, answers[-1].text if ends else chat.written(len(turns)).text)
+    if len(groups) > 1 and not split_turns:
+        raise RowProblem(
+            f"the chat template writes turn {groups[0][1][-1].turn + 1} differently when later turns follow, so one row "
+            "cannot train what the model sees in use; set data.format.split_turns=true, which makes several of it"
         )
-    template = _template(tokenizer)
-    is_marked = "{% generation" in template or "{%- generation" in template
-    marked = _marked(turns, tools, tokenizer, template) if is_marked else _by_prefixes(turns, tools, tokenizer)
-    return Templated(_divided(*marked))
+    has_end = bool(template.turn_end.text)
+    rows = [Templated(_divided(text, [span for one in said for span in one.spans])) for text, said in groups]
+    for row in rows:
+        row.ended = has_end
+    return rows[0] if len(rows) == 1 else Rows(rows)
 
 
-def render_chat(turns: Sequence[Turn], tools: Tools, tokenizer: PreTrainedTokenizerBase, *, asks: bool) -> str:
-    """The conversation in the tokenizer's template; if it `asks`, the words follow that ask the assistant to speak."""
-    _template(tokenizer)
-    with _template_problems():
-        messages = [turn.message for turn in turns]
-        return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=asks))
+def chat_question(
+    turns: Sequence[Turn], tools: Tools, tokenizer: PreTrainedTokenizerBase, reasoning: str
+) -> Templated:
+    """The conversation with the words that ask the assistant to speak."""
+    template = chat_template(tokenizer, tools)
+    asked = template.write(place_thoughts(turns, template, reasoning), tools, asks=True)
+    return Templated([Segment(asked.text, trained=False)])
 
 
-def _template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The template of the tokenizer; of several by name, the one called default."""
-    if tokenizer.chat_template is None:
-        advice = "set model.chat_template to a Jinja file (package:chatml.jinja ships with fmstune)"
-        raise UserError("data.format", f": the model's tokenizer has no chat template; {advice}")
-    return str(tokenizer.get_chat_template())
+def _answer(chat: Conversation, number: int, *, masks: bool) -> Answer:
+    """The answer of a turn as the model is asked for it; `masks` leaves its thoughts out of what is trained."""
+    asked, blocks, text = _asked(chat, number)
+    end = chat.template.end_of_answer(text, asked)
+    turn = chat.turns[number]
+    if (thoughts := thoughts_of(turn)) and thoughts not in text[asked:end]:
+        advice = "set data.format.reasoning=drop to do so too, or model.chat_template to one that writes them"
+        raise RowProblem(f"the chat template leaves out the thoughts of turn {number + 1}; {advice}")
+    marked = [(asked, end)] if not chat.template.marks else list(_ended(text, blocks, (asked, end), chat.template))
+    trained = [
+        (max(start, first), min(stop, last))
+        for start, stop in stretches(turn, text, (asked, end))
+        for first, last in marked
+        if max(start, first) < min(stop, last)
+    ]
+    spans = without_span(trained, thought_span(text, asked, end) if masks else None)
+    return Answer(number, text[:end], tuple(spans))
 
 
-def _marked(
-    turns: Sequence[Turn], tools: Tools, tokenizer: PreTrainedTokenizerBase, template: str
-) -> tuple[str, list[Span]]:
-    """The text, and the trained parts of the spans that the template's own blocks mark, with the stop token of each."""
-    text, blocks = _blocks(turns, tools, tokenizer, template)
-    stops = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
-    spans: list[Span] = []
-    for turn, (start, end) in zip(_speakers(turns, blocks, tools, tokenizer, template), blocks, strict=True):
-        stop = next((stop for stop in stops if text.startswith(stop, end)), "")
-        spans += stretches(turn, text, (start, end + len(stop)))
-    return text, spans
+def _asked(chat: Conversation, number: int) -> tuple[int, Sequence[Span], str]:
+    """Where the answer begins, the template's blocks in it, and the text up to it and with it."""
+    if number == 0:
+        raise RowProblem(f"the conversation begins with the assistant; {_BEGIN}")
+    question, said = chat.written(number, asks=True), chat.written(number + 1)
+    if said.text.startswith(question.text):
+        return len(question.text), said.blocks[len(question.blocks) :], said.text
+    blocks = said.blocks[len(question.blocks) :]
+    before = chat.written(number).text
+    if blocks and question.text.startswith(before):
+        # the turn makes the template rewrite what stands before it: GPT-OSS drops the thoughts of a call
+        words, first = question.text[len(before) :], blocks[0][0]
+        place = next(at for at in range(max(0, first - len(words)), first + 1) if words.startswith(said.text[at:first]))
+        if said.text.startswith(words, place):
+            moved = len(question.text) - (place + len(words))
+            text = question.text + said.text[place + len(words) :]
+            return len(question.text), [(start + moved, end + moved) for start, end in blocks], text
+    if blocks and question.text.rstrip().endswith("<think>") and not thoughts_of(chat.turns[number]):
+        # TRL's training templates of DeepSeek and Nemotron ask for thoughts, and write none where there are none
+        empty = chat.template.write([*chat.turns[:number], in_content(chat.turns[number], "")], chat.tools)
+        if empty.text.startswith(question.text):
+            return len(question.text), empty.blocks[len(question.blocks) :], empty.text
+    raise RowProblem(_not_asked(chat, number, question.text, said.text))
 
 
-def _blocks(
-    turns: Sequence[Turn], tools: Tools, tokenizer: PreTrainedTokenizerBase, template: str
-) -> tuple[str, list[Span]]:
-    """The text, and the spans of the template's `{% generation %}` blocks."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    with _template_problems():
-        texts, marks = render_jinja_template(
-            [[turn.message for turn in turns]],
-            tools=tools,
-            chat_template=template,
-            return_assistant_tokens_mask=True,
-            **tokenizer.special_tokens_map,
-        )
-    return str(texts[0]), list(marks[0])
+def _ended(text: str, blocks: Sequence[Span], answer: Span, template: ChatTemplate) -> Iterator[Span]:
+    """The template's blocks in the answer; what ends the turn belongs to the block that it follows."""
+    inside = [(max(start, answer[0]), min(end, answer[1])) for start, end in blocks if start < answer[1]]
+    for place, (start, end) in enumerate(inside, start=1):
+        closes = place == len(inside) and text[end : answer[1]].strip() in ("", template.turn_end.text, template.call_end.text)
+        yield start, answer[1] if closes else end
 
 
-def _speakers(
-    turns: Sequence[Turn], blocks: Sequence[Span], tools: Tools, tokenizer: PreTrainedTokenizerBase, template: str
-) -> list[Turn]:
-    """The turn of each block: as many blocks as the conversation has more with this turn than without it."""
-    said = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
-    if len(said) == len(blocks):
-        return [turns[number] for number in said]
-    if all(turns[number] == Turn(turns[number].message, trained=True) for number in said):
-        # all is trained, whoever says it
-        return [turns[said[0]]] * len(blocks)
-    owners: list[Turn] = []
-    for number in said:
-        up_to = blocks if number == said[-1] else _blocks(turns[: number + 1], tools, tokenizer, template)[1]
-        owners += [turns[number]] * (len(up_to) - len(owners))
-    if len(owners) != len(blocks):
-        raise RowProblem("the chat template does not mark each turn alike, so flags of turns cannot be heeded")
-    return owners
+def _not_asked(chat: Conversation, number: int, question: str, said: str) -> str:
+    """The problem of a turn that does not begin with what asks for it, and what would do."""
+    asks = question[len(_before_tag(commonprefix([question, said]))) :]
+    problem = f"the chat template does not begin turn {number + 1} with what it writes to ask for it ({asks!r:.60})"
+    problem += ", so nothing says where the answer begins"
+    name = chat.template.training_variant
+    if name is not None:
+        with suppress(RowProblem):
+            variant = replace(chat, template=ChatTemplate(chat.template.tokenizer, trl_templates()[name]))
+            _asked(variant, number)
+            return f"{problem}; model.chat_template=trl:{name} is its variant for training"
+    if thoughts_of(chat.turns[number]):
+        return f"{problem}; data.format.reasoning=drop leaves out the thoughts of the turn"
+    blocks = "" if chat.template.marks else " with {% generation %} blocks"
+    return f"{problem}; use another template{blocks} (model.chat_template)"
 
 
-def _by_prefixes(turns: Sequence[Turn], tools: Tools, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span]]:
-    """The text, and for each trained turn the span that it adds to the text that asks for it."""
-    whole = render_chat(turns, tools, tokenizer, asks=False)
-    spans = []
-    for number, turn in enumerate(turns):
-        if not turn.trains:
-            continue
-        if number == 0:
-            raise RowProblem("the conversation begins with the assistant; begin with a turn of user or system")
-        before = render_chat(turns[:number], tools, tokenizer, asks=True)
-        up_to = whole if number + 1 == len(turns) else render_chat(turns[: number + 1], tools, tokenizer, asks=False)
-        if not whole.startswith(up_to):
-            raise RowProblem(
-                f"the chat template writes turn {number + 1} differently when later turns follow, so one row cannot "
-                f"train what the model sees in use; give each assistant turn a row of its own, or {_OTHER_TEMPLATE}"
-            )
-        if not up_to.startswith(before):
-            raise RowProblem(
-                f"the chat template does not begin turn {number + 1} with what it writes to ask for it, so nothing "
-                f"says where the answer begins; {_OTHER_TEMPLATE}"
-            )
-        spans += stretches(turn, whole, _with_stop(whole, (len(before), len(up_to)), turn.content))
-    return whole, spans
+def _before_tag(text: str) -> str:
+    """The text without a tag that it breaks off in."""
+    tag = text.rfind("<")
+    return text if tag < 0 or ">" in text[tag:] else text[:tag]
 
 
-def _with_stop(text: str, span: Span, content: str) -> Span:
-    """The span up to its stop token; without a stop token, white space ends the turn and stays in the span."""
-    start, end = span
-    said, content = text[start:end].rstrip(), content.strip()
-    return span if content and said.endswith(content) else (start, start + len(said))
-
-
-@contextmanager
-def _template_problems() -> Iterator[None]:
-    """Turn the errors of a template that cannot write the conversation into RowProblem."""
-    try:
-        yield
-    except (TemplateError, TypeError, ValueError, LookupError) as err:
-        raise RowProblem(f"the chat template refuses the conversation: {err or type(err).__name__}") from err
+def _grouped(answers: Sequence[Answer], whole: str) -> list[tuple[str, list[Answer]]]:
+    """The texts of the rows, each with the answers that it begins with; the first is the whole, if it has any."""
+    groups: list[tuple[str, list[Answer]]] = []
+    left, text = list(answers), whole
+    while left or not groups:
+        inside = [answer for answer in left if text.startswith(answer.text)]
+        if inside or not left:
+            groups.append((text, inside))
+        turns = {answer.turn for answer in inside}
+        left = [answer for answer in left if answer.turn not in turns]
+        text = left[-1].text if left else ""
+    return groups[::-1]
 
 
 def _divided(text: str, spans: Sequence[Span]) -> Iterator[Segment]:
@@ -142,8 +178,7 @@ def _divided(text: str, spans: Sequence[Span]) -> Iterator[Segment]:
     for start, end in spans:
         if start > position:
             yield Segment(text[position:start], trained=False)
-        if end > start:
-            yield Segment(text[start:end], trained=True)
+        yield Segment(text[start:end], trained=True)
         position = end
     if text[position:].strip() or (text and not spans):
         yield Segment(text[position:], trained=False)

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from fmstune import files
 from fmstune.data import formats
-from fmstune.data.tokens import Formatted, PreTrainedTokenizerBase, RowProblem, Segment, Texts, TokenRow, in_words
+from fmstune.data.tokens import Formatted, PreTrainedTokenizerBase, RowProblem, Rows, Segment, Texts, TokenRow, in_words
 from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 
 Format = Callable[[Mapping[str, Any]], Any]
@@ -48,7 +48,7 @@ def format_row(format: Format, values: Mapping[str, Any]) -> Formatted:
     """The row as the format returns it, checked: the format may be a user's, and not every string can be tokenised."""
     made: Formatted = format(values)
     if not isinstance(made, TokenRow):
-        for text in made.values() if isinstance(made, Texts) else [made]:
+        for text in made.values() if isinstance(made, Texts) else made if isinstance(made, Rows) else [made]:
             _check_segments(text)
     return made
 

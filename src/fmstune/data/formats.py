@@ -11,18 +11,28 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from fmstune.data.chat import chat_segments, render_chat
+from fmstune.data.chat import chat_question, chat_rows
 from fmstune.data.messages import Columns, read_conversation
 from fmstune.data.read import ArrowValues
 from fmstune.data.template_inputs import fitted
 from fmstune.data.templates import render_row
-from fmstune.data.tokens import Formatted, RowProblem, Segment, Templated, TemplateMissing, Texts, TokenRow, in_words
+from fmstune.data.tokens import (
+    Formatted,
+    RowProblem,
+    Rows,
+    Segment,
+    Templated,
+    TemplateMissing,
+    Texts,
+    TokenRow,
+    in_words,
+)
 from fmstune.errors import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["FORMATS", "RowProblem", "Segment", "TemplateMissing", "Templated", "Texts", "TokenRow", "asked_with"]
+__all__ = ["FORMATS", "RowProblem", "Segment", "Rows", "TemplateMissing", "Templated", "Texts", "TokenRow", "asked_with"]
 
 FORMATS = ("text", "alpaca", "labelled_text", "input_output", "template", "chat", "tokenized")
 """The functions of this module that a job may name; its other functions take no rows."""
@@ -119,9 +129,14 @@ def chat(
     system_field: str = "system",
     functions_field: str = "functions",
     train: Literal["all", "last", "marked"] = "all",
+    reasoning: Literal["train", "mask", "drop"] = "train",
+    split_turns: bool = True,
     asking: bool = False,
-) -> Templated:
-    """A conversation under the model's chat template; the assistant's turns and the stop token of each are trained."""
+) -> Templated | Rows:
+    """A conversation under the model's chat template; the assistant's turns and what ends each are trained.
+
+    Thoughts are trained, masked or dropped. Where the template rewrites earlier turns, it is split into several rows.
+    """
     _any_column(row, messages_field)
     columns = Columns(messages_field, tools_field, system_field, functions_field)
     turns, tools = read_conversation(row, columns, train, nulls=not isinstance(row, ArrowValues))
@@ -129,8 +144,8 @@ def chat(
         turns = fitted(turns, str(tokenizer.get_chat_template(tools=tools)))
     if asking and tokenizer is not None:
         before = turns[:-1] if turns[-1].role == "assistant" else turns
-        return Templated([Segment(render_chat(before, tools, tokenizer, asks=True), trained=False)])
-    return chat_segments(turns, tools, tokenizer)
+        return chat_question(before, tools, tokenizer, reasoning)
+    return chat_rows(turns, tools, tokenizer, reasoning=reasoning, split_turns=split_turns)
 
 
 def tokenized(
@@ -170,6 +185,8 @@ def has_answer(formatted: Formatted) -> bool:
         return any(label != -100 for label in formatted.labels)
     if isinstance(formatted, Texts):
         return all(map(has_answer, formatted.values()))
+    if isinstance(formatted, Rows):
+        return any(map(has_answer, formatted))
     return any(segment.trained and segment.text.strip() for segment in formatted)
 
 

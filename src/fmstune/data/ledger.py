@@ -12,6 +12,10 @@ class Ledger:
     """The rows and tokens of one split; each row that was read is trained or dropped."""
 
     rows_read: int = 0
+    rows_split: int = 0
+    """Conversations that were split into several rows, as their template rewrites earlier turns."""
+    rows_added: int = 0
+    """Rows that these have more than they were read as."""
     rows_formatted: int = 0
     """Made into segments: all rows that have the template."""
     rows_with_several_templates: int = 0
@@ -89,8 +93,9 @@ class Ledger:
     def lines(self) -> list[str]:
         """The ledger as it is printed."""
         share = self.tokens_trained / max(1, self.tokens_total)
+        added = f" + {self.rows_added:,} from {self.rows_split:,} split conversations" if self.rows_split else ""
         return [
-            f"rows    {self.rows_read:,} = {self.rows_trained:,} trained + {self.rows_dropped:,} dropped",
+            f"rows    {self.rows_read:,}{added} = {self.rows_trained:,} trained + {self.rows_dropped:,} dropped",
             f"        formatted: {self.rows_formatted:,} of {self.rows_read:,}",
             f"        dropped: {self.rows_without_template:,} without template, "
             f"{self.rows_without_answer:,} without answer, {self.rows_too_long:,} too long"

@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
+from fmstune.data.chat_template import answer_ends
 from fmstune.data.dataset import Prepared
 from fmstune.data.mixing import mixture_lines
 from fmstune.data.tokens import IGNORED, PreTrainedTokenizerBase, Segment
@@ -97,13 +98,11 @@ def split_sums(prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> Iterat
     for title, parts in ((train, prepared.sources), ("held-out rows", prepared.held_out)):
         for part in parts:
             ledger = part.ledger
-            ends = trained_ends(part.rows, {tokenizer.eos_token_id, *tokenizer.all_special_ids})
-            end = ends.most_common(1)[0][0] if ends else tokenizer.eos_token_id
-            name, cut = tokenizer.convert_ids_to_tokens(end), ledger.rows_truncated / ledger.rows_trained
+            cut = ledger.rows_truncated / ledger.rows_trained
             lines = [
                 *ledger.lines(),
                 f"cut     {ledger.rows_truncated:,} of {ledger.rows_trained:,} rows lose their end ({cut:.1%})",
-                f"stop    {ends[end]:,} of {len(part.rows):,} rows train {name} ({end}) as their last token",
+                stop_line(part.rows, tokenizer),
             ]
             yield SplitSums(f"{title} of {part.name}" if part.name else title, lines, ledger.lengths)
     if len(prepared.mixture) > 1:
@@ -144,6 +143,22 @@ def runs(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Seg
         found.append(Segment(text[len(before) :], trained))
         before = text
     return found
+
+
+def stop_line(rows: "Dataset", tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the rows train as their end, which is where `fmstune generate` stops, and how many of them do."""
+    of, ends = f"of {len(rows):,} rows train", answer_ends(tokenizer)
+    stops = {tokenizer.eos_token_id, *tokenizer.all_special_ids, *(end.token for end in ends if end.token is not None)}
+    counted = trained_ends(rows, stops)
+    for text in (end.text for end in ends if end.token is None and not counted):
+        # a text is at most as many tokens as it has bytes
+        last = len(text.encode())
+        tails = ([label for label in row[-last:] if label != IGNORED] for row in rows["labels"])
+        if count := sum(str(tokenizer.decode(tail)).endswith(text) for tail in tails):
+            advice = f"model.special_tokens.extra_special_tokens=['{text}'] makes it one token"
+            return f"stop    {count:,} {of} {text} as their last tokens; {advice}"
+    end = counted.most_common(1)[0][0] if counted else tokenizer.eos_token_id
+    return f"stop    {counted[end]:,} {of} {tokenizer.convert_ids_to_tokens(end)} ({end}) as their last token"
 
 
 def trained_ends(dataset: "Dataset", special: Collection[int]) -> Counter[int]:

@@ -11,7 +11,7 @@ from fmstune.data.format_loading import Format, format_row
 from fmstune.data.formats import has_answer, repeats_template
 from fmstune.data.ledger import Ledger
 from fmstune.data.read import Row, RowProblems, read_rows
-from fmstune.data.tokens import Formatted, PreTrainedTokenizerBase, RowProblem, Templated, TemplateMissing
+from fmstune.data.tokens import Formatted, PreTrainedTokenizerBase, RowProblem, Rows, Templated, TemplateMissing
 from fmstune.errors import UserError
 
 TRAIN = "train"
@@ -119,11 +119,13 @@ def format_rows(split: Iterable[Row], recipe: Recipe, ledger: Ledger, problems: 
             ledger.rows_formatted += 1
             if template and isinstance(made, list) and repeats_template(made, template):
                 ledger.rows_with_several_templates += 1
-            if has_answer(made):
-                yield FormattedRow(ledger.rows_read, row, made)
-                continue
-            ledger.rows_without_answer += 1
-            if strict:
+            parts = made if isinstance(made, Rows) else [made]
+            ledger.rows_split += len(parts) > 1
+            ledger.rows_added += len(parts) - 1
+            answered = [part for part in parts if has_answer(part)]
+            yield from (FormattedRow(ledger.rows_read, row, part) for part in answered)
+            ledger.rows_without_answer += len(parts) - len(answered)
+            if strict and len(answered) < len(parts):
                 problems.add_row(row, f"{_untrainable(made)}; fix the row, or set data.untrainable=drop")
 
 

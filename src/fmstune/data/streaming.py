@@ -50,7 +50,7 @@ def _one_pass(stream: Stream) -> Iterator[dict[str, list[int]]]:
     problems = RowProblems()
     for batch in tokenize_batches(stream.recipe.rows(), stream.recipe, stream.ledger, problems):
         raise_if_any(problems.first())
-        for row in batch.values():
+        for _, row in batch:
             yield {"input_ids": row.input_ids, "labels": row.labels, **row.texts}
     raise_if_any(problems.first())
 

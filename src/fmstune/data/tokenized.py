@@ -8,14 +8,14 @@ import sys
 import tempfile
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 from tqdm import tqdm
@@ -41,7 +41,8 @@ AHEAD = 2
 """Batches that threads tokenise while an earlier one is written; the tokenizer releases Python's lock."""
 OBJECTS = 20_000
 """Objects that are made before the garbage collector looks at the young ones; Python 3.11 waits for 700."""
-_MODULES = "locate read formats templates chat format_loading tokens ledger splits tokenized"
+_CHAT = "messages template_inputs chat_template reasoning chat"
+_MODULES = f"locate read formats templates {_CHAT} format_loading tokens ledger splits tokenized"
 CODE = tuple(Path(__file__).with_name(f"{name}.py") for name in _MODULES.split())
 """The modules that tokens and ledgers depend on: a change in one of these makes a new cache entry."""
 INTEGERS = pa.list_(pa.int32())
@@ -55,6 +56,13 @@ def cache_schema(recipe: Recipe, split: str) -> pa.Schema:
     """The columns of a split in the cache."""
     fields = HELD_OUT_TOO if split == HELD_OUT else TRAINED
     return pa.schema([*fields, *(pa.field(name, INTEGERS) for name in recipe.texts)])
+
+
+class Numbered(NamedTuple):
+    """A row in tokens, and the number in its split of the row that it was made of, from 1."""
+
+    number: int
+    encoded: Encoded
 
 
 @dataclass(frozen=True)
@@ -133,8 +141,8 @@ def _write_split(split: Iterable[Row], path: Path, recipe: Recipe) -> Ledger:
 
 def tokenize_batches(
     split: Iterable[Row], recipe: Recipe, ledger: Ledger, problems: RowProblems, *, ahead: int = 0
-) -> Iterator[dict[int, Encoded]]:
-    """The trained rows in batches, by number in the split; threads tokenise `ahead` more, and the ledger counts all."""
+) -> Iterator[list[Numbered]]:
+    """The trained rows in batches, with their number in the split; threads tokenise `ahead` more, and the ledger counts all."""
     formatted = format_rows(split, recipe, ledger, problems)
     waiting: deque[tuple[list[FormattedRow], Future[list[Encoded]]]] = deque()
     with ThreadPoolExecutor(max(1, ahead)) as pool:
@@ -151,9 +159,10 @@ def tokenize_batches(
 
 def _trainable(
     batch: list[FormattedRow], encodings: list[Encoded], recipe: Recipe, ledger: Ledger, problems: RowProblems
-) -> dict[int, Encoded]:
+) -> list[Numbered]:
     """The rows of a batch that are trained; the others are counted, and are problems unless they may be dropped."""
-    kept, data = {}, recipe.data
+    kept: list[Numbered] = []
+    data = recipe.data
     for (number, row, _), encoded in zip(batch, encodings, strict=True):
         if tuple(encoded.texts) != recipe.texts:
             found, wanted = (" and ".join(names) or "one text" for names in (encoded.texts, recipe.texts))
@@ -171,19 +180,20 @@ def _trainable(
                 problems.add_row(row, f"{cut}; raise it, or set data.untrainable=drop")
         else:
             ledger.add_trained(encoded)
-            kept[number] = encoded
+            kept.append(Numbered(number, encoded))
     return kept
 
 
-def record_batch(kept: dict[int, Encoded], schema: pa.Schema) -> pa.RecordBatch:
-    """The columns of rows that are trained, by their number in the split."""
+def record_batch(kept: Sequence[Numbered], schema: pa.Schema) -> pa.RecordBatch:
+    """The columns of rows that are trained."""
+    rows = [one.encoded for one in kept]
     columns = {
-        "number": pa.array(list(kept), pa.int32()),
-        "fingerprint": pa.array([fingerprint(row.input_ids) for row in kept.values()], pa.int64()),
+        "number": pa.array([one.number for one in kept], pa.int32()),
+        "fingerprint": pa.array([fingerprint(row.input_ids) for row in rows], pa.int64()),
     }
     for name in set(schema.names) - columns.keys():
         is_text = name not in HELD_OUT_TOO.names
-        columns[name] = _lists([row.texts.get(name, []) if is_text else getattr(row, name) for row in kept.values()])
+        columns[name] = _lists([row.texts.get(name, []) if is_text else getattr(row, name) for row in rows])
     return pa.record_batch(columns, schema=schema)
 
 

@@ -4,7 +4,7 @@ The rule holds for a token that straddles the start of an answer, too: that toke
 has to write. Counting the tokens of the prompt alone would train nothing of such an answer.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,6 +30,13 @@ class Segment(NamedTuple):
 class Templated(list[Segment]):
     """Segments that hold their special tokens already, as a chat template writes them; others are given theirs."""
 
+    ended = False
+    """Whether the template writes what ends an answer, so that no end-of-sequence may follow."""
+
+
+class Rows(list[Templated]):
+    """Several rows that are made of one, such as a conversation whose template drops the thoughts of earlier turns."""
+
 
 class TokenRow(NamedTuple):
     """Token ids, and a label for each: the id to be written there, or -100 where the token is only read."""
@@ -42,7 +49,7 @@ class Texts(dict[str, list[Segment]]):
     """Several texts of one row by name, such as the chosen and the rejected answer; the model reads each alone."""
 
 
-Formatted = list[Segment] | TokenRow | Texts
+Formatted = list[Segment] | TokenRow | Texts | Rows
 """A row as a format returns it."""
 
 
@@ -92,7 +99,8 @@ def encode_rows(batch: Sequence[Formatted], tokenizer: PreTrainedTokenizerBase, 
     """Tokenise rows, all plain and all templated texts in one call each; the order is kept.
 
     End-of-sequence is trained, counted in `max_length` and never cut off a plain text. A templated text ends as its
-    template ends it; it is closed with end-of-sequence only where its last answer has no special token as its end.
+    template ends it; it is closed with end-of-sequence only where the template ends no answer (`ended`), and the last
+    one has no special token as its end.
     """
     check_tokenizer(tokenizer)
     texts = [text for row in batch for text in (row.values() if isinstance(row, Texts) else [row])]
@@ -128,7 +136,7 @@ def _encode_texts(
             ends = [_ending_after(boundary, len(text), encoding) for boundary in stretch]
             spans.append((ends[0], ends[1]))
             astride += [token for token, at in zip(ends, stretch, strict=True) if _straddles(token, at, encoding)]
-        is_open = ids[-1:] != [end_of_sequence] if plain else row[-1].trained and ids[-1] not in special
+        is_open = ids[-1:] != [end_of_sequence] if plain else _is_open(row, ids, special)
         length = len(ids) + is_open
         count = min(length, max_length)
         kept, labels = ids[:count], [IGNORED] * count
@@ -142,6 +150,11 @@ def _encode_texts(
         straddling = sum(token < text_tokens for token in astride)
         trained = count - labels.count(IGNORED)
         yield Encoded(kept, labels, length, trained, answer < text_tokens, straddling, answer)
+
+
+def _is_open(row: list[Segment], ids: Sequence[int], special: Collection[int]) -> bool:
+    """Whether a templated text ends in an answer that nothing ends."""
+    return isinstance(row, Templated) and not row.ended and row[-1].trained and ids[-1] not in special
 
 
 def _joined(texts: Mapping[str, Encoded]) -> Encoded:

@@ -119,7 +119,7 @@ def _answers(request: Generation, asked: Sequence[Prompt], model: Tuned) -> Iter
     tokenizer = model.tokenizer.tokenizer
     sampling = {name: getattr(request, name) for name in (*SAMPLING, "repetition_penalty")}
     given = {name: value for name, value in sampling.items() if value is not None}
-    ends = prompts.turn_ends(request.format, tokenizer) if request.format is not None else []
+    ends = prompts.Stops([], []) if request.format is None else prompts.turn_ends(request.format, tokenizer)
     # batches between two writes and two lines of progress; prompts of like length are put together among these
     step = 1 if request.stream else request.batch_size * 8
     for start in range(0, len(asked), step):
@@ -133,8 +133,8 @@ def _answers(request: Generation, asked: Sequence[Prompt], model: Tuned) -> Iter
                 [prompt.ids for prompt in part],
                 batch_size=request.batch_size,
                 max_new_tokens=request.max_new_tokens,
-                stops=[tokenizer.eos_token_id, *ends],
-                stop_texts=[formats.unescape(text) for text in request.stop],
+                stops=[tokenizer.eos_token_id, *ends.tokens],
+                stop_texts=[*map(formats.unescape, request.stop), *ends.texts],
                 sampling={"do_sample": request.do_sample, **given},
                 show=partial(print, end="", flush=True) if request.stream else None,
                 behind_prompt=True,

@@ -12,8 +12,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fmstune.config.job import Evaluation
+from fmstune.data.chat_template import answer_ends
 from fmstune.evaluation import metrics
-from fmstune.evaluation.generate import by_length, generate, never_empty
+from fmstune.evaluation.generate import by_length, cut, generate, never_empty
 from fmstune.models.sharding import gathered_from_all, of_this_process
 from fmstune.models.trl_internals import DataCollatorForLanguageModeling
 
@@ -92,6 +93,9 @@ def score(
     prompts = [never_empty(ids, tokenizer) for ids in rows["prompt_ids"]]
     expected = list(rows["answer_ids"])
     ends = stops(expected, tokenizer)
+    # decoded alike, so that neither spaces at a boundary nor a straddling token makes a difference
+    said = tokenizer.batch_decode(expected, skip_special_tokens=True)
+    end_texts = stop_texts(said, tokenizer)
     limit = min(evaluation.max_new_tokens, max(map(len, expected)))
     was_training = model.training
     model.eval()
@@ -99,11 +103,13 @@ def score(
     with torch.no_grad(), torch.autocast(model.device.type, getattr(torch, autocast)) if autocast else nullcontext():
         supervised = rows.select_columns(["input_ids", "labels"]).to_list()
         likelihoods = log_likelihoods(model, supervised, tokenizer.pad_token_id, evaluation.batch_size)
-        got = generate(model, tokenizer, prompts, batch_size=evaluation.batch_size, max_new_tokens=limit, stops=ends)
+        size = evaluation.batch_size
+        got = generate(
+            model, tokenizer, prompts, batch_size=size, max_new_tokens=limit, stops=ends, stop_texts=end_texts
+        )
     model.train(was_training)
     return Scores(
-        # decoded alike, so that neither spaces at a boundary nor a straddling token makes a difference
-        expected=tuple(tokenizer.batch_decode(expected, skip_special_tokens=True)),
+        expected=tuple(cut(text, end_texts) for text in said),
         answers=tuple(got),
         likelihoods=tuple(likelihoods),
         rows_left_out=len(held_out) - len(rows),
@@ -123,9 +129,16 @@ def labels_of(held_out: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[str
 
 
 def stops(answers: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that end an answer: end-of-sequence, and special tokens that end a chat turn."""
-    special = set(tokenizer.all_special_ids)
+    """Return the tokens that end an answer: end-of-sequence, and tokens that end a chat turn."""
+    special = {*tokenizer.all_special_ids, *(end.token for end in answer_ends(tokenizer))}
     return sorted({tokenizer.eos_token_id, *(ids[-1] for ids in answers if ids[-1] in special)})
+
+
+def stop_texts(answers: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return texts that end these answers and that a tokenizer does not leave out: of chat templates without a token."""
+    special = set(tokenizer.all_special_ids)
+    texts = [end.text for end in answer_ends(tokenizer) if end.token not in special]
+    return [text for text in texts if any(answer.rstrip().endswith(text) for answer in answers)]
 
 
 def together(scores: Mapping[str, Scores]) -> dict[str, Any]:

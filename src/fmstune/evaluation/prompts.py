@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from fmstune.data import formats
-from fmstune.data.chat import chat_segments
+from fmstune.data.chat_template import answer_ends
 from fmstune.data.format_loading import format_row, load_format, question_row
-from fmstune.data.messages import check_messages
 from fmstune.data.read import Row, RowProblems
 from fmstune.data.tokens import Formatted, RowProblem, Segment, Templated, Texts, TokenRow, encode_rows
 from fmstune.errors import UserError, naming_flag, raise_if_any
@@ -80,14 +79,22 @@ def _text(made: Formatted, ids: Sequence[int], tokenizer: PreTrainedTokenizerBas
     return text if decoded[-1:].isspace() else text.rstrip()
 
 
-def turn_ends(format: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that end an answer besides end-of-sequence: the special token of a chat template's turn."""
+class Stops(NamedTuple):
+    """What ends an answer besides end-of-sequence."""
+
+    tokens: list[int]
+    texts: list[str]
+    """Ends that the tokenizer would write out as a part of the answer."""
+
+
+def turn_ends(format: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Stops:
+    """Return what ends an answer in a chat template, for a format of templated texts."""
     asked = question_row(format, formats.ANSWER)
     if asked is None or not isinstance(load_format(format, tokenizer, asking=True)(asked), Templated):
-        return []
-    said = check_messages([{"role": role, "content": formats.ANSWER} for role in ("user", "assistant")], "messages")
-    last = encode_rows([chat_segments(said, None, tokenizer)], tokenizer, _UNCUT)[0].answer_ids[-1:]
-    return [token for token in last if token in set(tokenizer.all_special_ids)]
+        return Stops([], [])
+    ends = answer_ends(tokenizer)
+    written = [end.text for end in ends if end.token not in tokenizer.all_special_ids]
+    return Stops([end.token for end in ends if end.token is not None], written)
 
 
 def prompts_in(text: str) -> list[str]:

@@ -65,7 +65,9 @@ def evaluate_rows(request: Scoring) -> int:
 
 
 def _rows(rows: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[Asked]:
-    texts = tokenizer.batch_decode(list(rows["answer_ids"]), skip_special_tokens=True)
+    said = tokenizer.batch_decode(list(rows["answer_ids"]), skip_special_tokens=True)
+    ends = held_out.stop_texts(said, tokenizer)
+    texts = [generate.cut(text, ends) for text in said]
     for row, text in zip(rows, texts, strict=True):
         asked = generate.never_empty(row["prompt_ids"], tokenizer)
         yield Asked(row["input_ids"], row["labels"], asked, row["answer_ids"], text.strip())
@@ -120,8 +122,15 @@ def _answers(request: Scoring, task: Task, model: Tuned) -> Answers:
             texts = _ranked(task, model, request.batch_size)
         else:
             prompts, size, most = [row.prompt_ids for row in task.rows], request.batch_size, request.max_new_tokens
+            said = tokenizer.batch_decode([row.answer_ids for row in task.rows], skip_special_tokens=True)
             texts = generate.generate(
-                model.model, tokenizer, prompts, batch_size=size, max_new_tokens=most, stops=task.stops
+                model.model,
+                tokenizer,
+                prompts,
+                batch_size=size,
+                max_new_tokens=most,
+                stops=task.stops,
+                stop_texts=held_out.stop_texts(said, tokenizer),
             )
     return metrics.judge([row.answer for row in task.rows], texts, task.labels, scored)
 

@@ -21,6 +21,7 @@ _NO_SCORES = frozenset({"rows", "rows_left_out", "answers_too_long", "answer_tok
 """Entries of `base` and `tuned` that count what was scored, or hold the scores of parts."""
 _LEDGER = (
     ("rows read", "rows_read"),
+    ("rows from split conversations", "rows_added"),
     ("rows trained on", "rows_trained"),
     ("dropped: no template", "rows_without_template"),
     ("dropped: no answer", "rows_without_answer"),
