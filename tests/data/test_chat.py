@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 
 from fmstune import files
+from fmstune.config.job import Model
 from fmstune.data import formats
 from fmstune.data.chat import chat_rows
 from fmstune.data.messages import check_messages
 from fmstune.data.tokens import RowProblem, Rows, encode_rows
 from fmstune.errors import UserError
+from fmstune.models.load import load_tokenizer
 from tests.small import byte_level_tokenizer
 
 SPECIAL = ("<|end|>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]")
@@ -186,7 +188,9 @@ def test_thoughts_are_trained_masked_or_dropped(reasoning: str, trained: str) ->
     assert shown(FORGETS_THOUGHTS, THOUGHTFUL[:2], reasoning=reasoning) == f"user: Hi<|im_end|>assistant: {trained}"
 
 
-NEWLINE_IN_THE_BLOCK = CHATML.replace("{{- '<|im_end|>' }}\n            {%- endgen", "{{- '<|im_end|>\\n' }}\n            {%- endgen")
+NEWLINE_IN_THE_BLOCK = CHATML.replace(
+    "{{- '<|im_end|>' }}\n            {%- endgen", "{{- '<|im_end|>\\n' }}\n            {%- endgen"
+)
 TWO_ENDS = PLAIN_CHATML.replace("<|im_end|>", "<|im_start|>") + "{% if not add_generation_prompt %}<|end|>{% endif %}"
 
 
@@ -205,6 +209,22 @@ def test_of_two_ends_the_one_that_also_ends_earlier_turns_is_trained() -> None:
     found = shown(TWO_ENDS)
     assert [part.split("⟧")[0] for part in found.split("⟦")[1:]] == ["Hello<|im_start|>", "Sure.<|im_start|>"]
     assert found.endswith("Sure.<|im_start|>⟧")
+
+
+EOT_NEWLINE = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\\n' }}"
+    "{% generation %}{{ m.content + '</s>\\n' }}{% endgeneration %}"
+    "{% else %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '</s>\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def test_end_of_sequence_that_the_template_writes_before_a_newline_is_trained_once() -> None:
+    made = load_tokenizer(Model(path="package:tiny_llama")).tokenizer
+    made.chat_template = EOT_NEWLINE
+    encoded = encode_rows([formats.chat({"messages": TURNS[:2]}, tokenizer=made)], made, 512)[0]
+    assert made.decode(encoded.input_ids) == "<|im_start|>user\nHi</s>\n<|im_start|>assistant\nHello</s>"
+    assert made.decode(encoded.answer_ids) == "Hello</s>"
 
 
 def test_a_template_that_ends_no_turn_is_closed_with_end_of_sequence() -> None:

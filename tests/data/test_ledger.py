@@ -1,13 +1,19 @@
 """Every row and every token is counted, and the sums add up."""
 
+import copy
 import dataclasses
+import json
+from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fmstune.config.choices import OverLength, Untrainable
+from fmstune.config.job import Data
+from fmstune.data.dataset import prepare_data
 from fmstune.data.ledger import Ledger
 from tests.data.test_dataset import GOOD, TEMPLATE, prepare, text, write
+from tests.tokenizers_for_tests import gpt2_style
 
 
 def test_every_fate_of_a_row_is_counted() -> None:
@@ -90,6 +96,24 @@ def test_the_ledger_is_printed_with_its_sums() -> None:
         "        0 cut off, 0 straddling a boundary",
         "length  13 tokens in row 2, the longest",
     ]
+
+
+def test_rows_of_split_conversations_are_counted() -> None:
+    tokenizer = copy.deepcopy(gpt2_style())
+    # earlier answers lose their first letter
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role + ':' + (m.content if loop.last or m.role == 'user' else m.content[1:]) }}"
+        "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    turns = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 3, "abcdef", strict=True)]
+    rows = [{"messages": turns}, {"messages": turns[:2]}]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = prepare_data(Data(format={"_target_": "fmstune.data.formats.chat"}, train="rows.jsonl"), tokenizer, 42)
+    ledger = found.ledger
+    assert (ledger.rows_read, ledger.rows_split, ledger.rows_added, ledger.rows_trained) == (2, 1, 2, 4)
+    assert ledger.lines()[0] == "rows    2 + 2 by splitting 1 conversation = 4 trained + 0 dropped"
+    assert found.sources[0].rows["number"] == [1, 1, 1, 2]
 
 
 def test_the_sum_of_ledgers_counts_all_rows_and_has_the_longest() -> None:

@@ -1,10 +1,12 @@
 """One can read off what is trained: in colour, in brackets, in sums and as JSON."""
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 
+from fmstune import files
 from fmstune.config.job import Data
 from fmstune.data import show, tokens
 from fmstune.data.dataset import Prepared, prepare_data
@@ -106,6 +108,27 @@ def test_rows_that_do_not_end_in_a_trained_stop_are_seen() -> None:
 
     rows = Dataset.from_dict({"labels": [[1, 0], [1, -100], [], [0, 1], [-100, 0]]})
     assert show.trained_ends(rows, {0}) == {0: 2}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "stop"),
+    [
+        (["<|im_end|>"], "stop    1 of 1 rows train <|im_end|> (340) as their last token"),
+        (
+            [],
+            "stop    1 of 1 rows train <|im_end|> as their last tokens; "
+            "model.special_tokens.extra_special_tokens=['<|im_end|>'] makes it one token",
+        ),
+    ],
+)
+def test_what_ends_a_turn_of_a_chat_template_is_named(tokens: list[str], stop: str) -> None:
+    tokenizer = copy.deepcopy(gpt2_style())
+    tokenizer.add_tokens(tokens)
+    tokenizer.chat_template = Path(files.resolve("package:chatml.jinja")).read_text()
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    Path("chats.jsonl").write_text(json.dumps({"messages": turns}))
+    prepared = prepare_data(Data(format={"_target_": "fmstune.data.formats.chat"}, train="chats.jsonl"), tokenizer, 42)
+    assert stop in render_rows(prepared, tokenizer, rows=0, color=False).splitlines()
 
 
 def test_json_holds_every_row_with_what_it_trains(prepared: Prepared) -> None:

@@ -8,7 +8,6 @@ model is asked for. A template that rewrites earlier turns, as those do that dro
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from os.path import commonprefix
 
 from fmstune.data.chat_template import ChatTemplate, Written, chat_template, trl_templates
 from fmstune.data.messages import Span, Tools, Turn, stretches
@@ -63,9 +62,10 @@ def chat_rows(
     ends = bool(speaks) and speaks[-1] == len(turns) - 1
     groups = _grouped(answers, answers[-1].text if ends else chat.written(len(turns)).text)
     if len(groups) > 1 and not split_turns:
+        first = groups[0][1][-1].turn + 1
         raise RowProblem(
-            f"the chat template writes turn {groups[0][1][-1].turn + 1} differently when later turns follow, so one row "
-            "cannot train what the model sees in use; set data.format.split_turns=true, which makes several of it"
+            f"the chat template writes turn {first} differently when later turns follow, so one row cannot train what "
+            "the model sees in use; set data.format.split_turns=true, which makes several rows of it"
         )
     has_end = bool(template.turn_end.text)
     rows = [Templated(_divided(text, [span for one in said for span in one.spans])) for text, said in groups]
@@ -74,9 +74,7 @@ def chat_rows(
     return rows[0] if len(rows) == 1 else Rows(rows)
 
 
-def chat_question(
-    turns: Sequence[Turn], tools: Tools, tokenizer: PreTrainedTokenizerBase, reasoning: str
-) -> Templated:
+def chat_question(turns: Sequence[Turn], tools: Tools, tokenizer: PreTrainedTokenizerBase, reasoning: str) -> Templated:
     """The conversation with the words that ask the assistant to speak."""
     template = chat_template(tokenizer, tools)
     asked = template.write(place_thoughts(turns, template, reasoning), tools, asks=True)
@@ -131,13 +129,17 @@ def _ended(text: str, blocks: Sequence[Span], answer: Span, template: ChatTempla
     """The template's blocks in the answer; what ends the turn belongs to the block that it follows."""
     inside = [(max(start, answer[0]), min(end, answer[1])) for start, end in blocks if start < answer[1]]
     for place, (start, end) in enumerate(inside, start=1):
-        closes = place == len(inside) and text[end : answer[1]].strip() in ("", template.turn_end.text, template.call_end.text)
+        closes = place == len(inside) and text[end : answer[1]].strip() in (
+            "",
+            template.turn_end.text,
+            template.call_end.text,
+        )
         yield start, answer[1] if closes else end
 
 
 def _not_asked(chat: Conversation, number: int, question: str, said: str) -> str:
     """The problem of a turn that does not begin with what asks for it, and what would do."""
-    asks = question[len(_before_tag(commonprefix([question, said]))) :]
+    asks = question[len(_common(question, said)) :]
     problem = f"the chat template does not begin turn {number + 1} with what it writes to ask for it ({asks!r:.60})"
     problem += ", so nothing says where the answer begins"
     name = chat.template.training_variant
@@ -152,10 +154,11 @@ def _not_asked(chat: Conversation, number: int, question: str, said: str) -> str
     return f"{problem}; use another template{blocks} (model.chat_template)"
 
 
-def _before_tag(text: str) -> str:
-    """The text without a tag that it breaks off in."""
-    tag = text.rfind("<")
-    return text if tag < 0 or ">" in text[tag:] else text[:tag]
+def _common(one: str, other: str) -> str:
+    """What both texts begin with, without a tag that they differ in."""
+    same = next((at for at, pair in enumerate(zip(one, other, strict=False)) if len(set(pair)) > 1), len(one))
+    tag = one.rfind("<", 0, same)
+    return one[:same] if tag < 0 or ">" in one[tag:same] else one[:tag]
 
 
 def _grouped(answers: Sequence[Answer], whole: str) -> list[tuple[str, list[Answer]]]:

@@ -44,9 +44,9 @@ def _bound(format: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any
     return function, settings
 
 
-def format_row(format: Format, values: Mapping[str, Any]) -> Formatted:
+def format_row(format: Format, values: Mapping[str, Any]) -> Formatted | Rows:
     """The row as the format returns it, checked: the format may be a user's, and not every string can be tokenised."""
-    made: Formatted = format(values)
+    made: Formatted | Rows = format(values)
     if not isinstance(made, TokenRow):
         for text in made.values() if isinstance(made, Texts) else made if isinstance(made, Rows) else [made]:
             _check_segments(text)

@@ -32,7 +32,17 @@ from fmstune.errors import did_you_mean
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["FORMATS", "RowProblem", "Segment", "Rows", "TemplateMissing", "Templated", "Texts", "TokenRow", "asked_with"]
+__all__ = [
+    "FORMATS",
+    "RowProblem",
+    "Rows",
+    "Segment",
+    "TemplateMissing",
+    "Templated",
+    "Texts",
+    "TokenRow",
+    "asked_with",
+]
 
 FORMATS = ("text", "alpaca", "labelled_text", "input_output", "template", "chat", "tokenized")
 """The functions of this module that a job may name; its other functions take no rows."""
@@ -185,8 +195,6 @@ def has_answer(formatted: Formatted) -> bool:
         return any(label != -100 for label in formatted.labels)
     if isinstance(formatted, Texts):
         return all(map(has_answer, formatted.values()))
-    if isinstance(formatted, Rows):
-        return any(map(has_answer, formatted))
     return any(segment.trained and segment.text.strip() for segment in formatted)
 
 

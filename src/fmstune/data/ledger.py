@@ -93,7 +93,8 @@ class Ledger:
     def lines(self) -> list[str]:
         """The ledger as it is printed."""
         share = self.tokens_trained / max(1, self.tokens_total)
-        added = f" + {self.rows_added:,} from {self.rows_split:,} split conversations" if self.rows_split else ""
+        split = f"{self.rows_split:,} conversation{'s' * (self.rows_split != 1)}"
+        added = f" + {self.rows_added:,} by splitting {split}" if self.rows_split else ""
         return [
             f"rows    {self.rows_read:,}{added} = {self.rows_trained:,} trained + {self.rows_dropped:,} dropped",
             f"        formatted: {self.rows_formatted:,} of {self.rows_read:,}",

@@ -1,7 +1,7 @@
 """The rows of a source → rows to train on and rows to hold out, formatted and counted."""
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -117,16 +117,16 @@ def format_rows(split: Iterable[Row], recipe: Recipe, ledger: Ledger, problems: 
             raise
         else:
             ledger.rows_formatted += 1
-            if template and isinstance(made, list) and repeats_template(made, template):
+            parts: Sequence[Formatted] = made if isinstance(made, Rows) else [made]
+            if template and isinstance(parts[0], list) and repeats_template(parts[0], template):
                 ledger.rows_with_several_templates += 1
-            parts = made if isinstance(made, Rows) else [made]
             ledger.rows_split += len(parts) > 1
             ledger.rows_added += len(parts) - 1
             answered = [part for part in parts if has_answer(part)]
             yield from (FormattedRow(ledger.rows_read, row, part) for part in answered)
             ledger.rows_without_answer += len(parts) - len(answered)
             if strict and len(answered) < len(parts):
-                problems.add_row(row, f"{_untrainable(made)}; fix the row, or set data.untrainable=drop")
+                problems.add_row(row, f"{_untrainable(parts[0])}; fix the row, or set data.untrainable=drop")
 
 
 def _untrainable(made: Formatted) -> str:

@@ -142,7 +142,7 @@ def _write_split(split: Iterable[Row], path: Path, recipe: Recipe) -> Ledger:
 def tokenize_batches(
     split: Iterable[Row], recipe: Recipe, ledger: Ledger, problems: RowProblems, *, ahead: int = 0
 ) -> Iterator[list[Numbered]]:
-    """The trained rows in batches, with their number in the split; threads tokenise `ahead` more, and the ledger counts all."""
+    """The trained rows in batches, each with its number; threads tokenise `ahead` more, and the ledger counts all."""
     formatted = format_rows(split, recipe, ledger, problems)
     waiting: deque[tuple[list[FormattedRow], Future[list[Encoded]]]] = deque()
     with ThreadPoolExecutor(max(1, ahead)) as pool:

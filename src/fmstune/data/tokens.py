@@ -49,8 +49,8 @@ class Texts(dict[str, list[Segment]]):
     """Several texts of one row by name, such as the chosen and the rejected answer; the model reads each alone."""
 
 
-Formatted = list[Segment] | TokenRow | Texts | Rows
-"""A row as a format returns it."""
+Formatted = list[Segment] | TokenRow | Texts
+"""A row as a format returns it; of a row that it splits, each of the Rows."""
 
 
 class RowProblem(Exception):

@@ -10,7 +10,7 @@ from fmstune.data import formats
 from fmstune.data.chat_template import answer_ends
 from fmstune.data.format_loading import format_row, load_format, question_row
 from fmstune.data.read import Row, RowProblems
-from fmstune.data.tokens import Formatted, RowProblem, Segment, Templated, Texts, TokenRow, encode_rows
+from fmstune.data.tokens import Formatted, RowProblem, Rows, Segment, Templated, Texts, TokenRow, encode_rows
 from fmstune.errors import UserError, naming_flag, raise_if_any
 from fmstune.evaluation import generate
 
@@ -43,14 +43,15 @@ def of_rows(found: Sequence[Row], format: Mapping[str, Any], tokenizer: PreTrain
     formatted: list[Formatted] = []
     for row in found:
         try:
-            formatted.append(format_row(make, row.values))
+            made = format_row(make, row.values)
+            formatted += made if isinstance(made, Rows) else [made]
         except RowProblem as err:
             problems.add_row(row, str(err))
     raise_if_any(problems.first())
     encoded = encode_rows(formatted, tokenizer, _UNCUT)
     return [
-        Prompt(_text(made, row.prompt_ids, tokenizer), generate.never_empty(row.prompt_ids, tokenizer))
-        for made, row in zip(formatted, encoded, strict=True)
+        Prompt(_text(one, row.prompt_ids, tokenizer), generate.never_empty(row.prompt_ids, tokenizer))
+        for one, row in zip(formatted, encoded, strict=True)
     ]
 
 

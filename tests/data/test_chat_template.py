@@ -53,7 +53,9 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "ends with the user": [user("Hi"), said("Hello."), user("More?")],
 }
 OFFERS_TOOLS = ("tools", "a call and its result")
-TAGS = re.compile(r"<[|｜][^<>\s'\"{}]+>|<[^<>\s'\"{}]+[|｜]>|</?(?:s|eos|bos|start_of_turn|end_of_turn)>|<end_of_utterance>")
+TAGS = re.compile(
+    r"<[|｜][^<>\s'\"{}]+>|<[^<>\s'\"{}]+[|｜]>|</?(?:s|eos|bos|start_of_turn|end_of_turn)>|<end_of_utterance>"
+)
 ENDS = {
     "cohere": "<|END_OF_TURN_TOKEN|>",
     "deepseek": "<｜end▁of▁sentence｜>",
@@ -92,13 +94,27 @@ UNMARKED = {("diffusion_gemma_training", "a call and its result"): "<|turn>model
 """What a template writes at the beginning of an answer and does not mark."""
 REFUSED = {
     # no system, no tools, or only turns by turns
-    **{"cohere": 1, "cohere2": 1, "cohere2_training": 1, "cohere_training": 1, "gemma": 2, "gemma3": 1},
-    **{"gemma3_training": 1, "gemma_training": 2, "llava_next": 1, "llava_next_training": 1},
+    "cohere": 1,
+    "cohere2": 1,
+    "cohere2_training": 1,
+    "cohere_training": 1,
+    "gemma": 2,
+    "gemma3": 1,
+    "gemma3_training": 1,
+    "gemma_training": 2,
+    "llava_next": 1,
+    "llava_next_training": 1,
     # they ask for thoughts, and write other answers without them
-    **{"deepseek_r1_distill": 12, "deepseekv3": 12, "deepseekv3_training": 11, "nemotron_3_5_lightning": 10},
-    **{"nemotron_3_nano": 10, "nemotron_3_super": 10, "nemotron_3_ultra": 10},
+    "deepseek_r1_distill": 12,
+    "deepseekv3": 12,
+    "deepseekv3_training": 11,
+    "nemotron_3_5_lightning": 10,
+    "nemotron_3_nano": 10,
+    "nemotron_3_super": 10,
+    "nemotron_3_ultra": 10,
     # they ask for none
-    **{"qwen3_5_nothink": 3, "qwen3_5_nothink_training": 3},
+    "qwen3_5_nothink": 3,
+    "qwen3_5_nothink_training": 3,
 }
 """How many of the conversations a template cannot train."""
 END_OF_SEQUENCE = "<|the_end|>"
