@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -199,7 +200,7 @@ def test_the_contents_of_equal_bytes_differ_where_they_are_read_differently() ->
     for name in ("a.csv", "a.txt", "b.txt"):
         Path(name).write_bytes(b'{"a": 1}\n')
     assert [hash_contents(name, "data.train").readers for name in ("a.csv", "a.txt")] == [("csv",), ("json_lines",)]
-    assert hash_contents("a.txt", "data.train") == hash_contents("b.txt", "data.train")
+    assert hash_contents("a.txt", "data.train").identity == hash_contents("b.txt", "data.train").identity
 
 
 def test_the_contents_of_files_that_may_not_be_read_are_a_problem_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +290,81 @@ def test_a_value_of_arrow_that_cannot_be_read_is_named_in_each_row() -> None:
             writer.write_batch(pa.record_batch({name: column}))
     problems = problems_of(["text.arrow", "time.arrow", "call.arrow"])
     assert [problem.partition(" (")[0] for problem in problems] == [
-        "text.arrow, row 2: column 'text' holds a value that cannot be read",
-        "time.arrow, row 1: column 'time' holds a value that cannot be read",
-        "call.arrow, row 3: column 'call' holds a value that cannot be read",
+        "text.arrow, row 2: column 'text' is not UTF-8",
+        "time.arrow, row 1: column 'time' holds a value of type timestamp[us] that cannot be read",
+        "call.arrow, row 3: column 'call' holds a value of type extension<arrow.json> that cannot be read",
+    ]
+
+
+def text_of_bytes(*values: bytes) -> pa.Array:
+    """Strings of these bytes, whatever they are: Arrow does not look at them when it reads."""
+    offsets = [0]
+    for value in values:
+        offsets.append(offsets[-1] + len(value))
+    buffers = [None, pa.py_buffer(b"".join(offset.to_bytes(4, "little") for offset in offsets))]
+    return pa.Array.from_buffers(pa.string(), len(values), [*buffers, pa.py_buffer(b"".join(values))])
+
+
+def in_list(array: pa.Array) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(range(len(array) + 1), pa.int32()), array)
+
+
+BAD_UTF8 = text_of_bytes(b"a", b"\xff\xfe", b"c")
+BEYOND = "that cannot be read ("
+ODD_COLUMNS: dict[str, tuple[pa.Array, str]] = {
+    "a text": (BAD_UTF8, "is not UTF-8 (invalid start byte at byte 0); convert the file to UTF-8"),
+    "a text in a list": (in_list(BAD_UTF8), "is not UTF-8"),
+    "a text in a mapping": (pa.StructArray.from_arrays([BAD_UTF8], ["of"]), "is not UTF-8"),
+    "a late time": (pa.array([0, 10**15, 0], pa.timestamp("s")), BEYOND),
+    "an early time": (pa.array([0, -(10**17), 0], pa.timestamp("us")), BEYOND),
+    "a time with a zone": (pa.array([0, 10**15, 0], pa.timestamp("s", tz="UTC")), BEYOND),
+    "a late date": (pa.array([0, 2**31 - 1, 0], pa.int32()).view(pa.date32()), BEYOND),
+    "a long duration": (pa.array([0, 10**17, 0], pa.duration("s")), BEYOND),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_COLUMNS)
+@pytest.mark.parametrize("form", ["rows.parquet", "rows.arrow", "stream.arrow"])
+def test_a_value_that_python_cannot_hold_is_named_by_row_and_column(kind: str, form: str) -> None:
+    column, said = ODD_COLUMNS[kind]
+    table = pa.table({"text": ["x", "y", "z"], "odd": column})
+    if form == "rows.parquet":
+        try:
+            parquet.write_table(table, form)
+        except (pa.ArrowException, ValueError) as err:
+            pytest.skip(f"Parquet has no such column: {err}")
+    else:
+        with (pa.ipc.new_stream if form == "stream.arrow" else pa.ipc.new_file)(form, table.schema) as writer:
+            writer.write_table(table)
+    rows = []
+    with pytest.raises(UserError) as raised:
+        rows.extend(read_rows(form, "data.train"))
+    (message,) = map(str, raised.value.problems)
+    assert message.startswith(f"{form}, row 2: column 'odd' ")
+    assert said in message
+    assert [(row.number, row.values["text"]) for row in rows] == [(1, "x"), (3, "z")]
+
+
+def test_two_columns_of_one_name_are_refused() -> None:
+    parquet.write_table(pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"])], ["text", "text"]), "rows.parquet")
+    with pytest.raises(UserError, match="rows.parquet: broken after row 0 .several columns are called 'text'; rename"):
+        list(read_rows("rows.parquet", "data.train"))
+
+
+def test_a_file_that_changes_or_vanishes_after_it_was_hashed_is_named() -> None:
+    for name in ("same.jsonl", "touched.jsonl", "changed.jsonl", "replaced.jsonl", "gone.jsonl"):
+        Path(name).write_text(json.dumps({"text": name}) + "\n")
+    contents = hash_contents(["same.jsonl", "touched.jsonl", "changed.jsonl", "replaced.jsonl", "gone.jsonl"], "x")
+    assert list(contents.changes()) == []
+    os.utime("touched.jsonl", ns=(0, 0))
+    with Path("changed.jsonl").open("a") as file:
+        file.write('{"text": "more"}\n')
+    Path("other").write_text('{"text": "replaceD.jsonl"}\n')
+    Path("other").replace("replaced.jsonl")
+    Path("gone.jsonl").unlink()
+    again = "start again when nothing writes to it"
+    assert [str(problem) for problem in contents.changes()] == [
+        f"changed.jsonl: changed while it was read; {again}",
+        f"replaced.jsonl: changed while it was read; {again}",
+        f"gone.jsonl: cannot be read any more (No such file or directory); {again}",
     ]

@@ -144,12 +144,12 @@ def hash_sources(recipes: Sequence[Recipe]) -> dict[str, Contents]:
         with collect_problems(problems):
             contents[recipe.field] = hash_contents(recipe.source.path, recipe.field)
     raise_if_any(problems)
-    trained = {contents[recipe.field]: recipe.field for recipe in read_first if recipe.trains}
+    trained = {contents[recipe.field].identity: recipe.field for recipe in read_first if recipe.trains}
     advice = "name other rows, or set data.eval=null and data.eval_fraction to hold some out"
     raise_if_any(
-        Problem(recipe.field, f"holds the same rows as {trained[contents[recipe.field]]}; {advice}")
+        Problem(recipe.field, f"holds the same rows as {trained[contents[recipe.field].identity]}; {advice}")
         for recipe in read_first
-        if not recipe.trains and contents[recipe.field] in trained
+        if not recipe.trains and contents[recipe.field].identity in trained
     )
     return contents
 

@@ -4,6 +4,7 @@ import codecs
 import csv
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,17 @@ class Row(NamedTuple):
     values: dict[str, Any]
 
 
+class FileState(NamedTuple):
+    """A file as it was when it was hashed; one with the same state is taken to be the same."""
+
+    name: str
+    path: Path
+    sha256: str
+    size: int
+    mtime_ns: int
+    inode: int
+
+
 class Contents(NamedTuple):
     """The identity of a source's files."""
 
@@ -34,6 +46,25 @@ class Contents(NamedTuple):
     """SHA-256 of a single file's bytes, as `sha256sum` prints it; of several, over their digests in order."""
     readers: tuple[str, ...]
     """The reader of each file: the same bytes are other rows in a file with the suffix .csv."""
+    files: tuple[FileState, ...] = ()
+
+    @property
+    def identity(self) -> tuple[str, tuple[str, ...]]:
+        """What decides about the rows: bytes and readers, wherever they are."""
+        return self.hash, self.readers
+
+    def changes(self) -> Iterator[Problem]:
+        """Yield a problem for each file that is not as it was when it was hashed."""
+        for file in self.files:
+            again = "start again when nothing writes to it"
+            try:
+                with file.path.open("rb") as content:
+                    found = os.fstat(content.fileno())
+                    same = (found.st_size, found.st_mtime_ns, found.st_ino) == file[-3:]
+                    if not same and hashlib.file_digest(content, "sha256").hexdigest() != file.sha256:
+                        yield Problem(file.name, f": changed while it was read; {again}")
+            except OSError as err:
+                yield Problem(file.name, f": cannot be read any more ({err.strerror or err}); {again}")
 
 
 Item = Row | Problem
@@ -88,17 +119,20 @@ def read_rows(source: Any, field: str, max_rows: int | None = None, *, stream: b
 
 def hash_contents(source: Any, field: str) -> Contents:
     """The hash of the source's files, without parsing them; raises UserError for those that cannot be read."""
-    digests, readers, problems = [], [], []
+    digests, readers, states, problems = [], [], [], []
     for file in locate_files(source, field):
         try:
             readers.append(_reader(file).__name__.removeprefix("_"))
             with file.path.open("rb") as content:
+                found = os.fstat(content.fileno())
                 digests.append(hashlib.file_digest(content, "sha256"))
+            facts = (digests[-1].hexdigest(), found.st_size, found.st_mtime_ns, found.st_ino)
+            states.append(FileState(file.name, file.path, *facts))
         except OSError as err:
             problems.append(_refused(file, err))
     raise_if_any(problems)
     several = hashlib.sha256(b"".join(digest.digest() for digest in digests))
-    return Contents((digests[0] if len(digests) == 1 else several).hexdigest(), tuple(readers))
+    return Contents((digests[0] if len(digests) == 1 else several).hexdigest(), tuple(readers), tuple(states))
 
 
 def _items(file: File) -> Iterator[Item]:
@@ -219,19 +253,26 @@ def _arrow(file: File) -> Iterator[Item]:
                 yield Problem(f"{file.name}, row {number}", f": {values}")
             else:
                 yield Row(file.name, number, values)
-    except (pa.ArrowException, OSError) as err:
-        yield Problem(file.name, f": broken after row {number} ({err})")
+    except (pa.ArrowException, OSError, *_UNREADABLE) as err:
+        yield Problem(file.name, f": broken after row {number} ({one_line(err)})")
+
+
+_UNREADABLE = (ValueError, OverflowError, LookupError, RecursionError)
+"""What a value without a like in Python raises: bytes that are not UTF-8, the year 30000, an unknown time zone."""
 
 
 def _batch_rows(batch: Any) -> Iterator[ArrowValues | str]:
     """The rows of a batch; JSON in a column of that type is parsed, a map is an object; of a wrong row, the problem."""
+    names = batch.schema.names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"several columns are called {twice[0]!r}; rename them")
     decoders = {field.name: decode for field in batch.schema if (decode := _decoder(field.type)) is not None}
     try:
         found = [
             ArrowValues({name: decoders[name](one) if name in decoders else one for name, one in row.items()})
             for row in batch.to_pylist()
         ]
-    except (ValueError, OverflowError, RecursionError):
+    except _UNREADABLE:
         # bytes that are not UTF-8, a time that Python has no date for, JSON that is none: in which row and column?
         yield from (_batch_row(batch, decoders, number) for number in range(batch.num_rows))
     else:
@@ -243,8 +284,11 @@ def _batch_row(batch: Any, decoders: Mapping[str, Callable[[Any], Any]], number:
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
             found[name] = decoders.get(name, _same)(column[number].as_py())
-        except (ValueError, OverflowError, RecursionError) as err:
-            return f"column {name!r} holds a value that cannot be read ({one_line(err)})"
+        except UnicodeDecodeError as err:
+            return f"column {name!r} is {_not_utf8(err)}"
+        except _UNREADABLE as err:
+            kind = f"a value of type {column.type} that cannot be read ({one_line(err)})"
+            return f"column {name!r} holds {kind}; write it as text, or leave the column out"
     return found
 
 

@@ -84,14 +84,14 @@ def tokenize_source(recipe: Recipe, seed: int, contents: Contents) -> dict[str, 
     entry = cache.place() / "tokenized" / cache_key(recipe, seed, contents)
     found = _open(entry, recipe.name, cached=True)
     if found is None:
-        _make(entry, recipe, seed)
+        _make(entry, recipe, seed, contents)
         found = _open(entry, recipe.name, cached=False)
     if found is None:
         raise UserError("", f"the cache entry {entry} was removed while it was used; start again")
     return found
 
 
-def _make(entry: Path, recipe: Recipe, seed: int) -> None:
+def _make(entry: Path, recipe: Recipe, seed: int, contents: Contents) -> None:
     """Write the entry aside and rename it, so that no process sees half of an entry."""
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
@@ -99,6 +99,8 @@ def _make(entry: Path, recipe: Recipe, seed: int) -> None:
             made = Path(aside) / "entry"
             made.mkdir()
             _write_entry(made, recipe, seed)
+            # the entry's name says which bytes its tokens are of
+            raise_if_any(contents.changes())
             cache.publish(made, entry, usable=lambda there: _open(there, "", cached=True) is not None)
     except OSError as err:
         place = f"the cache {cache.place()} ({err.strerror or err})"
@@ -240,7 +242,7 @@ def cache_key(recipe: Recipe, seed: int, contents: Contents) -> str:
     assert tokenizer is not None
     code = [*CODE, *source_files(source.format or {})]
     facts = {
-        "rows": contents,
+        "rows": contents.identity,
         "format": source.format,
         "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in code],
         "class": type(tokenizer).__name__,
