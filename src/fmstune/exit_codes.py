@@ -7,8 +7,10 @@ import sys
 USER_ERROR = 2
 INTERNAL_ERROR = 1
 INTERRUPTED = 130
-INTERRUPTING = frozenset({signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])})
-"""Signals that end a run on purpose: Ctrl-C, a scheduler, a closed terminal."""
+INTERRUPTING = frozenset(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)
+)
+"""Signals that end a run on purpose: Ctrl-C, a scheduler, a closed terminal, Ctrl-\\."""
 NOTICES = frozenset(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 """Signals that ask a run to save a checkpoint and stop."""
 

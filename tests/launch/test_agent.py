@@ -51,7 +51,7 @@ def test_the_last_words_go_to_the_agent_where_there_is_one(tmp_path: Path, monke
         ("running", failure(1, text="cause"), "cause"),
         ("failed", failure(1, text="cause"), "cause"),
         ("failed", failure(1, text="Connection closed by peer"), "first"),
-        ("running", failure(1, text="Connection closed by peer"), "rank 1 lost its connection to a rank on another "),
+        ("running", failure(1, text="Connection closed by peer"), "rank 1 lost its connection to another rank"),
     ],
 )
 def test_the_cause_is_recorded_over_what_followed_from_it(

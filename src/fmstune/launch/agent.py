@@ -24,6 +24,10 @@ from fmstune.runs import run_folder
 from fmstune.tables import show_plain_characters
 from fmstune.upstream import hide_unused_packages
 
+LONGEST_WAIT, SHORT_WAIT = 5.0, 1.0
+"""Seconds that a failed rank waits to be ended, where its error tells of another rank's end and where it does not.
+
+The agent looks at the ranks ten times a second, and less often on a loaded machine."""
 _FOLLOWS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "DistNetworkError", "NCCL", "Gloo")
 """Words of an error that only tells of another process's end."""
 
@@ -123,15 +127,25 @@ def _failure(rank: int, failed: Any) -> Failure:
 
 def first_failure(failures: Sequence[Failure]) -> Failure:
     """The failure that the others follow from: a process that has lost another one fails too, and may be the faster."""
-
-    def order(failure: Failure) -> tuple[bool, bool, float]:
-        ended = failure.kind == "interrupted" or failure.code in (-signal.SIGTERM, -signal.SIGINT)
-        return ended, failure.kind == "internal" and _is_secondary(failure.text), failure.at
-
-    return min(failures, key=order)
+    return min(failures, key=lambda failure: (_distance(failure), failure.at))
 
 
-def _is_secondary(text: str) -> bool:
+def _distance(failure: Failure) -> int:
+    """How far a failure may be from the cause, whatever the times: 0 is nothing that another process can bring about.
+
+    A killed process says nothing, and what its partners then raise has many words; gloo's threads may also abort them.
+    """
+    if failure.kind == "interrupted" or failure.code in (-signal.SIGTERM, -signal.SIGINT):
+        return 4
+    if failure.kind == "internal" and tells_of_another(failure.text):
+        return 3
+    if failure.code == -signal.SIGABRT:
+        return 2
+    return 0 if failure.code < 0 else 1
+
+
+def tells_of_another(text: str) -> bool:
+    """Whether an error only tells of the end of another process."""
     return any(word in text for word in _FOLLOWS)
 
 
@@ -143,16 +157,16 @@ def show_failure(failure: Failure, folder: Path) -> int:
     if failure.kind == run_folder.PREEMPTED:
         print(failure.text, file=sys.stderr)
         return preemption.CODE
-    if lost := _is_secondary(failure.text) and failure.kind == "internal":
-        # all ranks of this machine are as they should be
-        text = f"fmstune: error: rank {failure.rank} lost its connection to a rank on another machine, which has failed"
-        hint = "or cannot be reached any more; see what it says, and start the same command on all machines to resume"
+    if lost := tells_of_another(failure.text) and failure.kind == "internal":
+        # of several machines, all ranks of this one are as they should be
+        text = f"fmstune: error: rank {failure.rank} lost its connection to another rank, which has failed"
+        hint = "or cannot be reached any more; see what it says, and start the same command (on all machines) to resume"
         failure = failure._replace(text=f"{text} {hint} ({failure.text.splitlines()[-1][:300]})")
     print(failure.text, file=sys.stderr)
     summary = run_folder.read_summary(folder)
     known = (summary.get("error") or {}).get("message", "")
     # another machine may have recorded the cause already
-    if summary and not (lost and summary.get("status") == run_folder.FAILED and not _is_secondary(known)):
+    if summary and not (lost and summary.get("status") == run_folder.FAILED and not tells_of_another(known)):
         last = failure.text.strip().splitlines()[-1]
         run_folder.mark_ended(folder, run_folder.FAILED, failure.kind, last.removeprefix("fmstune: error: "))
     return 1 if number is not None else failure.code
@@ -168,7 +182,15 @@ def tell_agent(kind: str, text: str) -> bool:
     # the form that torch's launcher reads (torch/distributed/elastic/multiprocessing/errors)
     said = {"message": text, "extraInfo": {"py_callstack": text, "timestamp": str(int(now))}, "fmstune": own}
     Path(place).write_text(json.dumps({"message": said}), encoding="utf-8")
+    if kind == "internal":
+        _wait_for_end(LONGEST_WAIT if tells_of_another(text) else SHORT_WAIT)
     return True
+
+
+def _wait_for_end(seconds: float) -> None:
+    """Let the agent see the end of another rank first: it ends this one then, and its error is no cause."""
+    signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(1))
+    time.sleep(seconds)
 
 
 if __name__ == "__main__":
