@@ -16,6 +16,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -67,6 +68,8 @@ COMBINATIONS: dict[str, tuple[tuple[str, ...], ...]] = {
     "changing": (("peft=full", *COPIES), ("peft=full", EIGHT)),
 }
 """What takes turns: after each kill the next of these goes on."""
+TIMED = re.compile("per_second|runtime")
+"""Figures that no two runs share."""
 
 
 def main() -> int:
@@ -219,12 +222,25 @@ def ended_alike(whole: Path, other: Path, tolerance: float) -> bool:
     weights = one.keys() == two.keys() and all(
         torch.allclose(one[key], two[key], rtol=0, atol=tolerance) for key in one
     )
-    return weights and all(abs(a - b) <= tolerance for a, b in zip(losses(whole), losses(other), strict=True))
+    pairs = zip(figures(whole), figures(other), strict=True)
+    return weights and all(
+        name == same and (abs(a - b) <= tolerance * max(abs(a), 1) if loss_like(name) else a == b)
+        for (name, a), (same, b) in pairs
+    )
 
 
-def losses(folder: Path) -> list[float]:
+def loss_like(name: str) -> bool:
+    """Whether a figure may differ as the weights do."""
+    return any(word in name for word in ("loss", "grad_norm", "entropy", "accuracy"))
+
+
+def figures(folder: Path) -> list[tuple[str, float]]:
+    """The numbers of every logged step and of the summary, without those of time and memory."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
+    summary = json.loads((folder / "summary.json").read_text())
+    names = "train_loss steps epochs tokens_trained_on tokens_padded positions padding_share total_parameters"
+    logged = [(key, value) for line in lines for key, value in sorted(line.items()) if not TIMED.search(key)]
+    return [*logged, *((name, summary[name]) for name in names.split())]
 
 
 if __name__ == "__main__":

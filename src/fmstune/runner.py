@@ -79,6 +79,7 @@ def _act(options: argparse.Namespace) -> int:
     raise_if_any(rank_problems(job.launcher, rank))
     folder = Path(job.output_dir) if verb is Verb.train and job.output_dir and rank.is_main else None
     if folder is not None:
+        run_folder.set_damaged_aside(folder)
         run_folder.mark_begun(folder)
     parent.watch(lambda: run_folder.mark_orphaned(folder) if folder else None)
     if not rank.is_main:  # one process speaks for all

@@ -39,9 +39,9 @@ def explain_missing_names(library: str) -> Iterator[None]:
         raise UserError(f"{library} {version(library)}", text) from err
 
 
-def require_attributes(cls: type, *names: str) -> None:
-    """Raise AttributeError for a name that neither the class has nor its `__init__` sets."""
-    codes = [getattr(vars(base).get("__init__"), "__code__", None) for base in cls.__mro__]
+def require_attributes(cls: type, *names: str, method: str = "__init__") -> None:
+    """Raise AttributeError for a name that neither the class has nor this method of it sets."""
+    codes = [getattr(vars(base).get(method), "__code__", None) for base in cls.__mro__]
     known = {name for code in codes if code is not None for name in code.co_names}
     for name in names:
         if not hasattr(cls, name) and name not in known:

@@ -1,17 +1,24 @@
 """A run that was killed goes on where it was, in its own folder; checkpoints are complete or not there."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from fmstune.flatten import flatten
 from fmstune.runs import checkpoints
 from fmstune.runs.checkpoints import CheckpointFacts
 from tests import ROOT
+from tests.bad_inputs.cases import Saying
 from tests.conftest import Result
 
 pytestmark = pytest.mark.slow
@@ -58,19 +65,99 @@ def interrupted_after(step: int) -> None:
     Path("run/summary.json").write_text(json.dumps({**kept, "status": "running", "error": None}))
 
 
-def test_the_same_command_goes_on_to_the_same_weights_and_lines(fmstune: Run, finished: Result) -> None:
-    before = finished.summary["base"]
-    weights = Path("run/model/adapter_model.safetensors").read_bytes()
+TIMED = re.compile(r".*(seconds|bytes|per_second|runtime).*|legs|steps_here")
+"""Figures that no two runs share: time, memory, and how often the run was resumed."""
+
+
+def figures() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The summary and the lines of metrics.jsonl, without those figures."""
+    summary = flatten(json.loads(Path("run/summary.json").read_text()))
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    kept = [{key: value for key, value in one.items() if not TIMED.fullmatch(key)} for one in (summary, *lines)]
+    return kept[0], kept[1:]
+
+
+def test_every_figure_of_a_resumed_run_is_of_the_whole_run(fmstune: Run, finished: Result) -> None:
+    before, legs = figures(), finished.summary["legs"]
+    assert {"train_loss", "tokens_trained_on", "positions", "padding_share", "weights_sha256"} <= {
+        name.partition(".")[0] for name in before[0]
+    }
     interrupted_after(2)
     again = fmstune(*QUICK, "output_dir=run")
     assert again.code == 0, again.err
-    assert Path("run/model/adapter_model.safetensors").read_bytes() == weights
-    after = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    assert [line["loss"] for line in after if "loss" in line] == [line["loss"] for line in lines if "loss" in line]
-    assert (again.summary["steps"], again.summary["steps_here"]) == (4, 2)
+    assert figures() == before
+    assert "resuming from run/checkpoint-2, after step 2" in again.err
     assert "evaluating the base model" in finished.err and "evaluating the base model" not in again.err
-    assert again.summary["base"] == before
+    assert "4 steps in " in again.out and " s (resumed after step 2), " in again.out
+    summary = again.summary
+    assert (summary["steps"], summary["steps_here"]) == (4, 2)
+    first, second = summary["legs"]
+    assert [(leg["from_step"], leg["to_step"]) for leg in (*legs, first, second)] == [(0, 4), (0, 2), (2, 4)]
+    for name in ("train_seconds", "step_seconds", "preparation_seconds", "load_seconds"):
+        assert first[name] > 0 and second[name] > 0
+        assert summary[name] == round(first[name] + second[name], 3)
+    assert summary["peak_memory_bytes"] == max(leg["peak_memory_bytes"] for leg in (first, second))
+    assert summary["data"]["from_cache"] is first["from_cache"] is False
+
+
+def test_a_damaged_checkpoint_and_damaged_files_are_named_and_nothing_is_lost(fmstune: Run, finished: Result) -> None:
+    before = figures()
+    interrupted_after(3)
+    content = bytearray(Path("run/checkpoint-3/optimizer.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    Path("run/checkpoint-3/optimizer.pt").write_bytes(content)
+    for name in ("summary.json", "samples.json", "metrics.jsonl"):
+        Path("run", name).write_bytes(b"\x80\x81\n")
+    shutil.rmtree("run/loss.png", ignore_errors=True)
+    again = fmstune(*QUICK, "output_dir=run")
+    assert again.code == 0, again.err
+    assert [line for line in again.err.splitlines() if line.startswith("fmstune: note: run")] == [
+        Saying("fmstune: note: run/summary.json was renamed to summary.json.damaged, and is written anew: cannot …"),
+        Saying("fmstune: note: run/samples.json was renamed to samples.json.damaged, and is written anew: cannot …"),
+        "fmstune: note: run/checkpoint-3 is damaged and passed over: "
+        "optimizer.pt has changed since it was saved (its checksum differs)",
+        "fmstune: note: run/metrics.jsonl: 1 lines that hold no metrics were removed",
+        "fmstune: note: run/metrics.jsonl: 2 of 2 lines up to step 2 were lost; the history of the checkpoint has "
+        "restored them",
+    ]
+    assert figures() == before
+    assert checkpoints.choose_whole(Path("run")) == (Path("run/checkpoint-4"), ())
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(fmstune: Run, finished: Result) -> None:
+    interrupted_after(2)
+    Path("run/checkpoint-1/scheduler.pt").unlink()
+    os.truncate("run/checkpoint-2/adapter_model.safetensors", 100)
+    again = fmstune(*QUICK, "output_dir=run")
+    assert again.code == 2
+    assert "Traceback" not in again.err
+    assert again.err == Saying(
+        "…fmstune: error: output_dir: no checkpoint in run is whole, so the run cannot be resumed (checkpoint-2: "
+        "adapter_model.safetensors has 100 bytes and not …; checkpoint-1: scheduler.pt is missing); remove these "
+        "folders to start again at step 0, or choose another output_dir\n"
+    )
+    assert again.summary["status"] == "failed"
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_file_that_no_manifest_guards_and_no_library_can_load_is_one_message(
+    fmstune: Run, finished: Result, name: str
+) -> None:
+    """Whole as an archive, and of another model; under a plain name, as a checkpoint of another program."""
+    interrupted_after(2)
+    checkpoint = Path("run/checkpoint-2").rename("other")
+    (checkpoint / checkpoints.MARKER).unlink()
+    if name.endswith("safetensors"):
+        (key, *_) = load_file(checkpoint / name)
+        save_file({key: torch.zeros(3)}, checkpoint / name)
+    else:
+        torch.save({"state": 3}, checkpoint / name)
+    again = fmstune(*QUICK, "output_dir=new", "training.resume=other")
+    assert again.code == 2, again.err
+    assert "Traceback" not in again.err
+    assert "fmstune: note: other has no checksums, so its files were opened and not compared" in again.err
+    assert "fmstune: error: training.resume: the checkpoint's " in again.err
+    assert again.err.endswith("; give another checkpoint\n")
 
 
 def test_a_finished_run_is_said_to_be_so_and_not_touched(fmstune: Run, finished: Result) -> None:

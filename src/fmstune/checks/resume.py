@@ -11,7 +11,8 @@ from fmstune.config import freeze
 from fmstune.config.job import Job, tunes_an_adapter
 from fmstune.errors import Problem, UserError, shown
 from fmstune.flatten import flat_differences
-from fmstune.runs import run_folder
+from fmstune.runs import checkpoints, run_folder
+from fmstune.runs.checkpoints import Chosen
 
 AUTO = "auto"
 """`training.resume=auto`: resume from the newest complete checkpoint in the run's own folder, if any."""
@@ -63,6 +64,17 @@ def steps_done(checkpoint: Path) -> int:
         return int(json.loads(state.read_text(encoding="utf-8"))["global_step"])
     except (ValueError, KeyError, TypeError, OSError) as err:
         raise UserError("training.resume", f": {state} is damaged; give an earlier checkpoint") from err
+
+
+def choose_checkpoint(job: Job) -> Chosen:
+    """Return the checkpoint that the job resumes from, after a look at each of its files; raises UserError.
+
+    The one that the job names, or the newest whole one in its own folder.
+    """
+    given = job.training.get("resume")
+    if given in (None, AUTO):
+        return checkpoints.choose_whole(Path(str(job.output_dir)))
+    return checkpoints.check_whole(Path(str(given)))
 
 
 def _change_problems(job: Job, job_file: Path) -> Iterator[Problem]:

@@ -34,6 +34,7 @@ def claim_folder(job: Job) -> Claim:
         claimed = dataclasses.replace(job, output_dir=str(folder))
         raise_if_any(folder_problems(folder, job) if given is not None else ())
         if given is not None and (folder / run_folder.JOB).is_file():
+            run_folder.set_damaged_aside(folder)
             # its file says how the run is resumed, with other processes perhaps
             with write_aside(folder / run_folder.JOB) as aside:
                 freeze.write(claimed, aside)
@@ -71,7 +72,7 @@ def _joined(job: Job, folder: Path) -> Claim:
 
 def is_finished(claimed: Claim) -> bool:
     """Whether there is nothing left to do in the folder."""
-    return claimed.resumed and run_folder.read_summary(claimed.folder).get("status") == run_folder.FINISHED
+    return claimed.resumed and run_folder.has_finished(claimed.folder)
 
 
 def free_folder(name: str) -> Path:

@@ -16,6 +16,7 @@ from fmstune.config.requests import Reproduce, Verb
 from fmstune.errors import Problem, raise_if_any
 from fmstune.exit_codes import USER_ERROR
 from fmstune.runs import differences, run_folder
+from fmstune.runs.report import run_data
 
 
 def repeat_job(line: CommandLine, path: Path) -> int:
@@ -44,6 +45,7 @@ def reproduce_run(line: CommandLine, asked: Reproduce) -> int:
     recorded = run.parent if run.name == run_folder.JOB else run
     raise_if_any(_not_a_run(recorded))
     differences.read_lock(recorded)
+    run_data.read_run(recorded)  # the results to compare with, which must be whole
     frozen, history = _recorded_job(line, recorded)
     job = frozen.job
     if job.output_dir is None:

@@ -163,7 +163,7 @@ def _run_point(composed: Composed, line: CommandLine) -> sweep_folder.Point:
     own = [f"{key}={value}" for key, value in callback.swept_values(composed.settings, swept_keys(line.overrides))]
     words = line.recorded or (*words_of(line.hydra), *map(text_of, line.overrides))
     sweep_folder.record_command(Path(composed.settings.sweep.dir), words)
-    done = run_folder.read_summary(folder).get("status") == run_folder.FINISHED
+    done = run_folder.has_finished(folder)
     start = None if callback.is_submitit(composed.settings) else warm.start_forked
     code, job, problems = _start_point(composed, line, start)
     if job is None:

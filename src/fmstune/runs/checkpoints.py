@@ -2,19 +2,19 @@
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from fmstune.errors import Problem
-from fmstune.runs import run_folder
+from fmstune.errors import Problem, UserError
+from fmstune.runs import manifest, run_folder
 
 SAVING = ".saving"
 """Folder in the run folder where a checkpoint is written before it is renamed."""
-MARKER = "complete.json"
-"""File that is written last into a checkpoint; it holds its CheckpointFacts."""
+MARKER = manifest.MARKER
+"""File that is written last into a checkpoint; it holds its CheckpointFacts, and checksums of the other files."""
 
 
 @dataclass(frozen=True)
@@ -37,24 +37,13 @@ def publish_checkpoint(made: Path, place: Path, facts: CheckpointFacts) -> None:
         # Trainer wrote the place where checkpoints are made, not where they are kept
         state["best_model_checkpoint"] = str(place.parent / Path(best).name)
         state_file.write_text(json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    (made / MARKER).write_text(json.dumps(asdict(facts)) + "\n", encoding="utf-8")
     run_folder.share_weights(made)
-    for path in (*made.rglob("*"), made):
-        _to_disk(path)
+    manifest.seal_folder(made, asdict(facts))
     if place.exists():
         # of a run that was killed after this step and resumed from an earlier one
         shutil.rmtree(place)
     made.rename(place)
-    _to_disk(place.parent)
-
-
-def _to_disk(path: Path) -> None:
-    """Flush to the disk; otherwise a rename may reach the disk before the renamed content."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    manifest.flush(place.parent)
 
 
 def newest_checkpoint(run: Path) -> Path | None:
@@ -66,9 +55,65 @@ def newest_checkpoint(run: Path) -> Path | None:
 def read_checkpoint_facts(checkpoint: Path) -> CheckpointFacts | None:
     """Read how a checkpoint was made; None if it is not complete."""
     try:
-        return CheckpointFacts(**json.loads((checkpoint / MARKER).read_text(encoding="utf-8")))
+        return CheckpointFacts(**manifest.read_facts(checkpoint))
     except (OSError, ValueError, TypeError):
         return None
+
+
+class Chosen(NamedTuple):
+    """The checkpoint that a run is resumed from."""
+
+    checkpoint: Path | None
+    """None where the run starts at step 0."""
+    notes: tuple[str, ...]
+    """Why newer ones are passed over, and what could not be compared."""
+
+
+def choose_whole(run: Path) -> Chosen:
+    """Return the newest checkpoint whose files are as they were saved; raises UserError where all are damaged."""
+    notes, damaged = [], []
+    for checkpoint in sorted(filter(Path.is_dir, run.glob("checkpoint-*")), key=_order, reverse=True):
+        if not (checkpoint / MARKER).exists():
+            notes.append(f"{checkpoint} is passed over: it has no {MARKER}, so it is not complete")
+            continue
+        if manifest.holds_only_model(checkpoint):
+            notes.append(f"{checkpoint} is passed over: training.save_only_model left out optimizer and schedule")
+            continue
+        damage = manifest.find_damage(checkpoint)
+        if not damage:
+            return Chosen(checkpoint, (*notes, *unverified(checkpoint)))
+        notes.append(f"{checkpoint} is damaged and passed over: {_listing(damage)}")
+        damaged.append(f"{checkpoint.name}: {_listing(damage)}")
+    if damaged:
+        text = f": no checkpoint in {run} is whole, so the run cannot be resumed ({'; '.join(damaged)})"
+        change = "remove these folders to start again at step 0, or choose another output_dir"
+        raise UserError("output_dir", f"{text}; {change}")
+    return Chosen(None, tuple(notes))
+
+
+def check_whole(checkpoint: Path) -> Chosen:
+    """Return the checkpoint that a job names; raises UserError where it is damaged."""
+    if damage := manifest.find_damage(checkpoint):
+        raise UserError("training.resume", f": {checkpoint} is damaged: {_listing(damage)}; give another checkpoint")
+    return Chosen(checkpoint, unverified(checkpoint))
+
+
+def unverified(checkpoint: Path) -> tuple[str, ...]:
+    """Return a note where the files of a checkpoint can be opened, but not compared with what was saved."""
+    if manifest.has_checksums(checkpoint):
+        return ()
+    return (f"{checkpoint} has no checksums, so its files were opened and not compared",)
+
+
+def _order(checkpoint: Path) -> tuple[int, str]:
+    """By the step that the checkpoint was saved at; of a damaged one, the step in its name."""
+    facts, named = read_checkpoint_facts(checkpoint), checkpoint.name.rpartition("-")[2]
+    return facts.step if facts else int(named) if named.isdecimal() else 0, checkpoint.name
+
+
+def _listing(damage: list[str]) -> str:
+    """Return the first things that are wrong, and how many more there are."""
+    return ", ".join(damage[:3]) + (f" and {len(damage) - 3} more" if len(damage) > 3 else "")
 
 
 def checkpoint_mismatches(checkpoint: Path, made: CheckpointFacts, here: CheckpointFacts) -> Iterator[Problem]:

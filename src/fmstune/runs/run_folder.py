@@ -1,16 +1,20 @@
 """The run folder: names of its files, and the status of the run in `summary.json`."""
 
 import json
+import math
+import os
 import shutil
 import signal
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fmstune.errors import UserError
+from fmstune.errors import Problem, UserError, first_line, raise_if_any
 from fmstune.exit_codes import INTERRUPTING
-from fmstune.files import read_json, write_aside, write_json
+from fmstune.files import write_aside, write_json
+from fmstune.runs import contents
 
 RUNS = "runs"
 """Parent of run folders without an output_dir."""
@@ -24,11 +28,15 @@ SOURCES = "sources.json"
 """Words of the command, and the source of each field of the job."""
 SAMPLES = "samples.json"
 """The first held-out rows, with the answers of base and tuned model."""
+TRACKING = "tracking.json"
+"""The id and the place of each tracker's run, to continue it after a resume."""
 SUMMARY = "summary.json"
 MODEL = "model"
 
 MARKS = (JOB, PROVENANCE, METRICS, SUMMARY, MODEL)
 """Any of these files makes a folder a run folder."""
+
+_CORRECT = "correct or remove the file"
 
 FINISHED, FAILED, INTERRUPTED, RUNNING, QUEUED = "finished", "failed", "interrupted", "running", "queued"
 PREEMPTED = "preempted"
@@ -57,18 +65,65 @@ def share_weights(folder: Path) -> None:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """Read `summary.json`; it is empty before the run has written one."""
-    return read_json(folder / SUMMARY)
+    """Read `summary.json`; it is empty before the run has written one. Raises UserError for a damaged file."""
+    return read_own(folder / SUMMARY)
+
+
+def read_own(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a run folder; empty where there is none. Raises UserError for one that no run writes."""
+    found: Any = {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if os.path.lexists(path) else {}
+    except (OSError, ValueError, RecursionError) as err:
+        raise UserError(str(path), f": cannot be read ({first_line(err)}); {_CORRECT}") from err
+    raise_if_any(Problem(str(path), f": {text}; {_CORRECT}") for text in contents.faults(path.name, found))
+    return dict(found)
+
+
+def read_or_set_aside(path: Path) -> dict[str, Any]:
+    """Read a JSON file that a run changes; a damaged one is renamed, with a note, and is empty."""
+    try:
+        return read_own(path)
+    except UserError as err:
+        set_aside(path, str(err).removeprefix(f"{path}: ").removesuffix(f"; {_CORRECT}"))
+        return {}
+
+
+def set_damaged_aside(folder: Path) -> None:
+    """Rename what would keep a run from being resumed in its folder, with a note on each: the run writes it anew."""
+    for name in (SUMMARY, PROVENANCE, SOURCES, SAMPLES, TRACKING):
+        read_or_set_aside(folder / name)
+    for name in (METRICS, LOSS_PLOT, LOCK_FILE):
+        if (folder / name).is_dir():
+            set_aside(folder / name, "a folder is in its place")
+    if os.path.lexists(folder / MODEL) and not (folder / MODEL).is_dir():
+        set_aside(folder / MODEL, "a file is in its place")
+
+
+def set_aside(path: Path, why: str) -> None:
+    """Rename a damaged file, so that it can be written anew and nothing is lost; a note says so."""
+    names = (path.with_name(f"{path.name}.damaged{number}") for number in ("", *range(2, 1000)))
+    aside = next(name for name in names if not os.path.lexists(name))
+    path.rename(aside)
+    print(f"fmstune: note: {path} was renamed to {aside.name}, and is written anew: {why}", file=sys.stderr, flush=True)
 
 
 def update_summary(folder: Path, values: Mapping[str, Any]) -> None:
     """Set keys of the summary and keep the others."""
-    write_json(folder / SUMMARY, {**read_summary(folder), **values})
+    write_json(folder / SUMMARY, {**read_or_set_aside(folder / SUMMARY), **values})
+
+
+def has_finished(folder: Path) -> bool:
+    """Whether the run in the folder has come to its end; not where its summary is damaged."""
+    try:
+        return read_summary(folder).get("status") == FINISHED
+    except UserError:
+        return False
 
 
 def mark_begun(folder: Path) -> None:
     """Change the status of a queued run to running."""
-    if read_summary(folder).get("status") == QUEUED:
+    if read_or_set_aside(folder / SUMMARY).get("status") == QUEUED:
         update_summary(folder, {"status": RUNNING, "error": None})
 
 
@@ -78,21 +133,47 @@ def is_preempted(folder: Path) -> bool:
     return summary.get("status") == INTERRUPTED and summary["error"]["kind"] == PREEMPTED
 
 
-def drop_metrics_after(folder: Path, step: int) -> None:
-    """Remove the lines of later steps, which a resumed run takes again."""
+def restore_metrics(folder: Path, history: Sequence[Mapping[str, Any]], step: int) -> list[str]:
+    """Leave in `metrics.jsonl` the lines up to the step of a checkpoint, as a resumed run takes later steps again.
+
+    Lines that the checkpoint's history has and the file has lost are written anew. Returns a note on each kind.
+    """
     path = folder / METRICS
-    if not path.is_file():
-        return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if _until(line, step)]
-    with write_aside(path) as aside:
-        aside.write_text("".join(kept), encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    lines = text.splitlines(keepends=True)
+    read = [_fields(line) for line in lines]
+    # the end of the run is logged again; what Trainer logged after it had saved is in no history
+    kept = [line for line in read if line is not None and line["step"] <= step and "train_runtime" not in line]
+    known = {json.dumps(line, sort_keys=True) for line in kept}
+    logged = [metrics_fields(log) for log in history]
+    lost = [line for line in logged if json.dumps(line, sort_keys=True) not in known]
+    # of a killed process, the last line may be unfinished
+    broken = sum(fields is None and line.endswith("\n") for fields, line in zip(read, lines, strict=True))
+    if path.is_file() or logged:
+        both = sorted([*kept, *lost], key=lambda line: line["step"])
+        with write_aside(path) as aside:
+            aside.write_text("".join(json.dumps(line) + "\n" for line in both), encoding="utf-8")
+    notes = [f"{path}: {broken:,} lines that hold no metrics were removed"] if broken else []
+    if lost:
+        how = "the history of the checkpoint has restored them"
+        notes.append(f"{path}: {len(lost):,} of {len(logged):,} lines up to step {step:,} were lost; {how}")
+    return notes
 
 
-def _until(line: str, step: int) -> bool:
+def metrics_fields(log: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a line of `metrics.jsonl`: step and epoch first, then what was logged."""
+    line = {"step": log["step"], "epoch": log.get("epoch"), **log}
+    # JSON has no NaN; a string keeps what was there
+    return {key: str(one) if isinstance(one, float) and not math.isfinite(one) else one for key, one in line.items()}
+
+
+def _fields(line: str) -> dict[str, Any] | None:
+    """Return the fields of a finished line; None for any other text."""
     try:
-        return bool(json.loads(line)["step"] <= step)
-    except (ValueError, KeyError, TypeError):
-        return False  # an unfinished line of a killed process
+        found = json.loads(line) if line.endswith("\n") else None
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
 
 
 def mark_ended(folder: Path, status: str, kind: str, message: str) -> None:

@@ -1,6 +1,7 @@
 """The points of a sweep and their results, as `sweep.json` in the sweep's folder and as a table."""
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -91,9 +92,9 @@ def record_point(sweep: Path, point: Point) -> None:
 def gather_points(sweep: Path, *, keep: bool = False) -> list[Point]:
     """Merge the results of points into `sweep.json` and return them in order; with `keep`, their files stay."""
     files = sorted((sweep / _LEFT).glob("[0-9]*.json"), key=lambda file: int(file.stem))
-    found = [_point(json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    found = [point for file in files for point in _read_or_set_aside(file)]
     if found:
-        whole = {point.folder: point for point in (*read_points(sweep), *found)}
+        whole = {point.folder: point for point in (*_read_or_set_aside(sweep / FILE), *found)}
         ordered = sorted(whole.values(), key=lambda point: (point.number, point.folder))
         write_json(sweep / FILE, [asdict(point) for point in ordered])
     if not keep:
@@ -102,9 +103,26 @@ def gather_points(sweep: Path, *, keep: bool = False) -> list[Point]:
 
 
 def read_points(sweep: Path) -> list[Point]:
-    """Read `sweep.json`; without the file, no points."""
-    file = sweep / FILE
-    return [_point(one) for one in json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
+    """Read `sweep.json`; without the file, no points. Raises UserError for a damaged file."""
+    return _read(sweep / FILE)
+
+
+def _read(file: Path) -> list[Point]:
+    """The points of a file, which holds one or a list of them."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if os.path.lexists(file) else []
+        return [_point(one) for one in (found if isinstance(found, list) else [found])]
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as err:
+        raise UserError(str(file), f": cannot be read ({first_line(err)}); correct or remove the file") from err
+
+
+def _read_or_set_aside(file: Path) -> list[Point]:
+    """The same for a file that the sweep writes anew; a damaged one is renamed, with a note."""
+    try:
+        return _read(file)
+    except UserError as err:
+        run_folder.set_aside(file, str(err).removeprefix(f"{file}: "))
+        return []
 
 
 def _point(fields: dict[str, Any]) -> Point:
@@ -122,6 +140,8 @@ def recorded_command(sweep: Path, more: Sequence[str]) -> list[str]:
     """Return the recorded words of the command and `more` after them; raises UserError if none were recorded."""
     try:
         words = json.loads((sweep / COMMAND).read_text(encoding="utf-8"))
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError("it must hold a list of words")
     except FileNotFoundError:
         text = f": {sweep} is not a sweep's folder (no {COMMAND}); give the folder of a sweep"
         raise UserError("--resume", text) from None

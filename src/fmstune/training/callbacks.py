@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from fmstune.config.metrics import Table
 from fmstune.files import write_aside
+from fmstune.runs import run_folder
 
 Logs = dict[str, Any] | None
 
@@ -26,18 +27,30 @@ class MetricsFile(TrainerCallback):
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Logs = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        line = {"step": state.global_step, "epoch": state.epoch, **(logs or {})}
-        # JSON has no NaN; a string keeps what was there
-        named = {key: str(one) for key, one in line.items() if isinstance(one, float) and not math.isfinite(one)}
+        line = run_folder.metrics_fields({"step": state.global_step, "epoch": state.epoch, **(logs or {})})
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line | named) + "\n")
+            file.write(json.dumps(line) + "\n")
 
 
 class StepClock(TrainerCallback):
-    """Seconds spent in optimizer steps, gradient accumulation included."""
+    """Seconds spent in optimizer steps, gradient accumulation included, and in all of the training."""
 
     def __init__(self) -> None:
         self.seconds, self.steps, self._begun = 0.0, 0, 0.0
+        self._training: float | None = None
+        self._trained: float | None = None
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds from the start of the training until now, or until its end."""
+        until = time.perf_counter() if self._trained is None else self._trained
+        return 0.0 if self._training is None else until - self._training
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._training, self._trained = time.perf_counter(), None
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._trained = time.perf_counter()
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._begun = time.perf_counter()
@@ -45,6 +58,16 @@ class StepClock(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.seconds += time.perf_counter() - self._begun
         self.steps += 1
+
+
+class AtBegin(TrainerCallback):
+    """Do something when the training begins, after Trainer has set its own counts."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._action()
 
 
 class SaveAndStop(TrainerCallback):
@@ -106,9 +129,11 @@ class Progress(TrainerCallback):
         self._table = table
         self._bar: tqdm[Any] | None = None
         self._begun = self._printed = 0.0
+        self._first = 0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._begun = self._printed = time.monotonic()
+        self._first = state.global_step
         if sys.stderr.isatty() and state.is_world_process_zero:
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
 
@@ -128,8 +153,8 @@ class Progress(TrainerCallback):
         now, last = time.monotonic(), state.global_step >= state.max_steps
         if last or "eval" in figures or now - self._printed >= self.LINE_EVERY_SECONDS or state.global_step == 1:
             self._printed = now
-            done = state.global_step / max(state.max_steps, 1)
-            left = (now - self._begun) / done * (1 - done) if done else 0.0
+            done = state.global_step - self._first
+            left = (now - self._begun) / done * (state.max_steps - state.global_step) if done else 0.0
             minutes, seconds = divmod(round(left), 60)
             clock = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
             line = f"step {state.global_step:,}/{state.max_steps:,}  {figures}  {clock} left"

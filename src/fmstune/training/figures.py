@@ -6,7 +6,7 @@ from typing import Any
 from fmstune.data.dataset import Prepared
 from fmstune.data.ledger import Ledger
 from fmstune.models import shapes, sharding
-from fmstune.training import memory
+from fmstune.training.legs import sum_legs
 from fmstune.training.preflight import Checked
 from fmstune.training.trainer import RunMixin
 
@@ -15,15 +15,13 @@ def training_figures(
     trainer: RunMixin, checked: Checked, prepared: Prepared, metrics: dict[str, float]
 ) -> dict[str, Any]:
     """Return the results of the training."""
-    seconds = trainer.clock.seconds
+    seconds, legs = trainer.clock.seconds, trainer.legs()
     return {
         "train_loss": metrics["train_loss"],
         "steps": trainer.state.global_step,
-        # fewer than `steps` in a resumed run
+        # of the last leg
         "steps_here": trainer.clock.steps,
         "epochs": trainer.state.epoch,
-        "train_seconds": round(metrics["train_runtime"], 3),
-        "step_seconds": round(seconds, 3),
         "tokens_per_second": round(trainer.tokens / seconds, 1) if seconds else None,
         "tokens_trained_on": trainer.tokens,
         "tokens_padded": trainer.positions - trainer.tokens,
@@ -33,10 +31,10 @@ def training_figures(
         "total_parameters": shapes.parameters(trainer.model),
         "base_parameters": checked.dimensions.base_parameters,
         "trainable_parameters": shapes.parameters(trainer.model, trained=True),
-        "peak_memory_bytes": memory.peak(checked.device),
         "processes": trainer.args.world_size,
         "weight_bytes_by_rank": sharding.held_by_rank(trainer.model),
-        "data": _data(prepared),
+        **sum_legs(legs),
+        "data": {**_data(prepared), "from_cache": legs[0].from_cache},
     }
 
 
@@ -47,7 +45,6 @@ def _data(prepared: Prepared) -> dict[str, Any]:
     found: dict[str, Any] = {
         "train": _ledger(Ledger.total(list(train.values()))),
         "held_out": _ledger(Ledger.total(list(held_out.values()))) if held_out else None,
-        "from_cache": prepared.cached,
         "streamed": prepared.streamed is not None,
         "shared": [one._asdict() for one in prepared.shared],
     }

@@ -3,12 +3,13 @@
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import PrinterCallback, set_seed
@@ -20,6 +21,7 @@ from fmstune.config.job import LORAPLUS_LR_RATIO, Job
 from fmstune.config.metrics import metrics_of
 from fmstune.data.dataset import Prepared
 from fmstune.errors import Preempted, Problem, UserError, raise_if_any
+from fmstune.files import read_json
 from fmstune.launch import parent
 from fmstune.models import adapters, base_identity, load, save, sharding
 from fmstune.models.load import Tokenizer
@@ -27,6 +29,7 @@ from fmstune.runs import checkpoints, lockfile, model_card, run_folder
 from fmstune.training import figures, memory, tracking
 from fmstune.training.arguments import training_arguments
 from fmstune.training.callbacks import LossPlot, MetricsFile, Progress, draw_loss
+from fmstune.training.legs import Begun, read_figures
 from fmstune.training.named_classes import make_callbacks
 from fmstune.training.objectives.base import BaseObjective, load_objective
 from fmstune.training.preflight import Checked
@@ -40,28 +43,30 @@ def train_job(
     """Train, evaluate, save, and record in the summary how it ended; `command` is what was typed."""
     assert job.output_dir is not None
     folder, main = Path(job.output_dir), ranks.here().is_main
-    given = job.training.get("resume")
-    # the newest complete one, unless the job names one
-    checkpoint = checkpoints.newest_checkpoint(folder) if given in (None, resume.AUTO) else Path(given)
     planned = {name: value for name, value in asdict(plan).items() if name != "work"}
     start = {"name": job.name, "plan": planned, "preparation_seconds": prepared.seconds}
     with ExitStack() as until_the_end:
+        checkpoint, done, lock = None, 0, None
         if main:
             until_the_end.enter_context(_recorded(folder, start))
-        done = resume.steps_done(checkpoint) if checkpoint is not None else 0
-        lock = None
-        if main:
+            checkpoint, done = _choose_checkpoint(job)
             config, data = checked.configuration.to_json_string(use_diff=False), prepared.identity
             facts = lockfile.collect_lock(job, device=checked.device, model_config=config, command=command, data=data)
             lock = lockfile.LockWriter(job, folder, facts)
             checkpoints.remove_unfinished(folder)
-            run_folder.drop_metrics_after(folder, done)
+            restored = run_folder.restore_metrics(folder, _log_history(checkpoint), done)
+            # another folder has none of its lines yet
+            _say(restored if checkpoint is None or checkpoint.parent == folder else ())
         # before training: the base may be moved while the run trains
         base_model = base_identity.identify_base(job.model.path, job.model.revision) if checked.peft else None
         tracked = until_the_end.enter_context(tracking.tracked(job, folder, done, writes=main))
         objective = load_objective(job)
         trainer, seconds = _build_trainer(objective, job, checked, tokenizer, prepared, folder)
         trainer.adapter_base = base_model
+        # the main process has looked at its files
+        checkpoint = _agree(checkpoint, prepared.identity["data_hashes"])
+        trainer.former = read_figures(checkpoint) if checkpoint is not None else None
+        trainer.begun = Begun(prepared.seconds, from_cache=prepared.cached, device=checked.device, **seconds)
         for callback in (tracked, *make_callbacks(job)):
             trainer.add_callback(callback)
         tracked.log({"preparation_seconds": prepared.seconds, "load_seconds": seconds["load_seconds"]}, done)
@@ -75,7 +80,42 @@ def train_job(
         if main:
             draw_loss(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT)
             weights = {"weights_sha256": lockfile.hash_weights(folder / run_folder.MODEL)}
-            run_folder.update_summary(folder, {**seconds, **results, **weights})
+            run_folder.update_summary(folder, {**results, **weights})
+
+
+def _choose_checkpoint(job: Job) -> tuple[Path | None, int]:
+    """The checkpoint to resume from, and its step, where all its files are whole; raises UserError where none is."""
+    chosen = resume.choose_checkpoint(job)
+    _say(chosen.notes)
+    if (checkpoint := chosen.checkpoint) is None:
+        return None, 0
+    done = resume.steps_done(checkpoint)
+    print(f"resuming from {checkpoint}, after step {done:,}", file=sys.stderr, flush=True)
+    if read_figures(checkpoint) is None:
+        _say([f"{checkpoint} holds no figures, so loss, tokens and seconds of the summary are of the steps after it"])
+    return checkpoint, done
+
+
+def _agree(checkpoint: Path | None, data_hashes: Mapping[str, str]) -> Path | None:
+    """The checkpoint that the main process has chosen; raises UserError where this process has read other rows."""
+    told: list[Any] = [None if checkpoint is None else str(checkpoint), dict(data_hashes)]
+    broadcast_object_list(told)
+    again = "changed while the processes started; start again when nothing writes to it"
+    raise_if_any(Problem(field, again) for field, digest in data_hashes.items() if told[1].get(field) != digest)
+    return None if told[0] is None else Path(told[0])
+
+
+def _log_history(checkpoint: Path | None) -> list[dict[str, Any]]:
+    """What was logged until the checkpoint was saved."""
+    if checkpoint is None:
+        return []
+    found: list[dict[str, Any]] = read_json(checkpoint / "trainer_state.json").get("log_history") or []
+    return found
+
+
+def _say(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"fmstune: note: {note}", file=sys.stderr, flush=True)
 
 
 def _train_and_score(

@@ -21,8 +21,6 @@ from fmstune.runs.report import terminal_summary
 from fmstune.training.named_classes import make_trackers
 from fmstune.training.trackers.base import Outcome, Subject, Tracker, is_trackable
 
-IDS = "tracking.json"
-"""File of the run folder: the id and the place of each tracker's run, to continue it after a resume."""
 LONGEST_WAIT = 30.0
 """Seconds that a run waits, when it begins and when it ends, for a tracker that does not answer."""
 MOST_WAITING = 10_000
@@ -83,7 +81,7 @@ class Trackers(TrainerCallback):
         self._folder, self._table = folder, table
         self._lock = threading.Lock()
         self._all = [Guarded(name, tracker) for name, tracker in given.items()]
-        former = read_json(folder / IDS)
+        former = run_folder.read_or_set_aside(folder / run_folder.TRACKING)
         for one in self._all:
             one.do(partial(self._start, one, former.get(one.name, {})))
         for one in self._all:
@@ -92,12 +90,13 @@ class Trackers(TrainerCallback):
 
     def _start(self, one: Guarded, known: Mapping[str, str]) -> None:
         try:
-            one.run = one.tracker.start(known["run"] if known.get("place") == one.tracker.place else None)
+            one.run = one.tracker.start(known.get("run") if known.get("place") == one.tracker.place else None)
         finally:
             one.begun.set()
         with self._lock:
             entry = {"run": one.run, "place": one.tracker.place}
-            write_json(self._folder / IDS, {**read_json(self._folder / IDS), one.name: entry})
+            known = run_folder.read_or_set_aside(self._folder / run_folder.TRACKING)
+            write_json(self._folder / run_folder.TRACKING, {**known, one.name: entry})
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """What `metrics.jsonl` gets, under the same names."""

@@ -18,14 +18,20 @@ from fmstune.launch import preemption
 from fmstune.models import base_identity, sharding
 from fmstune.runs import checkpoints
 from fmstune.runs.checkpoints import CheckpointFacts
-from fmstune.training.callbacks import SaveAndStop, StepClock
+from fmstune.training import memory
+from fmstune.training.callbacks import AtBegin, SaveAndStop, StepClock
 from fmstune.training.collate import PADDING
+from fmstune.training.legs import Begun, Figures, Leg, explain_load_errors, write_figures
 from fmstune.training.transformers_internals import rotate_checkpoints
 
 
 class RunMixin(Trainer):
     """A trainer of TRL on rows that are tokenised already: `class X(RunMixin, trl.XTrainer)`."""
 
+    _tr_loss: torch.Tensor
+    _total_loss_scalar: float
+    _globalstep_last_logged: int
+    """Trainer's counts of the loss."""
     _total_train_tokens: int
     """TRL's count, from which it logs `num_tokens`."""
     _metrics: dict[str, dict[str, list[float]]]
@@ -46,6 +52,10 @@ class RunMixin(Trainer):
         """LoRA+: the rate of B by that of A, which is the learning rate; None trains both alike."""
         self.clock = StepClock()
         self.add_callback(self.clock)
+        self.former: Figures | None = None
+        """The figures at the checkpoint that the run is resumed from."""
+        self.begun = Begun()
+        self.add_callback(AtBegin(self._carry_on))
         self.stops = False
         """Some process was given notice: all of them save a checkpoint after this step and stop."""
         self.add_callback(SaveAndStop(lambda: self.stops))
@@ -69,7 +79,16 @@ class RunMixin(Trainer):
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """A sharded model can be used here, and is still the base."""
         self._sharded_now()
-        super()._load_from_checkpoint(*args, **kwargs)
+        with explain_load_errors("weights"):
+            super()._load_from_checkpoint(*args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, *args: Any, **kwargs: Any) -> None:
+        with explain_load_errors("optimizer or schedule"):
+            super()._load_optimizer_and_scheduler(*args, **kwargs)
+
+    def _load_rng_state(self, *args: Any, **kwargs: Any) -> None:
+        with explain_load_errors("random state"):
+            super()._load_rng_state(*args, **kwargs)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         """A sharded model can be used after this where no checkpoint is loaded."""
@@ -105,7 +124,7 @@ class RunMixin(Trainer):
         if self.args.should_save:
             checkpoints.remove_unfinished(run)
         self.accelerator.wait_for_everyone()
-        self._aside = run / checkpoints.SAVING
+        self._aside, figures = run / checkpoints.SAVING, self.figures()
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
@@ -113,6 +132,7 @@ class RunMixin(Trainer):
                 made = self._aside / f"checkpoint-{step}"
                 if self.adapter_base is not None:
                     base_identity.write_base(self.adapter_base, made)
+                write_figures(figures, made)
                 checkpoints.publish_checkpoint(made, run / made.name, self.checkpoint_facts())
         except (OSError, RuntimeError, SafetensorError) as err:
             full = checkpoints.disk_is_full(err, run)  # before the next line frees space
@@ -140,6 +160,49 @@ class RunMixin(Trainer):
         self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
+
+    def legs(self) -> tuple[Leg, ...]:
+        """Return the legs of the run so far, this one last."""
+        former = self.former.legs if self.former is not None else ()
+        begun = {name: value for name, value in vars(self.begun).items() if name != "device"}
+        own = Leg(
+            from_step=self.state.global_step - self.clock.steps,
+            to_step=self.state.global_step,
+            train_seconds=round(self.clock.train_seconds, 3),
+            step_seconds=round(self.clock.seconds - (self.former.step_seconds if self.former else 0.0), 6),
+            peak_memory_bytes=memory.peak(self.begun.device),
+            processes=self.args.world_size,
+            **begun,
+        )
+        return (*former, own)
+
+    def figures(self) -> Figures:
+        """Return the figures so far; every process must call this."""
+        return Figures(
+            legs=self.legs(),
+            tokens=self.tokens,
+            positions=self.positions,
+            loss_logged=self._total_loss_scalar,
+            loss_since_log=tuple(self.accelerator.gather(self._tr_loss.detach().reshape(1)).tolist()),
+            last_logged_step=self._globalstep_last_logged,
+            tokens_at_last_log=self._tokens_at_last_log,
+            seconds_at_last_log=self._seconds_at_last_log,
+            metrics=dict(self._metrics["train"]),
+            own=self.own_figures(),
+        )
+
+    def _carry_on(self) -> None:
+        """Set the counts to those of the checkpoint; Trainer and TRL begin them anew after a resume."""
+        if (former := self.former) is None:
+            return
+        self._initial_global_step = former.legs[0].from_step
+        self._total_loss_scalar = former.loss_logged
+        self._tr_loss += former.loss_of(self.args.process_index, self.args.world_size)
+        self._globalstep_last_logged = former.last_logged_step
+        self._total_train_tokens, self.positions = former.tokens, former.positions
+        self._tokens_at_last_log, self._seconds_at_last_log = former.tokens_at_last_log, former.seconds_at_last_log
+        self.clock.seconds = former.step_seconds
+        self._metrics["train"].update({name: list(values) for name, values in former.metrics.items()})
 
     @property
     def tokens(self) -> int:
@@ -239,6 +302,12 @@ class RunMixin(Trainer):
         if "loss" in logs and seconds > 0:
             logs["tokens_per_second"] = round((self.tokens - self._tokens_at_last_log) / seconds, 1)
             self._tokens_at_last_log, self._seconds_at_last_log = self.tokens, self.clock.seconds
+        if "train_runtime" in logs and self.former is not None:
+            # Trainer's own, at the end: of this leg alone
+            seconds, here = sum(leg.train_seconds for leg in self.legs()), logs["train_runtime"]
+            for name in ("train_samples_per_second", "train_steps_per_second"):
+                logs[name] *= here / max(seconds, 1e-9)
+            logs["train_runtime"] = seconds
         super().log(logs, start_time)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

@@ -10,14 +10,18 @@ from fmstune.upstream import explain_missing_names, require_attributes
 OVERRIDDEN = (
     *("_get_output_dir", "_get_train_sampler", "_load_from_checkpoint", "_prepare_for_training"),
     *("_prepare_inputs", "_run_epoch", "_save", "_save_checkpoint"),
+    *("_load_optimizer_and_scheduler", "_load_rng_state"),
 )
 """Private names of Trainer that fmstune's trainer overrides or calls."""
+COUNTS = ("_globalstep_last_logged", "_initial_global_step", "_total_loss_scalar", "_tr_loss")
+"""Private counts of a training that Trainer begins anew after a resume, and fmstune's trainer carries on."""
 
 with explain_missing_names("transformers"):
     from transformers.trainer_pt_utils import LengthGroupedSampler as LengthGroupedSampler
     from transformers.trainer_utils import rotate_checkpoints as rotate_checkpoints
 
     require_attributes(Trainer, *OVERRIDDEN)
+    require_attributes(Trainer, *COUNTS, method="_inner_training_loop")
     require_attributes(PreTrainedModel, "_is_stateful")
     require_attributes(PreTrainedConfig, "_attn_implementation")
 

@@ -66,17 +66,20 @@ def is_run(folder: Path) -> bool:
 def read_run(folder: Path) -> Run:
     """Read a run folder; raises UserError with every broken file."""
     problems: list[Problem] = []
-    names = (run_folder.JOB, run_folder.SUMMARY, run_folder.PROVENANCE, run_folder.SOURCES, run_folder.SAMPLES)
-    tree, summary, lock, typed, samples = (_read_mapping(folder / name, problems) for name in names)
+    tree = _read_yaml(folder / run_folder.JOB, problems)
+    with collect_problems(problems), _explain_read_errors(folder / run_folder.JOB):
+        metrics_of(tree)  # its objective may name metrics of its own
+    names = (run_folder.SUMMARY, run_folder.PROVENANCE, run_folder.SOURCES, run_folder.SAMPLES)
+    summary, lock, typed, samples = (_read_own(folder / name, problems) for name in names)
     metrics = list(_read_metrics(folder / run_folder.METRICS, problems))
     raise_if_any(problems)
-    job, origins, words = dict(with_compare_by(tree)[0]), typed.get("sources", {}), typed.get("words", [])
-    return Run(folder, job, summary, metrics, lock, origins, words, samples.get("rows", []))
+    job, origins, words = dict(with_compare_by(tree)[0]), typed.get("sources") or {}, typed.get("words") or []
+    return Run(folder, job, summary, metrics, lock, origins, words, samples.get("rows") or [])
 
 
 def read_job_tree(folder: Path) -> dict[str, Any]:
     """Read `job.yaml` of a run folder as plain data; empty if it is missing or broken."""
-    return _read_mapping(folder / run_folder.JOB, [])
+    return _read_yaml(folder / run_folder.JOB, [])
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -115,12 +118,19 @@ def _number_and_name(path: Path) -> tuple[int, str]:
     return (int(number) if number.isdecimal() else 0, path.name)
 
 
-def _read_mapping(path: Path, problems: list[Problem]) -> dict[str, Any]:
-    """Read a JSON or YAML file that holds a mapping; a missing file is empty."""
+def _read_own(path: Path, problems: list[Problem]) -> dict[str, Any]:
+    """Read a JSON file that a run writes; a missing file is empty."""
+    with collect_problems(problems):
+        return run_folder.read_own(path)
+    return {}
+
+
+def _read_yaml(path: Path, problems: list[Problem]) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping; a missing file is empty."""
     found: Any = {}
     with collect_problems(problems), _explain_read_errors(path):
-        text = path.read_text(encoding="utf-8") if path.is_file() else "{}"
-        found = yaml.load(text, Loader=_Loader) if path.suffix == ".yaml" else json.loads(text)
+        text = path.read_text(encoding="utf-8") if path.exists() else "{}"
+        found = yaml.load(text, Loader=_Loader)
     if not isinstance(found, dict):
         problems.append(Problem(str(path), ": must hold a mapping of names to values; correct or remove the file"))
         return {}
@@ -131,13 +141,13 @@ def _read_metrics(path: Path, problems: list[Problem]) -> Iterator[dict[str, Any
     """Yield the lines of a metrics file; an unfinished last line is left out."""
     lines = []
     with collect_problems(problems), _explain_read_errors(path):
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     for number, line in enumerate(lines, start=1):
         if not line.endswith("\n"):
             return
         try:
             found = json.loads(line)
-        except ValueError as err:
+        except (ValueError, RecursionError) as err:
             problems.append(Problem(str(path), f":{number}: broken JSON ({first_line(err)}); remove the line"))
             continue
         if isinstance(found, dict):
@@ -150,5 +160,5 @@ def _read_metrics(path: Path, problems: list[Problem]) -> Iterator[dict[str, Any
 def _explain_read_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as err:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, yaml.YAMLError) as err:
         raise UserError(str(path), f": cannot be read ({first_line(err)}); correct or remove the file") from err

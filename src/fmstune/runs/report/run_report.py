@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fmstune.config.compare_by import is_number
+from fmstune.config.compare_by import figure, is_number
 from fmstune.config.metrics import Place, label_with_unit, names_at
 from fmstune.config.metrics import Table as Metrics
 from fmstune.flatten import flatten
@@ -42,6 +42,10 @@ _CURVES = (
 """Name in `metrics.jsonl`, title, unit, and whether the axis begins at zero."""
 
 
+_LEG = {"train_seconds": "training, seconds", "step_seconds": "steps alone, seconds", "processes": "processes"}
+"""Figures of a leg, beyond its steps."""
+
+
 def run_document(run: Run) -> Document:
     """Return the report of a run in any state."""
     sections = {
@@ -64,7 +68,8 @@ def headline(run: Run) -> str:
         ended = "failed" if run.status == run_folder.FAILED else "was interrupted"
         return f"The run {ended}: {run.error or 'no cause was recorded'}"
     if changes := list(_changes(run)):
-        return f"{capitalize(', '.join(changes))}, on {run.summary['tuned']['rows']:,} held-out rows."
+        rows = number_cell(run.figure("tuned.rows")).text
+        return f"{capitalize(', '.join(changes))}, on {rows} held-out rows."
     if (loss := run.figure("train_loss")) is not None:
         return f"Train loss {loss:.4g}; no rows were held out, so nothing measures answers to new prompts."
     if not (seen := run.curve("loss")):
@@ -99,7 +104,7 @@ def repeat_commands(run: Run) -> Iterator[Block]:
 def _result(run: Run) -> Iterator[Block]:
     yield Text(headline(run), strong=True)
     if run.summary.get("stopped"):
-        yield Text(f"Stopped after step {run.summary.get('steps', 0):,}: {run.summary['stopped']}")
+        yield Text(f"Stopped after step {number_cell(run.figure('steps')).text}: {run.summary['stopped']}")
 
 
 def _scores(run: Run) -> Iterator[Block]:
@@ -115,10 +120,15 @@ def _scores(run: Run) -> Iterator[Block]:
     ]
     yield make_table(("of each set", "base", "tuned", "change"), rows)
     scores = tuned or base
-    if scores.get("rows_left_out"):
-        yield Text(f"{scores['rows_left_out']:,} more held-out rows were not scored (evaluation.max_rows).")
-    if scores.get("answers_too_long"):
-        yield Text(f"{scores['answers_too_long']:,} answers are longer than max_new_tokens and cannot match.")
+    if _count(scores, "rows_left_out"):
+        yield Text(f"{_count(scores, 'rows_left_out'):,} more held-out rows were not scored (evaluation.max_rows).")
+    if _count(scores, "answers_too_long"):
+        yield Text(f"{_count(scores, 'answers_too_long'):,} answers are longer than max_new_tokens and cannot match.")
+
+
+def _count(scores: Mapping[str, Any], name: str) -> float:
+    value = scores.get(name)
+    return value if is_number(value) else 0
 
 
 def _score_rows(base: Mapping[str, Any], tuned: Mapping[str, Any], metrics: Metrics) -> Iterator[list[Any]]:
@@ -160,6 +170,11 @@ def _cost(run: Run) -> Iterator[Block]:
     found = ((run.table[name], run.figure(name)) for name in names_at(run.table, Place.cost))
     rows = [[metric.label, number_cell(value, metric.form)] for metric, value in found if value is not None]
     yield make_table(("what", "how much"), rows)
+    legs = run.summary.get("legs") or []
+    if len(legs) > 1:
+        yield Text(f"The run was resumed {'once' if len(legs) == 2 else f'{len(legs) - 1} times'}; its legs:")
+        heads = {"from_step": "after step", "to_step": "to step", **_LEG}
+        yield make_table(tuple(heads.values()), [[figure(leg, name) for name in heads] for leg in legs])
 
 
 def _plan(run: Run) -> Iterator[Block]:
@@ -168,7 +183,10 @@ def _plan(run: Run) -> Iterator[Block]:
         return
     rows = [[name, *(map(_bytes_cell, pair) if name == "memory" else pair)] for name, *pair in plan_rows(run.summary)]
     yield make_table(("", "planned", "actual"), rows)
-    parts = ", ".join(f"{name} {show_bytes(value)}" for name, value in plan.get("memory", {}).items() if value)
+    memory = plan.get("memory") or {}
+    parts = ", ".join(
+        f"{name} {show_bytes(int(value))}" for name, value in memory.items() if is_number(value) and value
+    )
     yield Text(f"Planned memory: {parts}. Actual memory leaves out what the libraries take before the model is loaded.")
 
 
@@ -187,7 +205,7 @@ def _ledger(run: Run) -> Iterator[Block]:
         return
     rows = [[name, *(one.get(key) for one in found.values())] for name, key in _LEDGER]
     yield make_table(("", *found), [row for row in rows if any(row[1:])])
-    dropped = sum(data[part]["rows_dropped"] for part in ("train", "held_out") if data.get(part))
+    dropped = sum(run.figure(f"data.{part}.rows_dropped") or 0 for part in ("train", "held_out"))
     yield Text(f"{dropped:,} rows were dropped; each row that was read is counted in one of these lines.")
 
 

@@ -29,7 +29,7 @@ _COST = (
     ("reading and tokenising, seconds", "preparation_seconds", ",.1f"),
     ("loading models, seconds", "load_seconds", ",.1f"),
     ("tokens trained on", "tokens_trained_on", ","),
-    ("optimizer steps", "steps_here", ","),
+    ("optimizer steps", "steps", ","),
 )
 
 

@@ -17,9 +17,9 @@ def metric_rows(
     base: Mapping[str, Any] | None, tuned: Mapping[str, Any], table: Table
 ) -> Iterator[tuple[str, str, str, str]]:
     """Yield the lines of the table of base against tuned: metric, base, tuned and change, of what was measured."""
-    for key in (name for name in names_at(table, Place.table) if name in tuned):
+    for key in (name for name in names_at(table, Place.table) if figure(tuned, name) is not None):
         form = table[key].form
-        before, after = (base or {}).get(key), tuned[key]
+        before, after = figure(base or {}, key), figure(tuned, key)
         cells = [f"{value:{form}}" if value is not None else "-" for value in (before, after)]
         change = f"{after - before:+{form}}" if before is not None and after is not None else ""
         yield table[key].label, cells[0], cells[1], change
@@ -39,8 +39,8 @@ def render_summary(summary: Mapping[str, Any], folder: Path, table: Table, trust
         again = shlex.join(["fmstune", "train", "--from", str(folder / run_folder.JOB), *trust])
         found += [f"  model   {folder / run_folder.MODEL}", f"  again   {again}"]
     for name, one in (summary.get("tracking") or {}).items():
-        run = f"run {one['run']} in " if one["run"] != one["place"] else ""
-        what = f"{run}{one['place']}" if one["error"] is None else f"left out: {one['error']}"
+        run = f"run {one.get('run')} in " if one.get("run") != one.get("place") else ""
+        what = f"{run}{one.get('place')}" if one.get("error") is None else f"left out: {one['error']}"
         found.append(f"  {name:<12}{what}")
     return "\n".join(found)
 
@@ -49,27 +49,29 @@ def comparison_lines(
     base: Mapping[str, Any] | None, tuned: Mapping[str, Any], table: Table, name: str = "held-out rows"
 ) -> Iterator[str]:
     """The table of base against tuned on the held-out rows, and on each of their sets where they have names."""
-    heads = (f"{name}: {tuned['rows']:,}", "base", "tuned", "change")
+    heads = (f"{name}: {_number(tuned, 'rows')}", "base", "tuned", "change")
     yield from tables.lines(heads, list(metric_rows(base, tuned, table)), least=(22, 8, 8, 8))
     for name, one in tuned.get("sets", {}).items():
         yield ""
-        yield from comparison_lines(base["sets"][name] if base else None, one, table, name)
-    if tuned.get("rows_left_out"):
-        yield f"({tuned['rows_left_out']:,} more held-out rows were left out by evaluation.max_rows)"
-    if tuned.get("answers_too_long"):
-        yield f"({tuned['answers_too_long']:,} answers are longer than max_new_tokens and cannot match)"
+        yield from comparison_lines((base or {}).get("sets", {}).get(name), one, table, name)
+    if figure(tuned, "rows_left_out"):
+        yield f"({_number(tuned, 'rows_left_out')} more held-out rows were left out by evaluation.max_rows)"
+    if figure(tuned, "answers_too_long"):
+        yield f"({_number(tuned, 'answers_too_long')} answers are longer than max_new_tokens and cannot match)"
 
 
 def _cost(summary: Mapping[str, Any]) -> Iterator[str]:
-    trainable, total = summary["trainable_parameters"], summary["total_parameters"]
-    yield f"trained {trainable:,} of {total:,} parameters ({trainable / total:.2%})"
-    speed = f", {summary['tokens_per_second']:,.0f} tokens/s" if summary.get("tokens_per_second") else ""
-    took = f"{summary['steps_here']:,} steps in {summary['train_seconds']:.1f} s"
-    yield f"{took}{speed}, train loss {summary['train_loss']:.4f}"
+    number = partial(_number, summary)
+    trainable, total = figure(summary, "trainable_parameters"), figure(summary, "total_parameters")
+    share = f" ({trainable / total:.2%})" if trainable is not None and total else ""
+    yield f"trained {number('trainable_parameters')} of {number('total_parameters')} parameters{share}"
+    speed = f", {number('tokens_per_second', ',.0f')} tokens/s" if figure(summary, "tokens_per_second") else ""
+    took = f"{number('steps')} steps in {number('train_seconds', '.1f')} s{_resumes(summary)}"
+    yield f"{took}{speed}, train loss {number('train_loss', '.4f')}"
     if summary.get("stopped"):
-        yield f"stopped after step {summary['steps']:,}: {summary['stopped']}"
-    if summary.get("positions"):
-        tokens, positions = summary["tokens_trained_on"], summary["positions"]
+        yield f"stopped after step {number('steps')}: {summary['stopped']}"
+    tokens, positions = figure(summary, "tokens_trained_on"), figure(summary, "positions")
+    if tokens is not None and positions:
         yield f"{tokens:,} tokens in {positions:,} positions ({tokens / positions:.1%}; the rest is padding)"
     if summary.get("plan"):
         rows = []
@@ -80,12 +82,28 @@ def _cost(summary: Mapping[str, Any]) -> Iterator[str]:
         yield from tables.lines(("", "planned", "actual"), rows, least=(22, 13, 13))
 
 
+def _resumes(summary: Mapping[str, Any]) -> str:
+    """Say after which steps the run was resumed; empty where it was not."""
+    steps = [number for leg in summary.get("legs") or () if (number := figure(leg, "from_step"))]
+    return f" (resumed after step {', '.join(f'{step:,}' for step in steps)})" if steps else ""
+
+
+def _number(values: Mapping[str, Any], name: str, form: str = ",") -> str:
+    """Return a number as it is shown; a dash where a damaged or an unfinished summary has none."""
+    found = figure(values, name)
+    return "-" if found is None else f"{found:{form}}"
+
+
 def plan_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, float | None, float | None]]:
     """Yield the planned and the actual memory in bytes, steps and parameters; None where a number is not known."""
-    plan, actual = summary["plan"], partial(figure, summary)
+    planned, actual = partial(figure, summary.get("plan") or {}), partial(figure, summary)
     peak, before = actual("peak_memory_bytes"), actual("memory_before_model_bytes")
     # the libraries take their share before the model is loaded, which no plan can know
-    yield "memory", plan.get("total"), None if peak is None or before is None else peak - before
-    yield "steps", plan.get("total_steps"), actual("steps")
-    yield "parameters", plan.get("base_parameters", 0) + plan.get("adapter_parameters", 0), actual("total_parameters")
-    yield "trainable", plan.get("trainable_parameters"), actual("trainable_parameters")
+    yield "memory", planned("total"), None if peak is None or before is None else peak - before
+    yield "steps", planned("total_steps"), actual("steps")
+    yield (
+        "parameters",
+        (planned("base_parameters") or 0) + (planned("adapter_parameters") or 0),
+        actual("total_parameters"),
+    )
+    yield "trainable", planned("trainable_parameters"), actual("trainable_parameters")

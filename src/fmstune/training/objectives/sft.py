@@ -15,7 +15,7 @@ from fmstune.config.job import Evaluation
 from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.errors import raise_if_any
 from fmstune.evaluation.held_out import Scores, labels_of, score, together
-from fmstune.files import read_json, write_json
+from fmstune.files import write_json
 from fmstune.models.trl_internals import global_then_local_main_first, score_supervised_positions_on_cpu
 from fmstune.runs import run_folder
 from fmstune.training import collate, packing_audit
@@ -121,8 +121,9 @@ class SftTrainer(RunMixin, SFTTrainer):
         return output
 
     def own_figures(self) -> dict[str, Any]:
-        """Return how packed documents compare with the same alone."""
-        return {"packing": self.audit and dataclasses.asdict(self.audit)}
+        """Return how packed documents compared with the same alone, at the first batch of the whole run."""
+        former = self.former.own.get("packing") if self.former is not None else None
+        return {"packing": former or (self.audit and dataclasses.asdict(self.audit))}
 
 
 class Sft(BaseObjective):
@@ -176,7 +177,7 @@ class Sft(BaseObjective):
 def _keep_samples(folder: Path, scores: Mapping[str, Scores], answered: str) -> None:
     """Add this model's answers to the first held-out rows in `samples.json`."""
     path = folder / run_folder.SAMPLES
-    known = {(row["set"], row["row"]): row for row in read_json(path).get("rows", ())}
+    known = {(row["set"], row["row"]): row for row in run_folder.read_or_set_aside(path).get("rows", ())}
     rows = [
         {**known.get((name, number), {}), "set": name, "row": number, "prompt": sample.prompt}
         | {"expected": sample.expected, answered: sample.answer}
