@@ -188,3 +188,12 @@ def test_which_answers_of_a_conversation_are_trained(train: str, expected: list[
     }
     made = formats.chat(row, tokenizer=CHATML, train=train)  # type: ignore[arg-type]
     assert [segment.text.removesuffix("<|im_end|>") for segment in made if segment.trained] == expected
+
+
+def test_rows_of_share_gpt_need_no_setting() -> None:
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
+    row = {"conversations": turns, "system": "Be brief."}
+    made = formats.chat(row, tokenizer=CHATML)
+    assert made[0].text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>")
+    with pytest.raises(RowProblem, match="no column 'turns'; its columns are 'conversations', 'system'"):
+        formats.chat(row, tokenizer=CHATML, messages_field="turns")

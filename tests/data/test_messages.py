@@ -263,3 +263,27 @@ def test_a_date_of_parquet_is_a_problem_since_its_text_is_not_known() -> None:
         "column 'messages': 2: tool_calls: 1: function: arguments: day must be text, "
         "found the date datetime.date(2025, 8, 1); write it as text"
     )
+
+
+def test_stretches_of_the_content_by_offsets_are_left_out_as_in_axolotl() -> None:
+    details = [
+        {"begin_offset": 0, "end_offset": 3, "train": False},
+        {"begin_offset": 4, "end_offset": 6, "train": True},
+    ]
+    turn = {"role": "assistant", "content": "Hm. Yes. Or no.", "train_detail": details}
+    found = check_messages([TURNS[0], turn], "messages")[1]
+    assert found.pieces == (
+        Segment("", True),
+        Segment("Hm. ", False),
+        Segment("", True),
+        Segment("Yes", True),
+        Segment(". Or no.", True),
+    )
+    assert "train_detail" not in found.message
+
+
+@pytest.mark.parametrize("bounds", [(0, 5), (3, 2), (-1, 2), ("0", 2)])
+def test_offsets_beyond_the_content_are_a_problem(bounds: tuple[Any, int]) -> None:
+    detail = {"begin_offset": bounds[0], "end_offset": bounds[1], "train": False}
+    with pytest.raises(RowProblem, match=r"turn 2: train_detail: number 1 must have begin_offset and end_offset"):
+        check_messages([TURNS[0], TURNS[1] | {"train_detail": [detail]}], "messages")

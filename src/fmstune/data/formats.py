@@ -147,6 +147,8 @@ def chat(
 
     Thoughts are trained, masked or dropped. Where the template rewrites earlier turns, it is split into several rows.
     """
+    if messages_field == "messages" and "messages" not in row and "conversations" in row:
+        messages_field = "conversations"  # ShareGPT's
     _any_column(row, messages_field)
     columns = Columns(messages_field, tools_field, system_field, functions_field)
     turns, tools = read_conversation(row, columns, train, nulls=not isinstance(row, ArrowValues))

@@ -17,6 +17,8 @@ Span = tuple[int, int]
 
 FLAGS = ("train", "weight")
 """Keys of a turn or of a part of its content that say whether it is trained: axolotl's and OpenAI's."""
+OFFSETS = "train_detail"
+"""axolotl's key of a turn for flags of stretches of its content."""
 NAMES = {
     "human": "user",
     "gpt": "assistant",
@@ -182,7 +184,10 @@ def _wrapped(given: Any, place: str, inner: Sequence[str]) -> Message:
 
 def _turn(message: Message, trained: bool, place: str) -> Turn:
     """The turn without its flags; the parts of its content are joined."""
-    plain = {name: one for name, one in message.items() if name not in FLAGS}
+    plain = {name: one for name, one in message.items() if name not in (*FLAGS, OFFSETS)}
+    if OFFSETS in message:
+        cut = tuple(_cut(message, trained, f"{place}: {OFFSETS}"))
+        return Turn(plain, trained, cut if any(piece.trained != trained for piece in cut) else ())
     if not isinstance(message.get("content"), list):
         return Turn(plain, trained)
     pieces, thoughts = [], ""
@@ -201,6 +206,23 @@ def _turn(message: Message, trained: bool, place: str) -> Turn:
     plain = {**({"reasoning_content": thoughts} if thoughts else {}), **plain}
     plain["content"] = "".join(piece.text for piece in pieces)
     return Turn(plain, trained, tuple(pieces) if any(piece.trained != trained for piece in pieces) else ())
+
+
+def _cut(message: Message, trained: bool, place: str) -> Iterator[Segment]:
+    """The content in pieces; those that `train_detail` says `train: false` of are not trained, as in axolotl."""
+    text, details, position = message.get("content"), message[OFFSETS], 0
+    keys = ("begin_offset", "end_offset")
+    if not isinstance(text, str) or not isinstance(details, list):
+        raise RowProblem(f"{place} must be a list, of a turn whose content is text")
+    for number, detail in enumerate(details, start=1):
+        bounds = [detail.get(key) for key in keys] if isinstance(detail, Mapping) else []
+        if not all(type(one) is int for one in bounds) or not position <= bounds[0] <= bounds[1] < len(text):
+            wanted = f"begin_offset and end_offset (included), in order and within the {len(text):,} characters"
+            raise RowProblem(f"{place}: number {number} must have {wanted}, found {in_words(detail)}")
+        yield Segment(text[position : bounds[0]], trained)
+        position = bounds[1] + 1
+        yield Segment(text[bounds[0] : position], trained and _flag(detail, place) is not False)
+    yield Segment(text[position:], trained)
 
 
 def _flag(marked: Mapping[str, Any], place: str) -> bool | None:
