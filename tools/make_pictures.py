@@ -34,6 +34,8 @@ CHATML = (
     "++model.chat_template=package:chatml.jinja",
     "++model.special_tokens.extra_special_tokens=['<|im_start|>','<|im_end|>']",
 )
+CHATS = ("chosen", "flags", "thoughts")
+"""Conversations that docs/chat.md shows."""
 PACK = 88
 """Positions of the packed row."""
 WIDTH, LINE, CHARACTER, GAP = 520, 27, 8.4, 3
@@ -93,13 +95,21 @@ def main() -> int:
 
 def pictures(folder: Path) -> dict[str, str]:
     """Every picture by its file's name; `folder` takes the rows that the documents show."""
-    for name, page in (("wishes.jsonl", "masking.md"), ("chats.jsonl", "data.md")):
+    shown = (
+        ("wishes.jsonl", "masking.md"),
+        ("chats.jsonl", "data.md"),
+        *((f"{name}.jsonl", "chat.md") for name in CHATS),
+    )
+    for name, page in shown:
         (folder / name).write_text(shown_file(name, ROOT / "docs" / page), encoding="utf-8")
     with chdir(folder):
         return {
             "complaints.svg": row_picture("A shipped complaint", "data.max_rows=2", row=1),
             "alpaca.svg": row_picture("An alpaca row", "data=alpaca", "++data.train=wishes.jsonl"),
             "chat.svg": row_picture("A conversation", "data=chat", "++data.train=chats.jsonl", *CHATML),
+            **{f"chat-train-{train}.svg": chat_picture("chosen", train) for train in ("all", "last", "marked")},
+            **{f"chat-reasoning-{choice}.svg": thoughts_picture(choice) for choice in ("train", "mask", "drop")},
+            "chat-flags.svg": chat_picture("flags", "all"),
             "packed.svg": packed_picture(),
         }
 
@@ -134,6 +144,18 @@ def row_picture(title: str, *words: str, row: int = 0) -> str:
     found = tokens(made.sources[0].rows[row], tokenizer)
     drawn = flow(found, 8)
     return svg(title, counted(found), drawn.svg, drawn.bottom + 8)
+
+
+def chat_picture(name: str, train: str) -> str:
+    """A conversation of docs/chat.md, under this choice of `data.format.train`."""
+    words = ("data=chat", f"++data.train={name}.jsonl", f"++data.format.train={train}", *CHATML)
+    return row_picture(f"A conversation, train: {train}", *words)
+
+
+def thoughts_picture(reasoning: str) -> str:
+    """The first answer of a conversation with thoughts, under this choice of `data.format.reasoning`."""
+    words = ("data=chat", "++data.train=thoughts.jsonl", f"++data.format.reasoning={reasoning}", *CHATML)
+    return row_picture(f"A conversation, reasoning: {reasoning}", *words, "++model.chat_template=trl:qwen3")
 
 
 def packed_picture() -> str:

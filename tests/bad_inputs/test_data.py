@@ -268,6 +268,17 @@ TEMPLATES = [
         "model.chat_template: trl:qwen3_train: TRL ships no such template; did you mean 'qwen3_training'?",
     ),
     case(
+        "check data=chat data.train=rows.jsonl model.chat_template=trl:qwen3_training "
+        "data.format.template_kwargs.enable_thinkin=false",
+        "data.format.template_kwargs.enable_thinkin: the chat template reads no such variable; did you mean …",
+        rows_jsonl=CHAT,
+    ),
+    case(
+        "check data=chat data.train=rows.jsonl model.chat_template=trl:qwen3_training",
+        "rows.jsonl, row 1: the chat template leaves out what turn 1 (critic) says; choose a template that writes it …",
+        rows_jsonl=CHAT.replace("[", '[{"role": "critic", "content": "Hm."}, '),
+    ),
+    case(
         "check data=chat data.train=rows.jsonl data.format.train=marked model.chat_template=trl:qwen3_training",
         "rows.jsonl, row 1: no turn is trained: the assistant has none, or flags and data.format.train leave all of …",
         rows_jsonl=CHAT,

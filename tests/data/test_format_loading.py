@@ -49,9 +49,13 @@ def test_load_lists_all_settings_that_do_not_fit() -> None:
     )
 
 
-def test_a_setting_that_is_a_choice_is_checked() -> None:
-    with pytest.raises(UserError, match="data.format.train must be one of all, last, marked, found the str 'lst'"):
-        load_format({"_target_": "fmstune.data.formats.chat", "train": "lst"})
+def test_a_setting_that_is_a_choice_or_a_mapping_is_checked() -> None:
+    with pytest.raises(UserError) as raised:
+        load_format({"_target_": "fmstune.data.formats.chat", "train": "lst", "template_kwargs": "x"})
+    assert tuple(map(str, raised.value.problems)) == (
+        "data.format.train must be one of all, last, marked, found the str 'lst'",
+        "data.format.template_kwargs must be a mapping of names to values, found the str 'x'",
+    )
 
 
 def test_a_field_that_was_left_empty_is_no_string() -> None:

@@ -197,3 +197,13 @@ def test_rows_of_share_gpt_need_no_setting() -> None:
     assert made[0].text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>")
     with pytest.raises(RowProblem, match="no column 'turns'; its columns are 'conversations', 'system'"):
         formats.chat(row, tokenizer=CHATML, messages_field="turns")
+
+
+def test_variables_of_the_template_are_the_same_for_a_row_and_for_a_question() -> None:
+    tokenizer = load_tokenizer(Model(path="package:tiny_llama", chat_template="package:chatml.jinja")).tokenizer
+    tokenizer.chat_template = "{{ mood }}: " + tokenizer.chat_template
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
+    settings: dict[str, Any] = {"tokenizer": tokenizer, "template_kwargs": {"mood": "kind"}}
+    asked, made = formats.chat(row, asking=True, **settings), formats.chat(row, **settings)
+    assert asked[0] == made[0]
+    assert asked[0].text.startswith("kind:<|im_start|>user")

@@ -6,7 +6,8 @@ import pytest
 
 from fmstune import files
 from fmstune.data.messages import check_messages
-from fmstune.data.template_inputs import check_variables, fitted, variables
+from fmstune.data.template_inputs import check_variables, check_written, fitted, variables
+from fmstune.data.tokens import RowProblem
 from fmstune.errors import UserError
 
 OBJECTS = (
@@ -94,3 +95,37 @@ def test_a_variable_that_the_template_does_not_read_is_a_problem(name: str, prob
     with pytest.raises(UserError) as raised:
         check_variables("{{ messages }}{{ enable_thinking }}", {"enable_thinking": False, name: 1})
     assert [str(found) for found in raised.value.problems] == [f"data.format.template_kwargs.{name}{problem}"]
+
+
+CALL = {"name": "weather", "arguments": {}}
+TALK = (
+    {"role": "critic", "content": " Be brief. "},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "<think>x</think>\n\nLet me look.", "tool_calls": [CALL]},
+)
+
+
+def check(text: str) -> None:
+    """Check a template that always writes this, but for a greeting of the user that is not there."""
+    said = turns(*TALK)
+    check_written(said, [{"function": {"name": "time"}}], text, lambda given: text if given[1].content else "")
+
+
+@pytest.mark.parametrize("greeting", ["Hi", "HI"])
+def test_what_a_template_writes_in_other_letters_is_not_left_out(greeting: str) -> None:
+    check(f"critic: Be brief. user: {greeting} assistant: Let me look. weather() time")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("user: Hi assistant: Let me look. weather() time", "what turn 1 (critic) says"),
+        ("critic: Be brief. user: Hi assistant: weather() time", "what turn 3 (assistant) says"),
+        ("critic: Be brief. user: Hi assistant: Let me look. time", "the call of 'weather' in turn 3"),
+        ("critic: Be brief. user: Hi assistant: Let me look. weather()", "the tool 'time'"),
+    ],
+)
+def test_what_a_template_leaves_out_is_a_problem(text: str, problem: str) -> None:
+    with pytest.raises(RowProblem) as raised:
+        check(text)
+    assert str(raised.value).startswith(f"the chat template leaves out {problem}; choose a template that writes it")

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fmstune.config import requests
 from fmstune.config.requests import Generation
+from fmstune.files import resolve
 from tests import ROOT, small
 from tests.conftest import Result
 
@@ -223,3 +224,31 @@ def test_generating_does_not_wait_for_what_trains_to_be_imported(tmp_path: Path)
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.slow
+def test_a_run_on_chat_rows_keeps_its_template_and_is_asked_with_its_variables(
+    fmstune: Fmstune, rows_file: Any
+) -> None:
+    template = "{{ mood }}! " + Path(resolve("package:chatml.jinja")).read_text(encoding="utf-8")
+    Path("mood.jinja").write_text(template, encoding="utf-8")
+    turns = [{"role": "user", "content": "late"}, {"role": "assistant", "content": "so sorry"}]
+    words = ("data=chat", f"data.train={rows_file([{'messages': turns}] * 2)}", "data.format.template_kwargs.mood=kind")
+    once = ("training.max_steps=1", "training.save_strategy=no", "evaluation=none")
+    run = fmstune("model=tiny_llama", "model.chat_template=mood.jinja", "peft=lora", *words, *once)
+    assert run.code == 0, run.err
+    assert fmstune("merge", "--model", str(run.folder), "--out", "merged").code == 0
+    assert fmstune("merge", "--model", str(run.folder), "--export", "vllm_lora", "--out", "exported").code == 0
+    for folder in (run.folder / "model", Path("merged"), Path("exported")):
+        assert AutoTokenizer.from_pretrained(folder).chat_template == template
+    asked = ("--format", "chat", "--text", "late", "--max_new_tokens", "2")
+    for place, more, mood in (
+        (run.folder, (), "kind"),
+        (run.folder / "model", (), "kind"),
+        (run.folder, ("data.format.template_kwargs.mood=cross",), "cross"),
+        (Path("merged"), ("data.format.template_kwargs.mood=calm",), "calm"),
+    ):
+        done = fmstune("generate", "--model", str(place), *asked, *more)
+        assert done.code == 0, done.err
+        assert done.out.startswith(f"{mood}!<|im_start|>user\nlate<|im_end|>\n<|im_start|>assistant\n"), done.out
+        assert ("data.format.template_kwargs is {'mood': 'kind'}, as in" in done.err) == (mood == "kind")

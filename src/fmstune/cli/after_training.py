@@ -1,6 +1,7 @@
 """Verbs that ask something of what was trained: checked here as far as can be, then handed to a runner."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from fmstune.config.requests import Generation, Harness, Merge, RunnerRequest, S
 from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
 from fmstune.runs import run_folder
 
+ASKED_ALIKE = ("template_kwargs",)
+"""Settings of a format that decide how a model is asked, and should be those that it was trained with."""
+
 
 def ask_runner(line: CommandLine, asked: RunnerRequest) -> int:
     """Check the request as far as the parent can, and let a runner do it; the exit code."""
@@ -26,7 +30,8 @@ def ask_runner(line: CommandLine, asked: RunnerRequest) -> int:
             asked = dataclasses.replace(asked, model=run_model(asked.model))
             problems = list(generation_problems(asked, asked.data_format))
             with collect_problems(problems):
-                asked = dataclasses.replace(asked, format=_data_format(line, asked.data_format))
+                chosen = _data_format(line, asked.data_format)
+                asked = dataclasses.replace(asked, format=_asking_as_trained(line, asked.model, chosen))
             raise_if_any(problems)
         case Merge():
             asked = dataclasses.replace(asked, model=tuple(map(run_model, asked.model)))
@@ -70,6 +75,30 @@ def _evaluated(line: CommandLine, run: Path) -> Job:
     read = "data." if job.data.eval is None else ("data.eval", "data.format", "data.max", "data.text", "data.resp")
     raise_if_any(problem for problem in job_problems(job) if problem.field.startswith(read))
     return job
+
+
+def _asking_as_trained(line: CommandLine, place: str, format: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The format with the settings of the model's run that decide how its template asks, unless the words set them."""
+    runs = [folder / run_folder.JOB for folder in (Path(place), Path(place).parent, Path(place).parent.parent)]
+    job_file = next((file for file in runs if file.is_file()), None)
+    if format is None or job_file is None:
+        return format
+    trained, words = (
+        freeze.read(job_file, trusted=line.trusted).job.data.format,
+        [w.key_or_group for w in line.overrides],
+    )
+    if trained["_target_"] != format["_target_"]:
+        return format
+    kept = {
+        name: value
+        for name, value in trained.items()
+        if name in ASKED_ALIKE
+        and value != format.get(name)
+        and not any(f"data.format.{name}" in word for word in words)
+    }
+    for name, value in kept.items():
+        print(f"fmstune: note: data.format.{name} is {value}, as in {job_file}", file=sys.stderr)
+    return {**format, **kept}
 
 
 def _data_format(line: CommandLine, choice: str | None) -> dict[str, Any] | None:

@@ -5,9 +5,10 @@ ends the turn. A row trains an answer where it begins with exactly that text; so
 model is asked for. A template that rewrites earlier turns, as those do that drop earlier thoughts, needs several rows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fmstune.data.chat_template import ChatTemplate, Written, chat_template, trl_templates
 from fmstune.data.messages import Span, Tools, Turn, stretches
@@ -49,13 +50,14 @@ def chat_rows(
     *,
     reasoning: str = "train",
     split_turns: bool = True,
+    variables: Mapping[str, Any] | None = None,
 ) -> Templated | Rows:
     """The conversation as the model's template writes it, in one row, or where `split_turns` allows it in several."""
     if tokenizer is None:
         # a scan counts the words of the turns alone
         said = place_thoughts(turns, None, reasoning)
         return Templated(piece for turn in said for piece in turn.pieces or [Segment(turn.content, turn.trained)])
-    template = chat_template(tokenizer, tools)
+    template = chat_template(tokenizer, tools, variables)
     chat = Conversation(place_thoughts(turns, template, reasoning), tools, template)
     speaks = [number for number, turn in enumerate(chat.turns) if turn.trains]
     answers = [_answer(chat, number, masks=reasoning == "mask") for number in speaks]
@@ -74,9 +76,8 @@ def chat_rows(
     return rows[0] if len(rows) == 1 else Rows(rows)
 
 
-def chat_question(turns: Sequence[Turn], tools: Tools, tokenizer: PreTrainedTokenizerBase, reasoning: str) -> Templated:
+def chat_question(turns: Sequence[Turn], tools: Tools, template: ChatTemplate, reasoning: str) -> Templated:
     """The conversation with the words that ask the assistant to speak."""
-    template = chat_template(tokenizer, tools)
     asked = template.write(place_thoughts(turns, template, reasoning), tools, asks=True)
     return Templated([Segment(asked.text, trained=False)])
 
@@ -145,7 +146,7 @@ def _not_asked(chat: Conversation, number: int, question: str, said: str) -> str
     name = chat.template.training_variant
     if name is not None:
         with suppress(RowProblem):
-            variant = replace(chat, template=ChatTemplate(chat.template.tokenizer, trl_templates()[name]))
+            variant = replace(chat, template=replace(chat.template, source=trl_templates()[name]))
             _asked(variant, number)
             return f"{problem}; model.chat_template=trl:{name} is its variant for training"
     if thoughts_of(chat.turns[number]):

@@ -1,9 +1,10 @@
 """A tokenizer's chat template: what it writes for turns, how it ends a turn, whether it takes thoughts as a field."""
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 from jinja2.exceptions import TemplateError
 
 from fmstune.data.messages import Message, Span, Tools, Turn
+from fmstune.data.template_inputs import check_variables
 from fmstune.data.tokens import PreTrainedTokenizerBase, RowProblem
 from fmstune.errors import UserError
 
@@ -48,6 +50,8 @@ class ChatTemplate:
 
     tokenizer: PreTrainedTokenizerBase
     source: str
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """Values of variables of its own, such as `enable_thinking`."""
 
     @cached_property
     def marks(self) -> bool:
@@ -69,7 +73,7 @@ class ChatTemplate:
                 chat_template=self.source,
                 return_assistant_tokens_mask=self.marks,
                 add_generation_prompt=asks,
-                **self.tokenizer.special_tokens_map,
+                **{**self.tokenizer.special_tokens_map, **self.variables},
             )
         return Written(str(texts[0]), tuple(blocks[0]) if blocks else ())
 
@@ -140,7 +144,9 @@ def _in_parts(message: Message) -> Message:
     return {**message, "content": [{"type": "text", "text": message.get("content") or ""}]}
 
 
-def chat_template(tokenizer: PreTrainedTokenizerBase, tools: Tools = None) -> ChatTemplate:
+def chat_template(
+    tokenizer: PreTrainedTokenizerBase, tools: Tools = None, variables: Mapping[str, Any] | None = None
+) -> ChatTemplate:
     """The template of the tokenizer; of several by name, the one called tool_use for tools, else default."""
     if tokenizer.chat_template is None:
         advice = "set model.chat_template to a Jinja file (package:chatml.jinja ships with fmstune)"
@@ -151,7 +157,8 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, tools: Tools = None) -> Ch
         text = f": the model has chat templates called {names}, and none called default; set model.chat_template"
         raise UserError("data.format", text)
     source = str(tokenizer.get_chat_template(tools=tools))
-    return _chat_template(tokenizer, source, len(tokenizer), tuple(tokenizer.special_tokens_map.values()))
+    tokens = len(tokenizer), tuple(tokenizer.special_tokens_map.values())
+    return _chat_template(tokenizer, source, json.dumps(variables or {}, sort_keys=True), tokens)
 
 
 def answer_ends(tokenizer: PreTrainedTokenizerBase) -> list[TurnEnd]:
@@ -164,9 +171,11 @@ def answer_ends(tokenizer: PreTrainedTokenizerBase) -> list[TurnEnd]:
 
 
 @lru_cache(maxsize=8)
-def _chat_template(tokenizer: PreTrainedTokenizerBase, source: str, *tokens: Any) -> ChatTemplate:
+def _chat_template(tokenizer: PreTrainedTokenizerBase, source: str, variables: str, tokens: Any) -> ChatTemplate:
     """One object for all rows; a token that is added later makes another."""
-    return ChatTemplate(tokenizer, source)
+    given = json.loads(variables)
+    check_variables(source, given)
+    return ChatTemplate(tokenizer, source, given)
 
 
 @lru_cache(maxsize=1)

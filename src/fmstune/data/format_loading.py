@@ -109,6 +109,8 @@ def _wanted(annotation: Any, value: Any) -> str | None:
     """What a setting must be, in words; None where the value is that, or the function does not say."""
     if annotation in (str, str | None):
         return None if isinstance(value, annotation) else "a string"
+    if annotation == Mapping[str, Any] | None:
+        return None if value is None or isinstance(value, Mapping) else "a mapping of names to values"
     if annotation is bool:
         return None if isinstance(value, bool) else "true or false"
     choices = get_args(annotation) if get_origin(annotation) is Literal else (value,)

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fmstune.data.chat import chat_question, chat_rows
+from fmstune.data.chat_template import chat_template
 from fmstune.data.messages import Columns, read_conversation
 from fmstune.data.read import ArrowValues
-from fmstune.data.template_inputs import fitted
+from fmstune.data.template_inputs import check_written, fitted
 from fmstune.data.templates import render_row
 from fmstune.data.tokens import (
     Formatted,
@@ -141,6 +142,7 @@ def chat(
     train: Literal["all", "last", "marked"] = "all",
     reasoning: Literal["train", "mask", "drop"] = "train",
     split_turns: bool = True,
+    template_kwargs: Mapping[str, Any] | None = None,
     asking: bool = False,
 ) -> Templated | Rows:
     """A conversation under the model's chat template; the assistant's turns and what ends each are trained.
@@ -152,12 +154,17 @@ def chat(
     _any_column(row, messages_field)
     columns = Columns(messages_field, tools_field, system_field, functions_field)
     turns, tools = read_conversation(row, columns, train, nulls=not isinstance(row, ArrowValues))
-    if tokenizer is not None and tokenizer.chat_template is not None:
-        turns = fitted(turns, str(tokenizer.get_chat_template(tools=tools)))
-    if asking and tokenizer is not None:
+    if tokenizer is None:
+        return chat_rows(turns, tools, None, reasoning=reasoning)
+    template = chat_template(tokenizer, tools, template_kwargs)
+    turns = fitted(turns, template.source)
+    if asking:
         before = turns[:-1] if turns[-1].role == "assistant" else turns
-        return chat_question(before, tools, tokenizer, reasoning)
-    return chat_rows(turns, tools, tokenizer, reasoning=reasoning, split_turns=split_turns)
+        return chat_question(before, tools, template, reasoning)
+    made = chat_rows(turns, tools, tokenizer, reasoning=reasoning, split_turns=split_turns, variables=template_kwargs)
+    text = "".join(segment.text for part in (made if isinstance(made, Rows) else [made]) for segment in part)
+    check_written(turns, tools, text, lambda said: template.write(said, tools).text)
+    return made
 
 
 def tokenized(

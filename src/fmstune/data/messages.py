@@ -215,7 +215,7 @@ def _cut(message: Message, trained: bool, place: str) -> Iterator[Segment]:
     if not isinstance(text, str) or not isinstance(details, list):
         raise RowProblem(f"{place} must be a list, of a turn whose content is text")
     for number, detail in enumerate(details, start=1):
-        bounds = [detail.get(key) for key in keys] if isinstance(detail, Mapping) else []
+        bounds: list[Any] = [detail.get(key) for key in keys] if isinstance(detail, Mapping) else []
         if not all(type(one) is int for one in bounds) or not position <= bounds[0] <= bounds[1] < len(text):
             wanted = f"begin_offset and end_offset (included), in order and within the {len(text):,} characters"
             raise RowProblem(f"{place}: number {number} must have {wanted}, found {in_words(detail)}")

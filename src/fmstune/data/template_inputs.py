@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 from jinja2 import Environment, meta
 from jinja2.exceptions import TemplateError
 
-from fmstune.data.messages import Message, Turn
+from fmstune.data.messages import Message, Tools, Turn
 from fmstune.data.templates import Generation
+from fmstune.data.tokens import RowProblem
 from fmstune.errors import Problem, did_you_mean, raise_if_any
 
 GIVEN = ("messages", "tools", "add_generation_prompt")
@@ -115,3 +116,27 @@ def _writes_call(template: str, as_text: bool, content: bool) -> bool:
         return False
     escaped = as_text and r"{\"key\"" in str(texts[0])
     return not escaped and str(_CALL["arguments"]) not in str(texts[0])
+
+
+def check_written(turns: Sequence[Turn], tools: Tools, text: str, write: Callable[[Sequence[Turn]], str]) -> None:
+    """Raise RowProblem where the text lacks a turn, a call or a tool, which a template can leave out without a word."""
+    change = "choose a template that writes it (model.chat_template), or take it out of the row"
+    for number, turn in enumerate(turns):
+        if turn.content.rpartition("</think>")[2].strip() not in text and _is_left_out(turns, number, write):
+            raise RowProblem(f"the chat template leaves out what turn {number + 1} ({turn.role}) says; {change}")
+        for call in turn.message.get("tool_calls", ()):
+            if call["function"]["name"] not in text:
+                named = f"the call of {call['function']['name']!r} in turn {number + 1}"
+                raise RowProblem(f"the chat template leaves out {named}; {change}")
+    for tool in tools or ():
+        if tool["function"]["name"] not in text:
+            raise RowProblem(f"the chat template leaves out the tool {tool['function']['name']!r}; {change}")
+
+
+def _is_left_out(turns: Sequence[Turn], number: int, write: Callable[[Sequence[Turn]], str]) -> bool:
+    """Whether the conversation is the same where this turn says nothing; a template may have rewritten its words."""
+    silent = replace(turns[number], message={**turns[number].message, "content": ""})
+    try:
+        return write(turns) == write([*turns[:number], silent, *turns[number + 1 :]])
+    except RowProblem:
+        return False
