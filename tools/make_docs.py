@@ -38,6 +38,7 @@ from fmstune.config import choices as config_choices
 from fmstune.config import freeze
 from fmstune.config.compose import compose_job
 from fmstune.config.defaults import USUAL_RATE, usual_rate
+from fmstune.config.groups import short_list
 from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO
 from fmstune.config.overrides import parse_overrides
 from fmstune.config.renamed_fields import OWNED, TRANSLATED, Translation
@@ -200,10 +201,7 @@ def _default(value: ast.expr | None) -> str:
 def groups() -> str:
     """What each group sets, with its choices and its page."""
     about = {"experiment": "Choices and values under one name.", **dict(_about_groups())}
-    rows = [
-        (f"[`{group}`](groups/{group}.md)", about[group], ", ".join(f"`{path.stem}`" for path in _files(group)))
-        for group in GROUPS
-    ]
+    rows = [(f"[`{group}`](groups/{group}.md)", about[group], _choices(group)) for group in GROUPS]
     return _table(("group", "what it says", "choices"), rows)
 
 
@@ -253,7 +251,11 @@ def methods() -> str:
 
 def choices() -> str:
     """One line a group."""
-    return _table(("group", "choices"), [(f"`{g}`", ", ".join(f"`{p.stem}`" for p in _files(g))) for g in GROUPS])
+    return _table(("group", "choices"), [(f"`{group}`", _choices(group)) for group in GROUPS])
+
+
+def _choices(group: str) -> str:
+    return ", ".join(f"`{name}`" for name in short_list([path.stem for path in _files(group)]))
 
 
 def _files(group: str) -> list[Path]:

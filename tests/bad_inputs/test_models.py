@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
 from tests import ROOT
 from tests.bad_inputs.cases import ROW, Case, assert_answered, assert_says, case, write, wrong_inputs
@@ -16,6 +18,11 @@ pytestmark = pytest.mark.sampled(12)
 TINY = ROOT / "src" / "fmstune" / "assets" / "tiny_llama"
 
 
+NO_TENSORS = b"\x02\0\0\0\0\0\0\0{}"
+"""A whole safetensors file without a tensor in it."""
+QUERIES = "base_model.model.model.layers.0.self_attn.q_proj"
+WEIGHTS = (TINY / "model.safetensors").read_bytes()
+FEWER_ROWS = save({name: rows[:500] if "embed" in name else rows for name, rows in load(WEIGHTS).items()})
 LLAMA_TARGETS = "available are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
 
 
@@ -53,11 +60,11 @@ MODELS = [
     case("model=llama2_7b", "model.path: no folder is named meta-llama/Llama-2-7b-hf, and it is neither …"),
     model_case("model.path: m has no config.json; give the folder that save_pretrained wrote", {"m/x": ""}),
     model_case(
-        "model.path: m holds no *.safetensors (found pytorch_model.bin); fmstune reads nothing else; save it again …",
+        "model.path: m holds no model.safetensors (found pytorch_model.bin); fmstune reads nothing else; save …",
         without(tiny_llama(), "m/model.safetensors") | {"m/pytorch_model.bin": b"x"},
     ),
     model_case(
-        "model.path: m holds no *.safetensors (found no weights); …", without(tiny_llama(), "m/model.safetensors")
+        "model.path: m holds no model.safetensors (found no weights); …", without(tiny_llama(), "m/model.safetensors")
     ),
     model_case(
         "model.path: m has the model_type 'lama', unknown to this transformers; did you mean 'llama'?",
@@ -75,9 +82,45 @@ MODELS = [
     model_case("model.path: m/config.json is not JSON: …", tiny_llama() | {"m/config.json": "{x"}),
     model_case(
         "model.tokenizer: the tokenizer has … ids and the model 500 embeddings; take the model's own tokenizer, and …",
-        tiny_llama(vocab_size=500, pad_token_id=None),
+        tiny_llama(vocab_size=500, pad_token_id=None) | {"m/model.safetensors": FEWER_ROWS},
     ),
     model_case("model.path: the tokenizer m cannot be loaded: …", tiny_llama() | {"m/tokenizer.json": "{x"}),
+    model_case(
+        "model.path: m/model.safetensors is damaged or cut short (…); copy it again",
+        tiny_llama() | {"m/model.safetensors": WEIGHTS[: len(WEIGHTS) // 2]},
+    ),
+    model_case("model.path: m/model.safetensors is empty; copy it again", tiny_llama() | {"m/model.safetensors": b""}),
+    model_case(
+        "model.path: m/model.safetensors is damaged or cut short (…); copy it again",
+        tiny_llama() | {"m/model.safetensors": b"damaged"},
+    ),
+    model_case(
+        "model.path: m/model.safetensors.index.json names pytorch_model-1.bin; fmstune reads safetensors only; …",
+        without(tiny_llama(), "m/model.safetensors")
+        | {"m/model.safetensors.index.json": '{"weight_map": {"lm_head.weight": "pytorch_model-1.bin"}}'},
+    ),
+    model_case(
+        "model.path: m has weights of another shape for …, which would be random; give …",
+        tiny_llama(intermediate_size=64),
+    ),
+    model_case("model.path: m/config.json: hidden_size must be at least 1, got 0", tiny_llama(hidden_size=0)),
+    model_case(
+        "model.path: m/config.json: num_attention_heads must be at least 1, got 0", tiny_llama(num_attention_heads=0)
+    ),
+    model_case(
+        "model.path: m/config.json has values that transformers refuses: …rope_parameters…",
+        tiny_llama(rope_parameters={"rope_type": "llama3"}),
+    ),
+    model_case(
+        "model.path: m/config.json: rope_parameters.rope_theta must be a number above 0, got 0",
+        tiny_llama(rope_parameters={"rope_theta": 0}),
+    ),
+    case(
+        "peft=lora model.adapter=a",
+        "model.adapter: a/adapter_model.safetensors is damaged or cut short (…); copy it again",
+        a__adapter_config_json='{"peft_type": "LORA"}',
+        a__adapter_model_safetensors="damaged",
+    ),
     case("model.tokenizer=./nowhere", "model.tokenizer: no folder nowhere, and './nowhere' is not a hub id …"),
     case("model.tokenizer=m", "model.tokenizer: m has no tokenizer_config.json; give the folder …", m__readme_txt="x"),
     case(
@@ -263,7 +306,7 @@ ADAPTERS = [
     case("peft=lora model.adapter=a", "model.adapter: a has no adapter_config.json; give the folder …", a__x_txt="x"),
     case(
         "peft=lora model.adapter=a",
-        "model.adapter: a holds no *.safetensors (found adapter_model.bin); …",
+        "model.adapter: a holds no adapter_model.safetensors (found adapter_model.bin); …",
         a__adapter_config_json="{}",
         a__adapter_model_bin="x",
     ),
@@ -271,25 +314,25 @@ ADAPTERS = [
         "peft=lora model.adapter=a",
         "model.adapter: a cannot be read as an adapter (…); give a folder …",
         a__adapter_config_json="{x",
-        a__adapter_model_safetensors="x",
+        a__adapter_model_safetensors=NO_TENSORS,
     ),
     case(
         "peft=lora model.adapter=a",
         "model.adapter: a is of no method (no peft_type), and the peft group chose LORA; choose its method",
         a__adapter_config_json="{}",
-        a__adapter_model_safetensors="x",
+        a__adapter_model_safetensors=NO_TENSORS,
     ),
     case(
         "peft=lora model.adapter=a",
         "model.adapter: a is PROMPT_TUNING, and the peft group chose LORA; choose its method",
         a__adapter_config_json=SAVED_PROMPT,
-        a__adapter_model_safetensors="x",
+        a__adapter_model_safetensors=NO_TENSORS,
     ),
     case(
         "peft=prompt_tuning model.adapter=a",
         "model.adapter: PEFT cannot train saved virtual tokens further (PromptTuning); leave it out and train anew",
         a__adapter_config_json=SAVED_PROMPT,
-        a__adapter_model_safetensors="x",
+        a__adapter_model_safetensors=NO_TENSORS,
     ),
 ]
 
@@ -307,17 +350,15 @@ def test_a_wrong_model_is_answered_by_one_message_and_leaves_nothing(
     ("command", "files", "says"),
     [
         (
-            "model=causal_lm model.path=m",
-            tiny_llama() | {"m/model.safetensors": b"damaged"},
-            "model.path: the model m cannot be loaded: …",
-        ),
-        (
             "peft=lora model.adapter=a",
-            {"a/adapter_config.json": '{"peft_type": "LORA"}', "a/adapter_model.safetensors": b"damaged"},
+            {
+                "a/adapter_config.json": '{"peft_type": "LORA", "target_modules": ["q_proj"]}',
+                "a/adapter_model.safetensors": save({f"{QUERIES}.lora_A.weight": np.zeros((3, 3), np.float32)}),
+            },
             "model.adapter: a does not fit the model: …",
-        ),
+        )
     ],
-    ids=["damaged weights", "damaged adapter"],
+    ids=["an adapter of another shape"],
 )
 def test_what_only_loading_can_show_is_answered_and_recorded(
     command: str, files: Mapping[str, str | bytes], says: str, fmstune: Callable[..., Any], tmp_path: Path

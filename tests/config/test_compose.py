@@ -27,10 +27,18 @@ from tests.composing import composed, composed_tree
 pytestmark = pytest.mark.sampled(8)
 
 GROUPS = {group: groups.choices(group) for group in ("model", "peft", "data", "launcher", "evaluation")}
+WITH_EVERY_METHOD = ("tiny_llama", "tiny_gpt_bigcode", "llama2_7b", "llama2_13b", "gpt_bigcode", "causal_lm")
 COMBINATIONS = [
-    # every method on every model and every launcher with every kind of data; the groups meet nowhere else
+    # every method on every kind of model and every launcher with every kind of data; the groups meet nowhere else
     *zip(
-        *zip(*itertools.product(GROUPS["model"], GROUPS["peft"]), strict=True),
+        *zip(*itertools.product(WITH_EVERY_METHOD, GROUPS["peft"]), strict=True),
+        itertools.cycle(GROUPS["data"]),
+        itertools.cycle(GROUPS["launcher"]),
+    ),
+    # every other model with one method after the other
+    *zip(
+        [name for name in GROUPS["model"] if name not in WITH_EVERY_METHOD],
+        itertools.cycle(GROUPS["peft"]),
         itertools.cycle(GROUPS["data"]),
         itertools.cycle(GROUPS["launcher"]),
     ),

@@ -8,8 +8,8 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from fmstune.config.job import Model
 from fmstune.errors import UserError
-from fmstune.models.architecture import build_empty, model_configuration
-from tests.models.test_shapes import BIGCODE, TINY_LLAMA, config_of
+from fmstune.models.architecture import build_empty, forward_problems, model_configuration
+from tests.models.test_shapes import BIGCODE, TINY_LLAMA, config_of, model_of
 
 
 def test_a_folder_is_read(tmp_path):
@@ -148,6 +148,71 @@ def test_values_that_fit_no_configuration_are_the_users_error(tmp_path, values, 
     (tmp_path / "config.json").write_text(values)
     with pytest.raises(UserError, match=message):
         model_configuration(Model(path=str(tmp_path)))
+
+
+SIZES = [
+    ({"hidden_size": 0}, "hidden_size must be at least 1, got 0"),
+    ({"num_attention_heads": 0}, "num_attention_heads must be at least 1, got 0"),
+    ({"num_key_value_heads": -2}, "num_key_value_heads must be at least 1, got -2"),
+    ({"vocab_size": 0}, "vocab_size must be at least 1, got 0"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1, got 0"),
+    ({"intermediate_size": 0}, "intermediate_size must be at least 1, got 0"),
+    ({"rope_parameters": {"rope_type": "yarm", "factor": 2.0}}, "rope_parameters.rope_type must be one of default, "),
+    ({"rope_parameters": {"rope_type": "linear", "factor": "x"}}, "rope_parameters.factor must be a number above 0"),
+    ({"rope_parameters": {"rope_type": "linear", "factor": -1}}, "rope_parameters.factor must be a number above 0"),
+    ({"rope_parameters": {"rope_theta": 0}}, "rope_parameters.rope_theta must be a number above 0, got 0"),
+    ({"rope_theta": -1.0}, "rope_parameters.rope_theta must be a number above 0, got -1.0"),
+    ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_parameters.factor must be a number above 0, got 0"),
+    ({"rope_parameters": {"rope_type": "llama3"}}, "Missing required keys in `rope_parameters`"),
+    ({"rope_parameters": "default"}, "rope_parameters"),
+    ({"rope_parameters": [1]}, "rope_parameters"),
+    ({"hidden_size": "big"}, "hidden_size"),
+    ({"num_attention_heads": 5}, "hidden"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), SIZES)
+def test_a_folder_whose_sizes_make_no_model_is_refused_with_the_field(tmp_path, values, message):
+    (tmp_path / "config.json").write_text(json.dumps({**TINY_LLAMA, **values}))
+    with pytest.raises(UserError) as error:
+        build_empty(model_configuration(Model(path=str(tmp_path))))
+    (problem,) = map(str, error.value.problems)
+    assert problem.startswith(f"model.path: {tmp_path}/config.json")
+    assert message in problem
+
+
+@pytest.mark.parametrize(("values", "message"), SIZES)
+def test_an_architecture_whose_sizes_make_no_model_is_refused_with_the_field(values, message):
+    with pytest.raises(UserError) as error:
+        build_empty(config_of({**TINY_LLAMA, **values}))
+    (problem,) = map(str, error.value.problems)
+    assert problem.startswith("model.architecture")
+    assert message in problem
+
+
+def test_all_sizes_are_named_at_once_by_their_own_names():
+    with pytest.raises(UserError) as error:
+        config_of({**BIGCODE, "n_embd": 0, "n_head": 0})
+    assert list(map(str, error.value.problems)) == [
+        "model.architecture.n_embd must be at least 1, got 0",
+        "model.architecture.n_head must be at least 1, got 0",
+    ]
+
+
+def test_sizes_without_a_number_in_a_weight_are_refused():
+    with pytest.raises(UserError, match=r"makes a mixtral model without a number in model\.layers\.0\.mlp"):
+        build_empty(config_of({**TINY_LLAMA, "model_type": "mixtral", "num_local_experts": 0}))
+
+
+@pytest.mark.parametrize("values", [{"num_key_value_heads": 3}, {"head_dim": 3}, {"num_key_value_heads": 8}])
+def test_sizes_that_do_not_fit_each_other_are_found_by_a_pass_without_numbers(values):
+    (problem,) = map(str, forward_problems(model_of({**TINY_LLAMA, **values})))
+    assert problem.startswith("model: the sizes in the configuration of this llama do not fit each other: ")
+
+
+@pytest.mark.parametrize("architecture", [TINY_LLAMA, BIGCODE])
+def test_sizes_that_fit_each_other_have_no_problem(architecture):
+    assert list(forward_problems(model_of(architecture))) == []
 
 
 def test_values_that_make_no_model_are_the_users_error():

@@ -50,6 +50,7 @@ TESTED_IN = {
     "migrate/tuning.py": "migrate/test_translate.py",
     "migrate/words.py": "migrate/test_translate.py",
     "models/adapter_targets.py": "models/test_shapes.py",
+    "models/experts.py": "end_to_end/test_families.py",
     "models/save.py": "training/test_run.py",
     "models/tuned.py": "evaluation/test_ask.py",
     "training/objectives/base.py": "training/test_objectives.py",

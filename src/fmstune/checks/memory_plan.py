@@ -24,6 +24,8 @@ class Plan:
     """What a run will take; `dataclasses.asdict` gives plain values for JSON, `total` included."""
 
     base_parameters: int
+    active_parameters: int
+    """Those of the base that compute one token: fewer than all in a mixture of experts."""
     adapter_parameters: int
     trainable_parameters: int
     memory: Memory
@@ -54,6 +56,7 @@ def plan_work(work: Work) -> Plan:
     trained = d.trainable_parameters * BYTES[work.machine.precision.trained]
     return Plan(
         base_parameters=d.base_parameters,
+        active_parameters=d.active_parameters,
         adapter_parameters=d.adapter_parameters,
         trainable_parameters=d.trainable_parameters,
         memory=held,
@@ -96,6 +99,10 @@ def _notes(work: Work) -> Iterator[str]:
         text = f"training.{name}: {work.machine.attention} scores every position with the {positions_scored(work):,} of"
         text += f" its row, and documents have {_mean_length(work):,.0f}: at least {slower:.1f} times the arithmetic"
         yield f"{text}; training.train_sampling_strategy=group_by_length pads little without that"
+    if d.missed_experts:
+        text = f"the adapter reaches no expert of this mixture ({', '.join(d.missed_experts)}), as these are no layers"
+        wanted = f"peft.target_parameters=[{','.join(d.missed_experts)}] peft.lora_dropout=0"
+        yield f"{text}; {wanted} adapts them too"
     if d.max_positions is not None and row_length(work) > d.max_positions:
         yield f"the longest row takes {row_length(work):,} positions, but the model sees {d.max_positions:,}"
     if (rows := row_count(work.rows, t)) < t.per_device_train_batch_size:
@@ -111,7 +118,7 @@ def packing_slowdown(work: Work) -> float:
     d, t = work.dimensions, work.training
     if not (t.packing or t.padding_free) or work.machine.attention.startswith("flash"):
         return 1.0
-    linear = 2 * (d.base_parameters - d.vocabulary * d.hidden_size * (1 if d.tied else 2)) / d.layers
+    linear = 2 * (d.active_parameters - d.vocabulary * d.hidden_size * (1 if d.tied else 2)) / d.layers
     scored = 4 * d.heads * d.head_dim
     return (linear + scored * positions_scored(work)) / (linear + scored * _mean_length(work))
 
@@ -136,8 +143,9 @@ def render_plan(plan: Plan) -> str:
         tokens = f"≈ {tokens}, estimated from characters"
     d = plan.work.dimensions
     quantised = f"quantised {d.quantised_parameters:,} of the base, in {show_bytes(d.quantised_bytes)}"
+    active = f" ({d.active_parameters:,} active a token)" if d.idle_parameters else ""
     lines = [
-        ("parameters", f"base {plan.base_parameters:,}, adapter {plan.adapter_parameters:,}"),
+        ("parameters", f"base {plan.base_parameters:,}{active}, adapter {plan.adapter_parameters:,}"),
         ("", f"trainable {plan.trainable_parameters:,} ({share:.3g} %)"),
         *([("", quantised)] if d.quantised_parameters else []),
         ("precision", f"{machine.precision.describe()}; {machine.attention} attention on {machine.device}"),

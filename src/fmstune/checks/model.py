@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fmstune import files
 from fmstune.checks.limits import are_names
+from fmstune.checks.weights import adapter_weight_problems, weight_problems
 from fmstune.config.choices import Attention, Device
 from fmstune.config.job import Job, tunes_an_adapter
 from fmstune.errors import Problem, UserError, did_you_mean
@@ -68,11 +69,10 @@ def _place_problems(field: str, place: str, wants: str) -> Iterator[Problem]:
     if folder.is_dir():
         if not (folder / wants).is_file():
             yield Problem(field, f": {folder} has no {wants}; give the folder that save_pretrained wrote")
-        elif wants != "tokenizer_config.json" and not any(folder.glob("*.safetensors")):
-            # pickled weights can run code on loading
-            found = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "no weights"
-            hint = "fmstune reads nothing else; save it again with save_pretrained"
-            yield Problem(field, f": {folder} holds no *.safetensors (found {found}); {hint}")
+        elif wants == "config.json":
+            yield from weight_problems(field, folder)
+        elif wants == "adapter_config.json":
+            yield from adapter_weight_problems(field, folder)
     elif folder.is_file():
         yield Problem(field, f": {folder} is a file; give the folder that holds it")
     elif not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", place):

@@ -47,6 +47,15 @@ class Dimensions:
     """Bytes that they take together, scales included."""
     dora_outputs: int = 0
     """Numbers a position that the modules adapted by DoRA put out, in all blocks."""
+    idle_parameters: int = 0
+    """Those of `base_parameters` that compute no part of one token: the experts of a mixture that it is not sent to."""
+    missed_experts: tuple[str, ...] = ()
+    """Parameters of experts that the adapter leaves as they are, by the names that `peft.target_parameters` takes."""
+
+    @property
+    def active_parameters(self) -> int:
+        """Those of `base_parameters` that compute one token, embedding and output layer included."""
+        return self.base_parameters - self.idle_parameters
 
 
 @dataclass(frozen=True)

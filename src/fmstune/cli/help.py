@@ -1,9 +1,10 @@
 """The help of fmstune and of a verb: groups come from the YAML files, verbs and flags from `config.requests`."""
 
+import textwrap
 from pathlib import Path
 
 from fmstune.config.flags import flag_lines
-from fmstune.config.groups import GROUPS, choices
+from fmstune.config.groups import GROUPS, choices, short_list
 from fmstune.config.requests import JOB_USAGE, Composing, Harness, HydraFlags, Verb, summary
 
 _WIDTH = max(map(len, GROUPS))
@@ -43,10 +44,15 @@ def _verb_lines(verb: Verb, extra: Path | None) -> list[str]:
     return [*lines, "", "fmstune --help lists all verbs"]
 
 
+def _group_lines(group: str, extra: Path | None) -> list[str]:
+    lines = textwrap.wrap(", ".join(short_list(choices(group, extra))), 96)
+    return [f"  {'' if number else group:<{_WIDTH}}  {line}" for number, line in enumerate(lines)]
+
+
 def _job_lines(extra: Path | None) -> list[str]:
     return [
         "groups",
-        *(f"  {group:<{_WIDTH}}  {', '.join(choices(group, extra))}" for group in GROUPS),
+        *(line for group in GROUPS for line in _group_lines(group, extra)),
         "",
         "fields: every field of the job by its dotted name; training takes every field of trl.SFTConfig,",
         "        peft every field of its PEFT configuration. fmstune --cfg job prints the composed job.",

@@ -8,7 +8,7 @@ import yaml
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from fmstune.config.groups import GROUPS
+from fmstune.config.groups import GROUPS, short_list
 from fmstune.errors import Problem, did_you_mean, first_line
 
 ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
@@ -126,5 +126,5 @@ def no_such_choice(group: str, name: str, options: Sequence[str]) -> Problem:
         hint = f"; did you mean {brought}?"
     elif group in _FIELD_OF and (re.search(r"[/~]|\.jsonl?$|\.csv$|\.parquet$", name) or os.path.exists(name)):
         hint = f"; a folder, a file or a hub id is given as {_FIELD_OF[group]}={name}"
-    listed = f" ({', '.join(options)})" if options else ""
+    listed = f" ({', '.join(short_list(list(options)))})" if options else ""
     return Problem(group, f"={name}: no such choice{hint}{listed}")

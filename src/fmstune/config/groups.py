@@ -1,5 +1,6 @@
 """The groups that a user chooses from, and their choices, read from the YAML files themselves."""
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,19 @@ def choices(group: str, extra: Path | None = None) -> list[str]:
     if extra is not None:
         names |= {path.stem for path in (extra / group).glob("*.yaml")}
     return sorted(names)
+
+
+def short_list(names: list[str]) -> list[str]:
+    """The names; of more than a few lines hold, a family of several by the word that they begin with, such as llama…"""
+    if len(names) <= _MANY:
+        return names
+    families: dict[str, list[str]] = {}
+    for name in names:
+        families.setdefault(re.sub("[^a-z].*", "", name), []).append(name)
+    return [name for family, members in families.items() for name in ([f"{family}…"] if len(members) > 2 else members)]
+
+
+_MANY = 20
 
 
 def shipped_choices(group: str) -> dict[str, Any]:

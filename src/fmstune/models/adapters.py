@@ -8,13 +8,14 @@ from typing import Any
 import huggingface_hub
 import peft
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils.other import TrainableTokensWrapper
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from fmstune import files
+from fmstune.checks.weights import ADAPTER_WEIGHTS, adapter_weight_problems
 from fmstune.config.job import FULL, LORAPLUS_LR_RATIO, SUPERVISED, Model, Objective
-from fmstune.errors import UserError, one_line
+from fmstune.errors import UserError, one_line, raise_if_any
 from fmstune.models.shapes import REFUSALS
 
 
@@ -42,8 +43,9 @@ def peft_configuration(settings: dict[str, Any], model: Model, objective: Object
         return config
     # its own configuration, to train it further
     saved = read_adapter(model.adapter, "model.adapter")
-    if not (Path(model.adapter).is_dir() or huggingface_hub.file_exists(model.adapter, SAFETENSORS_WEIGHTS_NAME)):
-        raise _no_safetensors(model.adapter, "model.adapter")
+    if not (Path(model.adapter).is_dir() or huggingface_hub.file_exists(model.adapter, ADAPTER_WEIGHTS)):
+        # PEFT would fall back to a pickle, which can run code on loading
+        raise UserError("model.adapter", f": {model.adapter} has no {ADAPTER_WEIGHTS}; fmstune reads safetensors only")
     if saved.peft_type != config.peft_type:
         found = saved.peft_type.value if saved.peft_type else "of no method (no peft_type)"
         text = f": {model.adapter} is {found}, and the peft group chose {config.peft_type.value}; choose its method"
@@ -64,14 +66,25 @@ def wrap(model: PreTrainedModel, config: PeftConfig | None, adapter: str | None)
         return model
     if adapter is None:
         try:
-            return get_peft_model(model, config)
+            return _with_bias_of_head(get_peft_model(model, config))
         except REFUSALS as err:
             raise UserError("peft", f": {type(config).__name__} refuses these fields: {err}") from err
     try:
-        return PeftModel.from_pretrained(model, adapter, is_trainable=True)
+        return _with_bias_of_head(PeftModel.from_pretrained(model, adapter, is_trainable=True))
     except (OSError, ValueError, RuntimeError, SafetensorError) as err:
         # torch raises RuntimeError for weights of another shape
         raise UserError("model.adapter", f": {adapter} does not fit the model: {one_line(err)}") from err
+
+
+def _with_bias_of_head(model: PeftModel) -> PeftModel:
+    """The same, where an output layer whose rows are trained has the `bias` that TRL's fused loss asks for.
+
+    PEFT 0.21 passes on `weight` alone (peft/utils/other.py, `TrainableTokensWrapper._hasattr_wrapped`).
+    """
+    head = model.get_output_embeddings()
+    if isinstance(head, TrainableTokensWrapper) and not hasattr(head, "bias"):
+        head.bias = getattr(head.token_adapter.get_base_layer(), "bias", None)
+    return model
 
 
 def read_adapter(adapter: str, field: str) -> PeftConfig:
@@ -81,11 +94,6 @@ def read_adapter(adapter: str, field: str) -> PeftConfig:
     except (OSError, ValueError, TypeError) as err:
         hint = "give a folder that save_pretrained wrote, or a hub id that can be reached"
         raise UserError(field, f": {adapter} cannot be read as an adapter ({err}); {hint}") from err
-    if Path(adapter).is_dir() and not (Path(adapter) / str(SAFETENSORS_WEIGHTS_NAME)).is_file():
-        raise _no_safetensors(adapter, field)
+    if Path(adapter).is_dir():
+        raise_if_any(adapter_weight_problems(field, Path(adapter)))
     return config
-
-
-def _no_safetensors(adapter: str, field: str) -> UserError:
-    # PEFT would fall back to a pickle, which can run code on loading
-    return UserError(field, f": {adapter} has no {SAFETENSORS_WEIGHTS_NAME}; fmstune reads safetensors only")

@@ -1,7 +1,11 @@
 """job.model → the configuration of a causal language model, from a folder, from values or from the hub; no weight."""
 
+import copy
 import json
+import math
+import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +13,23 @@ import torch
 import transformers
 from huggingface_hub import errors as hub_errors
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from fmstune import files
 from fmstune.config.job import SUPERVISED, Model, Objective
 from fmstune.errors import Problem, UserError, did_you_mean, one_line, raise_if_any
 
+REFUSALS = (
+    hub_errors.StrictDataclassError,
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
+)
+"""What transformers and torch raise for values of a configuration that they do not expect."""
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings"),
+)
+"""Values that are at least 1 in every architecture that has them."""
 _RENAMED = {"rope_theta": "rope_parameters", "rope_scaling": "rope_parameters", "torch_dtype": "dtype"}
 """Keys of older configurations that transformers 5 takes and keeps under another name."""
 
@@ -46,16 +61,22 @@ def _from_architecture(architecture: dict[str, Any]) -> PreTrainedConfig:
         hint = did_you_mean(str(model_type), CONFIG_MAPPING.keys())
         raise UserError("model.architecture.model_type", f": transformers knows no {model_type!r}{hint}")
     default = CONFIG_MAPPING[model_type]()
-    known = {*default.to_dict(), *default.attribute_map, *_RENAMED}
+    # Qwen3's mixture takes head_dim, too, and does not declare it
+    known = {*default.to_dict(), *default.attribute_map, *_RENAMED, "head_dim"}
     raise_if_any(
         Problem(f"model.architecture.{key}", f": {model_type} has no such value{did_you_mean(key, known)}")
         for key in architecture
         if key not in known
     )
+    raise_if_any(
+        Problem(f"model.architecture.{key}", text) for key, text in _size_problems(architecture, _own_names(default))
+    )
     try:
-        return AutoConfig.for_model(**architecture)
-    except hub_errors.StrictDataclassError as error:
-        raise UserError("model.architecture", f": {one_line(error)}") from error
+        config = AutoConfig.for_model(**copy.deepcopy(architecture))
+    except REFUSALS as error:
+        raise UserError("model.architecture", f": {_reason(error)}") from error
+    raise_if_any(Problem(f"model.architecture.{key}", text) for key, text in _rope_problems(config))
+    return config
 
 
 def _from_folder(folder: str) -> PreTrainedConfig:
@@ -69,10 +90,70 @@ def _from_folder(folder: str) -> PreTrainedConfig:
     if not isinstance(values, dict):
         raise UserError("model.path", f": {file} holds a {type(values).__name__}; a configuration is a JSON object")
     raise_if_any(_code_problems(folder, values))
+    own = _own_names(CONFIG_MAPPING[values["model_type"]])
+    raise_if_any(Problem("model.path", f": {file}: {key} {text}") for key, text in _size_problems(values, own))
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (hub_errors.StrictDataclassError, ValueError, TypeError) as error:
-        raise UserError("model.path", f": {file} has values that transformers refuses: {one_line(error)}") from error
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except REFUSALS as error:
+        raise UserError("model.path", f": {file} has values that transformers refuses: {_reason(error)}") from error
+    raise_if_any(Problem("model.path", f": {file}: {key} {text}") for key, text in _rope_problems(config))
+    return config
+
+
+def _own_names(kind: PreTrainedConfig | type[PreTrainedConfig]) -> dict[str, str]:
+    """The names of transformers by an architecture's own, such as hidden_size by n_embd."""
+    return {own: name for name, own in kind.attribute_map.items()}
+
+
+def _size_problems(values: dict[str, Any], renamed: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """(key, what is wrong) of each size that is not above 0, those of a nested configuration included."""
+    for key, value in values.items():
+        if isinstance(value, dict) and key.endswith("_config"):
+            yield from ((f"{key}.{inner}", text) for inner, text in _size_problems(value, {}))
+        # other types than int are refused by transformers, which names the field
+        elif renamed.get(key, key) in _SIZES and isinstance(value, int) and value < 1:
+            yield key, f"must be at least 1, got {value!r}"
+
+
+def _rope_problems(config: PreTrainedConfig) -> Iterator[tuple[str, str]]:
+    """(key, what is wrong) of the rotary positions, which transformers at most warns of before it computes."""
+    text = config.get_text_config()
+    given = getattr(text, "rope_parameters", None)
+    if not isinstance(given, dict):
+        return
+    nested = {f"rope_parameters.{key}": given[key] for key in text.nested_rope_parameter_keys(given)}
+    for place, rope in (nested or {"rope_parameters": given}).items():
+        if not isinstance(rope, dict):
+            # None: layers without positions
+            if rope is not None:
+                yield place, f"must be a mapping, got {rope!r}"
+            continue
+        kind = rope.get("rope_type", "default")
+        if kind not in (known := ("default", *ROPE_INIT_FUNCTIONS)):
+            yield f"{place}.rope_type", f"must be one of {', '.join(known)}; got {kind!r}"
+        for key in sorted(_ROPE_NUMBERS & rope.keys()):
+            if rope[key] is not None and not _is_positive(rope[key]):
+                yield f"{place}.{key}", f"must be a number above 0, got {rope[key]!r}"
+        for key in sorted(_ROPE_LISTS & rope.keys()):
+            if not (isinstance(rope[key], list) and rope[key] and all(map(_is_positive, rope[key]))):
+                yield f"{place}.{key}", "must be a list of numbers above 0"
+
+
+_ROPE_NUMBERS = {
+    *("rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+    *("beta_fast", "beta_slow", "attention_factor", "partial_rotary_factor"),
+}
+_ROPE_LISTS = {"short_factor", "long_factor"}
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _reason(error: BaseException) -> str:
+    """What a library said; an error such as KeyError says nothing without its name."""
+    bare = isinstance(error, LookupError | ArithmeticError | AttributeError | AssertionError)
+    return f"{type(error).__name__}: {one_line(error)}" if bare else one_line(error)
 
 
 def _from_hub(path: str, revision: str | None) -> PreTrainedConfig:
@@ -84,6 +165,8 @@ def _from_hub(path: str, revision: str | None) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     except OSError as error:
         raise UserError.of([hub_problem("model.path", "configuration", path, revision, error)]) from error
+    except REFUSALS as error:
+        raise UserError("model.path", f": {path} has values that transformers refuses: {_reason(error)}") from error
 
 
 def hub_problem(field: str, part: str, path: str, revision: str | None, error: Exception) -> Problem:
@@ -153,7 +236,45 @@ def model_class(objective: Objective) -> Any:
 def build_empty(config: PreTrainedConfig, objective: Objective = SUPERVISED) -> PreTrainedModel:
     """The model on the meta device: names and shapes, no memory; raises UserError where the values make no model."""
     try:
-        with torch.device("meta"):
-            return model_class(objective).from_config(config)
-    except (ValueError, TypeError, AssertionError, RuntimeError, ZeroDivisionError) as err:
-        raise UserError("model", f": the configuration makes no {config.model_type} model: {one_line(err)}") from err
+        # torch warns of tensors without an element, which are refused below
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            model: PreTrainedModel = model_class(objective).from_config(config)
+    except REFUSALS as err:
+        raise UserError("model", f": the configuration makes no {config.model_type} model: {_reason(err)}") from err
+    if empty := [name for name, parameter in model.named_parameters() if not parameter.numel()]:
+        text = f": the configuration makes a {config.model_type} model without a number in {empty[0]}"
+        raise UserError("model", f"{text}; correct the sizes in its config.json")
+    return model
+
+
+def forward_problems(model: PreTrainedModel) -> Iterator[Problem]:
+    """Sizes that make a model but do not fit each other, tried on two tokens without numbers, on the meta device."""
+    # a mask for each pair of positions is taken as it is; transformers would look at the numbers of another
+    ids, mask = torch.ones(1, 2, dtype=torch.long, device="meta"), torch.ones(1, 1, 2, 2, device="meta")
+    blocks = next((list(m) for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 2), [])
+    # the other blocks are like the first two, and would take seconds
+    hooks = [blocks[1].register_forward_hook(_enough)] if blocks else []
+    try:
+        with torch.no_grad(), suppress(_EnoughSeen):
+            model(input_ids=ids, attention_mask=mask, use_cache=False)
+    except RuntimeError as error:
+        # other errors of a pass on the meta device say nothing about the sizes
+        if any(words in str(error) for words in _DO_NOT_FIT):
+            text = f": the sizes in the configuration of this {model.config.model_type} do not fit each other"
+            yield Problem("model", f"{text}: {one_line(error)}")
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _EnoughSeen(Exception):
+    """Ends a forward pass."""
+
+
+def _enough(*_: Any) -> None:
+    raise _EnoughSeen
+
+
+_DO_NOT_FIT = (" must match ", " broadcast", "cannot be multiplied", "is invalid for input of size", "size mismatch")
+"""Words of torch for shapes that cannot be computed with."""

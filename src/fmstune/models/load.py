@@ -2,9 +2,9 @@
 
 import importlib.util
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jinja2.exceptions import TemplateError
@@ -15,10 +15,12 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from fmstune import files
 from fmstune.checks.fms import package_problems
 from fmstune.checks.precision import Precision
+from fmstune.checks.weights import weight_problems
 from fmstune.config.choices import Attention, Backend, Device, Dtype
 from fmstune.config.job import SUPERVISED, Model, Objective, Quantization
 from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.models import architecture
+from fmstune.models.saved_weights import incomplete_problems
 
 log = logging.getLogger(__name__)
 
@@ -154,6 +156,8 @@ def load_model(
         from fmstune.models import fms
 
         kind = fms.fms_model_class(architecture.model_configuration(model))
+    if (folder := Path(place).expanduser()).is_dir():
+        raise_if_any(weight_problems("model.path", folder))
     try:
         loaded, found = kind.from_pretrained(
             place,
@@ -170,20 +174,9 @@ def load_model(
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as err:
         raise UserError.of([architecture.hub_problem("model.path", "model", place, model.revision, err)]) from err
-    raise_if_any(_incomplete(place, found, objective.new_modules))
+    raise_if_any(incomplete_problems(place, found, objective.new_modules))
     add_tokens(loaded, tokenizer.tokenizer, tokenizer.added)
     return loaded
-
-
-def _incomplete(place: str, found: Mapping[str, Any], new_modules: Sequence[str]) -> Iterator[Problem]:
-    """Weights that transformers would initialise at random, with only a warning."""
-    for kind, what in (("missing_keys", "has no weights for"), ("mismatched_keys", "has weights of another shape for")):
-        names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in found.get(kind) or ())
-        names = [name for name in names if name.partition(".")[0] not in new_modules]
-        if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            lacks, change = ", ".join(names[:5]) + more, "give a folder with all weights of its config.json"
-            yield Problem("model.path", f": {place} {what} {lacks}, which would be random; {change}")
 
 
 def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, added: Sequence[int]) -> None:

@@ -20,6 +20,7 @@ from fmstune.config.job import SUPERVISED, Objective, Quantization
 from fmstune.errors import Problem, UserError, one_line, raise_if_any
 from fmstune.models.adapter_targets import linear_layers, matrix_shape, target_problems
 from fmstune.models.architecture import build_empty
+from fmstune.models.experts import Experts, find_experts, missed_experts
 
 _OF_THE_MODEL = ("token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules")
 """Fields of a prompt that PEFT fills in from the model when they are left out."""
@@ -43,7 +44,7 @@ def dimensions(
     quantised = [module.get_parameter("weight") for _, module in linear_layers(model)] if quantization else []
     kept = quantization or Quantization()
     bits, double = 4 if kept.load_in_4bit else 8, kept.bnb_4bit_use_double_quant
-    base = parameters(model)
+    base, experts = parameters(model), find_experts(model)
     vocabulary: int = model.get_input_embeddings().weight.shape[0]
     if peft_config is not None:
         raise_if_any(target_problems(model, peft_config))
@@ -52,7 +53,6 @@ def dimensions(
     dora = [m for m in adapted.modules() if isinstance(m, LoraLayer) and getattr(peft_config, "use_dora", False)]
     text = config.get_text_config()
     heads, hidden_size = text.num_attention_heads, text.hidden_size
-    widths = (getattr(text, name, None) for name in ("intermediate_size", "n_inner", "ffn_hidden_size", "ffn_dim"))
     return Dimensions(
         base_parameters=base,
         adapter_parameters=parameters(adapted) - base,
@@ -62,8 +62,7 @@ def dimensions(
         heads=heads,
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
         head_dim=getattr(text, "head_dim", None) or hidden_size // heads,
-        # architectures without a width of the MLP take four times the hidden size
-        intermediate_size=int(next(filter(None, widths), 4 * hidden_size)),
+        intermediate_size=_mlp_width(text, experts),
         vocabulary=vocabulary,
         tied=bool(text.tie_word_embeddings),
         max_positions=getattr(text, "max_position_embeddings", None),
@@ -78,6 +77,8 @@ def dimensions(
         quantised_parameters=sum(weight.numel() for weight in quantised),
         quantised_bytes=sum(quantised_bytes(w.numel(), w.shape[0], bits=bits, double=double) for w in quantised),
         dora_outputs=sum(layer.out_features for layer in dora),
+        idle_parameters=experts.idle if experts else 0,
+        missed_experts=missed_experts(experts, adapted, peft_config),
     )
 
 
@@ -158,9 +159,24 @@ def _readers(model: torch.nn.Module, *, adapter: bool) -> Iterator[tuple[str, in
             yield name.rpartition(".")[0], inputs
 
 
+def _mlp_width(text: PreTrainedConfig, experts: Experts | None) -> int:
+    """Width of the MLP that computes one token, in a mixture of all of its experts together."""
+    names = (["moe_intermediate_size"] if experts else []) + [
+        "intermediate_size",
+        "n_inner",
+        "ffn_hidden_size",
+        "ffn_dim",
+    ]
+    # architectures without a width of the MLP take four times the hidden size
+    width = next((int(value) for name in names if (value := getattr(text, name, None))), 4 * text.hidden_size)
+    shared = getattr(text, "shared_intermediate_size", None) or 0
+    return width * experts.per_token + shared if experts else shared or width
+
+
 def _mlp_kept(model: PreTrainedModel) -> int:
     """Tensors that the activation function keeps: silu(gate) * up keeps 3, a fused function its input alone."""
-    if any(name.endswith(("gate_proj", "gate_up_proj")) for name, _ in model.named_modules()):
+    # fused in experts, where they are parameters, and in Granite's shared MLP (input_linear)
+    if any(re.search(r"\.(gate_proj|gate_up_proj|input_linear)\b", name) for name, _ in model.named_parameters()):
         return 3
     # gelu_new is written out in Python, step by step
     return 4 if any(isinstance(module, NewGELUActivation) for module in model.modules()) else 1

@@ -20,7 +20,7 @@ from fmstune.config.choices import Attention, Backend, Dtype
 from fmstune.config.job import Job, is_sharded, tunes_an_adapter
 from fmstune.data.dataset import load_recipes
 from fmstune.errors import Problem, UserError, collect_problems, did_you_mean, raise_if_any
-from fmstune.models import adapters, architecture, load, shapes
+from fmstune.models import adapters, architecture, load, saved_weights, shapes
 from fmstune.models.load import Tokenizer
 from fmstune.models.sharding import block_problems
 from fmstune.models.torch_internals import list_mode_options
@@ -84,8 +84,14 @@ def _shape(job: Job) -> tuple[PreTrainedConfig, PeftConfig | None, Dimensions]:
     configuration = architecture.model_configuration(job.model, job.objective)
     if job.model.backend is Backend.fms:
         raise_if_any(architecture_problems(configuration))
-    if is_sharded(job.launcher):
-        raise_if_any(block_problems(job, architecture.build_empty(configuration, job.objective)))
+    empty = architecture.build_empty(configuration, job.objective)
+    problems = [
+        *architecture.forward_problems(empty),
+        *(block_problems(job, empty) if is_sharded(job.launcher) else ()),
+    ]
+    with collect_problems(problems):
+        saved_weights.check_weights(job.model, configuration, job.objective)
+    raise_if_any(problems)
     return configuration, peft, shapes.dimensions(configuration, peft, job.model.quantization, job.objective)
 
 
