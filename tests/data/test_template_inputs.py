@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jinja2
 import pytest
 
 from fmstune import files
@@ -105,27 +106,37 @@ TALK = (
 )
 
 
-def check(text: str) -> None:
-    """Check a template that always writes this, but for a greeting of the user that is not there."""
-    said = turns(*TALK)
-    check_written(said, [{"function": {"name": "time"}}], text, lambda given: text if given[1].content else "")
+TEMPLATE = (
+    "{% for t in tools or [] %}{{ t.function.name }}() {% endfor %}{% for m in messages %}{{ m.role }}: "
+    "{{ m.content.split('</think>')[-1].strip() | upper }}{% for c in m.tool_calls or [] %} {{ c.function.name }}"
+    "{% endfor %}{% endfor %}"
+)
 
 
-@pytest.mark.parametrize("greeting", ["Hi", "HI"])
-def test_what_a_template_writes_in_other_letters_is_not_left_out(greeting: str) -> None:
-    check(f"critic: Be brief. user: {greeting} assistant: Let me look. weather() time")
+def check(template: str) -> None:
+    made = jinja2.Template(template)
+
+    def write(said: Any, tools: Any) -> str:
+        return made.render(messages=[turn.message for turn in said], tools=tools)
+
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    check_written(turns(*TALK), tools, write(turns(*TALK), tools), write)
+
+
+def test_a_template_that_writes_words_in_other_letters_leaves_nothing_out() -> None:
+    check(TEMPLATE)
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"),
+    ("change", "problem"),
     [
-        ("user: Hi assistant: Let me look. weather() time", "what turn 1 (critic) says"),
-        ("critic: Be brief. user: Hi assistant: weather() time", "what turn 3 (assistant) says"),
-        ("critic: Be brief. user: Hi assistant: Let me look. time", "the call of 'weather' in turn 3"),
-        ("critic: Be brief. user: Hi assistant: Let me look. weather()", "the tool 'time'"),
+        (("in messages %}", "in messages if m.role != 'critic' %}"), "what turn 1 (critic) says"),
+        (("in messages %}", "in messages if not m.tool_calls %}"), "what turn 3 (assistant) says"),
+        (("in m.tool_calls or []", "in []"), "the call of 'weather' in turn 3"),
+        (("in tools or []", "in []"), "the tool 'weather'"),
     ],
 )
-def test_what_a_template_leaves_out_is_a_problem(text: str, problem: str) -> None:
+def test_what_a_template_leaves_out_is_a_problem(change: tuple[str, str], problem: str) -> None:
     with pytest.raises(RowProblem) as raised:
-        check(text)
+        check(TEMPLATE.replace(*change))
     assert str(raised.value).startswith(f"the chat template leaves out {problem}; choose a template that writes it")

@@ -163,7 +163,7 @@ def chat(
         return chat_question(before, tools, template, reasoning)
     made = chat_rows(turns, tools, tokenizer, reasoning=reasoning, split_turns=split_turns, variables=template_kwargs)
     text = "".join(segment.text for part in (made if isinstance(made, Rows) else [made]) for segment in part)
-    check_written(turns, tools, text, lambda said: template.write(said, tools).text)
+    check_written(turns, tools, text, lambda *said: template.write(*said).text)
     return made
 
 

@@ -19,6 +19,11 @@ GIVEN = ("messages", "tools", "add_generation_prompt")
 """The variables that a row and what is done with it decide."""
 SAME_ROLES = (("system", "developer"), ("tool", "ipython", "observation"))
 """Names that templates have for one role, the most usual first."""
+Write = Callable[[Sequence[Turn], Tools], str]
+"""What a template writes for turns and tools."""
+_CHANGE = "choose a template that writes it (model.chat_template), or take it out of the row"
+_PROBE = "probe7f3a9c"
+"""A name that no row has."""
 _CALL = {"name": "probe", "arguments": {"key": "value"}}
 
 
@@ -118,25 +123,47 @@ def _writes_call(template: str, as_text: bool, content: bool) -> bool:
     return not escaped and str(_CALL["arguments"]) not in str(texts[0])
 
 
-def check_written(turns: Sequence[Turn], tools: Tools, text: str, write: Callable[[Sequence[Turn]], str]) -> None:
+def check_written(turns: Sequence[Turn], tools: Tools, text: str, write: Write) -> None:
     """Raise RowProblem where the text lacks a turn, a call or a tool, which a template can leave out without a word."""
-    change = "choose a template that writes it (model.chat_template), or take it out of the row"
     for number, turn in enumerate(turns):
-        if turn.content.rpartition("</think>")[2].strip() not in text and _is_left_out(turns, number, write):
-            raise RowProblem(f"the chat template leaves out what turn {number + 1} ({turn.role}) says; {change}")
-        for call in turn.message.get("tool_calls", ()):
-            if call["function"]["name"] not in text:
-                named = f"the call of {call['function']['name']!r} in turn {number + 1}"
-                raise RowProblem(f"the chat template leaves out {named}; {change}")
-    for tool in tools or ():
-        if tool["function"]["name"] not in text:
-            raise RowProblem(f"the chat template leaves out the tool {tool['function']['name']!r}; {change}")
+        if turn.content.rpartition("</think>")[2].strip() not in text and _says_nothing(turns, number, tools, write):
+            raise RowProblem(f"the chat template leaves out what turn {number + 1} ({turn.role}) says; {_CHANGE}")
+    calls = [(number, call) for number, turn in enumerate(turns) for call in turn.message.get("tool_calls", ())]
+    if not calls and not tools:
+        return
+    # the name of a tool can stand in the text for its call, and the other way round
+    renamed = [_with_calls(turn, f"{_PROBE}{number}x") for number, turn in enumerate(turns)]
+    probes = [_renamed(tool, f"{_PROBE}t{number}x") for number, tool in enumerate(tools or ())]
+    try:
+        found = write(renamed, probes or None)
+    except RowProblem:
+        return
+    for number, call in calls:
+        if f"{_PROBE}{number}x" not in found:
+            named = f"the call of {call['function']['name']!r} in turn {number + 1}"
+            raise RowProblem(f"the chat template leaves out {named}; {_CHANGE}")
+    for tool, probe in zip(tools or (), probes, strict=True):
+        if probe["function"]["name"] not in found:
+            raise RowProblem(f"the chat template leaves out the tool {tool['function']['name']!r}; {_CHANGE}")
 
 
-def _is_left_out(turns: Sequence[Turn], number: int, write: Callable[[Sequence[Turn]], str]) -> bool:
-    """Whether the conversation is the same where this turn says nothing; a template may have rewritten its words."""
+def _says_nothing(turns: Sequence[Turn], number: int, tools: Tools, write: Write) -> bool:
+    """Whether the conversation is the same without the words of this turn; a template may have rewritten them."""
     silent = replace(turns[number], message={**turns[number].message, "content": ""})
     try:
-        return write(turns) == write([*turns[:number], silent, *turns[number + 1 :]])
+        return write(turns, tools) == write([*turns[:number], silent, *turns[number + 1 :]], tools)
     except RowProblem:
         return False
+
+
+def _with_calls(turn: Turn, name: str) -> Turn:
+    """The turn with all its calls under this name."""
+    if "tool_calls" not in turn.message:
+        return turn
+    return replace(
+        turn, message={**turn.message, "tool_calls": [_renamed(c, name) for c in turn.message["tool_calls"]]}
+    )
+
+
+def _renamed(given: Message, name: str) -> Message:
+    return {**given, "function": {**given["function"], "name": name}}
