@@ -42,6 +42,8 @@ class TurnEnd(NamedTuple):
     """Such as <|im_end|>; "" where it is nothing but white space."""
     token: int | None
     """The token that it ends with; None where the tokenizer has no token for it."""
+    decoded: str
+    """The text as the tokenizer gives it back; of a Llama tokenizer ▁ is a space."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class ChatTemplate:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
         tag = _LAST_TAG.search(text)
         is_token = tag is not None and self.tokenizer.convert_ids_to_tokens(ids[-1]) == tag[0]
-        return TurnEnd(text, ids[-1] if is_token else None)
+        return TurnEnd(text, ids[-1] if is_token else None, str(self.tokenizer.decode(ids)).strip())
 
 
 def _in_parts(message: Message) -> Message:

@@ -150,15 +150,15 @@ def stop_line(rows: "Dataset", tokenizer: PreTrainedTokenizerBase) -> str:
     of, ends = f"of {len(rows):,} rows train", answer_ends(tokenizer)
     stops = {tokenizer.eos_token_id, *tokenizer.all_special_ids, *(end.token for end in ends if end.token is not None)}
     counted = trained_ends(rows, stops)
-    for text in (end.text for end in ends if end.token is None and not counted):
+    for end in (one for one in ends if one.token is None and not counted):
         # a text is at most as many tokens as it has bytes
-        last = len(text.encode())
+        last = len(end.text.encode())
         tails = ([label for label in row[-last:] if label != IGNORED] for row in rows["labels"])
-        if count := sum(str(tokenizer.decode(tail)).endswith(text) for tail in tails):
-            advice = f"model.special_tokens.extra_special_tokens=['{text}'] makes it one token"
-            return f"stop    {count:,} {of} {text} as their last tokens; {advice}"
-    end = counted.most_common(1)[0][0] if counted else tokenizer.eos_token_id
-    return f"stop    {counted[end]:,} {of} {tokenizer.convert_ids_to_tokens(end)} ({end}) as their last token"
+        if count := sum(str(tokenizer.decode(tail)).endswith(end.decoded) for tail in tails):
+            advice = f"model.special_tokens.extra_special_tokens=['{end.text}'] makes it one token"
+            return f"stop    {count:,} {of} {end.text} as their last tokens; {advice}"
+    most = counted.most_common(1)[0][0] if counted else tokenizer.eos_token_id
+    return f"stop    {counted[most]:,} {of} {tokenizer.convert_ids_to_tokens(most)} ({most}) as their last token"
 
 
 def trained_ends(dataset: "Dataset", special: Collection[int]) -> Counter[int]:

@@ -137,7 +137,7 @@ def stops(answers: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) 
 def stop_texts(answers: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return texts that end these answers and stay in them when they are decoded: no special token stands for them."""
     special = set(tokenizer.all_special_ids)
-    texts = [end.text for end in answer_ends(tokenizer) if end.token not in special]
+    texts = [end.decoded for end in answer_ends(tokenizer) if end.token not in special]
     return [text for text in texts if any(answer.rstrip().endswith(text) for answer in answers)]
 
 

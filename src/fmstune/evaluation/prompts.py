@@ -94,7 +94,7 @@ def turn_ends(format: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
     if asked is None or not isinstance(load_format(format, tokenizer, asking=True)(asked), Templated):
         return Stops([], [])
     ends = answer_ends(tokenizer)
-    written = [end.text for end in ends if end.token not in tokenizer.all_special_ids]
+    written = [end.decoded for end in ends if end.token not in tokenizer.all_special_ids]
     return Stops([end.token for end in ends if end.token is not None], written)
 
 
