@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 from jinja2.exceptions import TemplateError
 
+from fmstune.data import formats
 from fmstune.data.chat import chat_rows
 from fmstune.data.chat_template import trl_templates
 from fmstune.data.messages import check_messages
@@ -93,21 +94,36 @@ ASK_FOR_THOUGHTS = (
 UNMARKED = {("diffusion_gemma_training", "a call and its result"): "<|turn>model\n"}
 """What a template writes at the beginning of an answer and does not mark."""
 REFUSED = {
-    # no system, no tools, or only turns by turns
-    "cohere": 1,
-    "cohere2": 1,
-    "cohere2_training": 1,
-    "cohere_training": 1,
-    "gemma": 2,
-    "gemma3": 1,
-    "gemma3_training": 1,
-    "gemma_training": 2,
-    "llava_next": 1,
-    "llava_next_training": 1,
+    # no tools; some have no system turn, or want turns by turns
+    "cohere": 2,
+    "cohere2": 2,
+    "cohere2_training": 2,
+    "cohere_training": 2,
+    "gemma": 3,
+    "gemma3": 2,
+    "phi3": 2,
+    "gemma3_training": 2,
+    "gemma_training": 3,
+    "idefics3": 2,
+    "idefics3_training": 2,
+    "lfm2": 1,
+    "llama3": 2,
+    "lfm2_training": 1,
+    "llama3_training": 2,
+    "llava_next": 2,
+    "llava_next_training": 2,
+    "phi3_5": 2,
+    "phi3_training": 2,
+    "phi3_5_training": 2,
+    "qwen2_5_vl": 2,
+    "qwen2_5_vl_training": 2,
+    "smolvlm": 2,
+    "smolvlm_training": 2,
+    "deepseek_r1_distill_training": 2,
     # they ask for thoughts, and write other answers without them
     "deepseek_r1_distill": 12,
     "deepseekv3": 12,
-    "deepseekv3_training": 11,
+    "deepseekv3_training": 12,
     "nemotron_3_5_lightning": 10,
     "nemotron_3_nano": 10,
     "nemotron_3_super": 10,
@@ -167,6 +183,8 @@ def asked(name: str, conversation: str) -> list[Asked] | None:
     """Each answer as the model is asked for it, slowly; None where the template does not begin it with the question."""
     tools, found = [TOOL] if conversation in OFFERS_TOOLS else None, []
     turns = CONVERSATIONS[conversation]
+    if tools is not None and not writes_tools(name, turns):
+        return None
     for number, turn in enumerate(turns):
         if turn["role"] == "assistant":
             before = [prepared(name, one) for one in turns[:number]]
@@ -185,13 +203,22 @@ def asked(name: str, conversation: str) -> list[Asked] | None:
     return found
 
 
+def writes_tools(name: str, turns: list[dict[str, Any]]) -> bool:
+    """Whether the template writes the tools, and the arguments of a call."""
+    try:
+        whole = written(name, [prepared(name, one) for one in turns], [TOOL], asks=False)
+    except (TemplateError, TypeError):
+        return False
+    return "The weather of a city." in whole and ("Rome" in whole or "tool_calls" not in turns[1])
+
+
 def trained(name: str, conversation: str) -> list[Asked] | None:
     """Each stretch that the rows of the conversation train, with all that stands before it; None of refused rows."""
     made, found = tokenizer(), []
     made.chat_template = trl_templates()[name]
     tools = [TOOL] if conversation in OFFERS_TOOLS else None
     try:
-        rows = chat_rows(check_messages(CONVERSATIONS[conversation], "messages"), tools, made)
+        rows = formats.chat({"messages": CONVERSATIONS[conversation], "tools": tools}, tokenizer=made)
     except RowProblem:
         return None
     for row in rows if isinstance(rows, Rows) else [rows]:

@@ -19,7 +19,7 @@ from fmstune.config.requests import Generation, Harness, Merge, RunnerRequest, S
 from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
 from fmstune.runs import run_folder
 
-ASKED_ALIKE = ("template_kwargs",)
+ASKED_ALIKE = ("template_kwargs", "reasoning")
 """Settings of a format that decide how a model is asked, and should be those that it was trained with."""
 
 
