@@ -140,10 +140,11 @@ def started(argv: Sequence[str | Path]) -> "subprocess.Popen[str]":
     return process
 
 
-def test_an_interruption_ends_every_rank_in_order(prepared: None) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_an_interruption_ends_every_rank_in_order(prepared: None, number: signal.Signals) -> None:
     process = started([SCRIPT, *LONG])
     ranks = ranks_of(process.pid)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=90)
     assert process.returncode == 130, err
     assert not [pid for pid in ranks if alive(pid)]
@@ -161,12 +162,13 @@ def test_no_rank_outlives_a_killed_parent(prepared: None) -> None:
     assert summary()["status"] == "interrupted"
 
 
-def test_a_killed_rank_ends_the_others_and_is_named(fmstune: Run, prepared: None) -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_ends_the_others_and_is_named(fmstune: Run, prepared: None, rank: int) -> None:
     job = frozen(fmstune, *LONG)
     process = started([*subprocesses.agent_command(job.launcher, Path("run/job.yaml")), "--"])
     ranks = children(process.pid)
     assert len(ranks) == 2
-    os.kill(ranks[1], signal.SIGKILL)
+    os.kill(ranks[rank], signal.SIGKILL)
     _, err = process.communicate(timeout=90)
     assert process.returncode == 1
     assert not [pid for pid in ranks if alive(pid)]

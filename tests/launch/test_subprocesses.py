@@ -120,15 +120,16 @@ def test_a_signal_that_the_process_died_of_is_a_negative_code() -> None:
     assert subprocesses.start([sys.executable, "-c", code], os.environ) == -signal.SIGKILL
 
 
-def test_sigterm_is_handed_on_and_the_handlers_are_put_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_a_signal_that_ends_is_handed_on_and_the_handlers_are_put_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
 
     def terminate() -> None:
-        while signal.getsignal(signal.SIGTERM) is before:
+        while signal.getsignal(number) is before:
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=terminate).start()
     code = subprocesses.start([sys.executable, "-c", "import time; time.sleep(500)"], os.environ)
-    assert code == -signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert code == -number
+    assert signal.getsignal(number) is before

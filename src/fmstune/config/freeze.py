@@ -78,7 +78,7 @@ def read(path: Path, *, trusted: Sequence[str] = (), changes: Mapping[str, Any] 
         tree: Any = OmegaConf.to_container(config, resolve=False)
     except FileNotFoundError:
         raise UserError(str(path), ": no such file; give the job.yaml of a run folder") from None
-    except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as err:
+    except (OSError, yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as err:
         raise UserError(str(path), f": cannot be read as a job: {first_line(err)}") from err
     return freeze({str(key): value for key, value in tree.items()}, trusted=trusted)
 

@@ -68,7 +68,7 @@ def values(path: Path) -> dict[str, Any]:
     """Fields of the launcher group by name, as the file has them; raises UserError with all that does not go."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as err:
         reason = getattr(err, "strerror", None) or " ".join(str(err).split())
         raise UserError("launcher.config_file", f": {path} cannot be read ({reason}); give an accelerate YAML") from err
     return values_of(tree, path)
