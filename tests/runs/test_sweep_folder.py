@@ -89,3 +89,26 @@ def test_a_sweep_of_before_is_read_with_its_name_for_the_number(tmp_path: Path) 
     assert sweep_folder.read_points(tmp_path) == [GOOD]
     sweep_folder.record_command(tmp_path, ["-m", "objective=tuned.eval_loss"])
     assert sweep_folder.recorded_command(tmp_path, ["seed=1"]) == ["-m", "compare_by=tuned.eval_loss", "seed=1"]
+
+
+ODD = ("", "garbage", "[3]", '{"number": 1}', "[" * 100_000, json.dumps([{**dataclasses.asdict(GOOD), "number": "x"}]))
+
+
+@pytest.mark.parametrize("content", ODD)
+def test_a_damaged_table_of_points_is_named_to_a_reader_and_set_aside_for_a_sweep(content: str) -> None:
+    Path(sweep_folder.FILE).write_text(content)
+    with pytest.raises(UserError, match="sweep.json: cannot be read .*; correct or remove the file"):
+        sweep_folder.read_points(Path())
+    sweep_folder.record_point(Path(), GOOD)
+    sweep_folder.record_point(Path(), BETTER)
+    (Path(sweep_folder._LEFT) / "10.json").write_text(content)
+    assert sweep_folder.gather_points(Path()) == [GOOD]
+    assert sweep_folder.read_points(Path()) == [GOOD]
+    assert Path("sweep.json.damaged").read_text() == content
+
+
+@pytest.mark.parametrize("content", ["", "garbage", "[3]", "{}", "null"])
+def test_a_damaged_command_of_a_sweep_is_named(content: str) -> None:
+    Path(sweep_folder.COMMAND).write_text(content)
+    with pytest.raises(UserError, match="--resume: command.json cannot be read .*; give the command itself again"):
+        sweep_folder.recorded_command(Path(), [])

@@ -1,6 +1,6 @@
 """Which number of `summary.json` says that one run is better than another."""
 
-import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeGuard
 
@@ -25,7 +25,8 @@ def direction(job: Job) -> Direction | None:
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a number that can be compared with others."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # neither inf nor nan, nor a whole number that is too large for a float
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def curve(metrics: Iterable[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:

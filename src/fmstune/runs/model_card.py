@@ -91,7 +91,7 @@ def read_licence(folder: Path) -> dict[str, str]:
         text = (folder / MODEL_CARD).read_text(encoding="utf-8")
         found = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, flags=re.DOTALL)
         head = yaml.safe_load(found[1]) if found else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     if not isinstance(head, dict) or not head.get("license"):
         return {}

@@ -127,7 +127,11 @@ def _read_or_set_aside(file: Path) -> list[Point]:
 
 def _point(fields: dict[str, Any]) -> Point:
     """From JSON, where earlier sweeps call the number that compares points by its name of then."""
-    return Point(**{"compare_by" if name == COMPARE_BY else name: value for name, value in fields.items()})
+    point = Point(**{"compare_by" if name == COMPARE_BY else name: value for name, value in fields.items()})
+    for name, kind in (("number", int), ("folder", str), ("overrides", list), ("status", str), ("metrics", dict)):
+        if not isinstance(getattr(point, name), kind):
+            raise TypeError(f"{name} of a point must be of type {kind.__name__}")
+    return point
 
 
 def record_command(sweep: Path, words: Sequence[str]) -> None:

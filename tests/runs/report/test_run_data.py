@@ -1,12 +1,16 @@
 """Run folders are read as they are: half-made, running, killed or broken."""
 
+import copy
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fmstune.errors import UserError
-from fmstune.runs.report import run_data
+from fmstune.runs.report import render, run_data, run_report, terminal_summary
 
 
 def make(folder: Path, **files: str) -> Path:
@@ -59,3 +63,59 @@ def test_a_folder_of_folders_of_runs_names_these() -> None:
     make(Path("runs/today/a"))
     with pytest.raises(UserError, match="runs: no run here .*; runs are in runs/today"):
         run_data.raise_if_no_run(Path("runs"))
+
+
+NAMES = ("summary.json", "lock.json", "sources.json", "samples.json", "metrics.jsonl", "job.yaml")
+
+
+@pytest.mark.parametrize("content", [b"garbage: [", b"\x80\x81\n", b"[]\n", b"3\n", None])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_damaged_file_is_named_whatever_is_in_it(name: str, content: bytes | None) -> None:
+    run = make(Path("run"))
+    (run / name).unlink(missing_ok=True)
+    (run / name).mkdir() if content is None else (run / name).write_bytes(content + b"\n")
+    with pytest.raises(UserError) as raised:
+        run_data.read_run(run)
+    (problem, *_) = map(str, raised.value.problems)
+    assert problem.startswith(f"run/{name}:")
+    assert problem.endswith(("correct or remove the file", "remove the line"))
+
+
+SUMMARY = {
+    "status": "finished",
+    "error": None,
+    "plan": {"total": 1, "total_steps": 2, "memory": {"weights": 1}},
+    "train_loss": 0.5,
+    "steps": 2,
+    "stopped": "why",
+    "positions": 3,
+    "tokens_trained_on": 2,
+    "base": {"eval_loss": 1.0, "rows": 2, "sets": {"a": {"eval_loss": 1.0, "rows": 2}}},
+    "tuned": {"eval_loss": 1.0, "rows": 2, "rows_left_out": 3, "sets": {"a": {"eval_loss": 1.0, "rows": 2}}},
+    "data": {"train": {"rows_read": 2, "rows_dropped": 0}, "held_out": None, "sources": {"a": {"rows_read": 2}}},
+    "legs": [{"from_step": 0, "to_step": 1}, {"from_step": 1, "to_step": 2}],
+    "tracking": {"aim": {"run": "x", "place": "y", "error": None}},
+}
+VALUES = (None, 3, -1.5, 10**400, float("nan"), "x", "", True, [], {}, [1], [[]], [{}], {"a": 1}, {"a": {"b": []}})
+
+
+def places(tree: object) -> Iterator[tuple[object, ...]]:
+    """Every place of a tree, from its top."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
+        yield (key,)
+        yield from ((key, *below) for below in places(value))
+
+
+@pytest.mark.parametrize("place", [*places(SUMMARY)], ids=lambda place: ".".join(map(str, place)))
+def test_a_summary_with_an_odd_value_anywhere_is_shown_or_its_fault_is(place: tuple[object, ...]) -> None:
+    for value in VALUES:
+        odd: Any = copy.deepcopy(SUMMARY)
+        inner = odd
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = value
+        run = make(Path("run"), summary_json=json.dumps(odd))
+        with suppress(UserError):
+            read = run_data.read_run(run)
+            assert render.render_text(run_report.run_document(read))
+            assert terminal_summary.render_summary(read.summary, run, read.table)

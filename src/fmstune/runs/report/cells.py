@@ -1,7 +1,6 @@
 """Numbers and settings as the cells of a report's tables."""
 
 import json
-import math
 from typing import Any, NamedTuple
 
 from fmstune.config.compare_by import is_number
@@ -19,7 +18,7 @@ class Cell(NamedTuple):
 
 def number_cell(value: float | None, form: str = "") -> Cell:
     """Show a number: with commas if it is whole or large, else with four digits; a dash if there is none."""
-    if value is None or not math.isfinite(value):
+    if not is_number(value):
         return Cell(MISSING)
     if form:
         return Cell(f"{value:{form}}", value)
@@ -29,7 +28,7 @@ def number_cell(value: float | None, form: str = "") -> Cell:
 
 def change_cell(before: float | None, after: float | None) -> Cell:
     """Show the difference of two numbers with its sign; a dash if one of them is missing."""
-    if before is None or after is None or not math.isfinite(after - before):
+    if not is_number(before) or not is_number(after) or not is_number(after - before):
         return Cell(MISSING)
     change = after - before
     return Cell(f"{change:+,.0f}" if abs(change) >= 1000 else f"{change:+.4g}", change)

@@ -14,6 +14,8 @@ from fmstune.config.renamed_fields import with_compare_by
 from fmstune.errors import Problem, UserError, collect_problems, first_line, raise_if_any
 from fmstune.runs import run_folder, sweep_folder
 
+_DEEPEST = 100
+"""Levels of a job file that are read; a job has six."""
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # without libyaml, a job of 150 fields takes 50 ms
 
 
@@ -130,11 +132,21 @@ def _read_yaml(path: Path, problems: list[Problem]) -> dict[str, Any]:
     found: Any = {}
     with collect_problems(problems), _explain_read_errors(path):
         text = path.read_text(encoding="utf-8") if path.exists() else "{}"
+        _raise_if_deep(text)
         found = yaml.load(text, Loader=_Loader)
     if not isinstance(found, dict):
         problems.append(Problem(str(path), ": must hold a mapping of names to values; correct or remove the file"))
         return {}
     return found
+
+
+def _raise_if_deep(text: str) -> None:
+    """Raise ValueError for YAML that is nested too deeply: libyaml would take the process with it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
 
 
 def _read_metrics(path: Path, problems: list[Problem]) -> Iterator[dict[str, Any]]:

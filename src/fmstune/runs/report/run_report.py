@@ -112,7 +112,7 @@ def _scores(run: Run) -> Iterator[Block]:
     if not base and not tuned:
         return
     yield make_table(("held-out rows", "base", "tuned", "change"), _score_rows(base, tuned, run.table))
-    sets = [one.get("sets", {}) for one in (base, tuned)]
+    sets = [one.get("sets") or {} for one in (base, tuned)]
     rows = [
         [f"{name}: {label}", *cells]
         for name in dict.fromkeys([*sets[0], *sets[1]])
@@ -200,7 +200,7 @@ def _ledger(run: Run) -> Iterator[Block]:
     for whole, parts in (("train", "sources"), ("held_out", "held_out_sets")):
         title = whole.replace("_", " ")
         found |= {title: data[whole]} if data.get(whole) else {}
-        found |= {f"{title}: {name}": one for name, one in data.get(parts, {}).items()}
+        found |= {f"{title}: {name}": one for name, one in (data.get(parts) or {}).items()}
     if not found:
         return
     rows = [[name, *(one.get(key) for one in found.values())] for name, key in _LEDGER]

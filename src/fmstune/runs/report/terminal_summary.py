@@ -51,9 +51,9 @@ def comparison_lines(
     """The table of base against tuned on the held-out rows, and on each of their sets where they have names."""
     heads = (f"{name}: {_number(tuned, 'rows')}", "base", "tuned", "change")
     yield from tables.lines(heads, list(metric_rows(base, tuned, table)), least=(22, 8, 8, 8))
-    for name, one in tuned.get("sets", {}).items():
+    for name, one in (tuned.get("sets") or {}).items():
         yield ""
-        yield from comparison_lines((base or {}).get("sets", {}).get(name), one, table, name)
+        yield from comparison_lines(((base or {}).get("sets") or {}).get(name), one, table, name)
     if figure(tuned, "rows_left_out"):
         yield f"({_number(tuned, 'rows_left_out')} more held-out rows were left out by evaluation.max_rows)"
     if figure(tuned, "answers_too_long"):
