@@ -13,7 +13,7 @@ from fmstune.config import upstream_fields
 from fmstune.config.renamed_fields import OWNED, TRANSLATED
 
 ROOT = Path(__file__).parents[1]
-TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text", dict: "mapping"}
 YAML_WORDS = {"None": "null", "True": "true", "False": "false", "list": "[]", "dict": "{}"}
 OF_EVERY_ADAPTER = ("PeftConfig", "PeftConfigMixin")
 """Bases whose fields PEFT and fmstune fill in."""
@@ -126,6 +126,8 @@ def _yaml(value: object) -> str:
 def _type(field: upstream_fields.Field) -> str:
     if not field.primitives:
         return "see the meaning"
-    kinds = [TYPES[kind] for kind in field.primitives if not (field.choices and kind is str)]
+    # next to a mapping, text is the JSON of one
+    without = str if field.choices or dict in field.primitives else None
+    kinds = [TYPES[kind] for kind in field.primitives if kind is not without]
     kinds += [", ".join(f"`{choice}`" for choice in field.choices)] if field.choices else []
     return " or ".join([*kinds, *(["null"] if field.optional else [])])

@@ -54,10 +54,15 @@ MODELS = [
     ),
     case(
         "model=causal_lm model.path=owner/name",
-        "model.path: no folder is named owner/name, and it is neither in the hub's cache nor can the hub be reached; "
-        "give a folder, …",
+        "model.path: no folder is named owner/name, and it is neither in the hub's cache nor can the hub be reached "
+        "(HF_HUB_OFFLINE is set); give model.path=DIR, …",
     ),
     case("model=llama2_7b", "model.path: no folder is named meta-llama/Llama-2-7b-hf, and it is neither …"),
+    case(
+        "model=llama2_13b peft=lora data=alpaca",
+        "model.path: no folder is named meta-llama/Llama-2-13b-hf, and …: hf download meta-llama/Llama-2-13b-hf …",
+        "data.train: no folder is named tatsu-lab/alpaca, and …: hf download tatsu-lab/alpaca --repo-type dataset …",
+    ),
     model_case("model.path: m has no config.json; give the folder that save_pretrained wrote", {"m/x": ""}),
     model_case(
         "model.path: m holds no model.safetensors (found pytorch_model.bin); fmstune reads nothing else; save …",

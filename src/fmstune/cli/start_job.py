@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fmstune.checks.hub import hub_problems
 from fmstune.checks.job import job_notes, job_problems
 from fmstune.cli import claim_folder
 from fmstune.cli.arguments import CommandLine
@@ -67,7 +68,7 @@ def history_of(composed: Composed, job: Job, line: CommandLine) -> History | Non
 def start_job(frozen: freeze.Frozen, line: CommandLine, history: History | None, start: Start | None = None) -> int:
     """Check what the parent can, then hand the job to the runner, which `start` starts."""
     job = frozen.job
-    raise_if_any(job_problems(job))
+    raise_if_any([*job_problems(job), *hub_problems(job, line.verb)])
     for note in (*frozen.notes, *job_notes(job)):
         print(f"fmstune: note: {note}", file=sys.stderr)
     if history is not None and line.verb is Verb.train:

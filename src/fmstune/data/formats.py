@@ -8,7 +8,7 @@ it is given; templates are rendered in a sandbox.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fmstune.data.chat import chat_question, chat_rows
@@ -28,7 +28,7 @@ from fmstune.data.tokens import (
     TokenRow,
     in_words,
 )
-from fmstune.errors import did_you_mean
+from fmstune.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,9 +110,22 @@ def alpaca(row: Mapping[str, Any], *, asking: bool = False) -> list[Segment]:
 
 
 @asked_with(lambda text, *, text_field, **_: {text_field: text})
-def labelled_text(row: Mapping[str, Any], *, text_field: str, label_field: str, asking: bool = False) -> list[Segment]:
-    """The twitter-complaints shape, made of a column of text and a column with its label in words."""
+def labelled_text(
+    row: Mapping[str, Any],
+    *,
+    text_field: str,
+    label_field: str,
+    class_field: str | None = None,
+    classes: Sequence[str | None] = (),
+    asking: bool = False,
+) -> list[Segment]:
+    """The twitter-complaints shape, made of a column of text and a column with its label in words.
+
+    Rows without that column have their label as a number in `class_field`, which counts the `classes` from 0.
+    """
     prompt = f"### Text: {_column(row, text_field)}\n\n### Label:"
+    if class_field is not None and label_field not in row and class_field in row:
+        row = {**row, label_field: None if asking else _class_name(row[class_field], class_field, classes)}
     return [Segment(prompt, trained=False), Segment(f" {_answer(row, label_field, asking)}", trained=True)]
 
 
@@ -223,6 +236,18 @@ def _ids(row: Mapping[str, Any], name: str, least: int) -> list[int]:
         if type(value) is not int or value < least:
             raise RowProblem(f"column {name!r}: number {place} must be a token's id, found {in_words(value)}")
     return values
+
+
+def _class_name(number: Any, field: str, classes: Sequence[str | None]) -> str:
+    """The name of a class by its number; null stands for rows without a label."""
+    if not isinstance(classes, Sequence) or isinstance(classes, str):
+        raise UserError("data.format.classes", f"must be a list of names, found {in_words(classes)}")
+    if type(number) is not int or not 0 <= number < len(classes):
+        few = f"{len(classes)} classes are given"
+        raise RowProblem(f"column {field!r} must hold the number of a class, and {few}; found {in_words(number)}")
+    if (name := classes[number]) is None:
+        raise RowProblem(f"column {field!r} says that the row has no label ({number}); leave such rows out")
+    return name
 
 
 def _answer(row: Mapping[str, Any], name: str, asking: bool) -> str:

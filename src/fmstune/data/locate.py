@@ -1,4 +1,4 @@
-"""A source of rows (file, glob, folder, hub id, or a list of these) → its files."""
+"""A source of rows (file, glob, folder, hub id, files on the hub, or a list of these) → its files."""
 
 import glob
 import re
@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fmstune.data import hub
 from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.files import did_you_mean_beside, resolve
 
@@ -70,6 +71,9 @@ def _files_of(entry: Any, field: str, stream: bool | None) -> list[File]:
         path = Path(resolve(entry)).expanduser()
     except UserError as err:
         raise UserError(field, f": {err}") from err
+    if entry.startswith(hub.SCHEME):
+        files = hub.parse_place(entry, field)
+        return [] if stream is None else _downloaded(entry, hub.download(files, field), field)
     if path.is_file():
         return [File(entry, path)]
     if path.is_dir():
@@ -79,12 +83,23 @@ def _files_of(entry: Any, field: str, stream: bool | None) -> list[File]:
         if not matches:
             raise UserError(field, f": no file matches {entry}")
         return [File(str(match), match) for match in matches]
-    # owner/name, unless it looks like a file: by its suffix, or because its folder exists here
-    hub_id = re.fullmatch(r"([A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*", entry)
-    if hub_id and Path(entry).suffix not in SUFFIXES and not Path(hub_id[1]).is_dir():
+    if is_hub_id(entry):
         return [] if stream is None else _hub_files(entry, field, streaming=stream)
     missing = "" if path.parent.is_dir() else f" (there is no folder {path.parent})"
     raise UserError(field, f": no file {entry}{missing}{did_you_mean_beside(path)}")
+
+
+def is_hub_id(entry: str) -> bool:
+    """Whether it is OWNER/NAME, and does not look like a file: by its suffix, or because its folder exists here."""
+    found = re.fullmatch(r"([A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*", entry)
+    return found is not None and Path(entry).suffix not in SUFFIXES and not Path(found[1]).is_dir()
+
+
+def _downloaded(entry: str, path: Path, field: str) -> list[File]:
+    """The data files of what was downloaded, by their names on the hub."""
+    if path.is_file():
+        return [File(entry, path)]
+    return [File(f"{entry.rstrip('/')}/{file.path.name}", file.path) for file in _in_folder(path, field)]
 
 
 def _in_folder(folder: Path, field: str) -> list[File]:

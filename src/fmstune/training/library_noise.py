@@ -13,7 +13,7 @@ from fmstune.errors import UserError
 from fmstune.models.hub_internals import fail_at_once_without_a_network
 
 _SILENT = (
-    *("httpx", "huggingface_hub", "filelock", "fsspec", "matplotlib", "trl", "accelerate"),
+    *("httpx", "httpx2", "huggingface_hub", "filelock", "fsspec", "matplotlib", "trl", "accelerate"),
     *("aim", "alembic", "mlflow"),
 )
 """Loggers that speak of errors only."""

@@ -1,0 +1,180 @@
+"""What a job needs of the hub, and whether it can be had: all of it is said at once, before anything heavy is imported.
+
+Importing transformers takes longer than this whole check, and its client tells of one missing part at a time.
+"""
+
+import os
+import re
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+from fmstune import files
+from fmstune.config.choices import Backend
+from fmstune.config.job import Job, sources
+from fmstune.config.requests import Verb
+from fmstune.data import hub, locate
+from fmstune.errors import Problem, UserError
+
+SECONDS = 3.0
+"""To wait for an answer of the hub; what it does not know by then is left to the runner, if it can be reached."""
+_TOKENIZER = ("tokenizer_config.json", "tokenizer*", "vocab*")
+
+
+class Wanted(NamedTuple):
+    """A part of the job that is on the hub."""
+
+    field: str
+    kind: str
+    """`model` or `dataset`."""
+    repo: str
+    revision: str | None = None
+    patterns: tuple[tuple[str, ...], ...] = ()
+    """What must be in the cache: of each, one file that matches; the first of all is asked for."""
+    path: str = ""
+    """The folder of a data set's files."""
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the job can do without the hub."""
+        folder = hub.cached_snapshot(self.repo, self.kind, self.revision)
+        if self.kind == "dataset":
+            return (folder / self.path).exists() if folder and self.path else hub.in_datasets_cache(self.repo)
+        return folder is not None and all(any(any(folder.glob(one)) for one in group) for group in self.patterns)
+
+
+def hub_problems(job: Job, verb: Verb) -> Iterator[Problem]:
+    """Yield a problem for each part of the job that is neither here nor to be had from the hub."""
+    if verb is Verb.train and job.launcher.slurm is not None:
+        return  # the nodes may reach what this machine does not
+    absent = [one for one in (*_models(job, verb), *_data(job, verb)) if not one.is_cached]
+    for one, why in zip(absent, _ask(absent), strict=True):
+        if why is not None:
+            yield Problem(one.field, f": {why}")
+
+
+def _models(job: Job, verb: Verb) -> Iterator[Wanted]:
+    """The model, its tokenizer and its adapter, as far as the verb needs them and they are no folders."""
+    model, described = job.model, job.model.architecture is not None
+    weights, tokenizer = (("config.json",), ("*.safetensors",)), (_TOKENIZER,)
+    needed: tuple[tuple[str, ...], ...] = ()
+    if verb is Verb.train or model.backend is Backend.fms:
+        needed = weights
+    elif not described and verb is not Verb.show_data:
+        needed = weights[:1]
+    asks_tokenizer = verb in (Verb.train, Verb.show_data) or (verb is Verb.check and not described)
+    if model.tokenizer is None and asks_tokenizer:
+        needed += tokenizer
+    if needed and _is_on_hub(model.path):
+        yield Wanted("model.path", "model", model.path, model.revision, needed)
+    if model.tokenizer is not None and asks_tokenizer and _is_on_hub(model.tokenizer):
+        yield Wanted("model.tokenizer", "model", model.tokenizer, model.revision, tokenizer)
+    if model.adapter is not None and verb is Verb.train and _is_on_hub(model.adapter):
+        yield Wanted("model.adapter", "model", model.adapter, None, (("adapter_config.json",),))
+
+
+def _data(job: Job, verb: Verb) -> Iterator[Wanted]:
+    if verb not in (Verb.train, Verb.check, Verb.show_data):
+        return
+    for part in ("train", "eval"):
+        for name, source in sources(job.data, part).items():
+            field = f"data.{part}.{name}" if name else f"data.{part}"
+            for entry in source.path if isinstance(source.path, list | tuple) else [source.path]:
+                if str(entry).startswith(hub.SCHEME):
+                    with suppress(UserError):  # the rules on data say it
+                        found = hub.parse_place(entry, field)
+                        yield Wanted(field, "dataset", found.repo, found.revision, path=found.path)
+                elif isinstance(entry, str) and locate.is_hub_id(entry) and not Path(entry).exists():
+                    yield Wanted(field, "dataset", entry)
+
+
+def _is_on_hub(place: str) -> bool:
+    """Whether this is a hub id: no folder here, and nothing that ships with fmstune."""
+    is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", place) is not None
+    return is_id and not place.startswith(files.PREFIX) and not Path(place).expanduser().exists()
+
+
+def _ask(wanted: Sequence[Wanted]) -> list[str | None]:
+    """What is wrong with each, side by side: a network that answers nothing must not cost the time of each."""
+    found: dict[Wanted, str | None] = dict.fromkeys(wanted, f"no answer in {SECONDS:g} seconds")
+    asking = [threading.Thread(target=lambda one=one: found.update({one: _reason(one)}), daemon=True) for one in found]
+    for thread in asking:
+        thread.start()
+    end = time.monotonic() + SECONDS
+    for thread in asking:
+        thread.join(max(0.0, end - time.monotonic()))
+    return [_explained(one, found[one]) for one in wanted]
+
+
+@cache
+def _reason(one: Wanted) -> str | None:
+    """Why it cannot be had, in the hub's own word where that answers; None where nothing speaks against it."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    revision = quote(one.revision or "main", safe="")
+    # as the hub's client asks, since a mirror may not know more
+    method, url = "HEAD", f"{constants.ENDPOINT}/{one.repo}/resolve/{revision}/{(one.patterns or (('',),))[0][0]}"
+    if one.kind == "dataset":
+        method, url = "GET", f"{constants.ENDPOINT}/api/datasets/{one.repo}/revision/{revision}"
+    token = _token(Path(constants.HF_TOKEN_PATH))
+    headers = {"user-agent": "fmstune"} | ({"authorization": f"Bearer {token}"} if token else {})
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers, method=method), timeout=SECONDS):
+            return None
+    except urllib.error.HTTPError as err:
+        return _answer(constants.ENDPOINT, err.code, err.headers.get("X-Error-Code"))
+    except urllib.error.URLError as err:
+        # a certificate that only the hub's client knows how to check
+        return None if "SSL" in type(err.reason).__name__ else f"{constants.ENDPOINT}: {err.reason}"
+    except OSError as err:
+        return f"{constants.ENDPOINT}: {err}"
+
+
+def _token(file: Path) -> str | None:
+    """As `huggingface_hub.get_token`, whose import takes most of a second; on Colab it asks the notebook too."""
+    if (given := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")) is None and file.is_file():
+        given = file.read_text(encoding="utf-8")
+    return given.strip() if given and given.strip() else None
+
+
+def _answer(endpoint: str, status: int, code: str | None) -> str | None:
+    """The hub's own word for what is wrong; a refusal without one is not the hub's, but of something before it."""
+    if code is None:
+        return f"{endpoint} answers {status}"
+    return code if code in ("GatedRepo", "RepoNotFound", "RevisionNotFound") else None
+
+
+def _explained(one: Wanted, reason: str | None) -> str | None:
+    """The reason as the end of a sentence about the field, with what to do."""
+    page = f"{'' if one.kind == 'model' else 'datasets/'}{one.repo}"
+    if reason is None:
+        return None
+    if reason == "GatedRepo":
+        return f"{one.repo} is gated; accept its terms at https://huggingface.co/{page} and log in with `hf auth login`"
+    if reason == "RevisionNotFound":
+        return f"{one.repo} has no revision {one.revision!r}; see https://huggingface.co/{page}/tree/main"
+    if reason == "RepoNotFound":
+        return f"neither a folder nor a hub {one.kind} is named {one.repo}; if private, `hf auth login` first"
+    missing = f"no folder is named {one.repo}, and it is neither in the hub's cache nor can the hub be reached"
+    near = files.did_you_mean_beside(Path(one.repo))
+    return f"{missing} ({reason}); {_how_to_get(one)}{near}"
+
+
+def _how_to_get(one: Wanted) -> str:
+    folder = one.repo.rpartition("/")[2]
+    flags = ["--repo-type", "dataset"] if one.kind == "dataset" else []
+    flags += ["--revision", one.revision] if one.revision else []
+    flags += ["--include", f"'{one.path}/*'"] if one.path else []
+    fetch = " ".join(["hf download", one.repo, *flags, "--local-dir", folder])
+    local = f"{folder}/{one.path}" if one.path else folder
+    there = f"{one.field}=FILE" if one.kind == "dataset" else f"{one.field}=DIR"
+    return f"give {there}, set HF_ENDPOINT to a mirror, or fetch it elsewhere: {fetch} (then {one.field}={local})"

@@ -1,0 +1,149 @@
+"""What a job needs of the hub is asked for before a heavy import, and all that is missing is said at once."""
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from fmstune.checks import hub
+from fmstune.checks.hub import hub_problems
+from fmstune.config.freeze import freeze
+from fmstune.config.job import Job
+from fmstune.config.requests import Verb
+from tests.composing import composed_tree
+from tests.fixtures.hub import Hub, served
+
+LLAMA = "models/meta-llama/Llama-2-13b-hf"
+ALPACA = "datasets/tatsu-lab/alpaca"
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
+    hub._reason.cache_clear()
+
+
+@pytest.fixture
+def local_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    files = {"main": {"config.json": b"{}", "tokenizer_config.json": b"{}"}}
+    with served(Hub({LLAMA: files, ALPACA: {"main": {"train.parquet": b""}}})) as found:
+        monkeypatch.setattr(constants, "ENDPOINT", found.endpoint)
+        yield found
+
+
+def job(*words: str) -> Job:
+    return freeze(composed_tree(*words)).job
+
+
+USERS = ("model=llama2_13b", "peft=lora", "data=alpaca")
+
+
+def said(*words: str, verb: Verb = Verb.train) -> list[str]:
+    return [str(problem) for problem in hub_problems(job(*words), verb)]
+
+
+def test_a_job_of_shipped_files_asks_nothing(local_hub: Hub) -> None:
+    assert said() == []
+    assert local_hub.asked == []
+
+
+def test_what_the_hub_has_is_no_problem_and_is_asked_for_once(local_hub: Hub) -> None:
+    assert said(*USERS) == said(*USERS) == []
+    assert sorted(local_hub.asked) == [
+        "GET /api/datasets/tatsu-lab/alpaca/revision/main",
+        "HEAD /meta-llama/Llama-2-13b-hf/resolve/main/config.json",
+    ]
+
+
+def test_without_a_network_model_and_data_are_said_together_with_how_to_get_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    model, data = said(*USERS)
+    assert model == (
+        "model.path: no folder is named meta-llama/Llama-2-13b-hf, and it is neither in the hub's cache nor can the "
+        "hub be reached (HF_HUB_OFFLINE is set); give model.path=DIR, set HF_ENDPOINT to a mirror, or fetch it "
+        "elsewhere: hf download meta-llama/Llama-2-13b-hf --local-dir Llama-2-13b-hf (then model.path=Llama-2-13b-hf)"
+    )
+    assert data.startswith("data.train: no folder is named tatsu-lab/alpaca, and it is neither in the hub's cache nor ")
+    assert data.endswith("hf download tatsu-lab/alpaca --repo-type dataset --local-dir alpaca (then data.train=alpaca)")
+
+
+def test_files_of_a_revision_are_fetched_with_that_revision_and_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (data,) = said("data=twitter_complaints")
+    assert data.endswith(
+        "hf download ought/raft --repo-type dataset --revision refs/convert/parquet "
+        "--include 'twitter_complaints/train/*' --local-dir raft (then data.train=raft/twitter_complaints/train)"
+    )
+
+
+@pytest.mark.parametrize("endpoint", ["refuses", "is silent", "is a gateway"])
+def test_a_hub_that_does_not_answer_is_given_up_soon(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent, served(Hub({})) as gateway:
+        closed = "http://127.0.0.1:9"
+        urls = {"refuses": closed, "is silent": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        monkeypatch.setattr(constants, "ENDPOINT", urls.get(endpoint, f"{gateway.endpoint}/nothing"))
+        begun = time.monotonic()
+        found = said(*USERS)
+    assert time.monotonic() - begun < 5
+    assert [text.partition(":")[0] for text in found] == ["model.path", "data.train"]
+    assert all("nor can the hub be reached (" in text for text in found)
+
+
+def test_the_hubs_own_words_are_said_of_each(local_hub: Hub) -> None:
+    local_hub.gated = frozenset({LLAMA})
+    model, data = said(*USERS, "++data.train=owner/nosuch")
+    assert model == (
+        "model.path: meta-llama/Llama-2-13b-hf is gated; accept its terms at "
+        "https://huggingface.co/meta-llama/Llama-2-13b-hf and log in with `hf auth login`"
+    )
+    assert data == (
+        "data.train: neither a folder nor a hub dataset is named owner/nosuch; if private, `hf auth login` first"
+    )
+    local_hub.gated = frozenset()
+    (revision,) = said("model=llama2_13b", "++model.revision=nosuch", "++model.tokenizer=package:tiny_llama")
+    assert revision.startswith("model.path: meta-llama/Llama-2-13b-hf has no revision 'nosuch'; see ")
+
+
+def test_what_is_in_the_cache_or_a_folder_needs_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    cached = tmp_path / "hf" / "hub" / "models--meta-llama--Llama-2-13b-hf"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("abc")
+    (cached / "snapshots" / "abc").mkdir(parents=True)
+    assert len(said("model=llama2_13b")) == 1
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (cached / "snapshots" / "abc" / name).touch()
+    assert said("model=llama2_13b") == []
+    (tmp_path / "hf" / "datasets" / "tatsu-lab___alpaca" / "default").mkdir(parents=True)
+    (tmp_path / "owner" / "rows").mkdir(parents=True)
+    assert said("data=alpaca") == said("data=alpaca", "++data.train=owner/rows") == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "fields"),
+    [
+        (Verb.train, ["model.path", "data.train"]),
+        # its architecture is known, so the plan needs neither weights nor tokenizer
+        (Verb.check, ["data.train"]),
+        (Verb.show_data, ["model.path", "data.train"]),
+        (Verb.modules, []),
+    ],
+)
+def test_a_verb_asks_for_what_it_needs(verb: Verb, fields: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert [text.partition(":")[0] for text in said(*USERS, verb=verb)] == fields
+
+
+def test_a_slurm_job_is_left_to_its_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert said(*USERS, "launcher=slurm") == []
