@@ -45,7 +45,7 @@ _SAID = (
     (r"Could not override '(.*?)'\.\s*Did you mean to override (.*?)\?", r"\1", "is not in the job; did you mean \\2?"),
     (r"Could not override '(.*?)'\. No match", r"\1", "is not among the groups of the job; add it with +\\1=NAME"),
     (r"Could not override '(hydra\..*?)'", r"\1", ": Hydra has no such setting (fmstune --cfg hydra lists them)"),
-    (r"Could not override '(.*?)'", r"\1", "is no field or group of the job"),
+    (r"Could not override '(.*?)'", r"\1", ": the job has no such field or group"),
     (r"Override (.*?) looks like a config group override, but config group '(.*)'", r"\1", ": there is no group \\2"),
     (r"Could not delete from config\. '(.*?)' does not", r"~\1", ": the job has no such field"),
     (r"Could not delete from config\. The value of '(.*?)' is (.*) and not", r"~\1", "is \\2; write ~\\1"),
@@ -63,7 +63,7 @@ _SAID = (
     (
         r"Primary config (?:directory|module).* not\s+found",
         "--config-path",
-        "is no folder; --config-dir adds your groups",
+        "is not a folder; --config-dir adds your groups",
     ),
     (r"No folder (.*) of hydra\.searchpath", "hydra.searchpath", ": there is no folder \\1"),
     (r"Error merging override (?:\+\+)?(.*)", r"\1", ""),
