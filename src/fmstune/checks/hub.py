@@ -20,7 +20,7 @@ from fmstune import files
 from fmstune.config.choices import Backend
 from fmstune.config.job import Job, sources
 from fmstune.config.requests import Verb
-from fmstune.data import hub, locate
+from fmstune.data import locate
 from fmstune.errors import Problem, UserError
 
 SECONDS = 3.0
@@ -44,9 +44,9 @@ class Wanted(NamedTuple):
     @property
     def is_cached(self) -> bool:
         """Whether the job can do without the hub."""
-        folder = hub.cached_snapshot(self.repo, self.kind, self.revision)
+        folder = _cached_snapshot(self.repo, self.kind, self.revision)
         if self.kind == "dataset":
-            return (folder / self.path).exists() if folder and self.path else hub.in_datasets_cache(self.repo)
+            return (folder / self.path).exists() if folder and self.path else _in_datasets_cache(self.repo)
         return folder is not None and all(any(any(folder.glob(one)) for one in group) for group in self.patterns)
 
 
@@ -87,9 +87,9 @@ def _data(job: Job, verb: Verb) -> Iterator[Wanted]:
         for name, source in sources(job.data, part).items():
             field = f"data.{part}.{name}" if name else f"data.{part}"
             for entry in source.path if isinstance(source.path, list | tuple) else [source.path]:
-                if str(entry).startswith(hub.SCHEME):
+                if str(entry).startswith(locate.HUB):
                     with suppress(UserError):  # the rules on data say it
-                        found = hub.parse_place(entry, field)
+                        found = locate.parse_place(entry, field)
                         yield Wanted(field, "dataset", found.repo, found.revision, path=found.path)
                 elif isinstance(entry, str) and locate.is_hub_id(entry) and not Path(entry).exists():
                     yield Wanted(field, "dataset", entry)
@@ -178,3 +178,30 @@ def _how_to_get(one: Wanted) -> str:
     local = f"{folder}/{one.path}" if one.path else folder
     there = f"{one.field}=FILE" if one.kind == "dataset" else f"{one.field}=DIR"
     return f"give {there}, set HF_ENDPOINT to a mirror, or fetch it elsewhere: {fetch} (then {one.field}={local})"
+
+
+def _cached_snapshot(repo: str, kind: str, revision: str | None) -> Path | None:
+    """The folder of this revision of a model or a data set in the hub's cache; None where it is not there."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"{kind}s--{repo.replace('/', '--')}"
+    name = revision or "main"
+    ref = folder / "refs" / name
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else name
+    found = folder / "snapshots" / commit
+    return found if found.is_dir() else None
+
+
+def _in_datasets_cache(repo: str) -> bool:
+    """Whether `datasets` has loaded this data set before, and so may do it again without the hub."""
+    from huggingface_hub import constants
+
+    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+    # `datasets` writes names in snake_case
+    wanted = _plain(repo.replace("/", "___"))
+    return cache.is_dir() and any(_plain(path.name) == wanted for path in cache.iterdir())
+
+
+def _plain(name: str) -> str:
+    owner, _, own = name.partition("___")
+    return f"{owner}/{own.replace('_', '')}".lower()

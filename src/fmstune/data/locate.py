@@ -7,8 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fmstune.data import hub
-from fmstune.errors import Problem, UserError, raise_if_any
+from fmstune.errors import Problem, UserError, one_line, raise_if_any
 from fmstune.files import did_you_mean_beside, resolve
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".arrow")
@@ -17,6 +16,12 @@ NOT_ROWS = ("dataset_info.json", "state.json", "dataset_dict.json")
 """Files that `Dataset.save_to_disk` writes in addition to its Arrow files."""
 SPLITS = {"data.train": ("train",), "data.eval": ("validation", "test")}
 """The split of a hub id that a field means: the first of these that exists."""
+HUB = "hf://"
+_FORM = re.compile(
+    r"hf://datasets/(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
+    r"(?:@(?P<revision>refs/(?:convert|pr)/[\w.-]+|[^/@]+))?(?:/(?P<path>[^@]*?))?/?"
+)
+"""As `huggingface_hub.HfFileSystem` reads it: a revision has slashes only in `refs/convert/…` and `refs/pr/…`."""
 SHOWN = 10
 """Problems, and rows of one problem, that a message lists; more are counted."""
 
@@ -28,6 +33,19 @@ class File(NamedTuple):
     path: Path
     streamed: Iterable[dict[str, Any]] | None = None
     """The rows of a hub id that is streamed and has no file here."""
+
+
+class HubFiles(NamedTuple):
+    """Where files of a data set are on the hub; without a path, all of them."""
+
+    repo: str
+    revision: str | None = None
+    path: str = ""
+
+    @property
+    def patterns(self) -> list[str] | None:
+        """What to download, as `snapshot_download` takes it."""
+        return [self.path, f"{self.path}/*"] if self.path else None
 
 
 def local_files(source: Any, field: str) -> list[Path]:
@@ -71,9 +89,9 @@ def _files_of(entry: Any, field: str, stream: bool | None) -> list[File]:
         path = Path(resolve(entry)).expanduser()
     except UserError as err:
         raise UserError(field, f": {err}") from err
-    if entry.startswith(hub.SCHEME):
-        files = hub.parse_place(entry, field)
-        return [] if stream is None else _downloaded(entry, hub.download(files, field), field)
+    if entry.startswith(HUB):
+        files = parse_place(entry, field)
+        return [] if stream is None else _downloaded(entry, _download(files, field), field)
     if path.is_file():
         return [File(entry, path)]
     if path.is_dir():
@@ -145,3 +163,35 @@ def _json_files(hub_id: str, split: str) -> list[Path]:
     files = datasets.load_dataset_builder(hub_id).config.data_files[split]
     manager = datasets.DownloadManager()
     return [Path(path) for path in manager.iter_files(manager.download_and_extract(list(files)))]
+
+
+def parse_place(place: str, field: str) -> HubFiles:
+    """The parts of a place that begins with `hf://`; raises UserError."""
+    found = _FORM.fullmatch(place)
+    if found is None or ".." in Path(found["path"] or "").parts:
+        raise UserError(field, f"must be like hf://datasets/OWNER/NAME@REVISION/PATH, got {place!r}")
+    return HubFiles(found["repo"], found["revision"], found["path"] or "")
+
+
+def _download(files: HubFiles, field: str) -> Path:
+    """The file or folder in the hub's cache, downloaded where it is not there yet; raises UserError."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            files.repo, repo_type="dataset", revision=files.revision, allow_patterns=files.patterns
+        )
+    except (OSError, ValueError) as err:
+        raise UserError(field, f": {_url(files)} cannot be downloaded: {one_line(err)}") from err
+    path = Path(folder) / files.path
+    if not path.exists():
+        raise UserError(field, f": the data set has no file or folder {files.path}; see {_page(files)}")
+    return path
+
+
+def _url(files: HubFiles) -> str:
+    return f"{HUB}datasets/{files.repo}" + (f"@{files.revision}" if files.revision else "") + f"/{files.path}"
+
+
+def _page(files: HubFiles) -> str:
+    return f"https://huggingface.co/datasets/{files.repo}/tree/{(files.revision or 'main').replace('/', '%2F')}"
