@@ -51,7 +51,6 @@ TESTED_IN = {
     "migrate/words.py": "migrate/test_translate.py",
     "models/adapter_targets.py": "models/test_shapes.py",
     "models/experts.py": "end_to_end/test_families.py",
-    "models/save.py": "training/test_run.py",
     "models/tuned.py": "evaluation/test_ask.py",
     "training/objectives/base.py": "training/test_objectives.py",
     "training/objectives/sft.py": "training/test_objectives.py",

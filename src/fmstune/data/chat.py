@@ -15,7 +15,6 @@ from fmstune.data.messages import Span, Tools, Turn, stretches
 from fmstune.data.reasoning import in_content, place_thoughts, thought_span, thoughts_of, without_span
 from fmstune.data.tokens import PreTrainedTokenizerBase, RowProblem, Rows, Segment, Templated
 
-_WRITES_THEM = "set model.chat_template to one that writes them"
 _BEGIN = "begin with a turn of user or system, or say train: false of the turn"
 
 
@@ -59,8 +58,6 @@ def chat_rows(
         said = place_thoughts(turns, None, reasoning)
         return Templated(piece for turn in said for piece in turn.pieces or [Segment(turn.content, turn.trained)])
     template = chat_template(tokenizer, tools, variables)
-    if tools and not template.writes_tools:
-        raise RowProblem(f"the chat template leaves out the tools; {_WRITES_THEM}, or take them out of the row")
     chat = Conversation(place_thoughts(turns, template, reasoning), tools, template)
     speaks = [number for number, turn in enumerate(chat.turns) if turn.trains]
     answers = [_answer(chat, number, masks=reasoning == "mask") for number in speaks]
@@ -90,10 +87,8 @@ def _answer(chat: Conversation, number: int, *, masks: bool) -> Answer:
     asked, blocks, text = _asked(chat, number)
     end = chat.template.end_of_answer(text, asked)
     turn = chat.turns[number]
-    if "tool_calls" in turn.message and not chat.template.writes_calls:
-        raise RowProblem(f"the chat template leaves out the calls of turn {number + 1}; {_WRITES_THEM}")
     if (thoughts := thoughts_of(turn)) and thoughts not in text[asked:end]:
-        advice = f"{_WRITES_THEM}, or data.format.reasoning=drop to leave them out everywhere"
+        advice = "set model.chat_template to one that writes them, or data.format.reasoning=drop to do so everywhere"
         raise RowProblem(f"the chat template leaves out the thoughts of turn {number + 1}; {advice}")
     marked = [(asked, end)] if not chat.template.marks else list(_ended(text, blocks, (asked, end), chat.template))
     trained = [

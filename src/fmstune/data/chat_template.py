@@ -89,25 +89,11 @@ class ChatTemplate:
     @cached_property
     def call_end(self) -> TurnEnd:
         """How it ends an answer that calls a tool; "" where it writes no tag for that."""
-        tag = _LAST_TAG.search(self._with_call.rstrip()) if self.writes_calls else None
+        call = {"type": "function", "id": "call00001", "function": {"name": _PROBE, "arguments": {}}}
+        written = self._probed({"tool_calls": [call]})
+        tag = _LAST_TAG.search(written.rstrip()) if _PROBE in written else None
         closes_call = tag is not None and tag[0].startswith("</") and tag[0] != self.tokenizer.eos_token
         return self._end("" if tag is None or closes_call else tag[0])
-
-    @property
-    def writes_calls(self) -> bool:
-        """Whether it writes the calls of a turn; some leave them out without a word."""
-        return _PROBE in self._with_call
-
-    @cached_property
-    def writes_tools(self) -> bool:
-        """Whether it writes the tools that a row offers."""
-        about = {"description": "A probe.", "parameters": {"type": "object", "properties": {}}}
-        return _PROBE in self._probed({"content": "Hi"}, [{"type": "function", "function": {"name": _PROBE, **about}}])
-
-    @cached_property
-    def _with_call(self) -> str:
-        call = {"type": "function", "id": "call00001", "function": {"name": _PROBE, "arguments": {}}}
-        return self._probed({"tool_calls": [call]})
 
     @cached_property
     def takes_parts(self) -> bool:
@@ -137,16 +123,16 @@ class ChatTemplate:
         names = (name for name, source in trl_templates().items() if source == self.source.strip())
         return next((f"{name}_training" for name in names if f"{name}_training" in trl_templates()), None)
 
-    def _probed(self, answer: Message, tools: Tools = None) -> str:
+    def _probed(self, answer: Message) -> str:
         """The template's text of a question and this answer."""
         turns = [Turn({"role": "user", "content": "Hi"}, False), Turn({"role": "assistant", **answer}, True)]
         messages = [turn.message for turn in fitted(turns, self.source)]
-        return self._tried(list(map(_in_parts, messages)) if self.takes_parts else messages, tools)
+        return self._tried(list(map(_in_parts, messages)) if self.takes_parts else messages)
 
-    def _tried(self, messages: list[Message], tools: Tools = None) -> str:
+    def _tried(self, messages: list[Message]) -> str:
         """The template's text of these messages; none where it refuses them."""
         try:
-            return self._write(messages, tools).text
+            return self._write(messages).text
         except RowProblem:
             return ""
 

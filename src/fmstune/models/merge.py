@@ -26,6 +26,7 @@ from fmstune.errors import Problem, UserError, one_line, raise_if_any
 from fmstune.files import write_aside, write_json
 from fmstune.models import architecture, base_identity, load, shapes, tuned, vllm
 from fmstune.models.load import Tokenizer
+from fmstune.models.save import name_turn_ends
 from fmstune.models.tuned import Place
 from fmstune.runs import model_card, run_folder
 from fmstune.tables import show_bytes
@@ -94,6 +95,7 @@ def run(request: Merge) -> int:
         parameters = shapes.parameters(model)
         model.save_pretrained(aside, max_shard_size=request.max_shard_size)
         tokenizers[0].save_pretrained(aside)
+        name_turn_ends(aside, tokenizers[0])
         # two models at once would take twice the memory
         del model
         gc.collect()

@@ -4,9 +4,11 @@ import shutil
 from pathlib import Path
 
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
 
-from fmstune.files import write_aside
+from fmstune.data.chat_template import answer_ends
+from fmstune.files import read_json, write_aside, write_json
 from fmstune.models import base_identity, sharding
 from fmstune.models.load import Tokenizer
 from fmstune.runs import model_card, run_folder
@@ -34,6 +36,7 @@ def save(
             more = {"save_embedding_layers": grown} if isinstance(model, PeftModel) else {}
             model.save_pretrained(aside, state_dict=state, **more)
             tokenizer.tokenizer.save_pretrained(aside)
+            name_turn_ends(aside, tokenizer.tokenizer)
             # PEFT's own card is a form to fill in, with this machine's path of the base
             (aside / model_card.MODEL_CARD).unlink(missing_ok=True)
             if base is not None:
@@ -43,3 +46,16 @@ def save(
             run_folder.share_weights(aside)
             # left by a run that was killed before it was marked as finished
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def name_turn_ends(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Add what the chat template ends an answer with to the tokens at which a server stops, if the folder has them."""
+    file = folder / GENERATION_CONFIG_NAME
+    if not file.is_file():
+        return
+    facts = read_json(file)
+    given = facts.get("eos_token_id")
+    ids = [tokenizer.eos_token_id] if given is None else given if isinstance(given, list) else [given]
+    ends = [end.token for end in answer_ends(tokenizer) if end.token is not None]
+    if set(ends) - set(ids):
+        write_json(file, {**facts, "eos_token_id": list(dict.fromkeys([*ids, *ends]))})

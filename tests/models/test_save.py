@@ -1,0 +1,37 @@
+"""A saved model's folder tells a server where an answer ends."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from fmstune import files
+from fmstune.models.load import Tokenizer
+from fmstune.models.save import save
+from tests import small
+
+CHATML = Path(files.resolve("package:chatml.jinja")).read_text(encoding="utf-8")
+
+
+def tokenizer(template: str | None, *tokens: str) -> PreTrainedTokenizerBase:
+    made = small.byte_level_tokenizer()
+    made.add_tokens(list(tokens))
+    made.chat_template = template
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [(tokenizer(None), 0), (tokenizer(CHATML), 0), (tokenizer(CHATML, "<|im_end|>"), [0, 300])],
+    ids=["no template", "a template whose end is no token", "a template whose end is a token"],
+)
+def test_a_saved_model_stops_where_its_template_ends_a_turn(
+    tmp_path: Path, made: PreTrainedTokenizerBase, expected: Any
+) -> None:
+    model = small.model()
+    save(model, Tokenizer(made), tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "generation_config.json").read_text())["eos_token_id"] == expected
+    assert GenerationConfig.from_pretrained(tmp_path / "model").eos_token_id == expected
+    assert model.generation_config.eos_token_id == 0
