@@ -125,11 +125,13 @@ def test_a_signal_that_ends_is_handed_on_and_the_handlers_are_put_back(number: s
     before = signal.getsignal(number)
 
     def terminate() -> None:
-        while signal.getsignal(number) is before:
+        while signal.getsignal(number) is before or not Path("started").exists():
             time.sleep(0.01)
         os.kill(os.getpid(), number)
 
     threading.Thread(target=terminate).start()
-    code = subprocesses.start([sys.executable, "-c", "import time; time.sleep(500)"], os.environ)
+    # a shell starts what is in the background with SIGQUIT ignored
+    words = f"import pathlib, signal, time; signal.signal({number:d}, signal.SIG_DFL); pathlib.Path('started').touch()"
+    code = subprocesses.start([sys.executable, "-c", f"{words}; time.sleep(60)"], os.environ)
     assert code == -number
     assert signal.getsignal(number) is before
