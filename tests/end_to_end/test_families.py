@@ -1,16 +1,34 @@
 """The model files of whole families: their counts are the published ones, and each of their architectures is tuned."""
 
-import pytest
-from peft import LoraConfig
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from fmstune.config import freeze
 from fmstune.config.groups import shipped_choices
 from fmstune.config.job import Model
-from fmstune.models import adapter_targets
+from fmstune.config.requests import Generation, Merge
+from fmstune.errors import UserError
+from fmstune.evaluation.ask import answer_prompts
+from fmstune.models import adapter_targets, merge, shapes
 from fmstune.models.architecture import build_empty, model_configuration
 from fmstune.models.experts import find_experts
+from fmstune.training.pipeline import train
+from tests import ROOT
+from tests.composing import composed_tree
+from tests.conftest import Result
 
 pytestmark = pytest.mark.sampled(6)
 
+TINY = ROOT / "src" / "fmstune" / "assets" / "tiny_llama"
 FILES = {name: file for name, file in shipped_choices("model").items() if "architecture" in file}
 
 PARAMETERS = {
@@ -102,3 +120,170 @@ def test_the_parameters_are_those_that_are_published_and_the_file_names_what_is_
         assert [ending.rpartition(".")[2] for ending in experts.fused] == ["gate_up_proj", "down_proj"]
     assert file["layer_cls"] in {type(module).__name__ for module in model.modules()}
     assert list(adapter_targets.target_problems(model, LoraConfig(target_modules=file["lora_targets"]))) == []
+
+
+SMALL = {
+    "vocab_size": 1536,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "shared_intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "mamba_d_state": 16,
+}
+OF_EACH_ARCHITECTURE = [
+    *("llama3_2_1b", "qwen2_5_0_5b", "qwen3_0_6b", "qwen3_30b_a3b", "mistral_7b", "mixtral_8x7b", "gemma2_2b"),
+    *("gemma3_1b", "phi4", "granite3_3_2b", "granite4_micro", "granite4_h_tiny", "smollm3_3b", "olmo2_1b"),
+    *("starcoder2_3b", "gpt_oss_20b"),
+]
+UNPACKED = ("granite4_micro", "granite4_h_tiny", "gpt_oss_20b")
+"""Granite 4 has a state, and transformers 5.23 makes GPT-OSS's masks without the positions that tell rows apart."""
+
+
+def tiny(name: str, folder: Path, **changes: Any) -> Path:
+    """A model of the file's architecture, with small sizes and random weights, for the tokenizer of tiny_llama."""
+    given, tokenizer = FILES[name]["architecture"], AutoTokenizer.from_pretrained(TINY)
+    sizes = {key: size for key, size in SMALL.items() if given.get(key)}
+    sizes["num_key_value_heads"] = 4 if given["num_key_value_heads"] == given["num_attention_heads"] else 2
+    if "layer_types" in given:
+        sizes["layer_types"] = [given["layer_types"][0], given["layer_types"][5]]
+    ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(**{**given, **sizes, **ids, **changes})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def test_every_architecture_of_a_file_is_trained_here() -> None:
+    trained = {FILES[name]["architecture"]["model_type"] for name in OF_EACH_ARCHITECTURE}
+    assert trained == {file["architecture"]["model_type"] for file in FILES.values()} - {"gpt_bigcode"}
+
+
+def loaded(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(input_ids=torch.arange(3, 60)[None], use_cache=False).logits
+
+
+def trained(name: str, base: Path, *words: str) -> dict[str, Any]:
+    """The summary of a run of two steps, without the parent's work, which is the same for all models."""
+    job = freeze.freeze(
+        composed_tree(
+            *(f"model={name}", "model.architecture=null", f"model.path={base}", "model.tokenizer=package:tiny_llama"),
+            *("peft=lora", "peft.lora_dropout=0", "output_dir=run", "data.max_rows=16", "data.max_length=128"),
+            *("training.max_steps=2", "training.learning_rate=1e-2", "training.save_strategy=no", "evaluation=none"),
+            *words,
+        )
+    ).job
+    Path("run").mkdir()
+    assert train(job) == 0
+    return json.loads(Path("run/summary.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_EACH_ARCHITECTURE)
+def test_a_tiny_model_of_it_trains_is_merged_and_answers_as_plain_transformers_does(name: str, tmp_path: Path) -> None:
+    base = tiny(name, tmp_path / "base")
+    summary = trained(name, base, f"training.packing={str(name not in UNPACKED).lower()}")
+    assert summary["steps"] == 2
+    if name not in UNPACKED:
+        assert summary["packing"]["difference"] < 1e-4 < summary["packing"]["mixed_difference"]
+    assert merge.run(Merge(model=("run/model",), out="merged")) == 0
+
+    adapted, merged, untuned = (
+        PeftModel.from_pretrained(loaded(base), "run/model"),
+        loaded(Path("merged")),
+        loaded(base),
+    )
+    assert torch.allclose(logits(merged), logits(adapted), atol=1e-4)
+    assert not torch.allclose(logits(merged), logits(untuned), atol=1e-3)
+    answer_prompts(Generation(model="run/model", text="The parcel came", max_new_tokens=4))
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    ids = merged.generate(**tokenizer("The parcel came", return_tensors="pt"), max_new_tokens=4, do_sample=False)
+    (answer,) = json.loads(Path("inference_result.json").read_text())
+    assert answer["output"] == tokenizer.decode(ids[0], skip_special_tokens=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", UNPACKED)
+def test_packed_rows_that_would_see_each_other_are_refused(name: str, tmp_path: Path) -> None:
+    base = tiny(name, tmp_path / "base")
+    with pytest.raises(UserError, match=r"training\.packing: (packed documents see each other|the model refuses)"):
+        trained(name, base, "training.packing=true")
+
+
+MIXTURES = {
+    "mixtral_8x7b": "mlp.experts",
+    "qwen3_30b_a3b": "mlp.experts",
+    "granite4_h_tiny": "block_sparse_moe.experts",
+    "gpt_oss_20b": "mlp.experts",
+}
+"""Where the experts of a block are."""
+
+
+def experts_of(name: str) -> list[str]:
+    return [f"{MIXTURES[name]}.gate_up_proj", f"{MIXTURES[name]}.down_proj"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MIXTURES)
+def test_experts_are_adapted_balanced_and_merged(name: str, tmp_path: Path) -> None:
+    base = tiny(name, tmp_path / "base")
+    words = ("peft.target_modules=[q_proj]", f"peft.target_parameters=[{','.join(experts_of(name))}]")
+    trained(name, base, *words, "training.router_aux_loss_coef=0.5", "training.logging_steps=1")
+    logged = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    # four experts that are used evenly, two a token
+    assert [line["aux_loss"] for line in logged if "aux_loss" in line] == pytest.approx([2.0, 2.0], abs=0.3)
+    config = json.loads(Path("run/model/adapter_config.json").read_text())
+    assert sorted(config["target_parameters"]) == sorted(experts_of(name))
+    adapted, untuned = PeftModel.from_pretrained(loaded(base), "run/model").eval(), loaded(base)
+    changed = logits(adapted)
+    for layer in adapted.modules():
+        if isinstance(layer, LoraLayer) and not isinstance(layer, ParamWrapper):
+            layer.lora_B["default"].weight.data.zero_()
+    assert not torch.allclose(logits(adapted), logits(untuned), atol=1e-4)
+    assert merge.run(Merge(model=("run/model",), out="merged")) == 0
+    assert torch.allclose(logits(loaded(Path("merged"))), changed, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]], ids=str)
+def test_an_adapter_of_layers_that_misses_the_experts_is_noted(name: str, targets: str | list[str]) -> None:
+    architecture = {**FILES[name]["architecture"], "num_hidden_layers": 1, "vocab_size": 8, "pad_token_id": None}
+    architecture |= {"layer_types": ["attention"]} if "layer_types" in architecture else {}
+    config = model_configuration(Model(path="a/b", architecture=architecture))
+    found = shapes.dimensions(config, LoraConfig(target_modules=targets))
+    # once layers in these two, which PEFT remembers
+    reached = targets == "all-linear" and name in ("mixtral_8x7b", "qwen3_30b_a3b")
+    assert list(found.missed_experts) == ([] if reached else experts_of(name))
+    both = LoraConfig(target_modules=["q_proj"], target_parameters=experts_of(name))
+    assert shapes.dimensions(config, both).missed_experts == ()
+
+
+def test_the_plan_names_active_parameters_and_experts_that_are_missed(fmstune: Callable[..., Result]) -> None:
+    Path("rows.jsonl").write_text('{"output": "late\\n### Response: complaint"}\n')
+    words = ("model=mixtral_8x7b", "peft=lora", "data=text", "data.train=rows.jsonl", "launcher.device=cuda")
+    done = fmstune("check", *words)
+    assert done.code == 0, done.err
+    assert "base 46,702,792,704 (12,879,925,248 active a token), adapter" in done.out
+    wanted = "peft.target_parameters=[mlp.experts.gate_up_proj,mlp.experts.down_proj] peft.lora_dropout=0"
+    assert f"{wanted} adapts them too" in done.out
+    assert "adapts them too" not in fmstune("check", *words, *wanted.split()).out
+
+
+def test_dropout_over_experts_and_a_router_s_loss_without_a_router_are_refused(fmstune: Callable[..., Result]) -> None:
+    done = fmstune("check", "peft=lora", "peft.target_parameters=[q_proj.weight]")
+    assert "peft.lora_dropout must be 0 with peft.target_parameters" in done.err
+    done = fmstune("check", "peft=lora", "training.router_aux_loss_coef=0.1")
+    assert "training.router_aux_loss_coef=0.1: this llama has no experts to keep evenly used" in done.err

@@ -34,6 +34,9 @@ def peft_problems(job: Job) -> Iterator[Problem]:
         yield Problem("peft._target_", f"{text}; choose another method")
     if peft.get("target_modules") == []:
         yield Problem("peft.target_modules", "is empty, so nothing would be trained; give names or all-linear")
+    if peft.get("target_parameters") and peft.get("lora_dropout"):
+        text = f"must be 0 with peft.target_parameters, got {peft['lora_dropout']:g}: PEFT cannot drop out there"
+        yield Problem("peft.lora_dropout", text)
     yield from _initialisation_problems(job)
     target = peft["_target_"]
     if job.model.quantization is not None and target not in (FULL, *_QUANTISABLE) and not learns_a_prompt(peft):

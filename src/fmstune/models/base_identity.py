@@ -44,7 +44,7 @@ def identify_base(place: str, revision: str | None) -> Base:
     found = AutoConfig.from_pretrained(resolved, revision=revision, trust_remote_code=False).to_diff_dict().items()
     # with an underscore: such as where it was loaded from
     values = {key: value for key, value in found if not (key in _NOT_THE_MODEL or key.startswith("_"))}
-    plain: dict[str, Any] = json.loads(json.dumps(values, sort_keys=True, default=str))
+    plain: dict[str, Any] = json.loads(json.dumps(values, sort_keys=True, default=str), parse_constant=str)
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
     return Base(place, Path(resolved).is_dir(), revision, digest, plain)
 

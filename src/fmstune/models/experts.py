@@ -34,13 +34,18 @@ class Experts:
 def find_experts(model: PreTrainedModel) -> Experts | None:
     """The model's experts; None where it has none."""
     text: PreTrainedConfig = model.config.get_text_config()
-    count, per_token = (_first(text, names) for names in (_COUNTS, _PER_TOKEN))
+    count, per_token = count_experts(text), _first(text, _PER_TOKEN)
     parameters = {name: p for name, p in model.named_parameters() if _EXPERT.search(name)}
     if not (count and per_token and parameters):
         return None
     fused = [_ending(name) for name, p in parameters.items() if p.dim() == 3 and p.shape[0] == count]
     total = sum(p.numel() for p in parameters.values())
     return Experts(count, min(per_token, count), total, tuple(dict.fromkeys(fused)))
+
+
+def count_experts(config: PreTrainedConfig) -> int | None:
+    """How many experts a block has; None, or 0, for a dense model."""
+    return _first(config.get_text_config(), _COUNTS)
 
 
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")

@@ -125,6 +125,20 @@ def find_attention(attention: Attention, device: str, precision: Precision) -> s
     return str(attention.value)
 
 
+def usable_attention(model: PreTrainedModel, attention: str, *, asked: bool = False) -> str:
+    """The kernel, or `eager` where the architecture has no other; raises UserError where the job `asked` for it."""
+    try:
+        return str(model.get_correct_attn_implementation(attention))
+    except ImportError:
+        # not installed here, where the job need not run
+        return attention
+    except ValueError as err:
+        if asked:
+            text = f"={attention}: transformers' {type(model).__name__} cannot use it; choose auto or eager"
+            raise UserError("model.attention", text) from err
+        return "eager"
+
+
 def bits_and_bytes(quantization: Quantization | None, precision: Precision) -> BitsAndBytesConfig | None:
     """How transformers loads a quantised base; None for a whole one.
 
@@ -150,6 +164,9 @@ def load_model(
 ) -> PreTrainedModel:
     """The model in this dtype with an embedding for every token; safetensors only; raises UserError."""
     place, kind = files.resolve(model.path), architecture.model_class(objective)
+    if attention != "eager":
+        config = architecture.model_configuration(model, objective)
+        attention = usable_attention(architecture.build_empty(config, objective), attention)
     if model.backend is Backend.fms:
         raise_if_any(package_problems())
         # an extra, and so imported where it is asked for alone

@@ -1,5 +1,6 @@
 """TRL's names that it does not promise to keep, and the change that makes its fused LM head fast on a CPU."""
 
+from transformers import PreTrainedConfig
 from trl import SFTTrainer
 
 from fmstune.upstream import explain_missing_names, require_attributes
@@ -25,3 +26,13 @@ def score_supervised_positions_on_cpu() -> None:
     shape would recompile on Neuron; on a CPU scoring every position costs 5 to 15 times as much.
     """
     trl.trainer.utils._use_triton = lambda device: device.type == "cpu" or _use_triton(device)
+
+
+def name_experts(config: PreTrainedConfig) -> None:
+    """Let TRL read the number of experts from a configuration that has another name for it, as Granite 4's has.
+
+    TRL 1.16 (trainer/utils.py, `_fused_forward`) reads `num_experts` alone for the router's auxiliary loss.
+    """
+    if not hasattr(config, "num_experts") and getattr(config, "num_local_experts", None):
+        kind = type(config)
+        kind.attribute_map = {**kind.attribute_map, "num_experts": "num_local_experts"}

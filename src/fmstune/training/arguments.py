@@ -11,6 +11,7 @@ from fmstune.config.job import Job, is_sharded
 from fmstune.config.renamed_fields import OWN
 from fmstune.errors import UserError
 from fmstune.models import sharding
+from fmstune.models.experts import count_experts
 from fmstune.training import fsdp_on_cpu
 from fmstune.training.objectives.base import BaseObjective
 from fmstune.training.preflight import Checked
@@ -42,6 +43,9 @@ def training_arguments(job: Job, objective: BaseObjective, checked: Checked, fol
         **objective.arguments(),
         **sharing,
     }
+    if hasattr(checked.configuration.get_text_config(), "output_router_logits"):
+        # TRL would ask a model of a mixture's class for the scores of a router that one without experts does not have
+        derived |= {} if count_experts(checked.configuration) else {"router_aux_loss_coef": 0.0}
     # for a user's own training file that leaves them out
     defaults = {
         "activation_checkpointing": False,

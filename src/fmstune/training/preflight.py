@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import DynamoBackend
 from peft import PeftConfig
-from transformers import PreTrainedConfig, Trainer, TrainingArguments, get_scheduler
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments, get_scheduler
 
 from fmstune.checks.fms import architecture_problems
 from fmstune.checks.launcher import device_problems
@@ -21,6 +21,7 @@ from fmstune.config.job import Job, is_sharded, tunes_an_adapter
 from fmstune.data.dataset import load_recipes
 from fmstune.errors import Problem, UserError, collect_problems, did_you_mean, raise_if_any
 from fmstune.models import adapters, architecture, load, saved_weights, shapes
+from fmstune.models.experts import count_experts
 from fmstune.models.load import Tokenizer
 from fmstune.models.sharding import block_problems
 from fmstune.models.torch_internals import list_mode_options
@@ -57,7 +58,7 @@ def check_job(job: Job, *, device_here: bool = True) -> Checked:
         load_recipes(job.data, None)
     problems += named_class_problems(job)
     with collect_problems(problems):
-        shape = _shape(job)
+        empty, shape = _shape(job)
     situation = Situation(
         dtype=Dtype(job.model.dtype),
         adapter=tunes_an_adapter(job),
@@ -74,12 +75,14 @@ def check_job(job: Job, *, device_here: bool = True) -> Checked:
     asked = Attention.sdpa if job.model.backend is Backend.fms else job.model.attention
     with collect_problems(problems):
         attention = load.find_attention(asked, device, resolved)
+        if not problems:
+            attention = load.usable_attention(empty, attention, asked=asked is not Attention.auto)
     raise_if_any(problems)
     return Checked(*shape, device, resolved, attention, tuple(notes))
 
 
-def _shape(job: Job) -> tuple[PreTrainedConfig, PeftConfig | None, Dimensions]:
-    """The model and its adapter, as far as their configurations tell."""
+def _shape(job: Job) -> tuple[PreTrainedModel, tuple[PreTrainedConfig, PeftConfig | None, Dimensions]]:
+    """The model without numbers, and what it and its adapter are, as far as their configurations tell."""
     peft = adapters.peft_configuration(job.peft, job.model, job.objective)
     configuration = architecture.model_configuration(job.model, job.objective)
     if job.model.backend is Backend.fms:
@@ -88,11 +91,21 @@ def _shape(job: Job) -> tuple[PreTrainedConfig, PeftConfig | None, Dimensions]:
     problems = [
         *architecture.forward_problems(empty),
         *(block_problems(job, empty) if is_sharded(job.launcher) else ()),
+        *_router_problems(job, configuration),
     ]
     with collect_problems(problems):
         saved_weights.check_weights(job.model, configuration, job.objective)
     raise_if_any(problems)
-    return configuration, peft, shapes.dimensions(configuration, peft, job.model.quantization, job.objective)
+    dimensions = shapes.dimensions(configuration, peft, job.model.quantization, job.objective)
+    return empty, (configuration, peft, dimensions)
+
+
+def _router_problems(job: Job, configuration: PreTrainedConfig) -> Iterator[Problem]:
+    """A weight of the router's loss for a model without a router."""
+    weight = job.training.get("router_aux_loss_coef")
+    if weight and not count_experts(configuration):
+        text = f"={weight}: this {configuration.model_type} has no experts to keep evenly used; leave it out"
+        yield Problem("training.router_aux_loss_coef", text)
 
 
 def _device_problems(job: Job, device: str, *, here: bool) -> Iterator[Problem]:

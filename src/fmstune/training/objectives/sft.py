@@ -16,7 +16,7 @@ from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.errors import raise_if_any
 from fmstune.evaluation.held_out import Scores, labels_of, score, together
 from fmstune.files import write_json
-from fmstune.models.trl_internals import global_then_local_main_first, score_supervised_positions_on_cpu
+from fmstune.models.trl_internals import global_then_local_main_first, name_experts, score_supervised_positions_on_cpu
 from fmstune.runs import run_folder
 from fmstune.training import collate, packing_audit
 from fmstune.training.objectives.base import BaseObjective
@@ -30,6 +30,7 @@ class SftTrainer(RunMixin, SFTTrainer):
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         score_supervised_positions_on_cpu()
+        name_experts(model.config.get_text_config())
         super().__init__(model, *args, **kwargs)
         self.data_collator = collate.Collator(
             pad_token_id=self.processing_class.pad_token_id,
