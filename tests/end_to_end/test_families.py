@@ -12,6 +12,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from fmstune import files
 from fmstune.config import freeze
 from fmstune.config.groups import shipped_choices
 from fmstune.config.job import Model
@@ -120,6 +121,7 @@ def test_the_parameters_are_those_that_are_published_and_the_file_names_what_is_
         assert [ending.rpartition(".")[2] for ending in experts.fused] == ["gate_up_proj", "down_proj"]
     assert file["layer_cls"] in {type(module).__name__ for module in model.modules()}
     assert list(adapter_targets.target_problems(model, LoraConfig(target_modules=file["lora_targets"]))) == []
+    assert list(files.absent("model.chat_template", file.get("chat_template", "package:chatml.jinja"))) == []
 
 
 SMALL = {

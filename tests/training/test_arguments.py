@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import trl
+from transformers import AutoConfig
 
 from fmstune.checks.precision import Precision
 from fmstune.config.choices import Strategy
@@ -34,7 +35,7 @@ def arguments(device: str, autocast: str | None, launcher: Launcher | None = Non
     )
     precision = Precision(weights="float32", trained="float32", autocast=autocast, reason="because")
     of_the_model: Any = None
-    checked = Checked(of_the_model, None, of_the_model, device, precision, "sdpa")
+    checked = Checked(AutoConfig.for_model("llama"), None, of_the_model, device, precision, "sdpa")
     return dict(training_arguments(job, load_objective(job), checked, Path("run")))
 
 
