@@ -18,6 +18,7 @@ from fmstune.config.requests import Generation
 from fmstune.files import resolve
 from tests import ROOT, small
 from tests.conftest import Result
+from tests.runs.test_model_card import python_of
 
 Fmstune = Callable[..., Result]
 QUICK = ("training.max_steps=2", "data.max_rows=32", "evaluation=none", "training.save_strategy=no")
@@ -241,6 +242,9 @@ def test_a_run_on_chat_rows_keeps_its_template_and_is_asked_with_its_variables(
     assert fmstune("merge", "--model", str(run.folder), "--export", "vllm_lora", "--out", "exported").code == 0
     for folder in (run.folder / "model", Path("merged"), Path("exported")):
         assert AutoTokenizer.from_pretrained(folder).chat_template == template
+    example = python_of((run.folder / "model/README.md").read_text(encoding="utf-8"))
+    assert "return_tensors=\"pt\", **{'mood': 'kind'}" in example
+    exec(example.replace('folder = "."', f"folder = {str(run.folder / 'model')!r}"), {})
     asked = ("--format", "chat", "--text", "late", "--max_new_tokens", "2")
     for place, more, mood in (
         (run.folder, (), "kind"),

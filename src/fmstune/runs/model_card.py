@@ -44,8 +44,14 @@ def run_card(job: Job, lock: Mapping[str, Any], summary: Mapping[str, Any], lice
         model_files=(lock["model_files"] or {}).get("model.path"),
         data_files=list(_data_files(job, lock)),
         table=metrics_of(job),
+        **({"chat": dict(job.data.format.get("template_kwargs") or {})} if _is_chat(job) else {}),
         prompt=repr(_PROMPT + ((job.data.format or {}).get("response_template") or "")),
     )
+
+
+def _is_chat(job: Job) -> bool:
+    """Whether the model was tuned on turns, and is asked in its chat template."""
+    return job.data.format["_target_"] == "fmstune.data.formats.chat"
 
 
 def merge_card(
