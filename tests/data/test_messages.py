@@ -37,6 +37,7 @@ def test_turns_in_the_share_gpt_shape_and_nulls_of_parquet_are_understood() -> N
         ([TURNS[0], {"content": "x"}], "column 'messages': turn 2 has no role; turns have role and content"),
         ([{"role": "user"}], "column 'messages': turn 1 has no content (text), found null"),
         ([{"role": "user", "content": 3}], "column 'messages': turn 1 has no content (text), found the int 3"),
+        ([{"from": ["gpt"], "value": "x"}], "column 'messages': turn 1 is from ['gpt']; the names are human, gpt"),
         ([{"from": "me", "value": "x"}], "column 'messages': turn 1 is from 'me'; the names are human, gpt"),
     ],
 )

@@ -127,7 +127,7 @@ def _message(given: Any, place: str) -> Message:
     message: Message = {key: one for key, one in given.items() if one is not None}
     if "role" not in message and "from" in message:
         named = message.pop("from")
-        if named not in NAMES and named not in ROLES:
+        if not isinstance(named, str) or named not in (*NAMES, *ROLES):
             raise RowProblem(f"{place} is from {named!r}; the names are {', '.join([*NAMES, *ROLES])}")
         message["role"] = named
     if not isinstance(message.get("role"), str):
