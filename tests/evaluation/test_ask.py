@@ -256,3 +256,7 @@ def test_a_run_on_chat_rows_keeps_its_template_and_is_asked_with_its_variables(
         assert done.code == 0, done.err
         assert done.out.startswith(f"{mood}!<|im_start|>user\nlate<|im_end|>\n<|im_start|>assistant\n"), done.out
         assert ("data.format.template_kwargs is {'mood': 'kind'}, as in" in done.err) == (mood == "kind")
+    words = ("data=chat", f"data.eval={rows_file([{'messages': turns}], 'held_out.jsonl')}")
+    scored = fmstune("evaluate", "--model", str(run.folder), "--no_base", *words)
+    assert scored.code == 0, scored.err
+    assert "note: data.format.template_kwargs is {'mood': 'kind'}, as in" in scored.err

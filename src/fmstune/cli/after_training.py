@@ -30,8 +30,8 @@ def ask_runner(line: CommandLine, asked: RunnerRequest) -> int:
             asked = dataclasses.replace(asked, model=run_model(asked.model))
             problems = list(generation_problems(asked, asked.data_format))
             with collect_problems(problems):
-                chosen = _data_format(line, asked.data_format)
-                asked = dataclasses.replace(asked, format=_asking_as_trained(line, asked.model, chosen))
+                if (chosen := _data_format(line, asked.data_format)) is not None:
+                    asked = dataclasses.replace(asked, format=_as_trained(line, asked.model, chosen))
             raise_if_any(problems)
         case Merge():
             asked = dataclasses.replace(asked, model=tuple(map(run_model, asked.model)))
@@ -64,6 +64,8 @@ def _evaluated(line: CommandLine, run: Path) -> Job:
         if OmegaConf.is_missing(composed.job.data, "train") and composed.job.data.eval is not None:
             OmegaConf.update(composed.job, "data.train", "none")  # rows to train on need not be given
         job = freeze.freeze(composed.tree(), trusted=line.trusted).job
+        format = _as_trained(line, str(run.parent), job.data.format)
+        job = dataclasses.replace(job, data=dataclasses.replace(job.data, format=format))
     elif run.is_file():
         job = freeze.read(run, trusted=line.trusted, changes=field_changes(line.overrides)).job
     else:
@@ -77,28 +79,25 @@ def _evaluated(line: CommandLine, run: Path) -> Job:
     return job
 
 
-def _asking_as_trained(line: CommandLine, place: str, format: dict[str, Any] | None) -> dict[str, Any] | None:
+def _as_trained(line: CommandLine, place: str, format: dict[str, Any]) -> dict[str, Any]:
     """The format with the settings of the model's run that decide how its template asks, unless the words set them."""
-    runs = [folder / run_folder.JOB for folder in (Path(place), Path(place).parent, Path(place).parent.parent)]
-    job_file = next((file for file in runs if file.is_file()), None)
-    if format is None or job_file is None:
+    folders = (Path(place), Path(place).parent, Path(place).parent.parent)
+    job_file = next((file for folder in folders if (file := folder / run_folder.JOB).is_file()), None)
+    typed = tuple(word.key_or_group for word in line.overrides)
+    names = [name for name in ASKED_ALIKE if name in format and not any(f"data.format.{name}" in key for key in typed)]
+    if job_file is None or not names:
         return format
-    trained, words = (
-        freeze.read(job_file, trusted=line.trusted).job.data.format,
-        [w.key_or_group for w in line.overrides],
-    )
+    try:
+        trained = freeze.read(job_file, trusted=line.trusted).job.data.format
+    except UserError as err:
+        print(f"fmstune: note: how the model was asked in training is not known ({err})", file=sys.stderr)
+        return format
     if trained["_target_"] != format["_target_"]:
         return format
-    kept = {
-        name: value
-        for name, value in trained.items()
-        if name in ASKED_ALIKE
-        and value != format.get(name)
-        and not any(f"data.format.{name}" in word for word in words)
-    }
-    for name, value in kept.items():
+    others = {name: trained[name] for name in names if trained.get(name, format[name]) != format[name]}
+    for name, value in others.items():
         print(f"fmstune: note: data.format.{name} is {value}, as in {job_file}", file=sys.stderr)
-    return {**format, **kept}
+    return {**format, **others}
 
 
 def _data_format(line: CommandLine, choice: str | None) -> dict[str, Any] | None:
