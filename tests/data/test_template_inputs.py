@@ -102,7 +102,7 @@ CALL = {"name": "weather", "arguments": {}}
 TALK = (
     {"role": "critic", "content": " Be brief. "},
     {"role": "user", "content": "Hi"},
-    {"role": "assistant", "content": "<think>x</think>\n\nLet me look.", "tool_calls": [CALL]},
+    {"role": "assistant", "content": "<think>x</think>\n\nLet me look.", "tool_calls": [CALL, CALL | {"name": "time"}]},
 )
 
 
@@ -133,6 +133,7 @@ def test_a_template_that_writes_words_in_other_letters_leaves_nothing_out() -> N
         (("in messages %}", "in messages if m.role != 'critic' %}"), "what turn 1 (critic) says"),
         (("in messages %}", "in messages if not m.tool_calls %}"), "what turn 3 (assistant) says"),
         (("in m.tool_calls or []", "in []"), "the call of 'weather' in turn 3"),
+        (("in m.tool_calls or []", "in (m.tool_calls or [])[:1]"), "the call of 'time' in turn 3"),
         (("in tools or []", "in []"), "the tool 'weather'"),
     ],
 )

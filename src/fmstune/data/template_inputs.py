@@ -128,18 +128,22 @@ def check_written(turns: Sequence[Turn], tools: Tools, text: str, write: Write) 
     for number, turn in enumerate(turns):
         if turn.content.rpartition("</think>")[2].strip() not in text and _says_nothing(turns, number, tools, write):
             raise RowProblem(f"the chat template leaves out what turn {number + 1} ({turn.role}) says; {_CHANGE}")
-    calls = [(number, call) for number, turn in enumerate(turns) for call in turn.message.get("tool_calls", ())]
+    calls = [
+        (number, place, call)
+        for number, turn in enumerate(turns)
+        for place, call in enumerate(turn.message.get("tool_calls", ()))
+    ]
     if not calls and not tools:
         return
     # the name of a tool can stand in the text for its call, and the other way round
-    renamed = [_with_calls(turn, f"{_PROBE}{number}x") for number, turn in enumerate(turns)]
+    renamed = [_with_calls(turn, f"{_PROBE}{number}c") for number, turn in enumerate(turns)]
     probes = [_renamed(tool, f"{_PROBE}t{number}x") for number, tool in enumerate(tools or ())]
     try:
         found = write(renamed, probes or None)
     except RowProblem:
         return
-    for number, call in calls:
-        if f"{_PROBE}{number}x" not in found:
+    for number, place, call in calls:
+        if f"{_PROBE}{number}c{place}x" not in found:
             named = f"the call of {call['function']['name']!r} in turn {number + 1}"
             raise RowProblem(f"the chat template leaves out {named}; {_CHANGE}")
     for tool, probe in zip(tools or (), probes, strict=True):
@@ -157,12 +161,11 @@ def _says_nothing(turns: Sequence[Turn], number: int, tools: Tools, write: Write
 
 
 def _with_calls(turn: Turn, name: str) -> Turn:
-    """The turn with all its calls under this name."""
+    """The turn with its calls under names that begin so, each with its own."""
     if "tool_calls" not in turn.message:
         return turn
-    return replace(
-        turn, message={**turn.message, "tool_calls": [_renamed(c, name) for c in turn.message["tool_calls"]]}
-    )
+    calls = [_renamed(call, f"{name}{place}x") for place, call in enumerate(turn.message["tool_calls"])]
+    return replace(turn, message={**turn.message, "tool_calls": calls})
 
 
 def _renamed(given: Message, name: str) -> Message:

@@ -51,7 +51,7 @@ def run_card(job: Job, lock: Mapping[str, Any], summary: Mapping[str, Any], lice
 
 def _is_chat(job: Job) -> bool:
     """Whether the model was tuned on turns, and is asked in its chat template."""
-    return job.data.format["_target_"] == "fmstune.data.formats.chat"
+    return bool(job.data.format["_target_"] == "fmstune.data.formats.chat")
 
 
 def merge_card(
