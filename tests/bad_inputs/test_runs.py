@@ -104,6 +104,19 @@ RESUMED = [
         ("training.resume: the checkpoint's job cannot be compared (…run/job.yaml: …); copy the …",),
         {"run/job.yaml": "a: [\n"} | CHECKPOINT,
     ),
+    Case(
+        "check training.resume=run/checkpoint-2",
+        ("training.resume: run/checkpoint-2 is damaged: rng_state.pth is missing; give another checkpoint",),
+        CHECKPOINT,
+    ),
+    Case(
+        "check training.resume=run/checkpoint-2",
+        (
+            "training.resume: run/checkpoint-2 is damaged: model.safetensors cannot be read (…), optimizer.pt cannot "
+            "be read (File is not a zip file), rng_state.pth cannot be read (File is not a zip file) and 1 more; …",
+        ),
+        {**CHECKPOINT, "run/checkpoint-2/rng_state.pth": "x"},
+    ),
 ]
 
 

@@ -2,10 +2,13 @@
 
 import ast
 import gc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fmstune import cache
 from fmstune.config.choices import OverLength
 from fmstune.data import tokenized, tokens
 from fmstune.data.dataset import load_recipes
@@ -81,3 +84,22 @@ def test_rows_are_tokenised_with_a_collector_that_waits_longer_and_is_as_before_
     prepare()
     assert [threshold[0] for threshold in during] == [20_000]
     assert gc.isenabled() and gc.get_threshold() == former
+
+
+@pytest.mark.parametrize("change", [lambda path: path.write_text('{"output": "x"}'), Path.unlink])
+def test_tokens_of_a_file_that_changes_or_vanishes_meanwhile_are_not_kept(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
+) -> None:
+    """The entry's name is a hash of the rows that were there before."""
+    file = Path(write([text("q", " yes")] * 3))
+    write_entry = tokenized._write_entry
+
+    def written(*given: Any) -> None:
+        write_entry(*given)
+        change(file)
+
+    monkeypatch.setattr(tokenized, "_write_entry", written)
+    (problem,) = problems_of()
+    assert problem.startswith(f"{file}: ")
+    assert problem.endswith("; start again when nothing writes to it")
+    assert [path for path in (cache.place() / "tokenized").iterdir() if path.is_dir()] == []

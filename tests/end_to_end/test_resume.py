@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fmstune.flatten import flatten
-from fmstune.runs import checkpoints
+from fmstune.runs import checkpoints, differences
 from fmstune.runs.checkpoints import CheckpointFacts
 from tests import ROOT
 from tests.bad_inputs.cases import Saying
@@ -86,6 +86,7 @@ def test_every_figure_of_a_resumed_run_is_of_the_whole_run(fmstune: Run, finishe
     again = fmstune(*QUICK, "output_dir=run")
     assert again.code == 0, again.err
     assert figures() == before
+    assert differences.compare_results(MADE[0][0], Path("run")).equal
     assert "resuming from run/checkpoint-2, after step 2" in again.err
     assert "evaluating the base model" in finished.err and "evaluating the base model" not in again.err
     assert "4 steps in " in again.out and " s (resumed after step 2), " in again.out

@@ -11,6 +11,7 @@ import filelock
 import torch
 
 from fmstune import cache, ranks
+from fmstune.checks import resume
 from fmstune.checks.advice import memory_advice
 from fmstune.checks.memory_plan import Plan, render_plan
 from fmstune.checks.plan_inputs import Rows
@@ -43,12 +44,16 @@ def modules(job: Job) -> int:
 def check(job: Job) -> int:
     """All that can be known before a weight is read; problems of model and data together."""
     problems: list[Problem] = []
+    notes: list[str] = []
     checked: Checked | None = None
     rows: Rows | None = None
     prepared: Prepared | None = None
     with collect_problems(problems):
         checked = preflight.check_job(job, device_here=False)
         _check_arguments(job, checked)
+    if job.training.get("resume") not in (None, resume.AUTO):
+        with collect_problems(problems):
+            notes += resume.choose_checkpoint(job).notes
     with collect_problems(problems, new_fields=True):
         tokenizer = preflight.available_tokenizer(job)
         if tokenizer is None:
@@ -61,7 +66,7 @@ def check(job: Job) -> int:
     raise_if_any(problems)
     assert checked is not None and rows is not None
     _print_plan(job, planning.make_plan(job, checked, rows, prepared), checked, prepared)
-    print("\nno problems found")
+    print("\n".join(["", *(f"note: {note}" for note in notes), "no problems found"]))
     return 0
 
 
