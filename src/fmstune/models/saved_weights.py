@@ -51,7 +51,7 @@ def _mismatches(folder: Path, config: PreTrainedConfig, objective: Objective) ->
             output_loading_info=True,
         )
     except REFUSALS as err:
-        text = f": the weights in {folder} are not those of its config.json: {one_line(err)}"
+        text = f": the weights in {folder} do not fit its config.json: {one_line(err)}"
         yield Problem("model.path", f"{text}; take both from one model")
         return
     finally:
