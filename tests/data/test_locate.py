@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -145,14 +146,27 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_problem(monkeypatch: pytest.M
     )
 
 
-def test_json_of_the_hub_is_read_as_it_is_and_not_as_datasets_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("is_list", [False, True])
+def test_json_of_the_hub_is_read_as_it_is_and_not_as_datasets_guesses(
+    streaming: bool, is_list: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [{"day": "2025-08-01", "turns": [{"role": "tool"}, {"role": "user", "name": None}]}, {"day": "2025-08-02"}]
-    Path("rows.jsonl").write_bytes(json_lines(rows))
+    Path("rows.json").write_bytes(json.dumps(rows).encode() if is_list else json_lines(rows))
     for name in ("load_dataset", "load_dataset_builder"):
-        load = partial(getattr(datasets, name), "json", data_files={"train": "rows.jsonl"})
-        monkeypatch.setattr(datasets, name, lambda hub_id, load=load, **_: load())
-    assert isinstance(datasets.load_dataset("owner/name")["train"][0]["day"], datetime)
-    assert [row.values for row in read_rows("owner/name", "data.train")] == rows
+        monkeypatch.setattr(datasets, name, partial(loaded, getattr(datasets, name)))
+    split = datasets.load_dataset("owner/name", streaming=streaming)["train"]
+    assert isinstance(next(iter(split))["day"], datetime)
+    found = [row.values for row in read_rows("owner/name", "data.train", stream=streaming)]
+    if streaming and is_list:
+        assert [row["day"] for row in found] == [datetime(2025, 8, 1), datetime(2025, 8, 2)]
+    else:
+        assert found == rows
+
+
+def loaded(load: Callable[..., Any], name: str, **more: Any) -> Any:
+    """What `datasets` loads, with rows.json in place of the data set owner/name."""
+    return load("json", data_files={"train": "rows.json"}, **more) if name == "owner/name" else load(name, **more)
 
 
 def test_what_looks_like_a_file_is_not_looked_for_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,8 @@ class File(NamedTuple):
     path: Path
     streamed: Iterable[dict[str, Any]] | None = None
     """The rows of a hub id that is streamed and has no file here."""
+    lines: Iterable[dict[str, str]] | None = None
+    """Its lines in its place, as `text`, where they are JSON."""
 
 
 class HubFiles(NamedTuple):
@@ -138,31 +140,40 @@ def _hub_files(hub_id: str, field: str, *, streaming: bool) -> list[File]:
     """The split that the field means: downloaded as Arrow files into the cache of `datasets`, or to be streamed."""
     import datasets  # slow to import, and not needed for local files
 
+    wanted_names = SPLITS[".".join(field.split(".")[:2])]
     try:
         splits = datasets.load_dataset(hub_id, streaming=streaming)
+        name = next((name for name in wanted_names if name in splits), None)
+        is_json = name is not None and splits[name].info.builder_name == "json"
+        found = _json_files(hub_id, name, streaming=streaming) if name is not None and is_json else None
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as err:
         reason = f"the hub has no such data set or cannot be reached ({err})"
         raise UserError(field, f": no path {hub_id} here, and {reason}") from err
-    wanted_names = SPLITS[".".join(field.split(".")[:2])]
-    name = next((name for name in wanted_names if name in splits), None)
     if name is None:
-        found = f": {hub_id} has no split {' or '.join(wanted_names)}, only {', '.join(splits)}"
-        raise UserError(field, f"{found}; download the split that you want and name its file")
+        others = f": {hub_id} has no split {' or '.join(wanted_names)}, only {', '.join(splits)}"
+        raise UserError(field, f"{others}; download the split that you want and name its file")
     shown = f"{hub_id} ({name})"
+    if found is not None:
+        return [file._replace(name=shown) for file in found]
     if streaming:
         return [File(shown, Path(hub_id), splits[name])]
-    if splits[name].info.builder_name == "json":
-        return [File(shown, path) for path in _json_files(hub_id, name)]
     return [File(shown, Path(part["filename"])) for part in splits[name].cache_files]
 
 
-def _json_files(hub_id: str, split: str) -> list[Path]:
-    """The files of a split that is JSON on the hub, as they are: `datasets` makes dates of text that looks like one."""
+def _json_files(hub_id: str, split: str, *, streaming: bool) -> list[File] | None:
+    """The files of a split that is JSON on the hub, as they are: `datasets` makes dates of text that looks like one.
+
+    None where they are streamed and hold a list, which cannot be read line by line.
+    """
     import datasets
 
-    files = datasets.load_dataset_builder(hub_id).config.data_files[split]
-    manager = datasets.DownloadManager()
-    return [Path(path) for path in manager.iter_files(manager.download_and_extract(list(files)))]
+    files = list(datasets.load_dataset_builder(hub_id).config.data_files[split])
+    if not streaming:
+        manager = datasets.DownloadManager()
+        return [File(hub_id, Path(path)) for path in manager.iter_files(manager.download_and_extract(files))]
+    lines = datasets.load_dataset("text", data_files={split: files}, split=split, streaming=True)
+    is_list = next((line["text"] for line in lines), "").lstrip().startswith("[")
+    return None if is_list else [File(hub_id, Path(hub_id), lines=lines)]
 
 
 def parse_place(place: str, field: str) -> HubFiles:

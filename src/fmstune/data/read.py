@@ -139,6 +139,10 @@ def _items(file: File) -> Iterator[Item]:
     if file.streamed is not None:
         yield from (Row(file.name, number, ArrowValues(row)) for number, row in enumerate(file.streamed, start=1))
         return
+    if file.lines is not None:
+        lines = ((number, line["text"]) for number, line in enumerate(file.lines, start=1))
+        yield from (_json_line(file, number, line) for number, line in lines if line.strip())
+        return
     try:
         yield from _reader(file)(file)
     except OSError as err:
@@ -173,14 +177,16 @@ def _json_lines(file: File) -> Iterator[Item]:
     with file.path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            if not content.strip():
-                continue
-            try:
-                values = json.loads(content.decode("utf-8"))
-            except (RecursionError, ValueError) as err:
-                yield _json_problem(file, err, number)
-            else:
-                yield _json_row(file, number, values, ":")
+            if content.strip():
+                yield _json_line(file, number, content)
+
+
+def _json_line(file: File, number: int, line: bytes | str) -> Item:
+    try:
+        values = json.loads(line if isinstance(line, str) else line.decode("utf-8"))
+    except (RecursionError, ValueError) as err:
+        return _json_problem(file, err, number)
+    return _json_row(file, number, values, ":")
 
 
 def _json_array(file: File) -> Iterator[Item]:
