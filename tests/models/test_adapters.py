@@ -1,15 +1,23 @@
 """The peft group becomes a PEFT configuration and an adapted model."""
 
+import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fmstune.config.job import Model
-from fmstune.errors import UserError
-from fmstune.models import adapters
+from fmstune.errors import UserError, raise_if_any
+from fmstune.models import adapter_targets, adapters, shapes
+from fmstune.models.architecture import build_empty
+from fmstune.models.load import Tokenizer, add_tokens
+from fmstune.models.save import save
+from fmstune.models.trl_internals import add_fused_lm_head
 from tests import small
 
 MODEL = Model(path="package:tiny_llama")
@@ -99,3 +107,100 @@ def test_the_configuration_of_an_existing_adapter_holds(tmp_path: Path) -> None:
 def test_an_adapter_that_is_not_there_is_the_users_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="model.adapter: .* cannot be read as an adapter"):
         adapters.peft_configuration(LORA, dataclasses.replace(MODEL, adapter=str(tmp_path / "nowhere")))
+
+
+EMBEDDINGS = [
+    ({"target_modules": ["q_proj"]}, True, True),
+    ({"target_modules": ["q_proj", "embed_tokens"]}, False, True),
+    ({"target_modules": ["embed_tokens"]}, False, True),
+    ({"target_modules": ["embed_tokens"], "ensure_weight_tying": True}, False, True),
+    ({"target_modules": ["q_proj", "lm_head"]}, False, False),
+    ({"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}, True, True),
+    ({"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, True, True),
+    ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, True, True),
+    ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "ensure_weight_tying": True}, True, True),
+    ({"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}, True, True),
+    ({"target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["embed_tokens"]}, True, True),
+    ({"target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["lm_head"]}, True, True),
+    ({"target_modules": ["embed_tokens"], "modules_to_save": ["lm_head"]}, True, True),
+    ({"target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["embed_tokens", "lm_head"]}, True, True),
+    ({"target_modules": ["embed_tokens"], "modules_to_save": ["embed_tokens"]}, False, False),
+    ({"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["embed_tokens"]}, False, False),
+    ({"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["lm_head"]}, False, False),
+    ({"target_modules": ["q_proj"], "trainable_token_indices": [5, 7]}, True, True),
+    ({"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [5, 7]}}, True, True),
+    ({"target_modules": ["q_proj"], "trainable_token_indices": {"lm_head": [5, 7]}}, False, True),
+    ({"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [5], "lm_head": [5]}}, True, True),
+    ({"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [5], "lm_head": [6]}}, False, True),
+    ({"target_modules": ["q_proj", "embed_tokens"], "trainable_token_indices": [5]}, False, False),
+    ({"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "trainable_token_indices": [5]}, False, False),
+    ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "trainable_token_indices": [5]}, False, True),
+]
+"""Adapters on the embedding and the output layer; whether they work where these are tied, and where they are not."""
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    architecture = {**small.LLAMA, "tie_word_embeddings": request.param}
+    return small.save(tmp_path_factory.mktemp("base"), architecture=architecture)
+
+
+def loaded(folder: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(input_ids=torch.arange(3, 60)[None], use_cache=False).logits
+
+
+@pytest.mark.parametrize(("fields", "tied_works", "untied_works"), EMBEDDINGS, ids=lambda value: str(value)[:120])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_adapter_on_the_embeddings_is_trained_saved_and_merged_or_refused(
+    base: Path, tmp_path: Path, fields: dict[str, Any], tied_works: bool, untied_works: bool
+) -> None:
+    config, model = LoraConfig(task_type="CAUSAL_LM", r=4, **copy.deepcopy(fields)), loaded(base)
+    try:
+        raise_if_any(adapter_targets.target_problems(model, config))
+        shapes.attach(build_empty(model.config), config)
+        works = True
+    except UserError:
+        works = False
+    assert works is (tied_works if model.config.tie_word_embeddings else untied_works)
+    if not works:
+        return
+    add_fused_lm_head(model)
+    adapted = adapters.wrap(model, config, None)
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=1.0)
+    ids = torch.arange(3, 43).reshape(2, 20)
+    for _ in range(2):
+        adapted(input_ids=ids, labels=ids, fused_lm_head=True).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        fused = adapted(input_ids=ids, labels=ids, fused_lm_head=True).loss
+        assert torch.allclose(fused, adapted(input_ids=ids, labels=ids).loss, atol=1e-5)
+    expected = logits(adapted.eval())
+    save(adapted, Tokenizer(AutoTokenizer.from_pretrained(base)), tmp_path / "adapter")
+    again = PeftModel.from_pretrained(loaded(base), tmp_path / "adapter").eval()
+    assert torch.equal(logits(again), expected)
+    again.merge_and_unload(safe_merge=True).save_pretrained(tmp_path / "merged")
+    assert torch.allclose(logits(loaded(tmp_path / "merged")), expected, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_grown_embedding_of_a_tied_model_is_saved_once(base: Path, tmp_path: Path) -> None:
+    model, tokenizer = loaded(base), AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<a>"] + [f"<{i}>" for i in range(40)]})
+    added = tuple(range(len(tokenizer) - 41, len(tokenizer)))
+    add_tokens(model, tokenizer, added)
+    adapted = adapters.wrap(model, LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False), None)
+    save(adapted, Tokenizer(tokenizer, added), tmp_path / "adapter")
+    tables = [
+        key for key, tensor in load_file(tmp_path / "adapter/adapter_model.safetensors").items() if len(tensor) > 300
+    ]
+    assert len(tables) == (1 if model.config.tie_word_embeddings else 2)
+    grown = loaded(base)
+    grown.resize_token_embeddings(len(tokenizer))
+    again = PeftModel.from_pretrained(grown, tmp_path / "adapter").eval()
+    assert torch.equal(logits(again), logits(adapted.eval()))

@@ -227,6 +227,21 @@ def test_added_tokens_of_a_tied_model_keep_the_mean_and_it_is_said(fmstune: Run)
     assert run.summary["plan"]["base_parameters"] == run.summary["base_parameters"]
 
 
+def test_added_tokens_of_a_tied_model_are_trained_where_their_rows_are_named(fmstune: Run) -> None:
+    words = ("model.special_tokens.extra_special_tokens=['<user>']", "peft.trainable_token_indices=[1536]")
+    run = fmstune("peft=lora", *QUICK, *words)
+    assert run.code == 0, run.err
+    for folder in (run.folder / "model", run.folder / "checkpoint-2"):
+        table = load_file(folder / "adapter_model.safetensors")
+        (rows,) = (tensor for key, tensor in table.items() if "trainable_tokens_delta" in key)
+        (embedding,) = (tensor for key, tensor in table.items() if tensor.shape[0] == 1537)
+        assert not torch.equal(rows[0], embedding[1536])
+    merged = fmstune("merge", "--model", str(run.folder), "--out", "merged")
+    assert merged.code == 0, merged.err
+    weights = AutoModelForCausalLM.from_pretrained("merged").get_input_embeddings().weight
+    torch.testing.assert_close(weights[1536], rows[0])
+
+
 def test_the_folder_of_another_run_is_refused_and_left_as_it_is(fmstune: Run, made: Run) -> None:
     folder = made("full").folder
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}

@@ -2,8 +2,11 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
+import torch
 from peft import PeftModel
+from peft.utils.other import TrainableTokensWrapper
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME
 
@@ -34,7 +37,7 @@ def save(
         with write_aside(folder) as aside:
             # PEFT would look the base up on the hub to find out whether the embedding grew
             more = {"save_embedding_layers": grown} if isinstance(model, PeftModel) else {}
-            model.save_pretrained(aside, state_dict=state, **more)
+            model.save_pretrained(aside, state_dict=state if state is not None else tied_once(model), **more)
             tokenizer.tokenizer.save_pretrained(aside)
             name_turn_ends(aside, tokenizer.tokenizer)
             # PEFT's own card is a form to fill in, with this machine's path of the base
@@ -59,3 +62,25 @@ def name_turn_ends(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     ends = [end.token for end in answer_ends(tokenizer) if end.token is not None]
     if set(ends) - set(ids):
         write_json(file, {**facts, "eos_token_id": list(dict.fromkeys([*ids, *ends]))})
+
+
+def tied_once(model: PreTrainedModel | PeftModel) -> dict[str, Any] | None:
+    """The state of an adapter's model without an output layer that is its embedding; None where all of it is needed.
+
+    PEFT 0.21 saves both names of the one matrix where the embedding grew, and safetensors a copy of each
+    (peft/utils/save_and_load.py, `get_peft_model_state_dict`). Loading the embedding sets the output layer too.
+    """
+    if not isinstance(model, PeftModel):
+        return None
+    head = model.get_output_embeddings()
+    matrices = [
+        # around it, PEFT holds the rows that are trained alone, of both in one place
+        module.token_adapter.get_base_layer() if isinstance(module, TrainableTokensWrapper) else module
+        for module in (model.get_input_embeddings(), head)
+    ]
+    # any other module of PEFT's around one of them holds what is trained
+    plain = isinstance(matrices[0], torch.nn.Embedding) and isinstance(matrices[1], torch.nn.Linear)
+    if not plain or matrices[0].weight is not matrices[1].weight:
+        return None
+    place = next(name for name, module in model.named_modules() if module is head)
+    return {name: value for name, value in model.state_dict().items() if not name.startswith(f"{place}.")}

@@ -10,6 +10,7 @@ from peft import PeftConfig, PeftModel, PrefixTuningConfig, PromptLearningConfig
 from peft.tuners.ia3 import IA3Layer
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
@@ -106,8 +107,33 @@ def attach(model: PreTrainedModel, peft_config: PeftConfig) -> torch.nn.Module:
     raise_if_any(_prompt_problems(peft_config, empty))
     if isinstance(peft_config, PrefixTuningConfig):
         raise_if_any(_prefix_problems(adapted, model.config.model_type))
-    raise_if_any(_pattern_key_problems(adapted, peft_config))
+    raise_if_any([*_pattern_key_problems(adapted, peft_config), *_embedding_problems(adapted)])
     return adapted
+
+
+def _embedding_problems(adapted: torch.nn.Module) -> Iterator[Problem]:
+    """Adapters on the embedding that could not be trained with TRL's loss, or be merged to what they are."""
+    if not isinstance(adapted, PeftModel):
+        return
+    table, head = adapted.get_input_embeddings(), adapted.get_output_embeddings()
+    tied = adapted.config.get_text_config().tie_word_embeddings
+    instead = "name it in peft.modules_to_save with peft.ensure_weight_tying=true, or leave it out"
+    if tied and isinstance(table, BaseTunerLayer) and not isinstance(head, ModulesToSaveWrapper):
+        text = ": the embedding of this model is its output layer, too, and an adapter of one is none of the other"
+        yield Problem("peft.target_modules", f"{text}; {instead}")
+    rows = [module for module in adapted.modules() if isinstance(module, TrainableTokensWrapper)]
+    if any(isinstance(module.token_adapter.get_base_layer(), ModulesToSaveWrapper) for module in rows):
+        text = ": peft.modules_to_save trains all rows of the same matrix; leave one of the two out"
+        yield Problem("peft.trainable_token_indices", text)
+    elif tied and rows and table.weight is not head.weight and _rows_of(table) != _rows_of(head):
+        text = ": the embedding of this model is its output layer, too; give a list of ids, which is for both"
+        yield Problem("peft.trainable_token_indices", text)
+
+
+def _rows_of(module: torch.nn.Module) -> list[int] | None:
+    """The rows that are trained of an embedding or output layer; None where none are alone."""
+    indices = module.token_adapter.token_indices if isinstance(module, TrainableTokensWrapper) else {}
+    return next((list(rows) for rows in indices.values()), None)
 
 
 def _prompt_problems(given: PeftConfig, filled: PeftConfig) -> Iterator[Problem]:

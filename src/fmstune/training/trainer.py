@@ -16,6 +16,7 @@ from transformers import Trainer
 from fmstune.errors import UserError
 from fmstune.launch import preemption
 from fmstune.models import base_identity, sharding
+from fmstune.models.save import tied_once
 from fmstune.runs import checkpoints
 from fmstune.runs.checkpoints import CheckpointFacts
 from fmstune.training import memory
@@ -99,7 +100,11 @@ class RunMixin(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save for plain transformers and PEFT; of a sharded model with an adapter, gather the adapter alone."""
         if not sharding.holds_shard(self.model):
-            super().save_model(output_dir, _internal_call)
+            once = tied_once(self.model)
+            if once is None:
+                super().save_model(output_dir, _internal_call)
+            elif self.args.should_save:
+                self._save(output_dir, state_dict=once)
             return
         state = sharding.gathered(self.model, trained_only=isinstance(self.model, PeftModel))
         with sharding.unshard_prompt(self.model):
