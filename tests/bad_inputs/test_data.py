@@ -264,6 +264,22 @@ TEMPLATES = [
         **{"chat.jinja": "{% if %}"},
     ),
     case(
+        "check data=chat data.train=rows.jsonl model.chat_template=chat.jinja",
+        "rows.jsonl, row 1: the chat template chat.jinja is stopped, as it calls itself without an end, or is nested …",
+        rows_jsonl=CHAT,
+        **{"chat.jinja": "{{ messages[0].content }}{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(messages) }}"},
+    ),
+    case(
+        "check model.chat_template=chat.jinja",
+        "model.chat_template: chat.jinja: it uses ** (powers), which fmstune does not calculate in templates; …",
+        **{"chat.jinja": "{{ 10 ** 10 ** 10 }}"},
+    ),
+    case(
+        "check model.chat_template=chat.jinja",
+        "model.chat_template: chat.jinja: it calls itself without an end, or is nested too deeply; simplify the …",
+        **{"chat.jinja": "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}"},
+    ),
+    case(
         "model.chat_template=trl:qwen3_train",
         "model.chat_template: trl:qwen3_train: TRL ships no such template; did you mean 'qwen3_training'?",
     ),

@@ -14,7 +14,8 @@ from jinja2.exceptions import TemplateError
 
 from fmstune.data.messages import Message, Span, Tools, Turn
 from fmstune.data.template_inputs import check_variables, fitted
-from fmstune.data.tokens import PreTrainedTokenizerBase, RowProblem
+from fmstune.data.templates import LimitReached, bounded, check_template, limited, names
+from fmstune.data.tokens import PreTrainedTokenizerBase, RowProblem, in_words
 from fmstune.errors import UserError
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -68,7 +69,7 @@ class ChatTemplate:
     def _write(self, messages: list[Message], tools: Tools = None, *, asks: bool = False) -> Written:
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        with _template_problems():
+        with _template_problems(names.get(self.source, "the chat template")), limited(self.source):
             texts, blocks = render_jinja_template(
                 [messages],
                 tools=tools,
@@ -77,7 +78,8 @@ class ChatTemplate:
                 add_generation_prompt=asks,
                 **{**self.tokenizer.special_tokens_map, **self.variables},
             )
-        return Written(str(texts[0]), tuple(blocks[0]) if blocks else ())
+            text = bounded(str(texts[0]))
+        return Written(text, tuple(blocks[0]) if blocks else ())
 
     @cached_property
     def turn_end(self) -> TurnEnd:
@@ -160,7 +162,10 @@ def chat_template(
         names = ", ".join(named)
         text = f": the model has chat templates called {names}, and none called default; set model.chat_template"
         raise UserError("data.format", text)
-    source = str(tokenizer.get_chat_template(tools=tools))
+    source = tokenizer.get_chat_template(tools=tools)
+    if not isinstance(source, str):
+        text = f": the model's chat template must be text, found {in_words(source)}; set model.chat_template"
+        raise UserError("data.format", text)
     tokens = len(tokenizer), tuple(tokenizer.special_tokens_map.values())
     return _chat_template(tokenizer, source, json.dumps(variables or {}, sort_keys=True), tokens)
 
@@ -178,6 +183,10 @@ def answer_ends(tokenizer: PreTrainedTokenizerBase) -> list[TurnEnd]:
 def _chat_template(tokenizer: PreTrainedTokenizerBase, source: str, variables: str, tokens: Any) -> ChatTemplate:
     """One object for all rows; a token that is added later makes another."""
     given = json.loads(variables)
+    try:
+        check_template(source)
+    except TemplateError as err:
+        raise UserError("data.format", f": the chat template cannot be used: {err}; set model.chat_template") from err
     check_variables(source, given)
     return ChatTemplate(tokenizer, source, given)
 
@@ -192,9 +201,11 @@ def trl_templates() -> dict[str, str]:
 
 
 @contextmanager
-def _template_problems() -> Iterator[None]:
+def _template_problems(name: str) -> Iterator[None]:
     """Turn the errors of a template that cannot write the conversation into RowProblem."""
     try:
         yield
-    except (TemplateError, TypeError, ValueError, LookupError) as err:
-        raise RowProblem(f"the chat template refuses the conversation: {err or type(err).__name__}") from err
+    except LimitReached as err:
+        raise RowProblem(f"{name} is stopped, as {err}") from err
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as err:
+        raise RowProblem(f"{name} refuses the conversation: {err or type(err).__name__}") from err

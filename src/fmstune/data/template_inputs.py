@@ -11,7 +11,7 @@ from jinja2 import Environment, meta
 from jinja2.exceptions import TemplateError
 
 from fmstune.data.messages import Message, Tools, Turn
-from fmstune.data.templates import Generation
+from fmstune.data.templates import Generation, limited
 from fmstune.data.tokens import RowProblem
 from fmstune.errors import Problem, did_you_mean, raise_if_any
 
@@ -51,10 +51,9 @@ def variables(template: str) -> frozenset[str]:
     # transformers renders chat templates with these two
     environment = Environment(extensions=[Generation, "jinja2.ext.loopcontrols"], autoescape=False)
     try:
-        return frozenset(meta.find_undeclared_variables(environment.parse(template))) - {
-            "raise_exception",
-            "strftime_now",
-        }
+        with limited(template):
+            read = meta.find_undeclared_variables(environment.parse(template))
+        return frozenset(read) - {"raise_exception", "strftime_now"}
     except TemplateError:
         return frozenset()
 
@@ -116,8 +115,9 @@ def _writes_call(template: str, as_text: bool, content: bool) -> bool:
     message = {"role": "assistant", "tool_calls": [_with_text(call) if as_text else call]}
     asked = [{"role": "user", "content": "probe"}, {"content": "", **message} if content else message]
     try:
-        texts, _ = render_jinja_template([asked], chat_template=template, bos_token="", eos_token="")
-    except (TemplateError, TypeError, ValueError, LookupError):
+        with limited(template):
+            texts, _ = render_jinja_template([asked], chat_template=template, bos_token="", eos_token="")
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError):
         return False
     escaped = as_text and r"{\"key\"" in str(texts[0])
     return not escaped and str(_CALL["arguments"]) not in str(texts[0])

@@ -18,6 +18,7 @@ from fmstune.checks.precision import Precision
 from fmstune.checks.weights import weight_problems
 from fmstune.config.choices import Attention, Backend, Device, Dtype
 from fmstune.config.job import SUPERVISED, Model, Objective, Quantization
+from fmstune.data.templates import LimitReached, check_template, limited, names
 from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.models import architecture
 from fmstune.models.saved_weights import incomplete_problems
@@ -44,7 +45,7 @@ def load_tokenizer(model: Model, *, local_files_only: bool = False, to_train: bo
         tokenizer = AutoTokenizer.from_pretrained(
             place, revision=model.revision, trust_remote_code=False, local_files_only=local_files_only
         )
-    except (OSError, ValueError, KeyError) as err:
+    except (OSError, ValueError, KeyError, TypeError) as err:
         raise UserError.of([architecture.hub_problem(field, "tokenizer", place, model.revision, err)]) from err
     raise_if_any(_loses_text(tokenizer, field, place))
     if model.chat_template is not None:
@@ -68,10 +69,15 @@ def _chat_template(file: str) -> str:
     path = Path(files.resolve(file)).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
-        # render_jinja_template compiles before it looks at the conversations
-        render_jinja_template([], chat_template=text)
+        check_template(text)
+        with limited(text):
+            # render_jinja_template compiles before it looks at the conversations
+            render_jinja_template([], chat_template=text)
+        names[text] = f"the chat template {path}"
     except (OSError, UnicodeDecodeError) as err:
         raise UserError("model.chat_template", f": {path} cannot be read ({err})") from err
+    except LimitReached as err:
+        raise UserError("model.chat_template", f": {path}: {err}; simplify the template") from err
     except TemplateError as err:
         raise UserError("model.chat_template", f": {path} is not a Jinja template ({err})") from err
     return text
