@@ -1,6 +1,8 @@
 """Scores are what a slow, plain computation gives; batching and padding change nothing."""
 
+import copy
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig,
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import add_fused_lm_head
 
+from fmstune import files
 from fmstune.config.job import Evaluation, Model
 from fmstune.data.tokens import Segment, encode_rows
 from fmstune.evaluation import generate
@@ -224,6 +227,15 @@ def test_answers_are_labels_where_each_is_that_of_several_rows(tokenizer: PreTra
 def test_what_ends_a_turn_ends_an_answer_too(tokenizer: PreTrainedTokenizerBase) -> None:
     end, special = tokenizer.eos_token_id, tokenizer.bos_token_id
     assert evaluate.stops([[5, end], [5, special], [5, 6]], tokenizer) == sorted({end, special})
+
+
+def test_a_text_that_ends_a_turn_ends_an_answer_too(tokenizer: PreTrainedTokenizerBase) -> None:
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = Path(files.resolve("package:chatml.jinja")).read_text()
+    assert evaluate.stop_texts(["yes<|im_end|>", "no<|im_end|>"], chat) == ["<|im_end|>"]
+    assert evaluate.stop_texts(["yes", "no"], chat) == evaluate.stop_texts(["yes<|im_end|>"], tokenizer) == []
+    chat.add_special_tokens({"extra_special_tokens": ["<|im_end|>"]})
+    assert evaluate.stop_texts(["yes<|im_end|>"], chat) == []
 
 
 def test_the_first_rows_are_kept_with_what_was_asked_expected_and_answered(

@@ -1,6 +1,8 @@
 """What the runner checks of its surroundings; tests/bad_inputs has the messages about a job."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +32,17 @@ def test_what_can_be_done_is_not_refused(fmstune: Callable[..., Any], words: tup
     result = fmstune("check", *words)
     assert result.code == 0, result.err
     assert result.out.endswith("no problems found\n")
+
+
+@pytest.mark.parametrize(("tokens", "noted"), [("[]", True), ("['<|im_end|>']", False)])
+def test_an_end_of_a_turn_that_is_no_token_is_noted(fmstune: Callable[..., Any], tokens: str, noted: bool) -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    Path("chats.jsonl").write_text(json.dumps({"messages": turns}))
+    words = ["data=chat", "data.train=chats.jsonl", "model.chat_template=package:chatml.jinja"]
+    result = fmstune("check", *words, f"model.special_tokens.extra_special_tokens={tokens}")
+    assert result.code == 0, result.err
+    note = "the chat template ends an answer with <|im_end|>, which the tokenizer has no token for"
+    assert (note in result.out + result.err) == noted
 
 
 @pytest.mark.slow

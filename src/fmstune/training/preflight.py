@@ -17,7 +17,9 @@ from fmstune.checks.launcher import device_problems
 from fmstune.checks.plan_inputs import Dimensions
 from fmstune.checks.precision import Precision, Situation, precision_problems, resolve_precision
 from fmstune.config.choices import Attention, Backend, Dtype
-from fmstune.config.job import Job, is_sharded, tunes_an_adapter
+from fmstune.config.job import Job, is_sharded, sources, tunes_an_adapter
+from fmstune.data import formats
+from fmstune.data.chat_template import answer_ends
 from fmstune.data.dataset import load_recipes
 from fmstune.errors import Problem, UserError, collect_problems, did_you_mean, raise_if_any
 from fmstune.models import adapters, architecture, load, saved_weights, shapes
@@ -163,7 +165,7 @@ def with_tokenizer(job: Job, checked: Checked, tokenizer: Tokenizer) -> Checked:
     rows = max(checked.dimensions.vocabulary, len(tokenizer.tokenizer))
     # TRL's fused head reads `lm_head.weight`, which PEFT's wrapper of tied rows hides
     peft = adapters.with_added_tokens(checked.peft, () if checked.dimensions.tied else tokenizer.to_train)
-    notes = checked.notes
+    notes = (*checked.notes, *_turn_end_notes(job, tokenizer))
     if tokenizer.to_train and checked.peft is not None:
         where = "" if checked.dimensions.tied else " of the output layer"
         count, row = len(tokenizer.to_train), "embedding" if checked.dimensions.tied else "row"
@@ -175,6 +177,16 @@ def with_tokenizer(job: Job, checked: Checked, tokenizer: Tokenizer) -> Checked:
     configuration.get_text_config().vocab_size = rows
     dimensions = shapes.dimensions(configuration, peft, job.model.quantization, job.objective)
     return dataclasses.replace(checked, configuration=configuration, peft=peft, dimensions=dimensions, notes=notes)
+
+
+def _turn_end_notes(job: Job, tokenizer: Tokenizer) -> Iterator[str]:
+    """What ends an answer in chat rows, where it is no token: a server stops at tokens, and so would never stop."""
+    targets = {(source.format or {}).get("_target_") for source in sources(job.data, "train").values()}
+    if f"{formats.__name__}.{formats.chat.__name__}" in targets:
+        for end in answer_ends(tokenizer.tokenizer):
+            if end.token is None:
+                named = f"model.special_tokens.extra_special_tokens=['{end.text}'] adds one"
+                yield f"the chat template ends an answer with {end.text}, which the tokenizer has no token for; {named}"
 
 
 def _tokenizer_problems(checked: Checked, tokenizer: Tokenizer) -> Iterator[Problem]:
