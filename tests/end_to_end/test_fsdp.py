@@ -49,6 +49,7 @@ HALF = {
     "half": ("++training.bf16=true",),
     "half_lora": ("++training.bf16=true", "++model.dtype=bfloat16", *LORA, "++training.learning_rate=1e-2"),
 }
+RESUMED = ("full", "lora")
 METHODS = {"full": ("peft=full",), "lora": LORA, "prompt": ("peft=prompt_tuning",)}
 BATCHES = {1: "++training.per_device_train_batch_size=8", 2: "++training.per_device_train_batch_size=4"}
 SINGLE = {
@@ -63,6 +64,8 @@ FSDP = ("launcher=fsdp", "++launcher.num_processes=2")
 DDP = ("launcher=ddp", "++launcher.num_processes=2")
 DOUBLE = {
     **{f"fsdp-{name}": (*FSDP, *words, BATCHES[2], *SAVES) for name, words in METHODS.items()},
+    # in a folder of its own, where the base is evaluated again before the checkpoint is loaded
+    **{f"fsdp-resumed-{name}": (*FSDP, *METHODS[name], BATCHES[2], f"RESUMES fsdp-{name}") for name in RESUMED},
     **{f"ddp-{name}": (*DDP, *words, BATCHES[2]) for name, words in METHODS.items()},
     "fsdp-accumulated": (
         *FSDP,
@@ -81,6 +84,7 @@ DOUBLE = {
 }
 SAME = [
     *((f"{kind}-{name}", f"one-{name}") for kind in ("fsdp", "ddp") for name in METHODS),
+    *((f"fsdp-resumed-{name}", f"one-{name}") for name in RESUMED),
     ("fsdp-accumulated", "one-full"),
     ("fsdp-packed", "one-packed"),
     ("fsdp-recomputed", "one-full"),
@@ -114,6 +118,8 @@ def run_all(place: Path) -> None:
 def freeze_into(folder: Path, words: Sequence[str], big_code: Path) -> None:
     model = ("model=causal_lm", f"++model.path={big_code}", "++model.layer_cls=GPTBigCodeBlock")
     given = [word for given in words for word in (model if given == "BIG_CODE" else (given,))]
+    former = folder.parent / words[-1].removeprefix("RESUMES ")
+    given = [f"++training.resume={former}/checkpoint-2" if one.startswith("RESUMES ") else one for one in given]
     # the words of a job come after those of all
     tree = composed_tree(*QUICK, *given)
     folder.mkdir()
@@ -172,7 +178,7 @@ def test_two_processes_do_what_one_does_with_the_same_global_batch(runs: Path, t
 
 
 def test_the_matrix_is_whole() -> None:
-    assert len(SAME) + len(HALF) == len(DOUBLE) == 16
+    assert len(SAME) + len(HALF) == len(DOUBLE) == 18
 
 
 @pytest.mark.parametrize("name", HALF)

@@ -94,12 +94,16 @@ def holds_shard(model: torch.nn.Module) -> bool:
     return isinstance(model, (FSDPModule, FullyShardedDataParallel))
 
 
-def held_by_rank(model: torch.nn.Module) -> list[int]:
-    """Bytes of weights that each process holds between two steps; every process must ask."""
+def shard_again(model: torch.nn.Module) -> None:
+    """Give up what an evaluation leaves whole, for a backward pass that does not come."""
     for module in model.modules():
-        # an evaluation leaves the last weights whole, for a backward pass that does not come
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def held_by_rank(model: torch.nn.Module) -> list[int]:
+    """Bytes of weights that each process holds between two steps; every process must ask."""
+    shard_again(model)
     local = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
     return gathered_from_all(sum(tensor.numel() * tensor.element_size() for tensor in local))
 

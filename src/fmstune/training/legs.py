@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch.distributed import DistError
 
-from fmstune.errors import UserError, first_line
+from fmstune.errors import UserError, one_line
 from fmstune.launch.agent import tells_of_another
 
 FILE = "figures.json"
@@ -122,5 +122,5 @@ def explain_load_errors(what: str) -> Iterator[None]:
     except _UNREADABLE as err:
         if tells_of_another(str(err)):
             raise
-        text = f": the checkpoint's {what} cannot be loaded ({first_line(err)}); give another checkpoint"
+        text = f": the checkpoint's {what} cannot be loaded ({one_line(err)}); give another checkpoint"
         raise UserError("training.resume", text) from err

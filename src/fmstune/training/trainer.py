@@ -76,6 +76,8 @@ class RunMixin(Trainer):
     def _sharded_now(self) -> None:
         while self._before_training:
             self._before_training.pop()()
+            # a checkpoint is loaded into shards
+            sharding.shard_again(self.model)
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """A sharded model can be used here, and is still the base."""
