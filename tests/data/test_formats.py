@@ -1,15 +1,20 @@
 """A row becomes segments of text, some of them trained; whatever does not fit is said in full."""
 
 import json
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from fmstune.config.job import Model
 from fmstune.data import formats
+from fmstune.data.read import read_rows
 from fmstune.data.tokens import RowProblem, Segment, Templated, TemplateMissing
 from fmstune.models.load import load_tokenizer
 
@@ -207,3 +212,20 @@ def test_variables_of_the_template_are_the_same_for_a_row_and_for_a_question() -
     asked, made = formats.chat(row, asking=True, **settings), formats.chat(row, **settings)
     assert asked[0] == made[0]
     assert asked[0].text.startswith("kind:<|im_start|>user")
+
+
+def test_rows_with_unequal_keys_are_the_same_from_json_parquet_and_arrow() -> None:
+    rows: list[dict[str, Any]] = [called(CALL), called({"zone": 3})]
+    rows[0]["tools"] = [{"name": "weather", "parameters": {"city": {"type": "string"}}}]
+    rows[1]["tools"] = [{"name": "weather", "parameters": {"zone": {"default": 3}}}, {"name": "time"}]
+    rows[1]["messages"][-1]["weight"] = 0
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parquet.write_table(pa.Table.from_pylist(rows), "rows.parquet")
+    Dataset.from_list(rows).save_to_disk("arrow")
+    Dataset.from_list(rows, on_mixed_types="use_json").save_to_disk("mixed")
+    first, *others = (
+        [formats.chat(row.values, tokenizer=CHATML) for row in read_rows(place, "data.train")]
+        for place in ("rows.jsonl", "rows.parquet", "arrow", "mixed")
+    )
+    assert "null" not in first[0][0].text
+    assert others == [first] * 3
