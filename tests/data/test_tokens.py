@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
 from fmstune.data import tokens
-from fmstune.data.tokens import IGNORED, Encoded, Segment, Texts
+from fmstune.data.tokens import IGNORED, Encoded, Segment, Templated, Texts
 from fmstune.errors import UserError
+from tests.small import byte_level_tokenizer
 from tests.tokenizers_for_tests import ALL, gpt2_style, llama_style, llama_style_with_end, normalising
 
 NO_LIMIT = 10_000
@@ -362,3 +363,31 @@ def test_straddling_tokens_are_those_with_a_boundary_inside(
 def test_a_row_does_not_depend_on_the_rows_beside_it(batch: list[list[Segment]]) -> None:
     alone = [tokens.encode_rows([segments], gpt2_style(), NO_LIMIT)[0] for segments in batch]
     assert tokens.encode_rows(batch, gpt2_style(), NO_LIMIT) == alone
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"), [("### Label:\n", "\nyes"), ("### Label: ", "yes"), ("### Label:", " yes"), ("", "yes")]
+)
+def test_the_question_of_a_conversation_is_tokenised_as_it_is_asked(question: str, answer: str) -> None:
+    tokenizer = byte_level_tokenizer(vocabulary=330)
+    tokenizer.add_tokens(["\n\n"])
+    more = "### Text: thank you so much"
+    row = Templated(
+        [Segment(question, False), Segment(answer, True), Segment(more + question, False), Segment(answer, True)]
+    )
+    row.ended = True
+    (encoded,) = tokens.encode_rows([row], tokenizer, NO_LIMIT)
+    asked = tokenizer(question)["input_ids"]
+    assert encoded.input_ids[: len(asked)] == asked
+    assert encoded.labels[: len(asked)] == [IGNORED] * len(asked)
+    assert tokenizer.decode(encoded.input_ids) == (question + answer + more + question + answer)
+    trained = [label for label in encoded.labels if label != IGNORED]
+    assert tokenizer.decode(trained) == answer * 2 and encoded.straddling == 0
+    assert tokenizer.decode(encoded.answer_ids) == answer
+
+
+def test_a_tokenizer_that_writes_a_space_before_a_piece_is_given_no_pieces() -> None:
+    row = Templated([Segment("thanks, the ", False), Segment("café", True)])
+    (encoded,) = tokens.encode_rows([row], llama_style(), NO_LIMIT)
+    assert encoded.straddling == 1
+    assert llama_style().decode(encoded.input_ids) == "thanks, the café</s>"

@@ -1,10 +1,12 @@
 """Segments → token ids and labels: tokenise the joined text once, train a token that ends in a trained segment.
 
 The rule holds for a token that straddles the start of an answer, too: that token is the first thing that the model
-has to write. Counting the tokens of the prompt alone would train nothing of such an answer.
+has to write. Counting the tokens of the prompt alone would train nothing of such an answer. Conversations are cut there
+instead, because servers tokenise the question of a chat template alone.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -128,7 +130,10 @@ def _encode_texts(
     texts = ["".join(segment.text for segment in row) for row in rows]
     # verbose=False: no warning about texts above the tokenizer's own limit, since max_length decides
     made = tokenizer(texts, add_special_tokens=plain, return_attention_mask=False, verbose=False)
-    for row, text, ids, encoding in zip(rows, texts, made["input_ids"], made.encodings, strict=True):
+    for row, text, ids, whole in zip(rows, texts, made["input_ids"], made.encodings, strict=True):
+        encoding: Encoding | Cut = whole
+        if not plain and (cut := _cut_at_answers(row, text, whole, tokenizer)) is not None:
+            ids, encoding = cut.ids, cut
         # tokens that end inside a trained stretch, and tokens that lie on both sides of its start or end
         spans: list[tuple[int, int]] = []
         astride: list[int] = []
@@ -150,6 +155,53 @@ def _encode_texts(
         straddling = sum(token < text_tokens for token in astride)
         trained = count - labels.count(IGNORED)
         yield Encoded(kept, labels, length, trained, answer < text_tokens, straddling, answer)
+
+
+class Cut:
+    """The encoding of a text that was tokenised in pieces, as far as it is asked here."""
+
+    def __init__(self, pieces: Sequence[tuple[int, "Encoding"]]) -> None:
+        """Take the encodings of the pieces, each with the character of the text that it begins at."""
+        self.pieces = [(begin, sum(len(one) for _, one in pieces[:n]), e) for n, (begin, e) in enumerate(pieces)]
+        self.ids = [token for _, encoding in pieces for token in encoding.ids]
+        self.offsets = [(begin + a, begin + b) for begin, encoding in pieces for a, b in encoding.offsets]
+
+    def __len__(self) -> int:
+        """Count the tokens."""
+        return len(self.ids)
+
+    def char_to_token(self, at: int) -> int | None:
+        """The token that this character is in."""
+        begin, first, encoding = [piece for piece in self.pieces if piece[0] <= at][-1]
+        token = encoding.char_to_token(at - begin)
+        return None if token is None else first + token
+
+    def token_to_chars(self, token: int) -> tuple[int, int] | None:
+        """The characters of a token; None behind the last."""
+        return self.offsets[token] if token < len(self) else None
+
+    def token_to_sequence(self, token: int) -> int:
+        """Every token is one of the text."""
+        return 0
+
+
+def _cut_at_answers(
+    row: list[Segment], text: str, encoding: "Encoding", tokenizer: PreTrainedTokenizerBase
+) -> Cut | None:
+    """The text cut where a token lies on both sides of the begin of an answer; None where there is none.
+
+    A server tokenises the question alone, so a model is never asked for the rest of such a token. A tokenizer that
+    writes a space before each piece does not allow it.
+    """
+    starts = [start for start, _ in trained_spans(row)]
+    cuts = [at for at in starts if _straddles(_ending_after(at, len(text), encoding), at, encoding)]
+    if not cuts:
+        return None
+    bounds = [0, *cuts, len(text)]
+    pieces = [text[begin:end] for begin, end in pairwise(bounds)]
+    made = tokenizer(pieces, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    found = Cut(list(zip(bounds, made.encodings, strict=False)))
+    return found if tokenizer.decode(found.ids) == tokenizer.decode(encoding.ids) else None
 
 
 def _is_open(row: list[Segment], ids: Sequence[int], special: Collection[int]) -> bool:
@@ -203,7 +255,7 @@ def trained_spans(segments: list[Segment]) -> list[tuple[int, int]]:
     return spans
 
 
-def _ending_after(boundary: int, text_length: int, encoding: "Encoding") -> int:
+def _ending_after(boundary: int, text_length: int, encoding: "Encoding | Cut") -> int:
     """The first token that ends after the boundary; tokens come in the order of the text."""
     token = encoding.char_to_token(boundary)
     if token is None and boundary < text_length:
@@ -214,7 +266,7 @@ def _ending_after(boundary: int, text_length: int, encoding: "Encoding") -> int:
     return next(ends, 0) if token is None else token
 
 
-def _straddles(token: int, boundary: int, encoding: "Encoding") -> bool:
+def _straddles(token: int, boundary: int, encoding: "Encoding | Cut") -> bool:
     """Whether this token, which ends after the boundary, starts before it."""
     characters = encoding.token_to_chars(token) if boundary else None
     return characters is not None and characters[0] < boundary < characters[1]
