@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fmstune import files as package_files
 from fmstune.cli.help import choices
+from fmstune.errors import UserError
 from tests import small
 from tests.conftest import Result
 
@@ -471,3 +472,18 @@ def test_every_format_and_every_method_trains_two_steps_on_a_tiny_model(
     assert run.summary["steps"] == 2
     assert run.summary["data"]["train"]["rows_trained"] == 8
     assert (run.folder / "model").is_dir()
+
+
+def test_processes_take_the_checkpoint_of_the_main_one_and_have_read_the_same_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from fmstune.training import run as module
+
+    def told(values: list[Any]) -> None:
+        values[:] = ["run/checkpoint-2", {"data.train": "a", "data.eval": "b"}]
+
+    monkeypatch.setattr(module, "broadcast_object_list", told)
+    assert module._agree(None, {"data.train": "a", "data.eval": "b"}) == Path("run/checkpoint-2")
+    with pytest.raises(UserError) as raised:
+        module._agree(None, {"data.train": "a", "data.eval": "c"})
+    assert str(raised.value) == ("data.eval changed while the processes started; start again when nothing writes to it")

@@ -32,7 +32,9 @@ def is_number(value: Any) -> TypeGuard[float]:
 def curve(metrics: Iterable[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
     """Step and value of one metric of `metrics.jsonl`, without values that are not numbers."""
     pairs = ((line.get("step"), line.get(name)) for line in metrics)
-    return [(step, float(value)) for step, value in pairs if isinstance(step, int) and is_number(value)]
+    return [
+        (step, float(value)) for step, value in pairs if isinstance(step, int) and is_number(step) and is_number(value)
+    ]
 
 
 def figure(summary: Mapping[str, Any], name: str) -> float | None:

@@ -106,3 +106,9 @@ def test_compare_by_of_the_jobs_orders_them_where_no_other_figure_is_asked_for()
     assert ranking.choose_metric([one], "train_loss", None) == Metric("train_loss", smaller=True)
     assert ranking.choose_metric([one, other], None, None) == Metric("steps", smaller=False)
     assert ranking.choose_metric([one, another], None, None) == Metric("train_loss", smaller=True)
+
+
+@pytest.mark.parametrize("odd", [[1], {"a": 1}, 3, "up", True])
+def test_a_job_whose_direction_was_edited_is_ranked_as_its_metric_is(odd: object) -> None:
+    edited = run({"compare_by": "train_loss", "direction": odd}, 1.0)
+    assert ranking.choose_metric([edited, edited], None, None) == Metric("train_loss", smaller=True)

@@ -33,7 +33,8 @@ def test_the_last_line_may_be_half_written() -> None:
 
 
 def test_what_is_no_number_is_in_no_curve() -> None:
-    lines = [{"step": 1, "loss": "nan"}, {"step": 2, "loss": True}, {"loss": 1.0}, {"step": 3, "loss": 1}]
+    odd = [{"step": 1, "loss": "nan"}, {"step": 2, "loss": True}, {"loss": 1.0}, {"step": 10**400, "loss": 1.0}]
+    lines = [*odd, {"step": 3, "loss": 1}]
     run = run_data.read_run(make(Path("run"), metrics_jsonl="".join(json.dumps(line) + "\n" for line in lines)))
     assert run.curve("loss") == [(3, 1.0)]
 

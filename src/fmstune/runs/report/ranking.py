@@ -79,14 +79,15 @@ def choose_metric(runs: Sequence[Run], name: str | None, direction: str | None) 
     own = _same_in_all(runs, "compare_by") or usual
     found = name or own
     given = direction or (_same_in_all(runs, "direction") if found == own else None)
-    way = better_end(metrics_of(runs[0].job), found) if given is None else Direction(given)
+    known_way = given in {way.value for way in Direction}
+    way = Direction(given) if known_way else better_end(metrics_of(runs[0].job), found)
     return Metric(found, way is Direction.minimize)
 
 
 def _same_in_all(runs: Sequence[Run], field: str) -> str | None:
     """Return the value of a field that is the same in all jobs, else None."""
-    values = {run.job.get(field) for run in runs}
-    return str(values.pop()) if len(values) == 1 and None not in values else None
+    first, *others = (run.job.get(field) for run in runs)
+    return str(first) if first is not None and all(other == first for other in others) else None
 
 
 def differing_columns(runs: Sequence[Run]) -> list[Column]:
