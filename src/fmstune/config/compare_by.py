@@ -33,7 +33,9 @@ def curve(metrics: Iterable[Mapping[str, Any]], name: str) -> list[tuple[int, fl
     """Step and value of one metric of `metrics.jsonl`, without values that are not numbers."""
     pairs = ((line.get("step"), line.get(name)) for line in metrics)
     return [
-        (step, float(value)) for step, value in pairs if isinstance(step, int) and is_number(step) and is_number(value)
+        (step, float(value))
+        for step, value in pairs
+        if isinstance(step, int) and abs(step) < 2**63 and is_number(value)
     ]
 
 

@@ -79,8 +79,8 @@ def choose_metric(runs: Sequence[Run], name: str | None, direction: str | None) 
     own = _same_in_all(runs, "compare_by") or usual
     found = name or own
     given = direction or (_same_in_all(runs, "direction") if found == own else None)
-    known_way = given in {way.value for way in Direction}
-    way = Direction(given) if known_way else better_end(metrics_of(runs[0].job), found)
+    ways = {way.value: way for way in Direction}
+    way = ways.get(str(given)) or better_end(metrics_of(runs[0].job), found)
     return Metric(found, way is Direction.minimize)
 
 
