@@ -1,5 +1,8 @@
 """Tables and sizes on a terminal."""
 
+import io
+import sys
+
 import pytest
 
 from fmstune import tables
@@ -26,3 +29,22 @@ def test_a_table_without_rows_has_its_heads() -> None:
 @pytest.mark.parametrize(("count", "text"), [(0, "0.0 MiB"), (2**20, "1.0 MiB"), (3 * 2**29, "1.50 GiB")])
 def test_bytes_are_shown_in_mib_or_gib(count: int, text: str) -> None:
     assert show_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("utf-8", "⟦é⟧·x↵ → ─█ … ␀ ± 日\\udcff"),
+        ("latin-1", "[é]·x$ > -# ... ^@ ± \\u65e5\\udcff"),
+        ("ascii", "[\\xe9].x$ > -# ... ^@ +/- \\u65e5\\udcff"),
+    ],
+)
+def test_a_terminal_shows_what_its_encoding_lacks_by_plain_characters(
+    encoding: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = io.BytesIO()
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(content, encoding=encoding))
+        tables.show_plain_characters()
+        print("⟦é⟧·x↵ → ─█ … ␀ ± 日\udcff", end="", flush=True, file=getattr(sys, name))
+    assert content.getvalue().decode(encoding) == shown * 2

@@ -83,6 +83,15 @@ def test_hydras_own_info_works() -> None:
     assert "fields/job" in command("--info", "defaults").stdout
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_unicode_shows_plain_characters(encoding: str) -> None:
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    words = [SCRIPT, "--cfg", "job", "--sources", "peft=lora"]
+    done = subprocess.run(words, env=env, capture_output=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"peft/lora.yaml > ${model.lora_targets}" in done.stdout
+
+
 def test_version() -> None:
     assert command("--version").stdout == "fmstune 0.1.0\n"
 

@@ -20,7 +20,8 @@ from fmstune.config.flags import (
     spellings,
     words_of,
 )
-from fmstune.config.requests import Harness, Verb
+from fmstune.config.requests import Generation, Harness, Verb
+from fmstune.errors import UserError
 
 
 class Kind(Enum):
@@ -111,3 +112,10 @@ def test_a_flag_without_a_default_must_be_given() -> None:
 @pytest.mark.parametrize("request_class", [*(verb.options for verb in Verb), Harness])
 def test_every_flag_of_every_verb_has_a_help(request_class: type) -> None:
     assert len(spellings(request_class)) == len(flags_of(request_class)) <= len(fields(request_class))
+
+
+def test_a_word_that_the_locale_could_not_decode_is_text_where_it_is_utf_8() -> None:
+    undecoded = "Grüße".encode().decode("ascii", "surrogateescape")
+    assert make_request(Generation, {"model": "m", "text": undecoded}).text == "Grüße"
+    with pytest.raises(UserError, match=r"--text must be text in UTF-8, got 'a\\udcff'"):
+        make_request(Generation, {"model": "m", "text": "a\udcff"})

@@ -96,7 +96,7 @@ def explain(err: BaseException) -> Problem:
 
 def _plain_words(err: object) -> str:
     """The first line of a message, with OmegaConf's classes called by what they hold."""
-    words = {"DictConfig": "a mapping", "ListConfig": "a list", "AnyNode": "a value"}
+    words = {"DictConfig": "a mapping", "ListConfig": "a list", "AnyNode": "a value", "NoneType": "null"}
     return re.sub("|".join(words), lambda found: words[found[0]], first_line(err))
 
 

@@ -4,6 +4,7 @@ import argparse
 import ast
 import inspect
 import os
+import re
 import types
 import typing
 from collections.abc import Container, Iterator, Mapping
@@ -12,7 +13,7 @@ from enum import Enum
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 from fmstune.config.upstream_fields import field_of
-from fmstune.errors import Problem
+from fmstune.errors import Problem, UserError
 
 PLACES = ("PLACE", "FILE", "DIR")
 """Metavars of files and folders, in which `~` is the user's own."""
@@ -56,7 +57,17 @@ class Flag:
         if self.metavar in PLACES and isinstance(given, str):
             # a shell does so in `--model ~/run`, and not in `--model=~/run`
             return os.path.expanduser(given)
+        if isinstance(given, str):
+            given = _as_text(given, self.spellings[0])
         return self.kind(given) if given is not None and issubclass(self.kind, Enum) else given
+
+
+def _as_text(given: str, flag: str) -> str:
+    """The word as text, also where the locale could not decode it; raises UserError for bytes that are not UTF-8."""
+    try:
+        return os.fsencode(given).decode() if re.search("[\udc80-\udcff]", given) else given
+    except UnicodeError:
+        raise UserError(flag, f"must be text in UTF-8, got {given!r}") from None
 
 
 def flags_of(request: type) -> list[Flag]:

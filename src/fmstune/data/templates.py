@@ -122,15 +122,19 @@ def _check_operators(text: str) -> None:
 
 def _bytes_in_use() -> tuple[int, int]:
     """The size of this process, and how much of it is in memory; 0 where the system does not say (Linux does)."""
-    try:
-        pages = os.open("/proc/self/statm", os.O_RDONLY)
-    except OSError:
+    if (file := _statm(os.getpid())) is None:
         return 0, 0
-    try:
-        size, resident, *_ = os.read(pages, 100).split()
-    finally:
-        os.close(pages)
+    size, resident, *_ = os.pread(file, 100, 0).split()
     return int(size) * resource.getpagesize(), int(resident) * resource.getpagesize()
+
+
+@lru_cache(maxsize=1)
+def _statm(_process: int) -> int | None:
+    """The open file of this process's sizes: opening it for each row would take most of the time."""
+    try:
+        return os.open("/proc/self/statm", os.O_RDONLY)
+    except OSError:
+        return None
 
 
 def _limit_address_space(size: int) -> tuple[int, int] | None:
