@@ -168,6 +168,7 @@ SIZES = [
     ({"rope_parameters": [1]}, "rope_parameters"),
     ({"hidden_size": "big"}, "hidden_size"),
     ({"num_attention_heads": 5}, "hidden"),
+    ({"num_hidden_layers": 10**7}, "num_hidden_layers is 10,000,000, and no model has more than 10,000 blocks"),
 ]
 
 
@@ -188,6 +189,32 @@ def test_an_architecture_whose_sizes_make_no_model_is_refused_with_the_field(val
     (problem,) = map(str, error.value.problems)
     assert problem.startswith("model.architecture")
     assert message in problem
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_type": 3}, "model_type must be text, such as llama, got 3"),
+        ({"model_type": []}, "model_type must be text, such as llama, got []"),
+        ({"architectures": [1]}, "architectures must be a list of text, such as [LlamaForCausalLM], got [1]"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures must be a list of text"),
+        ({"dtype": "float99"}, "AttributeError"),
+        ({"hidden_act": None}, "Field 'hidden_act' expected str"),
+        ({"layer_types": ["x"]}, "entries must be in"),
+        ({"eos_token_id": "x"}, "Field 'eos_token_id'"),
+    ],
+)
+def test_a_folder_whose_words_name_nothing_is_refused(tmp_path, values, message):
+    (tmp_path / "config.json").write_text(json.dumps({**TINY_LLAMA, **values}))
+    with pytest.raises(UserError) as error:
+        build_empty(model_configuration(Model(path=str(tmp_path))))
+    (problem,) = map(str, error.value.problems)
+    assert message in problem
+
+
+def test_a_word_that_is_looked_up_in_vain_is_named_with_its_field():
+    with pytest.raises(UserError, match="makes no llama model: hidden_act='nope' is unknown"):
+        build_empty(config_of({**TINY_LLAMA, "hidden_act": "nope"}))
 
 
 def test_all_sizes_are_named_at_once_by_their_own_names():

@@ -7,13 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from fmstune.checks.precision import Precision
 from fmstune.config.choices import Attention, Device
 from fmstune.config.job import Model
-from fmstune.errors import UserError
+from fmstune.errors import Problem, UserError, collect_problems
 from fmstune.models import load
+from fmstune.models.architecture import build_empty, model_configuration
+from fmstune.models.saved_weights import check_weights
 from tests import small
 
 PLAIN = Precision("float32", "float32", None, "")
@@ -163,3 +165,33 @@ def test_a_tokenizer_that_loses_spaces_is_refused(tmp_path: Path) -> None:
         UserError, match=r"model.path: the tokenizer of .* turns 'a word and more' into .* set model.tokenizer"
     ):
         load.load_tokenizer(job_model(folder))
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"[]", b"{}", b"null", b"\x80\x81", b'{"model": {"type": "x"}}'])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json"])
+def test_a_damaged_file_of_a_tokenizer_is_the_users_error_or_does_no_harm(
+    folder: Path, name: str, content: bytes
+) -> None:
+    (folder / name).write_bytes(content)
+    problems: list[Problem] = []
+    with collect_problems(problems):
+        assert load.load_tokenizer(job_model(folder)).tokenizer.eos_token is not None
+    assert all(str(folder) in str(problem) for problem in problems)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3"])
+def test_a_generation_config_that_is_no_object_is_found_before_the_weights_are_read(folder: Path, content: str) -> None:
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"generation_config\.json holds a .*; it must be a JSON object"):
+        check_weights(job_model(folder), model_configuration(job_model(folder)))
+    with pytest.raises(UserError, match=r"model\.path: the model .* cannot be loaded"):
+        load.load_model(job_model(folder), load.load_tokenizer(job_model(folder)), dtype="float32", attention="sdpa")
+
+
+def test_attention_falls_to_eager_only_where_it_was_not_asked_for() -> None:
+    config = AutoConfig.for_model(**{**small.LLAMA, "model_type": "gemma2"})
+    model = build_empty(config)
+    assert load.usable_attention(model, "sdpa") == "eager"
+    with pytest.raises(UserError, match=r"model\.attention=sdpa: transformers' Gemma2ForCausalLM cannot use it"):
+        load.usable_attention(model, "sdpa", asked=True)
+    assert load.usable_attention(build_empty(AutoConfig.for_model(**small.LLAMA)), "sdpa", asked=True) == "sdpa"

@@ -30,6 +30,8 @@ _SIZES = (
     *("num_key_value_heads", "head_dim", "max_position_embeddings"),
 )
 """Values that are at least 1 in every architecture that has them."""
+_MOST_BLOCKS = 10_000
+"""Blocks of more would take minutes to make, even without numbers."""
 _RENAMED = {"rope_theta": "rope_parameters", "rope_scaling": "rope_parameters", "torch_dtype": "dtype"}
 """Keys of older configurations that transformers 5 takes and keeps under another name."""
 
@@ -89,6 +91,7 @@ def _from_folder(folder: str) -> PreTrainedConfig:
         raise UserError("model.path", f": {file} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise UserError("model.path", f": {file} holds a {type(values).__name__}; a configuration is a JSON object")
+    raise_if_any(Problem("model.path", f": {file}: {key} {text}") for key, text in _word_problems(values))
     raise_if_any(_code_problems(folder, values))
     own = _own_names(CONFIG_MAPPING[values["model_type"]])
     raise_if_any(Problem("model.path", f": {file}: {key} {text}") for key, text in _size_problems(values, own))
@@ -98,6 +101,15 @@ def _from_folder(folder: str) -> PreTrainedConfig:
         raise UserError("model.path", f": {file} has values that transformers refuses: {_reason(error)}") from error
     raise_if_any(Problem("model.path", f": {file}: {key} {text}") for key, text in _rope_problems(config))
     return config
+
+
+def _word_problems(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(key, what is wrong) of the words that a class is looked up by."""
+    if not isinstance(values.get("model_type", ""), str):
+        yield "model_type", f"must be text, such as llama, got {values['model_type']!r}"
+    classes = values.get("architectures")
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(one, str) for one in classes)):
+        yield "architectures", f"must be a list of text, such as [LlamaForCausalLM], got {classes!r}"
 
 
 def _own_names(kind: PreTrainedConfig | type[PreTrainedConfig]) -> dict[str, str]:
@@ -113,6 +125,8 @@ def _size_problems(values: dict[str, Any], renamed: dict[str, str]) -> Iterator[
         # other types than int are refused by transformers, which names the field
         elif renamed.get(key, key) in _SIZES and isinstance(value, int) and value < 1:
             yield key, f"must be at least 1, got {value!r}"
+        elif renamed.get(key, key) == "num_hidden_layers" and isinstance(value, int) and value > _MOST_BLOCKS:
+            yield key, f"is {value:,}, and no model has more than {_MOST_BLOCKS:,} blocks"
 
 
 def _rope_problems(config: PreTrainedConfig) -> Iterator[tuple[str, str]]:
@@ -185,7 +199,7 @@ def hub_problem(field: str, part: str, path: str, revision: str | None, error: E
         why = f"no folder is named {path}, and it is neither in the hub's cache nor can the hub be reached"
         change = "give a folder, or model.architecture in a job, to check without the hub"
         return Problem(field, f": {why}; {change}{files.did_you_mean_beside(Path(path))}")
-    return Problem(field, f": the {part} {path} cannot be loaded: {one_line(error)}")
+    return Problem(field, f": the {part} {path} cannot be loaded: {_reason(error)}")
 
 
 def _code_problems(place: str, values: dict[str, Any]) -> Iterator[Problem]:
@@ -241,11 +255,20 @@ def build_empty(config: PreTrainedConfig, objective: Objective = SUPERVISED) -> 
             warnings.simplefilter("ignore", UserWarning)
             model: PreTrainedModel = model_class(objective).from_config(config)
     except REFUSALS as err:
-        raise UserError("model", f": the configuration makes no {config.model_type} model: {_reason(err)}") from err
+        raise UserError(
+            "model", f": the configuration makes no {config.model_type} model: {_unknown_word(config, err)}"
+        ) from err
     if empty := [name for name, parameter in model.named_parameters() if not parameter.numel()]:
         text = f": the configuration makes a {config.model_type} model without a number in {empty[0]}"
         raise UserError("model", f"{text}; correct the sizes in its config.json")
     return model
+
+
+def _unknown_word(config: PreTrainedConfig, error: BaseException) -> str:
+    """What torch or transformers said; of a word that is looked up in vain, the field that holds it."""
+    word = error.args[0] if isinstance(error, KeyError) and error.args else None
+    fields = [key for key, value in config.to_dict().items() if isinstance(word, str) and value == word]
+    return f"{fields[0]}={word!r} is unknown" if fields else _reason(error)
 
 
 def forward_problems(model: PreTrainedModel) -> Iterator[Problem]:

@@ -45,7 +45,7 @@ def load_tokenizer(model: Model, *, local_files_only: bool = False, to_train: bo
         tokenizer = AutoTokenizer.from_pretrained(
             place, revision=model.revision, trust_remote_code=False, local_files_only=local_files_only
         )
-    except (OSError, ValueError, KeyError, TypeError) as err:
+    except Exception as err:  # tokenizers raises it bare for what its files hold
         raise UserError.of([architecture.hub_problem(field, "tokenizer", place, model.revision, err)]) from err
     raise_if_any(_loses_text(tokenizer, field, place))
     if model.chat_template is not None:
@@ -195,7 +195,7 @@ def load_model(
             output_loading_info=True,
             **objective.model_fields,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as err:
+    except (OSError, SafetensorError, *architecture.REFUSALS) as err:
         raise UserError.of([architecture.hub_problem("model.path", "model", place, model.revision, err)]) from err
     raise_if_any(incomplete_problems(place, found, objective.new_modules))
     add_tokens(loaded, tokenizer.tokenizer, tokenizer.added)

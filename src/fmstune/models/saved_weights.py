@@ -1,5 +1,6 @@
 """Saved weights against the architecture that is to hold them, by name, shape and dtype; no weight is read."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,22 @@ def check_weights(model: Model, config: PreTrainedConfig, objective: Objective =
     folder = Path(files.resolve(model.path)).expanduser()
     if not folder.is_dir():
         return
-    raise_if_any(weight_problems("model.path", folder))
+    raise_if_any([*weight_problems("model.path", folder), *_generation_problems(folder)])
     # packed weights have names and shapes of their method's own
     if getattr(config, "quantization_config", None) is None:
         raise_if_any(_mismatches(folder, config, objective))
+
+
+def _generation_problems(folder: Path) -> Iterator[Problem]:
+    """A generation_config.json that transformers reads and cannot use; it passes over what is no JSON."""
+    file = folder / "generation_config.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return
+    if not isinstance(values, dict):
+        text = f": {file} holds a {type(values).__name__}; it must be a JSON object, or not be there"
+        yield Problem("model.path", text)
 
 
 def _mismatches(folder: Path, config: PreTrainedConfig, objective: Objective) -> Iterator[Problem]:

@@ -100,6 +100,9 @@ def attach(model: PreTrainedModel, peft_config: PeftConfig) -> torch.nn.Module:
         except REFUSALS as error:
             method, said = type(peft_config).__name__, one_line(error)
             text = f": {method} refuses these fields: {said}"
+            if "ParamWrapper" in said and "lora_dropout" in said:
+                reached = "reaches the experts of this mixture, where PEFT cannot drop out"
+                raise UserError("peft.lora_dropout", f"must be 0: peft.target_modules {reached}") from error
             # a few methods cannot be built on the meta device
             if isinstance(error, NotImplementedError) or "meta tensor" in said:
                 text = f": {method} cannot be checked without the weights ({said}); choose another method"
