@@ -259,6 +259,16 @@ def test_experts_are_adapted_balanced_and_merged(name: str, tmp_path: Path) -> N
     assert torch.allclose(logits(loaded(Path("merged"))), changed, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_mixture_is_evaluated_without_the_router_s_loss(tmp_path: Path) -> None:
+    watched = ("training.eval_strategy=steps", "training.eval_steps=1", "training.router_aux_loss_coef=1.0")
+    asked = ("evaluation=held_out", "evaluation.max_new_tokens=2", "evaluation.max_rows=null")
+    summary = trained("mixtral_8x7b", tiny("mixtral_8x7b", tmp_path / "base"), *watched, *asked, "data.max_rows=96")
+    logged = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    (*_, last) = (line["eval_loss"] for line in logged if "eval_loss" in line)
+    assert summary["tuned"]["eval_loss"] == pytest.approx(last, rel=1e-4)
+
+
 @pytest.mark.parametrize("name", MIXTURES)
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]], ids=str)
 def test_an_adapter_of_layers_that_misses_the_experts_is_noted(name: str, targets: str | list[str]) -> None:

@@ -28,10 +28,17 @@ from fmstune.training.transformers_internals import reads_document_ends
 class SftTrainer(RunMixin, SFTTrainer):
     """SFTTrainer on rows that are masked already, with a fast loss on the CPU and an audit of packing."""
 
+    aux_loss_enabled: bool
+    """Whether TRL adds the loss that keeps the experts of a mixture evenly used."""
+
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         score_supervised_positions_on_cpu()
-        name_experts(model.config.get_text_config())
+        text = model.config.get_text_config()
+        name_experts(text)
         super().__init__(model, *args, **kwargs)
+        if getattr(text, "output_router_logits", False):
+            # TRL asks for them by itself in training; an answer that is generated would fail over them
+            text.output_router_logits = False
         self.data_collator = collate.Collator(
             pad_token_id=self.processing_class.pad_token_id,
             padding_free=self.args.padding_free,
@@ -94,9 +101,13 @@ class SftTrainer(RunMixin, SFTTrainer):
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Score a batch, and weigh its loss by the tokens that it is a mean of."""
+        """Score a batch, without the loss of a router, and weigh the loss by the tokens that it is a mean of."""
         batch, _ = without_count(inputs)
-        loss, logits, labels = super().prediction_step(model, batch, *args, **kwargs)
+        balanced, self.aux_loss_enabled = self.aux_loss_enabled, False
+        try:
+            loss, logits, labels = super().prediction_step(model, batch, *args, **kwargs)
+        finally:
+            self.aux_loss_enabled = balanced
         supervised = (batch["labels"][:, 1:] != -100).sum()
         self._scored += torch.stack([loss.detach() * supervised, supervised.to(loss.dtype)]).cpu().double()
         return loss, logits, labels
