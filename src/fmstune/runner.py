@@ -45,7 +45,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return closed_pipe()
     except OSError as err:
-        if err.errno in _OF_THE_USER:
+        # without the file's name, the traceback is all that says where
+        if err.errno in _OF_THE_USER and (err.filename or err.errno in (errno.ENOSPC, errno.EDQUOT)):
             return _ended("user", render([os_problem(err)]), USER_ERROR)
         return _ended("internal", traceback.format_exc().rstrip(), INTERNAL_ERROR)
     except Exception:
