@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fmstune import files
@@ -19,9 +20,10 @@ from fmstune.config.job import Model
 from fmstune.config.requests import Generation, Merge
 from fmstune.errors import UserError
 from fmstune.evaluation.ask import answer_prompts
-from fmstune.models import adapter_targets, merge, shapes
+from fmstune.models import adapter_targets, load, merge, shapes
 from fmstune.models.architecture import build_empty, model_configuration
 from fmstune.models.experts import find_experts
+from fmstune.models.saved_weights import check_weights
 from fmstune.training.pipeline import train
 from tests import ROOT
 from tests.composing import composed_tree
@@ -299,3 +301,26 @@ def test_dropout_over_experts_and_a_router_s_loss_without_a_router_are_refused(f
     assert "peft.lora_dropout must be 0 with peft.target_parameters" in done.err
     done = fmstune("check", "peft=lora", "training.router_aux_loss_coef=0.1")
     assert "training.router_aux_loss_coef=0.1: this llama has no experts to keep evenly used" in done.err
+
+
+def test_experts_that_are_packed_in_four_bits_are_unpacked(tmp_path: Path) -> None:
+    folder = tiny("gpt_oss_20b", tmp_path / "base", intermediate_size=64)
+    weights, packed = load_file(folder / "model.safetensors"), {}
+    for name, weight in weights.items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            experts, inputs, outputs = weight.shape
+            # two numbers a byte, 2 is 1.0 of four bits; a scale for each 32 numbers, 127 is 1.0
+            packed[f"{name}_blocks"] = torch.full((experts, outputs, inputs // 32, 16), 0x22, dtype=torch.uint8)
+            packed[f"{name}_scales"] = torch.full((experts, outputs, inputs // 32), 127, dtype=torch.uint8)
+        else:
+            packed[name] = weight
+    save_file(packed, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (folder / "config.json").write_text(json.dumps(config))
+
+    model, tokenizer = Model(path=str(folder), tokenizer="package:tiny_llama"), load.Tokenizer(None)
+    check_weights(model, model_configuration(model))
+    found = load.load_model(model, tokenizer, dtype="float32", attention="eager")
+    expert = found.model.layers[0].mlp.experts
+    assert (expert.gate_up_proj == 1).all() and (expert.down_proj == 1).all()

@@ -1,5 +1,6 @@
 """job.model → tokenizer and model, with special tokens that the model knows about."""
 
+import dataclasses
 import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,14 @@ from typing import NamedTuple
 import torch
 from jinja2.exceptions import TemplateError
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    Mxfp4Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from fmstune import files
@@ -159,6 +167,13 @@ def bits_and_bytes(quantization: Quantization | None, precision: Precision) -> B
     return BitsAndBytesConfig(**values)
 
 
+def unpacking(config: PreTrainedConfig) -> Mxfp4Config | None:
+    """How weights in 4-bit floats, as GPT-OSS has them, are unpacked: transformers trains and merges no packed ones."""
+    packed = getattr(config, "quantization_config", None)
+    method = packed.get("quant_method") if isinstance(packed, dict) else getattr(packed, "quant_method", None)
+    return Mxfp4Config(dequantize=True) if method == "mxfp4" else None
+
+
 def load_model(
     model: Model,
     tokenizer: Tokenizer,
@@ -170,8 +185,9 @@ def load_model(
 ) -> PreTrainedModel:
     """The model in this dtype with an embedding for every token; safetensors only; raises UserError."""
     place, kind = files.resolve(model.path), architecture.model_class(objective)
+    # that of the weights, which says how they are packed
+    config = architecture.model_configuration(dataclasses.replace(model, architecture=None), objective)
     if attention != "eager":
-        config = architecture.model_configuration(model, objective)
         attention = usable_attention(architecture.build_empty(config, objective), attention)
     if model.backend is Backend.fms:
         raise_if_any(package_problems())
@@ -187,7 +203,7 @@ def load_model(
             revision=model.revision,
             dtype=getattr(torch, dtype),
             attn_implementation=attention,
-            quantization_config=quantization_config,
+            quantization_config=quantization_config or unpacking(config),
             use_safetensors=True,
             trust_remote_code=False,
             # both are refused below, with names
