@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fmstune.checks.requests import generation_problems
+from fmstune.config.requests import Generation
 from fmstune.errors import UserError
 from fmstune.runs import checkpoints, manifest
 from fmstune.runs.checkpoints import CheckpointFacts
@@ -188,3 +190,17 @@ def test_most_damage_shows_without_checksums_too(tmp_path: Path, name: str, dama
     damage(old / name)
     with pytest.raises(UserError, match=f"is damaged: {name} "):
         checkpoints.check_whole(old)
+
+
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
+def test_a_model_is_not_read_from_a_damaged_checkpoint(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    """`generate`, `evaluate` and `merge` read the model alone: what else is damaged does not matter to them."""
+    whole = saved(tmp_path, 2)
+    flip(whole / "optimizer.pt")
+    asked = Generation(model=str(whole), text="x")
+    assert [str(one) for one in generation_problems(asked, None)] == []
+    damage(whole / "model.safetensors")
+    (problem,) = map(str, generation_problems(asked, None))
+    assert problem.startswith(f"--model: {whole} is a damaged checkpoint (model.safetensors ")
+    (whole / checkpoints.MARKER).unlink()
+    assert [str(one) for one in generation_problems(asked, None)] == []

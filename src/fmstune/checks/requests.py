@@ -11,7 +11,7 @@ from fmstune import files
 from fmstune.checks.limits import flag_problems
 from fmstune.config.requests import NOTHING_TO_ASK, PROMPTS, SAMPLING, Generation, Harness, Merge, Scoring
 from fmstune.errors import Problem, UserError
-from fmstune.runs import checkpoints, run_folder
+from fmstune.runs import checkpoints, manifest, run_folder
 
 
 def run_model(given: str) -> str:
@@ -133,6 +133,8 @@ def _place_problems(flag: str, place: str) -> Iterator[Problem]:
         yield Problem(flag, f": {err}")
         return
     if _holds_a_model(folder):
+        if damage := manifest.find_model_damage(folder):
+            yield Problem(flag, f": {folder} is a damaged checkpoint ({', '.join(damage[:3])}); give another")
         return
     if (folder / run_folder.JOB).is_file():
         status = run_folder.read_summary(folder).get("status", "not begun")

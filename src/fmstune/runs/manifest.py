@@ -19,6 +19,8 @@ MARKER = "complete.json"
 _FILES, _CHECKSUM = "files", "sha256"
 _TENSORS = (".bin", ".distcp", ".pkl", ".pt", ".pth", ".safetensors")
 """Suffixes of files that a library may load when a run is resumed."""
+_MODEL = (".jinja", ".json", ".model", ".safetensors", ".txt")
+"""Suffixes of files that make a model or a tokenizer."""
 _ARCHIVES = (".bin", ".pt", ".pth")
 """The same, of files that torch writes as archives."""
 _STATE = {
@@ -97,6 +99,16 @@ def find_damage(folder: Path) -> list[str]:
         return [f"{Path(err.filename or folder).name} cannot be read ({err.strerror or err})"]
 
 
+def find_model_damage(folder: Path) -> list[str]:
+    """Return what is wrong with the files of the model in a checkpoint; nothing where the folder has no checksums."""
+    try:
+        listed = _listed(folder) or {}
+        own = {name: facts for name, facts in listed.items() if Path(name).suffix in _MODEL}
+        return list(_changed(folder, own, planted=False))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return []  # whoever resumes from it is told
+
+
 def _files(folder: Path) -> dict[str, Path]:
     """Every file below the folder but the manifest, by its name there."""
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -117,7 +129,7 @@ def _absent(needed: Mapping[str, tuple[str, ...]], names: Iterable[str]) -> list
     return [name for name, patterns in needed.items() if not any(fnmatch(one, p) for one in found for p in patterns)]
 
 
-def _changed(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _changed(folder: Path, listed: Mapping[str, Mapping[str, Any]], *, planted: bool = True) -> Iterator[str]:
     """Compare the files with the manifest: names and sizes, and where all of these are right, checksums."""
     found, whole = _files(folder), True
     for name, facts in listed.items():
@@ -129,7 +141,7 @@ def _changed(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> Iterator[
             continue
         whole = False
     for name in found.keys() - listed.keys():
-        if Path(name).suffix in _TENSORS:
+        if planted and Path(name).suffix in _TENSORS:
             whole = False
             yield f"{name} was not there when the checkpoint was saved"
     if whole:
