@@ -60,6 +60,11 @@ TO_EVALUATE = [
         "--tasks: the harness has no task 'complants'…",
     ),
     case(
+        "evaluate harness --model package:tiny_llama "
+        "--tasks boolq,piqa,hellaswag,winogrande,arc_easy,arc_challenge,mmlu",
+        "--tasks: boolq, piqa, hellaswag, winogrande, arc_easy, arc_challenge, mmlu cannot be loaded (…); …",
+    ),
+    case(
         "evaluate harness --model package:tiny_llama --tasks a,,b --include_path nosuch --limit 0 data=complaints",
         "evaluate harness takes flags; got 'data=complaints'",
     ),

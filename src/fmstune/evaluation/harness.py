@@ -51,20 +51,21 @@ def run_harness(request: Harness) -> int:
 
 
 def _load(request: Harness, manager: Any) -> bool:
-    """Get the tasks' data, and say whether a task generates; raises UserError with each whose data is not there."""
-    problems: list[Problem] = []
+    """Get the tasks' data, and say whether a task generates; raises UserError with all whose data is missing."""
+    missing: dict[str, str] = {}
     generates = False
     for name in request.tasks:
         try:
             loaded = manager.load([name])["tasks"].values()
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, DatasetsError) as err:
-            said = (" ".join(str(err).split()) or type(err).__name__)[:200]
-            text = f": {name} cannot be loaded ({said}); its data comes from the hub: load it where the hub can be"
-            hint = "reached and carry the cache over (HF_HOME), or name tasks of your own files with --include_path"
-            problems.append(Problem("--tasks", f"{text} {hint}"))
+            missing[name] = (" ".join(str(err).split()) or type(err).__name__)[:200]
         else:
             generates = generates or any(task.OUTPUT_TYPE == "generate_until" for task in loaded)
-    raise_if_any(problems)
+    if missing:
+        text = f": {', '.join(missing)} cannot be loaded ({next(iter(missing.values()))}); tasks get their data from"
+        hint = "the hub: load it where the hub can be reached and carry the cache over (HF_HOME), set HF_ENDPOINT to a"
+        own = "mirror, or name tasks of your own files with --include_path"
+        raise UserError("--tasks", f"{text} {hint} {own}")
     return generates
 
 
