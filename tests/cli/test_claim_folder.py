@@ -88,3 +88,21 @@ def test_a_folder_below_a_file_cannot_be_made() -> None:
 def test_a_folder_that_the_system_refuses_is_said_to_be_so() -> None:
     with pytest.raises(UserError, match="output_dir: /proc/x cannot be made"):
         claim_folder.claim_folder(job("/proc/x"))
+
+
+def test_a_trained_model_is_not_trained_again_because_its_summary_is_damaged() -> None:
+    claim_folder.claim_folder(job("a"))
+    Path("a/model").mkdir()
+    Path("a/summary.json").write_text("garbage")
+    with pytest.raises(UserError) as raised:
+        claim_folder.claim_folder(job("a"))
+    assert str(raised.value) == (
+        "output_dir: a/summary.json: cannot be read (Expecting value: line 1 column 1 (char 0)), and a holds a trained "
+        "model and no checkpoint; remove the file to train again from the start, or choose another output_dir"
+    )
+    assert Path("a/summary.json").read_text() == "garbage"
+    Path("a/checkpoint-2").mkdir()
+    marker = '{"step": 2, "processes": 1, "rows_per_step": 8, "sharded": false}'
+    Path("a/checkpoint-2/complete.json").write_text(marker)
+    assert claim_folder.claim_folder(job("a")).resumed
+    assert Path("a/summary.json.damaged").read_text() == "garbage"

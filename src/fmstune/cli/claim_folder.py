@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -9,9 +10,9 @@ from pathlib import Path
 from fmstune.checks.job import folder_problems
 from fmstune.config import freeze
 from fmstune.config.job import Job
-from fmstune.errors import UserError, raise_if_any
+from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.files import write_aside
-from fmstune.runs import run_folder
+from fmstune.runs import checkpoints, run_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ def claim_folder(job: Job) -> Claim:
         claimed = dataclasses.replace(job, output_dir=str(folder))
         raise_if_any(folder_problems(folder, job) if given is not None else ())
         if given is not None and (folder / run_folder.JOB).is_file():
+            raise_if_any(_trained_problems(folder))
             run_folder.set_damaged_aside(folder)
             # its file says how the run is resumed, with other processes perhaps
             with write_aside(folder / run_folder.JOB) as aside:
@@ -54,6 +56,16 @@ def claim_folder(job: Job) -> Claim:
             raise UserError("output_dir", f": {folder} cannot be made: {err.strerror}; choose another") from err
         return Claim(claimed, folder, made)
     raise UserError("output_dir", ": no free folder under runs/; set output_dir")
+
+
+def _trained_problems(folder: Path) -> Iterator[Problem]:
+    """Yield a problem where a damaged summary would let a run that had finished be trained from the start."""
+    try:
+        run_folder.read_summary(folder)
+    except UserError as err:
+        if (folder / run_folder.MODEL).is_dir() and checkpoints.newest_checkpoint(folder) is None:
+            hint = f"{folder} holds a trained model and no checkpoint; remove the file to train again from the start"
+            yield Problem("output_dir", f": {str(err).partition('; ')[0]}, and {hint}, or choose another output_dir")
 
 
 def _joined(job: Job, folder: Path) -> Claim:
