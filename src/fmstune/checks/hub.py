@@ -7,8 +7,6 @@ import os
 import re
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
@@ -116,6 +114,10 @@ def _ask(wanted: Sequence[Wanted]) -> list[str | None]:
 @cache
 def _reason(one: Wanted) -> str | None:
     """Why it cannot be had, in the hub's own word where that answers; None where nothing speaks against it."""
+    # here and not above: most jobs need no hub, and would wait for these
+    import urllib.error
+    import urllib.request
+
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
