@@ -194,6 +194,7 @@ def test_an_architecture_whose_sizes_make_no_model_is_refused_with_the_field(val
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"rope_parameters": {}}, "rope_parameters is empty; it must hold rope_type and rope_theta"),
         ({"model_type": 3}, "model_type must be text, such as llama, got 3"),
         ({"model_type": []}, "model_type must be text, such as llama, got []"),
         ({"architectures": [1]}, "architectures must be a list of text, such as [LlamaForCausalLM], got [1]"),

@@ -104,10 +104,13 @@ def _from_folder(folder: str) -> PreTrainedConfig:
 
 
 def _word_problems(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(key, what is wrong) of the words that a class is looked up by."""
+    """(key, what is wrong) of the words that a class is looked up by, and of positions that are left open."""
     if not isinstance(values.get("model_type", ""), str):
         yield "model_type", f"must be text, such as llama, got {values['model_type']!r}"
     classes = values.get("architectures")
+    if values.get("rope_parameters") == {}:
+        # transformers would take a default, and a model's positions are those that it was trained with
+        yield "rope_parameters", "is empty; it must hold rope_type and rope_theta, as the model was trained with"
     if classes is not None and not (isinstance(classes, list) and all(isinstance(one, str) for one in classes)):
         yield "architectures", f"must be a list of text, such as [LlamaForCausalLM], got {classes!r}"
 
