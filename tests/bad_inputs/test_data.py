@@ -23,7 +23,7 @@ DATA_FILES = [
     case("data=text data.train=a", "data.train: the folder a holds no data file (.json .jsonl …)", a__readme_txt="x"),
     case(
         "data=text data.train=owner/name",
-        "data.train: no path owner/name here, and the hub has no such data set or cannot be reached (…",
+        "data.train: no folder is named owner/name, and it is neither in the hub's cache nor can the hub be reached (…",
     ),
     case(
         "data.train=package:complaints/trian.jsonl",

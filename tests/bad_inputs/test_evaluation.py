@@ -230,16 +230,19 @@ GENERATE = [
 ]
 
 
-PROMPT = {
+NO_TENSORS = b"\x02" + bytes(7) + b"{}"
+"""A whole safetensors file: the length of its header, and the header."""
+
+PROMPT: dict[str, str | bytes] = {
     "p/adapter_config.json": '{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2, '
     '"base_model_name_or_path": "package:tiny_llama"}',
-    "p/adapter_model.safetensors": "",
+    "p/adapter_model.safetensors": NO_TENSORS,
 }
 
 
-DORA = {
+DORA: dict[str, str | bytes] = {
     "d/adapter_config.json": '{"peft_type": "LORA", "use_dora": true, "base_model_name_or_path": "package:tiny_llama"}',
-    "d/adapter_model.safetensors": "",
+    "d/adapter_model.safetensors": NO_TENSORS,
 }
 
 
