@@ -54,7 +54,7 @@ WORDS = [
     case("--cfg job --package foo", "--package foo: the job has no such part"),
     case("-m --cfg job seed=1,2", "--cfg prints one job, and -m composes several; leave one of them out"),
     case("doctor peft=lora", "doctor takes flags; got 'peft=lora'"),
-    case("model=llama2_7", "model=llama2_7: no such choice; did you mean 'llama2_7b'? (causal_lm, gpt_bigcode, …)"),
+    case("model=llama2_7", "model=llama2_7: no such choice; did you mean 'llama2_7b'? (causal_lm, …)"),
     case("peft=lorra", "peft=lorra: no such choice; did you mean 'lora'? (…)"),
     case(
         "model=llama2_7 peft=lorra peft.rr=3 data.trian=x training.learning_rat=1 seed=x",

@@ -248,7 +248,7 @@ ADAPTERS = [
     ),
     case("peft=lora peft.inference_mode=true", "peft.inference_mode=true would leave nothing to train; leave it out"),
     case(
-        "peft=lora peft.target_parameters=[nosuch]",
+        "peft=lora peft.target_parameters=[nosuch] peft.lora_dropout=0",
         "peft.target_parameters: no parameter is named 'nosuch'; the names end like q_proj.weight",
     ),
     case(
@@ -304,10 +304,12 @@ ADAPTERS = [
     case("peft=lora peft._target_=peft.LoRaConfig", "peft._target_: the installed peft has no … class 'LoRaConfig'"),
     case("peft=lora peft._target_=os.system", "peft._target_ must be a PEFT configuration such as peft.LoraConfig, …"),
     case(
-        "model.adapter=there", "model.adapter is an adapter to train further, and peft=full has none; choose peft=lora"
+        "model.adapter=there",
+        "model.adapter is an adapter to train further, and peft=full has none; choose peft=lora",
+        "model.adapter: no folder is named there, and it is neither in the hub's cache nor can the hub be reached …",
     ),
     case("peft=lora model.adapter=./there", "model.adapter: no folder there, and './there' is not a hub id …"),
-    case("peft=lora model.adapter=there", "model.adapter: there cannot be read as an adapter (…); give a folder …"),
+    case("peft=lora model.adapter=there", "model.adapter: no folder is named there, …"),
     case("peft=lora model.adapter=a", "model.adapter: a has no adapter_config.json; give the folder …", a__x_txt="x"),
     case(
         "peft=lora model.adapter=a",

@@ -8,7 +8,7 @@ import pytest
 import torch
 import trl.trainer.utils
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -25,7 +25,13 @@ ROWS = [{"input_ids": ids, "labels": [-100] * (len(ids) - 2) + ids[-2:]} for ids
 
 
 def trainer(
-    folder: Path, cls: type[SFTTrainer] = SftTrainer, *, rows: Any = ROWS, eval_rows: Any = None, **changes: object
+    folder: Path,
+    cls: type[SFTTrainer] = SftTrainer,
+    *,
+    rows: Any = ROWS,
+    eval_rows: Any = None,
+    peft: PeftConfig | None = None,
+    **changes: object,
 ) -> Any:
     tokenizer = load.load_tokenizer(TINY)
     settings = {
@@ -43,8 +49,9 @@ def trainer(
         "activation_checkpointing": False,
         "dataloader_pin_memory": False,
     }
+    base = load.load_model(TINY, tokenizer, dtype="float32", attention="sdpa")
     made = cls(
-        model=load.load_model(TINY, tokenizer, dtype="float32", attention="sdpa"),
+        model=base if peft is None else get_peft_model(base, peft),
         args=SFTConfig(**{**settings, **changes}),
         train_dataset=Dataset.from_list(rows),
         eval_dataset=None if eval_rows is None else Dataset.from_list(eval_rows),
@@ -52,6 +59,32 @@ def trainer(
     )
     made.remove_callback(PrinterCallback)
     return made
+
+
+@pytest.mark.parametrize(
+    ("method", "predicted"),
+    [(PromptTuningConfig, "every token"), (PrefixTuningConfig, "all but the first")],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_the_loss_under_virtual_tokens_is_the_mean_over_what_pefts_forward_pass_predicts(
+    tmp_path: Path, method: Any, predicted: str
+) -> None:
+    """Rows without a begin-of-sequence token that are trained whole: a prompt predicts their first token."""
+    rows = [{"input_ids": ids[1:], "labels": ids[1:]} for ids in IDS[:2]]
+    config = method(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    made = trainer(tmp_path, rows=rows, peft=config, max_steps=1, learning_rate=1e-9)
+    made.train()
+    first = 0 if predicted == "every token" else 1
+    losses = []
+    with torch.no_grad():
+        for row in rows:
+            ids = torch.tensor([row["input_ids"]])
+            logits = made.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].log_softmax(-1)
+            # of a prompt, the logits of its virtual tokens come first
+            before = logits[-len(ids[0]) - 1 :] if first == 0 else logits
+            losses += [-before[place - first, ids[0, place]] for place in range(first, len(ids[0]))]
+    (logged,) = [line["loss"] for line in made.state.log_history if "loss" in line]
+    assert logged == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
 
 
 def adapted(folder: Path, *, ratio: float | None = None, quantised: bool = False, **changes: object) -> SftTrainer:

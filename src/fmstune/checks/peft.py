@@ -34,7 +34,7 @@ def peft_problems(job: Job) -> Iterator[Problem]:
         yield Problem("peft._target_", f"{text}; choose another method")
     if peft.get("target_modules") == []:
         yield Problem("peft.target_modules", "is empty, so nothing would be trained; give names or all-linear")
-    if peft.get("target_parameters") and peft.get("lora_dropout"):
+    if (names := peft.get("target_parameters")) and isinstance(names, list) and peft.get("lora_dropout"):
         text = f"must be 0 with peft.target_parameters, got {peft['lora_dropout']:g}: PEFT cannot drop out there"
         yield Problem("peft.lora_dropout", text)
     yield from _initialisation_problems(job)

@@ -166,9 +166,10 @@ def log_likelihoods(
     for batch in of_this_process(list(by_length([len(row["input_ids"]) for row in rows], batch_size))):
         examples = [{"input_ids": rows[i]["input_ids"], "labels": rows[i]["labels"]} for i in batch]
         inputs = {key: value.to(model.device) for key, value in collate(examples).items()}
+        # nothing predicts the first token but virtual tokens, which a base has not
+        inputs["labels"][:, 0] = -100
         sums = model(**inputs, use_cache=False, fused_lm_head=True).log_probs.sum(dim=1).tolist()
-        # the first position has no predecessor that could predict it
-        counts = (inputs["labels"][:, 1:] != -100).sum(dim=1).tolist()
+        counts = (inputs["labels"] != -100).sum(dim=1).tolist()
         found |= {i: Likelihood(*pair) for i, pair in zip(batch, zip(sums, counts, strict=True), strict=True)}
     for others in gathered_from_all(found):
         found |= others

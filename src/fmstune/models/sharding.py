@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import FullyShardedDataParallelPlugin
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule, FullStateDictConfig, FullyShardedDataParallel, StateDictType
 from torch.distributed.tensor import DTensor
@@ -153,6 +153,16 @@ def virtual_tokens(model: PreTrainedModel | PeftModel) -> int:
     """Positions that a learned prompt puts before every row; 0 without one."""
     config = model.active_peft_config if isinstance(model, PeftModel) else None
     return config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
+
+
+def asks_first_token(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether a learned prompt predicts the first token of a row, as its last virtual token stands before it.
+
+    PEFT puts a prompt before the row as inputs, and a prefix as keys and values of the attention, from which nothing is
+    predicted (peft/peft_model.py, `PeftModelForCausalLM.forward`).
+    """
+    kinds = (PeftType.PREFIX_TUNING, PeftType.CARTRIDGE)
+    return virtual_tokens(model) > 0 and model.active_peft_config.peft_type not in kinds
 
 
 def of_this_process(batches: Sequence[list[int]]) -> Iterator[list[int]]:

@@ -10,9 +10,9 @@ from fmstune.upstream import explain_missing_names, require_attributes
 OVERRIDDEN = (
     *("_get_output_dir", "_get_train_sampler", "_load_from_checkpoint", "_prepare_for_training"),
     *("_prepare_inputs", "_run_epoch", "_save", "_save_checkpoint"),
-    *("_load_optimizer_and_scheduler", "_load_rng_state"),
+    *("_load_optimizer_and_scheduler", "_load_rng_state", "_loss_shifts_labels"),
 )
-"""Private names of Trainer that fmstune's trainer overrides or calls."""
+"""Private names of Trainer that fmstune's trainer overrides, calls or sets."""
 COUNTS = ("_globalstep_last_logged", "_initial_global_step", "_total_loss_scalar", "_tr_loss")
 """Private counts of a training that Trainer begins anew after a resume, and fmstune's trainer carries on."""
 

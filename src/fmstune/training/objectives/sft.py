@@ -16,6 +16,7 @@ from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.errors import raise_if_any
 from fmstune.evaluation.held_out import Scores, labels_of, score, together
 from fmstune.files import write_json
+from fmstune.models.sharding import asks_first_token
 from fmstune.models.trl_internals import global_then_local_main_first, name_experts, score_supervised_positions_on_cpu
 from fmstune.runs import run_folder
 from fmstune.training import collate, packing_audit
@@ -39,6 +40,9 @@ class SftTrainer(RunMixin, SFTTrainer):
         if getattr(text, "output_router_logits", False):
             # TRL asks for them by itself in training; an answer that is generated would fail over them
             text.output_router_logits = False
+        if asks_first_token(self.model):
+            # Trainer divides the sum of the losses by a count that leaves out the first token of each row
+            self._loss_shifts_labels = False
         self.data_collator = collate.Collator(
             pad_token_id=self.processing_class.pad_token_id,
             padding_free=self.args.padding_free,
@@ -101,8 +105,13 @@ class SftTrainer(RunMixin, SFTTrainer):
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Score a batch, without the loss of a router, and weigh the loss by the tokens that it is a mean of."""
+        """Score a batch, without the loss of a router, and weigh the loss by the tokens that it is a mean of.
+
+        The first token of a row is not scored, as in the comparison with a base, which has no virtual tokens.
+        """
         batch, _ = without_count(inputs)
+        batch = {**batch, "labels": batch["labels"].clone()}
+        batch["labels"][:, 0] = -100
         balanced, self.aux_loss_enabled = self.aux_loss_enabled, False
         try:
             loss, logits, labels = super().prediction_step(model, batch, *args, **kwargs)
