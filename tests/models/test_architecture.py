@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from fmstune.config.job import Model
 from fmstune.errors import UserError
@@ -241,6 +243,31 @@ def test_sizes_that_do_not_fit_each_other_are_found_by_a_pass_without_numbers(va
 @pytest.mark.parametrize("architecture", [TINY_LLAMA, BIGCODE])
 def test_sizes_that_fit_each_other_have_no_problem(architecture):
     assert list(forward_problems(model_of(architecture))) == []
+
+
+@pytest.mark.parametrize(
+    ("kinds", "at_least"),
+    [
+        pytest.param(("bloom", "gpt2", "mamba", "opt"), 4, id="some", marks=pytest.mark.slow),
+        pytest.param(tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), 150, id="all", marks=pytest.mark.soak),
+    ],
+)
+def test_no_architecture_of_transformers_is_refused_for_its_own_sizes(kinds, at_least):
+    """Mamba multiplies by a mask, and OPT and BLOOM count positions in it: none takes the mask of the trial."""
+    tried = []
+    for kind in kinds:
+        try:
+            config = AutoConfig.for_model(kind)
+            for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
+                if getattr(config, name, None) and not getattr(config, "layer_types", None):
+                    setattr(config, name, 4)
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config)
+        except Exception:  # a class that needs more than its defaults
+            continue
+        assert list(forward_problems(model)) == [], kind
+        tried.append(kind)
+    assert len(tried) >= at_least
 
 
 def test_values_that_make_no_model_are_the_users_error():

@@ -277,21 +277,27 @@ def _unknown_word(config: PreTrainedConfig, error: BaseException) -> str:
 def forward_problems(model: PreTrainedModel) -> Iterator[Problem]:
     """Sizes that make a model but do not fit each other, tried on two tokens without numbers, on the meta device."""
     # a mask for each pair of positions is taken as it is; transformers would look at the numbers of another
-    ids, mask = torch.ones(1, 2, dtype=torch.long, device="meta"), torch.ones(1, 1, 2, 2, device="meta")
+    error = _forward_error(model, torch.ones(1, 1, 2, 2, device="meta"))
+    # other errors of such a pass say nothing about the sizes, nor does a mask that the model has another form for
+    if any(words in str(error) for words in _DO_NOT_FIT) and _forward_error(model, None):
+        text = f": the sizes in the configuration of this {model.config.model_type} do not fit each other"
+        yield Problem("model", f"{text}: {one_line(error)}")
+
+
+def _forward_error(model: PreTrainedModel, mask: torch.Tensor | None) -> Exception | None:
+    """What ends a pass through the first two blocks; the others are like them, and would take seconds."""
+    ids = torch.ones(1, 2, dtype=torch.long, device="meta")
     blocks = next((list(m) for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 2), [])
-    # the other blocks are like the first two, and would take seconds
     hooks = [blocks[1].register_forward_hook(_enough)] if blocks else []
     try:
         with torch.no_grad(), suppress(_EnoughSeen):
             model(input_ids=ids, attention_mask=mask, use_cache=False)
-    except RuntimeError as error:
-        # other errors of a pass on the meta device say nothing about the sizes
-        if any(words in str(error) for words in _DO_NOT_FIT):
-            text = f": the sizes in the configuration of this {model.config.model_type} do not fit each other"
-            yield Problem("model", f"{text}: {one_line(error)}")
+    except Exception as error:
+        return error
     finally:
         for hook in hooks:
             hook.remove()
+    return None
 
 
 class _EnoughSeen(Exception):
