@@ -4,6 +4,7 @@ import errno
 import importlib.util
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,16 +36,26 @@ def resolve(place: str) -> str:
     return str(assets / name)
 
 
+def is_model_id(place: str) -> bool:
+    """Whether it has the form of a model's id on the hub: OWNER/NAME, or NAME alone."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", place) is not None
+
+
 def _trl_template(place: str) -> Path:
-    """The file of a chat template of TRL, which is found without importing TRL."""
-    spec, name = importlib.util.find_spec("trl"), place.removeprefix(TRL)
-    folder = Path(spec.origin if spec and spec.origin else "").with_name("chat_templates")
-    known = sorted(path.stem for path in folder.glob("*.jinja"))
+    known, name = trl_template_files(), place.removeprefix(TRL)
     if name not in known:
         training = ", ".join(one.removesuffix("_training") for one in known if one.endswith("_training"))
         hint = did_you_mean(name, known) or f"; those for training are {training}, each with _training at its end"
         raise UserError(place, f": TRL ships no such template{hint}")
-    return folder / f"{name}.jinja"
+    return known[name]
+
+
+def trl_template_files() -> dict[str, Path]:
+    """The chat templates that TRL ships, by name; they are found without importing it."""
+    spec = importlib.util.find_spec("trl")
+    folders = spec.submodule_search_locations if spec and spec.submodule_search_locations else []
+    files = (file for folder in folders for file in (Path(folder) / "chat_templates").glob("*.jinja"))
+    return {file.stem: file for file in sorted(files)}
 
 
 def absent(name: str, place: str) -> Iterator[Problem]:

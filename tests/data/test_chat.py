@@ -9,6 +9,7 @@ from fmstune import files
 from fmstune.config.job import Model
 from fmstune.data import formats
 from fmstune.data.chat import chat_rows
+from fmstune.data.chat_template import chat_template
 from fmstune.data.messages import check_messages
 from fmstune.data.tokens import RowProblem, Rows, encode_rows
 from fmstune.errors import UserError
@@ -60,7 +61,7 @@ def tokenizer(template: str | None) -> Any:
 
 def shown(template: str, turns: list[dict[str, Any]] = TURNS, tools: Any = None, **settings: Any) -> str:
     """The conversation with its trained text in brackets; rows are a line apart."""
-    found = chat_rows(check_messages(turns, "messages"), tools, tokenizer(template), **settings)
+    found = chat_rows(check_messages(turns, "messages"), tools, chat_template(tokenizer(template), tools), **settings)
     rows = found if isinstance(found, Rows) else [found]
     return "\n\n".join("".join(f"⟦{text}⟧" if trained else text for text, trained in row) for row in rows)
 
@@ -240,7 +241,7 @@ def test_a_template_that_forgets_is_good_for_rows_of_one_answer() -> None:
 
 def test_a_tokenizer_without_template_says_how_to_give_one() -> None:
     with pytest.raises(UserError, match=r"has no chat template; set model\.chat_template to a Jinja file"):
-        chat_rows(check_messages(TURNS, "messages"), None, tokenizer(None))
+        chat_template(tokenizer(None))
 
 
 def test_without_a_tokenizer_the_words_are_there() -> None:

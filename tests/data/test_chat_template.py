@@ -9,7 +9,7 @@ from jinja2.exceptions import TemplateError
 
 from fmstune.data import formats
 from fmstune.data.chat import chat_rows
-from fmstune.data.chat_template import trl_templates
+from fmstune.data.chat_template import chat_template, trl_templates
 from fmstune.data.messages import check_messages
 from fmstune.data.tokens import RowProblem, Rows, Templated, encode_rows
 from tests.small import byte_level_tokenizer
@@ -274,7 +274,7 @@ def test_gpt_oss_answers_behind_the_thoughts_of_its_call_though_the_template_the
     made = tokenizer()
     made.chat_template = trl_templates()["gptoss_training"]
     turns = [user("Weather?"), {**said("", tool_calls=[CALL]), "thinking": "I look."}, RESULT, said("Sunny.")]
-    rows = chat_rows(check_messages(turns, "messages"), [TOOL], made)
+    rows = chat_rows(check_messages(turns, "messages"), [TOOL], chat_template(made, [TOOL]))
     assert isinstance(rows, Templated)
     text = "".join(f"⟦{segment.text}⟧" if segment.trained else segment.text for segment in rows)
     result = '<|start|>functions.weather to=assistant<|channel|>commentary<|message|>"sunny"<|end|>'
@@ -289,4 +289,4 @@ def test_a_template_for_inference_names_its_variant_for_training(name: str) -> N
     made = tokenizer()
     made.chat_template = trl_templates()[name]
     with pytest.raises(RowProblem, match=rf"model.chat_template=trl:{name}_training is its variant for training$"):
-        chat_rows(check_messages(CONVERSATIONS["single"], "messages"), None, made)
+        chat_rows(check_messages(CONVERSATIONS["single"], "messages"), None, chat_template(made))

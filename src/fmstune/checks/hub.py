@@ -4,7 +4,6 @@ Importing transformers takes longer than this whole check, and its client tells 
 """
 
 import os
-import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -95,8 +94,7 @@ def _data(job: Job, verb: Verb) -> Iterator[Wanted]:
 
 def _is_on_hub(place: str) -> bool:
     """Whether this is a hub id: no folder here, and nothing that ships with fmstune."""
-    is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", place) is not None
-    return is_id and not place.startswith(files.PREFIX) and not Path(place).expanduser().exists()
+    return files.is_model_id(place) and not place.startswith(files.PREFIX) and not Path(place).expanduser().exists()
 
 
 def _ask(wanted: Sequence[Wanted]) -> list[str | None]:

@@ -1,6 +1,5 @@
 """Rules on the model group: folders, special tokens and quantization."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,5 +74,5 @@ def _place_problems(field: str, place: str, wants: str) -> Iterator[Problem]:
             yield from adapter_weight_problems(field, folder)
     elif folder.is_file():
         yield Problem(field, f": {folder} is a file; give the folder that holds it")
-    elif not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", place):
+    elif not files.is_model_id(place):
         yield Problem(field, f": no folder {folder}, and {place!r} is not a hub id (owner/name); give one of them")

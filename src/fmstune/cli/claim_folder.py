@@ -60,12 +60,11 @@ def claim_folder(job: Job) -> Claim:
 
 def _trained_problems(folder: Path) -> Iterator[Problem]:
     """Yield a problem where a damaged summary would let a run that had finished be trained from the start."""
-    try:
-        run_folder.read_summary(folder)
-    except UserError as err:
-        if (folder / run_folder.MODEL).is_dir() and checkpoints.newest_checkpoint(folder) is None:
-            hint = f"{folder} holds a trained model and no checkpoint; remove the file to train again from the start"
-            yield Problem("output_dir", f": {str(err).partition('; ')[0]}, and {hint}, or choose another output_dir")
+    faults = run_folder.summary_faults(folder)
+    if faults and (folder / run_folder.MODEL).is_dir() and checkpoints.newest_checkpoint(folder) is None:
+        hint = f"{folder} holds a trained model and no checkpoint; remove the file to train again from the start"
+        what = f"{folder / run_folder.SUMMARY}: {faults[0]}"
+        yield Problem("output_dir", f": {what}, and {hint}, or choose another output_dir")
 
 
 def _joined(job: Job, folder: Path) -> Claim:

@@ -5,15 +5,14 @@ ends the turn. A row trains an answer where it begins with exactly that text; so
 model is asked for. A template that rewrites earlier turns, as those do that drop earlier thoughts, needs several rows.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
-from fmstune.data.chat_template import ChatTemplate, Written, chat_template, trl_templates
+from fmstune.data.chat_template import ChatTemplate, Written, trl_templates
 from fmstune.data.messages import Span, Tools, Turn, stretches
 from fmstune.data.reasoning import in_content, place_thoughts, thought_span, thoughts_of, without_span
-from fmstune.data.tokens import PreTrainedTokenizerBase, RowProblem, Rows, Segment, Templated
+from fmstune.data.tokens import RowProblem, Rows, Segment, Templated
 
 _BEGIN = "begin with a turn of user or system, or say train: false of the turn"
 
@@ -46,18 +45,16 @@ class Conversation:
 def chat_rows(
     turns: Sequence[Turn],
     tools: Tools,
-    tokenizer: PreTrainedTokenizerBase | None,
+    template: ChatTemplate | None,
     *,
     reasoning: str = "train",
     split_turns: bool = True,
-    variables: Mapping[str, Any] | None = None,
 ) -> Templated | Rows:
-    """The conversation as the model's template writes it, in one row, or where `split_turns` allows it in several."""
-    if tokenizer is None:
+    """The conversation as the template writes it, in one row, or where `split_turns` allows it in several."""
+    if template is None:
         # a scan counts the words of the turns alone
         said = place_thoughts(turns, None, reasoning)
         return Templated(piece for turn in said for piece in turn.pieces or [Segment(turn.content, turn.trained)])
-    template = chat_template(tokenizer, tools, variables)
     chat = Conversation(place_thoughts(turns, template, reasoning), tools, template)
     speaks = [number for number, turn in enumerate(chat.turns) if turn.trains]
     answers = [_answer(chat, number, masks=reasoning == "mask") for number in speaks]

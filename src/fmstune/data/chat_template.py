@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2.exceptions import TemplateError
 
+from fmstune import files
 from fmstune.data.messages import Message, Span, Tools, Turn
 from fmstune.data.template_inputs import check_variables, fitted
 from fmstune.data.templates import LimitReached, bounded, check_template, limited, names
@@ -193,11 +192,8 @@ def _chat_template(tokenizer: PreTrainedTokenizerBase, source: str, variables: s
 
 @lru_cache(maxsize=1)
 def trl_templates() -> dict[str, str]:
-    """The chat templates that TRL ships, by name, without importing it."""
-    found = find_spec("trl")
-    folders = found.submodule_search_locations if found and found.submodule_search_locations else []
-    files = sorted(file for folder in folders for file in (Path(folder) / "chat_templates").glob("*.jinja"))
-    return {file.stem: file.read_text(encoding="utf-8").strip() for file in files}
+    """The text of each chat template that TRL ships, by name."""
+    return {name: file.read_text(encoding="utf-8").strip() for name, file in files.trl_template_files().items()}
 
 
 @contextmanager

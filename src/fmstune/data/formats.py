@@ -174,7 +174,7 @@ def chat(
     if asking:
         before = turns[:-1] if turns[-1].role == "assistant" else turns
         return chat_question(before, tools, template, reasoning)
-    made = chat_rows(turns, tools, tokenizer, reasoning=reasoning, split_turns=split_turns, variables=template_kwargs)
+    made = chat_rows(turns, tools, template, reasoning=reasoning, split_turns=split_turns)
     text = "".join(segment.text for part in (made if isinstance(made, Rows) else [made]) for segment in part)
     check_written(turns, tools, text, lambda *said: template.write(*said).text)
     return made

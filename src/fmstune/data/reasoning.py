@@ -5,13 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from fmstune.data.chat_template import ChatTemplate
-from fmstune.data.messages import Span, Turn
+from fmstune.data.messages import THOUGHTS, Span, Turn
 from fmstune.data.tokens import Segment
 
-REASONING = ("train", "mask", "drop")
-"""What is done with thoughts: they are trained, only read, or left out."""
-FIELDS = ("reasoning_content", "thinking", "reasoning")
-"""Fields of a turn that hold thoughts; transformers gives each to a template that reads the first or the second."""
 _INLINE = re.compile(r"\s*(?:<think>)?((?:(?!<think>).)*?)</think>\s*", re.DOTALL)
 """Thoughts at the beginning of the content; models that are asked with <think> leave that out."""
 TAGS = (
@@ -49,7 +45,7 @@ def _placed(turn: Turn, takes_field: bool, reasoning: str) -> Turn:
         if not thoughts or (in_place and not field):
             return turn
         inline = None if field else inline
-    message = {name: value for name, value in turn.message.items() if name not in FIELDS}
+    message = {name: value for name, value in turn.message.items() if name not in THOUGHTS}
     bare = _with_content(replace(turn, message=message), cut=inline.end() if inline else 0)
     if reasoning == "drop":
         return bare
@@ -64,7 +60,7 @@ def in_content(turn: Turn, thoughts: str) -> Turn:
 
 
 def _field(turn: Turn) -> str:
-    given = [value for name in FIELDS if isinstance(value := turn.message.get(name), str) and value.strip()]
+    given = [value for name in THOUGHTS if isinstance(value := turn.message.get(name), str) and value.strip()]
     return given[0].strip() if given else ""
 
 

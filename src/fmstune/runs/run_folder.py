@@ -71,22 +71,32 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 def read_own(path: Path) -> dict[str, Any]:
     """Read a JSON file of a run folder; empty where there is none. Raises UserError for one that no run writes."""
-    found: Any = {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if os.path.lexists(path) else {}
-    except (OSError, ValueError, RecursionError) as err:
-        raise UserError(str(path), f": cannot be read ({first_line(err)}); {_CORRECT}") from err
-    raise_if_any(Problem(str(path), f": {text}; {_CORRECT}") for text in contents.faults(path.name, found))
-    return dict(found)
+    found, faults = _read_with_faults(path)
+    raise_if_any(Problem(str(path), f": {text}; {_CORRECT}") for text in faults)
+    return found
 
 
 def read_or_set_aside(path: Path) -> dict[str, Any]:
     """Read a JSON file that a run changes; a damaged one is renamed, with a note, and is empty."""
+    found, faults = _read_with_faults(path)
+    if faults:
+        set_aside(path, "; ".join(faults))
+    return found
+
+
+def _read_with_faults(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """What the file holds, and what is wrong with it; of a damaged file, nothing is given."""
     try:
-        return read_own(path)
-    except UserError as err:
-        set_aside(path, str(err).removeprefix(f"{path}: ").removesuffix(f"; {_CORRECT}"))
-        return {}
+        found = json.loads(path.read_text(encoding="utf-8")) if os.path.lexists(path) else {}
+    except (OSError, ValueError, RecursionError) as err:
+        return {}, [f"cannot be read ({first_line(err)})"]
+    faults = list(contents.faults(path.name, found))
+    return ({}, faults) if faults else (dict(found), [])
+
+
+def summary_faults(folder: Path) -> list[str]:
+    """What is wrong with `summary.json`; nothing where it is whole, or not there."""
+    return _read_with_faults(folder / SUMMARY)[1]
 
 
 def set_damaged_aside(folder: Path) -> None:
@@ -115,10 +125,7 @@ def update_summary(folder: Path, values: Mapping[str, Any]) -> None:
 
 def has_finished(folder: Path) -> bool:
     """Whether the run in the folder has come to its end; not where its summary is damaged."""
-    try:
-        return read_summary(folder).get("status") == FINISHED
-    except UserError:
-        return False
+    return _read_with_faults(folder / SUMMARY)[0].get("status") == FINISHED
 
 
 def mark_begun(folder: Path) -> None:

@@ -104,15 +104,10 @@ def gather_points(sweep: Path, *, keep: bool = False) -> list[Point]:
 
 def read_points(sweep: Path) -> list[Point]:
     """Read `sweep.json`; without the file, no points. Raises UserError for a damaged file."""
-    return _read(sweep / FILE)
-
-
-def _read(file: Path) -> list[Point]:
-    """The points of a file, which holds one or a list of them."""
+    file = sweep / FILE
     try:
-        found = json.loads(file.read_text(encoding="utf-8")) if os.path.lexists(file) else []
-        return [_point(one) for one in (found if isinstance(found, list) else [found])]
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as err:
+        return _read(file)
+    except _UNREADABLE as err:
         raise UserError(str(file), f": cannot be read ({first_line(err)}); correct or remove the file") from err
 
 
@@ -120,9 +115,19 @@ def _read_or_set_aside(file: Path) -> list[Point]:
     """The same for a file that the sweep writes anew; a damaged one is renamed, with a note."""
     try:
         return _read(file)
-    except UserError as err:
-        run_folder.set_aside(file, str(err).removeprefix(f"{file}: "))
+    except _UNREADABLE as err:
+        run_folder.set_aside(file, f"cannot be read ({first_line(err)})")
         return []
+
+
+_UNREADABLE = (OSError, ValueError, TypeError, AttributeError, RecursionError)
+"""What `_read` raises for a damaged file."""
+
+
+def _read(file: Path) -> list[Point]:
+    """The points of a file, which holds one or a list of them."""
+    found = json.loads(file.read_text(encoding="utf-8")) if os.path.lexists(file) else []
+    return [_point(one) for one in (found if isinstance(found, list) else [found])]
 
 
 def _point(fields: dict[str, Any]) -> Point:
