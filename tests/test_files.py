@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fmstune.errors import UserError
-from fmstune.files import explain_write_errors, resolve, write_aside, write_json
+from fmstune.files import explain_write_errors, resolve, user_path, write_aside, write_json
 
 
 def test_a_shipped_file_is_found() -> None:
@@ -104,3 +104,8 @@ def _interrupted(path: Path) -> Path:
         aside.write_text("half", encoding="utf-8")
         raise KeyboardInterrupt
     return aside
+
+
+def test_the_folder_of_an_unknown_user_is_a_path_that_is_not_there() -> None:
+    assert user_path("~nobody-here/x") == Path("~nobody-here/x")
+    assert user_path("~/x") == Path.home() / "x"

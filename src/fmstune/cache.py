@@ -7,11 +7,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from fmstune.files import user_path
+
 
 def place() -> Path:
     """Where prepared data is kept: FMSTUNE_CACHE, or fmstune's folder in the user's cache."""
     users = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fmstune"
-    return Path(os.environ.get("FMSTUNE_CACHE") or users).expanduser()
+    return user_path(os.environ.get("FMSTUNE_CACHE") or users)
 
 
 def size() -> int:

@@ -36,6 +36,11 @@ def resolve(place: str) -> str:
     return str(assets / name)
 
 
+def user_path(place: str | Path) -> Path:
+    """The path with `~` filled in; one of an unknown user stays as it is, and is then not found (pathlib raises)."""
+    return Path(os.path.expanduser(place))
+
+
 def is_model_id(place: str) -> bool:
     """Whether it has the form of a model's id on the hub: OWNER/NAME, or NAME alone."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", place) is not None
@@ -61,7 +66,7 @@ def trl_template_files() -> dict[str, Path]:
 def absent(name: str, place: str) -> Iterator[Problem]:
     """Why the file that the field or flag `name` needs is not there; nothing where it is."""
     try:
-        path = Path(resolve(place)).expanduser()
+        path = user_path(resolve(place))
     except UserError as err:
         yield Problem(name, f": {err}")
         return

@@ -91,6 +91,19 @@ TYPES = [
     case("training.num_train_epochs=three", "training.num_train_epochs must be a number, got 'three'"),
     case("training.weight_decay=nan", "training.weight_decay must be a number, got nan"),
     case(f"training.learning_rate=1{'0' * 400}", "training.learning_rate must be a number, got 1000…"),
+    case("objective.columns=[1,labels]", "objective.columns must be a list of text, got [1, 'labels']"),
+    case(
+        "launcher=slurm launcher.slurm.setup=[a,[b]]", "launcher.slurm.setup must be a list of text, got ['a', ['b']]"
+    ),
+    case(
+        "'training.packing=${oc.env:NO_SUCH}'",
+        "training.packing: holds a reference without a value (Environment variable 'NO_SUCH' not found)",
+    ),
+    case("'training.packing=${oc.env:}'", "training.packing: holds a reference without a value (env() missing 1 …)"),
+    case(
+        "'training.packing=${oc.decode:\"[\"}'",
+        "training.packing: holds a reference that cannot be read; write it as …",
+    ),
     case("training.learning_rate=", "training.learning_rate must be a number, got ''"),
     case("training.packing=maybe", "training.packing must be true or false, got 'maybe'"),
     case("evaluation.enabled=perhaps", "evaluation.enabled must be true or false, got 'perhaps'"),
@@ -187,6 +200,8 @@ OWNED = [
 RANGES = [
     case("training.learning_rate=-1e-4", "training.learning_rate must be above 0 and below 10, got -0.0001"),
     case("training.num_train_epochs=inf", "training.num_train_epochs must be above 0 and finite, got inf"),
+    case("training.logging_steps=inf", "training.logging_steps must be above 0 and finite, got inf"),
+    case("training.save_steps=inf", "training.save_steps must be above 0 and finite, got inf"),
     case(
         "training.max_steps=0",
         "training.max_steps must be at least 1, or -1 to train for training.num_train_epochs, got 0",
@@ -194,7 +209,7 @@ RANGES = [
     case("training.per_device_train_batch_size=0", "training.per_device_train_batch_size must be at least 1, got 0"),
     case("training.gradient_accumulation_steps=0", "training.gradient_accumulation_steps must be at least 1, got 0"),
     case("training.weight_decay=-0.1", "training.weight_decay must be at least 0, got -0.1"),
-    case("training.logging_steps=0", "training.logging_steps must be above 0, got 0"),
+    case("training.logging_steps=0", "training.logging_steps must be above 0 and finite, got 0"),
     case("training.save_total_limit=0", "training.save_total_limit must be at least 1, got 0"),
     case("training.dataloader_num_workers=-1", "training.dataloader_num_workers must be at least 0, got -1"),
     case("training.neftune_noise_alpha=-1", "training.neftune_noise_alpha must be at least 0, got -1"),

@@ -271,6 +271,13 @@ MERGE = [
     ),
     case("merge --model package:tiny_llama --out /proc/self/m", "--out: you have no permission to write into …"),
     case("merge --model package:tiny_llama --out nosuch/m", "--out: no folder nosuch; make it, or choose …"),
+    case("merge --model a --out \udcff", "--out must be a path in UTF-8, got '\\udcff'"),
+    case(
+        "merge --model a.json --model ~nobody-here/x --out m",
+        "--model: a.json is a file; give the folder that holds it",
+        "--model: no folder ~nobody-here/x",
+        a_json="[]",
+    ),
     case("merge --model package:tiny_llama --out m", "--model: … is a whole model, with nothing to merge"),
     Case(
         "merge --model a --out m",

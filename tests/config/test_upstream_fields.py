@@ -5,6 +5,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,3 +95,20 @@ def test_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("hint", "items"),
+    [
+        (list[str], (str,)),
+        (list[str] | str | None, (str,)),
+        (list[int] | None, (int,)),
+        (list[float], (float,)),
+        (list, ()),
+        (list[Any], ()),
+        (list[list[int]], ()),
+        (dict[str, list[str]], ()),
+    ],
+)
+def test_what_a_list_holds_is_read_from_its_annotation(hint: Any, items: tuple[type, ...]) -> None:
+    assert upstream_fields.field_of("x", hint).items == items

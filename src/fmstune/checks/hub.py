@@ -94,7 +94,7 @@ def _data(job: Job, verb: Verb) -> Iterator[Wanted]:
 
 def _is_on_hub(place: str) -> bool:
     """Whether this is a hub id: no folder here, and nothing that ships with fmstune."""
-    return files.is_model_id(place) and not place.startswith(files.PREFIX) and not Path(place).expanduser().exists()
+    return files.is_model_id(place) and not place.startswith(files.PREFIX) and not files.user_path(place).exists()
 
 
 def _ask(wanted: Sequence[Wanted]) -> list[str | None]:

@@ -79,9 +79,9 @@ _LIMITS: Mapping[str, Limit] = {
     ),
     # transformers reads 0 as no limit
     "training.save_total_limit": AT_LEAST_1,
-    **dict.fromkeys(("training.logging_steps", "training.save_steps", "training.eval_steps"), _ABOVE_0),
+    **dict.fromkeys(("training.logging_steps", "training.save_steps", "training.eval_steps"), ABOVE_0_AND_FINITE),
     **{f"launcher.{name}": AT_LEAST_1 for name in ("threads", "num_processes", "num_machines", "rdzv_timeout")},
-    "launcher.device_gib": _ABOVE_0,
+    "launcher.device_gib": ABOVE_0_AND_FINITE,
     "launcher.transformer_layer_cls_to_wrap": Limit(
         lambda given: given != [] and are_names([given] if isinstance(given, str) else given),
         "a class name or a list of them",

@@ -1,7 +1,6 @@
 """Rules on the model group: folders, special tokens and quantization."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from fmstune import files
 from fmstune.checks.limits import are_names
@@ -61,7 +60,7 @@ def _quantization_problems(job: Job) -> Iterator[Problem]:
 def _place_problems(field: str, place: str, wants: str) -> Iterator[Problem]:
     """Yield a problem where a folder lacks a file, or where the place is neither a folder nor a hub id."""
     try:
-        folder = Path(files.resolve(place)).expanduser()
+        folder = files.user_path(files.resolve(place))
     except UserError as err:
         yield Problem(field, f": {err}")
         return

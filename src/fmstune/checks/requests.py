@@ -16,7 +16,7 @@ from fmstune.runs import checkpoints, manifest, run_folder
 
 def run_model(given: str) -> str:
     """The folder of the weights, where the folder of a run is given; any other place as it is given."""
-    inside = Path(given).expanduser() / run_folder.MODEL
+    inside = files.user_path(given) / run_folder.MODEL
     return str(inside) if inside.is_dir() and not _holds_a_model(inside.parent) else given
 
 
@@ -106,7 +106,7 @@ def evaluation_problems(request: Scoring | Harness) -> Iterator[Problem]:
         if not all(request.tasks):
             text = f": an empty name in {','.join(request.tasks)!r}; give names with commas between them"
             yield Problem("--tasks", text)
-        if request.include_path is not None and not Path(request.include_path).expanduser().is_dir():
+        if request.include_path is not None and not files.user_path(request.include_path).is_dir():
             text = f": no folder {request.include_path}; name the folder that holds the YAML files of the tasks"
             yield Problem("--include_path", text)
         if importlib.util.find_spec("lm_eval") is None:
@@ -128,7 +128,7 @@ def _model_problems(request: Generation | Merge | Scoring | Harness) -> Iterator
 def _place_problems(flag: str, place: str) -> Iterator[Problem]:
     """Yield a problem where a folder holds no model, or where the place is neither a folder nor a hub id."""
     try:
-        folder = Path(files.resolve(place)).expanduser()
+        folder = files.user_path(files.resolve(place))
     except UserError as err:
         yield Problem(flag, f": {err}")
         return
@@ -144,6 +144,8 @@ def _place_problems(flag: str, place: str) -> Iterator[Problem]:
     elif folder.is_dir():
         text = f": {folder} has neither config.json nor adapter_config.json; give a run, a model or an adapter"
         yield Problem(flag, text)
+    elif folder.is_file():
+        yield Problem(flag, f": {folder} is a file; give the folder that holds it")
     elif place.startswith(("/", "./", "../", "~")) or place.count("/") > 1 or not place:
         yield Problem(flag, f": no folder {folder}{files.did_you_mean_beside(folder)}")
 

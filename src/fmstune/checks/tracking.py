@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from fmstune import files
 from fmstune.config.named_classes import OWN_TRACKERS
 from fmstune.errors import Problem
 
@@ -83,7 +84,7 @@ def _trackio(field: str, settings: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _folder(field: str, path: Path) -> Iterator[Problem]:
     """A folder that is there or can be made."""
-    path = path.expanduser()
+    path = files.user_path(path)
     there = next(one for one in (path, *path.resolve().parents) if one.exists())
     if not there.is_dir():
         yield Problem(field, f": {there} is a file; name a folder")

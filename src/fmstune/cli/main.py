@@ -4,7 +4,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from fmstune import __version__
@@ -16,6 +15,7 @@ from fmstune.config.renamed_fields import with_compare_by_words
 from fmstune.config.requests import Composing, Doctor, FromFms, Reproduce
 from fmstune.errors import Problem, UserError, os_problem, raise_if_any, render
 from fmstune.exit_codes import INTERRUPTED, USER_ERROR, closed_pipe
+from fmstune.files import user_path
 from fmstune.sweeps import optuna
 from fmstune.tables import show_plain_characters
 
@@ -123,7 +123,7 @@ def _text_of(name: str) -> str | None:
     if name == "-":
         return sys.stdin.read()
     try:
-        return Path(name).expanduser().read_text(encoding="utf-8")
+        return user_path(name).read_text(encoding="utf-8")
     except UnicodeDecodeError as err:
         raise UserError(name, f"is not text ({err.reason}); give a script or a job file") from err
     except OSError:

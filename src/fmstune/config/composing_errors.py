@@ -41,6 +41,7 @@ _BROUGHT = {
 _FIELD_OF = {"model": "model=causal_lm model.path", "data": "data=text data.train"}
 """Where the name of a folder, a file or a hub id goes that was given as a choice."""
 _REFERENCE = "write it as ${seed} or ${model.path}, and text that only looks like one as \\${…}"
+_UNREADABLE = f"holds a reference that cannot be read; {_REFERENCE}"
 _SAID = (
     (r"Could not override '(.*?)'\.\s*Did you mean to override (.*?)\?", r"\1", "is not in the job; did you mean \\2?"),
     (r"Could not override '(.*?)'\. No match", r"\1", "is not among the groups of the job; add it with +\\1=NAME"),
@@ -82,7 +83,7 @@ def explain(err: BaseException) -> Problem:
     if isinstance(err, yaml.YAMLError):
         return Problem("", f"broken YAML: {' '.join(text.split())}")
     if isinstance(err, GrammarParseError):
-        return Problem(err.full_key or "", f": holds a reference that cannot be read; {_REFERENCE}")
+        return Problem(err.full_key or "", f": {_UNREADABLE}")
     if isinstance(err, OmegaConfBaseException) and err.full_key:
         return Problem(err.full_key, f": {_plain_words(err)}")
     of, cause = _file_of(text), "" if err.__cause__ is None else _plain_words(err.__cause__)
@@ -96,6 +97,9 @@ def explain(err: BaseException) -> Problem:
 
 def _plain_words(err: object) -> str:
     """The first line of a message, with OmegaConf's classes called by what they hold."""
+    found = re.fullmatch(r"(\w+) raised while resolving interpolation: ['\"]?(.*?)['\"]?", first_line(err), re.DOTALL)
+    if found is not None:
+        return _UNREADABLE if found[1] == "GrammarParseError" else f"holds a reference without a value ({found[2]})"
     words = {"DictConfig": "a mapping", "ListConfig": "a list", "AnyNode": "a value", "NoneType": "null"}
     return re.sub("|".join(words), lambda found: words[found[0]], first_line(err))
 

@@ -47,12 +47,20 @@ def convert(value: Any, field: Field) -> Any:
         value = "yes" if value else "no"  # YAML reads a bare `no` as false
     for kind in field.primitives:
         converted = _as_kind(value, kind)
+        if kind is list and converted is not None and field.items:
+            converted = _with_items(converted, field.items)
         if converted is not None and (kind is not str or not field.choices or converted in field.choices):
             return converted
     if field.choices:
         word = str(value)
         raise ValueError(f"must be one of {', '.join(field.choices)}; got {word!r}{did_you_mean(word, field.choices)}")
     raise ValueError(f"must be {_kinds(field)}, got {value!r}")
+
+
+def _with_items(value: list[Any], kinds: tuple[type, ...]) -> list[Any] | None:
+    """The list, or None where it holds a value of another kind: items are not converted."""
+    fits = all(type(item) in kinds or (type(item) is int and float in kinds) for item in value)
+    return value if fits else None
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -84,6 +92,8 @@ def _as_kind(value: Any, kind: type) -> Any:
 def _kinds(field: Field) -> str:
     names: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     names |= {dict: "a mapping of keys to values", list: "a list"}
+    of = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of text"}
+    names |= {list: " or ".join(of[kind] for kind in field.items) or names[list]}
     kinds = [names.get(kind, kind.__name__) for kind in field.primitives]
     return " or ".join([*kinds, *(["null"] if field.optional else [])])
 

@@ -55,6 +55,9 @@ class Flag:
 
     def _one(self, given: Any) -> Any:
         if self.metavar in PLACES and isinstance(given, str):
+            if re.search("[\ud800-\udfff]", given):
+                # no library of Rust opens it
+                raise UserError(self.spellings[0], f"must be a path in UTF-8, got {given!r}")
             # a shell does so in `--model ~/run`, and not in `--model=~/run`
             return os.path.expanduser(given)
         if isinstance(given, str):

@@ -30,12 +30,14 @@ class Field:
     primitives: tuple[type, ...]
     optional: bool
     choices: tuple[str, ...] = ()
+    items: tuple[type, ...] = ()
+    """What a list holds, where all of it is one kind of plain value; nothing: any value goes."""
 
 
 def field_of(name: str, hint: Any, listed: Sequence[str] = ()) -> Field:
     """The field with this annotation, and with choices that are listed elsewhere."""
     kinds, choices, optional = list[type](), [*listed], False
-    for part in typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,):
+    for part in _parts(hint):
         if typing.get_origin(part) is typing.Literal:
             choices += [value for value in typing.get_args(part) if isinstance(value, str)]
             kinds += [bool for value in typing.get_args(part) if isinstance(value, bool)]
@@ -50,7 +52,19 @@ def field_of(name: str, hint: Any, listed: Sequence[str] = ()) -> Field:
     # `SchedulerType | str` means the values of the enum; a pattern such as "pissa_niter_[n]" leaves the text open
     closed = tuple(choices) if not any("[" in choice for choice in choices) else ()
     primitives = tuple(kind for kind in kinds if not (closed and kind is str))
-    return Field(name, (*primitives, str) if choices else primitives, optional, closed)
+    return Field(name, (*primitives, str) if choices else primitives, optional, closed, _items(hint))
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    """What a union is made of; of another annotation, itself."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+
+
+def _items(hint: Any) -> tuple[type, ...]:
+    """What the lists of an annotation hold, such as `str` of `list[str] | None`."""
+    lists = [part for part in _parts(hint) if (typing.get_origin(part) or part) is list]
+    held = [item for part in lists for item in typing.get_args(part) or (None,)]
+    return tuple(held) if all(item in (int, float, str) for item in held) else ()
 
 
 @cache

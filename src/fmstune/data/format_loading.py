@@ -71,7 +71,7 @@ def source_files(format: Mapping[str, Any]) -> list[Path]:
     for name, value in format.items():
         # a text such as a response template may be longer than a path can be, or hold what no path holds
         if name != "_target_" and isinstance(value, str) and 0 < len(value) < 1024 and not {"\0", "\n"} & set(value):
-            path = Path(files.resolve(value)).expanduser()
+            path = files.user_path(files.resolve(value))
             found += [path] if path.is_file() else []
     function = _function(format.get("_target_"))
     top = function.__module__.partition(".")[0]

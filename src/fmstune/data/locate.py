@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fmstune.errors import Problem, UserError, one_line, raise_if_any
-from fmstune.files import did_you_mean_beside, resolve
+from fmstune.files import did_you_mean_beside, resolve, user_path
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".arrow")
 """The files that a folder is searched for; a file that is named may have any suffix."""
@@ -88,7 +88,7 @@ def _files_of(entry: Any, field: str, stream: bool | None) -> list[File]:
     if not isinstance(entry, str) or not entry:
         raise UserError(field, f"must name a file, glob, folder or hub id, found {entry!r}")
     try:
-        path = Path(resolve(entry)).expanduser()
+        path = user_path(resolve(entry))
     except UserError as err:
         raise UserError(field, f": {err}") from err
     if entry.startswith(HUB):

@@ -13,7 +13,7 @@ from typing import Any
 from fmstune import __version__, cache
 from fmstune.config.job import Job
 from fmstune.errors import UserError
-from fmstune.files import resolve
+from fmstune.files import resolve, user_path
 from fmstune.flatten import flatten
 
 
@@ -60,7 +60,7 @@ def _file_facts(text: str) -> list[tuple[str, int, int]]:
     """Name, size and time of the file that a text names, or of each file in its folder or pattern; most name none."""
     # a text may be too long for a path or hold characters that no path has
     with suppress(OSError, ValueError, UserError):
-        path = Path(resolve(text)).expanduser()
+        path = user_path(resolve(text))
         matching = map(Path, glob.glob(str(path), recursive=True))
         files = [path] if path.is_file() else path.iterdir() if path.is_dir() else matching
         found = [(str(file), file.stat()) for file in sorted(files) if file.exists()]

@@ -167,7 +167,7 @@ def render_row(template_file: str, row: Mapping[str, Any]) -> list[Segment]:
 
 def load_template(template_file: str) -> Template:
     """The template, compiled once; raises UserError if it is not a template, or marks nothing as trained."""
-    path = Path(files.resolve(template_file)).expanduser()
+    path = files.user_path(files.resolve(template_file))
     try:
         facts = path.stat()
         return _compiled(path, path.absolute(), facts.st_mtime_ns, facts.st_size)

@@ -4,7 +4,6 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from datasets.exceptions import DatasetsError
@@ -15,6 +14,7 @@ from lm_eval.tasks import TaskManager
 from fmstune.config.requests import Harness
 from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 from fmstune.evaluation import metrics
+from fmstune.files import user_path
 from fmstune.models import tuned
 from fmstune.models.sharding import virtual_tokens
 from fmstune.models.tuned import Tuned
@@ -27,7 +27,7 @@ def run_harness(request: Harness) -> int:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # it asks git for the commit of the folder that we happen to be in, which complains where there is none
     evaluator.get_git_commit_hash = lambda: None
-    manager = TaskManager(include_path=request.include_path and str(Path(request.include_path).expanduser()))
+    manager = TaskManager(include_path=request.include_path and str(user_path(request.include_path)))
     hint = "; --include_path adds a folder of your own"
     raise_if_any(
         Problem("--tasks", f": the harness has no task {name!r}{did_you_mean(name, manager.all_tasks) or hint}")

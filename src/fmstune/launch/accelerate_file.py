@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from fmstune.errors import Problem, UserError, collect_problems, did_you_mean, raise_if_any
+from fmstune.files import user_path
 
 _STRATEGIES = {"FSDP": "fsdp", "MULTI_GPU": "ddp", "MULTI_CPU": "ddp", "NO": "single"}
 SAME_NAME = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
@@ -138,7 +139,7 @@ def taken(launcher: Mapping[str, Any], on_command_line: frozenset[str]) -> dict[
     path = launcher.get("config_file")
     if not isinstance(path, str | int | float) or isinstance(path, bool):
         return {}  # none is given, or freezing says that it must be text
-    found = values(Path(str(path)).expanduser())
+    found = values(user_path(str(path)))
     strategy = found["strategy"]
     if "launcher" in on_command_line and launcher.get("strategy", "single") != strategy:
         choice = {"single": "local"}.get(strategy, strategy)

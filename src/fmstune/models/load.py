@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -74,7 +73,7 @@ def load_tokenizer(model: Model, *, local_files_only: bool = False, to_train: bo
 
 def _chat_template(file: str) -> str:
     """The template's text, which is saved with the tokenizer; raises UserError where it cannot be read or compiled."""
-    path = Path(files.resolve(file)).expanduser()
+    path = files.user_path(files.resolve(file))
     try:
         text = path.read_text(encoding="utf-8")
         check_template(text)
@@ -195,7 +194,7 @@ def load_model(
         from fmstune.models import fms
 
         kind = fms.fms_model_class(architecture.model_configuration(model))
-    if (folder := Path(place).expanduser()).is_dir():
+    if (folder := files.user_path(place)).is_dir():
         raise_if_any(weight_problems("model.path", folder))
     try:
         loaded, found = kind.from_pretrained(

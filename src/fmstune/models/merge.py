@@ -23,7 +23,7 @@ from fmstune.config.choices import Dtype
 from fmstune.config.job import Model
 from fmstune.config.requests import Merge
 from fmstune.errors import Problem, UserError, one_line, raise_if_any
-from fmstune.files import write_aside, write_json
+from fmstune.files import user_path, write_aside, write_json
 from fmstune.models import architecture, base_identity, load, shapes, tuned, vllm
 from fmstune.models.load import Tokenizer
 from fmstune.models.save import name_turn_ends
@@ -81,7 +81,7 @@ def run(request: Merge) -> int:
     raise_if_any(_unmergeable(request.model, configs, weights))
     tokenizers = [tuned.tokenizer_of(place).tokenizer for place in places]
     raise_if_any(_several_vocabularies(request.model, tokenizers))
-    base, out = _base(places[0]), Path(request.out).expanduser().resolve()
+    base, out = _base(places[0]), user_path(request.out).resolve()
     if request.export is not None:
         with _aside(out) as aside:
             lines = vllm.export_adapter(places[0], configs[0], base, tokenizers[0], aside, request.out)
@@ -245,7 +245,7 @@ def _card(place: Place, adapters: list[tuple[str, float]], dtype: str, found: Di
     return model_card.merge_card(
         base,
         adapters,
-        model_card.read_licence(Path(package_files.resolve(base)).expanduser()),
+        model_card.read_licence(user_path(package_files.resolve(base))),
         dtype=dtype,
         difference=(
             f"Its logits differ from those of the adapters on their base by {found.share:.1e} of their size "

@@ -21,7 +21,7 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 def check_weights(model: Model, config: PreTrainedConfig, objective: Objective = SUPERVISED) -> None:
     """Raise UserError where the weights in the model's folder are not those of the architecture; a hub id passes."""
-    folder = Path(files.resolve(model.path)).expanduser()
+    folder = files.user_path(files.resolve(model.path))
     if not folder.is_dir():
         return
     raise_if_any([*weight_problems("model.path", folder), *_generation_problems(folder)])

@@ -23,7 +23,7 @@ from fmstune.config.choices import Attention, Backend
 from fmstune.config.job import Job, Model, sources
 from fmstune.data.locate import local_files
 from fmstune.errors import UserError, without_secrets
-from fmstune.files import resolve, write_aside, write_json
+from fmstune.files import resolve, user_path, write_aside, write_json
 from fmstune.runs import run_folder
 
 PACKAGES = (
@@ -222,7 +222,7 @@ def model_folders(model: Model) -> dict[str, Path]:
     for field, place in places.items():
         if place is None:
             continue
-        path = Path(resolve(place)).expanduser()
+        path = user_path(resolve(place))
         if path.is_dir():
             found[field] = path
             continue

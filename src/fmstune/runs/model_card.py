@@ -108,7 +108,7 @@ def short_name(place: str) -> str:
     """The hub id, or the last part of a folder's path, since paths of one machine say nothing on another."""
     if place.startswith(package_files.PREFIX):
         return place.removeprefix(package_files.PREFIX).strip("/")
-    path = Path(place).expanduser()
+    path = package_files.user_path(place)
     if path.is_dir() or not _is_hub_id(place):
         # of a run, the folder above says more
         name = path.resolve().name

@@ -55,5 +55,5 @@ def training_arguments(job: Job, objective: BaseObjective, checked: Checked, fol
     }
     try:
         return getattr(trl, job.objective.config_class.removeprefix("trl."))(**{**defaults, **given, **derived})
-    except (TypeError, ValueError) as err:
+    except (TypeError, ValueError, ArithmeticError) as err:
         raise UserError("training", f": {job.objective.config_class} refuses these fields: {err}") from err

@@ -13,6 +13,7 @@ import filelock
 
 from fmstune import cache
 from fmstune.config import freeze
+from fmstune.files import user_path
 from fmstune.runs import run_folder
 from fmstune.training.trackers.base import TABLE, Outcome, Tracker
 
@@ -32,7 +33,7 @@ class AimTracker(Tracker):
     """Seconds between two readings of CPU, memory and GPU; null reads none."""
 
     def __post_init__(self) -> None:
-        self.place = self.repo if self.repo.startswith("aim://") else str(Path(self.repo).expanduser())
+        self.place = self.repo if self.repo.startswith("aim://") else str(user_path(self.repo))
 
     def start(self, former: str | None) -> str:
         import aim

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from textwrap import indent
 
 from fmstune.config import freeze
+from fmstune.files import user_path
 from fmstune.flatten import flatten
 from fmstune.training.trackers.base import TABLE, Outcome, Tracker, is_trackable
 
@@ -25,7 +25,7 @@ class TensorboardTracker(Tracker):
         from torch.utils.tensorboard.writer import SummaryWriter
 
         again = None if former is None else self.subject.step + 1
-        self._run = SummaryWriter(str(Path(self.place).expanduser()), purge_step=again)
+        self._run = SummaryWriter(str(user_path(self.place)), purge_step=again)
         self._run.add_text("job", indent(freeze.dump(self.subject.job), " " * 4), self.subject.step)
         return self.place
 
