@@ -10,6 +10,7 @@ from fmstune.checks.advice import memory_advice
 from fmstune.checks.memory_plan import plan_work
 from fmstune.checks.plan_inputs import Sharing
 from fmstune.models import shapes
+from fmstune.models.architecture import build_empty
 from tests.checks.test_memory_plan import FULL_7B_CPU, FULL_7B_GPU, LORA_GPU, SMALL_GQA
 
 
@@ -57,8 +58,10 @@ def test_processes_on_the_cpu_are_not_advised_to_be_more_as_they_share_its_memor
 
 def test_the_lora_of_the_advice_is_the_lora_that_peft_builds():
     config = AutoConfig.for_model(**SMALL_GQA)
-    full = replace(FULL_7B_CPU, dimensions=shapes.dimensions(config, None))
-    lora = shapes.dimensions(config, LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=["q_proj", "v_proj"]))
+    full = replace(FULL_7B_CPU, dimensions=shapes.dimensions(build_empty(config), None))
+    lora = shapes.dimensions(
+        build_empty(config), LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=["q_proj", "v_proj"])
+    )
     assert advice.with_lora(full).dimensions == lora
 
 

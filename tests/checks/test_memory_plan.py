@@ -22,6 +22,7 @@ from fmstune.checks.memory_plan import count_steps, packing_slowdown, plan_work,
 from fmstune.checks.plan_inputs import Dimensions, Machine, Rows, Sharing, Training, Work
 from fmstune.checks.precision import Precision
 from fmstune.models import shapes
+from fmstune.models.architecture import build_empty
 
 pytestmark = pytest.mark.sampled(12)
 
@@ -277,7 +278,7 @@ METHODS = {
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 def test_activations_are_what_autograd_keeps_within_an_eighth(architecture, method, attention, half):
     config = AutoConfig.for_model(**architecture)
-    dimensions = shapes.dimensions(config, METHODS[method]())
+    dimensions = shapes.dimensions(build_empty(config), METHODS[method]())
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).train()
     if method != "full":
         model = get_peft_model(model, METHODS[method]())
@@ -301,7 +302,7 @@ def test_activations_are_what_autograd_keeps_within_an_eighth(architecture, meth
 def test_the_mask_of_packed_documents_is_counted(architecture, method, attention, flat):
     """Documents of 32 tokens, three a row in two rows, or all of them in one."""
     config = AutoConfig.for_model(**architecture)
-    dimensions = shapes.dimensions(config, METHODS[method]())
+    dimensions = shapes.dimensions(build_empty(config), METHODS[method]())
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).train()
     if method != "full":
         model = get_peft_model(model, METHODS[method]())

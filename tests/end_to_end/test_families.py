@@ -277,12 +277,12 @@ def test_an_adapter_of_layers_that_misses_the_experts_is_noted(name: str, target
     architecture = {**FILES[name]["architecture"], "num_hidden_layers": 1, "vocab_size": 8, "pad_token_id": None}
     architecture |= {"layer_types": ["attention"]} if "layer_types" in architecture else {}
     config = model_configuration(Model(path="a/b", architecture=architecture))
-    found = shapes.dimensions(config, LoraConfig(target_modules=targets))
+    found = shapes.dimensions(build_empty(config), LoraConfig(target_modules=targets))
     # once layers in these two, which PEFT remembers
     reached = targets == "all-linear" and name in ("mixtral_8x7b", "qwen3_30b_a3b")
     assert list(found.missed_experts) == ([] if reached else experts_of(name))
     both = LoraConfig(target_modules=["q_proj"], target_parameters=experts_of(name))
-    assert shapes.dimensions(config, both).missed_experts == ()
+    assert shapes.dimensions(build_empty(config), both).missed_experts == ()
 
 
 def test_the_plan_names_active_parameters_and_experts_that_are_missed(fmstune: Callable[..., Result]) -> None:
@@ -320,7 +320,7 @@ def test_experts_that_are_packed_in_four_bits_are_unpacked(tmp_path: Path) -> No
     (folder / "config.json").write_text(json.dumps(config))
 
     model, tokenizer = Model(path=str(folder), tokenizer="package:tiny_llama"), load.Tokenizer(None)
-    check_weights(model, model_configuration(model))
+    check_weights(model, build_empty(model_configuration(model)))
     found = load.load_model(model, tokenizer, dtype="float32", attention="eager")
     expert = found.model.layers[0].mlp.experts
     assert (expert.gate_up_proj == 1).all() and (expert.down_proj == 1).all()

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fmstune.config.job import Model
 from fmstune.errors import UserError
-from fmstune.models.architecture import model_configuration
+from fmstune.models.architecture import build_empty, model_configuration
 from fmstune.models.saved_weights import check_weights
 from tests.models.test_shapes import TIED_LLAMA, TINY_LLAMA
 
@@ -21,7 +21,7 @@ MIXTURE = {**TINY_LLAMA, "model_type": "mixtral", "num_local_experts": 4}
 def problems_of(folder: Path) -> list[str]:
     model = Model(path=str(folder))
     try:
-        check_weights(model, model_configuration(model))
+        check_weights(model, build_empty(model_configuration(model)))
     except UserError as error:
         return [str(problem).replace(str(folder), "m") for problem in error.problems]
     return []
@@ -78,4 +78,4 @@ def test_whole_numbers_without_scales_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_of_the_hub_is_not_looked_for() -> None:
-    check_weights(Model(path="owner/name"), AutoConfig.for_model(**TINY_LLAMA))
+    check_weights(Model(path="owner/name"), build_empty(AutoConfig.for_model(**TINY_LLAMA)))

@@ -109,7 +109,7 @@ def test_the_shipped_gpt_bigcodes_have_the_sizes_of_their_papers(
     name, base, hidden, layers, heads, inner, vocabulary, positions
 ):
     file = shipped(name)
-    d = shapes.dimensions(config_of(file["architecture"]), lora(r=8, target_modules=file["lora_targets"]))
+    d = shapes.dimensions(build_empty(config_of(file["architecture"])), lora(r=8, target_modules=file["lora_targets"]))
     assert d.base_parameters == base
     assert (d.hidden_size, d.layers, d.heads, d.kv_heads, d.head_dim) == (hidden, layers, heads, 1, 128)
     assert (d.intermediate_size, d.vocabulary, d.max_positions) == (inner, vocabulary, positions)
@@ -131,14 +131,14 @@ LINEARS = 2 * (32 * 32 + 16 * 32 + 16 * 32 + 32 * 32 + 3 * 32 * 88)
     ],
 )
 def test_the_linear_layers_but_the_output_layer_are_quantised(fields, held):
-    d = shapes.dimensions(config_of(TINY_LLAMA), lora(r=2), Quantization(**fields))
+    d = shapes.dimensions(build_empty(config_of(TINY_LLAMA)), lora(r=2), Quantization(**fields))
     assert (d.quantised_parameters, d.quantised_bytes) == (LINEARS, held)
-    assert d.base_parameters == shapes.dimensions(config_of(TINY_LLAMA), lora(r=2)).base_parameters
+    assert d.base_parameters == shapes.dimensions(build_empty(config_of(TINY_LLAMA)), lora(r=2)).base_parameters
 
 
 @pytest.mark.parametrize(("architecture", "peft_config", "base", "adapter"), COUNTS)
 def test_the_parameters_of_known_models_are_exact(architecture, peft_config, base, adapter):
-    d = shapes.dimensions(config_of(architecture), peft_config)
+    d = shapes.dimensions(build_empty(config_of(architecture)), peft_config)
     assert (d.base_parameters, d.adapter_parameters) == (base, adapter)
     assert d.trainable_parameters == (adapter or base)
 
@@ -164,7 +164,7 @@ ADAPTERS = [
 )
 @pytest.mark.parametrize("peft_config", ADAPTERS, ids=range(len(ADAPTERS)))
 def test_the_parameters_equal_those_of_a_model_really_built(architecture, peft_config):
-    d = shapes.dimensions(config_of(architecture), peft_config)
+    d = shapes.dimensions(build_empty(config_of(architecture)), peft_config)
     real = AutoModelForCausalLM.from_config(config_of(architecture))
     if peft_config is not None:
         real = get_peft_model(real, copy.deepcopy(peft_config))
@@ -175,7 +175,10 @@ def test_the_parameters_equal_those_of_a_model_really_built(architecture, peft_c
 
 @pytest.mark.parametrize("init", ["pissa", "olora", "gaussian"])
 def test_an_initialisation_that_reads_weights_is_not_run_to_count(init):
-    assert shapes.dimensions(config_of(TINY_LLAMA), lora(r=4, init_lora_weights=init)).adapter_parameters == 896
+    assert (
+        shapes.dimensions(build_empty(config_of(TINY_LLAMA)), lora(r=4, init_lora_weights=init)).adapter_parameters
+        == 896
+    )
 
 
 def test_a_text_prompt_is_counted_without_its_tokenizer():
@@ -185,13 +188,13 @@ def test_a_text_prompt_is_counted_without_its_tokenizer():
         prompt_tuning_init_text="Is it a complaint?",
         tokenizer_name_or_path="/there/is/none",
     )
-    d = shapes.dimensions(config_of(TINY_LLAMA), text)
+    d = shapes.dimensions(build_empty(config_of(TINY_LLAMA)), text)
     assert (d.adapter_parameters, d.virtual_tokens) == (256, 8)
     assert text.prompt_tuning_init == "TEXT"
 
 
 def test_the_dimensions_of_a_llama():
-    d = shapes.dimensions(config_of(TINY_LLAMA), None)
+    d = shapes.dimensions(build_empty(config_of(TINY_LLAMA)), None)
     assert (d.hidden_size, d.layers, d.heads, d.kv_heads, d.head_dim, d.intermediate_size) == (32, 2, 4, 2, 8, 88)
     assert (d.vocabulary, d.tied, d.max_positions) == (100, False, 2048)
     assert (d.mlp_kept, d.rms_norm, d.dropout, d.adapter_dropout) == (3, True, False, False)
@@ -199,7 +202,7 @@ def test_the_dimensions_of_a_llama():
 
 
 def test_the_dimensions_of_a_gpt_bigcode():
-    d = shapes.dimensions(config_of(BIGCODE), lora(r=8, target_modules=["c_attn"], lora_dropout=0.1))
+    d = shapes.dimensions(build_empty(config_of(BIGCODE)), lora(r=8, target_modules=["c_attn"], lora_dropout=0.1))
     assert (d.hidden_size, d.layers, d.heads, d.kv_heads, d.head_dim, d.intermediate_size) == (64, 2, 4, 1, 16, 256)
     assert (d.vocabulary, d.tied, d.max_positions) == (512, True, 128)
     assert (d.mlp_kept, d.rms_norm, d.dropout, d.adapter_dropout) == (1, False, True, True)
@@ -207,7 +210,7 @@ def test_the_dimensions_of_a_gpt_bigcode():
 
 
 def test_gpt2_keeps_more_for_its_activation_written_in_python():
-    assert shapes.dimensions(config_of(GPT2), None).mlp_kept == 4
+    assert shapes.dimensions(build_empty(config_of(GPT2)), None).mlp_kept == 4
 
 
 def test_the_empty_model_has_no_memory():
@@ -246,7 +249,7 @@ def test_bigcode_has_linear_layers_under_the_same_names():
 @pytest.mark.parametrize("architecture", [TINY_LLAMA, BIGCODE, GPT2])
 def test_lora_on_all_targets_is_all_linear(architecture):
     model = model_of(architecture)
-    expected = shapes.dimensions(model.config, lora(r=8, target_modules="all-linear")).adapter_parameters
+    expected = shapes.dimensions(build_empty(model.config), lora(r=8, target_modules="all-linear")).adapter_parameters
     assert sum(target.lora_parameters(8) for target in adapter_targets.targets(model)) == expected
 
 
@@ -336,7 +339,7 @@ def test_prompt_tuning_has_no_targets_to_check():
 
 def test_counting_raises_the_problems_at_once():
     with pytest.raises(UserError) as error:
-        shapes.dimensions(config_of(TINY_LLAMA), lora(target_modules=["aa", "bb"]))
+        shapes.dimensions(build_empty(config_of(TINY_LLAMA)), lora(target_modules=["aa", "bb"]))
     assert len(tuple(map(str, error.value.problems))) == 2
 
 
@@ -345,19 +348,21 @@ def test_what_peft_itself_refuses_is_the_user_s_error():
         UserError,
         match="peft: LoraConfig refuses these fields: `r` should be a positive integer value but the value passed is 0",
     ):
-        shapes.dimensions(config_of(TINY_LLAMA), lora(r=0))
+        shapes.dimensions(build_empty(config_of(TINY_LLAMA)), lora(r=0))
 
 
 def test_a_method_that_needs_weights_to_be_built_says_so():
     with pytest.raises(UserError, match="peft: ShiraConfig cannot be checked without the weights .*; choose another"):
-        shapes.dimensions(config_of(TINY_LLAMA), ShiraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
+        shapes.dimensions(
+            build_empty(config_of(TINY_LLAMA)), ShiraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
+        )
 
 
 def test_a_prompt_that_fits_another_model_is_a_problem_and_the_model_s_own_values_are_none():
     fitting = prompt(num_virtual_tokens=2, token_dim=32, num_layers=2, num_transformer_submodules=1)
-    assert shapes.dimensions(config_of(TINY_LLAMA), fitting).adapter_parameters == 64
+    assert shapes.dimensions(build_empty(config_of(TINY_LLAMA)), fitting).adapter_parameters == 64
     with pytest.raises(UserError) as error:
-        shapes.dimensions(config_of(TINY_LLAMA), prompt(num_virtual_tokens=2, token_dim=7, num_layers=3))
+        shapes.dimensions(build_empty(config_of(TINY_LLAMA)), prompt(num_virtual_tokens=2, token_dim=7, num_layers=3))
     assert tuple(map(str, error.value.problems)) == (
         "peft.token_dim is 7, and the model has 32; leave it out",
         "peft.num_layers is 3, and the model has 2; leave it out",
@@ -372,21 +377,26 @@ def test_a_prefix_that_does_not_fit_the_cache_is_a_problem_and_virtual_tokens_fi
     )
     if method is PrefixTuningConfig and model_type in ("falcon", "mamba"):
         with pytest.raises(UserError, match=rf"do not fit the cache of {model_type}; choose another method"):
-            shapes.dimensions(config, method(task_type="CAUSAL_LM", num_virtual_tokens=4))
+            shapes.dimensions(build_empty(config), method(task_type="CAUSAL_LM", num_virtual_tokens=4))
     else:
-        assert shapes.dimensions(config, method(task_type="CAUSAL_LM", num_virtual_tokens=4)).virtual_tokens == 4
+        assert (
+            shapes.dimensions(build_empty(config), method(task_type="CAUSAL_LM", num_virtual_tokens=4)).virtual_tokens
+            == 4
+        )
 
 
 @pytest.mark.parametrize("key", ["q_proj", "layers.0.self_attn.q_proj", r".*\.1\..*q_proj"])
 def test_a_rank_of_an_adapted_module_is_no_problem(key):
-    counted = shapes.dimensions(config_of(TINY_LLAMA), lora(r=4, target_modules=["q_proj"], rank_pattern={key: 8}))
+    counted = shapes.dimensions(
+        build_empty(config_of(TINY_LLAMA)), lora(r=4, target_modules=["q_proj"], rank_pattern={key: 8})
+    )
     assert counted.adapter_parameters > 2 * 4 * 64
 
 
 def test_a_rank_or_scale_of_a_module_that_is_not_adapted_is_a_problem():
     asked = lora(target_modules=["q_proj"], rank_pattern={"k_proj": 8, "q_proj": 8}, alpha_pattern={"q": 8})
     with pytest.raises(UserError) as error:
-        shapes.dimensions(config_of(TINY_LLAMA), asked)
+        shapes.dimensions(build_empty(config_of(TINY_LLAMA)), asked)
     assert tuple(map(str, error.value.problems)) == (
         "peft.rank_pattern: 'k_proj' matches no module that is adapted; see peft.target_modules",
         "peft.alpha_pattern: 'q' matches no module that is adapted; see peft.target_modules",
@@ -396,7 +406,7 @@ def test_a_rank_or_scale_of_a_module_that_is_not_adapted_is_a_problem():
 def test_counting_is_silent():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        shapes.dimensions(config_of(GPT2), lora(target_modules=["c_attn"], modules_to_save=["lm_head"]))
+        shapes.dimensions(build_empty(config_of(GPT2)), lora(target_modules=["c_attn"], modules_to_save=["lm_head"]))
 
 
 def test_the_modules_are_a_table():
@@ -422,7 +432,7 @@ def test_the_job_s_own_targets_are_marked_when_it_names_them(default, marked):
 
 
 def test_a_model_on_the_meta_device_is_counted_alike_under_lora_and_full():
-    full = shapes.dimensions(config_of(TINY_LLAMA), None)
-    adapted = shapes.dimensions(config_of(TINY_LLAMA), lora(r=2))
+    full = shapes.dimensions(build_empty(config_of(TINY_LLAMA)), None)
+    adapted = shapes.dimensions(build_empty(config_of(TINY_LLAMA)), lora(r=2))
     same = replace(adapted, adapter_parameters=0, trainable_parameters=full.trainable_parameters)
     assert replace(same, linear_inputs=full.linear_inputs, linear_inputs_each=full.linear_inputs_each) == full

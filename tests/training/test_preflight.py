@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fmstune.config.choices import Device
-from fmstune.models import load
+from fmstune.models import architecture, load
 
 
 @pytest.mark.sampled(4)
@@ -55,3 +55,13 @@ def test_a_check_without_a_gpu_does_not_pass_what_needs_one(
     assert "launcher=fsdp1 needs GPUs, and the device is cpu; choose launcher=fsdp, or plan for GPUs" in refused.err
     assert fmstune("check", "launcher=fsdp1", "launcher.num_processes=2", "launcher.device=cuda").code == 0
     assert fmstune("check", "launcher=slurm", "launcher.fsdp_version=1", "launcher.num_processes=2").code == 0
+
+
+def test_a_check_builds_the_model_without_numbers_once(
+    fmstune: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, built = architecture.build_empty, []
+    monkeypatch.setattr(architecture, "build_empty", lambda *given: built.append(given) or build(*given))
+    result = fmstune("check", "peft=lora")
+    assert result.code == 0, result.err
+    assert len(built) == 1

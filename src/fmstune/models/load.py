@@ -186,7 +186,7 @@ def load_model(
     place, kind = files.resolve(model.path), architecture.model_class(objective)
     # that of the weights, which says how they are packed
     config = architecture.model_configuration(dataclasses.replace(model, architecture=None), objective)
-    if attention != "eager":
+    if attention == "flash_attention_2":
         attention = usable_attention(architecture.build_empty(config, objective), attention)
     if model.backend is Backend.fms:
         raise_if_any(package_problems())
@@ -201,7 +201,8 @@ def load_model(
             place,
             revision=model.revision,
             dtype=getattr(torch, dtype),
-            attn_implementation=attention,
+            # None: SDPA, or eager where the architecture has no SDPA
+            attn_implementation=None if attention == "sdpa" else attention,
             quantization_config=quantization_config or unpacking(config),
             use_safetensors=True,
             trust_remote_code=False,

@@ -6,28 +6,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from fmstune import files
 from fmstune.checks.weights import read_tensors, weight_problems
-from fmstune.config.job import SUPERVISED, Model, Objective
+from fmstune.config.job import Model
 from fmstune.errors import Problem, one_line, raise_if_any
-from fmstune.models.architecture import REFUSALS, build_empty
+from fmstune.models.architecture import REFUSALS
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 """Dtypes that transformers casts to the asked one; other numbers mean something only with their scales."""
 
 
-def check_weights(model: Model, config: PreTrainedConfig, objective: Objective = SUPERVISED) -> None:
-    """Raise UserError where the weights in the model's folder are not those of the architecture; a hub id passes."""
+def check_weights(model: Model, empty: PreTrainedModel, new_modules: Sequence[str] = ()) -> None:
+    """Raise UserError where the weights in the model's folder are not those of `empty`; a hub id passes."""
     folder = files.user_path(files.resolve(model.path))
     if not folder.is_dir():
         return
     raise_if_any([*weight_problems("model.path", folder), *_generation_problems(folder)])
     # packed weights have names and shapes of their method's own
-    if getattr(config, "quantization_config", None) is None:
-        raise_if_any(_mismatches(folder, config, objective))
+    if getattr(empty.config, "quantization_config", None) is None:
+        raise_if_any(_mismatches(folder, empty, new_modules))
 
 
 def _generation_problems(folder: Path) -> Iterator[Problem]:
@@ -42,7 +42,7 @@ def _generation_problems(folder: Path) -> Iterator[Problem]:
         yield Problem("model.path", text)
 
 
-def _mismatches(folder: Path, config: PreTrainedConfig, objective: Objective) -> Iterator[Problem]:
+def _mismatches(folder: Path, model: PreTrainedModel, new_modules: Sequence[str]) -> Iterator[Problem]:
     """Let transformers load weights that are names and shapes alone, with all of its conversions."""
     tensors = read_tensors(folder)
     packed = [name for name, tensor in tensors.items() if tensor.dtype not in _FLOATS and name.endswith(".weight")]
@@ -55,9 +55,9 @@ def _mismatches(folder: Path, config: PreTrainedConfig, objective: Objective) ->
     # transformers would report what is raised here
     transformers_logging.set_verbosity_error()
     try:
-        _, found = type(build_empty(config, objective)).from_pretrained(
+        _, found = type(model).from_pretrained(
             None,
-            config=config,
+            config=model.config,
             state_dict=empty,
             device_map={"": "meta"},
             ignore_mismatched_sizes=True,
@@ -69,7 +69,7 @@ def _mismatches(folder: Path, config: PreTrainedConfig, objective: Objective) ->
         return
     finally:
         transformers_logging.set_verbosity(was)
-    yield from incomplete_problems(str(folder), found, objective.new_modules)
+    yield from incomplete_problems(str(folder), found, new_modules)
 
 
 def incomplete_problems(place: str, found: Mapping[str, Any], new_modules: Sequence[str]) -> Iterator[Problem]:

@@ -17,10 +17,9 @@ from transformers.pytorch_utils import Conv1D
 
 from fmstune.checks.memory import quantised_bytes
 from fmstune.checks.plan_inputs import Dimensions
-from fmstune.config.job import SUPERVISED, Objective, Quantization
+from fmstune.config.job import Quantization
 from fmstune.errors import Problem, UserError, one_line, raise_if_any
 from fmstune.models.adapter_targets import linear_layers, matrix_shape, target_problems
-from fmstune.models.architecture import build_empty
 from fmstune.models.experts import Experts, find_experts, missed_experts
 
 _OF_THE_MODEL = ("token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules")
@@ -35,13 +34,12 @@ def parameters(model: torch.nn.Module, *, trained: bool = False) -> int:
 
 
 def dimensions(
-    config: PreTrainedConfig,
-    peft_config: PeftConfig | None,
-    quantization: Quantization | None = None,
-    objective: Objective = SUPERVISED,
+    model: PreTrainedModel, peft_config: PeftConfig | None, quantization: Quantization | None = None
 ) -> Dimensions:
-    """The numbers that a plan needs; the parameters are exact. No adapter is full tuning."""
-    model = build_empty(config, objective)
+    """The numbers that a plan needs; the parameters are exact. No adapter is full tuning.
+
+    The model is one of `build_empty`, and holds the adapter afterwards.
+    """
     quantised = [module.get_parameter("weight") for _, module in linear_layers(model)] if quantization else []
     kept = quantization or Quantization()
     bits, double = 4 if kept.load_in_4bit else 8, kept.bnb_4bit_use_double_quant
@@ -52,7 +50,7 @@ def dimensions(
     adapted = model if peft_config is None else attach(model, peft_config)
     readers = list(_readers(adapted, adapter=peft_config is not None))
     dora = [m for m in adapted.modules() if isinstance(m, LoraLayer) and getattr(peft_config, "use_dora", False)]
-    text = config.get_text_config()
+    text = model.config.get_text_config()
     heads, hidden_size = text.num_attention_heads, text.hidden_size
     return Dimensions(
         base_parameters=base,

@@ -96,9 +96,10 @@ def _shape(job: Job) -> tuple[PreTrainedModel, tuple[PreTrainedConfig, PeftConfi
         *_router_problems(job, configuration),
     ]
     with collect_problems(problems):
-        saved_weights.check_weights(job.model, configuration, job.objective)
+        saved_weights.check_weights(job.model, empty, job.objective.new_modules)
     raise_if_any(problems)
-    dimensions = shapes.dimensions(configuration, peft, job.model.quantization, job.objective)
+    # the adapter is put into the model, which no one asks for its names or shapes afterwards
+    dimensions = shapes.dimensions(empty, peft, job.model.quantization)
     return empty, (configuration, peft, dimensions)
 
 
@@ -175,7 +176,8 @@ def with_tokenizer(job: Job, checked: Checked, tokenizer: Tokenizer) -> Checked:
         return dataclasses.replace(checked, notes=notes)
     configuration = copy.deepcopy(checked.configuration)
     configuration.get_text_config().vocab_size = rows
-    dimensions = shapes.dimensions(configuration, peft, job.model.quantization, job.objective)
+    empty = architecture.build_empty(configuration, job.objective)
+    dimensions = shapes.dimensions(empty, peft, job.model.quantization)
     return dataclasses.replace(checked, configuration=configuration, peft=peft, dimensions=dimensions, notes=notes)
 
 
