@@ -120,6 +120,40 @@ def test_auto_takes_sdpa_where_flash_attention_cannot_run() -> None:
     assert load.find_attention(Attention.auto, "cpu", PLAIN) == "sdpa"
 
 
+HALF = Precision("float32", "float32", "bfloat16", "")
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "end_to_end", "found"),
+    [
+        ("cuda", HALF, True, "varlen"),
+        ("cuda", HALF, False, "sdpa"),
+        ("cuda", PLAIN, True, "sdpa"),
+        ("cpu", HALF, True, "sdpa"),
+    ],
+)
+def test_auto_takes_varlen_for_rows_end_to_end_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, device: str, precision: Precision, end_to_end: bool, found: str
+) -> None:
+    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)
+    assert load.find_attention(Attention.auto, device, precision, end_to_end=end_to_end) == found
+
+
+def test_varlen_needs_sixteen_bits_on_a_gpu_alone() -> None:
+    with pytest.raises(UserError, match=r"=varlen on a CUDA device needs a dtype of bfloat16 or float16; set"):
+        load.find_attention(Attention.varlen, "cuda", PLAIN)
+    assert load.find_attention(Attention.varlen, "cuda", HALF) == "varlen"
+    assert load.find_attention(Attention.varlen, "cpu", PLAIN) == "varlen"
+
+
+def test_varlen_gives_way_only_where_it_was_not_asked_for() -> None:
+    drops = build_empty(AutoConfig.for_model(**{**small.BIGCODE, "attn_pdrop": 0.1}))
+    assert load.usable_attention(drops, "varlen") == "sdpa"
+    with pytest.raises(UserError, match=r"=varlen: GPTBigCodeForCausalLM has attention dropout, which varlen does not"):
+        load.usable_attention(drops, "varlen", asked=True)
+    assert load.usable_attention(build_empty(AutoConfig.for_model(**small.BIGCODE)), "varlen", asked=True) == "varlen"
+
+
 def test_flash_attention_says_all_that_it_misses() -> None:
     with pytest.raises(
         UserError, match=r"needs a CUDA device \(this is cpu\) and .* and a dtype of bfloat16 or float16"

@@ -9,8 +9,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fmstune.models import varlen
-from fmstune.models.varlen import varlen_attention
+from fmstune.models import architecture, varlen
+from fmstune.models.varlen import varlen_attention, varlen_problems
 
 SIZES = {
     "vocab_size": 64,
@@ -197,7 +197,7 @@ def test_rows_that_hold_several_documents_need_to_say_where_they_begin() -> None
     ("asked", "name"),
     [
         ({"dropout": 0.1}, "attention dropout"),
-        ({"softcap": 50.0}, "soft cap of scores"),
+        ({"softcap": 50.0}, "a soft cap of scores"),
         ({"s_aux": torch.zeros(4)}, "attention sinks"),
         ({"is_causal": False}, "view of later tokens"),
         ({"position_bias": torch.zeros(1)}, "position bias"),
@@ -207,3 +207,38 @@ def test_nothing_that_a_layer_asks_for_is_left_out_in_silence(asked: dict[str, A
     q, k, v = qkv(3, 3)
     with pytest.raises(ValueError, match=name):
         varlen_attention(torch.nn.Identity(), q, k, v, None, **asked)
+
+
+HAS, BY_ITSELF = "has {}, which varlen does not compute; choose auto", "computes attention by code of its own"
+REFUSED = [
+    ("gemma2", {}, HAS.format("a soft cap of scores")),
+    ("gpt2", {}, HAS.format("attention dropout")),
+    ("gpt_bigcode", {"resid_pdrop": 0.0}, HAS.format("attention dropout")),
+    ("gpt_oss", {}, HAS.format("attention sinks")),
+    ("deepseek_v32", {}, HAS.format("attention by indices")),
+    ("llama", {"head_dim": 264}, HAS.format("heads above 256 in size")),
+    ("gemma4_text", {}, HAS.format("heads above 256 in size")),
+    ("llama4_text", {}, HAS.format("attention in chunks")),
+    ("moshi", {}, HAS.format("sliding windows that its layers do not pass on")),
+    ("bert", {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}, HAS.format("a view of later tokens")),
+    ("stablelm", {}, "does not tell its attention where segments begin and end; choose auto"),
+    *((name, {}, BY_ITSELF) for name in ("bloom", "falcon", "gptj", "mamba2", "mpt", "opt")),
+]
+
+
+@pytest.mark.parametrize(("model_type", "values", "text"), [pytest.param(*row, id=row[0]) for row in REFUSED])
+def test_a_model_whose_attention_is_another_is_refused(model_type: str, values: dict[str, Any], text: str) -> None:
+    (problem,) = varlen_problems(architecture.build_empty(AutoConfig.for_model(model_type, **values)))
+    assert str(problem).startswith("model.attention=varlen: ")
+    assert text in str(problem)
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    [*ARCHITECTURES, *("cohere2", "gemma3_text", "mixtral", "olmo2", "phi3", "qwen3_moe", "smollm3", "starcoder2")],
+)
+def test_a_model_whose_attention_this_is_is_left_as_it_was(model_type: str) -> None:
+    empty = architecture.build_empty(AutoConfig.for_model(model_type, **ARCHITECTURES.get(model_type, {})))
+    before = empty.config._attn_implementation
+    assert list(varlen_problems(empty)) == []
+    assert empty.config._attn_implementation == before

@@ -126,6 +126,23 @@ def test_for_kernels_that_read_ends_rows_are_laid_end_to_end_as_trl_does(
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(theirs[key])), key
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("multiple", "more"), [(None, []), (8, [1])])
+def test_a_line_of_segments_says_where_documents_begin(packed: bool, multiple: int | None, more: list[int]) -> None:
+    examples: list[dict[str, Any]] = [*rows([4, 3])]
+    if packed:
+        examples = [{**row, "seq_lengths": lengths} for row, lengths in zip(examples, ([1, 3], [3]), strict=True)]
+    collator = Collator(PAD, flat=True, segments=True, padding_free=True, pad_to_multiple_of=multiple)
+    batch = collator(examples)
+    lengths = [*([1, 3, 3] if packed else [4, 3]), *more]
+    assert batch["cu_seq_lens_q"].tolist() == [0, *np.cumsum(lengths)]
+    assert batch["cu_seq_lens_q"].dtype == torch.int32
+    assert batch["cu_seq_lens_k"] is batch["cu_seq_lens_q"]
+    assert (batch["max_length_q"], batch["max_length_k"]) == (max(lengths), max(lengths))
+    assert batch["position_ids"].tolist() == [[place for length in lengths for place in range(length)]]
+    assert "cu_seq_lens_q" not in Collator(PAD, segments=True)(rows([4, 3]))
+
+
 def test_rows_that_are_not_packed_are_padded_with_a_mask() -> None:
     batch = Collator(PAD)(rows([4, 2]))
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
@@ -158,7 +175,7 @@ def gradients(model: torch.nn.Module, batches: Sequence[dict[str, Any]]) -> tupl
 
 
 @pytest.mark.parametrize("architecture", [small.LLAMA, small.BIGCODE], ids=["llama", "gpt_bigcode"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "varlen"])
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("flat", [False, True], ids=["rows", "flat"])
 def test_losses_and_gradients_of_packed_documents_are_those_of_the_documents_alone(
@@ -170,7 +187,9 @@ def test_losses_and_gradients_of_packed_documents_are_those_of_the_documents_alo
     given_rows = rows([9, 14, 5, 20, 3, 8, 11])
     packed = collate.pack(Dataset.from_list(given_rows), 24)
     assert len(packed) == 3
-    batch = Collator(PAD, flat=flat)(list(packed))
+    # segments lie on one line, which a multiple may fill up
+    segments = {"flat": True, "segments": True, "pad_to_multiple_of": 1 if flat else 32}
+    batch = Collator(PAD, **(segments if attention == "varlen" else {"flat": flat}))(list(packed))
     alone = [{key: torch.tensor([value]) for key, value in row.items()} for row in given_rows]
 
     expected_loss, expected = gradients(model, alone)

@@ -57,9 +57,9 @@ MIXED = {
 }
 
 
-def model(model_type: str, architecture: dict[str, Any]) -> Any:
+def model(model_type: str, values: dict[str, Any], *, attention: str | None = None) -> Any:
     """With weights of four times the usual size, so that a token that is seen makes a difference."""
-    made = small.model({"model_type": model_type, **architecture})
+    made = small.model({"model_type": model_type, **values}, attention=attention)
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.ndim > 1:
@@ -83,6 +83,16 @@ def test_architectures_that_tell_documents_apart_by_their_positions_pass(name: s
     assert found.conclusive
     assert found.difference < 1e-5
     assert list(found.packing_problems()) == []
+
+
+@pytest.mark.parametrize("packs", [False, True], ids=["padding_free", "packed"])
+@pytest.mark.parametrize("name", sorted(KEPT_APART.keys() - {"gptj"}))  # which has attention by code of its own
+def test_architectures_pass_by_where_their_segments_begin(name: str, packs: bool) -> None:
+    made = model(name, KEPT_APART[name], attention="varlen")
+    assert reads_document_ends(made)
+    found = audited(made, packs=packs, flat=True, segments=True, padding_free=not packs)
+    assert found.conclusive
+    assert found.difference < 1e-5
 
 
 @pytest.mark.parametrize("name", MIXED)

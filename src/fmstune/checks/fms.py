@@ -32,7 +32,7 @@ def fms_problems(job: Job) -> Iterator[Problem]:
     if model.backend is not Backend.fms:
         return
     yield from package_problems()
-    if model.attention in (Attention.eager, Attention.flash_attention_2):
+    if model.attention in (Attention.eager, Attention.flash_attention_2, Attention.varlen):
         text = f"={model.attention.value}: ibm-fms computes with torch's SDPA; set auto, or {_INSTEAD}"
         yield Problem("model.attention", text)
     if model.quantization is not None:

@@ -151,12 +151,12 @@ def activation_bytes(work: Work) -> int:
 def attention_mask_bytes(work: Work) -> int:
     """Bytes of the mask that keeps packed documents apart, one entry for each pair of positions of a row.
 
-    FlashAttention needs none. `sdpa` makes its own copy of the mask, in the dtype that it computes in, and a block
-    keeps that for the backward pass (torch 2.13: ATen's native/transformers/attention.cpp,
+    FlashAttention and `varlen` need none. `sdpa` makes its own copy of the mask, in the dtype that it computes in, and
+    a block keeps that for the backward pass (torch 2.13: ATen's native/transformers/attention.cpp,
     `convert_boolean_attn_mask`).
     """
     d, t, precision = work.dimensions, work.training, work.machine.precision
-    if not (t.packing or t.padding_free) or work.machine.attention.startswith("flash"):
+    if not (t.packing or t.padding_free) or not work.machine.masks_pairs:
         return 0
     pairs = t.texts_in_batch * row_length(work) * positions_scored(work)
     size = BYTES[precision.autocast or precision.weights]

@@ -98,7 +98,8 @@ def _notes(work: Work) -> Iterator[str]:
         name = "packing" if t.packing else "padding_free"
         text = f"training.{name}: {work.machine.attention} scores every position with the {positions_scored(work):,} of"
         text += f" its row, and documents have {_mean_length(work):,.0f}: at least {slower:.1f} times the arithmetic"
-        yield f"{text}; training.train_sampling_strategy=group_by_length pads little without that"
+        instead = "model.attention=varlen, where the model takes it, computes none of that"
+        yield f"{text}; {instead}, and training.train_sampling_strategy=group_by_length pads little"
     if d.missed_experts:
         text = f"the adapter reaches no expert of this mixture ({', '.join(d.missed_experts)}), as these are no layers"
         wanted = f"peft.target_parameters=[{','.join(d.missed_experts)}] peft.lora_dropout=0"
@@ -113,10 +114,10 @@ def packing_slowdown(work: Work) -> float:
     """Multiplications of a position in a packed row, by those in a row of its own; 1 without packing.
 
     In a block, two for each of its parameters, and four for each number of a query and each position that it is scored
-    with (Kaplan et al. 2020, arXiv:2001.08361, table 1): FlashAttention alone passes over what the mask hides.
+    with (Kaplan et al. 2020, arXiv:2001.08361, table 1). FlashAttention and `varlen` pass over what a mask hides.
     """
     d, t = work.dimensions, work.training
-    if not (t.packing or t.padding_free) or work.machine.attention.startswith("flash"):
+    if not (t.packing or t.padding_free) or not work.machine.masks_pairs:
         return 1.0
     linear = 2 * (d.active_parameters - d.vocabulary * d.hidden_size * (1 if d.tied else 2)) / d.layers
     scored = 4 * d.heads * d.head_dim

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from fmstune.checks.precision import Precision
+from fmstune.config.choices import Attention
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,11 @@ class Machine:
     attention: str
     """Attention kernel, by transformers' name; `eager` alone keeps the scores of every pair of positions."""
     precision: Precision
+
+    @property
+    def masks_pairs(self) -> bool:
+        """Whether packed documents are kept apart by a mask, rather than by a kernel that passes over what it hides."""
+        return not (self.attention.startswith("flash") or self.attention == Attention.varlen)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fmstune import files
 from fmstune.checks.limits import flag_problems
+from fmstune.config.choices import Attention
 from fmstune.config.requests import NOTHING_TO_ASK, PROMPTS, SAMPLING, Generation, Harness, Merge, Scoring
 from fmstune.errors import Problem, UserError
 from fmstune.runs import checkpoints, manifest, run_folder
@@ -121,6 +122,8 @@ def _model_problems(request: Generation | Merge | Scoring | Harness) -> Iterator
     """Yield the problems of the places of models; `run_model` has been applied to `request.model`."""
     for model in [request.model] if isinstance(request.model, str) else dict.fromkeys(request.model):
         yield from _place_problems("--model", model)
+    if getattr(request, "attention", None) is Attention.varlen:
+        yield Problem("--attention", "=varlen is for rows that are trained end to end; choose auto or sdpa")
     if request.base_model_name_or_path is not None:
         yield from _place_problems("--base_model_name_or_path", request.base_model_name_or_path)
 

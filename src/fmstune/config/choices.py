@@ -4,8 +4,11 @@ from enum import StrEnum
 
 Dtype = StrEnum("Dtype", ["auto", "float32", "bfloat16", "float16"])
 """How weights are held; `auto` is resolved in one place, `fmstune.checks.precision`."""
-Attention = StrEnum("Attention", ["auto", "sdpa", "eager", "flash_attention_2"])
-"""The attention kernel, by transformers' own names; `auto` takes FlashAttention-2 where it can run."""
+Attention = StrEnum("Attention", ["auto", "sdpa", "eager", "flash_attention_2", "varlen"])
+"""The attention kernel, by transformers' own names, and `varlen`, torch's own for rows that lie end to end.
+
+`auto` takes FlashAttention-2 where it can run, else `varlen` for packed rows on a CUDA device, else `sdpa`.
+"""
 Backend = StrEnum("Backend", ["transformers", "fms"])
 """Whose blocks the model is made of: transformers' own, or those of ibm-fms (foundation-model-stack)."""
 Device = StrEnum("Device", ["auto", "cpu", "cuda", "mps"])

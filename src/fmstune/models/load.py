@@ -29,6 +29,7 @@ from fmstune.data.templates import LimitReached, check_template, limited, names
 from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.models import architecture
 from fmstune.models.saved_weights import incomplete_problems
+from fmstune.models.varlen import VARLEN, varlen_problems
 
 log = logging.getLogger(__name__)
 
@@ -122,24 +123,38 @@ def find_device(device: Device) -> str:
     return str(device.value)
 
 
-def find_attention(attention: Attention, device: str, precision: Precision) -> str:
-    """The kernel to use; `auto` takes FlashAttention-2 where it can run, else SDPA; raises UserError."""
+def find_attention(attention: Attention, device: str, precision: Precision, *, end_to_end: bool = False) -> str:
+    """The kernel to use; raises UserError where it cannot run.
+
+    `auto` takes FlashAttention-2 where it can run, else `varlen` where it is fast and rows lie `end_to_end`, else SDPA.
+    """
+    half = bool({precision.weights, precision.autocast} & {"bfloat16", "float16"})
     needed = {
         f"a CUDA device (this is {device})": device == "cuda",
         "the package flash-attn (pip install 'fmstune[flash-attn]')": importlib.util.find_spec("flash_attn"),
-        "a dtype of bfloat16 or float16": {precision.weights, precision.autocast} & {"bfloat16", "float16"},
+        "a dtype of bfloat16 or float16": half,
     }
     missing = [what for what, found in needed.items() if not found]
     # transformers would download a kernel, or fail later
     if attention is Attention.flash_attention_2 and missing:
         raise UserError("model.attention", f"=flash_attention_2 needs {' and '.join(missing)}; choose sdpa")
+    if attention is Attention.varlen and device == "cuda" and not half:
+        text = "=varlen on a CUDA device needs a dtype of bfloat16 or float16; set model.dtype, or choose sdpa"
+        raise UserError("model.attention", text)
     if attention is Attention.auto:
-        return "sdpa" if missing else "flash_attention_2"
+        otherwise = Attention.varlen if end_to_end and device == "cuda" and half else Attention.sdpa
+        return str((otherwise if missing else Attention.flash_attention_2).value)
     return str(attention.value)
 
 
 def usable_attention(model: PreTrainedModel, attention: str, *, asked: bool = False) -> str:
-    """The kernel, or `eager` where the architecture has no other; raises UserError where the job `asked` for it."""
+    """The kernel, or the next that the architecture has; raises UserError where the job `asked` for the kernel."""
+    if attention == VARLEN:
+        if not (problems := list(varlen_problems(model))):
+            return attention
+        if asked:
+            raise UserError.of(problems)
+        attention = "sdpa"
     try:
         return str(model.get_correct_attn_implementation(attention))
     except ImportError:

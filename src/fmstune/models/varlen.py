@@ -16,7 +16,8 @@ mask where its rows end in padding, which no token sees.
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple, cast
 
@@ -24,11 +25,14 @@ import torch
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.utils.weak import WeakIdKeyDictionary
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-VARLEN = "varlen"
+from fmstune.config.choices import Attention
+from fmstune.errors import Problem
+
+VARLEN = Attention.varlen.value
 """The name under which transformers finds the attention, and its mask."""
 MOST_HEAD_SIZE = 256
 """Of torch's FlashAttention (aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp)."""
@@ -106,7 +110,7 @@ def varlen_attention(
     Raises ValueError for what the kernel leaves out, which the checks refuse before.
     """
     if asked := sorted(left_out(dropout=dropout, query=query, **others)):
-        raise ValueError(f"varlen attention has no {' and no '.join(asked)}")
+        raise ValueError(f"varlen does not compute {' and '.join(asked)}")
     if cu_seq_lens_q is None:
         rows = query.shape[2] == key.shape[2] and attention_mask is None
         if not (rows and sliding_window is not None and sliding_window < key.shape[2]):
@@ -142,6 +146,7 @@ def left_out(
     query: torch.Tensor,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
     position_bias: torch.Tensor | None = None,
     is_causal: bool | None = None,
     **_: Any,
@@ -149,10 +154,10 @@ def left_out(
     """Name what a layer asks of its attention and `varlen` does not do."""
     asked = {
         "attention dropout": dropout > 0,
-        "soft cap of scores": softcap is not None,
-        "attention sinks": s_aux is not None,
-        "position bias": position_bias is not None,
-        "view of later tokens": is_causal is False,
+        "a soft cap of scores": softcap is not None,
+        "attention sinks": s_aux is not None or sinks is not None,
+        "a position bias": position_bias is not None,
+        "a view of later tokens": is_causal is False,
         f"heads above {MOST_HEAD_SIZE} in size": query.shape[-1] > MOST_HEAD_SIZE,
     }
     return {name for name, given in asked.items() if given}
@@ -246,6 +251,71 @@ def varlen_mask(
 def _ends_in_padding(attention_mask: torch.Tensor) -> bool:
     """Whether each row is tokens first, then padding."""
     return bool((attention_mask[:, :-1] >= attention_mask[:, 1:]).all() and attention_mask[:, 0].all())
+
+
+def varlen_problems(model: PreTrainedModel) -> Iterator[Problem]:
+    """Yield a problem where `varlen` would not be the attention of this model, which is on the meta device.
+
+    Found from what its layers ask of their attention in a pass of two tokens without numbers.
+    """
+    calls, text = _attention_calls(model), model.config.get_text_config()
+    model_class, instead = type(model).__name__, "choose auto"
+    if not calls:
+        own = "computes attention by code of its own, and transformers' AttentionInterface does not reach it"
+        yield Problem("model.attention", f"=varlen: {model_class} {own}; {instead}")
+        return
+    if not all("cu_seq_lens_q" in call for call in calls):
+        text = f"=varlen: {model_class} does not tell its attention where segments begin and end; {instead}"
+        yield Problem("model.attention", text)
+    asked = set().union(*(left_out(**call) for call in calls))
+    asked |= {f"attention by {name}" for call in calls for name in call.keys() & _CHOSEN_KEYS}
+    if "chunked_attention" in (getattr(text, "layer_types", None) or ()):
+        asked.add("attention in chunks")
+    if getattr(text, "sliding_window", None) and not any("sliding_window" in call for call in calls):
+        asked.add("sliding windows that its layers do not pass on")
+    if asked:
+        text = f"=varlen: {model_class} has {' and '.join(sorted(asked))}, which varlen does not compute; {instead}"
+        yield Problem("model.attention", text)
+
+
+_CHOSEN_KEYS = {"indices", "block_indices"}
+"""With these an attention looks at some keys alone, as DeepSeek 3.2's does."""
+_TRIAL = "varlen_trial"
+"""The name under which transformers finds an attention that only listens."""
+
+
+class _HeardAll(Exception):
+    """Ends a forward pass."""
+
+
+def _attention_calls(model: PreTrainedModel) -> list[dict[str, Any]]:
+    """What each layer asks of its attention, up to the first layer of the last type."""
+    types = list(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+    last = max(types.index(one) for one in set(types))
+    calls: list[dict[str, Any]] = []
+
+    def listen(
+        module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **asked: Any
+    ) -> tuple[torch.Tensor, None]:
+        asked.setdefault("is_causal", getattr(module, "is_causal", None))
+        calls.append({**asked, "query": query})
+        if (getattr(module, "layer_idx", None) or 0) >= last:
+            raise _HeardAll
+        return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
+
+    AttentionInterface.register(_TRIAL, listen)
+    before = model.config._attn_implementation
+    model.config._attn_implementation = _TRIAL
+    ends = torch.tensor([0, 2], dtype=torch.int32)
+    told = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": 2, "max_length_k": 2}
+    try:
+        # a mask for each pair of positions is taken as it is; another error than the end says nothing about attention
+        with torch.no_grad(), suppress(Exception):
+            ids = torch.ones(1, 2, dtype=torch.long, device="meta")
+            model(input_ids=ids, attention_mask=torch.ones(1, 1, 2, 2, device="meta"), use_cache=False, **told)
+    finally:
+        model.config._attn_implementation = before
+    return calls
 
 
 AttentionInterface.register(VARLEN, varlen_attention)

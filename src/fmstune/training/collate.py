@@ -60,6 +60,8 @@ class Collator(DataCollatorForLanguageModeling):
 
     flat: bool = False
     """Lay the rows end to end (see `reads_document_ends`)."""
+    segments: bool = False
+    """Say where documents begin and end, for the attention `varlen`."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch; where it has no mask, `PADDING` says how many of its positions hold no token."""
@@ -73,7 +75,11 @@ class Collator(DataCollatorForLanguageModeling):
                 pad_to_multiple_of=self.pad_to_multiple_of,
             )(examples)
         if "attention_mask" not in batch:
-            batch[PADDING] = batch["input_ids"].numel() - sum(len(example["input_ids"]) for example in examples)
+            padding = batch["input_ids"].numel() - sum(len(example["input_ids"]) for example in examples)
+            if self.segments:
+                documents = [n for example in examples for n in example.get(DOCUMENTS, [len(example["input_ids"])])]
+                batch |= segments([*documents, padding] if padding else documents)
+            batch[PADDING] = padding
         return batch
 
     def _rows(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -95,6 +101,13 @@ class Collator(DataCollatorForLanguageModeling):
         # the first token of a document is not predicted from the last of the one before
         batch["labels"][batch["position_ids"] == 0] = -100
         return batch
+
+
+def segments(lengths: Sequence[int]) -> dict[str, Any]:
+    """Where segments of these lengths begin and end on one line, by the names that models hand to their attention."""
+    ends = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    longest = max(lengths)
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
 class LengthGrouped(LengthGroupedSampler):

@@ -76,7 +76,8 @@ def check_job(job: Job, *, device_here: bool = True) -> Checked:
     # ibm-fms has no other
     asked = Attention.sdpa if job.model.backend is Backend.fms else job.model.attention
     with collect_problems(problems):
-        attention = load.find_attention(asked, device, resolved)
+        end_to_end = bool(job.training.get("packing") or job.training.get("padding_free"))
+        attention = load.find_attention(asked, device, resolved, end_to_end=end_to_end)
         if not problems:
             attention = load.usable_attention(empty, attention, asked=asked is not Attention.auto)
     raise_if_any(problems)

@@ -5,6 +5,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer
 
+from fmstune.models.varlen import VARLEN
 from fmstune.upstream import explain_missing_names, require_attributes
 
 OVERRIDDEN = (
@@ -29,4 +30,10 @@ with explain_missing_names("transformers"):
 def reads_document_ends(model: PreTrainedModel | PeftModel) -> bool:
     """Whether the model's kernels learn where documents end: FlashAttention's, and those of models with a state."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    return bool(base.config._attn_implementation.startswith("flash") or base._is_stateful)
+    return bool(base.config._attn_implementation.startswith("flash") or takes_segments(model) or base._is_stateful)
+
+
+def takes_segments(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether the model's attention is `varlen`, which is told where segments begin and end."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return bool(base.config._attn_implementation == VARLEN)

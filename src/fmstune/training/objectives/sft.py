@@ -23,7 +23,7 @@ from fmstune.training import collate, packing_audit
 from fmstune.training.objectives.base import BaseObjective
 from fmstune.training.packing_audit import Audit
 from fmstune.training.trainer import RunMixin, without_count
-from fmstune.training.transformers_internals import reads_document_ends
+from fmstune.training.transformers_internals import reads_document_ends, takes_segments
 
 
 class SftTrainer(RunMixin, SFTTrainer):
@@ -48,6 +48,7 @@ class SftTrainer(RunMixin, SFTTrainer):
             padding_free=self.args.padding_free,
             pad_to_multiple_of=self.args.pad_to_multiple_of,
             flat=reads_document_ends(self.model),
+            segments=takes_segments(self.model),
         )
         self.answer_sample: Callable[[], dict[str, float]] | None = None
         """Measures of generated answers, logged with the loss at each evaluation; None where none is asked for."""
