@@ -4,6 +4,8 @@
 PYTHON ?= python3
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# containers set it; each of some hundred processes would then compile fmstune, and each worker the tests, anew
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST_ARGS ?= -n auto --dist worksteal -rs
 
 .PHONY: demo test test-fast lint site bench soak newest oldest programs clean

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import filelock
 import pytest
 
-from fmstune import hardware
+from fmstune import hardware, upstream
 from tests.fixtures import process_state
 
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
@@ -66,10 +66,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         seen[function] += 1
 
 
-def pytest_collection_finish() -> None:
-    """The million objects of the libraries stay, so the collector need not look at them again and again."""
-    gc.collect()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """The test modules import what trains as a runner does; what is there then stays, unseen by the collector."""
+    with upstream.quick_imports():
+        collected = yield
     gc.freeze()
+    return collected
 
 
 @pytest.fixture(scope="session")

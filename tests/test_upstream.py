@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A runner imports other libraries without their unused packages, and says which version has not what it needs."""
 
+import gc
 import importlib
 import importlib.metadata
 import importlib.util
@@ -12,7 +13,7 @@ import pytest
 
 from fmstune import upstream
 from fmstune.errors import UserError
-from fmstune.upstream import explain_missing_names, hide_unused_packages, require_attributes
+from fmstune.upstream import explain_missing_names, hide_unused_packages, quick_imports, require_attributes
 
 INSTALLED = [name for name in upstream.UNUSED if importlib.util.find_spec(name) is not None]
 
@@ -20,7 +21,7 @@ INSTALLED = [name for name in upstream.UNUSED if importlib.util.find_spec(name) 
 @pytest.mark.slow
 def test_a_runner_imports_no_unused_package_and_a_tracker_can_import_one_later() -> None:
     imported = "fmstune.training.library_noise, fmstune.training.pipeline"
-    runner = f"from fmstune.upstream import hide_unused_packages\nwith hide_unused_packages(): import {imported}\n"
+    runner = f"from fmstune.upstream import quick_imports\nwith quick_imports(): import {imported}\n"
     found = "import json, sys; print(json.dumps([name for name in fmstune.upstream.UNUSED if name in sys.modules]))\n"
     later = "".join(f"import {name}\n" for name in INSTALLED)
     argv = [sys.executable, "-c", runner + found + later + found]
@@ -51,6 +52,32 @@ def test_nothing_stays_hidden_after_an_error(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ModuleNotFoundError), hide_unused_packages():
         importlib.import_module("no_such_module")
     assert "this" not in sys.modules
+
+
+def test_no_garbage_is_collected_meanwhile_and_what_the_first_import_brought_is_not_looked_at_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gc.unfreeze()
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, "torch", raising=False)
+        with quick_imports():
+            assert not gc.isenabled()
+    assert gc.isenabled() and gc.get_freeze_count() > 1000
+    gc.unfreeze()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch", pytest)
+        with quick_imports():
+            pass
+    # a later one leaves garbage to the collector
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
+
+
+def test_a_collector_that_is_off_stays_off() -> None:
+    gc.disable()
+    with quick_imports():
+        pass
+    assert not gc.isenabled()
 
 
 def test_a_missing_private_name_is_an_error_with_the_version_and_the_range_to_install() -> None:

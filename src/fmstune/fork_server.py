@@ -6,7 +6,6 @@ answers with two, the process id and the exit code. `fmstune.sweeps.warm` is the
 A fork is safe as nothing but imports has happened: one thread, no operation of torch, no use of CUDA.
 """
 
-import gc
 import importlib
 import json
 import os
@@ -22,7 +21,7 @@ from fmstune import runner
 from fmstune.exit_codes import INTERRUPTED, INTERRUPTING, NOTICES
 from fmstune.launch import parent
 from fmstune.launch.subprocesses import PARENT
-from fmstune.upstream import hide_unused_packages
+from fmstune.upstream import quick_imports
 
 _LATE = ("matplotlib.figure", "matplotlib.backends.backend_agg", "peft.utils.transformers_weight_conversion")
 """What the libraries import when they are first used."""
@@ -40,11 +39,11 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, NOTICES)  # the parent starts with them kept back
     with socket.socket(fileno=int(sys.argv[1])) as connection:
         line = connection.makefile("rw", encoding="utf-8")
-    with hide_unused_packages():
+    # frozen by this: what the garbage collector touches would be copied into each point
+    with quick_imports():
         importlib.import_module("fmstune.training.pipeline")
         for module in _LATE:
             importlib.import_module(module)
-    gc.freeze()  # what a collection touches would be copied into each point
     for words in line:
         _run(json.loads(words), line, above)
 

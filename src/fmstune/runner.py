@@ -19,7 +19,7 @@ from fmstune.exit_codes import INTERNAL_ERROR, INTERRUPTED, USER_ERROR, closed_p
 from fmstune.launch import agent, parent, preemption
 from fmstune.runs import run_folder
 from fmstune.tables import show_plain_characters
-from fmstune.upstream import hide_unused_packages
+from fmstune.upstream import quick_imports
 
 _OF_THE_USER = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 """What the operating system says of a name, of permissions or of a full disk: nothing that a traceback explains."""
@@ -86,7 +86,7 @@ def _act(options: argparse.Namespace) -> int:
     if not rank.is_main:  # one process speaks for all
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     # here and not above: it imports torch for seconds, in which a signal or the parent's death must already end it
-    with hide_unused_packages():
+    with quick_imports():
         from fmstune.training import library_noise, pipeline, reproduce
 
     library_noise.quiet()
@@ -115,7 +115,7 @@ def _answer(options: argparse.Namespace) -> int:
         if verb is Verb.report:
             return build.write_report(read_request(requests.Report, file))
         return build.compare_runs(read_request(requests.Comparison, file))
-    with hide_unused_packages():
+    with quick_imports():
         from fmstune.training import library_noise
 
         if verb is not Verb.evaluate:
@@ -130,7 +130,7 @@ def _answer(options: argparse.Namespace) -> int:
         from fmstune.evaluation import harness
 
         return harness.run_harness(read_request(requests.Harness, file))
-    with hide_unused_packages():
+    with quick_imports():
         from fmstune.evaluation import score
 
     return score.evaluate_rows(read_request(requests.Scoring, file))

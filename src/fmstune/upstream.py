@@ -1,5 +1,6 @@
-"""How fmstune imports other libraries: without their unused packages, and with an error that names a misfit version."""
+"""How fmstune imports other libraries: quickly, and with an error that names a misfit version."""
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,25 @@ from fmstune.errors import UserError
 
 UNUSED = ("boto3", "scipy", "wandb")
 """For SageMaker (accelerate), object detection (transformers), model cards (TRL); a tracker imports wandb later."""
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import without unused packages, and keep the garbage collector from what stays: 15 % of a short run.
+
+    The libraries that train bring a million objects. The collector would look at all of them again and again, while
+    they are imported and until the end of the process.
+    """
+    first, collects = "torch" not in sys.modules, gc.isenabled()
+    gc.disable()
+    try:
+        with hide_unused_packages():
+            yield
+    finally:
+        if first:
+            gc.freeze()
+        if collects:
+            gc.enable()
 
 
 @contextmanager

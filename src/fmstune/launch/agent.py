@@ -22,7 +22,7 @@ from fmstune.launch import parent, preemption
 from fmstune.launch.subprocesses import AGENT, PARENT
 from fmstune.runs import run_folder
 from fmstune.tables import show_plain_characters
-from fmstune.upstream import hide_unused_packages
+from fmstune.upstream import quick_imports
 
 LONGEST_WAIT, SHORT_WAIT = 5.0, 1.0
 """Seconds that a failed rank waits to be ended, where its error tells of another rank's end and where it does not.
@@ -85,7 +85,7 @@ def _import_launcher() -> None:
     """The seconds that this process takes; in silence, as torch's launcher has its own words on what is said here."""
     former = os.environ.get("LOGLEVEL")
     os.environ["LOGLEVEL"] = "CRITICAL"
-    with hide_unused_packages():
+    with quick_imports():
         for name in ("accelerate.commands.launch", "torch.distributed.run"):
             importlib.import_module(name)
     os.environ.pop("LOGLEVEL") if former is None else os.environ.update(LOGLEVEL=former)
