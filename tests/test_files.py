@@ -1,13 +1,16 @@
 """Names of shipped files become paths; a file is written whole or not at all."""
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from fmstune.config import freeze
 from fmstune.errors import UserError
 from fmstune.files import explain_write_errors, resolve, user_path, write_aside, write_json
+from fmstune.launch import accelerate_file
 
 
 def test_a_shipped_file_is_found() -> None:
@@ -109,3 +112,11 @@ def _interrupted(path: Path) -> Path:
 def test_the_folder_of_an_unknown_user_is_a_path_that_is_not_there() -> None:
     assert user_path("~nobody-here/x") == Path("~nobody-here/x")
     assert user_path("~/x") == Path.home() / "x"
+
+
+def test_a_named_pipe_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for read in (freeze.read, accelerate_file.values):
+        with pytest.raises(UserError, match="is a named pipe; give a file"):
+            read(pipe)

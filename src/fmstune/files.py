@@ -41,6 +41,12 @@ def user_path(place: str | Path) -> Path:
     return Path(os.path.expanduser(place))
 
 
+def refuse_pipe(field: str, path: Path) -> None:
+    """Raise UserError for a named pipe: reading waits until somebody writes. A shell's `<(…)` is among the devices."""
+    if path.is_fifo() and not str(path).startswith(("/dev/", "/proc/")):
+        raise UserError(field, f": {path} is a named pipe; give a file")
+
+
 def is_model_id(place: str) -> bool:
     """Whether it has the form of a model's id on the hub: OWNER/NAME, or NAME alone."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", place) is not None

@@ -85,6 +85,7 @@ SEVERAL_AT_ONCE = [
 
 TYPES = [
     case("seed=null", "seed must be a whole number, got null"),
+    case("data.train=null", "data.train must be given: a file, glob, folder or hub id, such as data.train=rows.jsonl"),
     case("seed=true", "seed must be a whole number, got True"),
     case("training.per_device_train_batch_size=2.5", "training.per_device_train_batch_size must be a whole number, …"),
     case("peft=lora peft.r=eight", "peft.r must be a whole number, got 'eight'"),

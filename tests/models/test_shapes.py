@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from peft import (
+    AdaptionPromptConfig,
     IA3Config,
     LNTuningConfig,
     LoraConfig,
@@ -436,3 +437,9 @@ def test_a_model_on_the_meta_device_is_counted_alike_under_lora_and_full():
     adapted = shapes.dimensions(build_empty(config_of(TINY_LLAMA)), lora(r=2))
     same = replace(adapted, adapter_parameters=0, trainable_parameters=full.trainable_parameters)
     assert replace(same, linear_inputs=full.linear_inputs, linear_inputs_each=full.linear_inputs_each) == full
+
+
+def test_a_value_that_a_method_misses_is_named():
+    config = AdaptionPromptConfig(task_type="CAUSAL_LM")
+    with pytest.raises(UserError, match=r"AdaptionPromptConfig misses a value: one of .*peft.adapter_layers.*; set it"):
+        shapes.attach(build_empty(model_configuration(Model(path="x", architecture=TINY_LLAMA))), config)

@@ -15,7 +15,7 @@ from fmstune.config.renamed_fields import with_compare_by_words
 from fmstune.config.requests import Composing, Doctor, FromFms, Reproduce
 from fmstune.errors import Problem, UserError, os_problem, raise_if_any, render
 from fmstune.exit_codes import INTERRUPTED, USER_ERROR, closed_pipe
-from fmstune.files import user_path
+from fmstune.files import refuse_pipe, user_path
 from fmstune.sweeps import optuna
 from fmstune.tables import show_plain_characters
 
@@ -122,8 +122,10 @@ def _text_of(name: str) -> str | None:
     """The text of a file, of stdin for `-`; None where there is none."""
     if name == "-":
         return sys.stdin.read()
+    path = user_path(name)
+    refuse_pipe("from-fms", path)
     try:
-        return user_path(name).read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as err:
         raise UserError(name, f"is not text ({err.reason}); give a script or a job file") from err
     except OSError:

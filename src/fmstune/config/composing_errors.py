@@ -99,7 +99,8 @@ def _plain_words(err: object) -> str:
     """The first line of a message, with OmegaConf's classes called by what they hold."""
     found = re.fullmatch(r"(\w+) raised while resolving interpolation: ['\"]?(.*?)['\"]?", first_line(err), re.DOTALL)
     if found is not None:
-        return _UNREADABLE if found[1] == "GrammarParseError" else f"holds a reference without a value ({found[2]})"
+        unreadable = found[1] in ("GrammarParseError", "TypeError")
+        return _UNREADABLE if unreadable else f"holds a reference without a value ({found[2]})"
     words = {"DictConfig": "a mapping", "ListConfig": "a list", "AnyNode": "a value", "NoneType": "null"}
     return re.sub("|".join(words), lambda found: words[found[0]], first_line(err))
 

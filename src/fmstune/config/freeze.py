@@ -18,6 +18,7 @@ from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO, SFT, Data, Job, So
 from fmstune.config.metrics import metric_problems
 from fmstune.config.upstream_fields import SFT_CONFIG, Field, field_of
 from fmstune.errors import Problem, UserError, first_line, raise_if_any
+from fmstune.files import refuse_pipe
 
 _HINTS = {
     "data.train": "a file, glob, folder or hub id, such as data.train=rows.jsonl",
@@ -61,6 +62,8 @@ def freeze(tree: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Frozen:
         problems += named_classes.target_form_problems(f"callbacks.{name}", given, trusted)
     if isinstance(tree.get("data"), Mapping):
         problems += _format_problems("data.format", data.get("format"), trusted)
+        if "train" in data and data["train"] is None:
+            problems.append(Problem("data.train", f"must be given: {_HINTS['data.train']}"))
         for name in ("train", "eval"):
             if isinstance(data.get(name), Mapping):
                 values["data"][name] = _sources(f"data.{name}", data[name], trusted, problems)
@@ -85,6 +88,7 @@ def read(path: Path, *, trusted: Sequence[str] = (), changes: Mapping[str, Any] 
 
 def load_file(path: Path) -> DictConfig:
     """The job file as it is, with the settings of a format in the format: a file of before has them in `data` too."""
+    refuse_pipe("job.yaml", path)
     config = OmegaConf.load(path)
     if not isinstance(config, DictConfig):
         raise UserError(str(path), ": a job is a mapping of groups, found a list")

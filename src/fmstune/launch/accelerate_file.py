@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from fmstune.errors import Problem, UserError, collect_problems, did_you_mean, raise_if_any
-from fmstune.files import user_path
+from fmstune.files import refuse_pipe, user_path
 
 _STRATEGIES = {"FSDP": "fsdp", "MULTI_GPU": "ddp", "MULTI_CPU": "ddp", "NO": "single"}
 SAME_NAME = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
@@ -67,6 +67,7 @@ _FSDP_FIXED = {
 
 def values(path: Path) -> dict[str, Any]:
     """Fields of the launcher group by name, as the file has them; raises UserError with all that does not go."""
+    refuse_pipe("launcher.config_file", path)
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as err:

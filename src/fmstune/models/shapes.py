@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from fmstune.checks.memory import quantised_bytes
 from fmstune.checks.plan_inputs import Dimensions
 from fmstune.config.job import Quantization
+from fmstune.config.upstream_fields import fields_of
 from fmstune.errors import Problem, UserError, one_line, raise_if_any
 from fmstune.models.adapter_targets import linear_layers, matrix_shape, target_problems
 from fmstune.models.experts import Experts, find_experts, missed_experts
@@ -81,6 +82,16 @@ def dimensions(
     )
 
 
+def unset_fields(config: PeftConfig) -> list[str]:
+    """The fields of a method that are null and may not be; PEFT finds that out when it computes with them."""
+    fields = fields_of(f"peft.{type(config).__name__}")
+    return [
+        f"peft.{name}"
+        for name, field in fields.items()
+        if not field.optional and name not in _OF_THE_MODEL and getattr(config, name) is None
+    ]
+
+
 def attach(model: PreTrainedModel, peft_config: PeftConfig) -> torch.nn.Module:
     """The model with its adapter, on the meta device; an initialisation that reads weights or text is left out."""
     empty = copy.deepcopy(peft_config)
@@ -98,6 +109,8 @@ def attach(model: PreTrainedModel, peft_config: PeftConfig) -> torch.nn.Module:
         except REFUSALS as error:
             method, said = type(peft_config).__name__, one_line(error)
             text = f": {method} refuses these fields: {said}"
+            if "NoneType" in said and (unset := unset_fields(peft_config)):
+                text = f": {method} misses a value: one of {', '.join(unset)}, which are null; set it"
             if "ParamWrapper" in said and "lora_dropout" in said:
                 reached = "reaches the experts of this mixture, where PEFT cannot drop out"
                 raise UserError("peft.lora_dropout", f"must be 0: peft.target_modules {reached}") from error
