@@ -20,6 +20,7 @@ OF_EVERY_ADAPTER = ("PeftConfig", "PeftConfigMixin")
 DECIDED = {
     "bf16": "by [precision](../check.md#precision)",
     "fp16": "by [precision](../check.md#precision)",
+    "tf32": "by [precision](../check.md#precision)",
     "logging_nan_inf_filter": "`false`",
     "dataloader_pin_memory": "`true` on a CUDA device",
 }

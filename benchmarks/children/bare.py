@@ -21,7 +21,7 @@ def main(folder_of_model: str, arrow: str, method: str, steps: str, batch: str, 
         model = get_peft_model(base, lora)
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(steps))
     with pa.memory_map(arrow) as source:
         rows = pa.ipc.open_stream(source).read_all().select(["input_ids", "labels"])

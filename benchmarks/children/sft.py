@@ -31,7 +31,7 @@ def main(model: str, arrow: str, method: str, steps: str, batch: str, folder: st
         gradient_accumulation_steps=1,
         learning_rate=1e-3,
         lr_scheduler_type="cosine",
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         train_sampling_strategy="sequential",
         activation_checkpointing=False,
         max_length=None,

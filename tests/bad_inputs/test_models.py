@@ -183,6 +183,27 @@ FOUR_BITS = "'model.quantization={load_in_4bit: true}'"
 ON_A_GPU = "check peft=lora launcher.device=cuda"
 
 
+KERNELS = [
+    case(
+        "model.kernels=liger launcher.device=cpu",
+        "model.kernels=liger needs a CUDA device, as Triton compiles its kernels, and launcher.device=cpu; …",
+    ),
+    case(
+        "training=fast",
+        "model.kernels=liger needs a CUDA device, as Triton compiles its kernels, and the device is cpu; …",
+    ),
+    case(
+        "model.kernels=liger model.backend=fms launcher.device=cuda",
+        "model.kernels=liger replaces blocks of transformers; set it to none under model.backend=fms",
+    ),
+    case("model.kernels=ligger", "model.kernels must be one of none, liger; got 'ligger'; did you mean 'liger'?"),
+    case(
+        "training=low_memory peft=lora",
+        "training.optim=adamw_8bit needs a CUDA device, and the device is cpu; set adamw_torch_fused, or plan for a …",
+    ),
+]
+
+
 QUANTIZATION = [
     case("peft=lora model.quantization=4bit", "model.quantization is a group of fields, got '4bit'; set them as …"),
     case(
@@ -343,7 +364,7 @@ ADAPTERS = [
     ),
 ]
 
-CASES = [*MODELS, *QUANTIZATION, *FMS, *ADAPTERS]
+CASES = [*MODELS, *KERNELS, *QUANTIZATION, *FMS, *ADAPTERS]
 
 
 @wrong_inputs(CASES)

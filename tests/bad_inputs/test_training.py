@@ -166,9 +166,7 @@ TOGETHER = [
         "training.metric_for_best_model=los",
         "training.metric_for_best_model must be one of loss, …did you mean 'loss'?",
     ),
-    case(
-        "training.use_liger_kernel=true", "training.use_liger_kernel needs the package liger-kernel; install it, or …"
-    ),
+    case("training.use_liger_kernel=true", "training.use_liger_kernel: model.kernels=liger sets it"),
     case("peft=prompt_tuning training.eval_packing=true", "training.eval_packing lets documents …; set …=false"),
     case("training.packing=true training.packing_strategy=wrapped", "training.packing_strategy=wrapped cuts …"),
     case("training.packing_strategy=bfd_splt", "training.packing_strategy must be one of bfd, …; did you mean …"),

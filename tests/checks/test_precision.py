@@ -105,3 +105,27 @@ def test_only_pure_bfloat16_full_tuning_gets_a_note():
     assert "1/256 of its weight is lost" in note
     assert list(precision_notes(resolve_precision(Situation(Dtype.bfloat16, True, "cuda", True)), adapter=True)) == []
     assert list(precision_notes(resolve_precision(Situation(Dtype.auto, False, "cuda", True)), adapter=False)) == []
+
+
+TF32 = {
+    # dtype, device, supported, asked → TF32
+    (Dtype.auto, "cuda", True, None): True,
+    (Dtype.float32, "cuda", True, True): True,
+    (Dtype.float32, "cuda", True, False): False,
+    (Dtype.float32, "cuda", False, None): False,
+    (Dtype.float32, "cpu", False, None): False,
+}
+
+
+@pytest.mark.parametrize(("situation", "expected"), TF32.items())
+def test_a_gpu_that_has_tf32_multiplies_float32_numbers_in_it_unless_told_not_to(situation, expected):
+    dtype, device, supported, asked = situation
+    precision = resolve_precision(Situation(dtype, True, device, True, tf32_supported=supported, tf32=asked))
+    assert precision.tf32 is expected
+    assert ("TF32 for float32" in precision.describe()) is expected
+
+
+@pytest.mark.parametrize(("device", "why"), [("cpu", "the device is cpu"), ("cuda", "this GPU has no TF32")])
+def test_tf32_is_refused_where_the_device_has_none(device, why):
+    (problem,) = precision_problems(Situation(Dtype.auto, True, device, True, tf32=True))
+    assert str(problem) == f"training.tf32 is true, but {why}; set it to false, or leave it out"

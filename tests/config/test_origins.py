@@ -141,7 +141,7 @@ def read(text: str) -> dict[str, list[str]]:
             "0.0001",
             "training/default.yaml → ${usual_rate:…} (command line, default)",
         ),
-        ("peft=lora", "training.optim", "adamw_torch", "training/default.yaml"),
+        ("peft=lora", "training.optim", "adamw_torch_fused", "training/default.yaml"),
         ("peft=lora training.learning_rate=1", "training.learning_rate", "1.0", "command line"),
         ("training.max_steps=5", "training.max_steps", "5", "command line"),
         ("+training.max_steps=5", "training.max_steps", "5", "command line"),

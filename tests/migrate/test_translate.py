@@ -179,7 +179,8 @@ EARLY_DEFAULTS = {
     "save_strategy": "steps",
     "save_steps": 500,
     "eval_strategy": "no",
-    "optim": "adamw_torch",
+    # the early adamw_torch, computed by one kernel
+    "optim": "adamw_torch_fused",
     "activation_checkpointing": False,
     "packing": False,
     "label_smoothing_factor": 0.0,

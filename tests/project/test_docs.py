@@ -36,6 +36,7 @@ PIP_LINES = (
             "dev",
             "docs",
             "flash-attn",
+            "liger",
             "quant",
             "aim",
             "eval",

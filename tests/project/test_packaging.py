@@ -41,7 +41,7 @@ def test_constraints_pin_every_dependency_exactly() -> None:
     assert pins["torch"] == "2.13.0"
 
 
-NOT_RUN_WITHOUT_A_GPU = {"bitsandbytes", "flash-attn"}
+NOT_RUN_WITHOUT_A_GPU = {"bitsandbytes", "flash-attn", "liger-kernel"}
 
 
 def test_every_floor_is_a_version_that_the_tests_run_with() -> None:

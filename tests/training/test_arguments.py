@@ -46,6 +46,7 @@ CPU_FLOAT32 = {
     "use_cpu": True,
     "bf16": False,
     "fp16": False,
+    "tf32": None,
     "max_length": None,
     "report_to": "none",
     "disable_tqdm": True,
@@ -55,7 +56,7 @@ CPU_FLOAT32 = {
     "dataloader_pin_memory": False,
     "learning_rate": 1e-4,
 }
-GPU = {"use_cpu": False, "dataloader_pin_memory": True}
+GPU = {"use_cpu": False, "tf32": False, "dataloader_pin_memory": True}
 
 
 @pytest.mark.parametrize(

@@ -65,3 +65,41 @@ def test_a_check_builds_the_model_without_numbers_once(
     result = fmstune("check", "peft=lora")
     assert result.code == 0, result.err
     assert len(built) == 1
+
+
+PRESETS = {
+    # preset and method → what the plan and the job say of it
+    "training=low_memory peft=full": (
+        "bfloat16 weights, bfloat16 trained, no autocast, TF32 for float32",
+        "1 rows x 16",
+    ),
+    "training=low_memory peft=lora": ("bfloat16 weights, float32 trained, bfloat16 autocast, TF32 for", "1 rows x 16"),
+    "training=fast peft=lora": (
+        "bfloat16 weights, float32 trained, bfloat16 autocast, TF32 for float32",
+        "16 rows x 1",
+    ),
+    "training=long_context peft=lora": ("bfloat16 weights, float32 trained, bfloat16 autocast", "1 rows x 16"),
+    "training=default peft=full": ("float32 weights, float32 trained, bfloat16 autocast, TF32 for", "4 rows x 4"),
+    "training=default peft=full training.tf32=false": ("float32 trained, bfloat16 autocast; ", "4 rows x 4"),
+}
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("words", PRESETS)
+def test_each_preset_has_a_plan_for_a_gpu_that_is_not_here(fmstune: Callable[..., Any], words: str) -> None:
+    result = fmstune("check", "model=llama2_7b", "launcher.device=cuda", "launcher.device_gib=80", *words.split())
+    assert result.code == 0, result.err
+    precision, batch = PRESETS[words]
+    assert precision in result.out
+    assert f"{batch} accumulated" in result.out
+
+
+def test_the_presets_for_memory_take_less_of_it_than_the_default(fmstune: Callable[..., Any]) -> None:
+    def planned(preset: str) -> float:
+        words = ["model=llama2_7b", "peft=full", "launcher.device=cuda", f"training={preset}"]
+        (line,) = [line for line in fmstune("check", *words).out.splitlines() if line.startswith("memory")]
+        size, unit = line.split()[1:3]
+        return float(size.replace(",", "")) * {"GiB,": 1, "TiB,": 1024}[unit]
+
+    assert planned("low_memory") < planned("default") / 3
+    assert planned("long_context") < planned("default")

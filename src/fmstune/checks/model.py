@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from fmstune import files
 from fmstune.checks.limits import are_names
 from fmstune.checks.weights import adapter_weight_problems, weight_problems
-from fmstune.config.choices import Attention, Device
+from fmstune.config.choices import Attention, Backend, Device, Kernels
 from fmstune.config.job import Job, tunes_an_adapter
 from fmstune.errors import Problem, UserError, did_you_mean
 
@@ -41,6 +41,18 @@ def model_problems(job: Job) -> Iterator[Problem]:
     device = job.launcher.device
     if model.attention is Attention.flash_attention_2 and device in (Device.cpu, Device.mps):
         yield Problem("model.attention", f"=flash_attention_2 needs a CUDA device, and launcher.device={device.value}")
+    yield from _kernel_problems(job)
+
+
+def _kernel_problems(job: Job) -> Iterator[Problem]:
+    device = job.launcher.device
+    if job.model.kernels is Kernels.none:
+        return
+    if device in (Device.cpu, Device.mps):
+        text = f"=liger needs a CUDA device, as Triton compiles its kernels, and launcher.device={device.value}"
+        yield Problem("model.kernels", f"{text}; set it to none")
+    if job.model.backend is Backend.fms:
+        yield Problem("model.kernels", "=liger replaces blocks of transformers; set it to none under model.backend=fms")
 
 
 def _quantization_problems(job: Job) -> Iterator[Problem]:

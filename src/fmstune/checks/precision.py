@@ -8,11 +8,12 @@
     GPU without bfloat16  float32 weights, no autocast
 
 An explicit dtype is taken as it is. `training.bf16` or `training.fp16`, where set, choose the autocast;
-under `auto` the base of an adapter follows that choice.
+under `auto` the base of an adapter follows that choice. On a GPU that has TF32, products of float32 numbers are
+computed in it, unless `training.tf32` is false.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fmstune.config.choices import Dtype
 from fmstune.errors import Problem
@@ -31,11 +32,13 @@ class Precision:
     """Dtype that torch.autocast computes in; null computes in the dtype of the weights."""
     reason: str
     """Why, in one sentence for the check's output."""
+    tf32: bool = False
+    """Products of float32 numbers are computed in TF32, with their 10 bits of mantissa, and summed in float32."""
 
     def describe(self) -> str:
         """One line for the terminal."""
         autocast = f"{self.autocast} autocast" if self.autocast else "no autocast"
-        return f"{self.weights} weights, {self.trained} trained, {autocast}"
+        return f"{self.weights} weights, {self.trained} trained, {autocast}{', TF32 for float32' if self.tf32 else ''}"
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,19 @@ class Situation:
     """`training.bf16`; null when the user has not set it."""
     fp16: bool | None = None
     """`training.fp16`; null when the user has not set it."""
+    tf32_supported: bool = False
+    """The device has TF32: CUDA from compute capability 8.0 on."""
+    tf32: bool | None = None
+    """`training.tf32`; null when the user has not set it."""
 
 
 def resolve_precision(situation: Situation) -> Precision:
     """The precision of a run in which `precision_problems` finds nothing."""
-    s = situation
+    tf32 = situation.tf32_supported and situation.tf32 is not False
+    return replace(_dtypes(situation), tf32=tf32)
+
+
+def _dtypes(s: Situation) -> Precision:
     if s.dtype is not Dtype.auto:
         weights = s.dtype.value
         autocast = _asked(s, weights if weights != "float32" and s.adapter and s.device == "cuda" else None)
@@ -83,6 +94,9 @@ def precision_problems(situation: Situation) -> Iterator[Problem]:
         yield Problem("training.bf16", "and training.fp16 are both true; set one of them to false or null")
     if s.fp16 and s.device == "cpu":
         yield Problem("training.fp16", "is true, but the device is the CPU; set it to false, or training.bf16 to true")
+    if s.tf32 and not s.tf32_supported:
+        where = "this GPU has no TF32" if s.device == "cuda" else f"the device is {s.device}"
+        yield Problem("training.tf32", f"is true, but {where}; set it to false, or leave it out")
     if s.dtype is Dtype.float16 and not s.adapter:
         text = "is float16, with which full tuning fails: small gradients underflow to 0, and torch's GradScaler"
         yield Problem("model.dtype", f"{text} refuses float16 gradients; set it to auto, float32 or bfloat16")

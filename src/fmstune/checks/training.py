@@ -51,8 +51,6 @@ def training_problems(job: Job) -> Iterator[Problem]:
 def _optimizer_problems(job: Job) -> Iterator[Problem]:
     """Yield a problem for a package that is missing, or a setting that the optimizer cannot do without."""
     training, optim = job.training, job.training.get("optim", "adamw_torch")
-    if training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
-        yield Problem("training.use_liger_kernel", "needs the package liger-kernel; install it, or set it to false")
     package = _PACKAGES.get(optim.partition("_")[0])
     if package is not None and importlib.util.find_spec(package) is None:
         text = f"={optim} needs the package {package.replace('_', '-')}; install it, or choose another"

@@ -16,6 +16,7 @@ CORE = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "hydra
 EXTRAS = {
     "flash-attn": ("flash_attn",),
     "fms": ("fms.models",),
+    "liger": ("liger_kernel",),
     "quant": ("bitsandbytes",),
     "eval": ("lm_eval.evaluator",),
     **{name: (name,) for name in ("aim", "tensorboard", "mlflow", "wandb", "trackio")},

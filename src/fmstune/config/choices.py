@@ -9,6 +9,8 @@ Attention = StrEnum("Attention", ["auto", "sdpa", "eager", "flash_attention_2", 
 
 `auto` takes FlashAttention-2 where it can run, else `varlen` for packed rows on a CUDA device, else `sdpa`.
 """
+Kernels = StrEnum("Kernels", ["none", "liger"])
+"""Whose kernels compute norms, rotary positions and gated layers: torch's own, or Liger's in Triton."""
 Backend = StrEnum("Backend", ["transformers", "fms"])
 """Whose blocks the model is made of: transformers' own, or those of ibm-fms (foundation-model-stack)."""
 Device = StrEnum("Device", ["auto", "cpu", "cuda", "mps"])
@@ -37,3 +39,11 @@ class Prefetch(StrEnum):
     BACKWARD_PRE = "BACKWARD_PRE"
     BACKWARD_POST = "BACKWARD_POST"
     NO_PREFETCH = "NO_PREFETCH"
+
+
+BITSANDBYTES = {
+    *("adamw_bnb_8bit", "adamw_8bit", "ademamix", "ademamix_8bit", "lion_8bit", "lion_32bit", "paged_adamw_32bit"),
+    *("paged_adamw_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit", "paged_lion_8bit"),
+    *("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"),
+}
+"""Values of `training.optim` that are optimizers of bitsandbytes (transformers/trainer_optimizer.py)."""

@@ -47,6 +47,8 @@ class Model:
     """Dtype of the weights; `fmstune check` shows which one `auto` chose."""
     attention: choices.Attention = choices.Attention.auto
     """Attention kernel."""
+    kernels: choices.Kernels = choices.Kernels.none
+    """Fused kernels for norms, rotary positions and gated layers: `liger` on a GPU, for the architectures it names."""
     backend: choices.Backend = choices.Backend.transformers
     """Whose blocks it is made of: `fms` takes those of ibm-fms, for Llama and GPTBigCode; files stay the same."""
     architecture: dict[str, Any] | None = None

@@ -58,6 +58,8 @@ OWNED: Mapping[str, str] = {
     "chat_template_path": "model.chat_template names the template",
     **{name: f"model.special_tokens.{name} sets it" for name in ("eos_token", "pad_token")},
     "model_init_kwargs": "the model group sets how the model is loaded",
+    "use_liger_kernel": "model.kernels=liger sets it",
+    "liger_kernel_config": "model.kernels=liger takes all of Liger's kernels but those of the loss, which TRL fuses",
     "trust_remote_code": "fmstune runs no code from a model's repository",
     **{name: f"the top-level {name} sets it" for name in ("seed", "output_dir")},
     "run_name": "the top-level name sets it",

@@ -187,7 +187,7 @@ TUNING: Mapping[str, Flag] = {
     **_refused("list the sources in data.train, each with its format and weight", "data_config_path"),
     **_refused("set callbacks=early_stopping, or a condition in callbacks.stop_when", "trainer_controller_config_file"),
     **_refused("set model.quantization, such as 'model.quantization={load_in_4bit: true}'", "auto_gptq", "bnb_qlora"),
-    **_refused("set training.use_liger_kernel=true for fused kernels", "fused_lora", "fast_kernels"),
+    **_refused("set model.kernels=liger for fused kernels", "fused_lora", "fast_kernels"),
     **_refused("set training.packing=true, which needs no padding and isolates rows", "padding_free", "multipack"),
 }
 """Flags of `tuning/sft_trainer.py`."""

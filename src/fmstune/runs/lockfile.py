@@ -19,7 +19,7 @@ import torch
 from huggingface_hub import snapshot_download
 
 from fmstune import __version__, cache, hardware, ranks
-from fmstune.config.choices import Attention, Backend
+from fmstune.config.choices import BITSANDBYTES, Attention, Backend, Kernels
 from fmstune.config.job import Job, Model, sources
 from fmstune.data.locate import local_files
 from fmstune.errors import UserError, without_secrets
@@ -122,7 +122,8 @@ def extras(job: Job) -> list[str]:
     targets = " ".join(str(one["_target_"]) for one in job.tracking.values())
     trackers = ("aim", "mlflow-skinny", "tensorboard", "trackio", "wandb")
     used = {
-        "bitsandbytes": job.model.quantization is not None,
+        "bitsandbytes": job.model.quantization is not None or job.training.get("optim") in BITSANDBYTES,
+        "liger-kernel": job.model.kernels is Kernels.liger,
         "flash-attn": job.model.attention is Attention.flash_attention_2,
         "ibm-fms": job.model.backend is Backend.fms,
         **{name: f".{name.partition('-')[0]}." in targets for name in trackers},

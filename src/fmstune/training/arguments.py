@@ -38,6 +38,7 @@ def training_arguments(job: Job, objective: BaseObjective, checked: Checked, fol
         "use_cpu": checked.device == "cpu",
         "bf16": checked.precision.autocast == "bfloat16",
         "fp16": checked.precision.autocast == "float16",
+        "tf32": checked.precision.tf32 if checked.device == "cuda" else None,
         "report_to": "none",
         "disable_tqdm": True,
         **objective.arguments(),

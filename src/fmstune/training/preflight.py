@@ -16,13 +16,13 @@ from fmstune.checks.fms import architecture_problems
 from fmstune.checks.launcher import device_problems
 from fmstune.checks.plan_inputs import Dimensions
 from fmstune.checks.precision import Precision, Situation, precision_problems, resolve_precision
-from fmstune.config.choices import Attention, Backend, Dtype
+from fmstune.config.choices import BITSANDBYTES, Attention, Backend, Dtype, Kernels
 from fmstune.config.job import Job, is_sharded, sources, tunes_an_adapter
 from fmstune.data import formats
 from fmstune.data.chat_template import answer_ends
 from fmstune.data.dataset import load_recipes
 from fmstune.errors import Problem, UserError, collect_problems, did_you_mean, raise_if_any
-from fmstune.models import adapters, architecture, load, saved_weights, shapes
+from fmstune.models import adapters, architecture, liger, load, saved_weights, shapes
 from fmstune.models.experts import count_experts
 from fmstune.models.load import Tokenizer
 from fmstune.models.sharding import block_problems
@@ -61,14 +61,17 @@ def check_job(job: Job, *, device_here: bool = True) -> Checked:
     problems += named_class_problems(job)
     with collect_problems(problems):
         empty, shape = _shape(job)
+    planned = not torch.cuda.is_available()
     situation = Situation(
         dtype=Dtype(job.model.dtype),
         adapter=tunes_an_adapter(job),
         device=device,
         # a GPU that is only planned for is taken to be of this decade
-        bf16_supported=device == "cuda" and (not torch.cuda.is_available() or torch.cuda.is_bf16_supported()),
+        bf16_supported=device == "cuda" and (planned or torch.cuda.is_bf16_supported()),
         bf16=job.training.get("bf16"),
         fp16=job.training.get("fp16"),
+        tf32_supported=device == "cuda" and (planned or torch.cuda.get_device_capability() >= (8,)),
+        tf32=job.training.get("tf32"),
     )
     problems += [*precision_problems(situation), *compile_problems(job.training)]
     problems += _device_problems(job, device, here=device_here)
@@ -93,6 +96,7 @@ def _shape(job: Job) -> tuple[PreTrainedModel, tuple[PreTrainedConfig, PeftConfi
     empty = architecture.build_empty(configuration, job.objective)
     problems = [
         *architecture.forward_problems(empty),
+        *_liger_problems(job, configuration),
         *(block_problems(job, empty) if is_sharded(job.launcher) else ()),
         *_router_problems(job, configuration),
     ]
@@ -102,6 +106,13 @@ def _shape(job: Job) -> tuple[PreTrainedModel, tuple[PreTrainedConfig, PeftConfi
     # the adapter is put into the model, which no one asks for its names or shapes afterwards
     dimensions = shapes.dimensions(empty, peft, job.model.quantization)
     return empty, (configuration, peft, dimensions)
+
+
+def _liger_problems(job: Job, configuration: PreTrainedConfig) -> Iterator[Problem]:
+    """An architecture that Liger names no kernels for, where the package can be asked: it imports on a GPU alone."""
+    asked, here = job.model.kernels is Kernels.liger, torch.cuda.is_available()
+    if asked and here and importlib.util.find_spec("liger_kernel") is not None:
+        yield from liger.kernel_problems(configuration)
 
 
 def _router_problems(job: Job, configuration: PreTrainedConfig) -> Iterator[Problem]:
@@ -123,9 +134,30 @@ def _device_problems(job: Job, device: str, *, here: bool) -> Iterator[Problem]:
     elif job.model.quantization is not None and here and importlib.util.find_spec("bitsandbytes") is None:
         text = "needs the package bitsandbytes; pip install 'fmstune[quant]', or set it to null"
         yield Problem("model.quantization", text)
+    yield from _kernel_problems(job, device, here=here)
+    optim = job.training.get("optim", "")
+    if optim in BITSANDBYTES and device != "cuda":
+        change = "set adamw_torch_fused, or plan for a GPU with fmstune check launcher.device=cuda"
+        yield Problem("training.optim", f"={optim} needs a CUDA device, and the device is {device}; {change}")
+    elif optim in BITSANDBYTES and here and importlib.util.find_spec("bitsandbytes") is None:
+        text = f"={optim} needs the package bitsandbytes; pip install 'fmstune[quant]', or set adamw_torch_fused"
+        yield Problem("training.optim", text)
     if here or job.launcher.slurm is None:
         # a Slurm job runs on nodes that have what this machine need not have
         yield from device_problems(job.launcher, device)
+
+
+def _kernel_problems(job: Job, device: str, *, here: bool) -> Iterator[Problem]:
+    """Yield a problem where Liger's kernels cannot run: they need CUDA, the package, and an architecture it names."""
+    if job.model.kernels is Kernels.none:
+        return
+    if device != "cuda":
+        change = "set it to none, or plan for a GPU with fmstune check launcher.device=cuda"
+        text = f"=liger needs a CUDA device, as Triton compiles its kernels, and the device is {device}; {change}"
+        yield Problem("model.kernels", text)
+    elif here and importlib.util.find_spec("liger_kernel") is None:
+        text = "=liger needs the package liger-kernel; pip install 'fmstune[liger]', or set it to none"
+        yield Problem("model.kernels", text)
 
 
 def compile_problems(training: Mapping[str, Any]) -> Iterator[Problem]:

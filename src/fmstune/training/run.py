@@ -17,13 +17,14 @@ from transformers import PrinterCallback, set_seed
 from fmstune import ranks
 from fmstune.checks import resume
 from fmstune.checks.memory_plan import Plan
+from fmstune.config.choices import Kernels
 from fmstune.config.job import LORAPLUS_LR_RATIO, Job
 from fmstune.config.metrics import metrics_of
 from fmstune.data.dataset import Prepared
 from fmstune.errors import Preempted, Problem, UserError, raise_if_any
 from fmstune.files import read_json
 from fmstune.launch import parent
-from fmstune.models import adapters, base_identity, load, save, sharding
+from fmstune.models import adapters, base_identity, liger, load, save, sharding
 from fmstune.models.load import Tokenizer
 from fmstune.runs import checkpoints, lockfile, model_card, run_folder
 from fmstune.training import figures, memory, tracking
@@ -209,6 +210,8 @@ def _build_trainer(
         attention=checked.attention,
         quantization_config=load.bits_and_bytes(job.model.quantization, checked.precision),
     )
+    if job.model.kernels is Kernels.liger:
+        liger.use_liger(base)
     model = adapters.wrap(base, checked.peft, job.model.adapter)
     loaded = time.perf_counter() - begun
     held_out = {part.name: part.rows for part in prepared.held_out}

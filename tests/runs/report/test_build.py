@@ -155,7 +155,7 @@ def test_the_job_says_what_set_each_value_and_how_to_repeat_it(a_run: Path, fmst
     tables = [table for table in page.tables if table[0] == ["field", "value", "set by"]]
     fields = {row[0]: row for table in tables for row in table[1:]}
     assert fields["training.learning_rate"] == ["training.learning_rate", "0.001", "command line"]
-    assert fields["training.optim"] == ["training.optim", "adamw_torch", "training/default.yaml"]
+    assert fields["training.optim"] == ["training.optim", "adamw_torch_fused", "training/default.yaml"]
     assert fields["launcher.num_machines"] == ["launcher.num_machines", "1", "default"]
     assert fields["output_dir"][2].endswith("a folder for each point of the sweep")
     again = next(line for line in page.text.splitlines() if line.startswith("fmstune --from"))

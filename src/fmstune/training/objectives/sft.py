@@ -83,7 +83,9 @@ class SftTrainer(RunMixin, SFTTrainer):
         """Audit the first batch where rows pack; raises UserError when packed documents see each other."""
         if self.audit is not None or not self._packs():
             return
-        computed_in = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else self.model.dtype
+        # TF32 has the mantissa of float16
+        short = torch.float16 if self.args.fp16 or (self.args.tf32 and self.model.dtype == torch.float32) else None
+        computed_in = torch.bfloat16 if self.args.bf16 else short or self.model.dtype
         with self.compute_loss_context_manager():
             self.audit = packing_audit.audit_packing(
                 model,
