@@ -134,7 +134,8 @@ def test_a_line_of_segments_says_where_documents_begin(packed: bool, multiple: i
         examples = [{**row, "seq_lengths": lengths} for row, lengths in zip(examples, ([1, 3], [3]), strict=True)]
     collator = Collator(PAD, flat=True, segments=True, padding_free=True, pad_to_multiple_of=multiple)
     batch = collator(examples)
-    lengths = [*([1, 3, 3] if packed else [4, 3]), *more]
+    lengths = [*([1, 3, 3] if packed else [3, 4]), *more]
+    assert batch["input_ids"][0, : lengths[0]].tolist() == examples[0 if packed else 1]["input_ids"][: lengths[0]]
     assert batch["cu_seq_lens_q"].tolist() == [0, *np.cumsum(lengths)]
     assert batch["cu_seq_lens_q"].dtype == torch.int32
     assert batch["cu_seq_lens_k"] is batch["cu_seq_lens_q"]

@@ -129,9 +129,11 @@ def varlen_attention(
     if key_index is not None:
         k, v = k[key_index], v[key_index]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    # the kernels want one size of heads; a window as wide as a segment is none
-    v = pad(v, [0, k.shape[-1] - size])
+    # a window as wide as a segment is none
     window = None if sliding_window is None or sliding_window >= (max_length_k or 0) else sliding_window
+    if size < k.shape[-1]:
+        # the kernels want one size of heads
+        v = pad(v, [0, k.shape[-1] - size])
     if query.device.type == "cuda":
         lengths = (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
         out = _attend_on_cuda(q, k, v, lengths, scaling, window)
@@ -184,8 +186,8 @@ def _attend_on_cuda(
     if q.dtype == torch.float32 and torch.is_autocast_enabled("cuda"):
         # PEFT keeps norms in float32, from which Qwen3 has its queries
         q, k, v = (tensor.to(torch.get_autocast_dtype("cuda")) for tensor in (q, k, v))
-    missing = -q.shape[-1] % _HEAD_SIZE_STEP
-    q, k, v = (pad(tensor, [0, missing]) for tensor in (q, k, v))
+    if missing := -q.shape[-1] % _HEAD_SIZE_STEP:
+        q, k, v = (pad(tensor, [0, missing]) for tensor in (q, k, v))
     seen = (-1 if window is None else window - 1, 0)
     # torch 2.11 computes fewer heads of keys than of queries without being told, and has no such argument
     grouped: Any = {"enable_gqa": True} if q.shape[1] != k.shape[1] and torch.__version__ >= "2.12" else {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -66,21 +67,31 @@ class Collator(DataCollatorForLanguageModeling):
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch; where it has no mask, `PADDING` says how many of its positions hold no token."""
         packed = DOCUMENTS in examples[0]
-        if packed and not self.flat:
+        if self.segments and (packed or self.padding_free):
+            batch = self._line(examples)
+        elif packed and not self.flat:
             batch = self._rows(examples)
         else:
-            batch = DataCollatorForLanguageModeling(
-                pad_token_id=self.pad_token_id,
-                padding_free=packed or self.padding_free,
-                pad_to_multiple_of=self.pad_to_multiple_of,
-            )(examples)
+            batch = self._collator(padding_free=packed or self.padding_free)(examples)
         if "attention_mask" not in batch:
-            padding = batch["input_ids"].numel() - sum(len(example["input_ids"]) for example in examples)
-            if self.segments:
-                documents = [n for example in examples for n in example.get(DOCUMENTS, [len(example["input_ids"])])]
-                batch |= segments([*documents, padding] if padding else documents)
-            batch[PADDING] = padding
+            batch[PADDING] = batch["input_ids"].numel() - sum(len(example["input_ids"]) for example in examples)
         return batch
+
+    def _collator(self, *, padding_free: bool) -> DataCollatorForLanguageModeling:
+        return DataCollatorForLanguageModeling(
+            pad_token_id=self.pad_token_id, padding_free=padding_free, pad_to_multiple_of=self.pad_to_multiple_of
+        )
+
+    def _line(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """All documents end to end, by their length: those of one length are computed together.
+
+        Padding at the end is a segment of its own, with nothing to learn.
+        """
+        documents = sorted(_documents(examples), key=lambda document: len(document["input_ids"]))
+        batch: dict[str, Any] = self._collator(padding_free=True)(documents)
+        lengths = [len(document["input_ids"]) for document in documents]
+        padding = batch["input_ids"].numel() - sum(lengths)
+        return {**batch, **segments([*lengths, padding] if padding else lengths)}
 
     def _rows(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """One row each, filled up at the end; there every position is a document of its own, with nothing to learn."""
@@ -101,6 +112,14 @@ class Collator(DataCollatorForLanguageModeling):
         # the first token of a document is not predicted from the last of the one before
         batch["labels"][batch["position_ids"] == 0] = -100
         return batch
+
+
+def _documents(examples: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The documents of packed rows, and rows that are not packed."""
+    for example in examples:
+        ends = np.cumsum([0, *example.get(DOCUMENTS, [len(example["input_ids"])])]).tolist()
+        for begin, end in pairwise(ends):
+            yield {key: example[key][begin:end] for key in ("input_ids", "labels")}
 
 
 def segments(lengths: Sequence[int]) -> dict[str, Any]:

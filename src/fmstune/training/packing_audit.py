@@ -85,6 +85,8 @@ def audit_packing(
     model: torch.nn.Module, found: Sequence[torch.Tensor], collate: Collate, *, packs: bool, tolerance: float
 ) -> Audit:
     """Compare packed documents with the same alone, without dropout; `packs` where `collate` takes packed rows."""
+    # in the order in which a collator may lay them on one line
+    found = sorted(found, key=len)
     rows = [list(found[:2]), list(found[2:])] if packs else [[ids] for ids in found]
     collated = collate([_example(row, packs=packs) for row in rows])
     packed = {key: value for key, value in collated.items() if key not in ("labels", PADDING)}
