@@ -234,6 +234,44 @@ SOURCES = [
         ),
         TWO,
     ),
+    Case(
+        "check data=text data.train=a.jsonl data.prefix_sharing=true data.streaming=true training.max_steps=2 "
+        "peft=prompt_tuning model.attention=sdpa training.packing=true training.label_smoothing_factor=0.1 "
+        "training.pad_to_multiple_of=8",
+        (
+            "data.prefix_sharing=true: each row begins with the virtual tokens of PromptTuning, and PEFT drops the …",
+            "model.attention=sdpa cannot attend to a beginning that stands elsewhere, …; leave it at auto",
+            "data.streaming=true reads rows one after the other, …; set one of them to false",
+            "training.label_smoothing_factor does not go with data.prefix_sharing: TRL smooths labels by position, …",
+            "training.pad_to_multiple_of does not go with data.prefix_sharing: …; leave it out",
+            "training.packing does not go with data.prefix_sharing: it shares within a batch, …; leave it out",
+            "training.packing lets documents with virtual tokens (PromptTuning) see each other; …",
+        ),
+        TWO,
+    ),
+    Case(
+        "check data=text data.train=a.jsonl data.prefix_sharing=true model=causal_lm model.path=o/m peft=full "
+        "'model.architecture={model_type: recurrent_gemma, hidden_size: 32, num_attention_heads: 4}'",
+        ("data.prefix_sharing=true: RecurrentGemmaForCausalLM reads a row token by token into a state, …",),
+        TWO,
+    ),
+    Case(
+        "check data=text data.train=a.jsonl data.prefix_sharing=true training.train_sampling_strategy=group_by_length",
+        ("training.train_sampling_strategy=group_by_length chooses the rows of a batch by their lengths, …",),
+        TWO,
+    ),
+    Case(
+        "check data=text data.train=a.jsonl data.prefix_sharing=true model=causal_lm model.path=o/m peft=full "
+        "'model.architecture={model_type: mixtral, hidden_size: 32, num_hidden_layers: 2, vocab_size: 320}'",
+        ("training.router_aux_loss_coef must be 0 with data.prefix_sharing: …",),
+        TWO,
+    ),
+    Case(
+        "check data=text data.train=a.jsonl data.prefix_sharing=true model=causal_lm model.path=o/m peft=full "
+        "'model.architecture={model_type: gemma2, hidden_size: 32, num_hidden_layers: 2}'",
+        ("data.prefix_sharing=true needs model.attention=varlen, and Gemma2ForCausalLM has …, …; set it to false",),
+        TWO,
+    ),
 ]
 
 

@@ -63,6 +63,13 @@ def test_rows_that_are_packed_and_grouped_by_length_are_noted() -> None:
     assert not any("group_by_length" in note for note in job_notes(job(**grouped)))
 
 
+def test_dropout_under_shared_beginnings_is_noted() -> None:
+    peft = {"_target_": "peft.LoraConfig", "lora_dropout": 0.05}
+    (note,) = [note for note in job_notes(job(peft=peft, data__prefix_sharing=True)) if "dropout" in note]
+    assert note.startswith("peft.lora_dropout=0.05: a shared beginning draws its dropout once")
+    assert not any("dropout" in note for note in job_notes(job(peft=peft)))
+
+
 def test_a_rate_for_full_tuning_is_noted_with_an_adapter() -> None:
     assert any("adapters usually want 1e-4 or more" in note for note in job_notes(job(training__learning_rate=1e-5)))
     assert not any("adapters usually" in note for note in job_notes(job()))

@@ -18,7 +18,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from fmstune.errors import UserError
 from fmstune.training import collate
-from fmstune.training.collate import Collator, LengthGrouped
+from fmstune.training.collate import Collator, LengthGrouped, PrefixGrouped, SharingCollator
 from tests import small
 from tests.training.test_trainer import IDS, ROWS, trainer
 
@@ -281,3 +281,31 @@ def test_the_order_is_that_of_seed_and_epoch_whatever_was_drawn_before() -> None
     other.set_epoch(1)
     assert list(other) == second
     assert list(LengthGrouped(lengths, 4, seed=2)) != first
+
+
+# what shares its beginning
+
+
+def test_rows_that_share_are_one_line_with_the_labels_of_all_rows() -> None:
+    batch = SharingCollator()(
+        [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [5, 6], "labels": [5, 6]}]
+    )
+    assert batch["input_ids"].tolist() == [[5, 6, 7]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2]]
+    # after one that none predicts, which Trainer leaves out of its count
+    assert batch["labels"].tolist() == [[-100, 6, 7, 6]]
+    assert batch["targets"].tolist() == [0, 1, 0]
+    assert batch["padding"] == -2
+    assert (batch["max_length_q"], batch["max_length_k"]) == (2, 3)
+
+
+def test_the_sampler_of_shared_beginnings_has_an_order_for_each_epoch_and_the_same_one_again() -> None:
+    given_rows = Dataset.from_list(rows([20] * 40))
+    one, other = (PrefixGrouped(given_rows, 4, seed=1) for _ in range(2))
+    first = list(one)
+    assert sorted(first) == list(range(40)) and len(one) == 40
+    one.set_epoch(1)
+    assert list(one) != first
+    other.set_epoch(1)
+    assert list(one) == list(other)
+    assert list(PrefixGrouped(given_rows, 4, seed=2)) != first

@@ -10,9 +10,10 @@ from datasets import Dataset
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 
 from fmstune.errors import UserError
+from fmstune.models import varlen
 from fmstune.training import collate, packing_audit
-from fmstune.training.collate import Collator
-from fmstune.training.packing_audit import COUNT, TOKENS, Audit
+from fmstune.training.collate import Collator, SharingCollator
+from fmstune.training.packing_audit import COUNT, TOKENS, Audit, SharingAudit
 from fmstune.training.transformers_internals import reads_document_ends
 from tests import small
 from tests.conftest import Result
@@ -82,7 +83,7 @@ def test_architectures_that_tell_documents_apart_by_their_positions_pass(name: s
     assert found.apart
     assert found.conclusive
     assert found.difference < 1e-5
-    assert list(found.packing_problems()) == []
+    assert list(found.apart_problems()) == []
 
 
 @pytest.mark.parametrize("packs", [False, True], ids=["padding_free", "packed"])
@@ -100,7 +101,7 @@ def test_architectures_that_do_not_are_found_out(name: str) -> None:
     made = model(name, MIXED[name])
     found = audited(made, flat=reads_document_ends(made))
     assert not found.apart
-    (problem,) = map(str, found.packing_problems())
+    (problem,) = map(str, found.apart_problems())
     assert problem.startswith("training.packing: packed documents see each other in this model: their log-prob")
     assert problem.endswith(
         "set training.packing, training.eval_packing and training.padding_free to false "
@@ -168,6 +169,40 @@ def test_the_documents_of_a_batch_are_as_many_in_every_process_and_cut() -> None
 def test_a_batch_without_a_document_of_two_tokens_cannot_be_audited() -> None:
     with pytest.raises(UserError, match="no document of two tokens; set training.packing=false"):
         packing_audit.documents(Collator(PAD)([{"input_ids": [5], "labels": [5]}]))
+
+
+def shared(name: str, architecture: dict[str, Any]) -> SharingAudit:
+    made = model(name, architecture)
+    made.set_attn_implementation(varlen.VARLEN)
+    return packing_audit.audit_sharing(made, documents(), tolerance=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt_bigcode", "qwen3", "olmo2"])
+def test_rows_that_share_their_beginnings_are_those_alone(name: str) -> None:
+    found = shared(name, KEPT_APART[name])
+    assert found.difference < 1e-5
+    assert found.conclusive
+    assert found.line().startswith("prefix sharing: 4 rows that share and alone differ by ")
+
+
+@pytest.mark.parametrize("name", ["mpt", "falcon", "mamba"])
+def test_an_architecture_that_makes_other_rows_of_them_is_found_out(name: str) -> None:
+    (problem,) = map(str, shared(name, MIXED[name]).apart_problems())
+    assert problem.startswith("data.prefix_sharing: rows that share their beginnings are others in this model: their ")
+    assert problem.endswith("; set it to false")
+
+
+def test_an_attention_that_refuses_segments_is_said() -> None:
+    with pytest.raises(
+        UserError, match=r"data.prefix_sharing: the model refuses rows .* \(varlen does not compute att"
+    ):
+        shared("gpt_oss", MIXED["gpt_oss"])
+
+
+def test_the_rows_of_a_line_are_the_documents_that_are_compared() -> None:
+    given = [{"input_ids": ids, "labels": ids} for ids in ([5, 6, 7], [5, 6, 8, 9])]
+    found = packing_audit.documents(SharingCollator()(given))
+    assert [ids.tolist() for ids in found] == [[5, 6, 7], [5, 6, 8, 9], [5, 6, 7], [5, 6, 8, 9]]
 
 
 ONE_STEP = (

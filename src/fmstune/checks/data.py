@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 from fmstune import files
 from fmstune.checks.limits import ABOVE_0_AND_FINITE, AT_LEAST_1, limit_problems
-from fmstune.config.choices import Overlap
-from fmstune.config.job import Data, Job, sources
+from fmstune.checks.peft import learns_a_prompt
+from fmstune.config.choices import Attention, Backend, Overlap
+from fmstune.config.job import SFT, Data, Job, sources
 from fmstune.data.locate import local_files
 from fmstune.errors import Problem, UserError
 
@@ -24,6 +25,8 @@ def data_problems(job: Job) -> Iterator[Problem]:
         yield from files.absent("data.format.template_file", str(data.format.get("template_file")))
     if data.streaming:
         yield from _streaming_problems(job)
+    if data.prefix_sharing:
+        yield from _sharing_problems(job)
 
 
 def _source_problems(data: Data, part: str) -> Iterator[Problem]:
@@ -66,3 +69,42 @@ def _streaming_problems(job: Job) -> Iterator[Problem]:
         yield Problem("training.train_sampling_strategy", f"{text} {hint}")
     if job.data.overlap is Overlap.drop:
         yield Problem("data.overlap", "=drop needs all rows before training; set keep, or data.streaming=false")
+
+
+_OWN_LOSS = {
+    "label_smoothing_factor": "TRL smooths labels by position, and a shared position stands for several rows",
+    "neftune_noise_alpha": "its noise depends on the length of a row, and the rows are one line",
+    "pad_to_multiple_of": "the rows are one line, which is not padded",
+    "packing": "it shares within a batch, which holds as many rows as per_device_train_batch_size says",
+    "eval_packing": "it shares within a batch, which holds as many rows as per_device_eval_batch_size says",
+    "padding_free": "it lays the rows on one line already",
+}
+"""Fields of `training` that do not go with shared beginnings, and why."""
+
+
+def _sharing_problems(job: Job) -> Iterator[Problem]:
+    """Yield a problem for each setting under which rows that share would not be trained as they are alone."""
+    training, field, attention = job.training, "data.prefix_sharing", job.model.attention
+    if job.objective._target_ != SFT:
+        yield Problem(field, "=true is for objective=sft, whose loss it computes; set it to false")
+    if learns_a_prompt(job.peft):
+        method = job.peft["_target_"].removeprefix("peft.").removesuffix("Config")
+        text = f"=true: each row begins with the virtual tokens of {method}, and PEFT drops the positions"
+        yield Problem(field, f"{text}; set it to false, or choose peft=lora")
+    if job.model.backend is Backend.fms:
+        yield Problem(
+            field, "=true needs model.backend=transformers: ibm-fms has no attention along a path of segments"
+        )
+    if attention in (Attention.sdpa, Attention.eager, Attention.flash_attention_2):
+        text = f"={attention.value} cannot attend to a beginning that stands elsewhere, which data.prefix_sharing needs"
+        yield Problem("model.attention", f"{text}; leave it at auto")
+    if job.data.streaming:
+        text = "=true reads rows one after the other, and data.prefix_sharing brings together those that begin alike"
+        yield Problem("data.streaming", f"{text}; set one of them to false")
+    elif (order := training.get("train_sampling_strategy")) in ("group_by_length", "batch_rebalance"):
+        text = f"={order} chooses the rows of a batch by their lengths, and data.prefix_sharing by their beginnings"
+        yield Problem("training.train_sampling_strategy", f"{text}; leave it out")
+    for name, why in _OWN_LOSS.items():
+        # transformers' own word for its default
+        if training.get(name) not in (None, False, 0, "auto"):
+            yield Problem(f"training.{name}", f"does not go with data.prefix_sharing: {why}; leave it out")

@@ -81,6 +81,8 @@ def job_notes(job: Job) -> Iterator[str]:
         yield f"training.max_steps={steps} ends within the warm-up, whose first step has a learning rate of 0"
     if job.training.get("packing") and job.training.get("train_sampling_strategy") == "group_by_length":
         yield "training.train_sampling_strategy=group_by_length has no effect: packed rows are all about as long"
+    if job.data.prefix_sharing and (share := job.peft.get("lora_dropout")):
+        yield f"peft.lora_dropout={share:g}: a shared beginning draws its dropout once for all rows that share it"
     if tunes_an_adapter(job) and isinstance(rate, float) and rate < 5e-5:
         hint = "adapters usually want 1e-4 or more (leave it out for the method's usual rate)"
         yield f"training.learning_rate={rate:g} suits full tuning; {hint}"

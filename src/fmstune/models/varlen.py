@@ -256,19 +256,24 @@ def _ends_in_padding(attention_mask: torch.Tensor) -> bool:
 
 
 def varlen_problems(model: PreTrainedModel) -> Iterator[Problem]:
-    """Yield a problem where `varlen` would not be the attention of this model, which is on the meta device.
+    """Yield a problem where `varlen` would not be the attention of this model, which is on the meta device."""
+    for why in varlen_refusals(model):
+        yield Problem("model.attention", f"=varlen: {why}; choose auto")
+
+
+def varlen_refusals(model: PreTrainedModel) -> Iterator[str]:
+    """Say why `varlen` would not be the attention of this model, which is on the meta device.
 
     Found from what its layers ask of their attention in a pass of two tokens without numbers.
     """
     calls, text = _attention_calls(model), model.config.get_text_config()
-    model_class, instead = type(model).__name__, "choose auto"
+    model_class = type(model).__name__
     if not calls:
         own = "computes attention by code of its own, and transformers' AttentionInterface does not reach it"
-        yield Problem("model.attention", f"=varlen: {model_class} {own}; {instead}")
+        yield f"{model_class} {own}"
         return
     if not all("cu_seq_lens_q" in call for call in calls):
-        text = f"=varlen: {model_class} does not tell its attention where segments begin and end; {instead}"
-        yield Problem("model.attention", text)
+        yield f"{model_class} does not tell its attention where segments begin and end"
     asked = set().union(*(left_out(**call) for call in calls))
     asked |= {f"attention by {name}" for call in calls for name in call.keys() & _CHOSEN_KEYS}
     if "chunked_attention" in (getattr(text, "layer_types", None) or ()):
@@ -276,8 +281,7 @@ def varlen_problems(model: PreTrainedModel) -> Iterator[Problem]:
     if getattr(text, "sliding_window", None) and not any("sliding_window" in call for call in calls):
         asked.add("sliding windows that its layers do not pass on")
     if asked:
-        text = f"=varlen: {model_class} has {' and '.join(sorted(asked))}, which varlen does not compute; {instead}"
-        yield Problem("model.attention", text)
+        yield f"{model_class} has {' and '.join(sorted(asked))}, which varlen does not compute"
 
 
 _CHOSEN_KEYS = {"indices", "block_indices"}

@@ -1,4 +1,4 @@
-"""Rows of different lengths → batches with little padding: packed rows, and batches of rows of similar length."""
+"""Rows → batches with little padding: packed rows, rows of similar length, rows that share their beginnings."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +9,12 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
+from torch.utils.data import Sampler
 from trl import pack_dataset
 
+from fmstune.data.prefix_sharing.grouping import find_groups, grouped_order, token_column
+from fmstune.data.prefix_sharing.layout import lay_out, line_arguments
+from fmstune.data.tokens import IGNORED
 from fmstune.errors import UserError
 from fmstune.models.trl_internals import DataCollatorForLanguageModeling
 from fmstune.training.transformers_internals import LengthGroupedSampler
@@ -19,6 +23,8 @@ PADDING = "padding"
 """Key of a batch without a mask: how many of its positions hold no token. It is for counting, not for the model."""
 DOCUMENTS = "seq_lengths"
 """Column of packed rows, TRL's name: the lengths of the documents in a row."""
+TARGETS = "targets"
+"""Key of a batch whose rows share beginnings: the positions that predict its labels, for the loss alone."""
 TOKENS_AT_A_TIME = 2**24
 """Tokens that are packed, and lie in memory, at a time, eight bytes each."""
 
@@ -127,6 +133,46 @@ def segments(lengths: Sequence[int]) -> dict[str, Any]:
     ends = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     longest = max(lengths)
     return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+
+
+class SharingCollator:
+    """Rows as one line on which a beginning that several rows share stands once (see `prefix_sharing.layout`).
+
+    `labels` are those of the rows end to end, after one that none predicts, so that Trainer counts what the rows
+    train; `TARGETS` are the positions of the line that predict them. `PADDING` is below zero: positions were saved.
+    """
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the batch; the arguments of the model are those of the attention `varlen`."""
+        layout = lay_out(examples)
+        line = line_arguments(layout, examples)
+        arrays = {name: torch.from_numpy(value) for name, value in line.items() if isinstance(value, np.ndarray)}
+        shift_labels, targets = arrays.pop("shift_labels"), arrays.pop("targets")
+        for name in ("input_ids", "position_ids"):
+            arrays[name] = arrays[name][None]
+        labels = torch.cat([torch.tensor([IGNORED]), shift_labels[targets]])[None]
+        counts = {name: value for name, value in line.items() if isinstance(value, int)}
+        saved = layout.positions - layout.tokens
+        return {**arrays, **counts, "labels": labels, TARGETS: targets, PADDING: saved}
+
+
+class PrefixGrouped(Sampler[int]):
+    """Rows that begin alike in the same batches, in an order that seed and epoch decide."""
+
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int) -> None:
+        self._groups, self._rows = find_groups(*token_column(dataset)), len(dataset)
+        self._batch_size, self._seed, self._epoch = batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that comes next; accelerate and Trainer call this."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        seed = (self._seed, self._epoch)
+        return iter(grouped_order(self._groups, self._rows, self._batch_size, seed).tolist())
 
 
 class LengthGrouped(LengthGroupedSampler):

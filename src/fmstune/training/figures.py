@@ -16,6 +16,8 @@ def training_figures(
 ) -> dict[str, Any]:
     """Return the results of the training."""
     seconds, legs = trainer.clock.seconds, trainer.legs()
+    # rows that share their beginnings have more tokens than positions, and none is padding
+    padded = max(trainer.positions - trainer.tokens, 0)
     return {
         "train_loss": metrics["train_loss"],
         "steps": trainer.state.global_step,
@@ -24,9 +26,9 @@ def training_figures(
         "epochs": trainer.state.epoch,
         "tokens_per_second": round(trainer.tokens / seconds, 1) if seconds else None,
         "tokens_trained_on": trainer.tokens,
-        "tokens_padded": trainer.positions - trainer.tokens,
+        "tokens_padded": padded,
         "positions": trainer.positions,
-        "padding_share": round(1 - trainer.tokens / trainer.positions, 6) if trainer.positions else None,
+        "padding_share": round(padded / trainer.positions, 6) if trainer.positions else None,
         **trainer.own_figures(),
         "total_parameters": shapes.parameters(trainer.model),
         "base_parameters": checked.dimensions.base_parameters,

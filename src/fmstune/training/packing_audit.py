@@ -1,14 +1,15 @@
-"""Whether packed documents see each other: the model's own log-probabilities, packed and alone."""
+"""Whether rows that are packed, or share a beginning, see others: the model's own log-probabilities, with and alone."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from fmstune.data.prefix_sharing.layout import lay_out
 from fmstune.errors import Problem, UserError
-from fmstune.training.collate import DOCUMENTS, PADDING
+from fmstune.training.collate import DOCUMENTS, PADDING, TARGETS, SharingCollator
 
 COUNT = 4
 """Documents that are compared, in two rows."""
@@ -21,6 +22,18 @@ _INSTEAD = (
     "set training.packing, training.eval_packing and training.padding_free to false "
     "(training.train_sampling_strategy=group_by_length keeps padding low)"
 )
+
+
+class Refusal(NamedTuple):
+    """How a message says that the model does not take the rows."""
+
+    field: str
+    rows: str
+    change: str
+
+
+PACKS = Refusal("training.packing", "packed rows", _INSTEAD)
+SHARES = Refusal("data.prefix_sharing", "rows that share their beginnings", "set it to false")
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
@@ -54,12 +67,31 @@ class Audit:
             f"(limit {self.tolerance:g}; {self.mixed_difference:.1e} if they saw each other{doubt})"
         )
 
-    def packing_problems(self) -> Iterator[Problem]:
+    def apart_problems(self) -> Iterator[Problem]:
         """Yield a problem where the documents see each other."""
         if not self.apart:
             by = f"{self.difference:.2g} nats a token when the documents stand alone (limit {self.tolerance:g})"
             text = f"packed documents see each other in this model: their log-probabilities differ by {by}"
             yield Problem("training.packing", f": {text}; {_INSTEAD}")
+
+
+class SharingAudit(Audit):
+    """How far sharing their beginnings moves the log-probabilities of rows."""
+
+    def line(self) -> str:
+        """For the terminal."""
+        doubt = "" if self.conclusive else ", which is too little to tell"
+        return (
+            f"prefix sharing: {self.documents} rows that share and alone differ by {self.difference:.1e} nats a token "
+            f"(limit {self.tolerance:g}; {self.mixed_difference:.1e} if they saw each other{doubt})"
+        )
+
+    def apart_problems(self) -> Iterator[Problem]:
+        """Yield a problem where a row is another one when it shares its beginning."""
+        if not self.apart:
+            by = f"{self.difference:.2g} nats a token when they stand alone (limit {self.tolerance:g})"
+            text = f"rows that share their beginnings are others in this model: their log-probabilities differ by {by}"
+            yield Problem("data.prefix_sharing", f": {text}; set it to false")
 
 
 def documents(batch: Mapping[str, Any]) -> list[torch.Tensor]:
@@ -73,6 +105,11 @@ def documents(batch: Mapping[str, Any]) -> list[torch.Tensor]:
 
 
 def _all_documents(batch: Mapping[str, Any]) -> Iterator[torch.Tensor]:
+    if "key_index" in batch:
+        # a segment sees its row up to its end
+        ends = batch["cu_seq_lens_k"].tolist()
+        yield from (batch["input_ids"][0][batch["key_index"][start:end]] for start, end in pairwise(ends))
+        return
     if "attention_mask" in batch:
         yield from (ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True))
         return
@@ -109,19 +146,43 @@ def audit_packing(
     return Audit(len(found), differences[0], differences[1], tolerance)
 
 
+def audit_sharing(model: torch.nn.Module, found: Sequence[torch.Tensor], *, tolerance: float) -> SharingAudit:
+    """Compare rows that share beginnings with the same alone, without dropout; the tree is made of `found`."""
+    first, second, third, last = found
+    parted = torch.cat([first[: len(first) // 2], second])
+    rows = [first, parted, torch.cat([parted[:-1], third]), last]
+    examples = [_example([row], packs=False) for row in rows]
+    places = [torch.from_numpy(of_row) for of_row in lay_out(examples).places]
+    line = {key: value for key, value in SharingCollator()(examples).items() if key not in ("labels", TARGETS, PADDING)}
+    device, was_training = first.device, model.training
+    model.eval()
+    with torch.no_grad():
+        alone = [_scores(_logits(model, {"input_ids": row[None]}, device, SHARES)[0], row) for row in rows]
+        differences = []
+        for batch in (line, {"input_ids": line["input_ids"]}):
+            logits = _logits(model, batch, device, SHARES)[0]
+            scores = [_scores(logits[place.to(device)], row) for place, row in zip(places, rows, strict=True)]
+            moved = [(one - other).abs().mean().item() for one, other in zip(scores, alone, strict=True)]
+            differences.append(max(moved))
+    model.train(was_training)
+    return SharingAudit(len(rows), differences[0], differences[1], tolerance)
+
+
 def _example(row: Sequence[torch.Tensor], *, packs: bool) -> dict[str, Any]:
     ids = torch.cat(list(row)).tolist()
     example = {"input_ids": ids, "labels": ids}
     return {**example, DOCUMENTS: [len(document) for document in row]} if packs else example
 
 
-def _logits(model: torch.nn.Module, batch: Mapping[str, Any], device: torch.device) -> torch.Tensor:
+def _logits(
+    model: torch.nn.Module, batch: Mapping[str, Any], device: torch.device, refusal: Refusal = PACKS
+) -> torch.Tensor:
     moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
     try:
         logits: torch.Tensor = model(**moved, use_cache=False).logits
     except (TypeError, ValueError) as err:
         # such as transformers' layers with a state, which ask for a kernel that knows where documents end
-        raise UserError("training.packing", f": the model refuses packed rows ({err}); {_INSTEAD}") from err
+        raise UserError(refusal.field, f": the model refuses {refusal.rows} ({err}); {refusal.change}") from err
     # a prompt that is learnt comes before the row
     return logits[:, -batch["input_ids"].shape[1] :]
 

@@ -18,6 +18,7 @@ from fmstune.checks.plan_inputs import Rows
 from fmstune.checks.precision import precision_notes
 from fmstune.config.job import Job, text_columns
 from fmstune.data.dataset import Prepared, prepare_data
+from fmstune.data.prefix_sharing.savings import estimate_savings
 from fmstune.data.preparation import mark_prepared
 from fmstune.data.scan import scan_data
 from fmstune.data.show import render_rows, write_rows_json, write_rows_page
@@ -79,7 +80,16 @@ def _print_plan(job: Job, made: Plan, checked: Checked, prepared: Prepared | Non
         print(f"note: the plan does not fit: {show_bytes(made.total)} of {show_bytes(available)}; what would help:")
         print("\n".join(f"  {change}" for change in memory_advice(made, available)))
     if prepared is not None:
-        print("\n".join(["", *prepared.lines(), *(f"note: {note}" for note in prepared.notes())]))
+        lines = [*prepared.lines(), *_sharing_lines(job, prepared), *(f"note: {note}" for note in prepared.notes())]
+        print("\n".join(["", *lines]))
+
+
+def _sharing_lines(job: Job, prepared: Prepared) -> list[str]:
+    """What sharing the beginnings of rows saves, where the job asks for it."""
+    if not job.data.prefix_sharing:
+        return []
+    batch = job.training.get("per_device_train_batch_size", 8)
+    return [f"shared  {estimate_savings(prepared.train, batch, job.training.get('data_seed', job.seed)).line()}"]
 
 
 def show_rows(job: Job, rows: int, json: Path | None, html: Path | None) -> int:
@@ -95,6 +105,8 @@ def show_rows(job: Job, rows: int, json: Path | None, html: Path | None) -> int:
     raise_if_any(problems)
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print(render_rows(prepared, tokenizer.tokenizer, rows=rows, color=color))
+    if shared := _sharing_lines(job, prepared):
+        print("", *shared, sep="\n")
     if json or html:
         print("", *(f"wrote {path}" for path in (json, html) if path), sep="\n")
     return 0

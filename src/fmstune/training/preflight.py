@@ -22,12 +22,13 @@ from fmstune.data import formats
 from fmstune.data.chat_template import answer_ends
 from fmstune.data.dataset import load_recipes
 from fmstune.errors import Problem, UserError, collect_problems, did_you_mean, raise_if_any
-from fmstune.models import adapters, architecture, liger, load, saved_weights, shapes
+from fmstune.models import adapters, architecture, liger, load, saved_weights, shapes, varlen
 from fmstune.models.experts import count_experts
 from fmstune.models.load import Tokenizer
 from fmstune.models.sharding import block_problems
 from fmstune.models.torch_internals import list_mode_options
 from fmstune.training.named_classes import named_class_problems
+from fmstune.training.transformers_internals import holds_state
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,13 @@ def check_job(job: Job, *, device_here: bool = True) -> Checked:
     # ibm-fms has no other
     asked = Attention.sdpa if job.model.backend is Backend.fms else job.model.attention
     with collect_problems(problems):
+        if job.data.prefix_sharing:
+            asked = Attention.varlen
         end_to_end = bool(job.training.get("packing") or job.training.get("padding_free"))
         attention = load.find_attention(asked, device, resolved, end_to_end=end_to_end)
-        if not problems:
+        if not problems and job.data.prefix_sharing:
+            raise_if_any(_sharing_problems(job, empty))
+        elif not problems:
             attention = load.usable_attention(empty, attention, asked=asked is not Attention.auto)
     raise_if_any(problems)
     return Checked(*shape, device, resolved, attention, tuple(notes))
@@ -121,6 +126,22 @@ def _router_problems(job: Job, configuration: PreTrainedConfig) -> Iterator[Prob
     if weight and not count_experts(configuration):
         text = f"={weight}: this {configuration.model_type} has no experts to keep evenly used; leave it out"
         yield Problem("training.router_aux_loss_coef", text)
+
+
+def _sharing_problems(job: Job, model: PreTrainedModel) -> Iterator[Problem]:
+    """What keeps rows of this model from sharing their beginnings, or makes their loss another one."""
+    field, kind = "data.prefix_sharing", type(model).__name__
+    if holds_state(model):
+        text = f"=true: {kind} reads a row token by token into a state, which two branches cannot share"
+        yield Problem(field, f"{text}; set it to false")
+        return
+    for why in varlen.varlen_refusals(model):
+        yield Problem(field, f"=true needs model.attention=varlen, and {why}; set it to false")
+    if count_experts(model.config) and job.training.get("router_aux_loss_coef") != 0:
+        text = (
+            "must be 0 with data.prefix_sharing: the router's own loss would count a shared token once, not in each row"
+        )
+        yield Problem("training.router_aux_loss_coef", f"{text}; set it to 0, or data.prefix_sharing=false")
 
 
 def _device_problems(job: Job, device: str, *, here: bool) -> Iterator[Problem]:

@@ -30,10 +30,15 @@ with explain_missing_names("transformers"):
 def reads_document_ends(model: PreTrainedModel | PeftModel) -> bool:
     """Whether the model's kernels learn where documents end: FlashAttention's, and those of models with a state."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    return bool(base.config._attn_implementation.startswith("flash") or takes_segments(model) or base._is_stateful)
+    return bool(base.config._attn_implementation.startswith("flash") or takes_segments(model) or holds_state(base))
 
 
 def takes_segments(model: PreTrainedModel | PeftModel) -> bool:
     """Whether the model's attention is `varlen`, which is told where segments begin and end."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     return bool(base.config._attn_implementation == VARLEN)
+
+
+def holds_state(model: PreTrainedModel) -> bool:
+    """Whether the model reads a row token by token into a state, as Mamba does."""
+    return bool(model._is_stateful)

@@ -88,3 +88,11 @@ def test_the_command_that_repeats_a_run_is_one_to_copy(tmp_path: Path) -> None:
     (folder / "model").mkdir(parents=True)
     line = terminal_summary.render_summary(SUMMARY, folder, TABLE, ["--trust=reviews"]).splitlines()[-1]
     assert shlex.split(line) == ["again", "fmstune", "train", "--from", f"{folder}/job.yaml", "--trust=reviews"]
+
+
+def test_what_sharing_beginnings_saved_is_said_in_place_of_padding(tmp_path: Path) -> None:
+    summary = {**SUMMARY, "positions": 300, "prefix_sharing": {"share_saved": 0.6667}}
+    text = terminal_summary.render_summary(summary, tmp_path, TABLE)
+    saved = "900 tokens in 300 positions (66.7% saved, as beginnings that rows of a batch share are computed once)"
+    assert saved in text
+    assert "padding" not in text

@@ -71,7 +71,12 @@ def _cost(summary: Mapping[str, Any]) -> Iterator[str]:
     if summary.get("stopped"):
         yield f"stopped after step {number('steps')}: {summary['stopped']}"
     tokens, positions = figure(summary, "tokens_trained_on"), figure(summary, "positions")
-    if tokens is not None and positions:
+    if tokens is not None and positions and (shared := summary.get("prefix_sharing")):
+        saved = (
+            f"{_number(shared, 'share_saved', '.1%')} saved, as beginnings that rows of a batch share are computed once"
+        )
+        yield f"{tokens:,} tokens in {positions:,} positions ({saved})"
+    elif tokens is not None and positions:
         yield f"{tokens:,} tokens in {positions:,} positions ({tokens / positions:.1%}; the rest is padding)"
     if summary.get("plan"):
         rows = []

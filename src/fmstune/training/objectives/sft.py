@@ -21,6 +21,7 @@ from fmstune.models.trl_internals import global_then_local_main_first, name_expe
 from fmstune.runs import run_folder
 from fmstune.training import collate, packing_audit
 from fmstune.training.objectives.base import BaseObjective
+from fmstune.training.objectives.shared_targets import score_each_row
 from fmstune.training.packing_audit import Audit
 from fmstune.training.trainer import RunMixin, without_count
 from fmstune.training.transformers_internals import reads_document_ends, takes_segments
@@ -29,6 +30,7 @@ from fmstune.training.transformers_internals import reads_document_ends, takes_s
 class SftTrainer(RunMixin, SFTTrainer):
     """SFTTrainer on rows that are masked already, with a fast loss on the CPU and an audit of packing."""
 
+    data_collator: Any
     aux_loss_enabled: bool
     """Whether TRL adds the loss that keeps the experts of a mixture evenly used."""
 
@@ -54,7 +56,18 @@ class SftTrainer(RunMixin, SFTTrainer):
         """Measures of generated answers, logged with the loss at each evaluation; None where none is asked for."""
         self.audit: Audit | None = None
         """How packed documents compare with the same alone; None where nothing is packed, or before the first step."""
+        self._shares = False
         self._scored = torch.zeros(2, dtype=torch.float64)
+
+    def share_prefixes(self) -> None:
+        """Let the rows of a batch share their beginnings, and an epoch bring together those that do."""
+        self._shares, self.data_collator = True, collate.SharingCollator()
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss; of rows that share their beginnings, that of the rows alone."""
+        if collate.TARGETS in inputs:
+            model, inputs = score_each_row(model, inputs)
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: SFTConfig, packs: bool, *rest: Any, **kwargs: Any
@@ -71,30 +84,33 @@ class SftTrainer(RunMixin, SFTTrainer):
             return rows.shuffle(seed=args.seed) if args.shuffle_dataset else rows
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Rows of similar length together, where `group_by_length` is set, in an order that the seed decides."""
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(rows, Dataset):
+        """Rows that begin alike together, or of similar length, in an order that the seed decides."""
+        rows, how = self.train_dataset if train_dataset is None else train_dataset, self.args.train_sampling_strategy
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        if self._shares and how == "random":
+            return collate.PrefixGrouped(rows, self.args.train_batch_size, seed)
+        if how != "group_by_length" or not isinstance(rows, Dataset):
             return super()._get_train_sampler(train_dataset)
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return collate.LengthGrouped(collate.lengths(rows).tolist(), batch, seed)
 
     def look_at_batch(self, model: torch.nn.Module, batch: dict[str, Any]) -> None:
-        """Audit the first batch where rows pack; raises UserError when packed documents see each other."""
-        if self.audit is not None or not self._packs():
+        """Audit the first batch where rows pack or share; raises UserError when one sees what it does not see alone."""
+        if self.audit is not None or not (self._packs() or self._shares):
             return
         # TF32 has the mantissa of float16
         short = torch.float16 if self.args.fp16 or (self.args.tf32 and self.model.dtype == torch.float32) else None
         computed_in = torch.bfloat16 if self.args.bf16 else short or self.model.dtype
+        tolerance, found = packing_audit.TOLERANCE[computed_in], packing_audit.documents(self._prepare_inputs(batch))
         with self.compute_loss_context_manager():
-            self.audit = packing_audit.audit_packing(
-                model,
-                packing_audit.documents(self._prepare_inputs(batch)),
-                self.data_collator,
-                packs=bool(self.args.packing or self.args.eval_packing),
-                tolerance=packing_audit.TOLERANCE[computed_in],
-            )
-        raise_if_any(self.audit.packing_problems())
+            if self._shares:
+                self.audit = packing_audit.audit_sharing(model, found, tolerance=tolerance)
+            else:
+                packs = bool(self.args.packing or self.args.eval_packing)
+                self.audit = packing_audit.audit_packing(
+                    model, found, self.data_collator, packs=packs, tolerance=tolerance
+                )
+        raise_if_any(self.audit.apart_problems())
         if self.is_world_process_zero():
             print(self.audit.line(), file=sys.stderr, flush=True)
 
@@ -145,9 +161,14 @@ class SftTrainer(RunMixin, SFTTrainer):
         return output
 
     def own_figures(self) -> dict[str, Any]:
-        """Return how packed documents compared with the same alone, at the first batch of the whole run."""
-        former = self.former.own.get("packing") if self.former is not None else None
-        return {"packing": former or (self.audit and dataclasses.asdict(self.audit))}
+        """Return how rows that pack or share compared with the same alone, at the first batch of the whole run."""
+        name = "prefix_sharing" if self._shares else "packing"
+        former = self.former.own.get(name) if self.former is not None else None
+        audit = former or (self.audit and dataclasses.asdict(self.audit))
+        if self._shares and self.tokens:
+            saved = self.tokens - self.positions
+            audit = {**(audit or {}), "positions_saved": saved, "share_saved": round(saved / self.tokens, 6)}
+        return {"packing": None, name: audit}
 
 
 class Sft(BaseObjective):
@@ -161,7 +182,9 @@ class Sft(BaseObjective):
         return {"max_length": self.job.data.max_length if packs else None, "completion_only_loss": False}
 
     def prepare_trainer(self, trainer: SftTrainer, held_out: Mapping[str, Dataset]) -> None:
-        """Let the model answer a sample of the held-out rows at each evaluation, where `evaluation.sample` is set."""
+        """Let rows share their beginnings, and the model answer a sample of held-out rows, where the job says so."""
+        if self.job.data.prefix_sharing:
+            trainer.share_prefixes()
         if self.job.evaluation.sample and held_out:
             trainer.answer_sample = lambda: self._score_sample(trainer, held_out)
 
