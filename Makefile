@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST_ARGS ?= -n auto --dist worksteal -rs
 
-.PHONY: demo test test-fast lint site bench soak newest oldest programs clean
+.PHONY: demo test test-fast lint site bench gpu-proof gpu-wheels soak newest oldest programs clean
 
 demo: .venv/.installed
 	.venv/bin/fmstune
@@ -42,6 +42,14 @@ newest: .venv-newest/.installed
 oldest: .venv-oldest/.installed
 	.venv-oldest/bin/python tools/versions.py
 	.venv-oldest/bin/python -m pytest -m "not slow and not soak" $(PYTEST_ARGS)
+
+# what runs on a GPU, and how fast; --device cpu in GPU_ARGS tries it small. gpu-wheels: for a machine without a network,
+# where tools/gpu_proof.sh installs them
+gpu-proof: .venv-test/.installed
+	.venv-test/bin/python benchmarks/gpu_proof.py $(GPU_ARGS)
+
+gpu-wheels: .venv-test/.installed
+	.venv-test/bin/python tools/gpu_wheels.py wheels
 
 # kills runs at random moments and goes on, 20 times a combination; takes machines away
 soak: .venv-test/.installed

@@ -12,11 +12,14 @@ import functools
 import html
 import inspect
 import itertools
+import json
 import re
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -54,6 +57,7 @@ CONF = ROOT / "conf"
 TRACKERS = SOURCE / "training" / "trackers"
 DECISIONS = ROOT / "docs" / "decisions"
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+GPU = ROOT / "benchmarks" / "GPU.json"
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TYPES = {
     "str": "text",
@@ -385,6 +389,44 @@ def _with_a_bar(section: str) -> str:
     return f"### {section.partition(chr(10))[0]}\n\n{_table(('what', 'ratio', 'bar', 'figures'), rows)}"
 
 
+NOT_MEASURED = "Not measured yet: fmstune has not run on a GPU."
+PARTS = {"speed": "Tokens a second", "plan": "The plan against the memory allocated", "checks": "What runs"}
+"""The parts of the proof on a GPU (benchmarks/gpu_proof.py), and what each is called."""
+
+
+def _proof() -> dict[str, Any] | None:
+    """What `make gpu-proof` wrote; None before it ran on a GPU, as a trial on a CPU is none."""
+    found: dict[str, Any] = json.loads(GPU.read_text(encoding="utf-8")) if GPU.is_file() else {}
+    return found if found.get("device") == "cuda" else None
+
+
+def gpu() -> str:
+    """The figures of benchmarks/GPU.json, or that there are none."""
+    if (proof := _proof()) is None:
+        return NOT_MEASURED
+    parts = []
+    for part, title in PARTS.items():
+        items = [item for item in proof["items"] if item["part"] == part]
+        rows = [(item["name"], item["outcome"], _outcome(item)) for item in items]
+        parts.append(f"### {title}\n\n{_table(('what', 'outcome', 'figures'), rows)}")
+    versions = ", ".join(f"{name} {number}" for name, number in proof["versions"].items())
+    return "\n\n".join([*parts, f"- card: {proof['card']}; CUDA {proof['cuda']}\n- {versions}"])
+
+
+def gpu_in_short() -> str:
+    """One sentence: how many items of the proof passed on which card, or that none ran."""
+    if (proof := _proof()) is None:
+        return NOT_MEASURED
+    counts = Counter(item["outcome"] for item in proof["items"])
+    said = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped", "not run"))
+    return f"On one {proof['card']}: {said}, of {len(proof['items'])} items."
+
+
+def _outcome(item: dict[str, Any]) -> str:
+    figures = (f"{key.replace('_', ' ')} {value:,}" for key, value in item.get("figures", {}).items())
+    return str(item.get("why", ", ".join(figures))).replace("\n", " ")
+
+
 METHODS = {
     "every weight": ("peft=full",),
     "every weight, activation checkpointing": ("peft=full", "training.activation_checkpointing=true"),
@@ -435,6 +477,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "decisions": decisions,
     "rooms": rooms,
     "performance": performance,
+    "gpu": gpu,
+    "gpu_in_short": gpu_in_short,
     "fits": fits,
     "groups": groups,
     "choices": choices,

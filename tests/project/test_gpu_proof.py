@@ -1,0 +1,123 @@
+"""The proof on a GPU, as far as it can be tried without one."""
+
+import json
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gpu_checks
+import gpu_proof
+import gpu_speed
+from gpu_jobs import Failed, Place, Skipped, furthest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+import gpu_wheels  # noqa: E402
+import make_docs  # noqa: E402
+
+
+def place(folder: Path, seconds: float = 60) -> Place:
+    return Place("cpu", folder, time.monotonic() + seconds)
+
+
+def raises(error: Exception) -> Any:
+    def run() -> dict[str, Any]:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("run", "outcome"),
+    [
+        (lambda: {"tokens_per_second": 13_000.0}, {"outcome": "passed", "figures": {"tokens_per_second": 13_000.0}}),
+        (raises(Failed("too slow")), {"outcome": "failed", "why": "too slow"}),
+        (raises(Skipped("needs a card")), {"outcome": "skipped", "why": "needs a card"}),
+        (raises(KeyError("summary")), {"outcome": "failed", "why": "KeyError: 'summary'"}),
+    ],
+)
+def test_what_an_item_comes_to_is_recorded_and_ends_nothing(run: Any, outcome: dict[str, Any], tmp_path: Path) -> None:
+    found = gpu_proof.attempt(place(tmp_path), ("checks", "one", run))
+    assert found == {"part": "checks", "name": "one", "seconds": found["seconds"], **outcome}
+
+
+def test_an_item_for_which_no_time_is_left_is_named(tmp_path: Path) -> None:
+    found = gpu_proof.attempt(place(tmp_path, seconds=-1), ("speed", "4x1024", raises(AssertionError())))
+    assert (found["outcome"], found["why"]) == ("not run", "no time was left")
+
+
+def test_the_page_names_the_card_each_figure_and_each_failure() -> None:
+    items = [
+        {"part": "checks", "name": "fsdp2", "outcome": "failed", "why": "exit code 1 | trace", "seconds": 3.0},
+        {"part": "speed", "name": "2x4096", "outcome": "passed", "figures": {"times": 1.25}, "seconds": 50.0},
+    ]
+    facts = {"device": "cuda", "card": "H100", "cuda": "13.0", "python": "3.12", "versions": {"torch": "2.11.0"}}
+    page = gpu_proof.page({**facts, "outside_the_ranges": ["torch 2.11.0 (>=2.13.0)"], "items": items, "seconds": 60})
+    assert page.startswith("# Proof on a GPU\n")
+    assert "- card: H100; CUDA 13.0" in page and "- outside the ranges of pyproject.toml: torch 2.11.0" in page
+    assert "| fsdp2 | failed | exit code 1 / trace | 3.0 |" in page
+    assert "| 2x4096 | passed | times 1.25 | 50.0 |" in page
+    assert "0 of 1 passed." in page and "1 of 1 passed." in page
+
+
+def test_a_trial_on_a_cpu_is_no_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make_docs, "GPU", tmp_path / "GPU.json")
+    assert make_docs.gpu() == make_docs.gpu_in_short() == make_docs.NOT_MEASURED
+    facts = {"card": "H100", "cuda": "13.0", "versions": {"torch": "2.11.0"}}
+    items = [{"part": "speed", "name": "2x4096", "outcome": "passed", "figures": {"tokens_per_second": 14_000.0}}]
+    (tmp_path / "GPU.json").write_text(json.dumps({**facts, "device": "cpu", "items": items}))
+    assert make_docs.gpu() == make_docs.NOT_MEASURED
+    (tmp_path / "GPU.json").write_text(json.dumps({**facts, "device": "cuda", "items": items}))
+    assert "| 2x4096 | passed | tokens per second 14,000.0 |" in make_docs.gpu()
+    assert make_docs.gpu_in_short() == "On one H100: 1 passed, 0 failed, 0 skipped, 0 not run, of 1 items."
+
+
+def test_two_runs_are_compared_step_by_step() -> None:
+    one, other = ({"log": [{"loss": 2.0}, {"loss": last}]} for last in (1.1, 1.0))
+    assert furthest(one, other, "loss") == pytest.approx(0.1)
+    with pytest.raises(Failed, match="no step was logged"):
+        furthest({"log": []}, {"log": []}, "loss")
+
+
+def test_rows_are_those_of_their_name(tmp_path: Path) -> None:
+    gpu_speed._write_rows(tmp_path / "rows.jsonl", gpu_speed.SPEEDS["shared beginnings of 512 tokens"].rows(3), 1)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [len(row["input_ids"]) for row in rows] == [560, 560, 560]
+    assert len({tuple(row["input_ids"][:512]) for row in rows}) == 1
+    assert len({tuple(row["input_ids"][512:]) for row in rows}) == 3
+    assert all(row["labels"][:512] == [-100] * 512 and row["labels"][512:] == row["input_ids"][512:] for row in rows)
+
+
+def test_a_thinned_wheel_has_one_library(tmp_path: Path) -> None:
+    wheel = tmp_path / "bitsandbytes-1-py3-none-any.whl"
+    names = [
+        "bitsandbytes/__init__.py",
+        "bitsandbytes/libbitsandbytes_cuda130.so",
+        "bitsandbytes/libbitsandbytes_rocm.so",
+    ]
+    with zipfile.ZipFile(wheel, "w") as whole:
+        for name in names:
+            whole.writestr(name, "")
+    gpu_wheels.thin(wheel, "libbitsandbytes_cuda130.so")
+    assert zipfile.ZipFile(wheel).namelist() == names[:2]
+
+
+def test_the_proof_has_its_parts() -> None:
+    assert len(gpu_checks.CHECKS) == len({check.__name__ for check in gpu_checks.CHECKS}) == 16
+    assert len(gpu_speed.PLANNED) == 12 and len(gpu_speed.SPEEDS) == 5
+
+
+@pytest.mark.slow
+def test_one_item_of_each_part_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["bf16_lora", "full, 16 rows", "2x4096, checkpointing"]
+    monkeypatch.setattr(sys, "argv", ["gpu_proof", "--device", "cpu", "--out", str(tmp_path), "--only", *words])
+    gpu_proof.main()
+    found = json.loads((tmp_path / "GPU.json").read_text())
+    assert {item["name"]: item["outcome"] for item in found["items"]} == dict.fromkeys(words, "passed")
+    (speed,) = (item["figures"] for item in found["items"] if item["part"] == "speed")
+    assert speed["tokens_per_second"] > 0 and speed["trl_tokens_per_second"] > 0
+    assert "A trial on a CPU" in (tmp_path / "GPU.md").read_text()
