@@ -3,6 +3,15 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from fmstune import runner
+from fmstune.config import freeze
+from fmstune.data.preparation import mark_prepared
+from fmstune.exit_codes import INTERNAL_ERROR
+from tests.config.test_freeze import tree
 
 ENDS = """
 import os, signal, sys
@@ -27,3 +36,14 @@ def test_a_signal_while_a_rank_tells_how_it_failed_does_not_change_what_it_tells
     assert done.returncode == 1, done.stderr
     assert done.stderr.splitlines()[-1] == "Lost: lost the other rank"
     assert "KeyboardInterrupt" not in done.stderr
+
+
+def test_rows_that_are_prepared_already_are_prepared_without_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a job that Slurm has put back into its queue."""
+    job = freeze.freeze(tree(launcher={"strategy": "fsdp", "num_processes": 2})).job
+    freeze.write(job, Path("job.yaml"))
+    # what trains cannot be imported
+    monkeypatch.setitem(sys.modules, "fmstune.training", None)
+    assert runner.main(["job.yaml", "--prepare"]) == INTERNAL_ERROR
+    mark_prepared(job)
+    assert runner.main(["job.yaml", "--prepare"]) == 0

@@ -14,6 +14,7 @@ from fmstune.checks.launcher import rank_problems
 from fmstune.config import freeze, requests
 from fmstune.config.flags import add_flags
 from fmstune.config.requests import Verb, read_request
+from fmstune.data.preparation import was_prepared
 from fmstune.errors import Preempted, UserError, os_problem, raise_if_any, render
 from fmstune.exit_codes import INTERNAL_ERROR, INTERRUPTED, USER_ERROR, closed_pipe
 from fmstune.launch import agent, parent, preemption
@@ -85,6 +86,8 @@ def _act(options: argparse.Namespace) -> int:
     parent.watch(lambda: run_folder.mark_orphaned(folder) if folder else None)
     if not rank.is_main:  # one process speaks for all
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if options.prepare and was_prepared(job):  # as of a job that Slurm has put back into its queue
+        return 0
     # here and not above: it imports torch for seconds, in which a signal or the parent's death must already end it
     with quick_imports():
         from fmstune.training import library_noise, pipeline, reproduce

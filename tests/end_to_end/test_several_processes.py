@@ -140,7 +140,7 @@ def started(argv: Sequence[str | Path]) -> "subprocess.Popen[str]":
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGQUIT, marks=pytest.mark.soak)])
 def test_an_interruption_ends_every_rank_in_order(prepared: None, number: signal.Signals) -> None:
     process = started([SCRIPT, *LONG])
     ranks = ranks_of(process.pid)
@@ -162,7 +162,7 @@ def test_no_rank_outlives_a_killed_parent(prepared: None) -> None:
     assert summary()["status"] == "interrupted"
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_a_killed_rank_ends_the_others_and_is_named(fmstune: Run, prepared: None, rank: int) -> None:
     job = frozen(fmstune, *LONG)
     process = started([*subprocesses.agent_command(job.launcher, Path("run/job.yaml")), "--"])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fmstune.config import requests
 from tests import ROOT, small
 from tests.conftest import Result
 
@@ -78,6 +79,15 @@ def test_ranking_and_the_harness_agree_on_an_adapter_and_its_base(fmstune: Fmstu
     theirs = read("harness.json")
     for name in ("base", "tuned"):
         assert theirs[name]["results"]["own_complaints"]["acc,none"] == own[name]["accuracy"]["value"]
+
+
+def test_tasks_of_ones_own_are_found_without_reading_those_of_the_harness(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    from fmstune.evaluation import harness
+
+    (tmp_path / "own.yaml").write_text(TASK.format(rows=tmp_path / "held.jsonl"), encoding="utf-8")
+    request = requests.Harness(model="run", tasks=("own_complaints",), include_path=str(tmp_path))
+    assert harness._task_manager(request).all_tasks == ["own_complaints"]
 
 
 def test_a_model_of_another_vocabulary_is_no_base_unless_forced(fmstune: Fmstune, tmp_path: Path) -> None:

@@ -390,8 +390,14 @@ def test_the_default_learns_its_task(fmstune: Run, peft: str, at_least: float) -
 METHODS = [peft for peft in choices("peft") if peft != "full"]
 
 
-@pytest.mark.parametrize("peft", METHODS)
-@pytest.mark.parametrize("model", ["tiny_llama", "tiny_gpt_bigcode"])
+# the other methods train two steps on the second model below
+LEARNING = [
+    *(pytest.param("tiny_llama", peft) for peft in METHODS),
+    *(pytest.param("tiny_gpt_bigcode", peft, marks=[pytest.mark.soak] * (peft != "lora")) for peft in METHODS),
+]
+
+
+@pytest.mark.parametrize(("model", "peft"), LEARNING)
 def test_a_method_learns_and_its_adapter_loads_in_plain_peft_to_the_same_answers(
     fmstune: Run, model: str, peft: str
 ) -> None:
