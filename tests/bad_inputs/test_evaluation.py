@@ -112,8 +112,9 @@ GENERATE = [
     ),
     case(
         "generate --model modle --text hi",
-        "--model: no folder is named modle, and it is neither in the hub's cache nor can the hub be reached; give a "
-        "folder, or model.architecture in a job, to check without the hub; did you mean 'model'?",
+        "--model: no folder is named modle, and it is neither in the hub's cache nor can the hub be reached "
+        "(HF_HUB_OFFLINE is set); give --model DIR, set HF_ENDPOINT to a mirror, or fetch it elsewhere: hf download "
+        "modle --local-dir modle (then --model modle); did you mean 'model'?",
         model__config_json="{}",
     ),
     case(
@@ -216,8 +217,8 @@ GENERATE = [
     Case(
         "generate --model a --text hi --base_model_name_or_path bsae",
         (
-            "--base_model_name_or_path: bsae is neither a folder here nor available from the hub; give the folder or "
-            "hub id of its base; did you mean 'base'?",
+            "--base_model_name_or_path: no folder is named bsae, and it is neither in the hub's cache nor can the hub "
+            "be reached (HF_HUB_OFFLINE is set); give --base_model_name_or_path DIR, …; did you mean 'base'?",
         ),
         {**ADAPTER, "base/config.json": "{}"},
     ),

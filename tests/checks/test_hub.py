@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 from fmstune.checks import hub
-from fmstune.checks.hub import hub_problems
+from fmstune.checks.hub import HubModel, base_of, hub_problems, request_problems
 from fmstune.config.freeze import freeze
 from fmstune.config.job import Job
 from fmstune.config.requests import Verb
@@ -112,6 +112,37 @@ def test_the_hubs_own_words_are_said_of_each(local_hub: Hub) -> None:
     local_hub.gated = frozenset()
     (revision,) = said("model=llama2_13b", "++model.revision=nosuch", "++model.tokenizer=package:tiny_llama")
     assert revision.startswith("model.path: meta-llama/Llama-2-13b-hf has no revision 'nosuch'; see ")
+
+
+def test_a_request_names_all_that_is_missing_of_its_models_and_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base", "revision": "v1"}')
+    base = base_of(str(tmp_path))
+    assert base == HubModel("owner/base", "v1")
+    models = [("--model", HubModel("owner/tuned")), ("--model", HubModel(str(tmp_path))), ("--base", base)]
+    found = [str(one) for one in request_problems(models, job("data=alpaca", "++data.eval=owner/rows"))]
+    assert [text.partition(":")[0] for text in found] == ["--model", "--base", "data.eval"]
+    assert found[0].endswith("hf download owner/tuned --local-dir tuned (then --model tuned)")
+    assert "hf download owner/base --revision v1 --local-dir base" in found[1]
+    (tmp_path / "base.json").write_text('{"id": "gone/base", "local": true, "revision": null}')
+    assert base_of(str(tmp_path)) is None
+
+
+def test_a_model_or_an_adapter_in_the_cache_can_be_asked_without_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for number, names in enumerate((("config.json", "a.safetensors"), ("adapter_config.json", "b.safetensors"))):
+        cached = tmp_path / "hf" / "hub" / f"models--owner--model{number}"
+        (cached / "snapshots" / "abc").mkdir(parents=True)
+        (cached / "refs").mkdir()
+        (cached / "refs" / "main").write_text("abc")
+        assert len(list(request_problems([("--model", HubModel(f"owner/model{number}"))]))) == 1
+        for name in names:
+            (cached / "snapshots" / "abc" / name).touch()
+        assert list(request_problems([("--model", HubModel(f"owner/model{number}"))])) == []
 
 
 def test_what_is_in_the_cache_or_a_folder_needs_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,7 @@ PARAMETERS = {
     "mistral_7b": 7_248_023_552,
     "mistral_small_24b": 23_572_403_200,
     "mixtral_8x7b": 46_702_792_704,
+    "mixtral_8x22b": 140_630_071_296,
     "gemma2_2b": 2_614_341_888,
     "gemma2_9b": 9_241_705_984,
     "gemma2_27b": 27_227_128_320,
@@ -93,18 +94,21 @@ PARAMETERS = {
     "deepseek_r1_llama_8b": 8_030_261_248,
     "deepseek_r1_llama_70b": 70_553_706_496,
     "gpt_oss_20b": 20_914_757_184,
+    "gpt_oss_120b": 116_829_156_672,
 }
 """The counts that are published with the weights, a tied matrix counted once; of granite4_h_small 32B is published."""
 
 ACTIVE = {
+    "gpt_oss_120b": 5_711_982_912,
     "gpt_oss_20b": 4_187_440_704,
     "granite4_h_small": 8_803_121_664,
     "granite4_h_tiny": 1_465_470_528,
+    "mixtral_8x22b": 39_161_468_928,
     "mixtral_8x7b": 12_879_925_248,
     "qwen3_30b_a3b": 3_353_032_704,
     "qwen3_235b_a22b": 22_190_763_520,
 }
-"""Parameters that compute a token; 3.6B without the embedding, 9B, 1B, 12.9B, 3.3B and 22B are published."""
+"""Parameters that compute a token; 5.1B and 3.6B without the embedding, 9B, 1B, 39B, 12.9B, 3.3B, 22B are published."""
 
 
 def test_every_file_with_an_architecture_has_a_published_count() -> None:

@@ -241,7 +241,10 @@ def test_a_run_on_chat_rows_keeps_its_template_and_is_asked_with_its_variables(
     assert fmstune("merge", "--model", str(run.folder), "--out", "merged").code == 0
     assert fmstune("merge", "--model", str(run.folder), "--export", "vllm_lora", "--out", "exported").code == 0
     for folder in (run.folder / "model", Path("merged"), Path("exported")):
-        assert AutoTokenizer.from_pretrained(folder).chat_template == template
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert tokenizer.chat_template == template
+        assert json.loads((folder / "tokenizer_config.json").read_text())["chat_template_kwargs"] == {"mood": "kind"}
+    assert "**{'mood': 'kind'}" in python_of(Path("merged/README.md").read_text(encoding="utf-8"))
     example = python_of((run.folder / "model/README.md").read_text(encoding="utf-8"))
     assert "return_tensors=\"pt\", **{'mood': 'kind'}" in example
     exec(example.replace('folder = "."', f"folder = {str(run.folder / 'model')!r}"), {})
@@ -250,12 +253,19 @@ def test_a_run_on_chat_rows_keeps_its_template_and_is_asked_with_its_variables(
         (run.folder, (), "kind"),
         (run.folder / "model", (), "kind"),
         (run.folder, ("data.format.template_kwargs.mood=cross",), "cross"),
+        (Path("merged"), (), "kind"),
+        (Path("exported"), (), "kind"),
         (Path("merged"), ("data.format.template_kwargs.mood=calm",), "calm"),
     ):
         done = fmstune("generate", "--model", str(place), *asked, *more)
         assert done.code == 0, done.err
         assert done.out.startswith(f"{mood}!<|im_start|>user\nlate<|im_end|>\n<|im_start|>assistant\n"), done.out
         assert ("data.format.template_kwargs is {'mood': 'kind'}, as in" in done.err) == (mood == "kind")
+    bare = fmstune("generate", "--model", str(run.folder), "--text", "late", "--max_new_tokens", "2")
+    assert bare.out.startswith("late"), bare.err
+    assert (
+        "note: the model is asked with the bare text; --format, with the choice that the run had for data" in bare.err
+    )
     words = ("data=chat", f"data.eval={rows_file([{'messages': turns}], 'held_out.jsonl')}")
     scored = fmstune("evaluate", "--model", str(run.folder), "--no_base", *words)
     assert scored.code == 0, scored.err

@@ -221,7 +221,8 @@ def test_a_checkpoint_with_nothing_left_or_of_another_method_is_refused(fmstune:
 def test_added_tokens_of_a_tied_model_keep_the_mean_and_it_is_said(fmstune: Run) -> None:
     run = fmstune("peft=lora", *QUICK, "model.special_tokens.extra_special_tokens=['<user>']")
     assert run.code == 0, run.err
-    assert "note: 1 added token: its embedding keeps the mean of the old ones under an adapter" in run.out
+    note = "note: 1 added token: its embedding keeps the mean of the old ones under an adapter"
+    assert f"{note}; peft.trainable_token_indices=[1536] trains it\n" in run.out
     table = load_file(run.folder / "model" / "adapter_model.safetensors")
     (embedding,) = (weight for key, weight in table.items() if "embed_tokens" in key)
     torch.testing.assert_close(embedding[-1], embedding[:-1].mean(dim=0))
@@ -232,6 +233,7 @@ def test_added_tokens_of_a_tied_model_are_trained_where_their_rows_are_named(fms
     words = ("model.special_tokens.extra_special_tokens=['<user>']", "peft.trainable_token_indices=[1536]")
     run = fmstune("peft=lora", *QUICK, *words)
     assert run.code == 0, run.err
+    assert "keeps the mean" not in run.out
     for folder in (run.folder / "model", run.folder / "checkpoint-2"):
         table = load_file(folder / "adapter_model.safetensors")
         (rows,) = (tensor for key, tensor in table.items() if "trainable_tokens_delta" in key)

@@ -1,4 +1,4 @@
-"""What a job needs of the hub, and whether it can be had: all of it is said at once, before anything heavy is imported.
+"""What a job or a request needs of the hub, and whether it can be had: said at once, before a heavy import.
 
 Importing transformers takes longer than this whole check, and its client tells of one missing part at a time.
 """
@@ -6,7 +6,7 @@ Importing transformers takes longer than this whole check, and its client tells 
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -19,10 +19,20 @@ from fmstune.config.job import Job, sources
 from fmstune.config.requests import Verb
 from fmstune.data import locate
 from fmstune.errors import Problem, UserError
+from fmstune.files import read_json
 
 SECONDS = 3.0
 """To wait for an answer of the hub; what it does not know by then is left to the runner, if it can be reached."""
 _TOKENIZER = ("tokenizer_config.json", "tokenizer*", "vocab*")
+_EITHER_CONFIG = ("config.json", "adapter_config.json")
+"""The folder of a whole model has the first, that of an adapter the second."""
+
+
+class HubModel(NamedTuple):
+    """A model that may be on the hub."""
+
+    place: str
+    revision: str | None = None
 
 
 class Wanted(NamedTuple):
@@ -41,7 +51,7 @@ class Wanted(NamedTuple):
     @property
     def is_cached(self) -> bool:
         """Whether the job can do without the hub."""
-        folder = _cached_snapshot(self.repo, self.kind, self.revision)
+        folder = cached_snapshot(self.repo, self.revision, self.kind)
         if self.kind == "dataset":
             return (folder / self.path).exists() if folder and self.path else _in_datasets_cache(self.repo)
         return folder is not None and all(any(any(folder.glob(one)) for one in group) for group in self.patterns)
@@ -51,7 +61,37 @@ def hub_problems(job: Job, verb: Verb) -> Iterator[Problem]:
     """Yield a problem for each part of the job that is neither here nor to be had from the hub."""
     if verb is Verb.train and job.launcher.slurm is not None:
         return  # the nodes may reach what this machine does not
-    absent = [one for one in (*_models(job, verb), *_data(job, verb)) if not one.is_cached]
+    parts = ("train", "eval") if verb in (Verb.train, Verb.check, Verb.show_data) else ()
+    yield from _absent([*_models(job, verb), *_data(job, parts)])
+
+
+def request_problems(models: Iterable[tuple[str, HubModel]], job: Job | None = None) -> Iterator[Problem]:
+    """Yield a problem for each (flag, model) that is neither here nor to be had, and for rows that `job` holds out."""
+    needed = (_EITHER_CONFIG, ("*.safetensors",))
+    wanted = [Wanted(flag, "model", *model, needed) for flag, model in models if _is_on_hub(model.place)]
+    parts = ("train",) if job is not None and job.data.eval is None else ("eval",)
+    yield from _absent([*dict.fromkeys(wanted), *(_data(job, parts) if job is not None else ())])
+
+
+def base_of(adapter: str) -> HubModel | None:
+    """The base on the hub that an adapter's folder names; None where it names none, and for any other place."""
+    try:
+        folder = files.user_path(files.resolve(adapter))
+        recorded, named = (read_json(folder / name) for name in ("base.json", _EITHER_CONFIG[1]))
+    except (OSError, ValueError, TypeError, UserError):
+        return None
+    place = recorded.get("id", named.get("base_model_name_or_path"))
+    revision = recorded.get("revision", named.get("revision"))
+    return None if recorded.get("local") or not isinstance(place, str) else HubModel(place, revision)
+
+
+def unreachable(place: str) -> str:
+    """The words for a model or data set that is nowhere."""
+    return f"no folder is named {place}, and it is neither in the hub's cache nor can the hub be reached"
+
+
+def _absent(wanted: Iterable[Wanted]) -> Iterator[Problem]:
+    absent = [one for one in wanted if not one.is_cached]
     for one, why in zip(absent, _ask(absent), strict=True):
         if why is not None:
             yield Problem(one.field, f": {why}")
@@ -77,10 +117,8 @@ def _models(job: Job, verb: Verb) -> Iterator[Wanted]:
         yield Wanted("model.adapter", "model", model.adapter, None, (("adapter_config.json",),))
 
 
-def _data(job: Job, verb: Verb) -> Iterator[Wanted]:
-    if verb not in (Verb.train, Verb.check, Verb.show_data):
-        return
-    for part in ("train", "eval"):
+def _data(job: Job, parts: Sequence[str]) -> Iterator[Wanted]:
+    for part in parts:
         for name, source in sources(job.data, part).items():
             field = f"data.{part}.{name}" if name else f"data.{part}"
             for entry in source.path if isinstance(source.path, list | tuple) else [source.path]:
@@ -164,9 +202,8 @@ def _explained(one: Wanted, reason: str | None) -> str | None:
         return f"{one.repo} has no revision {one.revision!r}; see https://huggingface.co/{page}/tree/main"
     if reason == "RepoNotFound":
         return f"neither a folder nor a hub {one.kind} is named {one.repo}; if private, `hf auth login` first"
-    missing = f"no folder is named {one.repo}, and it is neither in the hub's cache nor can the hub be reached"
     near = files.did_you_mean_beside(Path(one.repo))
-    return f"{missing} ({reason}); {_how_to_get(one)}{near}"
+    return f"{unreachable(one.repo)} ({reason}); {_how_to_get(one)}{near}"
 
 
 def _how_to_get(one: Wanted) -> str:
@@ -176,11 +213,12 @@ def _how_to_get(one: Wanted) -> str:
     flags += ["--include", f"'{one.path}/*'"] if one.path else []
     fetch = " ".join(["hf download", one.repo, *flags, "--local-dir", folder])
     local = f"{folder}/{one.path}" if one.path else folder
-    there = f"{one.field}=FILE" if one.kind == "dataset" else f"{one.field}=DIR"
-    return f"give {there}, set HF_ENDPOINT to a mirror, or fetch it elsewhere: {fetch} (then {one.field}={local})"
+    given = f"{one.field}{' ' if one.field.startswith('--') else '='}"
+    there = f"{given}{'FILE' if one.kind == 'dataset' else 'DIR'}"
+    return f"give {there}, set HF_ENDPOINT to a mirror, or fetch it elsewhere: {fetch} (then {given}{local})"
 
 
-def _cached_snapshot(repo: str, kind: str, revision: str | None) -> Path | None:
+def cached_snapshot(repo: str, revision: str | None = None, kind: str = "model") -> Path | None:
     """The folder of this revision of a model or a data set in the hub's cache; None where it is not there."""
     from huggingface_hub import constants
 

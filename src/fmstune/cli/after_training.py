@@ -2,11 +2,15 @@
 
 import dataclasses
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from fmstune import files
+from fmstune.checks.hub import HubModel, base_of, cached_snapshot, request_problems
 from fmstune.checks.job import job_problems
 from fmstune.checks.requests import evaluation_problems, generation_problems, merge_problems, run_model
 from fmstune.cli.arguments import CommandLine
@@ -16,11 +20,10 @@ from fmstune.config.composing_errors import ERRORS, explain
 from fmstune.config.job import Job, has_held_out
 from fmstune.config.overrides import field_changes, parse_overrides
 from fmstune.config.requests import Generation, Harness, Merge, RunnerRequest, Scoring
+from fmstune.data.format_loading import question_row
+from fmstune.data.formats import ASKED_ALIKE, CHAT
 from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
 from fmstune.runs import run_folder
-
-ASKED_ALIKE = ("template_kwargs", "reasoning")
-"""Settings of a format that decide how a model is asked, and should be those that it was trained with."""
 
 
 def ask_runner(line: CommandLine, asked: RunnerRequest) -> int:
@@ -28,14 +31,16 @@ def ask_runner(line: CommandLine, asked: RunnerRequest) -> int:
     match asked:
         case Generation():
             asked = dataclasses.replace(asked, model=run_model(asked.model))
-            problems = list(generation_problems(asked, asked.data_format))
+            problems = [*generation_problems(asked, asked.data_format), *request_problems(_places(asked))]
             with collect_problems(problems):
                 if (chosen := _data_format(line, asked.data_format)) is not None:
                     asked = dataclasses.replace(asked, format=_as_trained(line, asked.model, chosen))
             raise_if_any(problems)
+            if asked.data_format is None:
+                _note_bare_text(line, asked.model)
         case Merge():
             asked = dataclasses.replace(asked, model=tuple(map(run_model, asked.model)))
-            raise_if_any(merge_problems(asked))
+            raise_if_any([*merge_problems(asked), *request_problems(_places(asked))])
         case Scoring() | Harness():
             asked = _checked_evaluation(line, asked)
     return call_runner(asked, line.verb)
@@ -46,15 +51,31 @@ def _checked_evaluation(line: CommandLine, asked: Scoring | Harness) -> Scoring 
     place = run_model(asked.model)
     problems = list(evaluation_problems(dataclasses.replace(asked, model=place)))
     run, adapts = Path(asked.model) / run_folder.JOB, (Path(place) / "adapter_config.json").is_file()
+    job: Job | None = None
     with collect_problems(problems):
         if isinstance(asked, Scoring):
-            asked = dataclasses.replace(asked, job=freeze.as_tree(_evaluated(line, run)))
+            job = _evaluated(line, run)
+            asked = dataclasses.replace(asked, job=freeze.as_tree(job))
         if run.is_file() and not adapts and not asked.no_base and asked.base_model_name_or_path is None:
             # a whole model does not say what it was tuned from, and its run does
             base = freeze.read(run, trusted=line.trusted).job.model
             asked = dataclasses.replace(asked, run_base=base.path, run_base_revision=base.revision)
-    raise_if_any(problems)
-    return dataclasses.replace(asked, model=place)
+    asked = dataclasses.replace(asked, model=place)
+    raise_if_any([*problems, *request_problems(_places(asked), job)])
+    return asked
+
+
+def _places(asked: Generation | Merge | Scoring | Harness) -> Iterator[tuple[str, HubModel]]:
+    """(flag, model) of each model that a request needs: what it asks, and the base of an adapter."""
+    models = [asked.model] if isinstance(asked.model, str) else list(asked.model)
+    yield from (("--model", HubModel(model)) for model in models)
+    flag, given = "--base_model_name_or_path", asked.base_model_name_or_path
+    if given is not None:
+        yield flag, HubModel(given)
+        return
+    yield from ((flag, base) for base in map(base_of, models) if base is not None)
+    if isinstance(asked, Scoring | Harness) and asked.run_base is not None:
+        yield flag, HubModel(asked.run_base, asked.run_base_revision)
 
 
 def _evaluated(line: CommandLine, run: Path) -> Job:
@@ -81,23 +102,54 @@ def _evaluated(line: CommandLine, run: Path) -> Job:
 
 def _as_trained(line: CommandLine, place: str, format: dict[str, Any]) -> dict[str, Any]:
     """The format with the settings of the model's run that decide how its template asks, unless the words set them."""
-    folders = (Path(place), Path(place).parent, Path(place).parent.parent)
-    job_file = next((file for folder in folders if (file := folder / run_folder.JOB).is_file()), None)
+    job_file = _job_of(place)
     typed = tuple(word.key_or_group for word in line.overrides)
     names = [name for name in ASKED_ALIKE if name in format and not any(f"data.format.{name}" in key for key in typed)]
-    if job_file is None or not names:
+    source = job_file if job_file is not None else _folder_of(place) / "tokenizer_config.json"
+    if not names:
         return format
     try:
-        trained = freeze.read(job_file, trusted=line.trusted).job.data.format
+        trained = _kept(source) if job_file is None else freeze.read(source, trusted=line.trusted).job.data.format
     except UserError as err:
         print(f"fmstune: note: how the model was asked in training is not known ({err})", file=sys.stderr)
         return format
-    if trained["_target_"] != format["_target_"]:
+    if trained.get("_target_", CHAT) != format["_target_"]:
         return format
     others = {name: trained[name] for name in names if trained.get(name, format[name]) != format[name]}
     for name, value in others.items():
-        print(f"fmstune: note: data.format.{name} is {value}, as in {job_file}", file=sys.stderr)
+        print(f"fmstune: note: data.format.{name} is {value}, as in {source}", file=sys.stderr)
     return {**format, **others}
+
+
+def _job_of(place: str) -> Path | None:
+    """The job of the run that the folder belongs to, or that it is; None where it belongs to none."""
+    folders = (files.user_path(place), *list(files.user_path(place).parents)[:2])
+    return next((file for folder in folders if (file := folder / run_folder.JOB).is_file()), None)
+
+
+def _note_bare_text(line: CommandLine, place: str) -> None:
+    """Say that texts are asked as they are, where the run trained on texts inside the words of a format."""
+    job_file = _job_of(place)
+    with suppress(UserError):
+        if job_file is None or question_row(freeze.read(job_file, trusted=line.trusted).job.data.format, "") is None:
+            return
+        words = "--format, with the choice that the run had for data, asks in the words of its training rows"
+        print(f"fmstune: note: the model is asked with the bare text; {words}", file=sys.stderr)
+
+
+def _folder_of(place: str) -> Path:
+    """The folder of a model: here, or in the hub's cache."""
+    folder = files.user_path(place)
+    return folder if folder.is_dir() else cached_snapshot(place) or folder
+
+
+def _kept(file: Path) -> dict[str, Any]:
+    """The settings that a merged or exported folder keeps in its tokenizer's configuration."""
+    try:
+        values = files.read_json(file)
+    except (OSError, ValueError, TypeError):
+        return {}
+    return {name: values[key] for name, key in ASKED_ALIKE.items() if key in values}
 
 
 def _data_format(line: CommandLine, choice: str | None) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from fmstune import files
+from fmstune.checks.hub import unreachable
 from fmstune.config.job import SUPERVISED, Model, Objective
 from fmstune.errors import Problem, UserError, did_you_mean, one_line, raise_if_any
 
@@ -199,7 +200,7 @@ def hub_problem(field: str, part: str, path: str, revision: str | None, error: E
     if isinstance(cause, hub_errors.HFValidationError):
         return Problem(field, f": {path} is neither a folder nor a hub id (NAME or OWNER/NAME)")
     if isinstance(cause, hub_errors.LocalEntryNotFoundError | hub_errors.HfHubHTTPError | ConnectionError):
-        why = f"no folder is named {path}, and it is neither in the hub's cache nor can the hub be reached"
+        why = unreachable(path)
         change = "give a folder, or model.architecture in a job, to check without the hub"
         return Problem(field, f": {why}; {change}{files.did_you_mean_beside(Path(path))}")
     return Problem(field, f": the {part} {path} cannot be loaded: {_reason(error)}")

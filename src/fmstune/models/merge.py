@@ -22,6 +22,7 @@ from fmstune import files as package_files
 from fmstune.config.choices import Dtype
 from fmstune.config.job import Model
 from fmstune.config.requests import Merge
+from fmstune.data.formats import ASKED_ALIKE
 from fmstune.errors import Problem, UserError, one_line, raise_if_any
 from fmstune.files import user_path, write_aside, write_json
 from fmstune.models import architecture, base_identity, load, shapes, tuned, vllm
@@ -107,7 +108,9 @@ def run(request: Merge) -> int:
         identity = asdict(base_identity.identify_base(str(places[0].base), places[0].revision))
         facts = {"dtype": dtype, **found._asdict(), "tolerance": TOLERANCE[dtype]}
         write_json(aside / RECORD, {"adapters": merged, "base": identity, **facts})
-        (aside / model_card.MODEL_CARD).write_text(_card(places[0], adapters, dtype, found), encoding="utf-8")
+        (aside / model_card.MODEL_CARD).write_text(
+            _card(places[0], adapters, dtype, found, tokenizers[0]), encoding="utf-8"
+        )
         sizes = [file.stat().st_size for file in aside.glob("*.safetensors")]
     _report(request, places, dtype, found, parameters, sizes)
     return 0
@@ -240,7 +243,9 @@ def _too_different(found: Difference, dtype: str) -> Iterator[Problem]:
         yield Problem("--model", text)
 
 
-def _card(place: Place, adapters: list[tuple[str, float]], dtype: str, found: Difference) -> str:
+def _card(
+    place: Place, adapters: list[tuple[str, float]], dtype: str, found: Difference, tokenizer: PreTrainedTokenizerBase
+) -> str:
     base = str(place.base)
     return model_card.merge_card(
         base,
@@ -252,6 +257,7 @@ def _card(place: Place, adapters: list[tuple[str, float]], dtype: str, found: Di
             f"(root mean square); the likeliest token is the same at {found.same} of {found.positions} positions."
         ),
         versions={"fmstune": __version__, **{name: version(name) for name in ("peft", "torch", "transformers")}},
+        chat=tokenizer.init_kwargs.get(ASKED_ALIKE["template_kwargs"]),
     )
 
 

@@ -1,6 +1,7 @@
 """A model or an adapter as a folder that plain transformers and PEFT load: complete, or not there."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from fmstune.data.chat_template import answer_ends
+from fmstune.data.formats import ASKED_ALIKE, CHAT
 from fmstune.files import read_json, write_aside, write_json
 from fmstune.models import base_identity, sharding
 from fmstune.models.load import Tokenizer
@@ -49,6 +51,13 @@ def save(
             run_folder.share_weights(aside)
             # left by a run that was killed before it was marked as finished
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def keep_asking(tokenizer: PreTrainedTokenizerBase, format: Mapping[str, Any]) -> None:
+    """Let the tokenizer save how a model of chat rows is asked: the values that its template was given in training."""
+    if format["_target_"] == CHAT:
+        # transformers writes into tokenizer_config.json what a tokenizer was made with, other libraries' keys too
+        tokenizer.init_kwargs |= {key: format[name] for name, key in ASKED_ALIKE.items() if name in format}
 
 
 def name_turn_ends(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

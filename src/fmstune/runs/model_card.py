@@ -10,6 +10,7 @@ import yaml
 from fmstune import files as package_files
 from fmstune.config.job import FULL, Job, Source, sources
 from fmstune.config.metrics import metrics_of
+from fmstune.data.formats import CHAT
 from fmstune.runs.report.terminal_summary import metric_rows
 
 MODEL_CARD = "README.md"
@@ -51,7 +52,7 @@ def run_card(job: Job, lock: Mapping[str, Any], summary: Mapping[str, Any], lice
 
 def _is_chat(job: Job) -> bool:
     """Whether the model was tuned on turns, and is asked in its chat template."""
-    return bool(job.data.format["_target_"] == "fmstune.data.formats.chat")
+    return bool(job.data.format["_target_"] == CHAT)
 
 
 def merge_card(
@@ -62,8 +63,12 @@ def merge_card(
     dtype: str,
     difference: str,
     versions: Mapping[str, str],
+    chat: Mapping[str, Any] | None = None,
 ) -> str:
-    """The card of a model with the weighted adapters merged in; `difference` compares its logits with the adapters'."""
+    """The card of a model with the weighted adapters merged in; `difference` compares its logits with the adapters'.
+
+    `chat` has the values for the template of a model that was tuned on turns.
+    """
     head = {
         "base_model": short_name(base),
         "base_model_relation": "merge" if len(adapters) > 1 else "finetune",
@@ -81,6 +86,7 @@ def merge_card(
         difference=difference,
         versions=versions,
         adapter=False,
+        **({} if chat is None else {"chat": dict(chat)}),
         prompt=repr(_PROMPT),
     )
 

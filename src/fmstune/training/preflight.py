@@ -18,9 +18,9 @@ from fmstune.checks.plan_inputs import Dimensions
 from fmstune.checks.precision import Precision, Situation, precision_problems, resolve_precision
 from fmstune.config.choices import BITSANDBYTES, Attention, Backend, Dtype, Kernels
 from fmstune.config.job import Job, is_sharded, sources, tunes_an_adapter
-from fmstune.data import formats
 from fmstune.data.chat_template import answer_ends
 from fmstune.data.dataset import load_recipes
+from fmstune.data.formats import CHAT
 from fmstune.errors import Problem, UserError, collect_problems, did_you_mean, raise_if_any
 from fmstune.models import adapters, architecture, liger, load, saved_weights, shapes, varlen
 from fmstune.models.experts import count_experts
@@ -220,12 +220,7 @@ def with_tokenizer(job: Job, checked: Checked, tokenizer: Tokenizer) -> Checked:
     rows = max(checked.dimensions.vocabulary, len(tokenizer.tokenizer))
     # TRL's fused head reads `lm_head.weight`, which PEFT's wrapper of tied rows hides
     peft = adapters.with_added_tokens(checked.peft, () if checked.dimensions.tied else tokenizer.to_train)
-    notes = (*checked.notes, *_turn_end_notes(job, tokenizer))
-    if tokenizer.to_train and checked.peft is not None:
-        where = "" if checked.dimensions.tied else " of the output layer"
-        count, row = len(tokenizer.to_train), "embedding" if checked.dimensions.tied else "row"
-        one, several = f"1 added token: its {row}{where} keeps", f"{count} added tokens: their {row}s{where} keep"
-        notes = (*notes, f"{one if count == 1 else several} the mean of the old ones under an adapter")
+    notes = (*checked.notes, *_turn_end_notes(job, tokenizer), *_mean_notes(checked, tokenizer))
     if rows == checked.dimensions.vocabulary and peft is checked.peft:
         return dataclasses.replace(checked, notes=notes)
     configuration = copy.deepcopy(checked.configuration)
@@ -235,10 +230,26 @@ def with_tokenizer(job: Job, checked: Checked, tokenizer: Tokenizer) -> Checked:
     return dataclasses.replace(checked, configuration=configuration, peft=peft, dimensions=dimensions, notes=notes)
 
 
+def _mean_notes(checked: Checked, tokenizer: Tokenizer) -> Iterator[str]:
+    """Added tokens that keep the mean embedding under an adapter, and the field that trains them."""
+    indices, tied = getattr(checked.peft, "trainable_token_indices", ()), checked.dimensions.tied
+    named = {number for row in (indices.values() if isinstance(indices, dict) else [indices or ()]) for number in row}
+    left = [number for number in tokenizer.to_train if not (tied and number in named)]
+    if not left or checked.peft is None:
+        return
+    row, where = ("embedding", "") if tied else ("row", " of the output layer")
+    one, several = f"1 added token: its {row}{where} keeps", f"{len(left)} added tokens: their {row}s{where} keep"
+    text = f"{one if len(left) == 1 else several} the mean of the old ones under an adapter"
+    # of untied ones PEFT trains the embedding, and a list of ids is for both of a tied pair
+    takes = tied and indices != ()
+    ids, them = ",".join(map(str, sorted({*named, *left}))), "it" if len(left) == 1 else "them"
+    yield f"{text}; peft.trainable_token_indices=[{ids}] trains {them}" if takes else text
+
+
 def _turn_end_notes(job: Job, tokenizer: Tokenizer) -> Iterator[str]:
     """What ends an answer in chat rows, where it is no token: a server stops at tokens, and so would never stop."""
     targets = {(source.format or {}).get("_target_") for source in sources(job.data, "train").values()}
-    if f"{formats.__name__}.{formats.chat.__name__}" in targets:
+    if CHAT in targets:
         for end in answer_ends(tokenizer.tokenizer):
             if end.token is None:
                 named = f"model.special_tokens.extra_special_tokens=['{end.text}'] adds one"

@@ -61,6 +61,7 @@ def train_job(
         # before training: the base may be moved while the run trains
         base_model = base_identity.identify_base(job.model.path, job.model.revision) if checked.peft else None
         tracked = until_the_end.enter_context(tracking.tracked(job, folder, done, writes=main))
+        save.keep_asking(tokenizer.tokenizer, job.data.format)
         objective = load_objective(job)
         trainer, seconds = _build_trainer(objective, job, checked, tokenizer, prepared, folder)
         trainer.adapter_base = base_model
