@@ -68,6 +68,9 @@ PARAMETERS = {
     "gemma2_27b": 27_227_128_320,
     "gemma3_270m": 268_098_176,
     "gemma3_1b": 999_885_952,
+    "gemma3_4b": 4_300_079_472,
+    "gemma3_12b": 12_187_325_040,
+    "gemma3_27b": 27_432_406_640,
     "phi4": 14_659_507_200,
     "phi4_mini": 3_836_021_760,
     "granite3_3_2b": 2_533_539_840,
@@ -149,9 +152,10 @@ SMALL = {
 }
 OF_EACH_ARCHITECTURE = [
     *("llama3_2_1b", "qwen2_5_0_5b", "qwen3_0_6b", "qwen3_30b_a3b", "mistral_7b", "mixtral_8x7b", "gemma2_2b"),
-    *("gemma3_1b", "phi4", "granite3_3_2b", "granite4_micro", "granite4_h_tiny", "smollm3_3b", "olmo2_1b"),
+    *("gemma3_1b", "gemma3_4b", "phi4", "granite3_3_2b", "granite4_micro", "granite4_h_tiny", "smollm3_3b", "olmo2_1b"),
     *("starcoder2_3b", "gpt_oss_20b"),
 ]
+SMALL_PICTURES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
 UNPACKED = ("granite4_micro", "granite4_h_tiny", "gpt_oss_20b")
 """Granite 4 has a state, and transformers 5.23 makes GPT-OSS's masks without the positions that tell rows apart."""
 
@@ -159,12 +163,17 @@ UNPACKED = ("granite4_micro", "granite4_h_tiny", "gpt_oss_20b")
 def tiny(name: str, folder: Path, **changes: Any) -> Path:
     """A model of the file's architecture, with small sizes and random weights, for the tokenizer of tiny_llama."""
     given, tokenizer = FILES[name]["architecture"], AutoTokenizer.from_pretrained(TINY)
-    sizes = {key: size for key, size in SMALL.items() if given.get(key)}
-    sizes["num_key_value_heads"] = 4 if given["num_key_value_heads"] == given["num_attention_heads"] else 2
+    text = given.get("text_config", given)
+    sizes = {key: size for key, size in SMALL.items() if text.get(key)}
+    sizes["num_key_value_heads"] = 4 if text["num_key_value_heads"] == text["num_attention_heads"] else 2
     if "layer_types" in given:
         sizes["layer_types"] = [given["layer_types"][0], given["layer_types"][5]]
     ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     torch.manual_seed(0)
+    if text is not given:
+        pictures = {**given["vision_config"], **SMALL_PICTURES, "image_size": 28}
+        sizes = {"text_config": {**text, **sizes, **ids}, "vision_config": pictures, "mm_tokens_per_image": 4}
+        sizes |= {"image_token_index": 5, "boi_token_index": 6, "eoi_token_index": 7}
     config = AutoConfig.for_model(**{**given, **sizes, **ids, **changes})
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder

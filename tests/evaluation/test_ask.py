@@ -263,9 +263,7 @@ def test_a_run_on_chat_rows_keeps_its_template_and_is_asked_with_its_variables(
         assert ("data.format.template_kwargs is {'mood': 'kind'}, as in" in done.err) == (mood == "kind")
     bare = fmstune("generate", "--model", str(run.folder), "--text", "late", "--max_new_tokens", "2")
     assert bare.out.startswith("late"), bare.err
-    assert (
-        "note: the model is asked with the bare text; --format, with the choice that the run had for data" in bare.err
-    )
+    assert "note: the model is asked with the bare text; --format chat asks in the words of its training" in bare.err
     words = ("data=chat", f"data.eval={rows_file([{'messages': turns}], 'held_out.jsonl')}")
     scored = fmstune("evaluate", "--model", str(run.folder), "--no_base", *words)
     assert scored.code == 0, scored.err

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -31,6 +32,27 @@ def test_every_disagreement_between_folder_and_architecture_is_named(tmp_path):
     )
 
 
+def test_the_values_of_a_part_are_compared_and_those_left_out_are_not(tmp_path):
+    text = {"hidden_size": 32, "num_hidden_layers": 2}
+    AutoConfig.for_model("gemma3", text_config={**text, "head_dim": 8}).save_pretrained(tmp_path)
+    model_configuration(Model(path=str(tmp_path), architecture={"model_type": "gemma3", "text_config": text}))
+    other = {"model_type": "gemma3", "text_config": {**text, "hidden_size": 64}}
+    with pytest.raises(
+        UserError, match=r"^model\.architecture\.text_config\.hidden_size is 64, but .* has 32; correct"
+    ):
+        model_configuration(Model(path=str(tmp_path), architecture=other))
+
+
+def test_an_architecture_is_compared_with_the_configuration_in_the_hubs_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    model = Model(path="owner/name", revision="abc", architecture={**TINY_LLAMA, "hidden_size": 64})
+    assert model_configuration(model).hidden_size == 64
+    folder = tmp_path / "models--owner--name" / "snapshots" / "abc"
+    AutoConfig.for_model(**TINY_LLAMA).save_pretrained(folder)
+    with pytest.raises(UserError, match=r"^model\.architecture\.hidden_size is 64, but owner/name has 32; correct it$"):
+        model_configuration(model)
+
+
 def test_an_alias_of_the_architecture_is_compared_too(tmp_path):
     AutoConfig.for_model(**BIGCODE).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"model\.architecture\.num_hidden_layers is 3, but .* has 2"):
@@ -45,6 +67,11 @@ ARCHITECTURES = [
     ({"model_type": "llama", "hiden_size": 64}, "model.architecture.hiden_size: llama has no such value; did you mean"),
     ({"model_type": "llama", "hidden_size": "big"}, "Field 'hidden_size' expected int, got str (value: 'big')"),
     ({"model_type": "t5"}, "(t5) is not a causal language model"),
+    ({"model_type": "mistral3"}, "holds a mistral3, a model of pictures that transformers loads as no causal language"),
+    (
+        {"model_type": "gemma3", "text_config": {"hiden_size": 64}},
+        "model.architecture.text_config.hiden_size: gemma3_text has no such value; did you mean 'hidden_size'?",
+    ),
     (
         {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
         "holds a BertForMaskedLM, but tuning needs a BertLM",

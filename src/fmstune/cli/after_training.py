@@ -20,10 +20,9 @@ from fmstune.config.composing_errors import ERRORS, explain
 from fmstune.config.job import Job, has_held_out
 from fmstune.config.overrides import field_changes, parse_overrides
 from fmstune.config.requests import Generation, Harness, Merge, RunnerRequest, Scoring
-from fmstune.data.format_loading import question_row
-from fmstune.data.formats import ASKED_ALIKE, CHAT
 from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
 from fmstune.runs import run_folder
+from fmstune.runs.run_folder import ASKED_ALIKE, CHAT
 
 
 def ask_runner(line: CommandLine, asked: RunnerRequest) -> int:
@@ -131,10 +130,10 @@ def _note_bare_text(line: CommandLine, place: str) -> None:
     """Say that texts are asked as they are, where the run trained on texts inside the words of a format."""
     job_file = _job_of(place)
     with suppress(UserError):
-        if job_file is None or question_row(freeze.read(job_file, trusted=line.trusted).job.data.format, "") is None:
-            return
-        words = "--format, with the choice that the run had for data, asks in the words of its training rows"
-        print(f"fmstune: note: the model is asked with the bare text; {words}", file=sys.stderr)
+        target = job_file and freeze.read(job_file, trusted=line.trusted).job.data.format["_target_"]
+        if name := {CHAT: "chat", "fmstune.data.formats.alpaca": "alpaca"}.get(str(target)):
+            words = f"--format {name} asks in the words of its training rows"
+            print(f"fmstune: note: the model is asked with the bare text; {words}", file=sys.stderr)
 
 
 def _folder_of(place: str) -> Path:

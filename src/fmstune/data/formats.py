@@ -47,9 +47,6 @@ __all__ = [
 
 FORMATS = ("text", "alpaca", "labelled_text", "input_output", "template", "chat", "tokenized")
 """The functions of this module that a job may name; its other functions take no rows."""
-CHAT = f"{__name__}.chat"
-ASKED_ALIKE = {"template_kwargs": "chat_template_kwargs", "reasoning": "chat_reasoning"}
-"""Settings of chat that decide how a model is asked, each with its key in the `tokenizer_config.json` of the model."""
 
 ANSWER = "a"
 """In place of an answer that is missing. Where it follows a space, nearly every vocabulary of English has a token of

@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from fmstune import files
-from fmstune.checks.hub import unreachable
+from fmstune.checks.hub import cached_snapshot, unreachable
 from fmstune.config.job import SUPERVISED, Model, Objective
 from fmstune.errors import Problem, UserError, did_you_mean, one_line, raise_if_any
 
@@ -47,6 +47,8 @@ def model_configuration(model: Model, objective: Objective = SUPERVISED) -> PreT
             raise_if_any(_disagreements(model, given, config))
     elif given is not None:
         config = given
+        if (cached := cached_snapshot(place, model.revision)) is not None and (cached / "config.json").is_file():
+            raise_if_any(_disagreements(model, given, _from_folder(str(cached))))
     else:
         config = _from_hub(place, model.revision)
     raise_if_any(_causal_problems(model.path, config, objective))
@@ -71,6 +73,7 @@ def _from_architecture(architecture: dict[str, Any]) -> PreTrainedConfig:
         for key in architecture
         if key not in known
     )
+    raise_if_any(_unknown_in_parts(architecture, default))
     raise_if_any(
         Problem(f"model.architecture.{key}", text) for key, text in _size_problems(architecture, _own_names(default))
     )
@@ -80,6 +83,17 @@ def _from_architecture(architecture: dict[str, Any]) -> PreTrainedConfig:
         raise UserError("model.architecture", f": {_reason(error)}") from error
     raise_if_any(Problem(f"model.architecture.{key}", text) for key, text in _rope_problems(config))
     return config
+
+
+def _unknown_in_parts(architecture: dict[str, Any], default: PreTrainedConfig) -> Iterator[Problem]:
+    """Unknown keys of the configuration for the text or for pictures."""
+    for key, values in architecture.items():
+        part = getattr(default, key, None)
+        if isinstance(part, PreTrainedConfig) and isinstance(values, dict):
+            known = {*part.to_dict(), *part.attribute_map, *_RENAMED}
+            for name in values.keys() - known:
+                text = f": {part.model_type} has no such value{did_you_mean(name, known)}"
+                yield Problem(f"model.architecture.{key}.{name}", text)
 
 
 def _from_folder(folder: str) -> PreTrainedConfig:
@@ -224,18 +238,33 @@ def _code_problems(place: str, values: dict[str, Any]) -> Iterator[Problem]:
 
 def _disagreements(model: Model, given: PreTrainedConfig, found: PreTrainedConfig) -> Iterator[Problem]:
     """Every value of `model.architecture` that the model's folder contradicts."""
-    for key in model.architecture or {}:
+    for key, here, there in _compared(model.architecture or {}, given, found):
+        yield Problem(f"model.architecture.{key}", f"is {here!r}, but {model.path} has {there!r}; correct it")
+
+
+def _compared(
+    values: Mapping[str, Any], given: PreTrainedConfig, found: PreTrainedConfig | None
+) -> Iterator[tuple[str, Any, Any]]:
+    """(key, value, value) of what both configurations have otherwise, of these values."""
+    for key, value in values.items():
         kept = _RENAMED.get(key, key)
         here, there = getattr(given, kept), getattr(found, kept, None)
-        if here != there:
-            yield Problem(f"model.architecture.{key}", f"is {here!r}, but {model.path} has {there!r}; correct it")
+        if isinstance(value, Mapping) and isinstance(here, PreTrainedConfig):
+            # the part for the text or for pictures, of which these values say not all
+            yield from ((f"{key}.{inner}", *both) for inner, *both in _compared(value, here, there))
+        elif here != there:
+            yield key, here, there
 
 
 def _causal_problems(path: str, config: PreTrainedConfig, objective: Objective) -> Iterator[Problem]:
     """Models that do not predict the next token, or would get a random head to do so."""
     named, expected = config.architectures or [], MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     is_causal = objective.model_class == SUPERVISED.model_class
-    if config.is_encoder_decoder or expected is None:
+    if expected is None and getattr(config, "vision_config", None) is not None:
+        held = (named or [config.model_type])[0]
+        text = f": {path} holds a {held}, a model of pictures that transformers loads as no causal language model"
+        yield Problem("model.path", f"{text}; take a model of text alone")
+    elif config.is_encoder_decoder or expected is None:
         text = f": {path} ({config.model_type}) is not a causal language model; only these can be tuned"
         yield Problem("model.path", text)
     elif is_causal and named and not any(name == expected or "CausalLM" in name or "LMHead" in name for name in named):

@@ -22,7 +22,6 @@ from fmstune import files as package_files
 from fmstune.config.choices import Dtype
 from fmstune.config.job import Model
 from fmstune.config.requests import Merge
-from fmstune.data.formats import ASKED_ALIKE
 from fmstune.errors import Problem, UserError, one_line, raise_if_any
 from fmstune.files import user_path, write_aside, write_json
 from fmstune.models import architecture, base_identity, load, shapes, tuned, vllm
@@ -257,7 +256,7 @@ def _card(
             f"(root mean square); the likeliest token is the same at {found.same} of {found.positions} positions."
         ),
         versions={"fmstune": __version__, **{name: version(name) for name in ("peft", "torch", "transformers")}},
-        chat=tokenizer.init_kwargs.get(ASKED_ALIKE["template_kwargs"]),
+        chat=tokenizer.init_kwargs.get(run_folder.ASKED_ALIKE["template_kwargs"]),
     )
 
 

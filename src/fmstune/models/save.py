@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from fmstune.data.chat_template import answer_ends
-from fmstune.data.formats import ASKED_ALIKE, CHAT
 from fmstune.files import read_json, write_aside, write_json
 from fmstune.models import base_identity, sharding
 from fmstune.models.load import Tokenizer
@@ -55,9 +54,9 @@ def save(
 
 def keep_asking(tokenizer: PreTrainedTokenizerBase, format: Mapping[str, Any]) -> None:
     """Let the tokenizer save how a model of chat rows is asked: the values that its template was given in training."""
-    if format["_target_"] == CHAT:
+    if format["_target_"] == run_folder.CHAT:
         # transformers writes into tokenizer_config.json what a tokenizer was made with, other libraries' keys too
-        tokenizer.init_kwargs |= {key: format[name] for name, key in ASKED_ALIKE.items() if name in format}
+        tokenizer.init_kwargs |= {key: format[name] for name, key in run_folder.ASKED_ALIKE.items() if name in format}
 
 
 def name_turn_ends(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -10,8 +10,8 @@ import yaml
 from fmstune import files as package_files
 from fmstune.config.job import FULL, Job, Source, sources
 from fmstune.config.metrics import metrics_of
-from fmstune.data.formats import CHAT
 from fmstune.runs.report.terminal_summary import metric_rows
+from fmstune.runs.run_folder import CHAT
 
 MODEL_CARD = "README.md"
 _PROMPT = "A prompt as the training rows have it"

@@ -33,6 +33,11 @@ TRACKING = "tracking.json"
 SUMMARY = "summary.json"
 MODEL = "model"
 
+CHAT = "fmstune.data.formats.chat"
+"""`_target_` of the format of turns."""
+ASKED_ALIKE = {"template_kwargs": "chat_template_kwargs", "reasoning": "chat_reasoning"}
+"""Its settings that decide how a model is asked, each with its key in the model's `tokenizer_config.json`."""
+
 MARKS = (JOB, PROVENANCE, METRICS, SUMMARY, MODEL)
 """Any of these files makes a folder a run folder."""
 

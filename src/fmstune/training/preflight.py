@@ -20,13 +20,13 @@ from fmstune.config.choices import BITSANDBYTES, Attention, Backend, Dtype, Kern
 from fmstune.config.job import Job, is_sharded, sources, tunes_an_adapter
 from fmstune.data.chat_template import answer_ends
 from fmstune.data.dataset import load_recipes
-from fmstune.data.formats import CHAT
 from fmstune.errors import Problem, UserError, collect_problems, did_you_mean, raise_if_any
 from fmstune.models import adapters, architecture, liger, load, saved_weights, shapes, varlen
 from fmstune.models.experts import count_experts
 from fmstune.models.load import Tokenizer
 from fmstune.models.sharding import block_problems
 from fmstune.models.torch_internals import list_mode_options
+from fmstune.runs.run_folder import CHAT
 from fmstune.training.named_classes import named_class_problems
 from fmstune.training.transformers_internals import holds_state
 
