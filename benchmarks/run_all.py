@@ -16,9 +16,11 @@ import results
 import startup
 import step
 import sweep
+import varlen
 
 BENCHMARKS = {
-    module.__name__: module for module in (startup, first_step, launching, step, preparation, packed_rows, sweep)
+    module.__name__: module
+    for module in (startup, first_step, launching, step, preparation, packed_rows, varlen, sweep)
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
 

@@ -17,7 +17,17 @@ SHAPES = {
         "num_hidden_layers": 30,
         "num_attention_heads": 9,
         "num_key_value_heads": 3,
-    }
+        "max_position_embeddings": 512,
+    },
+    "llama_3m": {
+        "vocab_size": 1536,
+        "hidden_size": 192,
+        "intermediate_size": 512,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+    },
 }
 
 
@@ -27,7 +37,7 @@ def main(shape: str, folder: str) -> None:
     if shape in SHAPES:
         torch.manual_seed(0)
         ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-        config = LlamaConfig(**SHAPES[shape], **ids, max_position_embeddings=512, tie_word_embeddings=True)
+        config = LlamaConfig(**SHAPES[shape], **ids, tie_word_embeddings=True)
         model = AutoModelForCausalLM.from_config(config)
     else:
         model = AutoModelForCausalLM.from_pretrained(shipped)

@@ -47,6 +47,10 @@ TO_EVALUATE = [
         "--out_file: you have no permission to write into the folder /proc/self; choose another",
     ),
     case(
+        f"{EVALUATE} --attention varlen data=complaints",
+        "--attention=varlen is for rows that are trained end to end; choose auto or sdpa",
+    ),
+    case(
         f"{EVALUATE} --no_base --label a --label A data=complaints",
         "--label: two labels are the same but for case and spaces; give each once",
     ),

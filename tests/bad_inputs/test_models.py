@@ -235,6 +235,14 @@ QUANTIZATION = [
         "model.quantization needs a CUDA device, and launcher.device=cpu; set it to null",
     ),
     case(
+        "model=tiny_gpt_bigcode model.attention=varlen",
+        "model.attention=varlen: GPTBigCodeForCausalLM has attention dropout, which varlen does not compute; choose …",
+    ),
+    case(
+        "check model=gemma2_2b model.attention=varlen",
+        "model.attention=varlen: Gemma2ForCausalLM has a soft cap of scores, which varlen does not compute; choose …",
+    ),
+    case(
         f"{ON_A_GPU} peft.init_lora_weights=pissa evaluation.base=false {FOUR_BITS}",
         "peft.init_lora_weights=pissa changes the base weights, and quantised weights cannot change; leave it out",
     ),
