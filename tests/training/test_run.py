@@ -457,17 +457,20 @@ ROWS = {
 }
 MORE_WORDS = {"template": ["data.format.template_file=row.jinja"], "chat": ["model.chat_template=package:chatml.jinja"]}
 TINY_MODELS = [name for name in choices("model") if name.startswith("tiny_")]
-# every method on every model with one of the formats after the other, and every format on every model
+# every method on every model with one of the formats after the other, and every format without an adapter
 COMBINATIONS = [
     *zip(product(TINY_MODELS, choices("peft")), cycle(ROWS)),
-    *(((model, "full"), data) for model in TINY_MODELS for data in ROWS),
+    *(((TINY_MODELS[0], "full"), data) for data in ROWS),
 ]
 NAMED = sorted({(model, peft, data) for (model, peft), data in COMBINATIONS})
 
 
-@pytest.mark.parametrize(
-    ("model", "peft", "data"), sorted({(model, peft, data) for (model, peft), data in COMBINATIONS})
-)
+def test_every_model_meets_every_method_and_every_format() -> None:
+    assert {(model, peft) for model, peft, _ in NAMED} == {*product(TINY_MODELS, choices("peft"))}
+    assert {(model, data) for model, _, data in NAMED} == {*product(TINY_MODELS, ROWS)}
+
+
+@pytest.mark.parametrize(("model", "peft", "data"), NAMED)
 def test_every_format_and_every_method_trains_two_steps_on_a_tiny_model(
     fmstune: Run, rows_file: Callable[..., Path], model: str, peft: str, data: str
 ) -> None:
