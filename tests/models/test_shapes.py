@@ -210,6 +210,13 @@ def test_the_dimensions_of_a_gpt_bigcode():
     assert (d.linear_inputs, d.linear_inputs_each) == (128, 128)
 
 
+def test_of_a_width_for_each_layer_the_largest_counts() -> None:
+    config = AutoConfig.for_model(
+        "gemma3n_text", vocab_size=64, hidden_size=32, intermediate_size=[64, 96], num_hidden_layers=2
+    )
+    assert shapes._mlp_width(config, None) == 96
+
+
 def test_gpt2_keeps_more_for_its_activation_written_in_python():
     assert shapes.dimensions(build_empty(config_of(GPT2)), None).mlp_kept == 4
 

@@ -6,16 +6,21 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from fmstune.checks.model import model_problems
 from fmstune.checks.requests import generation_problems
+from fmstune.config.freeze import freeze
 from fmstune.config.requests import Generation
 from fmstune.errors import UserError
 from fmstune.runs import checkpoints, manifest
 from fmstune.runs.checkpoints import CheckpointFacts
+from fmstune.training.trainer import RunMixin
+from tests.composing import composed_tree
 
 FILES = (
     "model.safetensors",
@@ -190,6 +195,18 @@ def test_most_damage_shows_without_checksums_too(tmp_path: Path, name: str, dama
     damage(old / name)
     with pytest.raises(UserError, match=f"is damaged: {name} "):
         checkpoints.check_whole(old)
+
+
+def test_a_damaged_checkpoint_is_neither_tuned_further_nor_taken_as_the_best(tmp_path: Path) -> None:
+    whole = saved(tmp_path, 2)
+    job = freeze(composed_tree(f"model.path={whole}")).job
+    damaged = f"{whole} is a damaged checkpoint (model.safetensors "
+    assert not any(damaged in str(one) for one in model_problems(job))
+    flip(whole / "model.safetensors")
+    assert any(str(one).startswith(f"model.path: {damaged}") for one in model_problems(job))
+    best = SimpleNamespace(state=SimpleNamespace(best_model_checkpoint=str(whole)))
+    with pytest.raises(UserError, match=r"^training\.load_best_model_at_end: .*checkpoint-2, the best checkpoint"):
+        RunMixin._load_best_model(best)
 
 
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])

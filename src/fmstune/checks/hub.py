@@ -98,7 +98,7 @@ def _absent(wanted: Iterable[Wanted]) -> Iterator[Problem]:
 
 
 def _models(job: Job, verb: Verb) -> Iterator[Wanted]:
-    """The model, its tokenizer and its adapter, as far as the verb needs them and they are no folders."""
+    """The model, its tokenizer and its adapter, as far as the verb needs them and they are not local folders."""
     model, described = job.model, job.model.architecture is not None
     weights, tokenizer = (("config.json",), ("*.safetensors",)), (_TOKENIZER,)
     needed: tuple[tuple[str, ...], ...] = ()

@@ -101,7 +101,9 @@ def _notes(work: Work) -> Iterator[str]:
         instead = "model.attention=varlen, where the model takes it, computes none of that"
         yield f"{text}; {instead}, and training.train_sampling_strategy=group_by_length pads little"
     if d.missed_experts:
-        text = f"the adapter reaches no expert of this mixture ({', '.join(d.missed_experts)}), as these are no layers"
+        text = (
+            f"the adapter does not reach the experts ({', '.join(d.missed_experts)}), which are parameters, not layers"
+        )
         wanted = f"peft.target_parameters=[{','.join(d.missed_experts)}] peft.lora_dropout=0"
         yield f"{text}; {wanted} adapts them too"
     if d.max_positions is not None and row_length(work) > d.max_positions:

@@ -8,6 +8,7 @@ from fmstune.checks.weights import adapter_weight_problems, weight_problems
 from fmstune.config.choices import Attention, Backend, Device, Kernels
 from fmstune.config.job import Job, tunes_an_adapter
 from fmstune.errors import Problem, UserError, did_you_mean
+from fmstune.runs import manifest
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "extra_special_tokens")
 
@@ -79,6 +80,8 @@ def _place_problems(field: str, place: str, wants: str) -> Iterator[Problem]:
     if folder.is_dir():
         if not (folder / wants).is_file():
             yield Problem(field, f": {folder} has no {wants}; give the folder that save_pretrained wrote")
+        elif wants != "tokenizer_config.json" and (damage := manifest.find_model_damage(folder)):
+            yield Problem(field, f": {folder} is a damaged checkpoint ({', '.join(damage[:3])}); give another")
         elif wants == "config.json":
             yield from weight_problems(field, folder)
         elif wants == "adapter_config.json":

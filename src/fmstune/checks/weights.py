@@ -72,7 +72,7 @@ def _index_problems(field: str, index: Path) -> Iterator[Problem]:
 
 
 def _files_of_index(index: Path) -> list[str]:
-    """The files that an index names, each once; raises ValueError where it is no index."""
+    """The files that an index names, each once; raises ValueError where the file is not an index."""
     content = json.loads(index.read_text(encoding="utf-8"))
     named = content.get("weight_map") if isinstance(content, dict) else None
     if not (isinstance(named, dict) and named and all(isinstance(name, str) for name in named.values())):

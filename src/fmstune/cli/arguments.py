@@ -108,7 +108,7 @@ def _with_folders(flags: HydraFlags) -> HydraFlags:
     if not os.path.isdir(flags.config_path):
         hint = "it takes the place of fmstune's own files; --config-dir adds your groups to them"
         raise UserError("--config-path", f": {flags.config_path} is not a folder; {hint}")
-    # Hydra would look for it beside this module
+    # Hydra would look for it in the folder of this module
     return replace(flags, config_path=os.path.abspath(flags.config_path))
 
 

@@ -77,7 +77,7 @@ def field_changes(overrides: Sequence[Override]) -> dict[str, Any]:
 
 
 def unknown_choices(overrides: Sequence[Override], extra: Path | None) -> Iterator[tuple[Override, str | None]]:
-    """Yield each override with a name that is no file of its group, or with None for a value that is no name."""
+    """Yield each override with a name that its group has no file for, or with None for a value that is not a name."""
     for one in overrides:
         if one.key_or_group not in GROUPS or one.package is not None or one.is_delete() or _sets_fields(one):
             continue

@@ -47,7 +47,7 @@ def _unread(name: str, reads: frozenset[str]) -> str:
 
 @lru_cache(maxsize=16)
 def variables(template: str) -> frozenset[str]:
-    """The variables that the template reads and does not set before; none of one that is no template."""
+    """The variables that the template reads and does not set before; empty if it cannot be compiled."""
     # transformers renders chat templates with these two
     environment = Environment(extensions=[Generation, "jinja2.ext.loopcontrols"], autoescape=False)
     try:

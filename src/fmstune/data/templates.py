@@ -104,7 +104,7 @@ def bounded(text: str) -> str:
 
 
 def check_template(text: Any) -> None:
-    """Raise LimitReached for a template that is no text, or that no limit can stop: a power is one operation."""
+    """Raise LimitReached for a template that is not text, or that no limit can stop: a power is one operation."""
     if not isinstance(text, str):
         raise LimitReached(f"it must be text, found {type(text).__name__}")
     _check_operators(text)

@@ -64,7 +64,7 @@ def _ending(name: str) -> str:
 def missed_experts(
     experts: Experts | None, adapted: torch.nn.Module, peft_config: PeftConfig | None
 ) -> tuple[str, ...]:
-    """Parameters of experts that an adapter of layers leaves as they are: a fused matrix is no layer."""
+    """Parameters of experts that an adapter of layers leaves as they are: a fused matrix is not a layer."""
     if experts is None or not hasattr(peft_config, "target_modules"):
         return ()
     reached = {module.parameter_name for module in adapted.modules() if isinstance(module, ParamWrapper)}

@@ -201,7 +201,7 @@ def load_model(
     place, kind = files.resolve(model.path), architecture.model_class(objective)
     # that of the weights, which says how they are packed
     config = architecture.model_configuration(dataclasses.replace(model, architecture=None), objective)
-    if attention == "flash_attention_2":
+    if attention not in ("eager", "sdpa"):
         attention = usable_attention(architecture.build_empty(config, objective), attention)
     if model.backend is Backend.fms:
         raise_if_any(package_problems())

@@ -162,7 +162,7 @@ def _several_vocabularies(named: Sequence[str], tokenizers: Sequence[PreTrainedT
 
 
 def _base(place: Place) -> PreTrainedConfig:
-    """The configuration of the base; raises UserError for one whose weights are no plain numbers."""
+    """The configuration of the base; raises UserError for a quantised one."""
     assert place.base is not None
     config = architecture.model_configuration(Model(path=place.base, revision=place.revision))
     if getattr(config, "quantization_config", None) is not None:

@@ -31,7 +31,7 @@ def check_weights(model: Model, empty: PreTrainedModel, new_modules: Sequence[st
 
 
 def _generation_problems(folder: Path) -> Iterator[Problem]:
-    """A generation_config.json that transformers reads and cannot use; it passes over what is no JSON."""
+    """A generation_config.json that transformers reads and cannot use; it ignores a file that is not JSON."""
     file = folder / "generation_config.json"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))

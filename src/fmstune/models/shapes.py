@@ -3,7 +3,7 @@
 import copy
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from peft import PeftConfig, PeftModel, PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig, get_peft_model
@@ -208,9 +208,14 @@ def _mlp_width(text: PreTrainedConfig, experts: Experts | None) -> int:
         "ffn_dim",
     ]
     # architectures without a width of the MLP take four times the hidden size
-    width = next((int(value) for name in names if (value := getattr(text, name, None))), 4 * text.hidden_size)
+    width = next((_widest(value) for name in names if (value := getattr(text, name, None))), 4 * text.hidden_size)
     shared = getattr(text, "shared_intermediate_size", None) or 0
     return width * experts.per_token + shared if experts else shared or width
+
+
+def _widest(width: int | Sequence[int]) -> int:
+    """The width of an MLP; of a width for each layer, the largest, which the plan takes for all."""
+    return int(max(width)) if isinstance(width, Sequence) else int(width)
 
 
 def _mlp_kept(model: PreTrainedModel) -> int:

@@ -247,7 +247,7 @@ def _mean_notes(checked: Checked, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def _turn_end_notes(job: Job, tokenizer: Tokenizer) -> Iterator[str]:
-    """What ends an answer in chat rows, where it is no token: a server stops at tokens, and so would never stop."""
+    """The end of an answer in chat rows, where the tokenizer has no token for it: a server stops at tokens alone."""
     targets = {(source.format or {}).get("_target_") for source in sources(job.data, "train").values()}
     if CHAT in targets:
         for end in answer_ends(tokenizer.tokenizer):

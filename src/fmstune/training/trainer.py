@@ -17,7 +17,7 @@ from fmstune.errors import UserError
 from fmstune.launch import preemption
 from fmstune.models import base_identity, sharding
 from fmstune.models.save import tied_once
-from fmstune.runs import checkpoints
+from fmstune.runs import checkpoints, manifest
 from fmstune.runs.checkpoints import CheckpointFacts
 from fmstune.training import memory
 from fmstune.training.callbacks import AtBegin, SaveAndStop, StepClock
@@ -161,6 +161,14 @@ class RunMixin(Trainer):
                 best_model_checkpoint=self.state.best_model_checkpoint,
             )
         self.accelerator.wait_for_everyone()
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint, where its files are as they were saved; raises UserError."""
+        best = self.state.best_model_checkpoint
+        if best is not None and (damage := manifest.find_model_damage(Path(best))):
+            what = f": {best}, the best checkpoint, is damaged ({', '.join(damage[:3])})"
+            raise UserError("training.load_best_model_at_end", f"{what}; set it to false, and take another checkpoint")
+        super()._load_best_model()
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Train an epoch, unless the last checkpoint was at the end already: Trainer would still take a step."""
