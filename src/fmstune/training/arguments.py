@@ -10,7 +10,7 @@ from fmstune import ranks
 from fmstune.config.job import Job, is_sharded
 from fmstune.config.renamed_fields import OWN
 from fmstune.errors import UserError
-from fmstune.models import sharding
+from fmstune.models import compiled, sharding
 from fmstune.models.experts import count_experts
 from fmstune.training import fsdp_on_cpu
 from fmstune.training.objectives.base import BaseObjective
@@ -19,7 +19,7 @@ from fmstune.training.preflight import Checked
 
 def training_arguments(job: Job, objective: BaseObjective, checked: Checked, folder: Path) -> TrainingArguments:
     """The arguments of the job's trainer; every default of TRL's that would decide something unseen is set."""
-    given = {name: value for name, value in job.training.items() if name not in OWN}
+    given = {name: value for name, value in job.training.items() if name not in (*OWN, *compiled.FIELDS)}
     sharing: dict[str, Any] = {}
     if is_sharded(job.launcher) and ranks.here().started:
         sharding.set_environment(job.launcher)

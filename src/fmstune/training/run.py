@@ -24,7 +24,7 @@ from fmstune.data.dataset import Prepared
 from fmstune.errors import Preempted, Problem, UserError, raise_if_any
 from fmstune.files import read_json
 from fmstune.launch import parent
-from fmstune.models import adapters, base_identity, liger, load, save, sharding
+from fmstune.models import adapters, base_identity, compiled, liger, load, save, sharding
 from fmstune.models.load import Tokenizer
 from fmstune.runs import checkpoints, lockfile, model_card, run_folder
 from fmstune.training import figures, memory, tracking
@@ -214,6 +214,8 @@ def _build_trainer(
     if job.model.kernels is Kernels.liger:
         liger.use_liger(base)
     model = adapters.wrap(base, checked.peft, job.model.adapter)
+    if compiled.asks_compiled(job.training):
+        compiled.compile_blocks(model, job.training)
     loaded = time.perf_counter() - begun
     held_out = {part.name: part.rows for part in prepared.held_out}
     watched = {name: objective.rows(rows) for name, rows in held_out.items()}
@@ -246,7 +248,7 @@ def _score(
     if main:
         print(f"evaluating the {answered} model …", file=sys.stderr, flush=True)
     # a new adapter may change the output before it is trained (a random prompt does)
-    with sharding.as_base(model) if base and isinstance(model, PeftModel) else nullcontext():
+    with compiled.uncompiled(), sharding.as_base(model) if base and isinstance(model, PeftModel) else nullcontext():
         figures = objective.score(trainer, {part.name: part.rows for part in prepared.held_out}, answered)
     if base and main:
         # at once, so that a resumed run need not score the base again

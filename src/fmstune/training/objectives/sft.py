@@ -16,6 +16,7 @@ from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.errors import raise_if_any
 from fmstune.evaluation.held_out import Scores, labels_of, score, together
 from fmstune.files import write_json
+from fmstune.models.compiled import uncompiled
 from fmstune.models.sharding import asks_first_token
 from fmstune.models.trl_internals import global_then_local_main_first, name_experts, score_supervised_positions_on_cpu
 from fmstune.runs import run_folder
@@ -102,7 +103,7 @@ class SftTrainer(RunMixin, SFTTrainer):
         short = torch.float16 if self.args.fp16 or (self.args.tf32 and self.model.dtype == torch.float32) else None
         computed_in = torch.bfloat16 if self.args.bf16 else short or self.model.dtype
         tolerance, found = packing_audit.TOLERANCE[computed_in], packing_audit.documents(self._prepare_inputs(batch))
-        with self.compute_loss_context_manager():
+        with uncompiled(), self.compute_loss_context_manager():
             if self._shares:
                 self.audit = packing_audit.audit_sharing(model, found, tolerance=tolerance)
             else:
@@ -142,13 +143,14 @@ class SftTrainer(RunMixin, SFTTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate, and let the model answer a sample of the rows, once for all sets of them."""
-        found: dict[str, float] = super().evaluate(*args, **kwargs)
-        # of several sets, Trainer calls this again for each, with a prefix
-        if self.answer_sample is not None and kwargs.get("metric_key_prefix", "eval") == "eval":
-            answered = self.answer_sample()
-            self.log(dict(answered))
-            found |= answered
-        return found
+        with uncompiled():
+            found: dict[str, float] = super().evaluate(*args, **kwargs)
+            # of several sets, Trainer calls this again for each, with a prefix
+            if self.answer_sample is not None and kwargs.get("metric_key_prefix", "eval") == "eval":
+                answered = self.answer_sample()
+                self.log(dict(answered))
+                found |= answered
+            return found
 
     def evaluation_loop(
         self, dataloader: Any, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
