@@ -160,20 +160,20 @@ def _hub_files(hub_id: str, field: str, *, streaming: bool) -> list[File]:
     return [File(shown, Path(part["filename"])) for part in splits[name].cache_files]
 
 
-def _json_files(hub_id: str, split: str, *, streaming: bool) -> list[File] | None:
+def _json_files(hub_id: str, split: str, *, streaming: bool) -> list[File]:
     """The files of a split that is JSON on the hub, as they are: `datasets` makes dates of text that looks like one.
 
-    None where they are streamed and hold a list, which cannot be read line by line.
+    A list cannot be read line by line, so it is downloaded; `datasets` reads the whole of it for a stream, too.
     """
     import datasets
 
     files = list(datasets.load_dataset_builder(hub_id).config.data_files[split])
-    if not streaming:
-        manager = datasets.DownloadManager()
-        return [File(hub_id, Path(path)) for path in manager.iter_files(manager.download_and_extract(files))]
-    lines = datasets.load_dataset("text", data_files={split: files}, split=split, streaming=True)
-    is_list = next((line["text"] for line in lines), "").lstrip().startswith("[")
-    return None if is_list else [File(hub_id, Path(hub_id), lines=lines)]
+    if streaming:
+        lines = datasets.load_dataset("text", data_files={split: files}, split=split, streaming=True)
+        if not next((line["text"] for line in lines), "").lstrip().startswith("["):
+            return [File(hub_id, Path(hub_id), lines=lines)]
+    manager = datasets.DownloadManager()
+    return [File(hub_id, Path(path)) for path in manager.iter_files(manager.download_and_extract(files))]
 
 
 def parse_place(place: str, field: str) -> HubFiles:
