@@ -11,6 +11,7 @@ import first_step
 import launching
 import packed_rows
 import pairs
+import prefix_sharing
 import preparation
 import results
 import startup
@@ -20,7 +21,7 @@ import varlen
 
 BENCHMARKS = {
     module.__name__: module
-    for module in (startup, first_step, launching, step, preparation, packed_rows, varlen, sweep)
+    for module in (startup, first_step, launching, step, preparation, packed_rows, varlen, prefix_sharing, sweep)
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
 

@@ -309,3 +309,11 @@ def test_the_sampler_of_shared_beginnings_has_an_order_for_each_epoch_and_the_sa
     other.set_epoch(1)
     assert list(one) == list(other)
     assert list(PrefixGrouped(given_rows, 4, seed=2)) != first
+
+
+def test_rows_that_share_nothing_are_segments_without_keys_elsewhere() -> None:
+    given_rows = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8, 9], "labels": [8, 9]}]
+    batch = SharingCollator()(given_rows)
+    assert "key_index" not in batch
+    assert batch["cu_seq_lens_q"].tolist() == batch["cu_seq_lens_k"].tolist() == [0, 3, 5]
+    assert "key_index" in SharingCollator()([*given_rows, {"input_ids": [8, 9, 4], "labels": [8, 9, 4]}])

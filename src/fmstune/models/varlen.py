@@ -127,7 +127,8 @@ def varlen_attention(
     size = value.shape[-1]
     q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
     if key_index is not None:
-        k, v = k[key_index], v[key_index]
+        # not k[key_index], whose backward pass is slower than that of a selection
+        k, v = k.index_select(0, key_index), v.index_select(0, key_index)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     # a window as wide as a segment is none
     window = None if sliding_window is None or sliding_window >= (max_length_k or 0) else sliding_window

@@ -152,6 +152,9 @@ class SharingCollator:
             arrays[name] = arrays[name][None]
         labels = torch.cat([torch.tensor([IGNORED]), shift_labels[targets]])[None]
         counts = {name: value for name, value in line.items() if isinstance(value, int)}
+        if layout.depth() == 1:
+            # rows that share nothing attend to the line itself
+            del arrays["key_index"]
         saved = layout.positions - layout.tokens
         return {**arrays, **counts, "labels": labels, TARGETS: targets, PADDING: saved}
 
