@@ -330,7 +330,10 @@ ADAPTERS = [
         "peft=prompt_tuning peft.prompt_tuning_init=TEXT", "peft.prompt_tuning_init=TEXT needs …init_text, the words …"
     ),
     case("peft=prompt_tuning peft.prompt_tuning_init_text=x", "peft.prompt_tuning_init_text needs …init=TEXT; …"),
-    case("peft=lora peft._target_=peft.LoRaConfig", "peft._target_: the installed peft has no … class 'LoRaConfig'"),
+    case(
+        "peft=lora peft._target_=peft.LoRaConfig",
+        "peft._target_: the installed peft has no … class 'LoRaConfig'; did you mean 'LoraConfig'?",
+    ),
     case("peft=lora peft._target_=os.system", "peft._target_ must be a PEFT configuration such as peft.LoraConfig, …"),
     case(
         "model.adapter=there",

@@ -53,7 +53,7 @@ def test_the_file_of_a_shipped_tracker_names_its_class(name: str) -> None:
         ({"aim": "x"}, "tracking.aim is a group of fields, got 'x'"),
         ({"mine": MINE}, "'my_pkg.lines.LinesTracker' is not in an allowed package"),
         ({"mine": {"_target_": "Lines"}}, "tracking.mine._target_ must name a class"),
-        ({"mine": {"_target_": "fmstune.training.trackers.aim.Other"}}, "fmstune has no tracker"),
+        ({"mine": {"_target_": "fmstune.training.trackers.aim.Other"}}, "aim.Other'; did you mean 'fmstune."),
         ({"mine": {"_target_": "fmstune.training.run.train"}}, "is not in an allowed package"),
     ],
 )

@@ -17,7 +17,7 @@ from fmstune.config.convert import convert_fields, convert_into, unknown_field
 from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO, SFT, Data, Job, Source
 from fmstune.config.metrics import metric_problems
 from fmstune.config.upstream_fields import SFT_CONFIG, Field, field_of
-from fmstune.errors import Problem, UserError, first_line, raise_if_any
+from fmstune.errors import Problem, UserError, did_you_mean, first_line, raise_if_any
 from fmstune.files import refuse_pipe
 
 _HINTS = {
@@ -221,8 +221,9 @@ def _peft(tree: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
         hint = f"must be a PEFT configuration such as peft.LoraConfig, got {target!r}"
         problems.append(Problem("peft._target_", hint))
     elif not upstream_fields.has_class(target):
-        hint = f": the installed peft has no configuration class {target.rpartition('.')[2]!r}"
-        problems.append(Problem("peft._target_", hint))
+        name = target.rpartition(".")[2]
+        near = did_you_mean(name, (one for one in upstream_fields.class_names(target) if one.endswith("Config")))
+        problems.append(Problem("peft._target_", f": the installed peft has no configuration class {name!r}{near}"))
     else:
         fields = dict(upstream_fields.fields_of(target))
         if target == LORA:

@@ -7,7 +7,7 @@ from typing import Any
 from fmstune.config import groups, upstream_fields
 from fmstune.config.convert import convert_fields, unknown_field
 from fmstune.config.job import BUILT_IN_CALLBACKS
-from fmstune.errors import Problem
+from fmstune.errors import Problem, did_you_mean
 
 OWN_TRACKERS = "fmstune.training.trackers"
 """Package of the trackers that fmstune brings, which need no `--trust`."""
@@ -29,7 +29,8 @@ def typed_trackers(tree: Mapping[str, Any], trusted: Sequence[str], problems: li
         elif own := _defaults(target):
             values[name] = own | convert_fields(settings, upstream_fields.fields_of(target), path, problems)
         elif str(target).startswith(f"{OWN_TRACKERS}."):
-            problems.append(Problem(f"{path}._target_", f": fmstune has no tracker {target!r}"))
+            near = did_you_mean(str(target), shipped_trackers().values())
+            problems.append(Problem(f"{path}._target_", f": fmstune has no tracker {target!r}{near}"))
         else:
             problems += target_form_problems(path, given, (OWN_TRACKERS, *trusted))
             values[name] = dict(given)

@@ -93,6 +93,11 @@ def has_class(target: str) -> bool:
     return target.rpartition(".")[2] in _classes(target)
 
 
+def class_names(target: str) -> list[str]:
+    """The classes that stand where `target` is looked for."""
+    return list(_classes(target))
+
+
 def package_folder(package: str) -> Path:
     """Where an installed package lies, found without importing it; raises UserError when it is not installed."""
     spec = importlib.util.find_spec(package)
