@@ -11,6 +11,7 @@ import first_step
 import launching
 import packed_rows
 import pairs
+import planned_memory
 import prefix_sharing
 import preparation
 import results
@@ -19,10 +20,11 @@ import step
 import sweep
 import varlen
 
-BENCHMARKS = {
-    module.__name__: module
-    for module in (startup, first_step, launching, step, preparation, packed_rows, varlen, prefix_sharing, sweep)
-}
+_MODULES = (
+    *(startup, first_step, launching, step, preparation),
+    *(packed_rows, varlen, prefix_sharing, planned_memory, sweep),
+)
+BENCHMARKS = {module.__name__: module for module in _MODULES}
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 

@@ -50,6 +50,8 @@ TESTED_IN = {
     "migrate/tuning.py": "migrate/test_translate.py",
     "migrate/words.py": "migrate/test_translate.py",
     "models/adapter_targets.py": "models/test_shapes.py",
+    "models/torch_internals.py": "models/memory_count/test_step.py",
+    "models/trl_internals.py": "models/memory_count/test_step.py",
     "models/experts.py": "end_to_end/test_families.py",
     "models/tuned.py": "evaluation/test_ask.py",
     "training/objectives/base.py": "training/test_objectives.py",

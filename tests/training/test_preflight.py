@@ -57,14 +57,14 @@ def test_a_check_without_a_gpu_does_not_pass_what_needs_one(
     assert fmstune("check", "launcher=slurm", "launcher.fsdp_version=1", "launcher.num_processes=2").code == 0
 
 
-def test_a_check_builds_the_model_without_numbers_once(
+def test_a_check_builds_the_model_without_numbers_once_and_once_more_to_count_a_step(
     fmstune: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build, built = architecture.build_empty, []
     monkeypatch.setattr(architecture, "build_empty", lambda *given: built.append(given) or build(*given))
     result = fmstune("check", "peft=lora")
     assert result.code == 0, result.err
-    assert len(built) == 1
+    assert len(built) == 2
 
 
 PRESETS = {

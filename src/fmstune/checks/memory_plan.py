@@ -41,18 +41,20 @@ class Plan:
     """Upper bound, padding and virtual tokens included: as if every row were as long as the longest."""
     checkpoint_bytes: int
     """Trained parameters and optimizer state, as one checkpoint holds them."""
+    counted: bool
+    """Memory was counted on a step without numbers; false where formulas estimate it."""
     notes: tuple[str, ...]
     """What the plan assumes and the reader should know."""
     work: Work
     """What it was computed from."""
 
 
-def plan_work(work: Work) -> Plan:
-    """The plan of this work."""
+def plan_work(work: Work, counted: Memory | None = None, reason: str = "") -> Plan:
+    """The plan of this work, with the memory that was `counted` of a step, else by the formulas for this `reason`."""
     d, t = work.dimensions, work.training
     rows = row_count(work.rows, t)
     step_counts = count_steps(rows, t, work.sharing.processes)
-    held = device_memory(work)
+    held = counted or device_memory(work)
     trained = d.trainable_parameters * BYTES[work.machine.precision.trained]
     return Plan(
         base_parameters=d.base_parameters,
@@ -68,7 +70,8 @@ def plan_work(work: Work) -> Plan:
         tokens_estimated=work.rows.estimated,
         positions_per_step=work.sharing.processes * t.texts_in_batch * t.gradient_accumulation_steps * row_length(work),
         checkpoint_bytes=trained + optimizer_bytes(t.optim, d, BYTES[work.machine.precision.trained]),
-        notes=tuple(_notes(work)),
+        counted=counted is not None,
+        notes=(*([f"memory is estimated by formulas: {reason}"] if reason else ()), *_notes(work)),
         work=work,
     )
 
@@ -147,13 +150,14 @@ def render_plan(plan: Plan) -> str:
     d = plan.work.dimensions
     quantised = f"quantised {d.quantised_parameters:,} of the base, in {show_bytes(d.quantised_bytes)}"
     active = f" ({d.active_parameters:,} active a token)" if d.idle_parameters else ""
+    how = "counted" if plan.counted else "estimated"
     lines = [
         ("parameters", f"base {plan.base_parameters:,}{active}, adapter {plan.adapter_parameters:,}"),
         ("", f"trainable {plan.trainable_parameters:,} ({share:.3g} %)"),
         *([("", quantised)] if d.quantised_parameters else []),
         ("precision", f"{machine.precision.describe()}; {machine.attention} attention on {machine.device}"),
         ("", machine.precision.reason),
-        ("memory", f"{show_bytes(plan.total)}{_where(plan.work.sharing)}, estimated"),
+        ("memory", f"{show_bytes(plan.total)}{_where(plan.work.sharing)}, {how}"),
         ("", split),
         ("steps", f"{plan.total_steps:,} ({length}, {epoch}{batch})"),
         ("tokens", tokens),

@@ -152,7 +152,8 @@ def row_count(rows: Rows, training: Training) -> int:
 def row_length(work: Work) -> int:
     """Positions of the longest row that the model sees."""
     t = work.training
-    return (t.max_length if t.packing else min(work.rows.longest, t.max_length)) + work.dimensions.virtual_tokens
+    longest = max(work.rows.tokens, 1) if t.packing else work.rows.longest
+    return min(longest, t.max_length) + work.dimensions.virtual_tokens
 
 
 def positions_scored(work: Work) -> int:

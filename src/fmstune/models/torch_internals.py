@@ -1,6 +1,138 @@
-"""The private name of torch that lists the modes of torch.compile."""
+"""Private names of torch: the modes of torch.compile; and tensors without numbers, with a count of their bytes."""
+
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
 
 from fmstune.upstream import explain_missing_names
 
 with explain_missing_names("torch"):
     from torch._inductor import list_mode_options as list_mode_options
+    from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
+    from torch._subclasses.fake_tensor import UnsupportedFakeTensorException as UnsupportedFakeTensorException
+    from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+Held = Mapping[str, int]
+"""Bytes by what holds them."""
+
+
+class ByteCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all tensors that are made within it, and keeps the most of each phase.
+
+    It stands above a FakeTensorMode, and answers what that cannot: how many entries of `mask` are true.
+    """
+
+    def __init__(self, mask_shape: tuple[int, ...], trues: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.held: defaultdict[str, int] = defaultdict(int)
+        self.most: dict[str, Held] = {}
+        """What was held when the phase held most."""
+        self._phase, self._kind = "", "activations"
+        self._known: dict[int, tuple[weakref.ref[Any], str, int]] = {}
+        self._mask_shape, self._trues = mask_shape, trues
+
+    def enter_phase(self, phase: str, kind: str = "activations") -> None:
+        """Begin a phase, whose new tensors are of this kind."""
+        self._phase, self._kind = phase, kind
+        self._look()
+
+    def count_as(self, kind: str, tensors: Iterable[torch.Tensor | None]) -> None:
+        """Count these tensors as this kind from now on."""
+        for tensor in tensors:
+            if tensor is not None:
+                self._count(tensor, kind)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return _NUMBERS.get(args[0].dtype, 1)
+        made = func(*self._with_positions(func, args), **(kwargs or {}))
+        for one in tree_leaves(made):
+            if isinstance(one, torch.Tensor):
+                self._count(one, None)
+        return made
+
+    def _with_positions(self, func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The same, with as many positions in place of the mask of positions that are scored."""
+        if func not in _INDEXED or len(args) < 2 or len(args[1]) != 1 or args[1][0].dtype is not torch.bool:
+            return args
+        if tuple(args[1][0].shape) != self._mask_shape:
+            return args
+        positions = [torch.empty(self._trues, dtype=torch.int64) for _ in self._mask_shape]
+        return (args[0], positions, *args[2:])
+
+    def _count(self, tensor: torch.Tensor, kind: str | None) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            reference, former, size = self._known[key]
+            if kind is None or kind == former:
+                return
+            self.held[former] -= size
+        else:
+            size = storage.nbytes()
+            reference = weakref.ref(storage, self._forgetter(key))
+        self._known[key] = (reference, kind or self._kind, size)
+        self.held[kind or self._kind] += size
+        self._look()
+
+    def _forgetter(self, key: int) -> Callable[[Any], None]:
+        def forget(_: Any) -> None:
+            _, kind, size = self._known.pop(key)
+            self.held[kind] -= size
+
+        return forget
+
+    def _look(self) -> None:
+        most = self.most.get(self._phase)
+        if most is None or sum(self.held.values()) > sum(most.values()):
+            self.most[self._phase] = dict(self.held)
+
+
+_NUMBERS = {torch.bool: False, torch.float32: 1.0, torch.float64: 1.0, torch.bfloat16: 1.0, torch.float16: 1.0}
+"""Answers to `.item()`, which decide nothing that takes memory."""
+_INDEXED = (
+    torch.ops.aten.index.Tensor,
+    torch.ops.aten.index_put.default,
+    torch.ops.aten.index_put_.default,
+    torch.ops.aten._index_put_impl_.default,
+)
+
+
+class AsOnCuda(TorchFunctionMode):
+    """Lets a CPU's tensors be kept as CUDA's kernels keep them: dropout's mask as bool, scores never."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            given = {**given, "dropout_p": 0.0}
+        if func is torch.nn.functional.dropout:
+            share = given.get("p", args[1] if len(args) > 1 else 0.5)
+            training = given.get("training", args[2] if len(args) > 2 else True)
+            return torch.native_dropout(args[0] if args else given["input"], share, training)[0]
+        return func(*args, **given)
+
+
+def give_fake_storage(model: torch.nn.Module) -> None:
+    """Replace the parameters and buffers of a model on the meta device; call it within a FakeTensorMode."""
+    # by the parameter itself, as tied modules share one
+    made: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if parameter not in made:
+                data = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+                made[parameter] = torch.nn.Parameter(data, requires_grad=parameter.requires_grad)
+            module._parameters[name] = made[parameter]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")

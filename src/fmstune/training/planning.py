@@ -1,20 +1,32 @@
 """Rows and a checked job → the plan of memory, steps and tokens."""
 
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
+import pyarrow.compute as pc
 import torch
+from datasets import Dataset
+from transformers import Trainer, TrainingArguments
 
 from fmstune import ranks
 from fmstune.checks import resume
+from fmstune.checks.memory import Memory, activation_bytes, device_memory, logit_bytes
 from fmstune.checks.memory_plan import Plan, plan_work
-from fmstune.checks.plan_inputs import Machine, Rows, Sharing, Training, Work
-from fmstune.config.choices import Sharding
-from fmstune.config.job import SUPERVISED, Job, Launcher, is_sharded, text_columns
+from fmstune.checks.plan_inputs import Machine, Rows, Sharing, Training, Work, row_count, row_length
+from fmstune.config.choices import Backend, Sharding
+from fmstune.config.job import SFT, SUPERVISED, Job, Launcher, is_sharded, text_columns
 from fmstune.data.dataset import Prepared
 from fmstune.data.scan import CHARACTERS_PER_TOKEN, scan_data
-from fmstune.errors import UserError, raise_if_any
+from fmstune.data.tokens import IGNORED
+from fmstune.errors import UserError, one_line, raise_if_any
 from fmstune.launch import subprocesses
+from fmstune.models.memory_count.step import FAILURES, StepSettings, StepShape, count_step
 from fmstune.tables import GIB
 from fmstune.training.preflight import Checked
 from fmstune.training.row_checks import batch_problems, held_out_problems, length_problems
@@ -64,12 +76,143 @@ def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None)
         problems += held_out_problems(job, checked, prepared)
     raise_if_any(problems)
     machine = Machine(checked.device, checked.attention, checked.precision)
-    made = plan_work(Work(checked.dimensions, rows, training, machine, find_sharing(job.launcher)))
+    work = Work(checked.dimensions, rows, training, machine, find_sharing(job.launcher))
+    made = plan_work(work, *count_memory(job, checked, work, prepared))
     checkpoint = job.training.get("resume")
     if checkpoint not in (None, resume.AUTO) and (done := resume.steps_done(Path(checkpoint))) >= made.total_steps:
         change = "nothing is left to train; raise training.num_train_epochs or training.max_steps"
         raise UserError("training.resume", f": the checkpoint is at step {done:,} of {made.total_steps:,}, so {change}")
     return made
+
+
+def count_memory(job: Job, checked: Checked, work: Work, prepared: Prepared | None) -> tuple[Memory | None, str]:
+    """What a step holds, counted on one without numbers; None, and the reason, where the formulas must do."""
+    if job.objective._target_ != SFT:
+        return None, "the loss is not that of supervised fine-tuning"
+    if job.data.prefix_sharing:
+        return None, "rows share their beginnings"
+    if job.model.backend is not Backend.transformers:
+        return None, f"the blocks are those of {job.model.backend.value}"
+    try:
+        shape = _known_batch(job, work, prepared) or largest_batch(work)
+        held = count_step(checked.configuration, checked.peft, shape, _step_settings(job, checked))
+    except FAILURES as err:
+        return None, f"{checked.configuration.model_type} cannot be tried without numbers ({one_line(err)})"
+    formulas, counted = device_memory(work), replace(device_memory(work), **held)
+    if work.dimensions.quantised_parameters:
+        counted = replace(counted, weights=formulas.weights)
+    if work.sharing.processes > 1 or work.sharing.cpu_offload:
+        shared = {part: getattr(formulas, part) for part in ("weights", "gradients", "optimizer")}
+        counted = replace(counted, **shared)
+    return counted, ""
+
+
+def largest_batch(work: Work) -> StepShape:
+    """The batch that holds most if all of its rows are as long as the longest."""
+    t, rows = work.training, work.rows
+    length = max(row_length(work) - work.dimensions.virtual_tokens, 2)
+    batch = min(t.per_device_train_batch_size, max(row_count(rows, t), 1))
+    apart = t.packing or t.padding_free
+    # kernels that are told where documents end take all rows as one
+    flat = t.padding_free or (t.packing and not work.machine.masks_pairs)
+    return StepShape(
+        rows=1 if flat else batch,
+        positions=batch * length if flat else length,
+        supervised=max(round(batch * length * rows.supervised_share), 1),
+        padded=not (apart or batch == 1),
+        packed=apart and work.machine.masks_pairs,
+        accumulated=t.gradient_accumulation_steps > 1,
+    )
+
+
+def _known_batch(job: Job, work: Work, prepared: Prepared | None) -> StepShape | None:
+    """The batch of the run that holds most; None where rows are packed, streamed or not tokenised."""
+    t = work.training
+    if prepared is None or t.packing or not isinstance(prepared.train, Dataset):
+        return None
+    lengths, trained = _row_sizes(prepared.train)
+    batches = [
+        rows[begin : begin + t.per_device_train_batch_size]
+        for rows in _orders(job, lengths, work)
+        for begin in range(0, len(rows), t.per_device_train_batch_size)
+    ]
+    whole = largest_batch(work)
+    position = activation_bytes(work) / (whole.rows * whole.positions)
+    token = logit_bytes(work) / whole.supervised
+
+    def shape(batch: Any) -> StepShape:
+        longest, together = int(lengths[batch].max()), int(lengths[batch].sum())
+        return replace(
+            whole,
+            rows=1 if t.padding_free else len(batch),
+            positions=max(together if t.padding_free else longest, 2),
+            supervised=max(int(trained[batch].sum()), 1),
+            padded=whole.padded and together < longest * len(batch),
+        )
+
+    shapes = map(shape, batches)
+    return max(shapes, key=lambda one: position * one.rows * one.positions + token * one.supervised)
+
+
+_BATCHES = 20_000
+"""Batches that are looked at; of a longer run, the first ones."""
+
+
+def _orders(job: Job, lengths: Any, work: Work) -> Iterator[Any]:
+    """The rows in the order in which each epoch takes them (accelerate 1.15: data_loader.py, SeedableRandomSampler)."""
+    t, training = work.training, job.training
+    seed = job.seed if training.get("data_seed") is None else training["data_seed"]
+    strategy, size = training.get("train_sampling_strategy", "random"), t.per_device_train_batch_size
+    batches = t.max_steps * t.gradient_accumulation_steps * work.sharing.processes if t.max_steps >= 0 else None
+    left = min(_BATCHES * size, len(lengths) * math.ceil(t.num_train_epochs) if batches is None else batches * size)
+    for epoch in itertools.count():
+        if strategy == "sequential":
+            rows = np.arange(len(lengths))
+        elif strategy == "group_by_length":
+            rows = np.argsort(-lengths, kind="stable")
+        else:
+            rows = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed + epoch)).numpy()
+        yield rows[:left]
+        if (left := left - len(rows)) <= 0:
+            return
+
+
+def _row_sizes(train: Dataset) -> tuple[Any, Any]:
+    """The tokens of each row, and those of them that are trained."""
+    labels = train.select_columns(["labels"]).with_format("arrow")[:]["labels"]
+    lengths = np.asarray(pc.list_value_length(labels))
+    ends = np.cumsum(lengths)
+    trained = np.concatenate([[0], np.cumsum(np.asarray(pc.list_flatten(labels)) != IGNORED)])
+    return lengths, trained[ends] - trained[ends - lengths]
+
+
+def _step_settings(job: Job, checked: Checked) -> StepSettings:
+    precision, training = checked.precision, job.training
+    checkpointing = training.get("activation_checkpointing_kwargs") or {"use_reentrant": False}
+    return StepSettings(
+        weights=getattr(torch, precision.weights),
+        autocast=getattr(torch, precision.autocast) if precision.autocast else None,
+        attention=checked.attention,
+        cuda=checked.device == "cuda",
+        optimizer=_optimizer(training, checked.device),
+        checkpointing=checkpointing if training.get("activation_checkpointing") else None,
+    )
+
+
+def _optimizer(training: dict[str, Any], device: str) -> tuple[Any, dict[str, Any]]:
+    """Class and arguments of the optimizer; AdamW of torch for one that needs a device or the model."""
+    own = {name: training[name] for name in ("optim", "optim_args") if name in training}
+    try:
+        arguments = TrainingArguments(output_dir="unused", use_cpu=True, report_to="none", **own)
+        kind, values = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    except (ImportError, TypeError, ValueError, RuntimeError):
+        return torch.optim.AdamW, {}
+    if not issubclass(kind, torch.optim.Optimizer) or kind.__module__.startswith("bitsandbytes"):
+        return torch.optim.AdamW, {}
+    if device == "cuda" and kind.__module__.startswith("torch.optim") and not values.get("fused"):
+        # torch's choice on CUDA (torch/optim/optimizer.py, `_default_to_fused_or_foreach`)
+        values["foreach"] = True
+    return kind, values
 
 
 def find_sharing(launcher: Launcher) -> Sharing:

@@ -1,0 +1,240 @@
+"""One training step of a job without numbers: what it would hold, counted tensor by tensor.
+
+The model is that of the configuration with its adapter; forward pass, loss, backward pass and optimizer are the
+libraries' own, on torch's fake tensors. Models of equal blocks are tried with a few of them, and the bytes of the
+others follow: a phase of a step takes as much more for each.
+"""
+
+import copy
+import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import PreTrainedConfig, masking_utils
+
+from fmstune.models import architecture, shapes
+from fmstune.models.torch_internals import (
+    AsOnCuda,
+    ByteCount,
+    FakeTensorMode,
+    Held,
+    UnsupportedFakeTensorException,
+    give_fake_storage,
+)
+from fmstune.models.trl_internals import (
+    add_fused_lm_head,
+    score_supervised_positions_on_cpu,
+    touched_logits,
+    without_triton_kernels,
+)
+
+KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
+"""What a step holds, and `phases` it goes through."""
+FAILURES = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError),
+    *(TypeError, ValueError, UnsupportedFakeTensorException),
+)
+"""What models and libraries raise that need numbers."""
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What decides the memory of a step beside the model."""
+
+    rows: int
+    positions: int
+    """Of each row, virtual tokens not included."""
+    supervised: int
+    """Positions of the batch that are trained."""
+    padded: bool
+    """Rows differ in length, so that a mask hides padding."""
+    packed: bool
+    """Documents are kept apart by their positions."""
+    accumulated: bool
+    """Gradients of the batch before are there already."""
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """How a step computes."""
+
+    weights: torch.dtype
+    autocast: torch.dtype | None
+    attention: str
+    cuda: bool
+    optimizer: tuple[type[torch.optim.Optimizer], Mapping[str, Any]]
+    checkpointing: Mapping[str, Any] | None
+    """Arguments of activation checkpointing; None without it."""
+
+
+def count_step(
+    config: PreTrainedConfig, peft: PeftConfig | None, shape: StepShape, settings: StepSettings
+) -> dict[str, int]:
+    """Bytes by kind when the step holds most; raises one of `FAILURES` where the model needs numbers."""
+    with warnings.catch_warnings(), ExitStack() as within:
+        warnings.simplefilter("ignore")
+        score_supervised_positions_on_cpu()
+        model = _model(config, peft, settings)
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        within.enter_context(without_triton_kernels() if settings.cuda else touched_logits(vocabulary))
+        blocks = _blocks(model)
+        period = _period(blocks)
+        whole, few = len(blocks), max(period, 2)
+        shortened = whole > few + 2 * period
+        if shortened:
+            _keep_blocks(model, blocks, few + period)
+        _make_ready(model, settings)
+        within.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        give_fake_storage(model)
+        if settings.cuda:
+            within.enter_context(AsOnCuda())
+        if not shape.packed:
+            # transformers 5.23 takes positions without numbers for those of packed rows
+            within.enter_context(patch.object(masking_utils, "find_packed_sequence_indices", lambda *_, **__: None))
+        more = _phases(model, shape, settings)
+        if not shortened:
+            return _largest(more)
+        _keep_blocks(model, blocks, few)
+        return _largest(_extrapolated(_phases(model, shape, settings), more, (whole - few) / period))
+
+
+def _keep_blocks(model: Any, blocks: torch.nn.ModuleList, count: int) -> None:
+    del blocks[count:]
+    model.config.get_text_config().num_hidden_layers = count
+
+
+def _largest(phases: Mapping[str, Held]) -> dict[str, int]:
+    most = max(phases.values(), key=lambda held: sum(held.values()))
+    return {kind: max(most.get(kind, 0), 0) for kind in KINDS}
+
+
+def _extrapolated(fewer: Mapping[str, Held], more: Mapping[str, Held], times: float) -> dict[str, Held]:
+    """The phases of a model with so many times the blocks more that `more` has."""
+
+    def of_all(kind: str, held: Held, with_more: Held) -> int:
+        return round(held.get(kind, 0) + times * (with_more.get(kind, 0) - held.get(kind, 0)))
+
+    return {phase: {kind: of_all(kind, held, more[phase]) for kind in KINDS} for phase, held in fewer.items()}
+
+
+def _model(config: PreTrainedConfig, peft: PeftConfig | None, settings: StepSettings) -> Any:
+    """The model with its adapter on the meta device; the base in its dtype, as it is loaded."""
+    empty = architecture.build_empty(copy.deepcopy(config))
+    for parameter in empty.parameters():
+        parameter.data = parameter.data.to(settings.weights)
+    empty.set_attn_implementation("sdpa" if settings.attention.startswith(("flash", "varlen")) else settings.attention)
+    return empty if peft is None else shapes.attach(empty, peft)
+
+
+def _blocks(model: Any) -> torch.nn.ModuleList:
+    """The model's blocks; an empty list where they cannot be told."""
+    count = model.config.get_text_config().num_hidden_layers
+    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count]
+    return lists[0] if len(lists) == 1 else torch.nn.ModuleList()
+
+
+def _period(blocks: torch.nn.ModuleList) -> int:
+    """After how many blocks their shapes, and what is trained of them, come again; all of them where they never do."""
+    signs = [
+        (
+            *((name, tuple(p.shape), p.requires_grad) for name, p in block.named_parameters()),
+            *(type(module).__name__ for module in block.modules()),
+            *(str(getattr(module, "sliding_window", None)) for module in block.modules()),
+        )
+        for block in blocks
+    ]
+    for period in range(1, len(signs)):
+        if all(sign == signs[number % period] for number, sign in enumerate(signs)):
+            return period
+    return max(len(signs), 1)
+
+
+def _make_ready(model: Any, settings: StepSettings) -> None:
+    """What TRL's trainer does to a model before it trains."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))
+    model.train()
+    if settings.checkpointing is not None:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(settings.checkpointing))
+        if isinstance(model, PeftModel):
+            model.enable_input_require_grads()
+
+
+def _phases(model: Any, shape: StepShape, settings: StepSettings) -> dict[str, Held]:
+    """What each phase of a step holds at most, from the second step on."""
+    model.zero_grad(set_to_none=True)
+    counter = ByteCount((shape.rows, shape.positions + _virtual_tokens(model) - 1), shape.supervised)
+    with counter:
+        counter.count_as("weights", [*model.parameters(), *model.buffers()])
+        _step(model, shape, settings, counter)
+    model.zero_grad(set_to_none=True)
+    return counter.most
+
+
+def _step(model: Any, shape: StepShape, settings: StepSettings, counter: ByteCount) -> None:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    hooks = [p.register_post_accumulate_grad_hook(lambda p: counter.count_as("gradients", [p.grad])) for p in trained]
+    kind, values = settings.optimizer
+    optimizer = kind(trained, **values)
+    # the first step makes the optimizer's state
+    for parameter in trained:
+        parameter.grad = torch.empty_like(parameter)
+        counter.count_as("gradients", [parameter.grad])
+    counter.enter_phase("first")
+    optimizer.step()
+    for state in optimizer.state.values():
+        counter.count_as("optimizer", (one for one in state.values() if isinstance(one, torch.Tensor)))
+    if not shape.accumulated:
+        optimizer.zero_grad(set_to_none=True)
+    counter.most.clear()
+    counter.enter_phase("forward")
+    hooks.append(_watch_head(model, counter))
+    with torch.autocast("cpu", dtype=settings.autocast, enabled=settings.autocast is not None):
+        output = model(**_batch(shape), use_cache=False, fused_lm_head=True)
+        loss = -output.log_probs.sum() / shape.supervised
+        if output.aux_loss is not None:
+            loss = loss + output.aux_loss
+        del output
+    loss.backward()
+    del loss
+    counter.enter_phase("optimizer")
+    torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    optimizer.step()
+    for hook in hooks:
+        hook.remove()
+
+
+def _watch_head(model: Any, counter: ByteCount) -> Any:
+    """Tell the loss from the rest: it begins after the last block, and ends where the gradient comes back to it."""
+
+    def begin(_: Any, __: Any, output: Any) -> None:
+        counter.enter_phase("head", "logits")
+        hidden = output.last_hidden_state
+        if hidden.requires_grad:
+            hidden.register_hook(lambda _: counter.enter_phase("backward"))
+
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return getattr(base, base.base_model_prefix).register_forward_hook(begin)
+
+
+def _batch(shape: StepShape) -> dict[str, torch.Tensor]:
+    size = (shape.rows, shape.positions)
+    batch = {"input_ids": torch.empty(size, dtype=torch.int64), "labels": torch.empty(size, dtype=torch.int64)}
+    if shape.padded:
+        batch["attention_mask"] = torch.empty(size, dtype=torch.int64)
+    if shape.packed:
+        batch["position_ids"] = torch.empty(size, dtype=torch.int64)
+    return batch
+
+
+def _virtual_tokens(model: Any) -> int:
+    """Positions that the labels are lengthened by (PEFT's prompts; not prefix tuning, which has no positions)."""
+    if not isinstance(model, PeftModel) or not model.active_peft_config.is_prompt_learning:
+        return 0
+    prefix = model.active_peft_config.peft_type == "PREFIX_TUNING"
+    return 0 if prefix else int(model.active_peft_config.num_virtual_tokens)

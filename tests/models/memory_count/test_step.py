@@ -1,0 +1,122 @@
+"""A step without numbers holds what a real one holds, part by part."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig, PromptTuningConfig
+from transformers import GPTBigCodeConfig, LlamaConfig
+
+from fmstune.models.memory_count.step import StepSettings, StepShape, count_step
+
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "vocab_size": 512}
+LLAMA = LlamaConfig(**SIZES, num_hidden_layers=8, tie_word_embeddings=False)
+LORA = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
+SHAPE = StepShape(rows=2, positions=32, supervised=16, padded=False, packed=False, accumulated=False)
+SETTINGS = StepSettings(
+    weights=torch.float32,
+    autocast=None,
+    attention="sdpa",
+    cuda=False,
+    optimizer=(torch.optim.AdamW, {"lr": 1e-3}),
+    checkpointing=None,
+)
+BLOCK = 4 * 64 * 64 + 3 * 64 * 128 + 2 * 64
+BASE = 2 * 512 * 64 + 8 * BLOCK + 64
+
+
+def bytes_of(config=LLAMA, peft=None, shape=SHAPE, **settings):
+    return count_step(config, peft, shape, replace(SETTINGS, **settings))
+
+
+def test_full_tuning_in_float32_holds_weights_gradients_and_two_states_of_adamw() -> None:
+    # with accumulation, the gradients of the batch before are there in the forward pass
+    held = bytes_of(shape=replace(SHAPE, accumulated=True))
+    assert held["weights"] == pytest.approx(4 * BASE, rel=0.01)
+    # one number for each parameter counts the steps
+    assert held["optimizer"] == pytest.approx(8 * BASE, rel=0.01)
+    assert held["gradients"] == 4 * BASE
+
+
+def test_an_adapter_has_no_state_for_the_base() -> None:
+    adapter = 8 * 2 * 2 * 4 * 64
+    held = bytes_of(peft=LORA)
+    assert held["weights"] == pytest.approx(4 * (BASE + adapter), rel=0.01)
+    assert 8 * adapter <= held["optimizer"] < 8.5 * adapter
+
+
+def test_sgd_keeps_no_state() -> None:
+    assert bytes_of(optimizer=(torch.optim.SGD, {"lr": 1e-3}))["optimizer"] == 0
+
+
+def test_blocks_that_are_equal_are_counted_from_a_few_of_them() -> None:
+    def total(layers: int) -> int:
+        return sum(bytes_of(LlamaConfig(**SIZES, num_hidden_layers=layers), LORA).values())
+
+    # four blocks are tried whole
+    four, forty = total(4), total(40)
+    assert forty - four == pytest.approx(36 * (total(9) - total(8)), rel=0.01)
+
+
+def test_the_configuration_stays_as_it_is() -> None:
+    bytes_of()
+    assert LLAMA.num_hidden_layers == 8
+
+
+def test_activation_checkpointing_keeps_less() -> None:
+    kept = bytes_of(peft=LORA)["activations"]
+    assert bytes_of(peft=LORA, checkpointing={"use_reentrant": False})["activations"] < kept / 2
+
+
+def test_a_mask_of_padding_is_held_where_rows_differ_in_length() -> None:
+    long = replace(SHAPE, positions=256)
+    plain, padded = (bytes_of(peft=LORA, shape=replace(long, padded=one))["activations"] for one in (False, True))
+    # SDPA keeps one in float32; the blocks share it
+    assert padded - plain > 2 * 256 * 256
+
+
+def test_logits_grow_with_the_trained_tokens() -> None:
+    few, many = (bytes_of(peft=LORA, shape=replace(SHAPE, supervised=n))["logits"] for n in (16, 48))
+    assert 2.5 < many / few < 3.5
+
+
+def test_bfloat16_weights_take_half() -> None:
+    whole, half = bytes_of(peft=LORA), bytes_of(peft=LORA, weights=torch.bfloat16, autocast=torch.bfloat16, cuda=True)
+    assert half["weights"] < 0.6 * whole["weights"]
+
+
+@pytest.mark.parametrize(
+    ("config", "peft"),
+    [
+        (GPTBigCodeConfig(n_embd=64, n_layer=3, n_head=4, n_positions=64, vocab_size=512), None),
+        (LLAMA, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)),
+    ],
+    ids=["gpt_bigcode", "prompt_tuning"],
+)
+def test_other_models_and_methods_are_counted_too(config, peft) -> None:
+    held = bytes_of(config, peft)
+    assert held["weights"] > 0
+    assert held["activations"] > 0
+    assert held["logits"] > 0
+
+
+def test_what_a_real_step_holds_is_counted() -> None:
+    """Bytes that autograd keeps of the real forward pass, for one Llama, to a tenth."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(LLAMA)
+    kept: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = model.model(input_ids=torch.ones(2, 32, dtype=torch.int64), use_cache=False).last_hidden_state
+    real = sum(kept.values())
+    assert hidden.requires_grad
+    sgd = (torch.optim.SGD, {"lr": 1e-3})
+    assert bytes_of(optimizer=sgd, shape=replace(SHAPE, supervised=1))["activations"] == pytest.approx(real, rel=0.15)
