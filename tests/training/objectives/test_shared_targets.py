@@ -1,6 +1,8 @@
 """Rows that share their beginnings have the loss, the figures and the gradients of the same rows alone."""
 
+import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from fmstune.training.collate import PADDING, Collator, SharingCollator
 from fmstune.training.objectives.shared_targets import score_each_row
 from fmstune.training.trainer import without_count
 from tests import small
+from tests.conftest import Result
 from tests.training.test_packing_audit import GPT, STANDARD
 from tests.training.test_trainer import trainer
 
@@ -128,3 +131,53 @@ def test_a_trainer_that_shares_takes_the_steps_of_one_that_pads(tmp_path: Path, 
                 assert logged[name] == pytest.approx(of_rows[name], rel=1e-4), name
     assert shared.evaluate()["eval_loss"] == pytest.approx(alone.evaluate()["eval_loss"], rel=1e-5)
     assert shared.tokens == alone.tokens > shared.positions
+
+
+SHARING = (
+    *("data=text", "data.train=rows.jsonl", 'data.response_template="### Answer:"', "peft=full", "evaluation=none"),
+    *("training.per_device_train_batch_size=4", "training.max_steps=4", "launcher.threads=1", "data.max_length=256"),
+)
+
+
+@pytest.fixture
+def own_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """32 rows of four families, in a folder that the commands run in."""
+    monkeypatch.chdir(tmp_path)
+    texts = [f"Family {number % 4} is asked for the number {number}.\n### Answer: {number * 7}" for number in range(32)]
+    Path("rows.jsonl").write_text("".join(json.dumps({"output": text}) + "\n" for text in texts))
+
+
+def _metrics(run: Result) -> list[dict[str, float]]:
+    assert run.code == 0, run.err
+    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_take_the_steps_of_two_that_pad(
+    own_rows: None, fmstune: Callable[..., Result]
+) -> None:
+    two = ("launcher=ddp", "launcher.device=cpu", "launcher.num_processes=2", "training.logging_steps=1")
+    two += ("training.train_sampling_strategy=sequential", "training.save_strategy=no")
+    runs = [fmstune(*SHARING, *two, f"data.prefix_sharing={shares}") for shares in ("true", "false")]
+    shared, padded = ([line for line in _metrics(run) if "loss" in line] for run in runs)
+    assert len(shared) == len(padded) == 4
+    for one, other in zip(shared, padded, strict=True):
+        for name in ("loss", "grad_norm", "num_tokens"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4), name
+    assert runs[0].summary["prefix_sharing"]["share_saved"] > 0.1
+
+
+@pytest.mark.slow
+def test_a_resumed_run_takes_the_batches_of_one_that_was_not_stopped(
+    own_rows: None, fmstune: Callable[..., Result]
+) -> None:
+    words = (*SHARING, "data.prefix_sharing=true", "training.save_strategy=steps", "training.save_steps=2")
+    whole = fmstune(*words, "output_dir=whole")
+    assert whole.code == 0, whole.err
+    rest = fmstune(*words, "output_dir=rest", "training.resume=whole/checkpoint-2")
+    assert rest.code == 0, rest.err
+    assert rest.summary["weights_sha256"] == whole.summary["weights_sha256"]
+    saved = ("positions_saved", "share_saved")
+    assert [rest.summary["prefix_sharing"][name] for name in saved] == [
+        whole.summary["prefix_sharing"][name] for name in saved
+    ]
