@@ -450,3 +450,9 @@ def test_a_value_that_a_method_misses_is_named():
     config = AdaptionPromptConfig(task_type="CAUSAL_LM")
     with pytest.raises(UserError, match=r"AdaptionPromptConfig misses a value: one of .*peft.adapter_layers.*; set it"):
         shapes.attach(build_empty(model_configuration(Model(path="x", architecture=TINY_LLAMA))), config)
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "rwkv"])
+def test_a_model_without_attention_has_no_heads(model_type):
+    config = {"model_type": model_type, "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 320}
+    assert shapes.dimensions(build_empty(config_of(config)), None).heads == 0

@@ -52,7 +52,8 @@ def dimensions(
     readers = list(_readers(adapted, adapter=peft_config is not None))
     dora = [m for m in adapted.modules() if isinstance(m, LoraLayer) and getattr(peft_config, "use_dora", False)]
     text = model.config.get_text_config()
-    heads, hidden_size = text.num_attention_heads, text.hidden_size
+    # 0 for a model with a state and no attention, such as Mamba
+    heads, hidden_size = getattr(text, "num_attention_heads", 0), text.hidden_size
     return Dimensions(
         base_parameters=base,
         adapter_parameters=parameters(adapted) - base,
@@ -61,7 +62,7 @@ def dimensions(
         layers=text.num_hidden_layers,
         heads=heads,
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or hidden_size // heads,
+        head_dim=getattr(text, "head_dim", None) or hidden_size // max(heads, 1),
         intermediate_size=_mlp_width(text, experts),
         vocabulary=vocabulary,
         tied=bool(text.tie_word_embeddings),

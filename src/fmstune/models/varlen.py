@@ -15,6 +15,7 @@ builds a mask of all pairs of positions. A batch that is not told of segments is
 mask where its rows end in padding, which no token sees.
 """
 
+import inspect
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -36,6 +37,8 @@ VARLEN = Attention.varlen.value
 """The name under which transformers finds the attention, and its mask."""
 MOST_HEAD_SIZE = 256
 """Of torch's FlashAttention (aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp)."""
+_ENABLES_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
+"""Torch 2.11 computes fewer heads of keys than of queries without being told, and has no such argument."""
 _HEAD_SIZE_STEP = 8
 """Head sizes are multiples of this in torch's FlashAttention; zeros fill them up."""
 
@@ -190,8 +193,7 @@ def _attend_on_cuda(
     if missing := -q.shape[-1] % _HEAD_SIZE_STEP:
         q, k, v = (pad(tensor, [0, missing]) for tensor in (q, k, v))
     seen = (-1 if window is None else window - 1, 0)
-    # torch 2.11 computes fewer heads of keys than of queries without being told, and has no such argument
-    grouped: Any = {"enable_gqa": True} if q.shape[1] != k.shape[1] and torch.__version__ >= "2.12" else {}
+    grouped: Any = {"enable_gqa": True} if q.shape[1] != k.shape[1] and _ENABLES_GQA else {}
     out: Any = varlen_attn(q, k, v, *lengths, scale=scaling, window_size=seen, **grouped)
     return cast("torch.Tensor", out)
 

@@ -86,9 +86,14 @@ def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None)
 
 
 def count_memory(job: Job, checked: Checked, work: Work, prepared: Prepared | None) -> tuple[Memory | None, str]:
-    """What a step holds, counted on one without numbers; None, and the reason, where the formulas must do."""
+    """What a step holds, counted on one without numbers; None, and the reason, where the formulas must do.
+
+    Without a reason where the job is small.
+    """
     if job.objective._target_ != SFT:
         return None, "the loss is not that of supervised fine-tuning"
+    if device_memory(work).total < _WORTH_COUNTING:
+        return None, ""
     if job.data.prefix_sharing:
         return None, "rows share their beginnings"
     if job.model.backend is not Backend.transformers:
@@ -154,6 +159,8 @@ def _known_batch(job: Job, work: Work, prepared: Prepared | None) -> StepShape |
     return max(shapes, key=lambda one: position * one.rows * one.positions + token * one.supervised)
 
 
+_WORTH_COUNTING = GIB
+"""Bytes by the formulas; below, what the libraries hold outweighs the difference, and a count takes a second."""
 _BATCHES = 20_000
 """Batches that are looked at; of a longer run, the first ones."""
 
