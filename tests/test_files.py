@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 
@@ -120,3 +121,17 @@ def test_a_named_pipe_is_refused_before_it_is_read(tmp_path: Path) -> None:
     for read in (freeze.read, accelerate_file.values):
         with pytest.raises(UserError, match="is a named pipe; give a file"):
             read(pipe)
+
+
+def test_a_pipe_is_written_into_and_a_link_through(tmp_path: Path) -> None:
+    # as a file in place of /dev/null or /dev/stdout would break the machine
+    pipe, link, file = tmp_path / "pipe", tmp_path / "link", tmp_path / "file"
+    os.mkfifo(pipe)
+    link.symlink_to(file)
+    reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE)
+    write_json(pipe, {"a": 1})
+    assert json.loads(reader.communicate(timeout=10)[0]) == {"a": 1}
+    assert pipe.is_fifo()
+    write_json(link, {"a": 2})
+    assert link.is_symlink() and json.loads(file.read_text()) == {"a": 2}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "pipe"]

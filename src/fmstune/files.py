@@ -16,6 +16,7 @@ from fmstune.errors import Problem, UserError, did_you_mean
 
 PREFIX = "package:"
 """Before the name of a file that ships with fmstune."""
+_DEVICES = ("/dev/", "/proc/")
 TRL = "trl:"
 """Before the name of a chat template that ships with TRL."""
 
@@ -43,7 +44,7 @@ def user_path(place: str | Path) -> Path:
 
 def refuse_pipe(field: str, path: Path) -> None:
     """Raise UserError for a named pipe: reading waits until somebody writes. A shell's `<(…)` is among the devices."""
-    if path.is_fifo() and not str(path).startswith(("/dev/", "/proc/")):
+    if path.is_fifo() and not str(path).startswith(_DEVICES):
         raise UserError(field, f": {path} is a named pipe; give a file")
 
 
@@ -87,9 +88,16 @@ def did_you_mean_beside(path: Path) -> str:
 
 @contextmanager
 def write_aside(path: Path) -> Iterator[Path]:
-    """Yield a path in the same folder for a new file or folder; it is renamed to `path`, or removed after an error."""
+    """Yield a path in the same folder for a new file or folder; it is renamed to `path`, or removed after an error.
+
+    A link stays one. A device or a pipe, such as /dev/stdout, is yielded itself, as a file would take its place.
+    """
     if not path.name:  # `.` or `/`
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if str(path).startswith(_DEVICES) or (path.exists() and not path.is_file() and not path.is_dir()):
+        yield path
+        return
+    path = path.resolve() if path.is_symlink() else path
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     _remove(aside)  # left by a killed process that had this id
     try:

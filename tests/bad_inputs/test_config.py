@@ -100,7 +100,7 @@ TYPES = [
         "'training.packing=${oc.env:NO_SUCH}'",
         "training.packing: holds a reference without a value (Environment variable 'NO_SUCH' not found)",
     ),
-    case("'training.packing=${oc.env:}'", "training.packing: holds a reference without a value (env() missing 1 …)"),
+    case("'training.packing=${oc.env:}'", "training.packing: holds a reference that cannot be read; write it as …"),
     case(
         "'training.packing=${oc.decode:\"[\"}'",
         "training.packing: holds a reference that cannot be read; write it as …",
@@ -112,7 +112,10 @@ TYPES = [
         "model.dtype=float8",
         "model.dtype must be one of auto, float32, bfloat16, float16; got 'float8'; did you mean …",
     ),
-    case("model.attention=flash", "model.attention must be one of auto, sdpa, eager, flash_attention_2; got 'flash'"),
+    case(
+        "model.attention=flash",
+        "model.attention must be one of auto, sdpa, eager, flash_attention_2, varlen; got 'flash'",
+    ),
     case("data.over_length=cut", "data.over_length must be one of truncate, drop, error; got 'cut'"),
     case("launcher.device=gpu", "launcher.device must be one of auto, cpu, cuda, mps; got 'gpu'; …"),
     case(

@@ -178,7 +178,10 @@ TOGETHER = [
     case("training.optim=galore_adamw", "training.optim=galore_adamw needs the package galore-torch; install it, or …"),
     case("training.optim=apollo_adamw", "training.optim=apollo_adamw needs the package apollo-torch; install it, or …"),
     case("training.optim=adalomo", "training.optim=adalomo needs the package lomo-optim; install it, or choose …"),
-    case("training.optim=adamw_bnb_8bit", "training.optim=adamw_bnb_8bit or its settings are refused: …bitsandbytes…"),
+    case(
+        "training.optim=adamw_bnb_8bit",
+        "training.optim=adamw_bnb_8bit needs a CUDA device, and the device is cpu; set adamw_torch_fused, …",
+    ),
     case(
         "training.resume=nowhere", "training.resume: nowhere is not a checkpoint folder (no trainer_state.json); give …"
     ),

@@ -53,7 +53,7 @@ def included(group: str, entry: str) -> list[tuple[str, dict[str, Any]]]:
     if entry == "_self_":
         return []
     if not entry.startswith("/fields/"):
-        return parts(group, entry)
+        return parts(group, entry.partition("@")[0])
     name, _, package = entry.removeprefix("/fields/").partition("@")
     cls = {"slurm": Slurm, "early_stopping": EarlyStopping}[name]
     return [(origins.DEFAULT, {group: {package: defaults.defaults_of(cls)}})]

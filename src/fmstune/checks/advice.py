@@ -14,6 +14,9 @@ def memory_advice(plan: Plan, device_bytes: int) -> list[str]:
     """The changes that reduce the memory of a plan that does not fit, with the memory of each; empty when it fits."""
     if plan.total <= device_bytes:
         return []
+    # changes are computed by formulas, which a count of the job as it is has corrected by so much
+    moved = plan.total - device_memory(plan.work).total
+    device_bytes -= moved
     changes = dict(_changes(plan.work, device_bytes))
     is_last = False
     if not any(_fits(work, device_bytes) for work in changes.values()):
@@ -25,7 +28,7 @@ def memory_advice(plan: Plan, device_bytes: int) -> list[str]:
             changes[f"all of these, and {words} (more devices)"] = over
     totals = {text: device_memory(work).total for text, work in changes.items()}
     verdicts = {text: "fits" if total <= device_bytes else "still too much" for text, total in totals.items()}
-    advice = [f"{text}: {show_bytes(total)}, {verdicts[text]}" for text, total in totals.items()]
+    advice = [f"{text}: {show_bytes(max(total + moved, 0))}, {verdicts[text]}" for text, total in totals.items()]
     return [*advice, "take a smaller model or a larger device"] if is_last else advice
 
 

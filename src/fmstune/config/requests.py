@@ -97,7 +97,7 @@ class _Asking(_OnBase, _Trusting):
     """Seed of random draws."""
     dtype: Dtype = Dtype.auto
     """As model.dtype."""
-    attention: Attention = Attention.auto
+    attention: Annotated[Attention, As("auto|sdpa|eager|flash_attention_2")] = Attention.auto
     """As model.attention."""
     device: Device = Device.auto
     """As launcher.device."""

@@ -104,6 +104,8 @@ def count_memory(job: Job, checked: Checked, work: Work, prepared: Prepared | No
     except FAILURES as err:
         return None, f"{checked.configuration.model_type} cannot be tried without numbers ({one_line(err)})"
     formulas, counted = device_memory(work), replace(device_memory(work), **held)
+    if _torch_optimizer(job.training, checked.device) is None:
+        counted = replace(counted, optimizer=formulas.optimizer)
     if work.dimensions.quantised_parameters:
         counted = replace(counted, weights=formulas.weights)
     if work.sharing.processes > 1 or work.sharing.cpu_offload:
@@ -201,21 +203,21 @@ def _step_settings(job: Job, checked: Checked) -> StepSettings:
         autocast=getattr(torch, precision.autocast) if precision.autocast else None,
         attention=checked.attention,
         cuda=checked.device == "cuda",
-        optimizer=_optimizer(training, checked.device),
+        optimizer=_torch_optimizer(training, checked.device) or (torch.optim.AdamW, {}),
         checkpointing=checkpointing if training.get("activation_checkpointing") else None,
     )
 
 
-def _optimizer(training: dict[str, Any], device: str) -> tuple[Any, dict[str, Any]]:
-    """Class and arguments of the optimizer; AdamW of torch for one that needs a device or the model."""
+def _torch_optimizer(training: dict[str, Any], device: str) -> tuple[Any, dict[str, Any]] | None:
+    """Class and arguments of the optimizer; None for one that needs a device or the model, such as bitsandbytes'."""
     own = {name: training[name] for name in ("optim", "optim_args") if name in training}
     try:
         arguments = TrainingArguments(output_dir="unused", use_cpu=True, report_to="none", **own)
         kind, values = Trainer.get_optimizer_cls_and_kwargs(arguments)
     except (ImportError, TypeError, ValueError, RuntimeError):
-        return torch.optim.AdamW, {}
+        return None
     if not issubclass(kind, torch.optim.Optimizer) or kind.__module__.startswith("bitsandbytes"):
-        return torch.optim.AdamW, {}
+        return None
     if device == "cuda" and kind.__module__.startswith("torch.optim") and not values.get("fused"):
         # torch's choice on CUDA (torch/optim/optimizer.py, `_default_to_fused_or_foreach`)
         values["foreach"] = True
