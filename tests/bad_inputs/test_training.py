@@ -179,6 +179,11 @@ TOGETHER = [
     case("training.optim=apollo_adamw", "training.optim=apollo_adamw needs the package apollo-torch; install it, or …"),
     case("training.optim=adalomo", "training.optim=adalomo needs the package lomo-optim; install it, or choose …"),
     case(
+        "peft=lora peft.eva_config=3 'peft.arrow_config={q_proj: 4}'",
+        "peft.eva_config must be a mapping of fields of EvaConfig: …",
+        "peft.arrow_config must be a mapping of fields of ArrowConfig: …'q_proj'",
+    ),
+    case(
         "training.optim=adamw_bnb_8bit",
         "training.optim=adamw_bnb_8bit needs a CUDA device, and the device is cpu; set adamw_torch_fused, …",
     ),

@@ -204,3 +204,14 @@ def test_the_grown_embedding_of_a_tied_model_is_saved_once(base: Path, tmp_path:
     grown.resize_token_embeddings(len(tokenizer))
     again = PeftModel.from_pretrained(grown, tmp_path / "adapter").eval()
     assert torch.equal(logits(again), logits(adapted.eval()))
+
+
+@pytest.mark.parametrize(
+    "method", [{"_target_": "peft.LoraConfig"}, {"_target_": "peft.AdaLoraConfig", "total_step": 9}]
+)
+def test_a_configuration_within_one_is_built_from_its_fields(method: dict[str, Any]) -> None:
+    given = {"runtime_config": {"ephemeral_gpu_offload": True}}
+    config: Any = adapters.peft_configuration(method | given, Model(path="package:tiny_llama"))
+    assert config.runtime_config.ephemeral_gpu_offload is True
+    with pytest.raises(UserError, match=r"peft.runtime_config must be a mapping of fields of LoraRuntimeConfig: "):
+        adapters.peft_configuration(method | {"runtime_config": {"no_such": 1}}, Model(path="package:tiny_llama"))

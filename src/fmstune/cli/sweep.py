@@ -96,11 +96,17 @@ def _act_on_points(line: CommandLine) -> list[int]:
     if callback.is_search(line.overrides):
         raise UserError("hydra/sweeper", f"=optuna trains to search; leave it out with fmstune {line.verb.value}")
     codes: list[int] = []
+    folders: set[Path] = set()
 
     def act(composed: Composed) -> None:
+        folders.add(Path(composed.settings.sweep.dir))
         codes.append(_start_point(composed, line, None)[0])
 
-    compose_points(callback.without_launcher(line.overrides), line.hydra, act)
+    try:
+        compose_points(callback.without_launcher(line.overrides), line.hydra, act)
+    finally:
+        for folder in folders:
+            sweep_folder.release_sweep_folder(folder)
     return codes
 
 

@@ -23,7 +23,7 @@ from fmstune.config.groups import GROUPS, choices, group_names
 from fmstune.config.hydra_internals import Callbacks, Hydra, Part, RecordingLoader
 from fmstune.config.overrides import allow_new_fields, text_of, unknown_choices
 from fmstune.config.requests import NO_HYDRA_FLAGS, HydraFlags
-from fmstune.errors import Problem, raise_if_any
+from fmstune.errors import Problem, UserError, raise_if_any
 
 _CONFIG_PATH, _CONFIG_NAME, _HYDRA = "pkg://fmstune.conf", "job", "1.3"
 _MISSING = "<must be given>"
@@ -82,6 +82,13 @@ class _Engine(Hydra):
         self.loader = RecordingLoader(flags.config_path or _CONFIG_PATH, flags.config_dir, given)
         self.name, self.words = flags.config_name or _CONFIG_NAME, [text_of(one) for one in given]
         super().__init__("fmstune", self.loader)
+
+    def compose_config(self, *args: Any, **kwargs: Any) -> DictConfig:
+        """Compose and set up logging, of which Hydra asserts the form."""
+        try:
+            return super().compose_config(*args, **kwargs)
+        except AssertionError as err:
+            raise UserError("hydra.verbose", "must be true, false, the name of a logger or a list of names") from err
 
     def options(self, group: str) -> list[str]:
         """The choices of a group in all places that the words and files add to the search path."""

@@ -1,7 +1,9 @@
 """PEFT configurations from the job or a saved adapter, and the model wrapped with them."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from transformers import PreTrainedModel
 from fmstune import files
 from fmstune.checks.weights import ADAPTER_WEIGHTS, adapter_weight_problems
 from fmstune.config.job import FULL, LORAPLUS_LR_RATIO, SUPERVISED, Model, Objective
-from fmstune.errors import UserError, one_line, raise_if_any
+from fmstune.errors import Problem, UserError, one_line, raise_if_any
 from fmstune.models.shapes import REFUSALS
 
 
@@ -35,6 +37,7 @@ def peft_configuration(settings: dict[str, Any], model: Model, objective: Object
         values["target_modules"] = "all-linear"
     if values.get("prompt_tuning_init") == "TEXT" and not values.get("tokenizer_name_or_path"):
         values["tokenizer_name_or_path"] = files.resolve(model.tokenizer or model.path)
+    values |= _configurations(cls, values)
     try:
         config: PeftConfig = cls(**{"task_type": TaskType(objective.task_type), **values})
     except REFUSALS as err:
@@ -52,6 +55,22 @@ def peft_configuration(settings: dict[str, Any], model: Model, objective: Object
         raise UserError("model.adapter", text)
     saved.inference_mode = False
     return saved
+
+
+def _configurations(cls: type[PeftConfig], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that PEFT wants as configurations of their own, such as `kasa_config`, built from their fields."""
+    built, problems = dict[str, Any](), list[Problem]()
+    known = {name: one for base in cls.__mro__ for name, one in vars(sys.modules[base.__module__]).items()}
+    for field in fields(cls):
+        kind = re.fullmatch(r"(?:Optional\[)?(\w+Config)\]?", str(getattr(field.type, "__name__", field.type)))
+        if kind is None or (value := values.get(field.name)) is None:
+            continue
+        try:
+            built[field.name] = known[kind[1]](**value)
+        except (TypeError, *REFUSALS) as err:
+            problems.append(Problem(f"peft.{field.name}", f"must be a mapping of fields of {kind[1]}: {one_line(err)}"))
+    raise_if_any(problems)
+    return built
 
 
 def with_added_tokens(config: PeftConfig | None, added: Sequence[int]) -> PeftConfig | None:
