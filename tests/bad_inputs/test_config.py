@@ -90,7 +90,8 @@ TYPES = [
         "check -m 'hydra.verbose={a: 1}'", "hydra.verbose must be true, false, the name of a logger or a list of names"
     ),
     case("check -m peft.r=8", "peft.r: full tuning has no adapter and takes no fields; choose peft=lora"),
-    case("'training.packing=${..no_such}'", "training.packing: holds a reference without a value (…)"),
+    case("'training.packing=${..no_such}'", "training.packing: Interpolation key 'no_such' not found"),
+    case("'zz=${..seed}'", "zz: holds a reference without a value (Error resolving key '..seed')"),
     case("data.train=null", "data.train must be given: a file, glob, folder or hub id, such as data.train=rows.jsonl"),
     case("seed=true", "seed must be a whole number, got True"),
     case("training.per_device_train_batch_size=2.5", "training.per_device_train_batch_size must be a whole number, …"),

@@ -97,12 +97,10 @@ def explain(err: BaseException) -> Problem:
 
 def _plain_words(err: object) -> str:
     """The first line of a message, with OmegaConf's classes called by what they hold."""
-    found = re.fullmatch(
-        r"(\w+)(?: raised)? while resolving interpolation: ['\"]?(.*?)['\"]?", first_line(err), re.DOTALL
-    )
+    found = re.fullmatch(r"(\w+)(?: raised)? while resolving interpolation: (['\"]?)(.*)\2", first_line(err), re.DOTALL)
     if found is not None:
         unreadable = found[1] in ("GrammarParseError", "TypeError")
-        return _UNREADABLE if unreadable else f"holds a reference without a value ({found[2]})"
+        return _UNREADABLE if unreadable else f"holds a reference without a value ({found[3]})"
     words = {"DictConfig": "a mapping", "ListConfig": "a list", "AnyNode": "a value", "NoneType": "null"}
     return re.sub("|".join(words), lambda found: words[found[0]], first_line(err))
 
