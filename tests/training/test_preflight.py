@@ -103,3 +103,9 @@ def test_the_presets_for_memory_take_less_of_it_than_the_default(fmstune: Callab
 
     assert planned("low_memory") < planned("default") / 2.9
     assert planned("long_context") < planned("default")
+
+
+def test_the_saving_of_shared_beginnings_is_said_also_without_a_seed_of_the_data(fmstune: Callable[..., Any]) -> None:
+    result = fmstune("check", "data.prefix_sharing=true", "training.data_seed=null", "data.max_rows=32")
+    assert result.code == 0, result.err
+    assert "positions an epoch for" in result.out

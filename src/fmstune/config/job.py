@@ -321,3 +321,9 @@ def has_held_out(data: Data) -> bool:
 def text_columns(objective: Objective) -> tuple[str, ...]:
     """The columns that hold texts of their own; none where a row is one text."""
     return tuple(name for name in objective.columns if name not in SUPERVISED.columns)
+
+
+def order_seed(job: Job) -> int:
+    """The seed of the order of rows: `training.data_seed`, else that of the job, as in transformers."""
+    given: int | None = job.training.get("data_seed")
+    return job.seed if given is None else given

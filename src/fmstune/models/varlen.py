@@ -123,7 +123,7 @@ def varlen_attention(
         cu_seq_lens_q = cu_seq_lens_k = torch.tensor(ends, dtype=torch.int32, device=query.device)
         max_length_q = max_length_k = query.shape[2]
     elif attention_mask is not None and attention_mask.numel():
-        raise ValueError("varlen attention takes segments or a mask, and this model made a mask beside its segments")
+        raise ValueError("varlen attention takes segments or a mask, and this model passes both")
     elif query.shape[0] != 1:
         raise ValueError(f"segments lie on one line, and the batch has {query.shape[0]} rows")
     batch, _, positions, _ = query.shape

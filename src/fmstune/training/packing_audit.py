@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice, pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -24,16 +24,37 @@ _INSTEAD = (
 )
 
 
-class Refusal(NamedTuple):
-    """How a message says that the model does not take the rows."""
+class Words(NamedTuple):
+    """How an audit speaks of what it compares."""
 
     field: str
+    subject: str
     rows: str
+    compared: str
+    """What is compared with itself alone."""
+    they: str
+    fault: str
     change: str
 
 
-PACKS = Refusal("training.packing", "packed rows", _INSTEAD)
-SHARES = Refusal("data.prefix_sharing", "rows that share their beginnings", "set it to false")
+PACKS = Words(
+    field="training.packing",
+    subject="packing",
+    rows="packed rows",
+    compared="documents packed",
+    they="the documents",
+    fault="packed documents see each other",
+    change=_INSTEAD,
+)
+SHARES = Words(
+    field="data.prefix_sharing",
+    subject="prefix sharing",
+    rows="rows that share their beginnings",
+    compared="rows that share",
+    they="they",
+    fault="rows that share their beginnings are others",
+    change="set it to false",
+)
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
@@ -48,6 +69,7 @@ class Audit:
     mixed_difference: float
     """The difference if the documents saw each other, which shows how large one would be in this model."""
     tolerance: float
+    words: ClassVar[Words] = PACKS
 
     @property
     def apart(self) -> bool:
@@ -63,35 +85,22 @@ class Audit:
         """For the terminal."""
         doubt = "" if self.conclusive else ", which is too little to tell"
         return (
-            f"packing: {self.documents} documents packed and alone differ by {self.difference:.1e} nats a token "
-            f"(limit {self.tolerance:g}; {self.mixed_difference:.1e} if they saw each other{doubt})"
+            f"{self.words.subject}: {self.documents} {self.words.compared} and alone differ by {self.difference:.1e} "
+            f"nats a token (limit {self.tolerance:g}; {self.mixed_difference:.1e} if they saw each other{doubt})"
         )
 
     def apart_problems(self) -> Iterator[Problem]:
         """Yield a problem where the documents see each other."""
         if not self.apart:
-            by = f"{self.difference:.2g} nats a token when the documents stand alone (limit {self.tolerance:g})"
-            text = f"packed documents see each other in this model: their log-probabilities differ by {by}"
-            yield Problem("training.packing", f": {text}; {_INSTEAD}")
+            by = f"{self.difference:.2g} nats a token when {self.words.they} stand alone (limit {self.tolerance:g})"
+            text = f"{self.words.fault} in this model: their log-probabilities differ by {by}"
+            yield Problem(self.words.field, f": {text}; {self.words.change}")
 
 
 class SharingAudit(Audit):
     """How far sharing their beginnings moves the log-probabilities of rows."""
 
-    def line(self) -> str:
-        """For the terminal."""
-        doubt = "" if self.conclusive else ", which is too little to tell"
-        return (
-            f"prefix sharing: {self.documents} rows that share and alone differ by {self.difference:.1e} nats a token "
-            f"(limit {self.tolerance:g}; {self.mixed_difference:.1e} if they saw each other{doubt})"
-        )
-
-    def apart_problems(self) -> Iterator[Problem]:
-        """Yield a problem where a row is another one when it shares its beginning."""
-        if not self.apart:
-            by = f"{self.difference:.2g} nats a token when they stand alone (limit {self.tolerance:g})"
-            text = f"rows that share their beginnings are others in this model: their log-probabilities differ by {by}"
-            yield Problem("data.prefix_sharing", f": {text}; set it to false")
+    words = SHARES
 
 
 def documents(batch: Mapping[str, Any]) -> list[torch.Tensor]:
@@ -175,14 +184,14 @@ def _example(row: Sequence[torch.Tensor], *, packs: bool) -> dict[str, Any]:
 
 
 def _logits(
-    model: torch.nn.Module, batch: Mapping[str, Any], device: torch.device, refusal: Refusal = PACKS
+    model: torch.nn.Module, batch: Mapping[str, Any], device: torch.device, words: Words = PACKS
 ) -> torch.Tensor:
     moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
     try:
         logits: torch.Tensor = model(**moved, use_cache=False).logits
     except (TypeError, ValueError) as err:
         # such as transformers' layers with a state, which ask for a kernel that knows where documents end
-        raise UserError(refusal.field, f": the model refuses {refusal.rows} ({err}); {refusal.change}") from err
+        raise UserError(words.field, f": the model refuses {words.rows} ({err}); {words.change}") from err
     # a prompt that is learnt comes before the row
     return logits[:, -batch["input_ids"].shape[1] :]
 

@@ -16,7 +16,7 @@ from fmstune.checks.advice import memory_advice
 from fmstune.checks.memory_plan import Plan, render_plan
 from fmstune.checks.plan_inputs import Rows
 from fmstune.checks.precision import precision_notes
-from fmstune.config.job import Job, text_columns
+from fmstune.config.job import Job, order_seed, text_columns
 from fmstune.data.dataset import Prepared, prepare_data
 from fmstune.data.prefix_sharing.savings import estimate_savings
 from fmstune.data.preparation import mark_prepared
@@ -89,7 +89,7 @@ def _sharing_lines(job: Job, prepared: Prepared) -> list[str]:
     if not job.data.prefix_sharing:
         return []
     batch = job.training.get("per_device_train_batch_size", 8)
-    return [f"shared  {estimate_savings(prepared.train, batch, job.training.get('data_seed', job.seed)).line()}"]
+    return [f"shared  {estimate_savings(prepared.train, batch, order_seed(job)).line()}"]
 
 
 def show_rows(job: Job, rows: int, json: Path | None, html: Path | None) -> int:

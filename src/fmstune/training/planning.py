@@ -20,7 +20,7 @@ from fmstune.checks.memory import Memory, activation_bytes, device_memory, logit
 from fmstune.checks.memory_plan import Plan, plan_work
 from fmstune.checks.plan_inputs import Machine, Rows, Sharing, Training, Work, row_count, row_length
 from fmstune.config.choices import Backend, Sharding
-from fmstune.config.job import SFT, SUPERVISED, Job, Launcher, is_sharded, text_columns
+from fmstune.config.job import SFT, SUPERVISED, Job, Launcher, is_sharded, order_seed, text_columns
 from fmstune.data.dataset import Prepared
 from fmstune.data.scan import CHARACTERS_PER_TOKEN, scan_data
 from fmstune.data.tokens import IGNORED
@@ -92,7 +92,8 @@ def count_memory(job: Job, checked: Checked, work: Work, prepared: Prepared | No
     """
     if job.objective._target_ != SFT:
         return None, "the loss is not that of supervised fine-tuning"
-    if device_memory(work).total < _WORTH_COUNTING:
+    formulas = device_memory(work)
+    if formulas.total < _WORTH_COUNTING:
         return None, ""
     if job.data.prefix_sharing:
         return None, "rows share their beginnings"
@@ -103,7 +104,7 @@ def count_memory(job: Job, checked: Checked, work: Work, prepared: Prepared | No
         held = count_step(checked.configuration, checked.peft, shape, _step_settings(job, checked))
     except FAILURES as err:
         return None, f"{checked.configuration.model_type} cannot be tried without numbers ({one_line(err)})"
-    formulas, counted = device_memory(work), replace(device_memory(work), **held)
+    counted = replace(formulas, **held)
     if _torch_optimizer(job.training, checked.device) is None:
         counted = replace(counted, optimizer=formulas.optimizer)
     if work.dimensions.quantised_parameters:
@@ -170,7 +171,7 @@ _BATCHES = 20_000
 def _orders(job: Job, lengths: Any, work: Work) -> Iterator[Any]:
     """The rows in the order in which each epoch takes them (accelerate 1.15: data_loader.py, SeedableRandomSampler)."""
     t, training = work.training, job.training
-    seed = job.seed if training.get("data_seed") is None else training["data_seed"]
+    seed = order_seed(job)
     strategy, size = training.get("train_sampling_strategy", "random"), t.per_device_train_batch_size
     batches = t.max_steps * t.gradient_accumulation_steps * work.sharing.processes if t.max_steps >= 0 else None
     left = min(_BATCHES * size, len(lengths) * math.ceil(t.num_train_epochs) if batches is None else batches * size)

@@ -32,7 +32,7 @@ class Target(NamedTuple):
     """Trained tokens of all rows, in the order of rows and tokens: as many as the same rows have alone."""
 
     places: Numbers
-    """Positions of the line that predict them; one that several rows share stands here once for each of them."""
+    """The position of the line that predicts each of them. A position that rows share is listed once a row."""
     tokens: Numbers
 
 

@@ -44,7 +44,7 @@ FAILURES = (
 
 @dataclass(frozen=True)
 class StepShape:
-    """What decides the memory of a step beside the model."""
+    """The batch of a step: its rows, their lengths, and what is trained of them."""
 
     rows: int
     positions: int
