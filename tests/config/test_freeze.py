@@ -184,6 +184,23 @@ def test_a_job_file_is_never_overwritten(tmp_path: Path) -> None:
         freeze.write(job, tmp_path / "job.yaml")
 
 
+@pytest.mark.parametrize("text", ["${.}", "${seed}", "${a", "\\${x}", "${}", "???x"])
+def test_text_of_a_written_job_that_looks_like_a_reference_stays_text(text: str, tmp_path: Path) -> None:
+    job = freeze.freeze(tree(data__format__response_template=text)).job
+    freeze.write(job, tmp_path / "job.yaml")
+    assert freeze.read(tmp_path / "job.yaml").job == job
+    changes = {"data.format.response_template": text + text}
+    assert freeze.read(tmp_path / "job.yaml", changes=changes).job.data.format["response_template"] == text + text
+
+
+def test_a_mapping_is_merged_into_a_field_and_an_item_of_a_list_replaced(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("a: {b: {c: 1, d: [x, {e: 2}]}}")
+    changed = freeze.load_file(tmp_path / "job.yaml")
+    for field, value in {"a.b": {"c": 3, "f": {"g": 4}}, "a.b.d.1.e": 5, "h.i": [6]}.items():
+        changed = freeze.with_value(changed, field, value)
+    assert changed == {"a": {"b": {"c": 3, "d": ["x", {"e": 5}], "f": {"g": 4}}}, "h": {"i": [6]}}
+
+
 def test_fields_of_a_file_can_be_changed_on_reading(tmp_path: Path) -> None:
     freeze.write(freeze.freeze(TREE).job, tmp_path / "job.yaml")
     job = freeze.read(tmp_path / "job.yaml", changes={"training.learning_rate": 1, "output_dir": "there"}).job

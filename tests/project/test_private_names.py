@@ -11,14 +11,14 @@ from tests import ROOT
 SOURCES = ROOT / "src" / "fmstune"
 
 HOMES = {
-    "config/hydra_internals.py": "hydra",
-    "models/trl_internals.py": "trl",
-    "training/fsdp_on_cpu.py": "accelerate",
-    "models/hub_internals.py": "huggingface_hub",
-    "models/torch_internals.py": "torch",
-    "training/transformers_internals.py": "transformers",
+    "config/hydra_internals.py": ("hydra", "omegaconf"),
+    "models/trl_internals.py": ("trl",),
+    "training/fsdp_on_cpu.py": ("accelerate",),
+    "models/hub_internals.py": ("huggingface_hub",),
+    "models/torch_internals.py": ("torch",),
+    "training/transformers_internals.py": ("transformers",),
 }
-"""The module for each library."""
+"""The module for each library; OmegaConf is Hydra's own."""
 
 OF_PYTHON = frozenset({"_asdict", "_exit", "_fields", "_make", "_replace"})
 """Names with an underscore that Python documents: those of named tuples, and os._exit."""
@@ -115,7 +115,7 @@ def test_private_names_of_other_libraries_stand_in_the_module_for_that_library(p
         assert found == []
     else:
         imported = {name.partition(".")[0] for name in private_imports(ast.parse(path.read_text(encoding="utf-8")))}
-        assert imported <= {home}
+        assert imported <= {*home}
 
 
 def test_every_private_override_of_the_trainer_is_listed() -> None:

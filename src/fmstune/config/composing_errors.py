@@ -60,6 +60,7 @@ _SAID = (
     (r"Multiple values for (.*?)\. To override", r"\1", "is chosen by two files; write override before the second"),
     (r"(.*) appears more than once in the final defaults list", r"\1", "is chosen twice; choose it once"),
     (r"Error resolving interpolation '(.*?)'", r"\1", "refers to no group, so it names no choice; name one"),
+    (r"Defaults List interpolation is not supported", "", "a list of choices takes names, not references"),
     (r"Defaults list element '(.*?)' is using a deprecated", r"\1", "refers to a list of files; name the choice"),
     (
         r"Primary config (?:directory|module).* not\s+found",
@@ -82,10 +83,8 @@ def explain(err: BaseException) -> Problem:
         return Problem("", f"an interval is searched with hydra/sweeper=optuna; {hint}")
     if isinstance(err, yaml.YAMLError):
         return Problem("", f"broken YAML: {' '.join(text.split())}")
-    if isinstance(err, GrammarParseError):
-        return Problem(err.full_key or "", f": {_UNREADABLE}")
-    if isinstance(err, OmegaConfBaseException) and err.full_key:
-        return Problem(err.full_key, f": {_plain_words(err)}")
+    if isinstance(err, GrammarParseError) or (isinstance(err, OmegaConfBaseException) and err.full_key):
+        return Problem(err.full_key or "", f": {_plain_words(err)}")
     of, cause = _file_of(text), "" if err.__cause__ is None else _plain_words(err.__cause__)
     if not text and isinstance(err.__cause__, OmegaConfBaseException):
         return explain(err.__cause__)
@@ -97,6 +96,8 @@ def explain(err: BaseException) -> Problem:
 
 def _plain_words(err: object) -> str:
     """The first line of a message, with OmegaConf's classes called by what they hold."""
+    if isinstance(err, GrammarParseError):
+        return _UNREADABLE
     found = re.fullmatch(r"(\w+)(?: raised)? while resolving interpolation: (['\"]?)(.*)\2", first_line(err), re.DOTALL)
     if found is not None:
         unreadable = found[1] in ("GrammarParseError", "TypeError")

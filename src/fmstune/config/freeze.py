@@ -1,6 +1,7 @@
 """A composed configuration → a typed, frozen Job, or every problem that it has; and the job as a file."""
 
 import dataclasses
+import json
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
 from fmstune.config import named_classes, other_names, renamed_fields, upstream_fields
 from fmstune.config.convert import convert_fields, convert_into, unknown_field
+from fmstune.config.hydra_internals import get_yaml_loader
 from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO, SFT, Data, Job, Source
 from fmstune.config.metrics import metric_problems
 from fmstune.config.upstream_fields import SFT_CONFIG, Field, field_of
@@ -73,36 +74,59 @@ def freeze(tree: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Frozen:
 
 def read(path: Path, *, trusted: Sequence[str] = (), changes: Mapping[str, Any] | None = None) -> Frozen:
     """The job of a frozen `job.yaml`, with dotted `changes` applied; checked as strictly as a composed one."""
+    tree = load_file(path)
+    for field, value in with_copies(tree, changes or {}).items():
+        tree = with_value(tree, field, value)
+    return freeze(tree, trusted=trusted)
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """The job file as it is, with the settings of a format in the format: a file of before has them in `data` too.
+
+    A frozen job holds no reference: text that looks like one is text.
+    """
+    refuse_pipe("job.yaml", path)
     try:
-        config = load_file(path)
-        for key, value in with_copies(config, changes or {}).items():
-            OmegaConf.update(config, key, value, force_add=True)
-        # not resolved: a frozen job holds no interpolation, and text that looks like one stays text
-        tree: Any = OmegaConf.to_container(config, resolve=False)
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=get_yaml_loader())
+        json.dumps(tree, default=str, skipkeys=True)  # a ValueError for a value that holds itself
     except FileNotFoundError:
         raise UserError(str(path), ": no such file; give the job.yaml of a run folder") from None
-    except (OSError, yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as err:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as err:
         raise UserError(str(path), f": cannot be read as a job: {first_line(err)}") from err
-    return freeze({str(key): value for key, value in tree.items()}, trusted=trusted)
+    if not isinstance(tree, dict):
+        raise UserError(str(path), f": a job is a mapping of groups, found a {type(tree).__name__}")
+    tree = {str(key): value for key, value in tree.items()}
+    if isinstance(tree.get("data"), Mapping):
+        tree["data"] = renamed_fields.with_format_settings(tree["data"])[0]
+    return tree
 
 
-def load_file(path: Path) -> DictConfig:
-    """The job file as it is, with the settings of a format in the format: a file of before has them in `data` too."""
-    refuse_pipe("job.yaml", path)
-    config = OmegaConf.load(path)
-    if not isinstance(config, DictConfig):
-        raise UserError(str(path), ": a job is a mapping of groups, found a list")
-    if OmegaConf.is_dict(config.get("data")):
-        data: Any = OmegaConf.to_container(config.data, resolve=False)
-        config.data = renamed_fields.with_format_settings(data)[0]
-    return config
-
-
-def with_copies(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+def with_copies(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """The changes; those of `model.lora_targets` also where freezing has copied it into the PEFT fields."""
     field, copy = "model.lora_targets", "peft.target_modules"
-    same = OmegaConf.select(config, copy, default=MISSING) == OmegaConf.select(config, field)
+    model, peft = (group if isinstance(group := tree.get(name), Mapping) else {} for name in ("model", "peft"))
+    same = peft.get("target_modules", MISSING) == model.get("lora_targets")
     return {**changes, copy: changes[field]} if field in changes and copy not in changes and same else dict(changes)
+
+
+def with_value(tree: Any, field: str, value: Any) -> Any:
+    """The tree with one value at its dotted name; a mapping is merged into a mapping, as composing does."""
+    return _with_value(tree, field.split("."), value, field)
+
+
+def _with_value(tree: Any, keys: Sequence[str], value: Any, field: str) -> Any:
+    if not keys:
+        if isinstance(tree, Mapping) and isinstance(value, Mapping):
+            return {**tree, **{key: _with_value(tree.get(key), (), one, field) for key, one in value.items()}}
+        return value
+    key, *rest = keys
+    if isinstance(tree, list):
+        if not (key.isdecimal() and int(key) < len(tree)):
+            raise UserError(field, f": the list has {len(tree)} items, counted from 0, and no item {key}")
+        at = int(key)
+        return [*tree[:at], _with_value(tree[at], rest, value, field), *tree[at + 1 :]]
+    tree = tree if isinstance(tree, Mapping) else {}
+    return {**tree, key: _with_value(tree.get(key), rest, value, field)}
 
 
 def write(job: Job, path: Path) -> None:

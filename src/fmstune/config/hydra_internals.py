@@ -1,4 +1,4 @@
-"""The parts of Hydra 1.3 that are not its public interface; importing this module says which of them are missing."""
+"""The parts of Hydra 1.3 and of OmegaConf 2.3 that are not their public interface; an import names what is missing."""
 
 import os
 import warnings
@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from fmstune.errors import UserError, first_line
 from fmstune.upstream import explain_missing_names, require_attributes
@@ -28,7 +28,10 @@ with explain_missing_names("hydra-core"):
     require_attributes(ConfigLoaderImpl, "_load_single_config", "_parse_overrides_and_create_caching_repo")
     require_attributes(ConfigLoaderImpl, "_process_config_searchpath", "repository")
 
-__all__ = ["Callbacks", "Hydra", "Part", "RecordingLoader"]
+with explain_missing_names("omegaconf"):
+    from omegaconf._utils import get_yaml_loader
+
+__all__ = ["Callbacks", "Hydra", "Part", "RecordingLoader", "get_yaml_loader"]
 
 
 class Part(NamedTuple):
@@ -82,7 +85,10 @@ class RecordingLoader(ConfigLoaderImpl):
         """Compose; what Hydra does not expect in a word is a HydraException too."""
         try:
             return super().load_configuration(*args, **kwargs)
-        except (HydraException, OmegaConfBaseException, UserError):
+        except (HydraException, OmegaConfBaseException, UserError) as err:
+            of_choice = isinstance(err.__cause__, GrammarParseError) and not err.__cause__.full_key
+            if of_choice and (said := self._reference()):
+                raise ConfigCompositionException(said) from err
             raise
         except (
             ArithmeticError,
@@ -94,9 +100,13 @@ class RecordingLoader(ConfigLoaderImpl):
             ValueError,
         ) as err:
             # as for a reference in place of a choice, which Hydra asserts to be text
-            words = [word for word, one in self._known.items() if "${" in str(one.value())]
-            said = f"Error resolving interpolation '{words[0]}'" if words else f"cannot be composed: {first_line(err)}"
+            said = self._reference() or f"cannot be composed: {first_line(err)}"
             raise ConfigCompositionException(said) from err
+
+    def _reference(self) -> str | None:
+        """Hydra's sentence on a reference in place of a choice, where a word has one."""
+        words = (word for word, one in self._known.items() if "${" in str(one.value()))
+        return f"Error resolving interpolation '{word}'" if (word := next(words, None)) else None
 
     def _process_config_searchpath(
         self, config_name: str | None, parsed_overrides: list[Override], repo: CachingConfigRepository

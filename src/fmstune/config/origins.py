@@ -12,7 +12,7 @@ from omegaconf import MISSING, OmegaConf
 
 from fmstune.config import defaults, freeze
 from fmstune.config.compose import Composed
-from fmstune.config.hydra_internals import Part, tree_of
+from fmstune.config.hydra_internals import Part
 from fmstune.config.renamed_fields import TRANSLATED, Translation
 from fmstune.flatten import leaves
 
@@ -54,11 +54,11 @@ def _last_origins(parts: Iterable[tuple[str, Any]]) -> Origins:
 
 def frozen_origins(path: Path, changes: Mapping[str, Any]) -> Origins:
     """The origins of a frozen job that is read from a file and changed by `field=value` words."""
-    config = freeze.load_file(path)
-    parts = [(str(path), OmegaConf.to_container(config, resolve=False))]
-    for field, value in freeze.with_copies(config, changes).items():
+    tree = freeze.load_file(path)
+    parts = [(str(path), tree)]
+    for field, value in freeze.with_copies(tree, changes).items():
         place = COMMAND_LINE if field in changes else f"{COMMAND_LINE}, with the field that it was copied from"
-        parts.append((place, tree_of(field, value)))
+        parts.append((place, freeze.with_value({}, field, value)))
     # a frozen job holds no reference, and text that looks like one is text
     return {key: Origin(origin.place) for key, origin in _last_origins(parts).items()}
 

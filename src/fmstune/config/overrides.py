@@ -8,9 +8,11 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, OverrideType, QuotedString
 from hydra.errors import OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fmstune.config.groups import GROUPS, OPTIONAL, choices
-from fmstune.errors import Problem, UserError, raise_if_any
+from fmstune.errors import Problem, raise_if_any
 
 
 def parse_overrides(words: Sequence[str], groups: Collection[str] = ()) -> tuple[Override, ...]:
@@ -69,11 +71,20 @@ def swept_keys(overrides: Sequence[Override]) -> frozenset[str]:
 
 
 def field_changes(overrides: Sequence[Override]) -> dict[str, Any]:
-    """`FIELD=VALUE` words as data; raises UserError for a group or a sweep, which a frozen job cannot take."""
+    """`FIELD=VALUE` words as data; raises UserError for a group, a sweep or a reference, which no frozen job takes."""
+    changes, problems = dict[str, Any](), list[Problem]()
     for one in overrides:
         if one.key_or_group in GROUPS or one.package is not None or one.is_sweep_override() or one.is_delete():
-            raise UserError(text_of(one), ": with --from single fields can change, not groups or sweeps")
-    return {one.key_or_group: one.value() for one in overrides}
+            problems.append(Problem(text_of(one), ": with --from single fields can change, not groups or sweeps"))
+            continue
+        try:
+            given: Any = OmegaConf.to_container(OmegaConf.create({"value": one.value()}), resolve=True)
+            changes[one.key_or_group] = given["value"]
+        except OmegaConfBaseException:
+            hint = "give the value itself, and text that only looks like a reference as \\${…}"
+            problems.append(Problem(text_of(one), f": a recorded job takes no reference to a field; {hint}"))
+    raise_if_any(problems)
+    return changes
 
 
 def unknown_choices(overrides: Sequence[Override], extra: Path | None) -> Iterator[tuple[Override, str | None]]:
