@@ -24,7 +24,7 @@ def measure(*, quick: bool) -> Section:
         "Shared beginnings",
         "Forward and backward pass on the same rows. Gradients in float32, two branches at each level, depth 1 to 4, "
         "trained tokens in shared parts. Speed in CPU seconds, LoRA r 8, shape of SmolLM2-135M with random weights; "
-        "rows of alpaca's lengths and rows that share nothing on six of its layers, against one pack under varlen.",
+        "rows of alpaca's lengths and rows that share nothing (on six of its layers) against one pack under varlen.",
         figures,
     )
 

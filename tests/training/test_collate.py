@@ -287,7 +287,7 @@ def test_the_order_is_that_of_seed_and_epoch_whatever_was_drawn_before() -> None
 
 
 def test_rows_that_share_are_one_line_with_the_labels_of_all_rows() -> None:
-    batch = SharingCollator()(
+    batch = SharingCollator(least_saved=1)(
         [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [5, 6], "labels": [5, 6]}]
     )
     assert batch["input_ids"].tolist() == [[5, 6, 7]]
@@ -315,5 +315,8 @@ def test_rows_that_share_nothing_are_segments_without_keys_elsewhere() -> None:
     given_rows = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8, 9], "labels": [8, 9]}]
     batch = SharingCollator()(given_rows)
     assert "key_index" not in batch
-    assert batch["cu_seq_lens_q"].tolist() == batch["cu_seq_lens_k"].tolist() == [0, 3, 5]
-    assert "key_index" in SharingCollator()([*given_rows, {"input_ids": [8, 9, 4], "labels": [8, 9, 4]}])
+    assert batch["cu_seq_lens_q"].tolist() == batch["cu_seq_lens_k"].tolist() == [0, 2, 5]
+    with_one_more = [*given_rows, {"input_ids": [8, 9, 4], "labels": [8, 9, 4]}]
+    assert "key_index" in SharingCollator(least_saved=1)(with_one_more)
+    # two tokens in common by chance are not worth keys elsewhere
+    assert "key_index" not in SharingCollator()(with_one_more)

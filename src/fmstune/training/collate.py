@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 from trl import pack_dataset
 
 from fmstune.data.prefix_sharing.grouping import find_groups, grouped_order, token_column
-from fmstune.data.prefix_sharing.layout import lay_out, line_arguments
+from fmstune.data.prefix_sharing.layout import LEAST_SAVED, lay_out, line_arguments
 from fmstune.data.tokens import IGNORED
 from fmstune.errors import UserError
 from fmstune.models.trl_internals import DataCollatorForLanguageModeling
@@ -135,6 +135,7 @@ def segments(lengths: Sequence[int]) -> dict[str, Any]:
     return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
+@dataclass(frozen=True)
 class SharingCollator:
     """Rows as one line on which a beginning that several rows share stands once (see `prefix_sharing.layout`).
 
@@ -142,9 +143,12 @@ class SharingCollator:
     train; `TARGETS` are the positions of the line that predict them. `PADDING` is below zero: positions were saved.
     """
 
+    least_saved: int = LEAST_SAVED
+    """Positions that a shared segment saves at least."""
+
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the batch; the arguments of the model are those of the attention `varlen`."""
-        layout = lay_out(examples)
+        layout = lay_out(examples, self.least_saved)
         line = line_arguments(layout, examples)
         arrays = {name: torch.from_numpy(value) for name, value in line.items() if isinstance(value, np.ndarray)}
         shift_labels, targets = arrays.pop("shift_labels"), arrays.pop("targets")

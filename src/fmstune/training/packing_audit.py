@@ -161,8 +161,9 @@ def audit_sharing(model: torch.nn.Module, found: Sequence[torch.Tensor], *, tole
     parted = torch.cat([first[: len(first) // 2], second])
     rows = [first, parted, torch.cat([parted[:-1], third]), last]
     examples = [_example([row], packs=False) for row in rows]
-    places = [torch.from_numpy(of_row) for of_row in lay_out(examples).places]
-    line = {key: value for key, value in SharingCollator()(examples).items() if key not in ("labels", TARGETS, PADDING)}
+    places = [torch.from_numpy(of_row) for of_row in lay_out(examples, least_saved=1).places]
+    collated = SharingCollator(least_saved=1)(examples)
+    line = {key: value for key, value in collated.items() if key not in ("labels", TARGETS, PADDING)}
     device, was_training = first.device, model.training
     model.eval()
     with torch.no_grad():

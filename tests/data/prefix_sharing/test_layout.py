@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fmstune.data.prefix_sharing.layout import Stretch, lay_out, line_arguments
+from fmstune.data.prefix_sharing import layout
+from fmstune.data.prefix_sharing.layout import LEAST_SAVED, Layout, Stretch, line_arguments
 
 Row = dict[str, Any]
 
@@ -22,6 +23,11 @@ def text(tokens: Any) -> str:
     return "".join(map(chr, tokens))
 
 
+def lay_out(rows: list[Row]) -> Layout:
+    """Share whatever can be shared, a token by chance too."""
+    return layout.lay_out(rows, least_saved=1)
+
+
 def segments(rows: list[Row]) -> list[str]:
     """Each segment with the rows that go through it."""
     found = lay_out(rows)
@@ -31,8 +37,8 @@ def segments(rows: list[Row]) -> list[str]:
 def test_a_shared_beginning_stands_once_before_its_branches() -> None:
     assert segments([row("systemuser"), row("systemtool"), row("systemuses")]) == [
         "system (0, 1, 2)",
-        "tool (1,)",
         "use (0, 2)",
+        "tool (1,)",
         "r (0,)",
         "s (2,)",
     ]
@@ -90,6 +96,34 @@ def test_the_line_says_where_segments_begin_and_which_keys_they_attend_to() -> N
     assert (line["max_length_q"], line["max_length_k"]) == (2, 3)
     assert {line[name].dtype for name in ("cu_seq_lens_q", "cu_seq_lens_k")} == {np.dtype("int32")}
     assert line["key_index"].dtype == np.dtype("int64")
+
+
+def test_segments_of_equal_shape_stand_together_after_their_parents() -> None:
+    rows = [row(one) for one in ("abcdx", "abcdyz", "abcdz", "abxxx", "lmnopqr", "lmnopqs")]
+    shapes = [(one.end, one.length) for one in lay_out(rows).segments]
+    assert shapes == [(2, 2), (4, 2), (5, 3), (5, 1), (5, 1), (6, 6), (6, 2), (7, 1), (7, 1)]
+    for number, one in enumerate(lay_out(rows).segments):
+        assert one.parent is None or one.parent < number
+        assert one.parent is None or lay_out(rows).segments[one.parent].end == one.start
+
+
+def test_a_beginning_that_saves_next_to_nothing_stands_in_each_branch() -> None:
+    rows = [row(LEAST_SAVED * "a" + one) for one in "xy"]
+    assert layout.lay_out(rows).positions == LEAST_SAVED + 2
+    shorter = [row((LEAST_SAVED - 1) * "a" + one) for one in "xy"]
+    assert [one.parent for one in layout.lay_out(shorter).segments] == [None, None]
+    # of three rows the same beginning saves twice as much
+    assert layout.lay_out([*shorter, row((LEAST_SAVED - 1) * "a" + "z")]).positions == LEAST_SAVED + 2
+
+
+def test_a_short_beginning_goes_to_the_longer_ones_that_follow_it() -> None:
+    rows = [row(one) for one in ("ab" + 20 * "c" + "x", "ab" + 20 * "c" + "y", "abq")]
+    assert [(one.start, one.end, one.rows) for one in layout.lay_out(rows).segments] == [
+        (0, 3, (2,)),
+        (0, 22, (0, 1)),
+        (22, 23, (0,)),
+        (22, 23, (1,)),
+    ]
 
 
 def test_rows_of_equal_tokens_with_labels_that_are_other_tokens_part_there() -> None:

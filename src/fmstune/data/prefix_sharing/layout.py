@@ -12,6 +12,9 @@ from fmstune.data.tokens import IGNORED
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
+LEAST_SAVED = 16
+"""Positions that a shared segment saves at least: for a token in common by chance, a segment is not worth its keys."""
+
 
 class Stretch(NamedTuple):
     """A segment: the tokens `start` to `end` of each of its rows, computed once."""
@@ -85,12 +88,14 @@ class Layout:
         return max(depths)
 
 
-def lay_out(rows: Sequence[Mapping[str, Any]]) -> Layout:
+def lay_out(rows: Sequence[Mapping[str, Any]], least_saved: int = LEAST_SAVED) -> Layout:
     """Return the trie of rows with `input_ids` and `labels`: neighbours in the order of their tokens share most.
 
     A position has one token to predict. So where rows part and two branches train their next token, the last shared
     token is not shared: each branch has its own. A token that some rows train and others do not is shared; it counts
-    for those that train it.
+    for those that train it. A beginning that would save fewer positions than `least_saved` stands in each branch.
+
+    Segments of equal shape stand together, as a CPU computes them together.
     """
     texts = [_tokens_with_labels(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda number: texts[number].tolist())
@@ -107,11 +112,21 @@ def lay_out(rows: Sequence[Mapping[str, Any]]) -> Layout:
             branches = list(pairwise([first, *cuts, last]))
         trained = [any(_trains(rows[order[n]], length) for n in range(*branch)) for branch in branches]
         end = max(start, length - (sum(trained) > 1))
+        if branches and (end - start) * (len(branches) - 1) < least_saved:
+            end = start
         if end > start:
             segments.append(Stretch(start, end, parent, tuple(sorted(order[first:last]))))
             parent = len(segments) - 1
         open_branches += [(*branch, end, parent) for branch in reversed(branches)]
-    return Layout(tuple(segments), tuple(len(text) for text in texts))
+    return Layout(_by_shape(segments), tuple(len(text) for text in texts))
+
+
+def _by_shape(segments: Sequence[Stretch]) -> tuple[Stretch, ...]:
+    """The same segments by the keys and queries that each has; a parent has fewer keys than its children."""
+    order = sorted(range(len(segments)), key=lambda number: segments[number][:2][::-1])
+    place = {number: at for at, number in enumerate(order)}
+    chosen = (segments[number] for number in order)
+    return tuple(one._replace(parent=None if one.parent is None else place[one.parent]) for one in chosen)
 
 
 def _tokens_with_labels(row: Mapping[str, Any]) -> Numbers:
