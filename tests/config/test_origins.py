@@ -27,9 +27,18 @@ GROUPS = ("model", "peft", "data", "training", "launcher", "evaluation")
 BESIDE = ("objective", "tracking", "callbacks")
 """Groups whose choices are not combined with the others': nothing depends on them."""
 CHOICES = {group: groups.choices(group) for group in GROUPS}
+WITH_EVERY_METHOD = ("tiny_llama", "llama2_7b")
+"""A model file that has rates of its own, and one that has none."""
 COMBINATIONS = [
-    *zip(*zip(*itertools.product(CHOICES["model"], CHOICES["peft"]), strict=True), itertools.cycle(CHOICES["data"])),
-    *itertools.product(["tiny_llama"], ["lora"], ["complaints"], *(CHOICES[group] for group in GROUPS[3:])),
+    # every model with one method after the other; two models, each with every method; then the groups beside them
+    *zip(CHOICES["model"], itertools.cycle(CHOICES["peft"]), itertools.cycle(CHOICES["data"])),
+    *itertools.product(WITH_EVERY_METHOD, CHOICES["peft"], ["complaints"]),
+    *zip(
+        *zip(*[("tiny_llama", "lora", "complaints")] * 8, strict=True),
+        itertools.cycle(CHOICES["training"]),
+        itertools.cycle(CHOICES["launcher"]),
+        itertools.cycle(CHOICES["evaluation"]),
+    ),
 ]
 EXPERIMENTS = groups.choices("experiment")
 
@@ -87,25 +96,28 @@ def check(words: list[str]) -> None:
     assert set(found) == {key for key, _ in leaves(OmegaConf.to_container(job.job))}
 
 
-# one model is enough for a quick look, as the others take seconds each
-@pytest.mark.parametrize(
-    "model", [pytest.param(one, marks=[pytest.mark.slow] * (one != "tiny_llama")) for one in CHOICES["model"]]
-)
-def test_every_field_of_every_combination_names_the_last_file_that_holds_it(model: str) -> None:
-    combinations = [combination for combination in COMBINATIONS if combination[0] == model]
-    assert len(combinations) >= 9
-    for combination in combinations:
-        check([f"{group}={choice}" for group, choice in zip(_groups(combination), combination, strict=True)])
+@pytest.mark.parametrize("combination", COMBINATIONS, ids="-".join)
+def test_every_field_of_every_combination_names_the_last_file_that_holds_it(combination: tuple[str, ...]) -> None:
+    check([f"{group}={choice}" for group, choice in zip(GROUPS, combination, strict=False)])
+
+
+def test_every_choice_is_in_a_combination() -> None:
+    for place, group in enumerate(GROUPS):
+        assert {combination[place] for combination in COMBINATIONS if len(combination) > place} == {*CHOICES[group]}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("model", CHOICES["model"])
+def test_so_does_every_model_with_every_method(model: str) -> None:
+    for method in CHOICES["peft"]:
+        check([f"model={model}", f"peft={method}"])
 
 
 @pytest.mark.slow
 def test_so_do_the_groups_beside_them() -> None:
-    for words in itertools.product(*([f"{group}={choice}" for choice in groups.choices(group)] for group in BESIDE)):
-        check(list(words))
-
-
-def _groups(combination: tuple[str, ...]) -> tuple[str, ...]:
-    return GROUPS[: len(combination)]
+    choices = {group: groups.choices(group) for group in BESIDE}
+    for number in range(max(map(len, choices.values()))):
+        check([f"{group}={names[number % len(names)]}" for group, names in choices.items()])
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

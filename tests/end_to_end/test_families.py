@@ -298,6 +298,7 @@ def test_an_adapter_of_layers_that_misses_the_experts_is_noted(name: str, target
     assert shapes.dimensions(build_empty(config), both).missed_experts == ()
 
 
+@pytest.mark.slow
 def test_the_plan_names_active_parameters_and_experts_that_are_missed(fmstune: Callable[..., Result]) -> None:
     Path("rows.jsonl").write_text('{"output": "late\\n### Response: complaint"}\n')
     words = ("model=mixtral_8x7b", "peft=lora", "data=text", "data.train=rows.jsonl", "launcher.device=cuda")

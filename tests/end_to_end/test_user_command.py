@@ -68,6 +68,7 @@ def test_the_users_command_word_for_word_makes_a_tuned_adapter(small_hub: Hub, t
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_the_complaints_of_raft_are_read_from_the_revision_without_a_script(small_hub: Hub, tmp_path: Path) -> None:
     done = command(small_hub.endpoint, tmp_path / "hf", "show-data", "data=twitter_complaints", "--rows=2")
 

@@ -49,6 +49,7 @@ def test_sgd_keeps_no_state() -> None:
     assert bytes_of(optimizer=(torch.optim.SGD, {"lr": 1e-3}))["optimizer"] == 0
 
 
+@pytest.mark.slow
 def test_blocks_that_are_equal_are_counted_from_a_few_of_them() -> None:
     def total(layers: int) -> int:
         return sum(bytes_of(LlamaConfig(**SIZES, num_hidden_layers=layers), LORA).values())
