@@ -15,7 +15,7 @@ CHAT = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "
 DATA_FILES = [
     case("data=text data.train=nowhere.jsonl", "data.train: no file nowhere.jsonl"),
     case("data=text data.train=row.jsonl", "data.train: no file row.jsonl; did you mean 'rows.jsonl'?", rows_jsonl=ROW),
-    case("data=text data.train=a/rows.jsonl", "data.train: no file a/rows.jsonl (there is no folder a)"),
+    case("data=text data.train=a/rows.jsonl", "data.train: no file a/rows.jsonl (no folder a)"),
     case("data=text data.train=[a.jsonl,b.jsonl]", "data.train: no file a.jsonl", "data.train: no file b.jsonl"),
     case("data=text data.train=[]", "data.train is an empty list; name a file, glob, folder or hub id"),
     case("data=text data.train=3", "data.train must name a file, glob, folder or hub id, found 3"),

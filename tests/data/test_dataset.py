@@ -664,7 +664,7 @@ def test_token_rows_are_taken_as_they_are() -> None:
         ({"input_ids": []}, "column 'input_ids' must hold a list of token ids, found the list []"),
         ({"input_ids": [1, "2"]}, "column 'input_ids': number 2 must be a token's id, found the str '2'"),
         ({"input_ids": [1, -1]}, "column 'input_ids': number 2 must be a token's id, found the int -1"),
-        ({"input_ids": [1, 99999]}, "there is no token 99999: the ids of the tokenizer end at 339"),
+        ({"input_ids": [1, 99999]}, "token 99999 is above the ids of the tokenizer, which end at 339"),
         ({"input_ids": [1, 2], "labels": [1]}, "column 'labels' has 1 numbers for 2 in 'input_ids'"),
         ({"input_ids": [1, 2], "labels": [1, -5]}, "column 'labels' holds a negative number that is not -100"),
         ({"input_ids": [1], "labels": [-100]}, "the answer is empty; fix the row, or set data.untrainable=drop"),

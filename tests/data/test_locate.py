@@ -69,7 +69,7 @@ def test_rows_that_ship_with_fmstune_have_a_name() -> None:
     ("source", "problem"),
     [
         ("rwos.jsonl", "data.train: no file rwos.jsonl; did you mean 'rows.jsonl'?"),
-        ("below/x.jsonl", "data.train: no file below/x.jsonl (there is no folder below)"),
+        ("below/x.jsonl", "data.train: no file below/x.jsonl (no folder below)"),
         ("nothing*.jsonl", "data.train: no file matches nothing*.jsonl"),
         ("empty", "data.train: the folder empty holds no data file (.json .jsonl .ndjson .csv .parquet .arrow)"),
         ("splits", "data.train: the folder splits holds no data file (.json .jsonl .ndjson .csv .parquet .arrow)"),

@@ -80,11 +80,16 @@ def test_a_killed_point_ends_alone_and_a_killed_sweep_goes_on(fmstune: Callable[
         assert 0 < summary(name)["steps_here"] < summary(name)["steps"] == 20
         assert summary(name)["data"]["from_cache"] is True
 
-    # the same weights as of a run alone
-    alone = fmstune(*SMALL, "seed=1", "training.max_steps=20", "output_dir=alone")
+    # the weights and the figures of a run alone, and the sweep is ranked by them
+    alone = fmstune(*SMALL, "seed=2", "training.max_steps=20", "output_dir=alone")
     assert alone.code == 0, alone.err
     weights = "model/adapter_model.safetensors"
-    assert Path("sweep/0-seed=1", weights).read_bytes() == Path("alone", weights).read_bytes()
+    assert Path("sweep/1-seed=2", weights).read_bytes() == Path("alone", weights).read_bytes()
+    undisturbed = json.loads(Path("alone", "summary.json").read_text())
+    for figure in ("train_loss", "tokens_trained_on", "positions", "padding_share"):
+        assert summary("1-seed=2")[figure] == undisturbed[figure]
+    point = sweep_folder.read_points(Path("sweep"))[1]
+    assert (point.compare_by, point.metrics["train_loss"]) == ("train_loss", undisturbed["train_loss"])
 
 
 def test_what_is_no_runner_gets_a_process_of_its_own() -> None:

@@ -191,7 +191,7 @@ def tokenized(
     if any(-100 < label < 0 for label in labels):
         raise RowProblem(f"column {labels_field!r} holds a negative number that is not -100")
     if tokenizer is not None and ids and (highest := max(*ids, *labels)) >= len(tokenizer):
-        raise RowProblem(f"there is no token {highest}: the ids of the tokenizer end at {len(tokenizer) - 1:,}")
+        raise RowProblem(f"token {highest} is above the ids of the tokenizer, which end at {len(tokenizer) - 1:,}")
     return TokenRow(ids, labels)
 
 

@@ -105,7 +105,7 @@ def _files_of(entry: Any, field: str, stream: bool | None) -> list[File]:
         return [File(str(match), match) for match in matches]
     if is_hub_id(entry):
         return [] if stream is None else _hub_files(entry, field, streaming=stream)
-    missing = "" if path.parent.is_dir() else f" (there is no folder {path.parent})"
+    missing = "" if path.parent.is_dir() else f" (no folder {path.parent})"
     raise UserError(field, f": no file {entry}{missing}{did_you_mean_beside(path)}")
 
 
