@@ -10,7 +10,7 @@ import pytest
 
 from fmstune.config import freeze
 from fmstune.errors import UserError
-from fmstune.files import explain_write_errors, resolve, user_path, write_aside, write_json
+from fmstune.files import did_you_mean_beside, explain_write_errors, resolve, user_path, write_aside, write_json
 from fmstune.launch import accelerate_file
 
 
@@ -121,6 +121,25 @@ def test_a_named_pipe_is_refused_before_it_is_read(tmp_path: Path) -> None:
     for read in (freeze.read, accelerate_file.values):
         with pytest.raises(UserError, match="is a named pipe; give a file"):
             read(pipe)
+
+
+def test_a_link_to_itself_is_not_written_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    link = tmp_path / "loop"
+    with pytest.raises(UserError, match="Too many levels"), explain_write_errors("--html", link):
+        write_json(link, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"] and (tmp_path / "loop").is_symlink()
+
+
+def test_a_name_that_is_there_is_no_suggestion_for_itself(tmp_path: Path) -> None:
+    (tmp_path / "row.jinja").touch()
+    os.mkfifo(tmp_path / "pipe.jinja")
+    (tmp_path / "loop.jinja").symlink_to("loop.jinja")
+    (tmp_path / "here.jinja").mkdir()
+    assert did_you_mean_beside(tmp_path / "rows.jinja") == "; did you mean 'row.jinja'?"
+    hints = [did_you_mean_beside(tmp_path / f"{name}.jinja") for name in ("pipe", "loop", "here")]
+    assert hints == ["; it is a named pipe", "; it is a broken link", "; it is a folder"]
+    assert did_you_mean_beside(Path("/dev/null")) == "; it is a device"
 
 
 def test_a_pipe_is_written_into_and_a_link_through(tmp_path: Path) -> None:

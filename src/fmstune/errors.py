@@ -122,3 +122,8 @@ def render(problems: Sequence[Problem]) -> str:
 def shown(value: object) -> str:
     """A value as a message shows it."""
     return "null" if value is None else f"{value:g}" if isinstance(value, float) else repr(value)
+
+
+def in_words(value: object) -> str:
+    """The value and its type, as a message names them."""
+    return "null" if value is None else f"the {type(value).__name__} {value!r:.40}"

@@ -82,8 +82,23 @@ def absent(name: str, place: str) -> Iterator[Problem]:
 
 
 def did_you_mean_beside(path: Path) -> str:
-    """A suggestion from the names in the same folder."""
+    """A suggestion from the names in the same folder; what the name itself is, where it is there."""
+    if (kind := kind_of_file(path)) is not None:
+        return f"; it is a {kind}"
     return did_you_mean(path.name, [near.name for near in path.parent.iterdir()] if path.parent.is_dir() else [])
+
+
+def kind_of_file(path: Path) -> str | None:
+    """What the path leads to: a file, folder, named pipe, device or broken link; None where nothing has the name."""
+    if not path.exists():
+        return "broken link" if path.is_symlink() else None
+    kinds = ((path.is_dir(), "folder"), (path.is_file(), "file"), (path.is_fifo(), "named pipe"))
+    return next((kind for holds, kind in kinds if holds), "device")
+
+
+def real_path(path: str | Path) -> Path:
+    """The absolute path with its links followed; a link to itself stays (Path.resolve raises RuntimeError)."""
+    return Path(os.path.realpath(path))
 
 
 @contextmanager
@@ -97,7 +112,9 @@ def write_aside(path: Path) -> Iterator[Path]:
     if str(path).startswith(_DEVICES) or (path.exists() and not path.is_file() and not path.is_dir()):
         yield path
         return
-    path = path.resolve() if path.is_symlink() else path
+    path = real_path(path) if path.is_symlink() else path
+    if path.is_symlink():  # it leads to itself
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     _remove(aside)  # left by a killed process that had this id
     try:

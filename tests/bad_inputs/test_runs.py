@@ -58,7 +58,7 @@ FROZEN_JOBS = [
     ),
     case("--from job.yaml", "job.yaml: cannot be read as a job: …", job_yaml="a: 1\na: 2\n"),
     case("--from job.yaml", "job.yaml: cannot be read as a job: …", job_yaml="a: &a [*a]\n"),
-    case("--from job.yaml", "job.yaml: a job is a mapping of groups, found a list", job_yaml="- a\n"),
+    case("--from job.yaml", "job.yaml: a job is a mapping of groups, found the list …", job_yaml="- a\n"),
     case("--from job.yaml", "job.yaml: cannot be read as a job: …", job_yaml="a: [\n"),
     case("--from job.yaml", "job.yaml: cannot be read as a job: …", job_yaml=b"\xff\xfe"),
     case(

@@ -13,7 +13,14 @@ from tests.checks.test_job import job
     ("changes", "says"),
     [
         ({"seed": 2**32}, f"seed must be at least 0 and below 2**32, got {2**32}"),
-        ({"launcher": {"threads": 0}}, "launcher.threads must be at least 1, got 0"),
+        ({"launcher": {"threads": 0}}, "launcher.threads must be from 1 to 1,024, got 0"),
+        ({"launcher": {"threads": 2**31}}, "launcher.threads must be from 1 to 1,024, got 2147483648"),
+        ({"launcher": {"rdzv_timeout": 0}}, "launcher.rdzv_timeout must be at least 1 and below 2**31 seconds, got 0"),
+        ({"training__ddp_timeout": 0}, "training.ddp_timeout must be at least 1 and below 2**31 seconds, got 0"),
+        (
+            {"training__ddp_timeout": 2**31},
+            f"training.ddp_timeout must be at least 1 and below 2**31 seconds, got {2**31}",
+        ),
         (
             {"launcher": {"main_process_port": 70000}},
             "launcher.main_process_port must be at least 1 and below 65536, got 70000",

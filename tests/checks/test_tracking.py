@@ -3,6 +3,7 @@
 
 import importlib.machinery
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
         ({"aim": {"repo": "http://host"}}, "tracking.aim.repo: a server is written aim://HOST:PORT, got 'http://host'"),
         ({"aim": {"repo": "here"}}, "tracking.aim.repo: here is a file; name a folder"),
         ({"aim": {"repo": "here/below"}}, "tracking.aim.repo: {folder}/here is a file; name a folder"),
+        ({"aim": {"repo": "loop"}}, "tracking.aim.repo: loop is a broken link; name a folder"),
+        ({"aim": {"repo": "fifo/below"}}, "tracking.aim.repo: {folder}/fifo is a named pipe; name a folder"),
         ({"aim": {"repo": ""}}, "tracking.aim.repo is empty; give a name, or leave it out"),
         (
             {"aim": {"system_tracking_interval": 0}},
@@ -73,6 +76,8 @@ def test_a_tracker_that_cannot_work_is_refused(
     trackers: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("here").touch()
+    Path("loop").symlink_to("loop")
+    os.mkfifo("fifo")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     assert list(map(str, tracking_problems(given(**trackers)))) == [says.format(folder=tmp_path)]

@@ -50,7 +50,7 @@ def said(*words: str, flags: HydraFlags = NO_HYDRA_FLAGS) -> str:
         ("tracking=[${.}]", "a list of choices takes names, not references"),
         ("hydra.zzz=1", "hydra.zzz: Hydra has no such setting (fmstune --cfg hydra lists them)"),
         ("peft@x=lora", "peft@x is not in the job; did you mean peft?"),
-        ("nosuch@x=lora", "nosuch@x=lora: the job has no group nosuch"),
+        ("nosuch@x=lora", "nosuch@x=lora: no group nosuch"),
         ("~zzz", "~zzz: the job has no such field"),
         ("~seed=3", "~seed is 42; write ~seed"),
         ("+seed=3", "+seed is set already; leave the + out"),

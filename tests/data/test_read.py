@@ -110,7 +110,7 @@ def test_a_broken_row_within_max_rows_is_told_of() -> None:
 
 
 def test_all_broken_rows_of_all_files_are_told_of_after_the_good_ones() -> None:
-    Path("a.jsonl").write_bytes(b'{"a": 1}\n{"a": \n[1]\n"x"\n{"a": "\xff"}\n{"a": 2}\n')
+    Path("a.jsonl").write_bytes(b'{"a": 1}\n{"a": \n[1]\n"x"\n{"a": "\xff"}\n{"a": 2}\nnull\n')
     Path("b.json").write_text('[{"a": 3}, 4]')
     reading = read_rows(["a.jsonl", "b.json"], "data.train")
     assert [next(reading).values["a"] for _ in range(3)] == [1, 2, 3]
@@ -118,10 +118,11 @@ def test_all_broken_rows_of_all_files_are_told_of_after_the_good_ones() -> None:
         next(reading)
     assert tuple(map(str, raised.value.problems)) == (
         "a.jsonl:2: broken JSON (Expecting value at column 1); each line is one row",
-        "a.jsonl:3: a row must be a JSON object, found type list",
-        "a.jsonl:4: a row must be a JSON object, found type str",
+        "a.jsonl:3: a row must be a JSON object, found the list [1]",
+        "a.jsonl:4: a row must be a JSON object, found the str 'x'",
         "a.jsonl:5: not UTF-8 (invalid start byte at byte 7); convert the file to UTF-8",
-        "b.json, row 2: a row must be a JSON object, found type int",
+        "a.jsonl:7: a row must be a JSON object, found null",
+        "b.json, row 2: a row must be a JSON object, found the int 4",
     )
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from fmstune import files
 from fmstune.checks.callbacks import callback_problems
 from fmstune.checks.data import data_problems
 from fmstune.checks.fms import fms_problems
@@ -39,8 +40,8 @@ def name_problems(job: Job) -> Iterator[Problem]:
 
 def folder_problems(folder: Path, job: Job) -> Iterator[Problem]:
     """Yield a problem where the folder holds another run; a run of the same job is resumed there."""
-    if folder.exists() and not folder.is_dir():
-        yield Problem("output_dir", f": {folder} is a file; choose a folder")
+    if (kind := files.kind_of_file(folder)) not in (None, "folder"):
+        yield Problem("output_dir", f": {folder} is a {kind}; choose a folder")
     found = [name for name in run_folder.MARKS if (folder / name).exists()]
     if not found:
         return

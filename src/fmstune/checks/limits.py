@@ -35,6 +35,10 @@ def _pattern(words: str, *kinds: type) -> Limit:
 
 _AT_LEAST_0 = Limit(lambda number: number >= 0, "at least 0")
 AT_LEAST_1 = Limit(lambda number: number >= 1, "at least 1")
+MOST_THREADS = 1024
+"""Threads or workers of one process: more than any machine has cores, and few enough to be started."""
+_THREADS = Limit(lambda number: 1 <= number <= MOST_THREADS, f"from 1 to {MOST_THREADS:,}")
+_SECONDS = Limit(lambda number: 1 <= number < 2**31, "at least 1 and below 2**31 seconds")
 _ABOVE_0 = Limit(lambda number: number > 0, "above 0")
 ABOVE_0_AND_FINITE = Limit(lambda number: 0 < number < math.inf, "above 0 and finite")
 _BELOW_1 = Limit(lambda number: 0 <= number < 1, "at least 0 and below 1")
@@ -72,7 +76,8 @@ _LIMITS: Mapping[str, Limit] = {
     "training.learning_rate": Limit(lambda number: 0 < number < 10, "above 0 and below 10"),
     **dict.fromkeys(("training.warmup_steps", "training.weight_decay", "training.max_grad_norm"), _AT_LEAST_0),
     **dict.fromkeys(("training.label_smoothing_factor", "training.neftune_noise_alpha"), _AT_LEAST_0),
-    "training.dataloader_num_workers": _AT_LEAST_0,
+    "training.dataloader_num_workers": Limit(lambda number: 0 <= number <= MOST_THREADS, f"from 0 to {MOST_THREADS:,}"),
+    "training.ddp_timeout": _SECONDS,
     "training.include_for_metrics": Limit(
         lambda given: isinstance(given, list) and all(word in ("inputs", "loss") for word in given),
         "a list of some of inputs, loss",
@@ -80,14 +85,15 @@ _LIMITS: Mapping[str, Limit] = {
     # transformers reads 0 as no limit
     "training.save_total_limit": AT_LEAST_1,
     **dict.fromkeys(("training.logging_steps", "training.save_steps", "training.eval_steps"), ABOVE_0_AND_FINITE),
-    **{f"launcher.{name}": AT_LEAST_1 for name in ("threads", "num_processes", "num_machines", "rdzv_timeout")},
+    **dict.fromkeys(("launcher.threads", "launcher.slurm.cpus_per_task"), _THREADS),
+    **dict.fromkeys(("launcher.num_processes", "launcher.num_machines"), AT_LEAST_1),
+    "launcher.rdzv_timeout": _SECONDS,
     "launcher.device_gib": ABOVE_0_AND_FINITE,
     "launcher.transformer_layer_cls_to_wrap": Limit(
         lambda given: given != [] and are_names([given] if isinstance(given, str) else given),
         "a class name or a list of them",
     ),
     "launcher.main_process_port": Limit(lambda port: 0 < port < 2**16, f"at least 1 and below {2**16}"),
-    "launcher.slurm.cpus_per_task": AT_LEAST_1,
     **{f"launcher.slurm.{name}": _WORD for name in ("partition", "account", "qos", "constraint", "mem")},
     "launcher.slurm.time": Limit(
         re.compile(r"\d+-\d+(:\d+){0,2}|\d+(:\d+){1,2}").fullmatch,

@@ -85,8 +85,8 @@ def _trackio(field: str, settings: Mapping[str, Any]) -> Iterator[Problem]:
 def _folder(field: str, path: Path) -> Iterator[Problem]:
     """A folder that is there or can be made."""
     path = files.user_path(path)
-    there = next(one for one in (path, *path.resolve().parents) if one.exists())
+    there = next(one for one in (path, *files.real_path(path).parents) if files.kind_of_file(one))
     if not there.is_dir():
-        yield Problem(field, f": {there} is a file; name a folder")
+        yield Problem(field, f": {there} is a {files.kind_of_file(there)}; name a folder")
     elif not os.access(there, os.W_OK):
         yield Problem(field, f": {there} cannot be written; name another folder")

@@ -47,7 +47,7 @@ _SAID = (
     (r"Could not override '(.*?)'\. No match", r"\1", "is not among the groups of the job; add it with +\\1=NAME"),
     (r"Could not override '(hydra\..*?)'", r"\1", ": Hydra has no such setting (fmstune --cfg hydra lists them)"),
     (r"Could not override '(.*?)'", r"\1", ": the job has no such field or group"),
-    (r"Override (.*?) looks like a config group override, but config group '(.*)'", r"\1", ": the job has no group \\2"),
+    (r"Override (.*?) looks like a config group override, but config group '(.*)'", r"\1", ": no group \\2"),
     (r"Could not delete from config\. '(.*?)' does not", r"~\1", ": the job has no such field"),
     (r"Could not delete from config\. The value of '(.*?)' is (.*) and not", r"~\1", "is \\2; write ~\\1"),
     (r"Could not delete '(.*?)'\.", r"~\1", ": the job chooses no such file"),

@@ -18,7 +18,7 @@ from fmstune.config.hydra_internals import get_yaml_loader
 from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO, SFT, Data, Job, Source
 from fmstune.config.metrics import metric_problems
 from fmstune.config.upstream_fields import SFT_CONFIG, Field, field_of
-from fmstune.errors import Problem, UserError, did_you_mean, first_line, raise_if_any
+from fmstune.errors import Problem, UserError, did_you_mean, first_line, in_words, raise_if_any
 from fmstune.files import refuse_pipe
 
 _HINTS = {
@@ -94,7 +94,7 @@ def load_file(path: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as err:
         raise UserError(str(path), f": cannot be read as a job: {first_line(err)}") from err
     if not isinstance(tree, dict):
-        raise UserError(str(path), f": a job is a mapping of groups, found a {type(tree).__name__}")
+        raise UserError(str(path), f": a job is a mapping of groups, found {in_words(tree)}")
     tree = {str(key): value for key, value in tree.items()}
     if isinstance(tree.get("data"), Mapping):
         tree["data"] = renamed_fields.with_format_settings(tree["data"])[0]

@@ -14,8 +14,8 @@ from fmstune import files
 from fmstune.data.messages import Message, Span, Tools, Turn
 from fmstune.data.template_inputs import check_variables, fitted
 from fmstune.data.templates import LimitReached, bounded, check_template, limited, names
-from fmstune.data.tokens import PreTrainedTokenizerBase, RowProblem, in_words
-from fmstune.errors import UserError
+from fmstune.data.tokens import PreTrainedTokenizerBase, RowProblem
+from fmstune.errors import UserError, in_words
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 """As transformers finds it (render_jinja_template in utils/chat_template_utils.py)."""

@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from fmstune import files
 from fmstune.data import formats
-from fmstune.data.tokens import Formatted, PreTrainedTokenizerBase, RowProblem, Rows, Segment, Texts, TokenRow, in_words
-from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
+from fmstune.data.tokens import Formatted, PreTrainedTokenizerBase, RowProblem, Rows, Segment, Texts, TokenRow
+from fmstune.errors import Problem, UserError, did_you_mean, in_words, raise_if_any
 
 Format = Callable[[Mapping[str, Any]], Any]
 

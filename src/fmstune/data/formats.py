@@ -17,18 +17,8 @@ from fmstune.data.messages import Columns, read_conversation
 from fmstune.data.read import ArrowValues
 from fmstune.data.template_inputs import check_written, fitted
 from fmstune.data.templates import render_row
-from fmstune.data.tokens import (
-    Formatted,
-    RowProblem,
-    Rows,
-    Segment,
-    Templated,
-    TemplateMissing,
-    Texts,
-    TokenRow,
-    in_words,
-)
-from fmstune.errors import UserError, did_you_mean
+from fmstune.data.tokens import Formatted, RowProblem, Rows, Segment, Templated, TemplateMissing, Texts, TokenRow
+from fmstune.errors import UserError, did_you_mean, in_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

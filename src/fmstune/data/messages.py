@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fmstune.data.tokens import RowProblem, Segment, in_words
+from fmstune.data.tokens import RowProblem, Segment
+from fmstune.errors import in_words
 
 Message = dict[str, Any]
 Tools = list[dict[str, Any]] | None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fmstune.data.locate import SHOWN, File, locate_files, more_problems
-from fmstune.errors import Problem, one_line, raise_if_any
+from fmstune.errors import Problem, in_words, one_line, raise_if_any
 
 
 class ArrowValues(dict[str, Any]):
@@ -202,8 +202,7 @@ def _json_array(file: File) -> Iterator[Item]:
 def _json_row(file: File, number: int, values: Any, separator: str) -> Item:
     if isinstance(values, dict):
         return Row(file.name, number, values)
-    kind = type(values).__name__
-    return Problem(f"{file.name}{separator}{number}", f": a row must be a JSON object, found type {kind}")
+    return Problem(f"{file.name}{separator}{number}", f": a row must be a JSON object, found {in_words(values)}")
 
 
 def _json_problem(file: File, err: RecursionError | ValueError, line: int | None = None) -> Problem:

@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fmstune import files
 from fmstune.data.tokens import RowProblem, Segment
-from fmstune.errors import UserError
+from fmstune.errors import UserError, in_words
 
 _MARK = f"\0{secrets.token_hex(16)}\0"
 """Stands at each end of trained text; it is random, so no row can hold it."""
@@ -106,7 +106,7 @@ def bounded(text: str) -> str:
 def check_template(text: Any) -> None:
     """Raise LimitReached for a template that is not text, or that no limit can stop: a power is one operation."""
     if not isinstance(text, str):
-        raise LimitReached(f"it must be text, found {type(text).__name__}")
+        raise LimitReached(f"it must be text, found {in_words(text)}")
     _check_operators(text)
 
 

@@ -63,11 +63,6 @@ class TemplateMissing(RowProblem):
     """A row that lacks the response template, so nothing says where its answer begins."""
 
 
-def in_words(value: Any) -> str:
-    """The value and its type, as a message names them."""
-    return "null" if value is None else f"the {type(value).__name__} {value!r:.40}"
-
-
 class Encoded(NamedTuple):
     """A row in tokens, at most `max_length` of them; text is ended by end-of-sequence."""
 

@@ -23,7 +23,7 @@ from fmstune.config.choices import Dtype
 from fmstune.config.job import Model
 from fmstune.config.requests import Merge
 from fmstune.errors import Problem, UserError, one_line, raise_if_any
-from fmstune.files import user_path, write_aside, write_json
+from fmstune.files import real_path, user_path, write_aside, write_json
 from fmstune.models import architecture, base_identity, load, shapes, tuned, vllm
 from fmstune.models.load import Tokenizer
 from fmstune.models.save import name_turn_ends
@@ -81,7 +81,7 @@ def run(request: Merge) -> int:
     raise_if_any(_unmergeable(request.model, configs, weights))
     tokenizers = [tuned.tokenizer_of(place).tokenizer for place in places]
     raise_if_any(_several_vocabularies(request.model, tokenizers))
-    base, out = _base(places[0]), user_path(request.out).resolve()
+    base, out = _base(places[0]), real_path(user_path(request.out))
     if request.export is not None:
         with _aside(out) as aside:
             lines = vllm.export_adapter(places[0], configs[0], base, tokenizers[0], aside, request.out)
@@ -116,7 +116,7 @@ def run(request: Merge) -> int:
 
 
 def _several_bases(places: Sequence[Place]) -> Iterator[Problem]:
-    bases = {str(Path(str(place.base)).resolve()): str(place.base) for place in places}
+    bases = {str(real_path(str(place.base))): str(place.base) for place in places}
     if len(bases) > 1:
         change = "pass the one to merge them into with --base_model_name_or_path, if they are one model in two places"
         text = f": the adapters were tuned on different bases ({', '.join(bases.values())}); {change}"

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from fmstune import files
 from fmstune.checks.weights import read_tensors, weight_problems
 from fmstune.config.job import Model
-from fmstune.errors import Problem, one_line, raise_if_any
+from fmstune.errors import Problem, in_words, one_line, raise_if_any
 from fmstune.models.architecture import REFUSALS
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -38,7 +38,7 @@ def _generation_problems(folder: Path) -> Iterator[Problem]:
     except (OSError, ValueError, RecursionError):
         return
     if not isinstance(values, dict):
-        text = f": {file} holds a {type(values).__name__}; it must be a JSON object, or not be there"
+        text = f": {file} holds {in_words(values)}; it must be a JSON object, or not be there"
         yield Problem("model.path", text)
 
 

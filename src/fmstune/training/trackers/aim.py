@@ -13,7 +13,7 @@ import filelock
 
 from fmstune import cache
 from fmstune.config import freeze
-from fmstune.files import user_path
+from fmstune.files import real_path, user_path
 from fmstune.runs import run_folder
 from fmstune.training.trackers.base import TABLE, Outcome, Tracker
 
@@ -98,4 +98,4 @@ def alone_at(place: str) -> filelock.BaseFileLock:
     folder = cache.place() / "locks"
     for made in (folder, Path(place)):
         made.mkdir(parents=True, exist_ok=True)
-    return filelock.FileLock(folder / f"{hashlib.sha256(str(Path(place).resolve()).encode()).hexdigest()[:16]}.lock")
+    return filelock.FileLock(folder / f"{hashlib.sha256(str(real_path(place)).encode()).hexdigest()[:16]}.lock")
