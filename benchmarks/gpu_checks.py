@@ -139,6 +139,9 @@ def fsdp2_cpu_offload(at: Place) -> Found:
 def killed_and_resumed(at: Place) -> Found:
     """A run that is killed after its first checkpoint ends with the very weights of one that is not."""
     saves = ("peft=lora", "training.save_strategy=steps", "training.save_steps=4", "training.resume=auto")
+    if at.on_gpu:
+        # without it two runs of the same job differ in their last bits there
+        saves += ("training.full_determinism=true",)
     whole = train(at, "whole", *saves, steps=40)
     argv = words(at, "killed", *saves, steps=40)
     process = start(at, "killed", argv)

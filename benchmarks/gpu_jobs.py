@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,22 @@ LIMIT = 150
 
 
 class Failed(Exception):
-    """What was measured is not what it must be, or the command failed; the text says which."""
+    """What was measured is not what it must be, or the command failed; the text says which.
+
+    `figures` are what was measured all the same.
+    """
+
+    def __init__(self, text: str, figures: Mapping[str, Any] | None = None) -> None:
+        super().__init__(text)
+        self.figures = dict(figures or {})
 
 
 class Skipped(Exception):
     """It cannot run here; the text says why."""
+
+
+class OutOfTime(Failed):
+    """The proof's time ended before this did."""
 
 
 @dataclass(frozen=True)
@@ -90,38 +101,55 @@ def start(at: Place, name: str, argv: Sequence[str]) -> subprocess.Popen[bytes]:
         )
 
 
-def run(at: Place, name: str, argv: Sequence[str]) -> str:
+def run(at: Place, name: str, argv: Sequence[str], limit: float = LIMIT) -> str:
     """Run a command of fmstune to its end and return its output; raises Failed with its last lines."""
-    return finish(at, name, start(at, name, argv))
+    return finish(at, name, start(at, name, argv), limit)
 
 
-def finish(at: Place, name: str, process: subprocess.Popen[bytes]) -> str:
-    """Wait for a command and return its output; raises Failed where it fails or takes too long."""
-    limit = max(min(LIMIT if at.on_gpu else 4 * LIMIT, at.left()), 1)
-    try:
-        code = process.wait(limit)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise Failed(f"{name}: stopped after {limit:.0f} s") from None
+def finish(at: Place, name: str, process: subprocess.Popen[bytes], limit: float = LIMIT) -> str:
+    """Wait for a command and return its output; raises Failed where it fails or takes too long, or OutOfTime."""
+    wait(at, name, process, limit)
     text = (at.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
-    if code:
-        raise Failed(f"{name}: exit code {code}: {' / '.join(text.strip().splitlines()[-3:])}")
+    if process.returncode:
+        raise Failed(f"{name}: exit code {process.returncode}: {last_lines(text)}")
     return text
 
 
-def train(at: Place, name: str, *more: str, steps: int = 4) -> dict[str, Any]:
+def wait(at: Place, name: str, process: subprocess.Popen[bytes], limit: float = LIMIT) -> None:
+    """Wait for a process that leads a group; past the limit all of the group are killed."""
+    limit, left = limit * (1 if at.on_gpu else 4), max(at.left(), 1)
+    try:
+        process.wait(min(limit, left))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if left < limit:
+            raise OutOfTime(f"{name}: stopped after {left:.0f} s, as the time of the proof was over") from None
+        raise Failed(f"{name}: stopped after {limit:.0f} s") from None
+
+
+def last_lines(text: str) -> str:
+    """The end of an output, as one line."""
+    return " / ".join(text.strip().splitlines()[-3:])
+
+
+def train(at: Place, name: str, *more: str, steps: int = 4, limit: float = LIMIT) -> dict[str, Any]:
     """Train a small job and return its summary, with the logged steps under `log`; raises Failed."""
-    run(at, name, words(at, name, *more, steps=steps))
+    run(at, name, words(at, name, *more, steps=steps), limit)
     return summary(at, name)
 
 
 def summary(at: Place, name: str) -> dict[str, Any]:
     """The summary of a run, with the logged steps under `log`."""
-    folder = at.folder / name
-    found: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return {**found, "log": [line for line in map(json.loads, lines) if "loss" in line]}
+    found: dict[str, Any] = json.loads((at.folder / name / "summary.json").read_text(encoding="utf-8"))
+    return {**found, "log": logged(at, name)}
+
+
+def logged(at: Place, name: str) -> list[dict[str, Any]]:
+    """The steps that a run has logged so far."""
+    file = at.folder / name / "metrics.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return [line for line in map(json.loads, lines) if "loss" in line]
 
 
 def furthest(one: dict[str, Any], other: dict[str, Any], key: str) -> float:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The proof on a GPU: what runs, how far the plan is off, and how fast it is; goes on after a part that fails.
 
-Writes GPU.json after each item, and GPU.md from it. `--device cpu` runs all of it small, to try the proof itself.
+Writes GPU.json and GPU.md after each item. `--device cpu` runs all of it small, to try the proof itself.
 """
 
 import argparse
@@ -10,29 +10,37 @@ import json
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from packaging.requirements import Requirement
 
 import gpu_checks
 import gpu_speed
-from gpu_jobs import Failed, Place, Skipped
+from gpu_jobs import Failed, OutOfTime, Place, Skipped
 
 SECONDS = 480
-AT_ONCE = {"cuda": 5, "cpu": 2}
+AT_ONCE = {"cuda": 8, "cpu": 2}
 """Jobs of the parts that measure no speed that run at the same time."""
 PACKAGES = (
     *("fmstune", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "hydra-core"),
     *("triton", "bitsandbytes", "liger-kernel", "flash-attn"),
 )
+ONLY = "items with one of these words in `PART: NAME`; the others of GPU.json stay if the machine is the same"
 TITLES = {"checks": "What runs", "plan": "The plan against the memory allocated", "speed": "Tokens a second"}
 Item = tuple[str, str, Callable[[], dict[str, Any]]]
+
+
+class Batch(NamedTuple):
+    """Items that run at the same time, after those of the batch before."""
+
+    at_once: int
+    items: Sequence[Item]
 
 
 def main() -> None:
@@ -40,7 +48,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--seconds", type=float, default=None, help=f"limit of the whole; {SECONDS} on a GPU")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of GPU.json and GPU.md")
-    parser.add_argument("--only", nargs="*", metavar="WORD", help="items whose name has one of these words")
+    parser.add_argument("--only", nargs="*", metavar="WORD", help=ONLY)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device here; --device cpu tries the proof without one")
@@ -48,39 +56,62 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="gpu_proof_") as folder:
         limit = options.seconds or (SECONDS if options.device == "cuda" else 3600)
         at = Place(options.device, Path(folder), time.monotonic() + limit)
-        result = prove(at, options.out / "GPU.json", options.only)
-    (options.out / "GPU.md").write_text(page(result), encoding="utf-8")
+        prove(at, options.out, options.only)
     print(f"wrote GPU.md and GPU.json in {options.out}")
 
 
-def prove(at: Place, file: Path, only: list[str] | None) -> dict[str, Any]:
-    """Run every item, those that measure speed alone, and write the result after each."""
-    begun = time.monotonic()
-    result: dict[str, Any] = {**machine(at), "items": []}
-    for at_once, items in batches(at):
-        chosen = [one for one in items if not only or any(word in one[1] for word in only)]
-        with ThreadPoolExecutor(at_once) as pool:
-            for done in as_completed([pool.submit(attempt, at, item) for item in chosen]):
-                result["items"].append(done.result())
-                result["seconds"] = round(time.monotonic() - begun, 1)
-                file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-                print(line(result["items"][-1]), flush=True)
-    return result
+def prove(at: Place, out: Path, only: Sequence[str] | None) -> None:
+    """Run the items, those that measure speed alone, and write the result after each."""
+    begun, facts = time.monotonic(), machine(at)
+    items = earlier(out / "GPU.json", facts) if only else []
+    chosen = [Batch(many, [one for one in some if is_chosen(one, only)]) for many, some in batches(at)]
+    parts = {part for batch in chosen for part, _, _ in batch.items}
+    for number, batch in enumerate(chosen):
+        with ThreadPoolExecutor(batch.at_once) as pool:
+            if number == 0:
+                # an item whose model could not be made says so itself
+                _ = [
+                    pool.submit(gpu_speed.model, at, shape) for part, shape in gpu_speed.MODELS.items() if part in parts
+                ]
+            for done in as_completed([pool.submit(attempt, at, item) for item in batch.items]):
+                made = done.result()
+                items = [*(one for one in items if key(one) != key(made)), made]
+                write({**facts, "items": items, "seconds": round(time.monotonic() - begun, 1)}, out)
+                print(line(made), flush=True)
 
 
-def batches(at: Place) -> Iterator[tuple[int, list[Item]]]:
-    """The items in order of worth, and how many of them run at the same time."""
+def is_chosen(item: Item, only: Sequence[str] | None) -> bool:
+    """Whether an item is to run."""
+    return not only or any(word in f"{item[0]}: {item[1]}" for word in only)
+
+
+def key(item: Mapping[str, Any]) -> tuple[str, str]:
+    """The part and the name of an item, which no other has."""
+    return item["part"], item["name"]
+
+
+def earlier(file: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The items of an earlier call on the same machine with the same versions."""
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return list(found["items"]) if facts == {key: found.get(key) for key in facts} else []
+
+
+def write(result: dict[str, Any], out: Path) -> None:
+    """Write GPU.json and GPU.md."""
+    (out / "GPU.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (out / "GPU.md").write_text(page(result), encoding="utf-8")
+
+
+def batches(at: Place) -> Iterator[Batch]:
+    """The items in order of worth."""
     speeds = [("speed", name, partial(gpu_speed.speed, at, name)) for name in gpu_speed.SPEEDS]
     plans = [("plan", name, partial(gpu_speed.planned, at, name)) for name in gpu_speed.PLANNED]
     # on a CPU there is no bar, so a few show that they run
     plans = plans[:: 1 if at.on_gpu else 4]
-    # the model that they share is made once
-    gpu_speed.model(at, "llama_1b")
-    gpu_speed.model(at, "llama2_7b")
-    yield AT_ONCE[at.device], [("checks", one.__name__, partial(one, at)) for one in gpu_checks.CHECKS]
-    yield 1, speeds[:1]
-    yield AT_ONCE[at.device], plans
-    yield 1, speeds[1:]
+    yield Batch(AT_ONCE[at.device], [("checks", one.__name__, partial(one, at)) for one in gpu_checks.CHECKS])
+    yield Batch(1, speeds[:1])
+    yield Batch(AT_ONCE[at.device], plans)
+    yield Batch(1, speeds[1:])
 
 
 def attempt(at: Place, item: Item) -> dict[str, Any]:
@@ -94,7 +125,8 @@ def attempt(at: Place, item: Item) -> dict[str, Any]:
     except Skipped as err:
         outcome = {"outcome": "skipped", "why": str(err)}
     except Failed as err:
-        outcome = {"outcome": "failed", "why": str(err)}
+        said = "not run" if isinstance(err, OutOfTime) else "failed"
+        outcome = {"outcome": said, "why": str(err), **({"figures": err.figures} if err.figures else {})}
     except Exception as err:  # the proof goes on, and this is named
         outcome = {"outcome": "failed", "why": f"{type(err).__name__}: {err}"}
     return {"part": part, "name": name, **outcome, "seconds": round(time.monotonic() - begun, 1)}
@@ -136,7 +168,8 @@ def _said(item: dict[str, Any]) -> str:
         else f"{key} {value}"
         for key, value in figures.items()
     )
-    return str(item.get("why", shown)).replace("|", "/").replace("\n", " ")
+    said = ": ".join(text for text in (item.get("why"), shown) if text)
+    return said.replace("|", "/").replace("\n", " ")
 
 
 def page(result: dict[str, Any]) -> str:

@@ -424,7 +424,7 @@ def gpu_in_short() -> str:
 
 def _outcome(item: dict[str, Any]) -> str:
     figures = (f"{key.replace('_', ' ')} {value:,}" for key, value in item.get("figures", {}).items())
-    return str(item.get("why", ", ".join(figures))).replace("\n", " ")
+    return ": ".join(text for text in (item.get("why"), ", ".join(figures)) if text).replace("\n", " ")
 
 
 METHODS = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MODEL ROWS BATCH WARM TIMED CHECKPOINTING DEVICE: plain SFTTrainer on tokenised rows; prints tokens a second."""
+"""MODEL ROWS BATCH WARM TIMED DEVICE: plain SFTTrainer on tokenised rows; prints tokens a second."""
 
 import sys
 import tempfile
@@ -19,6 +19,8 @@ class Clock(TrainerCallback):
         self.warm, self.device, self.begun, self.ended = warm, device, 0.0, 0.0
 
     def on_step_end(self, args: SFTConfig, state: TrainerState, control: object, **kwargs: object) -> None:
+        if state.global_step not in (self.warm, state.max_steps):
+            return
         if self.device == "cuda":
             torch.cuda.synchronize()
         self.ended = time.perf_counter()
@@ -26,7 +28,7 @@ class Clock(TrainerCallback):
             self.begun = self.ended
 
 
-def main(model: str, rows: str, batch: str, warm: str, timed: str, checkpointing: str, device: str) -> None:
+def main(model: str, rows: str, batch: str, warm: str, timed: str, device: str) -> None:
     on_gpu, clock = device == "cuda", Clock(int(warm), device)
     dataset = load_dataset("json", data_files=rows, split="train")
     with tempfile.TemporaryDirectory() as folder:
@@ -37,7 +39,7 @@ def main(model: str, rows: str, batch: str, warm: str, timed: str, checkpointing
             gradient_accumulation_steps=1,
             learning_rate=1e-4,
             train_sampling_strategy="sequential",
-            activation_checkpointing=checkpointing == "true",
+            activation_checkpointing=False,
             max_length=None,
             bf16=on_gpu,
             use_cpu=not on_gpu,
