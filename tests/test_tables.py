@@ -2,6 +2,7 @@
 
 import io
 import sys
+from collections.abc import Sequence
 
 import pytest
 
@@ -48,3 +49,16 @@ def test_a_terminal_shows_what_its_encoding_lacks_by_plain_characters(
         tables.show_plain_characters()
         print("⟦é⟧·x↵ → ─█ … ␀ ± 日\udcff", end="", flush=True, file=getattr(sys, name))
     assert content.getvalue().decode(encoding) == shown * 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        ([2, 3], "2, 3"),
+        ([0, 1, 2, 5, 7, 8, 9], "0 to 2, 5, 7 to 9"),
+        ([0, *range(2, 400)], "0, 2 to 399"),
+        (range(0, 400, 2), ", ".join(map(str, range(0, 128, 2))) + " and 136 more"),
+    ],
+)
+def test_the_rows_of_a_large_batch_do_not_hide_what_is_said_of_them(rows: Sequence[int], text: str) -> None:
+    assert tables.numbers(rows) == text

@@ -46,6 +46,7 @@ from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO
 from fmstune.config.overrides import parse_overrides
 from fmstune.config.renamed_fields import OWNED, TRANSLATED, Translation
 from fmstune.config.requests import Verb, summary
+from fmstune.hardware import CARDS
 from fmstune.migrate import flags as fms_flags
 from fmstune.migrate.flags import Fate, Flag
 from fmstune.tables import GIB
@@ -439,6 +440,15 @@ ROW = 1024
 """Tokens of every row that is planned for."""
 
 
+def peaks() -> str:
+    """The dense peaks of known cards in TFLOP/s, by the dtype that is computed in."""
+    rows = [
+        (name, *("" if peak is None else f"{peak:g}" for peak in (card.bf16, card.fp16, card.tf32, card.fp32)))
+        for name, card in CARDS.items()
+    ]
+    return _table(("card", "bfloat16", "float16", "float32 in TF32", "float32"), rows)
+
+
 @functools.cache
 def fits() -> str:
     """Memory of each GPU by model, method and number of GPUs, as `fmstune check` plans it."""
@@ -480,6 +490,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu": gpu,
     "gpu_in_short": gpu_in_short,
     "fits": fits,
+    "peaks": peaks,
     "groups": groups,
     "choices": choices,
     "models": models,

@@ -4,6 +4,7 @@ import codecs
 import io
 import sys
 from collections.abc import Collection, Sequence
+from itertools import groupby
 
 MIB = 2**20
 GIB = 2**30
@@ -41,3 +42,15 @@ def lines(
     form = "  ".join(f"{{:{'<' if i in left else '>'}{width}}}" for i, width in enumerate(widths))
     head, *aligned = (form.format(*row).rstrip() for row in (heads, *rows))
     return [head, "─" * (sum(widths) + 2 * (len(widths) - 1)), *aligned]
+
+
+def numbers(rows: Sequence[int]) -> str:
+    """Row numbers in ascending order for a message: neighbours together, and of very many the first ones."""
+    spans = [[row for _, row in pairs] for _, pairs in groupby(enumerate(rows), key=lambda pair: pair[1] - pair[0])]
+    shown, rest = spans[:_MOST_SPANS], sum(map(len, spans[_MOST_SPANS:]))
+    texts = [f"{span[0]} to {span[-1]}" if len(span) > 2 else ", ".join(map(str, span)) for span in shown]
+    return ", ".join(texts) + (f" and {rest:,} more" if rest else "")
+
+
+_MOST_SPANS = 64
+"""More would hide what the message says of them."""

@@ -16,7 +16,10 @@ UNKNOWN_NAMES = [
     case("data.trian=x", "data.trian: unknown field; did you mean 'train'?"),
     case("launcher.thread=2", "launcher.thread: unknown field; did you mean 'threads'?"),
     case("launcher.gpus=2", "launcher.gpus: unknown field; did you mean 'launcher.num_processes'?"),
-    case("launcher.zzz=2", "launcher.zzz: unknown field; its group has device, device_gib, threads, strategy, …"),
+    case(
+        "launcher.zzz=2",
+        "launcher.zzz: unknown field; its group has device, device_gib, device_tflops, price_per_hour, …",
+    ),
     case("evaluation.max_row=1", "evaluation.max_row: unknown field; did you mean 'max_rows'?"),
     case(
         "training.learning_rat=1e-4",

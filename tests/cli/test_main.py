@@ -75,7 +75,8 @@ def test_the_composed_job_is_printed_as_yaml(tmp_path: Path) -> None:
 
 def test_part_of_the_job_is_printed_with_package() -> None:
     done = command("--cfg", "job", "-p", "launcher")
-    assert done.stdout.startswith("# @package launcher\ndevice: auto\ndevice_gib: null\nthreads: null\n")
+    fields = ("device: auto", "device_gib: null", "device_tflops: null", "price_per_hour: null", "threads: null")
+    assert done.stdout.startswith("\n".join(("# @package launcher", *fields, "")))
     assert "objective" not in done.stdout
 
 

@@ -65,7 +65,7 @@ def interrupted_after(step: int) -> None:
     Path("run/summary.json").write_text(json.dumps({**kept, "status": "running", "error": None}))
 
 
-TIMED = re.compile(r".*(seconds|bytes|per_second|runtime).*|legs|steps_here")
+TIMED = re.compile(r".*(seconds|bytes|per_second|runtime).*|tflops_per_device|legs|steps_here")
 """Figures that no two runs share: time, memory, and how often the run was resumed."""
 
 

@@ -63,7 +63,6 @@ TESTED_IN = {
     "runs/report/document.py": "runs/report",
     "runs/report/run_report.py": "runs/report",
     "training/figures.py": "training/test_run.py",
-    "training/legs.py": "end_to_end/test_resume.py",
     "training/pipeline.py": "training/test_run.py",
     "training/trackers/aim.py": "training/test_tracking.py",
     "training/trackers/base.py": "training/test_tracking.py",

@@ -1,6 +1,6 @@
 """The subclass changes how fast the loss is computed and what is counted, and not the loss."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,15 @@ from peft import LoraConfig, PeftConfig, PrefixTuningConfig, PromptTuningConfig,
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
+from fmstune.checks.plan_inputs import ModelFlops, PassFlops
 from fmstune.config.job import Model
 from fmstune.errors import UserError
 from fmstune.launch import preemption
-from fmstune.models import load
+from fmstune.models import load, shapes
+from fmstune.models.architecture import build_empty
+from fmstune.models.flop_count.batch import BatchFlops
+from fmstune.training.legs import Begun
 from fmstune.training.objectives.sft import SftTrainer
-from fmstune.training.trainer import numbers
 
 TINY = Model(path="package:tiny_llama")
 IDS = [[1, 5, 6, 7, 8, 9, 2], [1, 15, 16, 2], [1, 25, 26, 27, 28, 2], [1, 3, 4, 2]]
@@ -195,6 +198,24 @@ def test_tokens_and_positions_are_counted(tmp_path: Path) -> None:
     assert ours.clock.seconds > 0
 
 
+def test_model_flops_and_the_speed_of_a_device_are_counted(tmp_path: Path) -> None:
+    ours = trainer(tmp_path, num_train_epochs=1)
+    taken = ModelFlops(PassFlops(position=10**9), PassFlops())
+    of = shapes.dimensions(build_empty(ours.model.config), None)
+    ours.batch_flops, ours.begun = BatchFlops(replace(of, flops=taken)), Begun(device_tflops=2.0)
+    ours.train()
+    # as many as tokens, in two steps
+    assert (ours.flops, ours.clock.steps) == (21e9, 2)
+    logs = [log for log in ours.state.log_history if "loss" in log]
+    for log in logs:
+        assert log["tflops_per_device"] == pytest.approx(log["tokens_per_second_per_device"] * 1e-3, rel=1e-3)
+        assert log["mfu"] == pytest.approx(log["tflops_per_device"] / 2.0, rel=0.01, abs=1e-5)
+    (leg,) = ours.legs()
+    # the second step alone
+    assert leg.warm.flops == leg.warm.tokens * 1e9 and 0 < leg.warm.tokens < 21
+    assert 0 < leg.warm.seconds < ours.clock.seconds
+
+
 @pytest.mark.slow
 def test_batch_times_accumulation_gives_the_same_weights(tmp_path: Path) -> None:
     """Tokens are averaged over the whole update, so how it is cut into batches does not matter."""
@@ -260,19 +281,6 @@ def test_without_a_notice_a_run_takes_all_its_steps(tmp_path: Path) -> None:
     assert not ours.stops
     assert ours.state.global_step == 3
     assert not list(tmp_path.glob("checkpoint-*"))
-
-
-@pytest.mark.parametrize(
-    ("rows", "text"),
-    [
-        ([2, 3], "2, 3"),
-        ([0, 1, 2, 5, 7, 8, 9], "0 to 2, 5, 7 to 9"),
-        ([0, *range(2, 400)], "0, 2 to 399"),
-        (range(0, 400, 2), ", ".join(map(str, range(0, 128, 2))) + " and 136 more"),
-    ],
-)
-def test_the_rows_of_a_large_batch_do_not_hide_what_is_said_of_them(rows: Sequence[int], text: str) -> None:
-    assert numbers(rows) == text
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_what_to_change(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ _LIMITS: Mapping[str, Limit] = {
     **dict.fromkeys(("launcher.threads", "launcher.slurm.cpus_per_task"), _THREADS),
     **dict.fromkeys(("launcher.num_processes", "launcher.num_machines"), AT_LEAST_1),
     "launcher.rdzv_timeout": _SECONDS,
-    "launcher.device_gib": ABOVE_0_AND_FINITE,
+    **{f"launcher.{name}": ABOVE_0_AND_FINITE for name in ("device_gib", "device_tflops", "price_per_hour")},
     "launcher.transformer_layer_cls_to_wrap": Limit(
         lambda given: given != [] and are_names([given] if isinstance(given, str) else given),
         "a class name or a list of them",

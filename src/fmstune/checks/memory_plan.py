@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
+from fmstune.checks.flops import Speed, missing_peak, plan_speed, speed_lines
 from fmstune.checks.memory import OPTIMIZER_STATES, Memory, device_memory, optimizer_bytes, optimizer_family
 from fmstune.checks.plan_inputs import Sharing, Training, Work, positions_scored, row_count, row_length
 from fmstune.checks.precision import BYTES
@@ -39,6 +40,8 @@ class Plan:
     tokens_estimated: bool
     positions_per_step: int
     """Upper bound, padding and virtual tokens included: as if every row were as long as the longest."""
+    speed: Speed
+    """Model FLOPs, hours and cost."""
     checkpoint_bytes: int
     """Trained parameters and optimizer state, as one checkpoint holds them."""
     counted: bool
@@ -49,8 +52,11 @@ class Plan:
     """What it was computed from."""
 
 
-def plan_work(work: Work, counted: Memory | None = None, reason: str = "") -> Plan:
-    """The plan of this work, with the memory that was `counted` of a step, else by the formulas for this `reason`."""
+def plan_work(work: Work, counted: Memory | None = None, reason: str = "", mfu: float | None = None) -> Plan:
+    """The plan of this work, with the memory that was `counted` of a step, else by the formulas for this `reason`.
+
+    `mfu` is what a former run has reached.
+    """
     d, t = work.dimensions, work.training
     rows = row_count(work.rows, t)
     step_counts = count_steps(rows, t, work.sharing.processes)
@@ -69,6 +75,7 @@ def plan_work(work: Work, counted: Memory | None = None, reason: str = "") -> Pl
         tokens_per_epoch=work.rows.tokens,
         tokens_estimated=work.rows.estimated,
         positions_per_step=work.sharing.processes * t.texts_in_batch * t.gradient_accumulation_steps * row_length(work),
+        speed=plan_speed(work, 1 if work.rows.streamed else step_counts.total_steps / step_counts.steps_per_epoch, mfu),
         checkpoint_bytes=trained + optimizer_bytes(t.optim, d, BYTES[work.machine.precision.trained]),
         counted=counted is not None,
         notes=(*([f"memory is estimated by formulas: {reason}"] if reason else ()), *_notes(work)),
@@ -109,6 +116,8 @@ def _notes(work: Work) -> Iterator[str]:
         )
         wanted = f"peft.target_parameters=[{','.join(d.missed_experts)}] peft.lora_dropout=0"
         yield f"{text}; {wanted} adapts them too"
+    if (missing := missing_peak(work)) is not None:
+        yield missing
     if d.max_positions is not None and row_length(work) > d.max_positions:
         yield f"the longest row takes {row_length(work):,} positions, but the model sees {d.max_positions:,}"
     if (rows := row_count(work.rows, t)) < t.per_device_train_batch_size:
@@ -162,6 +171,7 @@ def render_plan(plan: Plan) -> str:
         ("steps", f"{plan.total_steps:,} ({length}, {epoch}{batch})"),
         ("tokens", tokens),
         ("", f"at most {plan.positions_per_step:,} positions a step, padding included"),
+        *speed_lines(plan.speed, plan.work),
         ("checkpoint", show_bytes(plan.checkpoint_bytes)),
         *(("note", note) for note in plan.notes),
     ]

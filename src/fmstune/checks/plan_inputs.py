@@ -1,10 +1,48 @@
 """The numbers that a memory plan is computed from."""
 
 import math
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fmstune.checks.precision import Precision
 from fmstune.config.choices import Attention
+
+
+@dataclass(frozen=True)
+class PassFlops:
+    """Floating-point operations of a forward or a backward pass, by what they grow with."""
+
+    position: int = 0
+    """Of each position that goes through the blocks."""
+    scored: int = 0
+    """Of each position that the output layer scores."""
+    pair: tuple[int, ...] = ()
+    """Of each pair of a query and a key, of each of the windows."""
+
+
+@dataclass(frozen=True)
+class ModelFlops:
+    """What a step of this model takes; `fmstune.models.flop_count` finds it, and counts it in a test."""
+
+    forward: PassFlops = PassFlops()
+    backward: PassFlops = PassFlops()
+    windows: tuple[int | None, ...] = ()
+    """The kinds of attention: the keys that a query sees at most; None sees all before it."""
+
+    def total(self, positions: float, scored: float, pairs: Sequence[float], *, frozen_copies: int = 0) -> float:
+        """Floating-point operations of so many positions and pairs; a frozen copy takes a forward pass more."""
+        forward, backward = (
+            one.position * positions + one.scored * scored + sum(map(operator.mul, one.pair, pairs))
+            for one in (self.forward, self.backward)
+        )
+        return float((1 + frozen_copies) * forward + backward)
+
+
+def pairs_of_row(length: int, window: int | None = None) -> int:
+    """Pairs of a query and a key of a causal row: each position sees itself and those before it, within the window."""
+    full = min(length, window or length)
+    return full * (full + 1) // 2 + (length - full) * full
 
 
 @dataclass(frozen=True)
@@ -52,6 +90,8 @@ class Dimensions:
     """Those of `base_parameters` that compute no part of one token: the experts of a mixture that it is not sent to."""
     missed_experts: tuple[str, ...] = ()
     """Parameters of experts that the adapter leaves as they are, by the names that `peft.target_parameters` takes."""
+    flops: ModelFlops = ModelFlops()
+    """Floating-point operations of forward and backward pass."""
 
     @property
     def active_parameters(self) -> int:
@@ -74,6 +114,10 @@ class Rows:
     """Share of the tokens that are trained, 0 to 1."""
     streamed: bool = False
     """They are read while training: `rows` are those that `max_steps` takes, and what they are like is estimated."""
+    lengths: tuple[tuple[int, int], ...] = ()
+    """Lengths of rows with how many have each; empty where only the mean is known."""
+    positions: int | None = None
+    """Positions of an epoch where rows that share their beginnings compute them once; else those of `tokens`."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +156,10 @@ class Machine:
     attention: str
     """Attention kernel, by transformers' name; `eager` alone keeps the scores of every pair of positions."""
     precision: Precision
+    tflops: float | None = None
+    """Dense peak of one device in TFLOP/s, for the dtype that is computed in; null where it is not known."""
+    price_per_hour: float | None = None
+    """Of one device."""
 
     @property
     def masks_pairs(self) -> bool:

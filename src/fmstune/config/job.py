@@ -150,6 +150,10 @@ class Launcher:
     """Device of the processes; `cpu` with `fsdp` is the rehearsal, really sharded over gloo."""
     device_gib: float | None = None
     """Memory of one device in GiB, to plan for one that is not here; null takes the device's own."""
+    device_tflops: float | None = None
+    """Peak of one device in dense TFLOP/s, in the dtype that the run computes in; null takes that of a known card."""
+    price_per_hour: float | None = None
+    """Price of one device for an hour, in any currency, to plan the cost of the run."""
     threads: int | None = None
     """CPU threads of a process; null takes OMP_NUM_THREADS, else this machine's cores, shared out."""
     strategy: choices.Strategy = choices.Strategy.single

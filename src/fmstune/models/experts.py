@@ -8,7 +8,7 @@ from peft import PeftConfig
 from peft.tuners.lora.layer import ParamWrapper
 from transformers import PreTrainedConfig, PreTrainedModel
 
-_EXPERT = re.compile(r"\.experts\.")
+EXPERT = re.compile(r"\.experts\.")
 """In the name of every parameter of transformers' experts, fused into one or not; shared experts are named apart."""
 
 
@@ -35,7 +35,7 @@ def find_experts(model: PreTrainedModel) -> Experts | None:
     """The model's experts; None where it has none."""
     text: PreTrainedConfig = model.config.get_text_config()
     count, per_token = count_experts(text), _first(text, _PER_TOKEN)
-    parameters = {name: p for name, p in model.named_parameters() if _EXPERT.search(name)}
+    parameters = {name: p for name, p in model.named_parameters() if EXPERT.search(name)}
     if not (count and per_token and parameters):
         return None
     fused = [_ending(name) for name, p in parameters.items() if p.dim() == 3 and p.shape[0] == count]

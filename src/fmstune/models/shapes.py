@@ -22,6 +22,7 @@ from fmstune.config.upstream_fields import fields_of
 from fmstune.errors import Problem, UserError, one_line, raise_if_any
 from fmstune.models.adapter_targets import linear_layers, matrix_shape, target_problems
 from fmstune.models.experts import Experts, find_experts, missed_experts
+from fmstune.models.flop_count.layers import count_model_flops
 
 _OF_THE_MODEL = ("token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules")
 """Fields of a prompt that PEFT fills in from the model when they are left out."""
@@ -80,6 +81,7 @@ def dimensions(
         dora_outputs=sum(layer.out_features for layer in dora),
         idle_parameters=experts.idle if experts else 0,
         missed_experts=missed_experts(experts, adapted, peft_config),
+        flops=count_model_flops(adapted, model.config, experts),
     )
 
 

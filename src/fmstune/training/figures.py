@@ -6,7 +6,7 @@ from typing import Any
 from fmstune.data.dataset import Prepared
 from fmstune.data.ledger import Ledger
 from fmstune.models import shapes, sharding
-from fmstune.training.legs import sum_legs
+from fmstune.training.legs import speed_of_legs, sum_legs
 from fmstune.training.preflight import Checked
 from fmstune.training.trainer import RunMixin
 
@@ -25,6 +25,8 @@ def training_figures(
         "steps_here": trainer.clock.steps,
         "epochs": trainer.state.epoch,
         "tokens_per_second": round(trainer.tokens / seconds, 1) if seconds else None,
+        **speed_of_legs(legs),
+        "model_flops": trainer.flops,
         "tokens_trained_on": trainer.tokens,
         "tokens_padded": padded,
         "positions": trainer.positions,

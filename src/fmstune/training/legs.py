@@ -1,12 +1,13 @@
 """The legs of a run, each from a start to an end, and what a resumed run takes over from its checkpoint."""
 
 import json
+import operator
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +30,37 @@ class Begun:
     from_cache: bool = False
     """Whether the tokenised rows were made by an earlier run."""
     device: str = "cpu"
+    device_tflops: float | None = None
+    """Dense peak of one device, in TFLOP/s; None where it is not known."""
+
+
+class Done(NamedTuple):
+    """What was computed until now, by all processes together."""
+
+    tokens: int = 0
+    """Padding not included."""
+    flops: float = 0.0
+    """Model FLOPs."""
+    seconds: float = 0.0
+    """Of the optimizer steps."""
+
+    def since(self, former: "Done") -> "Done":
+        """What was computed after `former`."""
+        return Done(self.tokens - former.tokens, self.flops - former.flops, self.seconds - former.seconds)
+
+    def speed(self, devices: int, device_tflops: float | None) -> dict[str, float]:
+        """Return the speed of each of these devices, by its names in the table of metrics; `seconds` are above 0."""
+        return _speed(self, self.seconds * devices, device_tflops and self.seconds * devices * device_tflops)
+
+
+def _speed(done: Done, device_seconds: float, possible: float | None) -> dict[str, float]:
+    """Return the speed of a device; `possible` are the TFLOPs that the devices could compute in the time."""
+    found = {"tokens_per_second_per_device": round(done.tokens / device_seconds, 1)}
+    if done.flops:
+        found["tflops_per_device"] = float(f"{done.flops / device_seconds / 1e12:.5g}")
+    if done.flops and possible:
+        found["mfu"] = round(done.flops / 1e12 / possible, 5)
+    return found
 
 
 @dataclass(frozen=True)
@@ -46,6 +78,9 @@ class Leg:
     peak_memory_bytes: int
     processes: int
     from_cache: bool
+    device_tflops: float | None
+    warm: Done
+    """What the steps after the first one computed, which itself waits for compilers, caches and the allocator."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +90,14 @@ class Figures:
     legs: tuple[Leg, ...]
     tokens: int
     positions: int
+    flops: float
+    """Model FLOPs of all processes."""
     loss_logged: float
     """Sum of the losses of the steps up to `last_logged_step`."""
     loss_since_log: tuple[float, ...]
     """The same of the later steps, of each process."""
     last_logged_step: int
-    tokens_at_last_log: int
-    seconds_at_last_log: float
+    at_last_log: Done
     metrics: Mapping[str, list[float]] = field(default_factory=dict)
     """What the trainer has measured since the last log, by name."""
     own: Mapping[str, Any] = field(default_factory=dict)
@@ -87,8 +123,9 @@ def read_figures(checkpoint: Path) -> Figures | None:
     """Read the figures of a checkpoint; None where it has none, as those that other programs write."""
     try:
         found = json.loads((checkpoint / FILE).read_text(encoding="utf-8"))
-        legs = tuple(Leg(**leg) for leg in found.pop("legs"))
-        return Figures(legs=legs, loss_since_log=tuple(found.pop("loss_since_log")), **found)
+        legs = tuple(Leg(**{**leg, "warm": Done(*leg["warm"])}) for leg in found.pop("legs"))
+        last, losses = Done(*found.pop("at_last_log")), tuple(found.pop("loss_since_log"))
+        return Figures(legs=legs, loss_since_log=losses, at_last_log=last, **found)
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -101,8 +138,19 @@ def sum_legs(legs: Sequence[Leg]) -> dict[str, Any]:
         **{name: round(sum(getattr(leg, name) for leg in legs), 3) for name in names},
         "memory_before_model_bytes": most.memory_before_model_bytes,
         "peak_memory_bytes": most.peak_memory_bytes,
-        "legs": [asdict(leg) for leg in legs],
+        "legs": [{name: value for name, value in asdict(leg).items() if name != "warm"} for leg in legs],
     }
+
+
+def speed_of_legs(legs: Sequence[Leg]) -> dict[str, float]:
+    """Return the speed of a device over the steps of all legs but the first of each; empty where there are none."""
+    warm = Done(*map(sum, zip(*(leg.warm for leg in legs), strict=True)))
+    if not warm.seconds:
+        return {}
+    spent = [leg.warm.seconds * leg.processes for leg in legs]
+    peaks = [leg.device_tflops for leg in legs]
+    possible = None if None in peaks else sum(map(operator.mul, spent, peaks))
+    return _speed(warm, sum(spent), possible)
 
 
 _UNREADABLE = (

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,25 +21,48 @@ from fmstune.checks.memory import Memory, activation_bytes, device_memory, logit
 from fmstune.checks.memory_plan import Plan, plan_work
 from fmstune.checks.plan_inputs import Machine, Rows, Sharing, Training, Work, row_count, row_length
 from fmstune.config.choices import Backend, Sharding
+from fmstune.config.compare_by import figure
 from fmstune.config.job import SFT, SUPERVISED, Job, Launcher, is_sharded, order_seed, text_columns
 from fmstune.data.dataset import Prepared
+from fmstune.data.prefix_sharing.savings import Savings
 from fmstune.data.scan import CHARACTERS_PER_TOKEN, scan_data
 from fmstune.data.tokens import IGNORED
 from fmstune.errors import UserError, one_line, raise_if_any
+from fmstune.hardware import peak_tflops
 from fmstune.launch import subprocesses
 from fmstune.models.memory_count.step import FAILURES, StepSettings, StepShape, count_step
+from fmstune.runs import run_folder
 from fmstune.tables import GIB
+from fmstune.training import collate
 from fmstune.training.preflight import Checked
 from fmstune.training.row_checks import batch_problems, held_out_problems, length_problems
 
 
-def count_rows(job: Job, prepared: Prepared) -> Rows:
-    """The training rows of an epoch in numbers, counted; streamed rows are estimated from the first ones."""
+def count_rows(job: Job, prepared: Prepared, savings: Savings | None = None) -> Rows:
+    """The training rows of an epoch in numbers, counted; streamed rows are estimated from the first ones.
+
+    `savings` are those of rows that share their beginnings.
+    """
     ledger = prepared.ledger
     share = ledger.tokens_trained / max(ledger.tokens_total, 1)
     if prepared.streamed is not None:
         return _streamed_rows(job, ledger.tokens_total / ledger.rows_trained, share)
-    return Rows(len(prepared.train), prepared.epoch_tokens, max(ledger.lengths, default=0), supervised_share=share)
+    return Rows(
+        len(prepared.train),
+        prepared.epoch_tokens,
+        max(ledger.lengths, default=0),
+        supervised_share=share,
+        lengths=_row_lengths(prepared.train),
+        positions=None if savings is None else savings.shared,
+    )
+
+
+def _row_lengths(train: Any) -> tuple[tuple[int, int], ...]:
+    """Lengths of rows with how many have each; empty where a row has several texts."""
+    if "input_ids" not in train.column_names:
+        return ()
+    found, counts = np.unique(collate.lengths(train), return_counts=True)
+    return tuple(zip(found.tolist(), counts.tolist(), strict=True))
 
 
 def _streamed_rows(job: Job, mean_length: float, share: float) -> Rows:
@@ -75,9 +99,15 @@ def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None)
     if prepared is not None:
         problems += held_out_problems(job, checked, prepared)
     raise_if_any(problems)
-    machine = Machine(checked.device, checked.attention, checked.precision)
+    machine = Machine(
+        checked.device,
+        checked.attention,
+        checked.precision,
+        tflops=find_device_tflops(job.launcher, checked),
+        price_per_hour=job.launcher.price_per_hour,
+    )
     work = Work(checked.dimensions, rows, training, machine, find_sharing(job.launcher))
-    made = plan_work(work, *count_memory(job, checked, work, prepared))
+    made = plan_work(work, *count_memory(job, checked, work, prepared), mfu=_reached_mfu(job))
     checkpoint = job.training.get("resume")
     if checkpoint not in (None, resume.AUTO) and (done := resume.steps_done(Path(checkpoint))) >= made.total_steps:
         change = "nothing is left to train; raise training.num_train_epochs or training.max_steps"
@@ -238,6 +268,22 @@ def find_sharing(launcher: Launcher) -> Sharing:
         reshard=launcher.sharding_strategy is not Sharding.shard_grad_op,
         cpu_offload=launcher.cpu_offload,
     )
+
+
+def find_device_tflops(launcher: Launcher, checked: Checked) -> float | None:
+    """Dense peak of a device in TFLOP/s, for the dtype that the run computes in; None where it is not known."""
+    if launcher.device_tflops is not None or checked.device != "cuda" or not torch.cuda.is_available():
+        return launcher.device_tflops
+    precision = checked.precision
+    return peak_tflops(torch.cuda.get_device_name(), precision.autocast or precision.weights, tf32=precision.tf32)
+
+
+def _reached_mfu(job: Job) -> float | None:
+    """The MFU of a former run in the folder of this one, which is of the same job."""
+    # the run itself says what is wrong with a damaged summary
+    with suppress(UserError):
+        return figure(run_folder.read_summary(Path(job.output_dir)), "mfu") if job.output_dir is not None else None
+    return None
 
 
 def find_device_bytes(launcher: Launcher, device: str) -> int | None:

@@ -25,6 +25,7 @@ from fmstune.errors import Preempted, Problem, UserError, raise_if_any
 from fmstune.files import read_json
 from fmstune.launch import parent
 from fmstune.models import adapters, base_identity, compiled, liger, load, save, sharding
+from fmstune.models.flop_count.batch import BatchFlops
 from fmstune.models.load import Tokenizer
 from fmstune.runs import checkpoints, lockfile, model_card, run_folder
 from fmstune.training import figures, memory, tracking
@@ -68,7 +69,14 @@ def train_job(
         # the main process has looked at its files
         checkpoint = _agree(checkpoint, prepared.identity["data_hashes"])
         trainer.former = read_figures(checkpoint) if checkpoint is not None else None
-        trainer.begun = Begun(prepared.seconds, from_cache=prepared.cached, device=checked.device, **seconds)
+        trainer.begun = Begun(
+            prepared.seconds,
+            from_cache=prepared.cached,
+            device=checked.device,
+            device_tflops=plan.work.machine.tflops,
+            **seconds,
+        )
+        trainer.batch_flops = BatchFlops(checked.dimensions, job.objective.frozen_copies)
         for callback in (tracked, *make_callbacks(job)):
             trainer.add_callback(callback)
         tracked.log({"preparation_seconds": prepared.seconds, "load_seconds": seconds["load_seconds"]}, done)

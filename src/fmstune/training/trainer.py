@@ -1,8 +1,7 @@
 """The part of a trainer that every objective shares: checkpoints, notices, counts, broken losses, memory, LoRA+."""
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,15 @@ from transformers import Trainer
 from fmstune.errors import UserError
 from fmstune.launch import preemption
 from fmstune.models import base_identity, sharding
+from fmstune.models.flop_count.batch import BatchFlops
 from fmstune.models.save import tied_once
 from fmstune.runs import checkpoints, manifest
 from fmstune.runs.checkpoints import CheckpointFacts
+from fmstune.tables import numbers
 from fmstune.training import memory
 from fmstune.training.callbacks import AtBegin, SaveAndStop, StepClock
 from fmstune.training.collate import PADDING
-from fmstune.training.legs import Begun, Figures, Leg, explain_load_errors, write_figures
+from fmstune.training.legs import Begun, Done, Figures, Leg, explain_load_errors, write_figures
 from fmstune.training.transformers_internals import rotate_checkpoints
 
 
@@ -62,7 +63,11 @@ class RunMixin(Trainer):
         self.add_callback(SaveAndStop(lambda: self.stops))
         self.positions = 0
         """Positions that went through the model in training, padding included; of all processes."""
-        self._tokens_at_last_log, self._seconds_at_last_log = 0, 0.0
+        self.batch_flops: BatchFlops | None = None
+        """What a batch takes; None counts no model FLOPs."""
+        self.flops = 0.0
+        """Model FLOPs of the training, of all processes."""
+        self._at_last_log, self._after_first_step = Done(), Done()
         self._before_training: list[Callable[[], None]] = []
         self._aside: Path | None = None
         self._since_log: list[tuple[int, torch.Tensor, torch.Tensor]] = []
@@ -180,6 +185,7 @@ class RunMixin(Trainer):
         """Return the legs of the run so far, this one last."""
         former = self.former.legs if self.former is not None else ()
         begun = {name: value for name, value in vars(self.begun).items() if name != "device"}
+        warm = self.done.since(self._after_first_step) if self.clock.steps > 1 else Done()
         own = Leg(
             from_step=self.state.global_step - self.clock.steps,
             to_step=self.state.global_step,
@@ -187,6 +193,7 @@ class RunMixin(Trainer):
             step_seconds=round(self.clock.seconds - (self.former.step_seconds if self.former else 0.0), 6),
             peak_memory_bytes=memory.peak(self.begun.device),
             processes=self.args.world_size,
+            warm=warm,
             **begun,
         )
         return (*former, own)
@@ -197,11 +204,11 @@ class RunMixin(Trainer):
             legs=self.legs(),
             tokens=self.tokens,
             positions=self.positions,
+            flops=self.flops,
             loss_logged=self._total_loss_scalar,
             loss_since_log=tuple(self.accelerator.gather(self._tr_loss.detach().reshape(1)).tolist()),
             last_logged_step=self._globalstep_last_logged,
-            tokens_at_last_log=self._tokens_at_last_log,
-            seconds_at_last_log=self._seconds_at_last_log,
+            at_last_log=self._at_last_log,
             metrics=dict(self._metrics["train"]),
             own=self.own_figures(),
         )
@@ -214,8 +221,8 @@ class RunMixin(Trainer):
         self._total_loss_scalar = former.loss_logged
         self._tr_loss += former.loss_of(self.args.process_index, self.args.world_size)
         self._globalstep_last_logged = former.last_logged_step
-        self._total_train_tokens, self.positions = former.tokens, former.positions
-        self._tokens_at_last_log, self._seconds_at_last_log = former.tokens_at_last_log, former.seconds_at_last_log
+        self._total_train_tokens, self.positions, self.flops = former.tokens, former.positions, former.flops
+        self._at_last_log = former.at_last_log
         self.clock.seconds = former.step_seconds
         self._metrics["train"].update({name: list(values) for name, values in former.metrics.items()})
 
@@ -223,6 +230,11 @@ class RunMixin(Trainer):
     def tokens(self) -> int:
         """Tokens that went through the model in training, padding not included."""
         return self._total_train_tokens
+
+    @property
+    def done(self) -> Done:
+        """What was computed until now."""
+        return Done(self.tokens, self.flops, self.clock.seconds)
 
     def look_at_batch(self, model: torch.nn.Module, batch: dict[str, Any]) -> None:
         """Look at a batch before it is trained on; does nothing unless an objective's trainer says otherwise."""
@@ -244,12 +256,15 @@ class RunMixin(Trainer):
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Count the positions and tokens of the batch, then train on it."""
         batch, padding = without_count(inputs)
+        if self.clock.steps == 1 and not self._after_first_step.seconds:
+            self._after_first_step = self.done
         self.look_at_batch(model, batch)
         ids = batch["input_ids"]
         positions = ids.numel()
         masked = batch["attention_mask"].sum() if "attention_mask" in batch else positions - padding
         # a notice reaches processes at different steps, and they must stop after the same one
-        sums = [positions, int(masked), preemption.given()]
+        flops = self.batch_flops(batch, padding) if self.batch_flops is not None else 0.0
+        sums = [positions, int(masked), preemption.given(), flops]
         counted = torch.tensor(sums, dtype=torch.float64, device=self.args.device)
         before = self._total_train_tokens
         try:
@@ -261,9 +276,9 @@ class RunMixin(Trainer):
             raise UserError("", self._out_of_memory(ids)) from err
         # read only after an error: to read each would make the device wait
         self._since_log.append((self.state.global_step + 1, ids, loss.detach()))
-        positions, tokens, notices = self.accelerator.reduce(counted, "sum").tolist()
+        positions, tokens, notices, flops = self.accelerator.reduce(counted, "sum").tolist()
         self.stops = self.stops or notices > 0
-        self.positions += round(positions)
+        self.positions, self.flops = self.positions + round(positions), self.flops + flops
         # TRL takes a batch without a mask for one row
         self._total_train_tokens = before + round(tokens)
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
@@ -304,7 +319,7 @@ class RunMixin(Trainer):
         return f"step {self.state.global_step}"
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add `tokens_per_second` of the steps alone; raises UserError for a loss that is not finite."""
+        """Add the speed of the steps alone; raises UserError for a loss that is not finite."""
         for name in ("loss", "eval_loss"):
             if not math.isfinite(logs.get(name, 0.0)):
                 rate, half = self.args.learning_rate, self.args.bf16 or self.args.fp16
@@ -313,10 +328,11 @@ class RunMixin(Trainer):
                 text = f"{name} is {logs[name]}; lower training.learning_rate (now {rate:g}){more}"
                 raise UserError("", f"{self._where(name)}: {text}")
         self._since_log.clear()
-        seconds = self.clock.seconds - self._seconds_at_last_log
-        if "loss" in logs and seconds > 0:
-            logs["tokens_per_second"] = round((self.tokens - self._tokens_at_last_log) / seconds, 1)
-            self._tokens_at_last_log, self._seconds_at_last_log = self.tokens, self.clock.seconds
+        done = self.done.since(self._at_last_log)
+        if "loss" in logs and done.seconds > 0:
+            logs["tokens_per_second"] = round(done.tokens / done.seconds, 1)
+            logs |= done.speed(self.args.world_size, self.begun.device_tflops)
+            self._at_last_log = self.done
         if "train_runtime" in logs and self.former is not None:
             # Trainer's own, at the end: of this leg alone
             seconds, here = sum(leg.train_seconds for leg in self.legs()), logs["train_runtime"]
@@ -332,15 +348,3 @@ class RunMixin(Trainer):
 def without_count(inputs: dict[str, Any]) -> tuple[dict[str, Any], int]:
     """Return the model's inputs, and how many of their positions are padding where no mask says so."""
     return {key: value for key, value in inputs.items() if key != PADDING}, inputs.get(PADDING, 0)
-
-
-def numbers(rows: Sequence[int]) -> str:
-    """Row numbers in ascending order for a message: neighbours together, and of very many the first ones."""
-    spans = [[row for _, row in pairs] for _, pairs in groupby(enumerate(rows), key=lambda pair: pair[1] - pair[0])]
-    shown, rest = spans[:_MOST_SPANS], sum(map(len, spans[_MOST_SPANS:]))
-    texts = [f"{span[0]} to {span[-1]}" if len(span) > 2 else ", ".join(map(str, span)) for span in shown]
-    return ", ".join(texts) + (f" and {rest:,} more" if rest else "")
-
-
-_MOST_SPANS = 64
-"""More would hide what the message says of them."""

@@ -36,6 +36,7 @@ _LEDGER = (
 _CURVES = (
     ("learning_rate", "Learning rate by step", "learning rate", True),
     ("tokens_per_second", "Speed by step", "tokens a second", True),
+    ("mfu", "Model FLOPs utilisation by step", "share of the peak", True),
     ("mean_token_accuracy", "Accuracy on trained tokens by step", "share of tokens", False),
     ("grad_norm", "Norm of the gradient by step", "norm", True),
 )

@@ -97,6 +97,8 @@ def _settings_table(groups: Sequence[Group], columns: Sequence[Column], by: Metr
     table += [(name, [_average(group, name) for group in groups]) for name in more]
     for name, key, form in (("seconds", "train_seconds", ",.1f"), ("tokens/s", "tokens_per_second", ",.0f")):
         table.append((name, [number_cell(_average(group, key), form) for group in groups]))
+    if any(run.figure("mfu") is not None for run in runs):
+        table.append(("MFU", [number_cell(_average(group, "mfu"), ".1%") for group in groups]))
     head, cells = zip(*table, strict=True)
     return make_table(head, zip(*cells, strict=True), sortable=True, best_first=best is not None)
 

@@ -78,6 +78,7 @@ def _cost(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"{tokens:,} tokens in {positions:,} positions ({saved})"
     elif tokens is not None and positions:
         yield f"{tokens:,} tokens in {positions:,} positions ({tokens / positions:.1%}; the rest is padding)"
+    yield from _speed(summary)
     if summary.get("plan"):
         rows = []
         for name, *pair in plan_rows(summary):
@@ -85,6 +86,15 @@ def _cost(summary: Mapping[str, Any]) -> Iterator[str]:
             rows.append((name, *("-" if number is None else show(int(number)) for number in pair)))
         yield ""
         yield from tables.lines(("", "planned", "actual"), rows, least=(22, 13, 13))
+
+
+def _speed(summary: Mapping[str, Any]) -> Iterator[str]:
+    """The speed of a device, over all steps but the first."""
+    if figure(summary, "tflops_per_device") is None:
+        return
+    mfu = f", MFU {_number(summary, 'mfu', '.1%')}" if figure(summary, "mfu") is not None else ""
+    tokens = _number(summary, "tokens_per_second_per_device", ",.0f")
+    yield f"a device: {tokens} tokens/s, {_number(summary, 'tflops_per_device', ',.3g')} TFLOP/s of the model{mfu}"
 
 
 def _resumes(summary: Mapping[str, Any]) -> str:
