@@ -22,7 +22,7 @@ import filelock
 import pytest
 
 from fmstune import hardware, upstream
-from tests.fixtures import process_state
+from tests.fixtures import forked, process_state
 
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
@@ -47,9 +47,9 @@ class Result:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """For `-n auto`: three workers for two cores, as a third of the time a worker waits for what it has started."""
+    """For `-n auto`: one a core for the fast tests, and three for two where a worker waits for what it has started."""
     cores = hardware.cores()
-    return cores + cores // 2
+    return cores if "not slow" in config.option.markexpr else cores + cores // 2
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -118,13 +118,13 @@ def in_this_process(capfd: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch
     from fmstune.launch import subprocesses
     from fmstune.sweeps import warm
 
-    with_processes = subprocesses.start
-
     def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
         from fmstune import runner
 
         if argv[1:3] == ["-m", "fmstune.launch.agent"]:
-            return with_processes(argv, env)
+            process = forked.Process(argv, env, files=(1, 2))
+            with subprocesses.handing_on(process.send_signal):
+                return process.wait()
         assert argv[1:3] == ["-m", "fmstune.runner"]
         flags = argv[4:]
         if not {"--verb=report", "--verb=compare"} & {*flags}:

@@ -16,6 +16,7 @@ from fmstune.cli import doctor, help
 from fmstune.config.requests import Verb
 from tests import ROOT
 from tests.conftest import Result
+from tests.fixtures import forked
 
 SCRIPT = Path(sys.executable).with_name("fmstune")
 QUICK = (
@@ -207,7 +208,8 @@ def test_a_run_ends_with_base_against_tuned_and_exit_code_0() -> None:
 
 @pytest.mark.slow
 def test_a_sweep_runs_every_point_in_one_folder_also_after_a_failed_one() -> None:
-    done = command("-m", *QUICK, "evaluation=none", "output_dir=sweep", "training.learning_rate=1e-3,-1,1e-4")
+    sweep = ("-m", *QUICK, "evaluation=none", "output_dir=sweep", "training.learning_rate=1e-3,-1,1e-4")
+    done = forked.run([SCRIPT, *sweep])
     assert done.returncode == 2
     assert "training.learning_rate must be above 0 and below 10, got -1" in done.stderr
     assert "1 of 3 points failed" in done.stderr
@@ -227,16 +229,9 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 150) -> 
         time.sleep(0.05)
 
 
-def started(words: Sequence[str]) -> "subprocess.Popen[str]":
+def started(words: Sequence[str]) -> forked.Started:
     """A long run that has logged its first step."""
-    process = subprocess.Popen(
-        [SCRIPT, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
+    process = forked.Started([SCRIPT, *words], session=True)
     wait_for(lambda: Path("run/metrics.jsonl").exists() or process.poll() is not None, "the first step")
     assert process.poll() is None, process.communicate()
     return process
@@ -246,7 +241,7 @@ def status() -> str:
     return str(json.loads(Path("run/summary.json").read_text())["status"])
 
 
-def assert_interrupted(process: "subprocess.Popen[str]", number: signal.Signals, folder: Path) -> None:
+def assert_interrupted(process: forked.Started, number: signal.Signals, folder: Path) -> None:
     """Send this signal: the run says that it is interrupted, and leaves no model."""
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
@@ -262,7 +257,7 @@ def runner_pid(parent: int) -> int:
     return int(children[0])
 
 
-def runner_pid_of(process: "subprocess.Popen[bytes]") -> int:
+def runner_pid_of(process: forked.Started) -> int:
     """The runner of a parent that has only just claimed its folder."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     wait_for(lambda: children.read_text().strip() != "", "the runner's start")
@@ -284,21 +279,14 @@ def test_the_runner_does_not_outlive_a_killed_parent_and_none_starts_without_it(
     process.communicate(timeout=120)
     wait_for(lambda: not alive(runner), "the runner's end")
     assert status() == "interrupted"
-    late = subprocess.run(
-        [sys.executable, "-m", "fmstune.runner", "run/job.yaml"],
-        env={**os.environ, "FMSTUNE_PARENT": "999999"},
-        capture_output=True,
-        timeout=120,
-    )
-    assert late.returncode == 1
+    orphan = {**os.environ, "FMSTUNE_PARENT": "999999"}
+    assert forked.run([sys.executable, "-m", "fmstune.runner", "run/job.yaml"], env=orphan).returncode == 1
 
 
 @pytest.mark.slow
 def test_a_second_runner_is_kept_from_the_folder_and_sigterm_ends_the_first() -> None:
     process = started(LONG)
-    second = subprocess.run(
-        [sys.executable, "-m", "fmstune.runner", "run/job.yaml"], capture_output=True, text=True, timeout=120
-    )
+    second = forked.run([sys.executable, "-m", "fmstune.runner", "run/job.yaml"])
     assert second.returncode == 2
     assert "run: another process runs this job" in second.stderr
     assert status() == "running"
@@ -326,7 +314,7 @@ def test_the_parent_starts_fast_because_it_imports_nothing_heavy() -> None:
 
 @pytest.mark.slow
 def test_a_parent_that_dies_before_training_gives_the_folder_back() -> None:
-    process = subprocess.Popen([SCRIPT, *LONG], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = forked.Started([SCRIPT, *LONG])
     wait_for(lambda: Path("run/job.yaml").exists(), "the claim")
     runner = runner_pid_of(process)
     process.kill()
@@ -338,7 +326,7 @@ def test_a_parent_that_dies_before_training_gives_the_folder_back() -> None:
 @pytest.mark.slow
 def test_ctrl_c_ends_the_run_of_a_sweep_in_order_and_starts_no_further_point() -> None:
     words = ("-m", *(word for word in LONG if not word.startswith("output_dir")), "seed=1,2", "output_dir=sweep")
-    process = subprocess.Popen([SCRIPT, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = forked.Started([SCRIPT, *words])
     wait_for(lambda: Path("sweep/0-seed=1/metrics.jsonl").exists(), "the first step")
     assert_interrupted(process, signal.SIGINT, Path("sweep/0-seed=1"))
     assert [path.name for path in Path("sweep").iterdir() if path.is_dir()] == ["0-seed=1"]

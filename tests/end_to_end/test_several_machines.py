@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from tests.cli.test_main import SCRIPT, wait_for
 from tests.conftest import FSDP_JOB
+from tests.fixtures import forked
 
 PLACES = (f"fmstune-{os.getpid()}a", f"fmstune-{os.getpid()}b")
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
@@ -52,29 +53,27 @@ def network() -> Iterator[None]:
         yield
     finally:
         for place in PLACES:
+            forked.close(inside(place))
             ip("netns", "del", place)
             shutil.rmtree(Path("/etc/netns", place), ignore_errors=True)
 
 
-def machine(number: int, *words: str) -> "subprocess.Popen[str]":
-    """One host: its own network and host name."""
-    command = " ".join([str(SCRIPT), *FSDP_JOB, *SETTINGS, f"launcher.machine_rank={number}", *words])
-    script = f"hostname {PLACES[number]}; exec {command}"
-    return subprocess.Popen(
-        ["ip", "netns", "exec", PLACES[number], "unshare", "-u", "bash", "-c", script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def inside(place: str) -> tuple[str, ...]:
+    """The words that run a command on one host: its own network and host name."""
+    return ("ip", "netns", "exec", place, "unshare", "-u", "bash", "-c", f'hostname {place}; exec "$@"', "host")
 
 
-def both(*words: str) -> list["subprocess.Popen[str]"]:
+def machine(number: int, *words: str) -> forked.Started:
+    command = [SCRIPT, *FSDP_JOB, *SETTINGS, f"launcher.machine_rank={number}", *words]
+    return forked.Started(command, session=True, within=inside(PLACES[number]))
+
+
+def both(*words: str) -> list[forked.Started]:
     """Machine 0 and machine 1, which is there a little earlier."""
     return [machine(number, *words) for number in (1, 0)][::-1]
 
 
-def ended(hosts: Sequence["subprocess.Popen[str]"]) -> list[str]:
+def ended(hosts: Sequence[forked.Started]) -> list[str]:
     """What two hosts say that run the job to its end."""
     said = [host.communicate(timeout=200) for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], said

@@ -20,6 +20,7 @@ from fmstune.runs import checkpoints
 from tests.cli.test_main import SCRIPT, alive, wait_for
 from tests.config.test_freeze import tree
 from tests.conftest import Result
+from tests.fixtures import forked
 
 pytestmark = pytest.mark.slow
 
@@ -100,7 +101,7 @@ def test_what_is_wrong_is_found_before_a_rank_starts_and_leaves_nothing(fmstune:
 
 
 def test_an_error_of_the_ranks_is_shown_once_on_top(fmstune: Run) -> None:
-    """Below a parent in this process: the agent and the ranks are real."""
+    """Below a parent in this process: the agent and the ranks are processes."""
     diverging = ("training.learning_rate=9", "training.max_grad_norm=0", "training.max_steps=20")
     done = fmstune("launcher=fsdp", *TWO, *QUICK, *diverging)
     assert done.code == 2, done.err
@@ -125,16 +126,9 @@ def ranks_of(parent: int) -> list[int]:
     return ranks
 
 
-def started(argv: Sequence[str | Path]) -> "subprocess.Popen[str]":
+def started(argv: Sequence[str | Path]) -> forked.Started:
     """A long run that has logged its first step."""
-    process = subprocess.Popen(
-        argv,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
+    process = forked.Started(argv, session=True)
     wait_for(lambda: Path("run/metrics.jsonl").exists() or process.poll() is not None, "the first step", 150)
     assert process.poll() is None, process.communicate()
     return process
@@ -197,7 +191,7 @@ def test_a_notice_reaches_every_rank_and_all_stop_after_the_same_step(prepared: 
 def test_a_notice_before_there_are_ranks_waits_for_them_and_for_the_first_step(fmstune: Run) -> None:
     job = (*LONG, "data.max_rows=16")
     assert fmstune("show-data", *job).code == 0
-    process = subprocess.Popen([SCRIPT, *job], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = forked.Started([SCRIPT, *job])
     wait_for(Path("run/job.yaml").exists, "the run folder")
     process.send_signal(signal.SIGUSR1)
     out, err = process.communicate(timeout=150)
@@ -206,9 +200,7 @@ def test_a_notice_before_there_are_ranks_waits_for_them_and_for_the_first_step(f
 
 
 def test_a_notice_before_anything_is_trained_leaves_nothing() -> None:
-    process = subprocess.Popen(
-        [SCRIPT, *LONG, "data.max_rows=17"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = forked.Started([SCRIPT, *LONG, "data.max_rows=17"])
     wait_for(Path("run/job.yaml").exists, "the run folder")
     process.send_signal(signal.SIGUSR1)
     _, err = process.communicate(timeout=90)

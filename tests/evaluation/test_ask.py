@@ -47,8 +47,17 @@ def test_a_text_is_continued_and_written_as_the_early_tool_did(fmstune: Fmstune)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt_bigcode"])
-@pytest.mark.parametrize("method", ["lora", "prompt_tuning", "full"])
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        ("lora", "tiny_llama"),
+        ("prompt_tuning", "tiny_llama"),
+        ("full", "tiny_gpt_bigcode"),
+        pytest.param("full", "tiny_llama", marks=pytest.mark.soak),
+        pytest.param("lora", "tiny_gpt_bigcode", marks=pytest.mark.soak),
+        pytest.param("prompt_tuning", "tiny_gpt_bigcode", marks=pytest.mark.soak),
+    ],
+)
 def test_what_was_tuned_answers_from_its_run_and_in_batches_as_one_by_one(
     method: str, name: str, fmstune: Fmstune, tmp_path: Path
 ) -> None:

@@ -16,9 +16,10 @@ from fmstune.launch import preemption, subprocesses
 from fmstune.training.callbacks import SaveAndStop
 from tests.cli.test_main import SCRIPT, wait_for
 from tests.conftest import Result
+from tests.fixtures import forked
 
 JOB = (
-    "training.max_steps=40",
+    "training.max_steps=24",
     "training.save_strategy=no",
     "training.per_device_train_batch_size=4",
     "training.gradient_accumulation_steps=2",
@@ -121,9 +122,7 @@ def test_the_step_is_saved_once_also_where_training_stops_with_it(tmp_path: Path
 
 @pytest.mark.slow
 def test_a_run_that_gets_sigusr1_saves_and_stops_and_the_same_command_ends_it(fmstune: Callable[..., Result]) -> None:
-    process = subprocess.Popen(
-        [SCRIPT, *JOB, "output_dir=run"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = forked.Started([SCRIPT, *JOB, "output_dir=run"])
     wait_for(lambda: Path("run/metrics.jsonl").exists() or process.poll() is not None, "the first step")
     process.send_signal(signal.SIGUSR1)
     out, err = process.communicate(timeout=60)
@@ -131,7 +130,7 @@ def test_a_run_that_gets_sigusr1_saves_and_stops_and_the_same_command_ends_it(fm
     assert "Traceback" not in err
     (checkpoint,) = Path("run").glob("checkpoint-*")
     step = int(checkpoint.name.rpartition("-")[2])
-    assert 0 < step < 40
+    assert 0 < step < 24
     summary = json.loads(Path("run/summary.json").read_text())
     said = f"preempted; a checkpoint was saved at step {step}, and the same command resumes the run"
     assert (summary["status"], summary["error"]) == ("interrupted", {"kind": "preempted", "message": said})
@@ -140,7 +139,7 @@ def test_a_run_that_gets_sigusr1_saves_and_stops_and_the_same_command_ends_it(fm
 
     again = fmstune(*JOB, "output_dir=run")
     assert again.code == 0, again.err
-    assert (again.summary["steps"], again.summary["steps_here"]) == (40, 40 - step)
+    assert (again.summary["steps"], again.summary["steps_here"]) == (24, 24 - step)
     undisturbed = fmstune(*JOB, "output_dir=other")
     assert undisturbed.code == 0
     weights = [Path(folder, "model", "model.safetensors").read_bytes() for folder in ("run", "other")]
@@ -149,9 +148,7 @@ def test_a_run_that_gets_sigusr1_saves_and_stops_and_the_same_command_ends_it(fm
 
 @pytest.mark.slow
 def test_a_notice_to_a_sweep_ends_all_of_it_and_it_can_be_gone_on_with(fmstune: Callable[..., Result]) -> None:
-    process = subprocess.Popen(
-        [SCRIPT, "-m", "seed=1,2", *JOB, "output_dir=sweep"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = forked.Started([SCRIPT, "-m", "seed=1,2", *JOB, "output_dir=sweep"])
     first = Path("sweep/0-seed=1")
     wait_for(lambda: (first / "metrics.jsonl").exists() or process.poll() is not None, "the first step")
     process.send_signal(signal.SIGUSR1)
@@ -162,4 +159,4 @@ def test_a_notice_to_a_sweep_ends_all_of_it_and_it_can_be_gone_on_with(fmstune: 
     again = fmstune("-m", "--resume", "sweep")
     assert again.code == 0, again.err
     steps = [json.loads((path / "summary.json").read_text())["steps_here"] for path in (first, Path("sweep/1-seed=2"))]
-    assert 0 < steps[0] < steps[1] == 40
+    assert 0 < steps[0] < steps[1] == 24

@@ -221,8 +221,7 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["tiny_llama", "tiny_gpt_bigcode"])
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize(("model", "method"), [("tiny_llama", "lora"), ("tiny_gpt_bigcode", "full")])
 def test_training_takes_the_same_course_and_each_backend_loads_what_the_other_saved(
     fmstune: Command, model: str, method: str
 ) -> None:
@@ -235,12 +234,7 @@ def test_training_takes_the_same_course_and_each_backend_loads_what_the_other_sa
     assert saved.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(saved[name], value, rtol=0, atol=1e-5)
-    if (model, method) in CROSSED:
-        _go_on_across(fmstune, words, method)
-
-
-CROSSED = [("tiny_llama", "lora"), ("tiny_gpt_bigcode", "full")]
-"""Names and files are the same in all, so that two are enough."""
+    _go_on_across(fmstune, words, method)
 
 
 def _go_on_across(fmstune: Command, words: tuple[str, ...], method: str) -> None:

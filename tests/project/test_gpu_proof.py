@@ -184,13 +184,25 @@ def test_the_proof_has_its_parts() -> None:
     assert len(gpu_speed.PLANNED) == 12 and len(gpu_speed.SPEEDS) == 7
 
 
+def tried(folder: Path, *words: str) -> list[dict[str, Any]]:
+    """What the proof says of these items, which must all pass."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["gpu_proof", "--device", "cpu", "--out", str(folder), "--only", *words])
+        gpu_proof.main()
+    found: list[dict[str, Any]] = json.loads((folder / "GPU.json").read_text())["items"]
+    assert {item["name"]: item["outcome"] for item in found} == dict.fromkeys(words, "passed")
+    assert "A trial on a CPU" in (folder / "GPU.md").read_text()
+    return found
+
+
 @pytest.mark.slow
-def test_one_item_of_each_part_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["bf16_lora", "full, 16 rows", "2x4096 with Liger"]
-    monkeypatch.setattr(sys, "argv", ["gpu_proof", "--device", "cpu", "--out", str(tmp_path), "--only", *words])
-    gpu_proof.main()
-    found = json.loads((tmp_path / "GPU.json").read_text())
-    assert {item["name"]: item["outcome"] for item in found["items"]} == dict.fromkeys(words, "passed")
-    (speed,) = (item["figures"] for item in found["items"] if item["part"] == "speed")
+def test_a_check_runs_on_a_cpu(tmp_path: Path) -> None:
+    (check,) = tried(tmp_path, "bf16_lora")
+    assert check["part"] == "checks"
+
+
+@pytest.mark.soak
+def test_one_item_of_the_other_parts_runs_on_a_cpu(tmp_path: Path) -> None:
+    found = tried(tmp_path, "full, 16 rows", "2x4096 with Liger")
+    (speed,) = (item["figures"] for item in found if item["part"] == "speed")
     assert speed["tokens_per_second"] > 0 and speed["trl_tokens_per_second"] > 0
-    assert "A trial on a CPU" in (tmp_path / "GPU.md").read_text()

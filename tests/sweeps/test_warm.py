@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from fmstune.runs import sweep_folder
 from fmstune.sweeps import warm
 from tests.cli.test_main import SCRIPT, alive, wait_for
 from tests.conftest import Result
+from tests.fixtures import forked
 
 SMALL = (
     "peft=lora",
@@ -27,7 +27,7 @@ SMALL = (
     "evaluation=none",
     "data.max_rows=16",
 )
-SWEEP = ("-m", *SMALL, "seed=1,2,3", "training.max_steps=20", "output_dir=sweep")
+SWEEP = ("-m", *SMALL, "seed=1,2,3", "training.max_steps=12", "output_dir=sweep")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="points are forked on Linux only")
 
@@ -48,8 +48,7 @@ def children(pid: int) -> list[int]:
 
 @pytest.mark.slow
 def test_a_killed_point_ends_alone_and_a_killed_sweep_goes_on(fmstune: Callable[..., Result]) -> None:
-    with Path("log").open("w") as log:
-        process = subprocess.Popen([SCRIPT, *SWEEP], stdout=log, stderr=log)
+    process = forked.Started([SCRIPT, *SWEEP])
     wait_for(lambda: steps("1-seed=2") > 1, "the second point")
     (server,) = children(process.pid)
     (point,) = children(server)
@@ -77,11 +76,11 @@ def test_a_killed_point_ends_alone_and_a_killed_sweep_goes_on(fmstune: Callable[
     assert [point.status for point in sweep_folder.read_points(Path("sweep"))] == ["finished"] * 3
     assert [point.skipped for point in sweep_folder.read_points(Path("sweep"))] == [True, False, False]
     for name in ("1-seed=2", "2-seed=3"):
-        assert 0 < summary(name)["steps_here"] < summary(name)["steps"] == 20
+        assert 0 < summary(name)["steps_here"] < summary(name)["steps"] == 12
         assert summary(name)["data"]["from_cache"] is True
 
     # the weights and the figures of a run alone, and the sweep is ranked by them
-    alone = fmstune(*SMALL, "seed=2", "training.max_steps=20", "output_dir=alone")
+    alone = fmstune(*SMALL, "seed=2", "training.max_steps=12", "output_dir=alone")
     assert alone.code == 0, alone.err
     weights = "model/adapter_model.safetensors"
     assert Path("sweep/1-seed=2", weights).read_bytes() == Path("alone", weights).read_bytes()
