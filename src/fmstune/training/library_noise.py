@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from fmstune import ranks
+from fmstune.checks.limits import MOST_THREADS
 from fmstune.errors import UserError
 from fmstune.models.hub_internals import fail_at_once_without_a_network
 
@@ -42,7 +43,7 @@ def quiet() -> None:
 def first_level(threads: str) -> int:
     """Threads of the outermost loops, of a value of OMP_NUM_THREADS: OpenMP takes a list, one number a level."""
     number = threads.partition(",")[0].strip()
-    if not number.isdecimal() or int(number) < 1:
+    if not number.isdecimal() or not 1 <= int(number) <= MOST_THREADS:
         hint = "unset it, or set launcher.threads"
-        raise UserError("", f"OMP_NUM_THREADS must be a number of threads, got {threads!r}; {hint}")
+        raise UserError("", f"OMP_NUM_THREADS must be a number from 1 to {MOST_THREADS:,}, got {threads!r}; {hint}")
     return int(number)
