@@ -4,7 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.bad_inputs.cases import Case, assert_answered, case, wrong_inputs
+
+pytestmark = pytest.mark.sampled(6)
 
 SCRIPT = "python tuning/sft_trainer.py --training_data_path a.json --dataset_text_field output --response_template A:"
 

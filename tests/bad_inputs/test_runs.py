@@ -4,7 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.bad_inputs.cases import Case, assert_answered, case, wrong_inputs
+
+pytestmark = pytest.mark.sampled(6)
 
 RUN_FOLDERS = [
     case("output_dir=x.txt", "output_dir: x.txt is a file; choose a folder", x_txt="a file"),

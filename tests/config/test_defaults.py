@@ -27,6 +27,7 @@ def training(*words: str) -> dict[str, Any]:
     return group
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("peft", [name for name in groups.choices("peft") if name != "full"])
 @pytest.mark.usefixtures("composing")
 def test_every_method_has_its_usual_rate_in_its_own_file(peft: str) -> None:
@@ -34,6 +35,7 @@ def test_every_method_has_its_usual_rate_in_its_own_file(peft: str) -> None:
     assert training("model=llama2_7b", f"peft={peft}")["learning_rate"] == yaml.safe_load(text)[defaults.USUAL_RATE]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("preset", "rate"),
     [
