@@ -118,10 +118,14 @@ def in_this_process(capfd: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch
     from fmstune.launch import subprocesses
     from fmstune.sweeps import warm
 
+    with_processes = subprocesses.start
+
     def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
         from fmstune import runner
 
         if argv[1:3] == ["-m", "fmstune.launch.agent"]:
+            if sys.platform != "linux":
+                return with_processes(argv, env)
             process = forked.Process(argv, env, files=(1, 2))
             with subprocesses.handing_on(process.send_signal):
                 return process.wait()
