@@ -31,6 +31,8 @@ from tests.checks.test_job import job
         ),
         ({"launcher": {"num_processes": 0}}, "launcher.num_processes must be at least 1, got 0"),
         ({"launcher": {"device_gib": 0}}, "launcher.device_gib must be above 0 and finite, got 0"),
+        ({"launcher": {"device_tflops": -1}}, "launcher.device_tflops must be above 0 and finite, got -1"),
+        ({"launcher": {"price_per_hour": 0}}, "launcher.price_per_hour must be above 0 and finite, got 0"),
         ({"training__learning_rate": 10.0}, "training.learning_rate must be above 0 and below 10, got 10"),
         ({"data__max_length": 1}, "data.max_length must be at least 2, got 1"),
         ({"evaluation": {"sample": -1}}, "evaluation.sample must be at least 0, got -1"),

@@ -2,13 +2,21 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import PreTrainedConfig
 
+from fmstune.checks.precision import Precision
 from fmstune.config.choices import Device
+from fmstune.config.job import Launcher
 from fmstune.models import architecture, load
+from fmstune.training import planning
+from fmstune.training.preflight import Checked
+from tests.checks.test_memory_plan import LLAMA_7B
 
 
 @pytest.mark.sampled(4)
@@ -109,3 +117,43 @@ def test_the_saving_of_shared_beginnings_is_said_also_without_a_seed_of_the_data
     result = fmstune("check", "data.prefix_sharing=true", "training.data_seed=null", "data.max_rows=32")
     assert result.code == 0, result.err
     assert "positions an epoch for" in result.out
+
+
+def test_the_check_prints_hours_and_cost_where_the_peak_is_given(fmstune: Callable[..., Any]) -> None:
+    result = fmstune("check", "launcher.device_tflops=1e-4", "launcher.price_per_hour=1e5")
+    assert "of steps: MFU 40.0% (assumed) of 0.0001 TFLOP/s of the device" in result.out, result.err
+    assert "cost        ≈ " in result.out and ", at 100000 an hour and device" in result.out
+
+
+@pytest.mark.parametrize(("summary", "mfu"), [('{"mfu": 0.125}', 0.125), ("{}", None), ("{broken", None), (None, None)])
+def test_the_mfu_of_a_former_run_is_read_from_the_folder_of_this_one(
+    tmp_path: Path, summary: str | None, mfu: float | None
+) -> None:
+    if summary is not None:
+        (tmp_path / "summary.json").write_text(summary)
+    assert planning.reached_mfu(str(tmp_path)) == mfu
+    assert planning.reached_mfu(None) is None
+
+
+PRECISION = Precision("bfloat16", "float32", "bfloat16", "because", tf32=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "card", "precision", "peak"),
+    [
+        (None, "NVIDIA H100 PCIe", PRECISION, 756),
+        (None, "NVIDIA H100 PCIe", replace(PRECISION, weights="float32", autocast=None), 378),
+        (None, "NVIDIA H100 PCIe", replace(PRECISION, weights="float32", autocast=None, tf32=False), 51.2),
+        (5.0, "NVIDIA H100 PCIe", PRECISION, 5.0),
+        (None, "a card of tomorrow", PRECISION, None),
+        (5.0, None, PRECISION, 5.0),
+        (None, None, PRECISION, None),
+    ],
+)
+def test_the_peak_is_that_of_the_card_in_the_dtype_that_is_computed_in_unless_it_is_given(
+    given: float | None, card: str | None, precision: Precision, peak: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: card is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: card)
+    checked = Checked(PreTrainedConfig(), None, LLAMA_7B, "cuda", precision, "sdpa")
+    assert planning.find_device_tflops(Launcher(device_tflops=given), checked) == peak

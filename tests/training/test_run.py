@@ -59,6 +59,9 @@ def test_a_run_leaves_all_that_is_promised(made: Run, peft: str) -> None:
     assert "held-out rows: 4" in run.out
 
 
+SPEED = ("tokens_per_second", "tokens_per_second_per_device", "tflops_per_device")
+
+
 def test_the_summary_says_what_came_out_and_what_it_took(made: Run) -> None:
     summary = made("lora").summary
     assert summary["status"] == "finished"
@@ -68,6 +71,12 @@ def test_the_summary_says_what_came_out_and_what_it_took(made: Run) -> None:
         assert summary[key] > 0, key
     assert summary["total_parameters"] == summary["plan"]["base_parameters"] + summary["plan"]["adapter_parameters"]
     assert summary["trainable_parameters"] == summary["plan"]["trainable_parameters"]
+    # the plan takes steps of rows of the mean length
+    assert summary["model_flops"] == pytest.approx(summary["plan"]["speed"]["flops"], rel=0.05)
+    assert "mfu" not in summary
+    assert summary["tflops_per_device"] * 1e12 / summary["tokens_per_second_per_device"] == pytest.approx(
+        summary["model_flops"] / summary["tokens_trained_on"], rel=0.05
+    )
     for scores in (summary["base"], summary["tuned"]):
         assert scores["eval_loss"] > 0
         assert 0 <= scores["exact_match"] <= 1
@@ -82,7 +91,7 @@ def test_metrics_hold_one_object_a_logged_step_with_trainers_keys(made: Run) -> 
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2]
-    assert all({"epoch", "loss", "learning_rate", "grad_norm", "tokens_per_second"} <= set(line) for line in steps)
+    assert all({"epoch", "loss", "learning_rate", "grad_norm", *SPEED} <= set(line) for line in steps)
 
 
 def test_a_full_model_loads_in_plain_transformers_and_differs_from_the_base(made: Run) -> None:

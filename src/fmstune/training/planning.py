@@ -107,7 +107,7 @@ def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None)
         price_per_hour=job.launcher.price_per_hour,
     )
     work = Work(checked.dimensions, rows, training, machine, find_sharing(job.launcher))
-    made = plan_work(work, *count_memory(job, checked, work, prepared), mfu=_reached_mfu(job))
+    made = plan_work(work, *count_memory(job, checked, work, prepared), mfu=reached_mfu(job.output_dir))
     checkpoint = job.training.get("resume")
     if checkpoint not in (None, resume.AUTO) and (done := resume.steps_done(Path(checkpoint))) >= made.total_steps:
         change = "nothing is left to train; raise training.num_train_epochs or training.max_steps"
@@ -278,11 +278,11 @@ def find_device_tflops(launcher: Launcher, checked: Checked) -> float | None:
     return peak_tflops(torch.cuda.get_device_name(), precision.autocast or precision.weights, tf32=precision.tf32)
 
 
-def _reached_mfu(job: Job) -> float | None:
+def reached_mfu(output_dir: str | None) -> float | None:
     """The MFU of a former run in the folder of this one, which is of the same job."""
     # the run itself says what is wrong with a damaged summary
     with suppress(UserError):
-        return figure(run_folder.read_summary(Path(job.output_dir)), "mfu") if job.output_dir is not None else None
+        return None if output_dir is None else figure(run_folder.read_summary(Path(output_dir)), "mfu")
     return None
 
 

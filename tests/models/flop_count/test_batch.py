@@ -72,8 +72,9 @@ def test_a_window_bounds_what_a_position_sees(batch: Any) -> None:
     assert flops(batch(), window=3) == f"14 6 {6 + 6 + 4 * 3 + 6 + 3}"
 
 
-def test_rows_without_labels_are_scored_everywhere() -> None:
-    assert flops({"input_ids": torch.ones(2, 3, dtype=torch.long)}) == "6 6 12"
+@pytest.mark.parametrize("labels", [{}, {"labels": torch.ones(2)}], ids=["none", "one a row"])
+def test_rows_without_labels_of_tokens_are_scored_everywhere(labels: dict[str, Any]) -> None:
+    assert flops({"input_ids": torch.ones(2, 3, dtype=torch.long), **labels}) == "6 6 12"
 
 
 def test_a_frozen_copy_computes_a_forward_pass_more() -> None:

@@ -72,6 +72,15 @@ def test_cost_is_given_with_the_plan_beside_what_was_measured() -> None:
     ]
 
 
+def test_the_speed_of_a_device_is_said_with_the_share_of_its_peak_where_that_is_known() -> None:
+    speed = {"tokens_per_second_per_device": 2160.5, "tflops_per_device": 12.345}
+    known, unknown = ({**SUMMARY, **speed, **more} for more in ({"mfu": 0.4115}, {}))
+    line = "\na device: 2,160 tokens/s, 12.3 TFLOP/s of the model"
+    assert f"{line}, MFU 41.1%\n" in terminal_summary.render_summary(known, Path("run"), TABLE)
+    assert f"{line}\n" in terminal_summary.render_summary(unknown, Path("run"), TABLE)
+    assert "a device:" not in terminal_summary.render_summary(SUMMARY, Path("run"), TABLE)
+
+
 def test_without_a_base_the_tuned_stand_alone() -> None:
     text = terminal_summary.render_summary({**SUMMARY, "base": None}, Path("run"), TABLE)
     assert "exact match                    -     0.975" in text

@@ -23,8 +23,10 @@ class BatchFlops:
 
         A beginning that rows share is computed once, and counts once; documents of a packed row see themselves alone.
         """
-        counts = [torch.as_tensor(one, dtype=torch.float64) for one in self._counts(batch, max(padding, 0))]
-        positions, scored, *pairs = torch.stack([one.cpu() for one in counts]).tolist()
+        device = batch["input_ids"].device
+        counts = self._counts(batch, max(padding, 0))
+        # at once, as a device is waited for
+        positions, scored, *pairs = torch.stack([torch.as_tensor(one, device=device) for one in counts]).tolist()
         return self.dimensions.flops.total(positions, scored, pairs, frozen_copies=self.frozen_copies)
 
     def _counts(self, batch: Mapping[str, Any], padding: int) -> list[int | torch.Tensor]:
@@ -39,14 +41,17 @@ class BatchFlops:
             pairs = [_within(seen, window).sum() - padding for window in d.flops.windows]
         else:
             mask = batch.get("attention_mask")
-            lengths = before + (torch.full(ids.shape[:1], ids.shape[1]) if mask is None else mask.sum(1))
+            lengths = before + (
+                torch.full(ids.shape[:1], ids.shape[1], device=ids.device) if mask is None else mask.sum(1)
+            )
             positions = lengths.sum()
             pairs = [_of_rows(lengths, window) + d.prefix_tokens * positions for window in d.flops.windows]
-        if "labels" not in batch:
+        labels = batch.get("labels")
+        if labels is None or labels.dim() < 2:
+            # one label of a row, or none, is not a token that the output layer scores
             return [positions, positions, *pairs]
         # a prompt predicts the first token of a row, too
-        scored = (batch["labels"][:, 0 if before else 1 :] != IGNORED).sum()
-        return [positions, scored, *pairs]
+        return [positions, (labels[:, 0 if before else 1 :] != IGNORED).sum(), *pairs]
 
 
 def _within(seen: torch.Tensor, window: int | None) -> torch.Tensor:
