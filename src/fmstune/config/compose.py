@@ -4,6 +4,7 @@ import copy
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from fmstune.config.hydra_internals import Callbacks, Hydra, Part, RecordingLoad
 from fmstune.config.overrides import allow_new_fields, text_of, unknown_choices
 from fmstune.config.requests import NO_HYDRA_FLAGS, HydraFlags
 from fmstune.errors import Problem, UserError, raise_if_any
+from fmstune.exit_codes import USER_ERROR
 
 _CONFIG_PATH, _CONFIG_NAME, _HYDRA = "pkg://fmstune.conf", "job", "1.3"
 _MISSING = "<must be given>"
@@ -116,14 +118,33 @@ def call_with_job(overrides: Sequence[Override], flags: HydraFlags, task: Callab
         except Exception as err:
             found.append(err)
 
-    callbacks = Callbacks(config)
+    callbacks, made = Callbacks(config), _record_folders(config)
     callbacks.on_run_start(config=config, config_name=engine.name)
     context = HydraContext(config_loader=engine.loader, callbacks=callbacks)
     ended = run_job(caught, config, "hydra.run.dir", None, context)
     callbacks.on_run_end(config=config, config_name=engine.name, job_return=ended)
+    if isinstance(found[0], UserError) or found[0] == USER_ERROR:
+        _remove_record(made)
     if isinstance(found[0], Exception):
         raise found[0]
     return found[0]
+
+
+def _record_folders(config: DictConfig) -> list[Path]:
+    """The folders that Hydra makes for its record of a job, innermost first; none unless hydra.output_subdir is set."""
+    if config.hydra.output_subdir is None:
+        return []
+    record = Path(config.hydra.run.dir, config.hydra.output_subdir)
+    return [folder for folder in (record, *record.parents) if not folder.exists()]
+
+
+def _remove_record(made: Sequence[Path]) -> None:
+    """Remove Hydra's record of a job that was refused; a folder that holds something else stays."""
+    for name in ("config.yaml", "hydra.yaml", "overrides.yaml") if made else ():
+        (made[0] / name).unlink(missing_ok=True)
+    for folder in made:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def compose_points(overrides: Sequence[Override], flags: HydraFlags, task: Callable[[Composed], Any]) -> None:
