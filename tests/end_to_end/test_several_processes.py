@@ -62,6 +62,26 @@ def test_fsdp_trains_from_the_command_line_and_speaks_once(two_processes: Path) 
     assert "Warning" not in err
 
 
+def test_two_shards_attend_within_documents_as_one_process_does_under_a_mask(fmstune: Run) -> None:
+    words = ("peft=lora", "peft.lora_dropout=0", "training.packing=true", "data.max_length=128", "data.max_rows=24")
+    words += ("training.max_steps=2", "training.logging_steps=1", "training.save_strategy=no", "evaluation=none")
+    words += ("training.train_sampling_strategy=sequential", "model.special_tokens={}", "launcher.device=cpu")
+    words += ("training.gradient_accumulation_steps=1", "launcher.threads=1")
+    one = ("model.attention=sdpa", "training.per_device_train_batch_size=2", "output_dir=one")
+    two = ("model.attention=varlen", "training.per_device_train_batch_size=1", "output_dir=two")
+    for more in (one, (*two, "launcher=fsdp", "launcher.num_processes=2")):
+        done = fmstune("train", *words, *more)
+        assert done.code == 0, done.err
+    masked, sharded = (
+        [line for line in map(json.loads, Path(name, "metrics.jsonl").read_text().splitlines()) if "loss" in line]
+        for name in ("one", "two")
+    )
+    assert len(masked) == len(sharded) == 2
+    for alone, shard in zip(masked, sharded, strict=True):
+        for name in ("loss", "grad_norm", "num_tokens"):
+            assert shard[name] == pytest.approx(alone[name], rel=1e-5), name
+
+
 def test_accelerate_starts_the_frozen_job_too(fmstune: Run, tmp_path: Path) -> None:
     """As torchrun does in tests/end_to_end/test_fsdp.py: for clusters that start processes themselves."""
     frozen(fmstune, "launcher=fsdp", *TWO, *QUICK)

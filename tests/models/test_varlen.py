@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fmstune.models import architecture, varlen
+from fmstune.models import architecture, compiled, varlen
 from fmstune.models.varlen import varlen_attention, varlen_problems
 
 SIZES = {
@@ -152,6 +153,30 @@ def test_values_may_be_narrower_than_keys() -> None:
     )
     parts = [by_hand(q[0, :, one], k[0, :, one], v[0, :, one]) for one in (slice(0, 3), slice(3, 7))]
     torch.testing.assert_close(found[0], torch.cat(parts))
+
+
+@pytest.mark.slow
+# torch itself looks at it while it compiles
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_compiled_blocks_serve_batches_of_other_segments() -> None:
+    batches = [rows(lengths) for lengths in ((9, 9, 4), (3, 7), (2, 3, 4, 5, 6, 7))]
+    found = model("llama")
+    wanted = [_gradients_of(found, parts) for parts in batches]
+    counter = CompileCounterWithBackend("eager")
+    compiled.compile_blocks(found, {"torch_compile": True, "torch_compile_backend": counter})
+    frames = []
+    for parts, one in zip(batches, wanted, strict=True):
+        assert difference(_gradients_of(found, parts), one) < 1e-6
+        frames.append(counter.frame_count)
+    # of sizes that vary from the second batch on
+    assert 0 < frames[0] < frames[1] == frames[-1]
+
+
+def _gradients_of(found: Any, parts: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    found.zero_grad(set_to_none=True)
+    batch = line(parts)
+    summed(found(**batch, use_cache=False).logits[0], batch["input_ids"][0]).backward()
+    return gradients(found)
 
 
 def test_segments_of_one_shape_are_one_call_and_are_found_once_a_batch() -> None:

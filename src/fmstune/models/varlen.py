@@ -81,7 +81,6 @@ _plans: Any = WeakIdKeyDictionary()
 """(a reference to `cu_seq_lens_k`, plan) by the very tensor of `cu_seq_lens_q`, for as long as the batch lives."""
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _plan(cu_seq_lens_q: torch.Tensor, cu_seq_lens_k: torch.Tensor) -> _Plan:
     known = _plans.get(cu_seq_lens_q)
     if known is None or known[0]() is not cu_seq_lens_k:
@@ -142,7 +141,7 @@ def varlen_attention(
         lengths = (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
         out = _attend_on_cuda(q, k, v, lengths, scaling, window)
     else:
-        out = _attend_run_by_run(q, k, v, _plan(cu_seq_lens_q, cu_seq_lens_k), scaling, window)
+        out = _attend_run_by_run(q, k, v, (cu_seq_lens_q, cu_seq_lens_k), scaling, window)
     return out[..., :size].reshape(batch, positions, -1, size), None
 
 
@@ -198,10 +197,18 @@ def _attend_on_cuda(
     return cast("torch.Tensor", out)
 
 
+# not compiled: its calls differ from batch to batch, and so would the graph
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attend_run_by_run(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: _Plan, scaling: float, window: int | None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    ends: tuple[torch.Tensor, torch.Tensor],
+    scaling: float,
+    window: int | None,
 ) -> torch.Tensor:
     """One call of SDPA for each run; whole tensors are split, as the gradient of a slice is as large as the whole."""
+    plan = _plan(*ends)
     queries = [run.segments * run.queries for run in plan.runs]
     keys = [run.segments * run.keys for run in plan.runs]
     grouped, out = q.shape[1] != k.shape[1], []
