@@ -1,5 +1,6 @@
 """Two runs side by side: what is the same is counted, what differs is shown."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,12 @@ def test_numbers_stand_under_each_other_and_large_differences_are_whole() -> Non
     assert "A: finished, B: finished." in text
     assert "train_loss                   1            1          +0" in text
     assert "peak_memory_bytes  503,123,968  502,034,432  -1,089,536" in text
+
+
+def test_the_speed_of_a_device_and_its_utilisation_are_compared() -> None:
+    a, b = (run(name, [1.0]) for name in "ab")
+    for one, share in ((a, 0.4), (b, 0.3)):
+        one.summary.update({"mfu": share, "tokens_per_second_per_device": 10_000 * share})
+    text = shown(a, b)
+    assert re.search(r"^ *mfu +0\.4 +0\.3 +-0\.1$", text, re.MULTILINE), text
+    assert re.search(r"^ *tokens_per_second_per_device +4,000 +3,000 +-1,000$", text, re.MULTILINE), text

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fmstune.runs.report import sweep_report
+from fmstune.runs.report import render, sweep_report
 from fmstune.runs.report.document import Charts, Document, Text
 from fmstune.runs.report.ranking import Metric
 from fmstune.runs.report.run_data import Run
@@ -46,3 +46,12 @@ def test_seeds_alone_are_no_choice_to_be_best() -> None:
     first = document([run(1.0, seed=1), run(2.0, seed=2)]).sections["Result"][0]
     assert isinstance(first, Text)
     assert re.fullmatch(r"Train loss 1\.5 ± 0\.71 over 2 seeds", first.text)
+
+
+def test_runs_whose_model_flops_utilisation_is_known_are_shown_with_it() -> None:
+    runs = [run(loss, a=loss) for loss in (1.0, 2.0)]
+    assert "MFU" not in render.render_text(document(runs))
+    for one in runs:
+        one.summary["mfu"] = 0.4115
+    assert re.search(r"tokens/s +MFU", render.render_text(document(runs)))
+    assert "41.1%" in render.render_text(document(runs))
