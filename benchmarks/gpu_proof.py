@@ -136,14 +136,19 @@ def machine(at: Place) -> dict[str, Any]:
     """What it ran on and with, and which versions are below those that fmstune asks for."""
     found = {name: there for name in PACKAGES if (there := _version(name)) is not None}
     asked = [Requirement(text) for text in requires("fmstune") or () if "extra ==" not in text]
-    outside = [f"{one.name} {found[one.name]} ({one.specifier})" for one in asked if _is_outside(one, found)]
+    outside = [text for one in asked if (text := _outside(one))]
     card = torch.cuda.get_device_name() if at.on_gpu else platform.processor() or platform.machine()
     facts = {"device": at.device, "card": card, "cuda": torch.version.cuda, "python": platform.python_version()}
     return {**facts, "versions": found, "outside_the_ranges": outside}
 
 
-def _is_outside(one: Requirement, found: dict[str, str]) -> bool:
-    return one.name in found and not one.specifier.contains(found[one.name].partition("+")[0], prereleases=True)
+def _outside(one: Requirement) -> str | None:
+    """A package with its version and the range that this is outside of; None where it is within it."""
+    there = _version(one.name)
+    if there is None:
+        return f"{one.name} is not installed"
+    within = one.specifier.contains(there.partition("+")[0], prereleases=True)
+    return None if within else f"{one.name} {there} ({one.specifier})"
 
 
 def _version(name: str) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 from transformers import LlamaConfig
 
 import gpu_checks
@@ -135,6 +136,15 @@ def test_the_page_names_the_card_each_figure_and_each_failure() -> None:
     assert "| fsdp2 | failed | exit code 1 / trace | 3.0 |" in page
     assert "| 2x4096 | passed | times 1.25 | 50.0 |" in page
     assert "0 of 1 passed." in page and "1 of 1 passed." in page
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [("torch>=2", None), ("torch>=99", " (>=99)"), ("no-such-package>=1", "no-such-package is not installed")],
+)
+def test_a_package_outside_its_range_is_named(asked: str, said: str | None) -> None:
+    found = gpu_proof._outside(Requirement(asked))
+    assert found == said or (said is not None and found is not None and found.endswith(said))
 
 
 def test_a_trial_on_a_cpu_is_no_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
