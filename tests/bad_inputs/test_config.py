@@ -227,7 +227,7 @@ RANGES = [
     case("training.weight_decay=-0.1", "training.weight_decay must be at least 0, got -0.1"),
     case("training.logging_steps=0", "training.logging_steps must be above 0 and finite, got 0"),
     case("training.save_total_limit=0", "training.save_total_limit must be at least 1, got 0"),
-    case("training.dataloader_num_workers=-1", "training.dataloader_num_workers must be at least 0, got -1"),
+    case("training.dataloader_num_workers=-1", "training.dataloader_num_workers must be from 0 to 1,024, got -1"),
     case("training.neftune_noise_alpha=-1", "training.neftune_noise_alpha must be at least 0, got -1"),
     case("training.adam_beta1=1.5", "training.optim=adamw_torch_fused or its … refused: Invalid beta parameter …"),
     case("training.optim_args=foo", "training.optim=adamw_torch_fused or its settings are refused: …"),
@@ -243,7 +243,7 @@ RANGES = [
     case(
         "data.max_rows=0 launcher.threads=0 evaluation.batch_size=0 evaluation.max_new_tokens=0 evaluation.max_rows=0",
         "data.max_rows must be at least 1, got 0",
-        "launcher.threads must be at least 1, got 0",
+        "launcher.threads must be from 1 to 1,024, got 0",
         "evaluation.batch_size must be at least 1, got 0",
         "evaluation.max_new_tokens must be at least 1, got 0",
         "evaluation.max_rows must be at least 1, got 0",
