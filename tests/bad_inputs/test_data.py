@@ -237,15 +237,16 @@ SOURCES = [
     Case(
         "check data=text data.train=a.jsonl data.prefix_sharing=true data.streaming=true training.max_steps=2 "
         "peft=prompt_tuning model.attention=sdpa training.packing=true training.label_smoothing_factor=0.1 "
-        "training.pad_to_multiple_of=8",
+        "training.pad_to_multiple_of=8 training.eval_packing=true",
         (
             "data.prefix_sharing=true: each row begins with the virtual tokens of PromptTuning, and PEFT drops the …",
             "model.attention=sdpa cannot attend to a beginning that stands elsewhere, …; leave it at auto",
             "data.streaming=true reads rows one after the other, …; set one of them to false",
             "training.label_smoothing_factor does not go with data.prefix_sharing: TRL smooths labels by position, …",
             "training.pad_to_multiple_of does not go with data.prefix_sharing: …; leave it out",
-            "training.packing does not go with data.prefix_sharing: it shares within a batch, …; leave it out",
+            "training.eval_packing does not go with data.prefix_sharing: held-out rows are packed as …; leave it out",
             "training.packing lets documents with virtual tokens (PromptTuning) see each other; …",
+            "training.eval_packing lets documents with virtual tokens (PromptTuning) see each other; …",
         ),
         TWO,
     ),

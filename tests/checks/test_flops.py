@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from fmstune.checks.flops import USUAL_MFU, epoch_flops, show_flops, show_hours
+from fmstune.checks.flops import USUAL_MFU, epoch_flops, sharing_speed, show_flops, show_hours
 from fmstune.checks.memory_plan import plan_work, render_plan
 from fmstune.checks.plan_inputs import ModelFlops, PassFlops, Rows, Sharing, Training, Work
+from fmstune.data.prefix_sharing.saved_positions import LargestBatch, Savings
 from tests.checks.test_memory_plan import LLAMA_7B, LORA_GPU
 
 SIMPLE = replace(LLAMA_7B, flops=ModelFlops(PassFlops(1000, 100, (1, 1)), PassFlops(2000, 200, (2, 0)), (None, 2)))
@@ -28,8 +29,28 @@ def test_rows_of_unknown_length_are_as_long_as_the_mean() -> None:
     assert epoch_flops(with_rows(lengths=())) == 12 * 3000 + 6 * 300 + 3 * 10 * 3 + 3 * 7
 
 
+SHARED = with_rows(
+    shared=Savings(batch_size=3, rows=3, tokens=12, padded=18, shared=6, largest=LargestBatch(6, 9, 6), packs=2)
+)
+
+
 def test_a_beginning_that_is_shared_is_planned_once() -> None:
-    assert epoch_flops(with_rows(positions=6)) == 6 * 3000 + 6 * 300 + (33 * 3 + 21) / 2
+    assert epoch_flops(SHARED) == 6 * 3000 + 6 * 300 + (33 * 3 + 21) / 2
+    assert sharing_speed(SHARED) == EPOCH / epoch_flops(SHARED)
+
+
+def test_steps_positions_and_memory_are_those_of_the_shared_batches() -> None:
+    packed = replace(SHARED, training=replace(SHARED.training, packing=True))
+    made = plan_work(packed)
+    assert (made.rows, made.steps_per_epoch, made.positions_per_step) == (2, 2, 6)
+    assert "at most 6 positions a step, shared beginnings once; 6 an epoch, 1.9 times the rows a second" in render_plan(
+        made
+    )
+    assert "packing is counted as perfect" not in render_plan(made)
+    alone = plan_work(with_rows(longest=6))
+    # as many positions as one row, and three keys and values more in each layer
+    more = 3 * 2 * LLAMA_7B.kv_heads * LLAMA_7B.head_dim * LLAMA_7B.layers * 2
+    assert plan_work(SHARED).memory.activations - alone.memory.activations == more
 
 
 def test_virtual_tokens_lengthen_each_row_and_those_of_prefix_tuning_its_keys() -> None:

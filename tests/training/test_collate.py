@@ -18,7 +18,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from fmstune.errors import UserError
 from fmstune.training import collate
-from fmstune.training.collate import Collator, LengthGrouped, PrefixGrouped, SharingCollator
+from fmstune.training.collate import DOCUMENTS, Collator, LengthGrouped, PrefixGrouped, SharingCollator
 from tests import small
 from tests.training.test_trainer import IDS, ROWS, trainer
 
@@ -297,6 +297,18 @@ def test_rows_that_share_are_one_line_with_the_labels_of_all_rows() -> None:
     assert batch["targets"].tolist() == [0, 1, 0]
     assert batch["padding"] == -2
     assert (batch["max_length_q"], batch["max_length_k"]) == (2, 3)
+
+
+def test_documents_of_packs_that_share_are_the_line_of_the_same_rows() -> None:
+    documents = [{"input_ids": [*range(30), own], "labels": [-100] * 30 + [own]} for own in (41, 42, 43, 44)]
+    packs = [
+        {name: one[name] + other[name] for name in one} | {DOCUMENTS: [31, 31]}
+        for one, other in (documents[:2], documents[2:])
+    ]
+    alone, packed = SharingCollator()(documents), SharingCollator()(packs)
+    assert packed.keys() == alone.keys()
+    assert all(torch.equal(torch.as_tensor(packed[name]), torch.as_tensor(alone[name])) for name in alone)
+    assert packed["input_ids"].numel() == 29 + 4 * 2
 
 
 def test_the_sampler_of_shared_beginnings_has_an_order_for_each_epoch_and_the_same_one_again() -> None:

@@ -75,8 +75,7 @@ _OWN_LOSS = {
     "label_smoothing_factor": "TRL smooths labels by position, and a shared position stands for several rows",
     "neftune_noise_alpha": "its noise depends on the length of a row, and the rows are one line",
     "pad_to_multiple_of": "the rows are one line, which is not padded",
-    "packing": "it shares within a batch, which holds as many rows as per_device_train_batch_size says",
-    "eval_packing": "it shares within a batch, which holds as many rows as per_device_eval_batch_size says",
+    "eval_packing": "held-out rows are packed as those of training are",
     "padding_free": "it lays the rows on one line already",
 }
 """Fields of `training` that do not go with shared beginnings, and why."""

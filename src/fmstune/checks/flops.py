@@ -1,6 +1,6 @@
 """Model FLOPs of a whole run, and the hours and the cost of it: arithmetic, torch-free."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fmstune.checks.plan_inputs import Work, pairs_of_row
 
@@ -48,11 +48,17 @@ def epoch_flops(work: Work) -> float:
         for window in d.flops.windows
     ]
     scored = rows.tokens * rows.supervised_share if work.training.scores_vocabulary else 0
-    if rows.positions is not None and positions:
+    if rows.shared is not None and positions:
         # a shared beginning has fewer pairs than the rest, which are therefore counted a little low
-        pairs = [one * rows.positions / positions for one in pairs]
-        positions = rows.positions
+        pairs = [one * rows.shared.shared / positions for one in pairs]
+        positions = rows.shared.shared
     return d.flops.total(positions, scored, pairs, frozen_copies=work.training.frozen_copies)
+
+
+def sharing_speed(work: Work) -> float:
+    """Model FLOPs of the rows alone, by those of the rows that share their beginnings."""
+    alone = replace(work, rows=replace(work.rows, shared=None))
+    return epoch_flops(alone) / max(epoch_flops(work), 1)
 
 
 def speed_lines(speed: Speed, work: Work) -> list[tuple[str, str]]:

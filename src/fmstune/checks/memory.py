@@ -8,7 +8,7 @@ and temporaries of an unfused optimizer.
 import math
 from dataclasses import dataclass
 
-from fmstune.checks.plan_inputs import Dimensions, Work, positions_scored, row_length
+from fmstune.checks.plan_inputs import Dimensions, Work, batch_positions, positions_scored, row_length
 from fmstune.checks.precision import BYTES
 
 
@@ -137,15 +137,26 @@ def activation_bytes(work: Work) -> int:
     keeps its input, and one block at a time is computed again (Chen et al. 2016, arXiv:1604.06174).
     """
     d, t, precision = work.dimensions, work.training, work.machine.precision
-    positions = t.texts_in_batch * (row_length(work) - d.prefix_tokens)
+    positions = batch_positions(work) - t.texts_in_batch * d.prefix_tokens
     block, last_norm = _block_bytes(work), 2 * 4 * d.hidden_size
+    size = BYTES[precision.autocast or precision.weights]
+    beside = attention_mask_bytes(work) + shared_key_bytes(work)
     if not t.activation_checkpointing:
-        size = BYTES[precision.autocast or precision.weights]
         # keys and values that prefix tuning puts before those of the rows
         prefix = t.texts_in_batch * d.layers * d.prefix_tokens * 2 * d.kv_heads * d.head_dim * size
-        return int(positions * (d.layers * block + last_norm) + prefix) + attention_mask_bytes(work)
+        return int(positions * (d.layers * block + last_norm) + prefix) + beside
     block_input = d.hidden_size * BYTES[precision.weights]
-    return int(positions * (d.layers * block_input + block + last_norm)) + attention_mask_bytes(work)
+    return int(positions * (d.layers * block_input + block + last_norm)) + beside
+
+
+def shared_key_bytes(work: Work) -> int:
+    """Bytes of the keys and values of shared beginnings that are laid out once more for the segments behind them."""
+    d, precision = work.dimensions, work.machine.precision
+    if (shared := work.rows.shared) is None:
+        return 0
+    again = shared.largest.keys - shared.largest.positions
+    blocks = 1 if work.training.activation_checkpointing else d.layers
+    return blocks * again * 2 * d.kv_heads * d.head_dim * BYTES[precision.autocast or precision.weights]
 
 
 def attention_mask_bytes(work: Work) -> int:
@@ -213,8 +224,9 @@ def logit_bytes(work: Work) -> int:
     d, machine = work.dimensions, work.machine
     if not work.training.scores_vocabulary:
         return 0
-    positions = work.training.texts_in_batch * (row_length(work) - d.virtual_tokens)
-    supervised = math.ceil(positions * work.rows.supervised_share)
+    positions = batch_positions(work) - work.training.texts_in_batch * d.virtual_tokens
+    shared = work.rows.shared
+    supervised = shared.largest.trained if shared else math.ceil(positions * work.rows.supervised_share)
     if machine.device == "cuda":
         # the tile of TRL's fused output layer (trl 1.16: kernels/chunked_logprob.py:31, trainer/utils.py:1447)
         return min(supervised, 4096) * 32768 * BYTES[machine.precision.autocast or machine.precision.weights]

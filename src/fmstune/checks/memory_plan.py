@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from fmstune.checks.flops import Speed, missing_peak, plan_speed, speed_lines
+from fmstune.checks.flops import Speed, missing_peak, plan_speed, sharing_speed, speed_lines
 from fmstune.checks.memory import OPTIMIZER_STATES, Memory, device_memory, optimizer_bytes, optimizer_family
-from fmstune.checks.plan_inputs import Sharing, Training, Work, positions_scored, row_count, row_length
+from fmstune.checks.plan_inputs import Sharing, Training, Work, batch_positions, positions_scored, row_count, row_length
 from fmstune.checks.precision import BYTES
 from fmstune.tables import show_bytes
 
@@ -74,7 +74,7 @@ def plan_work(work: Work, counted: Memory | None = None, reason: str = "", mfu: 
         total_steps=step_counts.total_steps,
         tokens_per_epoch=work.rows.tokens,
         tokens_estimated=work.rows.estimated,
-        positions_per_step=work.sharing.processes * t.texts_in_batch * t.gradient_accumulation_steps * row_length(work),
+        positions_per_step=work.sharing.processes * t.gradient_accumulation_steps * batch_positions(work),
         speed=plan_speed(work, 1 if work.rows.streamed else step_counts.total_steps / step_counts.steps_per_epoch, mfu),
         checkpoint_bytes=trained + optimizer_bytes(t.optim, d, BYTES[work.machine.precision.trained]),
         counted=counted is not None,
@@ -102,7 +102,7 @@ def _notes(work: Work) -> Iterator[str]:
     d, t = work.dimensions, work.training
     if t.optim != "adafactor" and optimizer_family(t.optim) not in OPTIMIZER_STATES:
         yield f"the memory of optim={t.optim} is not known here; counted as AdamW in float32"
-    if t.packing:
+    if t.packing and work.rows.shared is None:
         yield "packing is counted as perfect: the real number of rows and steps is a little higher"
     if (slower := packing_slowdown(work)) > 1.1:
         name = "packing" if t.packing else "padding_free"
@@ -170,12 +170,23 @@ def render_plan(plan: Plan) -> str:
         ("", split),
         ("steps", f"{plan.total_steps:,} ({length}, {epoch}{batch})"),
         ("tokens", tokens),
-        ("", f"at most {plan.positions_per_step:,} positions a step, padding included"),
+        ("", f"at most {plan.positions_per_step:,} positions a step, {_beside_tokens(plan.work)}"),
         *speed_lines(plan.speed, plan.work),
         ("checkpoint", show_bytes(plan.checkpoint_bytes)),
         *(("note", note) for note in plan.notes),
     ]
     return "\n".join(f"{label:<12}{text}" for label, text in lines)
+
+
+def _beside_tokens(work: Work) -> str:
+    """What a step's positions are, and what sharing saves of them."""
+    if (shared := work.rows.shared) is None:
+        return "padding included"
+    about = "≈ " if shared.estimated else ""
+    return (
+        f"shared beginnings once; {about}{shared.shared:,} an epoch, "
+        f"{sharing_speed(work):.2g} times the rows a second of packed rows by arithmetic"
+    )
 
 
 def _where(sharing: Sharing) -> str:

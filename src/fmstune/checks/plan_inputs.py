@@ -4,9 +4,13 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fmstune.checks.precision import Precision
 from fmstune.config.choices import Attention
+
+if TYPE_CHECKING:
+    from fmstune.data.prefix_sharing.saved_positions import Savings
 
 
 @dataclass(frozen=True)
@@ -116,8 +120,8 @@ class Rows:
     """They are read while training: `rows` are those that `max_steps` takes, and what they are like is estimated."""
     lengths: tuple[tuple[int, int], ...] = ()
     """Lengths of rows with how many have each; empty where only the mean is known."""
-    positions: int | None = None
-    """Positions of an epoch where rows that share their beginnings compute them once; else those of `tokens`."""
+    shared: "Savings | None" = None
+    """What sharing their beginnings saves; None where they do not, or are not tokenised yet."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,12 @@ class Work:
 
 
 def row_count(rows: Rows, training: Training) -> int:
-    """Rows that the trainer sees; packed rows are full ones but the last, which no packing can beat."""
+    """Rows that the trainer sees; packed rows are full ones but the last, which no packing can beat.
+
+    Where rows share, packs are filled as the run fills them.
+    """
+    if rows.shared is not None and rows.shared.packs is not None:
+        return rows.shared.packs
     return math.ceil(rows.tokens / training.max_length) if training.packing else rows.rows
 
 
@@ -202,6 +211,13 @@ def row_length(work: Work) -> int:
     t = work.training
     longest = max(work.rows.tokens, 1) if t.packing else work.rows.longest
     return min(longest, t.max_length) + work.dimensions.virtual_tokens
+
+
+def batch_positions(work: Work) -> int:
+    """Positions that go through the model together, as if every row were as long as the longest."""
+    if work.rows.shared is not None:
+        return work.rows.shared.largest.positions
+    return work.training.texts_in_batch * row_length(work)
 
 
 def positions_scored(work: Work) -> int:

@@ -14,6 +14,7 @@ from trl import pack_dataset
 
 from fmstune.data.prefix_sharing.grouping import find_groups, grouped_order, token_column
 from fmstune.data.prefix_sharing.layout import LEAST_SAVED, lay_out, line_arguments
+from fmstune.data.prefix_sharing.packs import DOCUMENTS as DOCUMENTS
 from fmstune.data.tokens import IGNORED
 from fmstune.errors import UserError
 from fmstune.models.trl_internals import DataCollatorForLanguageModeling
@@ -21,8 +22,6 @@ from fmstune.training.transformers_internals import LengthGroupedSampler
 
 PADDING = "padding"
 """Key of a batch without a mask: how many of its positions hold no token. It is for counting, not for the model."""
-DOCUMENTS = "seq_lengths"
-"""Column of packed rows, TRL's name: the lengths of the documents in a row."""
 TARGETS = "targets"
 """Key of a batch whose rows share beginnings: the positions that predict its labels, for the loss alone."""
 TOKENS_AT_A_TIME = 2**24
@@ -137,7 +136,7 @@ def segments(lengths: Sequence[int]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SharingCollator:
-    """Rows as one line on which a beginning that several rows share stands once (see `prefix_sharing.layout`).
+    """Rows, packed or not, as one line on which a shared beginning stands once (see `prefix_sharing.layout`).
 
     `labels` are those of the rows end to end, after one that none predicts, so that Trainer counts what the rows
     train; `TARGETS` are the positions of the line that predict them. `PADDING` is below zero: positions were saved.
@@ -148,8 +147,9 @@ class SharingCollator:
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the batch; the arguments of the model are those of the attention `varlen`."""
-        layout = lay_out(examples, self.least_saved)
-        line = line_arguments(layout, examples)
+        documents = list(_documents(examples))
+        layout = lay_out(documents, self.least_saved)
+        line = line_arguments(layout, documents)
         arrays = {name: torch.from_numpy(value) for name, value in line.items() if isinstance(value, np.ndarray)}
         shift_labels, targets = arrays.pop("shift_labels"), arrays.pop("targets")
         for name in ("input_ids", "position_ids"):

@@ -16,9 +16,9 @@ from fmstune.checks.advice import memory_advice
 from fmstune.checks.memory_plan import Plan, render_plan
 from fmstune.checks.plan_inputs import Rows
 from fmstune.checks.precision import precision_notes
-from fmstune.config.job import Job, order_seed, text_columns
+from fmstune.config.job import Job, text_columns
 from fmstune.data.dataset import Prepared, prepare_data
-from fmstune.data.prefix_sharing.savings import Savings, estimate_savings
+from fmstune.data.prefix_sharing.saved_positions import Savings
 from fmstune.data.preparation import mark_prepared
 from fmstune.data.scan import scan_data
 from fmstune.data.show import render_rows, write_rows_json, write_rows_page
@@ -49,7 +49,6 @@ def check(job: Job) -> int:
     checked: Checked | None = None
     rows: Rows | None = None
     prepared: Prepared | None = None
-    savings: Savings | None = None
     with collect_problems(problems):
         checked = preflight.check_job(job, device_here=False)
         _check_arguments(job, checked)
@@ -62,18 +61,17 @@ def check(job: Job) -> int:
             rows = planning.estimate_rows(job)
         else:
             prepared = prepare_data(job.data, tokenizer.tokenizer, job.seed, text_columns(job.objective))
-            savings = _savings(job, prepared)
-            rows = planning.count_rows(job, prepared, savings)
+            rows = planning.count_rows(job, prepared)
             problems += row_checks.label_problems(job, prepared, tokenizer)
             checked = preflight.with_tokenizer(job, checked, tokenizer) if checked is not None else None
     raise_if_any(problems)
     assert checked is not None and rows is not None
-    _print_plan(job, planning.make_plan(job, checked, rows, prepared), checked, prepared, savings)
+    _print_plan(job, planning.make_plan(job, checked, rows, prepared), checked, prepared)
     print("\n".join(["", *(f"note: {note}" for note in notes), "no problems found"]))
     return 0
 
 
-def _print_plan(job: Job, made: Plan, checked: Checked, prepared: Prepared | None, savings: Savings | None) -> None:
+def _print_plan(job: Job, made: Plan, checked: Checked, prepared: Prepared | None) -> None:
     print(render_plan(made))
     for note in (*checked.notes, *precision_notes(checked.precision, checked.peft is not None)):
         print(f"note: {note}")
@@ -82,15 +80,12 @@ def _print_plan(job: Job, made: Plan, checked: Checked, prepared: Prepared | Non
         print(f"note: the plan does not fit: {show_bytes(made.total)} of {show_bytes(available)}; what would help:")
         print("\n".join(f"  {change}" for change in memory_advice(made, available)))
     if prepared is not None:
-        lines = [*prepared.lines(), *_sharing_lines(savings), *(f"note: {note}" for note in prepared.notes())]
+        lines = [
+            *prepared.lines(),
+            *_sharing_lines(made.work.rows.shared),
+            *(f"note: {note}" for note in prepared.notes()),
+        ]
         print("\n".join(["", *lines]))
-
-
-def _savings(job: Job, prepared: Prepared) -> Savings | None:
-    """What sharing the beginnings of rows saves, where the job asks for it."""
-    if not job.data.prefix_sharing:
-        return None
-    return estimate_savings(prepared.train, job.training.get("per_device_train_batch_size", 8), order_seed(job))
 
 
 def _sharing_lines(savings: Savings | None) -> list[str]:
@@ -110,7 +105,7 @@ def show_rows(job: Job, rows: int, json: Path | None, html: Path | None) -> int:
     raise_if_any(problems)
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print(render_rows(prepared, tokenizer.tokenizer, rows=rows, color=color))
-    if shared := _sharing_lines(_savings(job, prepared)):
+    if shared := _sharing_lines(planning.shared_rows(job, prepared.train)):
         print("", *shared, sep="\n")
     if json or html:
         print("", *(f"wrote {path}" for path in (json, html) if path), sep="\n")
@@ -138,9 +133,8 @@ def train(job: Job, command: str | None = None) -> int:
             tokenizer, prepared = _prepare(job)
         raise_if_any(row_checks.label_problems(job, prepared, tokenizer))
         checked = preflight.with_tokenizer(job, checked, tokenizer)
-        savings = _savings(job, prepared)
-        made = planning.make_plan(job, checked, planning.count_rows(job, prepared, savings), prepared)
-        _print_plan(job, made, checked, prepared, savings)
+        made = planning.make_plan(job, checked, planning.count_rows(job, prepared), prepared)
+        _print_plan(job, made, checked, prepared)
         print(flush=True)
         train_job(job, checked, tokenizer, prepared, made, command)
     return 0

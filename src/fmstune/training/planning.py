@@ -17,14 +17,15 @@ from transformers import Trainer, TrainingArguments
 
 from fmstune import ranks
 from fmstune.checks import resume
-from fmstune.checks.memory import Memory, activation_bytes, device_memory, logit_bytes
+from fmstune.checks.memory import Memory, activation_bytes, device_memory, logit_bytes, shared_key_bytes
 from fmstune.checks.memory_plan import Plan, plan_work
 from fmstune.checks.plan_inputs import Machine, Rows, Sharing, Training, Work, row_count, row_length
 from fmstune.config.choices import Backend, Sharding
 from fmstune.config.compare_by import figure
 from fmstune.config.job import SFT, SUPERVISED, Job, Launcher, is_sharded, order_seed, text_columns
 from fmstune.data.dataset import Prepared
-from fmstune.data.prefix_sharing.savings import Savings
+from fmstune.data.prefix_sharing.saved_positions import Savings
+from fmstune.data.prefix_sharing.savings import Batching, estimate_savings
 from fmstune.data.scan import CHARACTERS_PER_TOKEN, scan_data
 from fmstune.data.tokens import IGNORED
 from fmstune.errors import UserError, one_line, raise_if_any
@@ -38,11 +39,8 @@ from fmstune.training.preflight import Checked
 from fmstune.training.row_checks import batch_problems, held_out_problems, length_problems
 
 
-def count_rows(job: Job, prepared: Prepared, savings: Savings | None = None) -> Rows:
-    """The training rows of an epoch in numbers, counted; streamed rows are estimated from the first ones.
-
-    `savings` are those of rows that share their beginnings.
-    """
+def count_rows(job: Job, prepared: Prepared) -> Rows:
+    """The training rows of an epoch in numbers, counted; streamed rows are estimated from the first ones."""
     ledger = prepared.ledger
     share = ledger.tokens_trained / max(ledger.tokens_total, 1)
     if prepared.streamed is not None:
@@ -53,7 +51,7 @@ def count_rows(job: Job, prepared: Prepared, savings: Savings | None = None) -> 
         max(ledger.lengths, default=0),
         supervised_share=share,
         lengths=_row_lengths(prepared.train),
-        positions=None if savings is None else savings.shared,
+        shared=shared_rows(job, prepared.train),
     )
 
 
@@ -63,6 +61,20 @@ def _row_lengths(train: Any) -> tuple[tuple[int, int], ...]:
         return ()
     found, counts = np.unique(collate.lengths(train), return_counts=True)
     return tuple(zip(found.tolist(), counts.tolist(), strict=True))
+
+
+def shared_rows(job: Job, train: Dataset) -> Savings | None:
+    """What the rows save by sharing their beginnings, in the batches of the run."""
+    if not job.data.prefix_sharing:
+        return None
+    training = job.training
+    batching = Batching(
+        size=training.get("per_device_train_batch_size", 8),
+        seed=order_seed(job),
+        pack_length=job.data.max_length if training.get("packing") else None,
+        grouped=training.get("train_sampling_strategy", "random") == "random",
+    )
+    return estimate_savings(train, batching)
 
 
 def _streamed_rows(job: Job, mean_length: float, share: float) -> Rows:
@@ -125,8 +137,8 @@ def count_memory(job: Job, checked: Checked, work: Work, prepared: Prepared | No
     formulas = device_memory(work)
     if formulas.total < _WORTH_COUNTING:
         return None, ""
-    if job.data.prefix_sharing:
-        return None, "rows share their beginnings"
+    if job.data.prefix_sharing and work.rows.shared is None:
+        return None, "how much of their beginnings rows share is known once they are tokenised"
     if job.model.backend is not Backend.transformers:
         return None, f"the blocks are those of {job.model.backend.value}"
     try:
@@ -134,6 +146,8 @@ def count_memory(job: Job, checked: Checked, work: Work, prepared: Prepared | No
         held = count_step(checked.configuration, checked.peft, shape, _step_settings(job, checked))
     except FAILURES as err:
         return None, f"{checked.configuration.model_type} cannot be tried without numbers ({one_line(err)})"
+    # segments attend to beginnings that the counted step has no copies of
+    held["activations"] += shared_key_bytes(work)
     counted = replace(formulas, **held)
     if _torch_optimizer(job.training, checked.device) is None:
         counted = replace(counted, optimizer=formulas.optimizer)
@@ -148,6 +162,11 @@ def count_memory(job: Job, checked: Checked, work: Work, prepared: Prepared | No
 def largest_batch(work: Work) -> StepShape:
     """The batch that holds most if all of its rows are as long as the longest."""
     t, rows = work.training, work.rows
+    if rows.shared is not None:
+        largest, accumulated = rows.shared.largest, t.gradient_accumulation_steps > 1
+        return StepShape(
+            1, largest.positions, max(largest.trained, 1), padded=False, packed=False, accumulated=accumulated
+        )
     length = max(row_length(work) - work.dimensions.virtual_tokens, 2)
     batch = min(t.per_device_train_batch_size, max(row_count(rows, t), 1))
     apart = t.packing or t.padding_free
@@ -164,9 +183,9 @@ def largest_batch(work: Work) -> StepShape:
 
 
 def _known_batch(job: Job, work: Work, prepared: Prepared | None) -> StepShape | None:
-    """The batch of the run that holds most; None where rows are packed, streamed or not tokenised."""
+    """The batch of the run that holds most; None where rows are packed, shared, streamed or not tokenised."""
     t = work.training
-    if prepared is None or t.packing or not isinstance(prepared.train, Dataset):
+    if prepared is None or t.packing or work.rows.shared is not None or not isinstance(prepared.train, Dataset):
         return None
     lengths, trained = _row_sizes(prepared.train)
     batches = [

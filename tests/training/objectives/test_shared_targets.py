@@ -168,15 +168,23 @@ def test_two_processes_that_share_take_the_steps_of_two_that_pad(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("packs", ["false", "true"])
 def test_a_resumed_run_takes_the_batches_of_one_that_was_not_stopped(
-    own_rows: None, fmstune: Callable[..., Result]
+    own_rows: None, fmstune: Callable[..., Result], packs: str
 ) -> None:
-    words = (*SHARING, "data.prefix_sharing=true", "training.save_strategy=steps", "training.save_steps=2")
+    words = (
+        *SHARING,
+        f"training.packing={packs}",
+        "data.prefix_sharing=true",
+        "training.save_strategy=steps",
+        "training.save_steps=2",
+    )
     whole = fmstune(*words, "output_dir=whole")
     assert whole.code == 0, whole.err
     rest = fmstune(*words, "output_dir=rest", "training.resume=whole/checkpoint-2")
     assert rest.code == 0, rest.err
     assert rest.summary["weights_sha256"] == whole.summary["weights_sha256"]
+    assert whole.summary["plan"]["total_steps"] == whole.summary["steps"] == 4
     saved = ("positions_saved", "share_saved")
     assert [rest.summary["prefix_sharing"][name] for name in saved] == [
         whole.summary["prefix_sharing"][name] for name in saved

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fmstune.data.prefix_sharing.grouping import batches_of, find_groups, grouped_order, token_column
+from fmstune.data.prefix_sharing.grouping import Numbers, batches_of, find_groups, grouped_order, token_column
 from fmstune.data.prefix_sharing.layout import lay_out
+from fmstune.data.prefix_sharing.packs import fill_packs
+from fmstune.data.prefix_sharing.saved_positions import LargestBatch, Savings
+from fmstune.data.tokens import IGNORED
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -17,54 +21,61 @@ BATCHES = 256
 
 
 @dataclass(frozen=True)
-class Savings:
-    """Positions of an epoch in batches of one size, as the rows lie in the first epoch of the run."""
+class Batching:
+    """How an epoch puts rows into batches."""
 
-    batch_size: int
-    rows: int
-    tokens: int
-    padded: int
-    """Positions where each row of a batch is filled up to the longest."""
-    shared: int
-    """Positions where a beginning that rows of a batch share stands once."""
-    estimated: bool = False
-
-    def line(self) -> str:
-        """What it says of itself: positions with and without, and when sharing is worth it."""
-        about = "about " if self.estimated else ""
-        saved = 1 - self.shared / max(self.tokens, 1)
-        text = (
-            f"{about}{self.shared:,} positions an epoch for {self.tokens:,} tokens in batches of {self.batch_size} "
-            f"({saved:.1%} saved; {self.padded:,} positions padded)"
-        )
-        if saved < LITTLE:
-            return f"{text}; rows share too little: data.prefix_sharing=false or training.packing=true is as fast"
-        return text
+    size: int
+    """Rows of a batch, or packs."""
+    seed: int
+    pack_length: int | None = None
+    """Positions of a pack; None where rows are not packed."""
+    grouped: bool = True
+    """Rows that begin alike are brought together; else they keep the order of the file."""
 
 
-LITTLE = 0.02
-"""Below this share the rows have next to nothing in common."""
-
-
-def estimate_savings(rows: "Dataset", batch_size: int, seed: int) -> Savings:
+def estimate_savings(rows: "Dataset", batching: Batching) -> Savings:
     """Lay out the batches of the first epoch, or some of them; rows that are not read cost a few numbers each."""
-    tokens, bounds = token_column(rows)
-    order = grouped_order(find_groups(tokens, bounds), len(rows), batch_size, (seed, 0))
-    batches = list(batches_of(order, batch_size))
-    chosen = [batches[place] for place in _spread(len(batches))]
-    lengths = np.diff(bounds)
-    padded = sum(int(lengths[batch].max()) * len(batch) for batch in chosen)
-    laid_out = [lay_out([rows[int(number)] for number in batch]) for batch in chosen]
-    seen = sum(layout.tokens for layout in laid_out)
-    share = int(lengths.sum()) / max(seen, 1)
+    lengths = np.diff(token_column(rows)[1])
+    chosen, packs = _packed(rows, batching) if batching.pack_length else (_batches(rows, batching), None)
+    padded, shared, taken, largest = 0, 0, 0, LargestBatch(0, 0, 0)
+    for batch in chosen:
+        examples = [rows[int(number)] for number in batch]
+        layout = lay_out(examples)
+        padded += int(lengths[batch].max()) * len(batch)
+        shared += layout.positions
+        taken += len(batch)
+        if layout.positions > largest.positions:
+            # a segment attends to its path from the root
+            keys = sum(segment.end for segment in layout.segments)
+            trained = sum(label != IGNORED for example in examples for label in example["labels"])
+            largest = LargestBatch(layout.positions, keys, trained)
+    whole = int(lengths.sum()) / max(int(lengths[np.concatenate(chosen)].sum()), 1)
     return Savings(
-        batch_size=batch_size,
+        batch_size=batching.size,
         rows=len(rows),
         tokens=int(lengths.sum()),
-        padded=round(padded * share),
-        shared=round(sum(layout.positions for layout in laid_out) * share),
-        estimated=len(chosen) < len(batches),
+        padded=round(padded * whole),
+        shared=round(shared * whole),
+        largest=largest,
+        packs=None if packs is None else round(packs * len(rows) / taken),
+        estimated=taken < len(rows),
     )
+
+
+def _batches(rows: "Dataset", batching: Batching) -> list[Numbers]:
+    """The rows of some batches of the first epoch."""
+    order = np.arange(len(rows))
+    if batching.grouped:
+        order = grouped_order(find_groups(*token_column(rows)), len(rows), batching.size, (batching.seed, 0))
+    batches = list(batches_of(order, batching.size))
+    return [batches[place] for place in _spread(len(batches))]
+
+
+def _packed(rows: "Dataset", batching: Batching) -> tuple[list[Numbers], int]:
+    """The rows of the first batches of packs, and how many packs these are; packs are filled in random order."""
+    assert batching.pack_length is not None
+    packs = [pack.rows for pack in islice(fill_packs(rows, batching.pack_length, batching.seed), BATCHES)]
+    return [np.concatenate(packs[n : n + batching.size]) for n in range(0, len(packs), batching.size)], len(packs)
 
 
 def _spread(count: int) -> Sequence[int]:

@@ -11,8 +11,9 @@ import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from fmstune.config.job import Evaluation
+from fmstune.config.job import Evaluation, order_seed
 from fmstune.config.metrics import Place, metrics_of, names_at
+from fmstune.data.prefix_sharing.packs import pack_shared
 from fmstune.errors import raise_if_any
 from fmstune.evaluation.held_out import Scores, labels_of, score, together
 from fmstune.files import write_json
@@ -80,7 +81,8 @@ class SftTrainer(RunMixin, SFTTrainer):
         if not isinstance(dataset, Dataset):
             return super()._prepare_dataset(dataset, processing_class, args, packs, *rest, **kwargs)
         with global_then_local_main_first():
-            rows = dataset.select_columns(["input_ids", "labels"])
+            packed = [collate.DOCUMENTS] if collate.DOCUMENTS in dataset.column_names else []
+            rows = dataset.select_columns(["input_ids", "labels", *packed])
             rows = collate.pack(rows, args.max_length) if packs else rows
             return rows.shuffle(seed=args.seed) if args.shuffle_dataset else rows
 
@@ -88,7 +90,7 @@ class SftTrainer(RunMixin, SFTTrainer):
         """Rows that begin alike together, or of similar length, in an order that the seed decides."""
         rows, how = self.train_dataset if train_dataset is None else train_dataset, self.args.train_sampling_strategy
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        if self._shares and how == "random":
+        if self._shares and how == "random" and collate.DOCUMENTS not in rows.column_names:
             return collate.PrefixGrouped(rows, self.args.train_batch_size, seed)
         if how != "group_by_length" or not isinstance(rows, Dataset):
             return super()._get_train_sampler(train_dataset)
@@ -181,7 +183,17 @@ class Sft(BaseObjective):
     def arguments(self) -> dict[str, Any]:
         """Return what the rows decide: what is trained is known, and only packing needs to know the length."""
         packs = self.job.training.get("packing") or self.job.training.get("eval_packing")
+        if self.job.data.prefix_sharing:
+            # `rows` packs
+            return {"max_length": None, "completion_only_loss": False, "packing": False}
         return {"max_length": self.job.data.max_length if packs else None, "completion_only_loss": False}
+
+    def rows(self, rows: Any) -> Any:
+        """Return the rows; where they share their beginnings, packed by distinct tokens if the job packs."""
+        rows = super().rows(rows)
+        if self.job.data.prefix_sharing and self.job.training.get("packing"):
+            return pack_shared(rows, self.job.data.max_length, order_seed(self.job))
+        return rows
 
     def prepare_trainer(self, trainer: SftTrainer, held_out: Mapping[str, Dataset]) -> None:
         """Let rows share their beginnings, and the model answer a sample of held-out rows, where the job says so."""
