@@ -117,7 +117,7 @@ def prepare(job: Job) -> int:
     checked = _checked(job)
     tokenizer, prepared = _prepare(job)
     checked = preflight.with_tokenizer(job, checked, tokenizer)
-    planning.make_plan(job, checked, planning.count_rows(job, prepared), prepared)
+    planning.make_plan(job, checked, planning.count_rows(job, prepared), prepared, shown=False)
     return 0
 
 
@@ -133,7 +133,8 @@ def train(job: Job, command: str | None = None) -> int:
             tokenizer, prepared = _prepare(job)
         raise_if_any(row_checks.label_problems(job, prepared, tokenizer))
         checked = preflight.with_tokenizer(job, checked, tokenizer)
-        made = planning.make_plan(job, checked, planning.count_rows(job, prepared), prepared)
+        rows = planning.count_rows(job, prepared)
+        made = planning.make_plan(job, checked, rows, prepared, shown=rank.is_main)
         _print_plan(job, made, checked, prepared)
         print(flush=True)
         train_job(job, checked, tokenizer, prepared, made, command)

@@ -2,9 +2,10 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,14 @@ from fmstune.data.tokens import IGNORED
 from fmstune.errors import UserError, one_line, raise_if_any
 from fmstune.hardware import peak_tflops
 from fmstune.launch import subprocesses
-from fmstune.models.memory_count.step import FAILURES, StepSettings, StepShape, count_step
+from fmstune.models.memory_count.step import (
+    FAILURES,
+    StepSettings,
+    StepShape,
+    count_phases,
+    expected_bytes,
+    largest_phase,
+)
 from fmstune.runs import run_folder
 from fmstune.tables import GIB
 from fmstune.training import collate
@@ -97,8 +105,11 @@ def estimate_rows(job: Job) -> Rows:
     return Rows(scan.rows, round(tokens) + 2 * scan.rows, longest, estimated=True, supervised_share=share)
 
 
-def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None) -> Plan:
-    """The plan; raises UserError when a row does not fit the model. `prepared` is None where rows are estimated."""
+def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None, *, shown: bool = True) -> Plan:
+    """The plan; raises UserError when a row does not fit the model. `prepared` is None where rows are estimated.
+
+    A plan that is not `shown` to anybody has its memory by the formulas, as a count takes a second.
+    """
     names = Training.__dataclass_fields__.keys() & job.training.keys()
     training = Training(
         max_length=job.data.max_length,
@@ -119,7 +130,8 @@ def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None)
         price_per_hour=job.launcher.price_per_hour,
     )
     work = Work(checked.dimensions, rows, training, machine, find_sharing(job.launcher))
-    made = plan_work(work, *count_memory(job, checked, work, prepared), mfu=reached_mfu(job.output_dir))
+    counted = count_memory(job, checked, work, prepared) if shown else ()
+    made = plan_work(work, *counted, mfu=reached_mfu(job.output_dir))
     checkpoint = job.training.get("resume")
     if checkpoint not in (None, resume.AUTO) and (done := resume.steps_done(Path(checkpoint))) >= made.total_steps:
         change = "nothing is left to train; raise training.num_train_epochs or training.max_steps"
@@ -142,8 +154,7 @@ def count_memory(job: Job, checked: Checked, work: Work, prepared: Prepared | No
     if job.model.backend is not Backend.transformers:
         return None, f"the blocks are those of {job.model.backend.value}"
     try:
-        shape = _known_batch(job, work, prepared) or largest_batch(work)
-        held = count_step(checked.configuration, checked.peft, shape, _step_settings(job, checked))
+        held = _count_largest(checked, _batches(job, work, prepared), _step_settings(job, checked), work)
     except FAILURES as err:
         return None, f"{checked.configuration.model_type} cannot be tried without numbers ({one_line(err)})"
     # segments attend to beginnings that the counted step has no copies of
@@ -182,20 +193,29 @@ def largest_batch(work: Work) -> StepShape:
     )
 
 
-def _known_batch(job: Job, work: Work, prepared: Prepared | None) -> StepShape | None:
-    """The batch of the run that holds most; None where rows are packed, shared, streamed or not tokenised."""
-    t = work.training
-    if prepared is None or t.packing or work.rows.shared is not None or not isinstance(prepared.train, Dataset):
-        return None
-    lengths, trained = _row_sizes(prepared.train)
-    batches = [
-        rows[begin : begin + t.per_device_train_batch_size]
-        for rows in _orders(job, lengths, work)
-        for begin in range(0, len(rows), t.per_device_train_batch_size)
-    ]
+def _count_largest(
+    checked: Checked, batches: Collection[StepShape], settings: StepSettings, work: Work
+) -> dict[str, int]:
+    """Bytes by kind of the batch that holds most: that of the formulas, and the one that its count points to."""
     whole = largest_batch(work)
     position = activation_bytes(work) / (whole.rows * whole.positions)
     token = logit_bytes(work) / whole.supervised
+    first = max(batches, key=lambda one: position * one.rows * one.positions + token * one.supervised)
+    phases = count_phases(checked.configuration, checked.peft, first, settings)
+    most = max(batches, key=partial(expected_bytes, phases, first))
+    held = largest_phase(phases)
+    if expected_bytes(phases, first, most) < _WORTH_COUNTING_AGAIN * sum(held.values()):
+        return held
+    again = largest_phase(count_phases(checked.configuration, checked.peft, most, settings))
+    return max(held, again, key=lambda one: sum(one.values()))
+
+
+def _batches(job: Job, work: Work, prepared: Prepared | None) -> Collection[StepShape]:
+    """The batches of the run, each shape once; the largest possible where they are packed, shared or not known."""
+    t, whole = work.training, largest_batch(work)
+    if prepared is None or t.packing or work.rows.shared is not None or not isinstance(prepared.train, Dataset):
+        return [whole]
+    lengths, trained = _row_sizes(prepared.train)
 
     def shape(batch: Any) -> StepShape:
         longest, together = int(lengths[batch].max()), int(lengths[batch].sum())
@@ -207,12 +227,15 @@ def _known_batch(job: Job, work: Work, prepared: Prepared | None) -> StepShape |
             padded=whole.padded and together < longest * len(batch),
         )
 
-    shapes = map(shape, batches)
-    return max(shapes, key=lambda one: position * one.rows * one.positions + token * one.supervised)
+    size = t.per_device_train_batch_size
+    orders = _orders(job, lengths, work)
+    return {shape(rows[begin : begin + size]) for rows in orders for begin in range(0, len(rows), size)}
 
 
 _WORTH_COUNTING = GIB
 """Bytes by the formulas; below, what the libraries hold outweighs the difference, and a count takes a second."""
+_WORTH_COUNTING_AGAIN = 1.01
+"""How much more another batch must be expected to hold than the one that was counted."""
 _BATCHES = 20_000
 """Batches that are looked at; of a longer run, the first ones."""
 

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, PromptTuningConfig
 from transformers import GPTBigCodeConfig, LlamaConfig
 
-from fmstune.models.memory_count.step import StepSettings, StepShape, count_step
+from fmstune.models.memory_count.step import StepSettings, StepShape, count_phases, expected_bytes, largest_phase
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "vocab_size": 512}
 LLAMA = LlamaConfig(**SIZES, num_hidden_layers=8, tie_word_embeddings=False)
@@ -26,7 +26,7 @@ BASE = 2 * 512 * 64 + 8 * BLOCK + 64
 
 
 def bytes_of(config=LLAMA, peft=None, shape=SHAPE, **settings):
-    return count_step(config, peft, shape, replace(SETTINGS, **settings))
+    return largest_phase(count_phases(config, peft, shape, replace(SETTINGS, **settings)))
 
 
 def test_full_tuning_in_float32_holds_weights_gradients_and_two_states_of_adamw() -> None:
@@ -79,6 +79,14 @@ def test_a_mask_of_padding_is_held_where_rows_differ_in_length() -> None:
 def test_logits_grow_with_the_trained_tokens() -> None:
     few, many = (bytes_of(peft=LORA, shape=replace(SHAPE, supervised=n))["logits"] for n in (16, 48))
     assert 2.5 < many / few < 3.5
+
+
+def test_another_batch_is_expected_from_one_that_was_counted() -> None:
+    """To a tenth: longer rows hold more activations, more trained tokens more logits, the weights stay."""
+    for other in (replace(SHAPE, supervised=48), replace(SHAPE, rows=4), replace(SHAPE, positions=24)):
+        phases = count_phases(LLAMA, LORA, SHAPE, SETTINGS)
+        expected = expected_bytes(phases, SHAPE, other)
+        assert expected == pytest.approx(sum(bytes_of(peft=LORA, shape=other).values()), rel=0.1)
 
 
 def test_bfloat16_weights_take_half() -> None:

@@ -72,10 +72,10 @@ class StepSettings:
     """Arguments of activation checkpointing; None without it."""
 
 
-def count_step(
+def count_phases(
     config: PreTrainedConfig, peft: PeftConfig | None, shape: StepShape, settings: StepSettings
-) -> dict[str, int]:
-    """Bytes by kind when the step holds most; raises one of `FAILURES` where the model needs numbers."""
+) -> dict[str, Held]:
+    """Bytes by kind when each phase of the step holds most; raises one of `FAILURES` where the model needs numbers."""
     with warnings.catch_warnings(), ExitStack() as within:
         warnings.simplefilter("ignore")
         score_supervised_positions_on_cpu()
@@ -98,9 +98,9 @@ def count_step(
             within.enter_context(patch.object(masking_utils, "find_packed_sequence_indices", lambda *_, **__: None))
         more = _phases(model, shape, settings)
         if not shortened:
-            return _largest(more)
+            return more
         _keep_blocks(model, blocks, few)
-        return _largest(_extrapolated(_phases(model, shape, settings), more, (whole - few) / period))
+        return _extrapolated(_phases(model, shape, settings), more, (whole - few) / period)
 
 
 def _keep_blocks(model: Any, blocks: torch.nn.ModuleList, count: int) -> None:
@@ -108,9 +108,19 @@ def _keep_blocks(model: Any, blocks: torch.nn.ModuleList, count: int) -> None:
     model.config.get_text_config().num_hidden_layers = count
 
 
-def _largest(phases: Mapping[str, Held]) -> dict[str, int]:
+def largest_phase(phases: Mapping[str, Held]) -> dict[str, int]:
+    """Bytes by kind of the phase that holds most."""
     most = max(phases.values(), key=lambda held: sum(held.values()))
     return {kind: max(most.get(kind, 0), 0) for kind in KINDS}
+
+
+def expected_bytes(phases: Mapping[str, Held], counted: StepShape, other: StepShape) -> float:
+    """What another batch would hold: activations go with its positions, the loss with what is trained of it."""
+    share = {
+        "activations": other.rows * other.positions / (counted.rows * counted.positions),
+        "logits": other.supervised / counted.supervised,
+    }
+    return max(sum(size * share.get(kind, 1.0) for kind, size in held.items()) for held in phases.values())
 
 
 def _extrapolated(fewer: Mapping[str, Held], more: Mapping[str, Held], times: float) -> dict[str, Held]:
