@@ -98,8 +98,19 @@ def test_pure_bfloat16_takes_eight():
     assert held.weights + held.gradients + held.optimizer == 8 * 6_738_415_616
 
 
-def test_off_cuda_the_logits_of_the_supervised_positions_are_held_three_times():
-    assert device_memory(FULL_7B_CPU).logits == 3 * (4 * 512 // 4) * 32000 * 4
+def test_off_cuda_the_logits_of_the_supervised_positions_are_held_eight_times_and_as_a_mask():
+    assert device_memory(FULL_7B_CPU).logits == (4 * 512 // 4) * 32000 * (8 * 4 + 1)
+
+
+def test_a_large_vocabulary_and_a_large_batch_are_scored_in_tiles_off_cuda():
+    wide = replace(FULL_7B_CPU, dimensions=replace(LLAMA_7B, vocabulary=128_256))
+    assert device_memory(with_training(wide, per_device_train_batch_size=4096)).logits == 4096 * 32768 * 33
+
+
+def test_on_a_cpu_the_libraries_take_memory_and_the_plan_says_so():
+    assert device_memory(FULL_7B_CPU).libraries == 45 * 2**20
+    assert "libraries 45.0 MiB" in render_plan(plan_work(FULL_7B_CPU))
+    assert "libraries" not in render_plan(plan_work(LORA_GPU))
 
 
 def test_on_cuda_the_logits_are_held_in_one_tile():

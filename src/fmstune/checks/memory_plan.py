@@ -146,7 +146,8 @@ def render_plan(plan: Plan) -> str:
     """The plan as a table for the terminal."""
     t, machine = plan.work.training, plan.work.machine
     share = 100 * plan.trainable_parameters / (plan.base_parameters + plan.adapter_parameters)
-    split = ", ".join(f"{part} {show_bytes(held)}" for part, held in asdict(plan.memory).items())
+    parts = {part: held for part, held in asdict(plan.memory).items() if held or part != "libraries"}
+    split = ", ".join(f"{part} {show_bytes(held)}" for part, held in parts.items())
     length = "max_steps" if t.max_steps >= 0 else f"{t.num_train_epochs:g} epochs"
     batch = f"{t.per_device_train_batch_size} rows x {t.gradient_accumulation_steps} accumulated"
     if plan.work.sharing.processes > 1:
