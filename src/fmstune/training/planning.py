@@ -130,8 +130,8 @@ def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None,
         price_per_hour=job.launcher.price_per_hour,
     )
     work = Work(checked.dimensions, rows, training, machine, find_sharing(job.launcher))
-    counted = count_memory(job, checked, work, prepared) if shown else ()
-    made = plan_work(work, *counted, mfu=reached_mfu(job.output_dir))
+    counted, reason = count_memory(job, checked, work, prepared) if shown else (None, "")
+    made = plan_work(work, counted, reason, mfu=reached_mfu(job.output_dir))
     checkpoint = job.training.get("resume")
     if checkpoint not in (None, resume.AUTO) and (done := resume.steps_done(Path(checkpoint))) >= made.total_steps:
         change = "nothing is left to train; raise training.num_train_epochs or training.max_steps"
