@@ -427,7 +427,12 @@ def test_a_run_ends_in_order_whether_its_aim_server_lives_or_dies(dies: bool) ->
     words = [SCRIPT.with_name("aim"), "server", "--repo=served", "--host=127.0.0.1", f"--port={port}", "-y"]
     server = subprocess.Popen(words, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, "the server")
+
+        def answers() -> bool:
+            with socket.socket() as tried:
+                return tried.connect_ex(("127.0.0.1", port)) == 0
+
+        wait_for(answers, "the server")
         steps = ("training.max_steps=40", "training.save_strategy=no", "evaluation=none", "launcher.threads=1")
         address = f"tracking.aim.repo=aim://127.0.0.1:{port}"
         run = subprocess.Popen([SCRIPT, *steps, "tracking=aim", address, "output_dir=run", "peft=lora"])
