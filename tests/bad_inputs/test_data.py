@@ -35,8 +35,8 @@ DATA_FILES = [
     case(ROWS, "rows.jsonl:1: not UTF-8 (invalid start byte at byte 12); …", rows_jsonl=b'{"output": "\xff"}\n'),
     case(
         "data=text data.train=rows.json",
-        "rows.json, row 1: a row must be a JSON object, found …int",
-        "rows.json, row 2: a row must be a JSON object, found …str",
+        "rows.json, row 1: a row must be a JSON object, found the int …",
+        "rows.json, row 2: a row must be a JSON object, found the str …",
         rows_json='[1, "x"]',
     ),
     case("data=text data.train=rows.json", "rows.json:1: broken JSON (…)", rows_json='[{"output": "x"},'),
