@@ -74,7 +74,7 @@ SEVERAL_AT_ONCE = [
     ),
     case(
         f"{ROWS} data.eval=held.jsonl",
-        "rows.jsonl:2: a row must be a JSON object, found …list",
+        "rows.jsonl:2: a row must be a JSON object, found the list …",
         "held.jsonl:1: broken JSON …",
         rows_jsonl=ROW + "[1]\n",
         held_jsonl="{x\n",

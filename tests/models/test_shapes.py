@@ -443,7 +443,8 @@ def test_a_model_on_the_meta_device_is_counted_alike_under_lora_and_full():
     full = shapes.dimensions(build_empty(config_of(TINY_LLAMA)), None)
     adapted = shapes.dimensions(build_empty(config_of(TINY_LLAMA)), lora(r=2))
     same = replace(adapted, adapter_parameters=0, trainable_parameters=full.trainable_parameters)
-    assert replace(same, linear_inputs=full.linear_inputs, linear_inputs_each=full.linear_inputs_each) == full
+    inputs = {"linear_inputs": full.linear_inputs, "linear_inputs_each": full.linear_inputs_each}
+    assert replace(same, **inputs, flops=full.flops) == full
 
 
 def test_a_value_that_a_method_misses_is_named():
