@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig
 
+from fmstune.hardware import peak_tflops
 from gpu_jobs import LIMIT, Failed, Place, Skipped, last_lines, logged, needs_field, train, wait
 
 Found = dict[str, Any]
@@ -149,8 +150,6 @@ SPEEDS = {
     "2x4096, compiled": Speed(_full(4096), 2, 5, 15, on_gpu=("training.torch_compile=true",), against=None),
 }
 """What is measured, in order of worth."""
-FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense products in bfloat16 a second at most, by a part of the card's name (NVIDIA's data sheets)."""
 LIMIT_OF_A_SIDE = 200
 """Seconds that one side of a measurement may take on a GPU."""
 
@@ -192,11 +191,11 @@ def _other(at: Place, run: str, one: Speed, given: tuple[Path, Path], steps: tup
 
 def _share_of_peak(at: Place, tokens_per_second: float, rows: Shapes) -> Found:
     """Model FLOPs utilisation of LoRA, of rows of one length that share nothing, on a card that is known."""
-    peak = next((peak for name, peak in FLOPS.items() if at.on_gpu and name in torch.cuda.get_device_name()), None)
+    peak = peak_tflops(torch.cuda.get_device_name(), "bfloat16") if at.on_gpu else None
     if peak is None or len(set(rows)) > 1 or rows[0][0]:
         return {}
     config = LlamaConfig.from_pretrained(at.folder / MODELS["speed"])
-    return {"share_of_peak": round(tokens_per_second * lora_flops(config, rows[0][1]) / peak, 3)}
+    return {"share_of_peak": round(tokens_per_second * lora_flops(config, rows[0][1]) / peak / 1e12, 3)}
 
 
 def lora_flops(config: LlamaConfig, length: int) -> int:
