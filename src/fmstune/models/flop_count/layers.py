@@ -137,7 +137,7 @@ def _layers(model: Any, experts: Experts | None) -> Iterator[_Layer]:
             # the copy is trained and computes
             passed |= set(module.original_module.modules())
         adapted = isinstance(module, BaseTunerLayer)
-        if not adapted and not module._parameters:
+        if not adapted and next(module.parameters(recurse=False), None) is None:
             continue
         if adapted:
             passed |= set(module.modules())
