@@ -68,7 +68,7 @@ COMBINATIONS: dict[str, tuple[tuple[str, ...], ...]] = {
     "changing": (("peft=full", *COPIES), ("peft=full", EIGHT)),
 }
 """What takes turns: after each kill the next of these goes on."""
-TIMED = re.compile("per_second|runtime")
+TIMED = re.compile("per_second|tflops|mfu|runtime")
 """Figures that no two runs share."""
 
 
