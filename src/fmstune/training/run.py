@@ -242,8 +242,6 @@ def _build_trainer(
         loraplus_lr_ratio=job.peft.get(LORAPLUS_LR_RATIO),
     )
     trainer.remove_callback(PrinterCallback)
-    if checked.device == "cpu" and not compiled.asks_compiled(job.training):
-        memory.trim_between_blocks(model)
     objective.prepare_trainer(trainer, held_out)
     return trainer, {"memory_before_model_bytes": before, "load_seconds": round(loaded, 3)}
 
