@@ -203,7 +203,7 @@ def wait_for_status(run: Path, status: str, seconds: float = 180) -> None:
     assert summary(run)["status"] == status, log(run)
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_each_point_of_a_sweep_is_a_slurm_job(cluster: Path, tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     swept = ("-m", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=low", "training.learning_rate=1e-3,1e-4")
