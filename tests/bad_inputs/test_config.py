@@ -88,6 +88,7 @@ SEVERAL_AT_ONCE = [
 
 TYPES = [
     case("seed=null", "seed must be a whole number, got null"),
+    case("check data=text hydra.output_subdir=''", "data.train must be given: …"),
     case("check data=text hydra.output_subdir=a/b", "data.train must be given: …"),
     case("check data.train=no.jsonl hydra.run.dir=x hydra.output_subdir=y", "data.train: no file no.jsonl"),
     case("hydra.verbose=3", "hydra.verbose must be true, false, the name of a logger or a list of names"),

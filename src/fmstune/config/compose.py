@@ -118,7 +118,7 @@ def call_with_job(overrides: Sequence[Override], flags: HydraFlags, task: Callab
         except Exception as err:
             found.append(err)
 
-    callbacks, made = Callbacks(config), _record_folders(config)
+    callbacks, made = Callbacks(config), _record_files(config)
     callbacks.on_run_start(config=config, config_name=engine.name)
     context = HydraContext(config_loader=engine.loader, callbacks=callbacks)
     ended = run_job(caught, config, "hydra.run.dir", None, context)
@@ -130,21 +130,20 @@ def call_with_job(overrides: Sequence[Override], flags: HydraFlags, task: Callab
     return found[0]
 
 
-def _record_folders(config: DictConfig) -> list[Path]:
-    """The folders that Hydra makes for its record of a job, innermost first; none unless hydra.output_subdir is set."""
+def _record_files(config: DictConfig) -> list[Path]:
+    """What Hydra makes for its record of a job, files first; none unless hydra.output_subdir is set."""
     if config.hydra.output_subdir is None:
         return []
     record = Path(config.hydra.run.dir, config.hydra.output_subdir)
-    return [folder for folder in (record, *record.parents) if not folder.exists()]
+    files = (record / name for name in ("config.yaml", "hydra.yaml", "overrides.yaml"))
+    return [path for path in (*files, record, *record.parents) if not path.exists()]
 
 
 def _remove_record(made: Sequence[Path]) -> None:
     """Remove Hydra's record of a job that was refused; a folder that holds something else stays."""
-    for name in ("config.yaml", "hydra.yaml", "overrides.yaml") if made else ():
-        (made[0] / name).unlink(missing_ok=True)
-    for folder in made:
+    for path in made:
         with suppress(OSError):
-            folder.rmdir()
+            path.rmdir() if path.is_dir() else path.unlink()
 
 
 def compose_points(overrides: Sequence[Override], flags: HydraFlags, task: Callable[[Composed], Any]) -> None:
