@@ -151,13 +151,13 @@ def activation_bytes(work: Work) -> int:
     positions = batch_positions(work) - t.texts_in_batch * d.prefix_tokens
     block, last_norm = _block_bytes(work), 2 * 4 * d.hidden_size
     size = BYTES[precision.autocast or precision.weights]
-    beside = attention_mask_bytes(work) + shared_key_bytes(work)
+    masks_and_keys = attention_mask_bytes(work) + shared_key_bytes(work)
     if not t.activation_checkpointing:
         # keys and values that prefix tuning puts before those of the rows
         prefix = t.texts_in_batch * d.layers * d.prefix_tokens * 2 * d.kv_heads * d.head_dim * size
-        return int(positions * (d.layers * block + last_norm) + prefix) + beside
+        return int(positions * (d.layers * block + last_norm) + prefix) + masks_and_keys
     block_input = d.hidden_size * BYTES[precision.weights]
-    return int(positions * (d.layers * block_input + block + last_norm)) + beside
+    return int(positions * (d.layers * block_input + block + last_norm)) + masks_and_keys
 
 
 def shared_key_bytes(work: Work) -> int:

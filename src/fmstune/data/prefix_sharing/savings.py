@@ -35,8 +35,9 @@ class Batching:
 
 def estimate_savings(rows: "Dataset", batching: Batching) -> Savings:
     """Lay out the batches of the first epoch, or some of them; rows that are not read cost a few numbers each."""
-    lengths = np.diff(token_column(rows)[1])
-    chosen, packs = _packed(rows, batching) if batching.pack_length else (_batches(rows, batching), None)
+    tokens, bounds = token_column(rows)
+    lengths = np.diff(bounds)
+    chosen, packs = _packed(rows, batching) if batching.pack_length else (_batches(tokens, bounds, batching), None)
     padded, shared, taken, largest = 0, 0, 0, LargestBatch(0, 0, 0)
     for batch in chosen:
         examples = [rows[int(number)] for number in batch]
@@ -62,11 +63,11 @@ def estimate_savings(rows: "Dataset", batching: Batching) -> Savings:
     )
 
 
-def _batches(rows: "Dataset", batching: Batching) -> list[Numbers]:
+def _batches(tokens: Numbers, bounds: Numbers, batching: Batching) -> list[Numbers]:
     """The rows of some batches of the first epoch."""
-    order = np.arange(len(rows))
+    order = np.arange(len(bounds) - 1)
     if batching.grouped:
-        order = grouped_order(find_groups(*token_column(rows)), len(rows), batching.size, (batching.seed, 0))
+        order = grouped_order(find_groups(tokens, bounds), len(order), batching.size, (batching.seed, 0))
     batches = list(batches_of(order, batching.size))
     return [batches[place] for place in _spread(len(batches))]
 

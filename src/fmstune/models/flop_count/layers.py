@@ -158,7 +158,7 @@ def _matrices(name: str, module: Any, experts: Experts | None) -> Iterator[_Matr
     own = set(base.parameters(recurse=False))
     if not isinstance(base, torch.nn.Embedding):
         for part, parameter in base.named_parameters(recurse=False):
-            # a bias of each expert is no matrix
+            # the biases of all experts are one tensor of two dimensions, and are added
             if parameter.dim() > 1 and "bias" not in part:
                 yield _Matrix(parameter.numel() * share[0] // share[1], parameter.requires_grad, adapter=False)
     if base is module or isinstance(module, IA3Layer | TrainableTokensLayer):
