@@ -33,6 +33,11 @@ def show_bytes(count: int) -> str:
     return f"{count / GIB:,.2f} GiB" if count >= GIB else f"{count / MIB:,.1f} MiB"
 
 
+def count_of(count: int, noun: str) -> str:
+    """Show so many things of a name whose plural ends in s."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def lines(
     heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,), least: Sequence[int] = ()
 ) -> list[str]:

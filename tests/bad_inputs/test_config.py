@@ -58,7 +58,7 @@ SEVERAL_AT_ONCE = [
         "peft.r must be at least 1, got 0",
         "data.max_length must be at least 2, got 1",
         "training.learning_rate must be above 0 and below 10, got 0",
-        "training.num_train_epochs must be above 0 and finite, got 0",
+        "training.num_train_epochs must be above 0 and below 2**31, got 0",
     ),
     case(
         "check peft=lora peft.target_modules=[q_prj] data=text data.train=rows.jsonl",
@@ -216,7 +216,7 @@ OWNED = [
 
 RANGES = [
     case("training.learning_rate=-1e-4", "training.learning_rate must be above 0 and below 10, got -0.0001"),
-    case("training.num_train_epochs=inf", "training.num_train_epochs must be above 0 and finite, got inf"),
+    case("training.num_train_epochs=inf", "training.num_train_epochs must be above 0 and below 2**31, got inf"),
     case("training.logging_steps=inf", "training.logging_steps must be above 0 and finite, got inf"),
     case("training.save_steps=inf", "training.save_steps must be above 0 and finite, got inf"),
     case(

@@ -36,6 +36,19 @@ from tests.checks.test_job import job
         ({"training__learning_rate": 10.0}, "training.learning_rate must be above 0 and below 10, got 10"),
         ({"data__max_length": 1}, "data.max_length must be at least 2, got 1"),
         ({"evaluation": {"sample": -1}}, "evaluation.sample must be at least 0, got -1"),
+        ({"training__data_seed": -1}, "training.data_seed must be at least 0 and below 2**32, got -1"),
+        ({"training__max_steps": 2**31}, "training.max_steps must be below 2**31, got 2147483648"),
+        (
+            {"training__per_device_train_batch_size": 2**63},
+            f"training.per_device_train_batch_size must be below 2**31, got {2**63}",
+        ),
+        # fields without a range of their own, too
+        (
+            {"training__eval_accumulation_steps": 2**31},
+            "training.eval_accumulation_steps must be below 2**31, got 2147483648",
+        ),
+        ({"peft": {"_target_": "peft.LoraConfig", "r": 2**40}}, f"peft.r must be below 2**31, got {2**40}"),
+        ({"launcher": {"machine_rank": 2**31}}, "launcher.machine_rank must be below 2**31, got 2147483648"),
     ],
 )
 def test_a_number_out_of_its_range_is_a_problem_of_its_field(changes: dict[str, Any], says: str) -> None:

@@ -77,6 +77,9 @@ def test_a_run_with_a_tracker_and_a_callback_of_a_package_of_the_users_own(fmstu
     ("words", "says"),
     [
         ("tracking.mine._target_=my_pkg.Missing", "tracking.mine._target_: my_pkg has no class 'Missing'"),
+        # the nearest name is that of a class which would do, and not of another
+        ("tracking.mine._target_=my_pkg.Line", "my_pkg has no class 'Line'; did you mean 'Lines'?"),
+        ("tracking.mine._target_=my_pkg.NoTrackers", "my_pkg has no class 'NoTrackers'\n"),
         ("tracking.mine._target_=my_pkg.NoTracker", "must be a class that extends fmstune.training.trackers.base"),
         ("tracking.mine._target_=my_pkg.a.B", "tracking.mine._target_: cannot import my_pkg.a"),
         ("callbacks.mine._target_=my_pkg.StopAfter", "callbacks.mine.steps must be given; StopAfter needs it"),

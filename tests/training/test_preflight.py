@@ -79,14 +79,14 @@ PRESETS = {
     # preset and method → what the plan and the job say of it
     "training=low_memory peft=full": (
         "bfloat16 weights, bfloat16 trained, no autocast, TF32 for float32",
-        "1 rows x 16",
+        "1 row x 16",
     ),
-    "training=low_memory peft=lora": ("bfloat16 weights, float32 trained, bfloat16 autocast, TF32 for", "1 rows x 16"),
+    "training=low_memory peft=lora": ("bfloat16 weights, float32 trained, bfloat16 autocast, TF32 for", "1 row x 16"),
     "training=fast peft=lora": (
         "bfloat16 weights, float32 trained, bfloat16 autocast, TF32 for float32",
         "16 rows x 1",
     ),
-    "training=long_context peft=lora": ("bfloat16 weights, float32 trained, bfloat16 autocast", "1 rows x 16"),
+    "training=long_context peft=lora": ("bfloat16 weights, float32 trained, bfloat16 autocast", "1 row x 16"),
     "training=default peft=full": ("float32 weights, float32 trained, bfloat16 autocast, TF32 for", "4 rows x 4"),
     "training=default peft=full training.tf32=false": ("float32 trained, bfloat16 autocast; ", "4 rows x 4"),
 }

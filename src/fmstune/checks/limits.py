@@ -15,6 +15,8 @@ class Limit(NamedTuple):
 
     holds: Callable[[Any], object]
     words: str
+    below: int = 31
+    """The power of two that whole numbers are below: counts beyond 2**31 fit no machine, and no int of libraries."""
 
 
 def are_names(value: Any) -> bool:
@@ -43,10 +45,13 @@ _ABOVE_0 = Limit(lambda number: number > 0, "above 0")
 ABOVE_0_AND_FINITE = Limit(lambda number: 0 < number < math.inf, "above 0 and finite")
 _BELOW_1 = Limit(lambda number: 0 <= number < 1, "at least 0 and below 1")
 _WORD = Limit(re.compile(r"[^\s#\"'\\]+").fullmatch, "one word without quotes")
-_SEED = Limit(lambda number: 0 <= number < 2**32, "at least 0 and below 2**32")
+_SEED = Limit(lambda number: 0 <= number < 2**32, "at least 0 and below 2**32", 32)
+_COUNTED = ("data", "peft", "training", "launcher", "evaluation")
+"""Groups whose other whole numbers are counts and sizes."""
+_ANY = Limit(lambda _: True, "")
 
 _LIMITS: Mapping[str, Limit] = {
-    "seed": _SEED,
+    **dict.fromkeys(("seed", "training.data_seed"), _SEED),
     "model.quantization.llm_int8_threshold": ABOVE_0_AND_FINITE,
     **dict.fromkeys(("peft.r", "peft.lora_alpha", "peft.num_virtual_tokens"), AT_LEAST_1),
     "peft.lora_dropout": _BELOW_1,
@@ -128,6 +133,11 @@ def number_problems(job: Job) -> Iterator[Problem]:
         for name in field.split("."):
             found = found.get(name) if isinstance(found, Mapping) else getattr(found, name, None)
         yield from limit_problems(field, found, limit)
+    for group in _COUNTED:
+        settings = getattr(job, group)
+        for name, value in (settings if isinstance(settings, Mapping) else vars(settings)).items():
+            if (field := f"{group}.{name}") not in _LIMITS:
+                yield from limit_problems(field, value, _ANY)
 
 
 def flag_problems(request: RunnerRequest) -> Iterator[Problem]:
@@ -137,6 +147,10 @@ def flag_problems(request: RunnerRequest) -> Iterator[Problem]:
 
 
 def limit_problems(field: str, value: Any, limit: Limit) -> Iterator[Problem]:
-    """Yield a problem where the value is given and the field does not take it."""
-    if value is not None and not limit.holds(value):
+    """Yield a problem where the value is given and the field does not take it, or it is too large to count."""
+    if value is None:
+        return
+    if not limit.holds(value):
         yield Problem(field, f"must be {limit.words}, got {shown(value)}")
+    elif type(value) is int and value >= 2**limit.below:
+        yield Problem(field, f"must be below 2**{limit.below}, got {value}")

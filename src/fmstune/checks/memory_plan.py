@@ -8,7 +8,7 @@ from fmstune.checks.flops import Speed, missing_peak, plan_speed, sharing_speed,
 from fmstune.checks.memory import OPTIMIZER_STATES, Memory, device_memory, optimizer_bytes, optimizer_family
 from fmstune.checks.plan_inputs import Sharing, Training, Work, batch_positions, positions_scored, row_count, row_length
 from fmstune.checks.precision import BYTES
-from fmstune.tables import show_bytes
+from fmstune.tables import count_of, show_bytes
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _notes(work: Work) -> Iterator[str]:
     if d.max_positions is not None and row_length(work) > d.max_positions:
         yield f"the longest row takes {row_length(work):,} positions, but the model sees {d.max_positions:,}"
     if (rows := row_count(work.rows, t)) < t.per_device_train_batch_size:
-        yield f"training.per_device_train_batch_size is {t.per_device_train_batch_size}, with {rows:,} rows"
+        yield f"training.per_device_train_batch_size is {t.per_device_train_batch_size}, with {count_of(rows, 'row')}"
 
 
 def packing_slowdown(work: Work) -> float:
@@ -149,7 +149,7 @@ def render_plan(plan: Plan) -> str:
     parts = {part: held for part, held in asdict(plan.memory).items() if held or part != "libraries"}
     split = ", ".join(f"{part} {show_bytes(held)}" for part, held in parts.items())
     length = "max_steps" if t.max_steps >= 0 else f"{t.num_train_epochs:g} epochs"
-    batch = f"{t.per_device_train_batch_size} rows x {t.gradient_accumulation_steps} accumulated"
+    batch = f"{count_of(t.per_device_train_batch_size, 'row')} x {t.gradient_accumulation_steps} accumulated"
     if plan.work.sharing.processes > 1:
         batch += f" x {plan.work.sharing.processes} processes"
     tokens, epoch = f"{plan.tokens_per_epoch:,} an epoch", f"{plan.steps_per_epoch:,} an epoch, "

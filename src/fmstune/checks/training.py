@@ -1,7 +1,6 @@
 """Rules on the training group, and on what of it goes with the other groups."""
 
 import importlib.util
-import math
 from collections.abc import Iterator
 
 from fmstune.checks.peft import PREFIXES, learns_a_prompt, makes_its_prompt
@@ -21,8 +20,8 @@ def training_problems(job: Job) -> Iterator[Problem]:
     """Yield the problems of the training group; transformers' own checks need torch and come later."""
     training, steps = job.training, job.training.get("max_steps", -1)
     epochs = training.get("num_train_epochs", 3.0)
-    if steps < 0 and not 0 < epochs < math.inf:
-        yield Problem("training.num_train_epochs", f"must be above 0 and finite, got {epochs:g}")
+    if steps < 0 and not 0 < epochs < 2**31:
+        yield Problem("training.num_train_epochs", f"must be above 0 and below 2**31, got {epochs:g}")
     if training.get("bf16") and training.get("fp16"):
         yield Problem("training.bf16", "and training.fp16 are both true; set one of them to false or null")
     if training.get("fp16") and job.launcher.device is Device.cpu:

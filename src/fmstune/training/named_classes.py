@@ -64,7 +64,8 @@ def find_class(field: str, target: str, kind: type) -> Any:
         raise UserError(field, f": cannot import {place} ({err})") from err
     found = getattr(module, name, None)
     if found is None:
-        raise UserError(field, f": {place} has no class {name!r}{did_you_mean(name, dir(module))}")
+        classes = [known for known, one in vars(module).items() if isinstance(one, type) and issubclass(one, kind)]
+        raise UserError(field, f": {place} has no class {name!r}{did_you_mean(name, classes)}")
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise UserError(field, f": {target} must be a class that extends {kind.__module__}.{kind.__name__}")
     return found

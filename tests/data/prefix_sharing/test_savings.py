@@ -42,6 +42,11 @@ def test_packs_are_counted_as_the_run_fills_them() -> None:
     assert found.line() == "84 positions an epoch for 184 tokens in 3 packs (54.3% saved)"
 
 
+def test_a_single_pack_is_called_one() -> None:
+    found = estimate_savings(rows(2, shared=20, own=3), Batching(1, seed=0, pack_length=30))
+    assert "in 1 pack (" in found.line()
+
+
 def test_of_many_packs_the_first_ones_are_filled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(savings, "BATCHES", 2)
     found = estimate_savings(rows(30, shared=20, own=3), Batching(2, seed=0, pack_length=30))

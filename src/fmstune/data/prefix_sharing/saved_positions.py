@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from fmstune.tables import count_of
+
 
 @dataclass(frozen=True)
 class LargestBatch:
@@ -34,7 +36,8 @@ class Savings:
         """What it says of itself: positions with and without, and when sharing is worth it."""
         about = "about " if self.estimated else ""
         saved = 1 - self.shared / max(self.tokens, 1)
-        packs, padded = f"in {self.packs:,} packs" if self.packs else "", f"; {self.padded:,} positions padded"
+        packs = f"in {count_of(self.packs, 'pack')}" if self.packs else ""
+        padded = f"; {self.padded:,} positions padded"
         text = (
             f"{about}{self.shared:,} positions an epoch for {self.tokens:,} tokens "
             f"{packs or f'in batches of {self.batch_size}'} ({saved:.1%} saved{'' if packs else padded})"

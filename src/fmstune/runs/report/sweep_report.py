@@ -17,6 +17,7 @@ from fmstune.runs.report.run_data import Run
 from fmstune.runs.report.run_report import capitalize, repeat_commands
 from fmstune.runs.run_folder import FAILED, FINISHED
 from fmstune.runs.sweep_folder import Point
+from fmstune.tables import count_of
 
 _MOST_COLOURED = 8
 """Settings whose curves are drawn; if there are more, the best of them."""
@@ -51,12 +52,8 @@ def sweep_document(folder: Path, runs: Sequence[Run], by: Metric, refused: Seque
         "Common to all runs": _common(runs),
     }
     names = ", ".join(sorted({str(run.job.get("name", "run")) for run in runs}))
-    title = f"{names}: report of {_count(len(runs) + len(refused), 'run')}"
+    title = f"{names}: report of {count_of(len(runs) + len(refused), 'run')}"
     return Document.of(title, f"{status}, {failed} failed" if failed else status, str(folder), sections)
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _result(scored: Sequence[Group], columns: Sequence[Column], by: Metric) -> Iterator[Block]:
@@ -64,7 +61,7 @@ def _result(scored: Sequence[Group], columns: Sequence[Column], by: Metric) -> I
         yield Text("No run has finished with a result yet.", strong=True)
         return
     best = scored[0]
-    spread = f" ± {best.spread:.2g} over {_count(len(best.scores), 'seed')}" if best.spread is not None else ""
+    spread = f" ± {best.spread:.2g} over {count_of(len(best.scores), 'seed')}" if best.spread is not None else ""
     label = label_with_unit(best.runs[0].table, by.name)
     name = label.partition(" (")[0]
     beginning = f"Best: {best.label(columns)}, with {name}" if columns else capitalize(name)
