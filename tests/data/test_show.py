@@ -2,14 +2,18 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from datasets import Dataset
 
 from fmstune import files
 from fmstune.config.job import Data
 from fmstune.data import show, tokens
 from fmstune.data.dataset import Prepared, prepare_data
+from fmstune.data.prefix_sharing.tree import batch_tree
 from fmstune.data.show import render_rows, write_rows_json
 from fmstune.data.tokens import Segment
 from tests.tokenizers_for_tests import gpt2_style, llama_style
@@ -73,6 +77,48 @@ def test_a_run_keeps_the_space_that_it_would_lose_alone() -> None:
     row = tokens.encode_rows([segments], llama_style(), 64)[0]._asdict()
     assert llama_style().decode(row["input_ids"][-2:]) == ":)</s>"
     assert show.runs(row, llama_style()) == [Segment("<s> thanks", False), Segment(" :)</s>", True)]
+
+
+SHARING = [
+    "You are a clerk of the post. Say what this is.\n### Label: " + end for end in ("late\n\ta", "lost €", "hello")
+]
+
+
+def sharing_tree(texts: Sequence[str] = SHARING) -> show.ShownTree:
+    tokenizer = gpt2_style()
+    encoded = [tokenizer.encode(text) for text in texts]
+    labels = [[-100] * (len(ids) - 1) + ids[-1:] for ids in encoded]
+    rows = Dataset.from_dict({"input_ids": encoded, "labels": labels})
+    return show.show_tree(batch_tree(rows, np.arange(len(texts))), tokenizer)
+
+
+def test_a_batch_that_shares_is_a_tree_under_the_rows(prepared: Prepared) -> None:
+    tree = sharing_tree()
+    shown = render_rows(prepared, gpt2_style(), rows=1, color=False, tree=tree)
+    after = shown[shown.index(f"One batch as a tree: {tree.title}\n") :]
+    first, root, *text = after.splitlines()
+    assert first.startswith("One batch as a tree: 3 rows of ")
+    assert root == f"─ {tree.nodes[0].title}"
+    assert tree.nodes[0].title.startswith("3 rows (1 to 3): ")
+    assert text[0] == "  You are a clerk of the post. Say what this is.↵"
+    assert f"  ─ {tree.nodes[1].title}" in text
+    assert tree.nodes[1].title.startswith("row 1: ")
+    assert after.index("One batch") < after.index("training rows")
+
+
+def test_the_branches_of_a_tree_are_the_texts_of_its_rows() -> None:
+    root, *leaves = sharing_tree().nodes
+    texts = ["".join(run.text for run in (*root.runs, *leaf.runs)) for leaf in leaves]
+    # a space at the beginning of a part is seen
+    assert [text.replace("·", " ") for text in texts] == [show.visible(text) for text in SHARING]
+    assert all(leaf.runs[-1].trained for leaf in leaves)
+
+
+def test_a_character_whose_bytes_two_nodes_hold_is_not_lost() -> None:
+    tokenizer = gpt2_style()
+    euro = tokenizer.encode("€")
+    assert len(euro) == 3
+    assert show.marked_text(euro[:1], euro[1:], [False, True], tokenizer)[-1] == Segment("€", True)
 
 
 def test_a_text_cannot_speak_to_the_terminal() -> None:

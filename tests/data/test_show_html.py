@@ -15,6 +15,7 @@ from fmstune.data.dataset import Prepared, prepare_data
 from fmstune.data.show import rows_page, write_rows_page
 from fmstune.data.tokens import Segment
 from tests.conftest import Result
+from tests.fixtures import browser
 from tests.tokenizers_for_tests import gpt2_style
 
 HOSTILE = [
@@ -134,6 +135,53 @@ def test_a_page_that_cannot_be_finished_leaves_the_old_one(tmp_path: Path) -> No
         file.writelines(["new", None])
     assert (tmp_path / "page").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["page"]
+
+
+def test_a_batch_is_a_tree_of_texts_that_cannot_leave_their_element() -> None:
+    runs = [Segment(HOSTILE[0], trained=True), Segment(HOSTILE[1], trained=False)]
+    depths = [0, 1, 40]
+    nodes = [show.ShownNode(depth, f"{HOSTILE[2]} {depth}", runs) for depth in depths]
+    made = rows_page("x", [], [], show.ShownTree(HOSTILE[1], nodes))
+    page = Page(made)
+    assert page.runs[2:] == [("mark", HOSTILE[0]), ("span", HOSTILE[1])] * 3
+    assert page.inside == []
+    assert {"script", "img", "b"}.isdisjoint(page.tags)
+    assert [value for name, value in page.attributes if value and "--depth" in value] == [
+        "--depth: 0",
+        "--depth: 1",
+        "--depth: 12",
+    ]
+    assert "One batch as a tree" not in rows_page("x", [], [])
+
+
+@pytest.mark.slow
+def test_a_batch_that_shares_is_drawn_in_a_browser(fmstune: Callable[..., Result], tmp_path: Path) -> None:
+    asked = "You are a clerk of the post and answer in one word."
+    texts = [f"{asked} {'late ' * (n % 3)}\n### Label: {n}" for n in range(6)]
+    Path("own.jsonl").write_text("".join(json.dumps({"output": text}) + "\n" for text in texts))
+    words = ("data=text", "data.train=own.jsonl", 'data.response_template="\n### Label:"', "data.prefix_sharing=true")
+    words += ("training.per_device_train_batch_size=4",)
+    done = fmstune("show-data", "--html", "tree.html", "--rows", "1", *words)
+    assert done.code == 0, done.err
+    assert "One batch as a tree: 4 rows of " in done.out
+    page = Page(Path("tree.html").read_text(encoding="utf-8"))
+    assert page.tags.count("section") == 2
+    if browser.PROGRAM is None:
+        pytest.skip("there is no Chromium here")
+    with browser.browser() as one:
+        one.open(Path("tree.html"))
+        nodes = "[...document.querySelectorAll('.tree article')]"
+        left: list[float] = one.value(f"{nodes}.map((node) => node.getBoundingClientRect().left)")
+        # the root first, and its branches below it, further to the right
+        assert left[0] == min(left) < left[1]
+        assert one.value(f"{nodes}[0].querySelector('h3').textContent").startswith("4 rows (")
+        assert one.value(f"{nodes}.every((node) => getComputedStyle(node).borderLeftWidth === '3px')")
+        for width in (1200, 390):
+            one.width(width)
+            assert one.value("document.documentElement.scrollWidth") <= width
+        one.picture(tmp_path / "tree.png")
+        assert one.complaints() == []
+        assert one.requests() == [Path("tree.html").resolve().as_uri()]
 
 
 @pytest.mark.slow

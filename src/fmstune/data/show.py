@@ -2,6 +2,7 @@
 
 import json
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 from fmstune.data.chat_template import answer_ends
 from fmstune.data.dataset import Prepared
 from fmstune.data.mixing import mixture_lines
+from fmstune.data.prefix_sharing.tree import BatchTree, Node
 from fmstune.data.tokens import IGNORED, PreTrainedTokenizerBase, Segment
 from fmstune.files import render_template, write_aside
+from fmstune.tables import count_of, numbers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 BAR = 40
 """Characters of the longest bar."""
 BARS = 10
+TREE = "One batch as a tree"
+MOST_DEPTH = 12
+"""Levels of a tree that are indented one below the other; deeper ones stand at the last."""
 VISIBLE = {code: chr(0x2400 + code) for code in range(32)} | {ord("\t"): "→", ord("\n"): "↵\n"}
 """Unicode has a picture for each control character."""
 
@@ -58,27 +64,94 @@ class Bin(NamedTuple):
     rows: int
 
 
-def render_rows(prepared: Prepared, tokenizer: PreTrainedTokenizerBase, rows: int = 3, *, color: bool) -> str:
-    """The first rows as the model gets them, then lengths, end-of-sequence and ledger of each split."""
+class ShownNode(NamedTuple):
+    """One segment of a batch whose rows share their beginnings."""
+
+    depth: int
+    title: str
+    runs: list[Segment]
+
+
+class ShownTree(NamedTuple):
+    """Such a batch as both views show it."""
+
+    title: str
+    nodes: list[ShownNode]
+
+
+def render_rows(
+    prepared: Prepared, tokenizer: PreTrainedTokenizerBase, rows: int = 3, *, color: bool, tree: ShownTree | None = None
+) -> str:
+    """The first rows as the model gets them and a batch that shares, then the sums of each split."""
     paint = COLOR if color else PLAIN
     shown = [f"{row.title}\n{_painted(row.runs, paint)}" for row in first_rows(prepared, tokenizer, rows)]
     sums = ["\n".join([s.title, *s.lines, *histogram(s.lengths)]) for s in split_sums(prepared, tokenizer)]
+    if tree is not None:
+        shown.append("\n".join([f"{TREE}: {tree.title}", *(_indented(node, paint) for node in tree.nodes)]))
     return "\n\n".join([f"{_painted(LEGEND, paint)}; {WHITE_SPACE}", *shown, *sums])
 
 
+def _indented(node: ShownNode, paint: Mapping[bool, str]) -> str:
+    """A node under its parent; of very deep ones, the lines would have no room."""
+    text = f"─ {node.title}\n{_painted(node.runs, paint)}".replace("\n", "\n  ")
+    return textwrap.indent(text, "  " * min(node.depth, MOST_DEPTH), lambda _: True)
+
+
 def write_rows_page(
-    prepared: Prepared, tokenizer: PreTrainedTokenizerBase, path: Path, *, title: str, rows: int
+    prepared: Prepared,
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path,
+    *,
+    title: str,
+    rows: int,
+    tree: ShownTree | None = None,
 ) -> None:
     """Write a page that needs nothing else (no script, font or request); the file appears when it is complete."""
-    text = rows_page(title, list(first_rows(prepared, tokenizer, rows)), list(split_sums(prepared, tokenizer)))
+    text = rows_page(title, list(first_rows(prepared, tokenizer, rows)), list(split_sums(prepared, tokenizer)), tree)
     with written_aside(path) as file:
         file.write(text)
 
 
-def rows_page(title: str, rows: Sequence[ShownRow], sums: Sequence[SplitSums]) -> str:
+def rows_page(title: str, rows: Sequence[ShownRow], sums: Sequence[SplitSums], tree: ShownTree | None = None) -> str:
     """The whole page; the text of rows and names is escaped."""
-    file = Path(__file__).with_name("show.html.jinja")
-    return render_template(file, title=title, legend=LEGEND, white_space=WHITE_SPACE, rows=rows, sums=sums, bins=bins)
+    return render_template(
+        Path(__file__).with_name("show.html.jinja"),
+        title=title,
+        legend=LEGEND,
+        white_space=WHITE_SPACE,
+        rows=rows,
+        tree=tree,
+        tree_head=TREE,
+        most_depth=MOST_DEPTH,
+        sums=sums,
+        bins=bins,
+    )
+
+
+def show_tree(tree: BatchTree, tokenizer: PreTrainedTokenizerBase) -> ShownTree:
+    """A batch whose rows share their beginnings, as a reader sees it; rows have their numbers among all rows."""
+    nodes = []
+    for node in tree.nodes:
+        trained = [rows > 0 for rows in node.trained_by]
+        text = marked_text(node.before, node.tokens, trained, tokenizer)
+        runs = [Segment(visible(run.text), run.trained) for run in text]
+        nodes.append(ShownNode(node.depth, _node_title(node), runs))
+    return ShownTree(tree.title, nodes)
+
+
+def _node_title(node: Node) -> str:
+    """Which rows it is computed for, and what that saves."""
+    trained = sum(rows > 0 for rows in node.trained_by)
+    some = sum(0 < rows < len(node.rows) for rows in node.trained_by)
+    parts = [count_of(node.length, "token"), f"{trained:,} trained{f' ({some:,} not by all rows)' if some else ''}"]
+    named = numbers([row + 1 for row in node.rows])
+    if len(node.rows) == 1:
+        return f"row {named}: {', '.join(parts)}"
+    parts.append(f"{count_of(node.saved, 'position')} saved")
+    if node.ends:
+        one = len(node.ends) == 1
+        parts.append(f"row{'' if one else 's'} {numbers([row + 1 for row in node.ends])} end{'s' if one else ''} here")
+    return f"{len(node.rows):,} rows ({named}): {', '.join(parts)}"
 
 
 def first_rows(prepared: Prepared, tokenizer: PreTrainedTokenizerBase, rows: int) -> Iterator[ShownRow]:
@@ -135,12 +208,24 @@ def runs(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Seg
 
     Each run is the text that its tokens add to the text before them: decoded alone, it would lose its first space.
     """
-    ids: list[int] = row["input_ids"]
-    found, end, before = [], 0, ""
-    for trained, labels in groupby(row["labels"], key=lambda label: label != IGNORED):
-        end += len(list(labels))
+    return marked_text((), row["input_ids"], [label != IGNORED for label in row["labels"]], tokenizer)
+
+
+def marked_text(
+    context: Sequence[int], tokens: Sequence[int], trained: Sequence[bool], tokenizer: PreTrainedTokenizerBase
+) -> list[Segment]:
+    """The text that these tokens add to that of the tokens before them, in runs that are trained or not."""
+    ids, end, found = [*context, *tokens], len(context), list[Segment]()
+    before = str(tokenizer.decode(ids[:end], skip_special_tokens=False)) if context else ""
+    for is_trained, same in groupby(trained):
+        end += len(list(same))
         text = str(tokenizer.decode(ids[:end], skip_special_tokens=False))
-        found.append(Segment(text[len(before) :], trained))
+        known = before
+        if not text.startswith(before):
+            # a character that the tokens before have begun is of these
+            known = before.rstrip("\ufffd")
+            found = [run._replace(text=run.text.rstrip("\ufffd")) for run in found]
+        found.append(Segment(text[len(known) :], is_trained))
         before = text
     return found
 

@@ -19,9 +19,11 @@ from fmstune.checks.precision import precision_notes
 from fmstune.config.job import Job, text_columns
 from fmstune.data.dataset import Prepared, prepare_data
 from fmstune.data.prefix_sharing.saved_positions import Savings
+from fmstune.data.prefix_sharing.savings import batching_of, first_batch
+from fmstune.data.prefix_sharing.tree import batch_tree
 from fmstune.data.preparation import mark_prepared
 from fmstune.data.scan import scan_data
-from fmstune.data.show import render_rows, write_rows_json, write_rows_page
+from fmstune.data.show import render_rows, show_tree, write_rows_json, write_rows_page
 from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
 from fmstune.files import explain_write_errors
 from fmstune.models import adapter_targets, architecture, load
@@ -96,15 +98,20 @@ def show_rows(job: Job, rows: int, json: Path | None, html: Path | None) -> int:
     """Print rows with their masks, and write all of them to `json` and the view to `html` where these are given."""
     tokenizer, prepared = _prepare(job)
     problems: list[Problem] = []
+    tree = None
+    if job.data.prefix_sharing and rows:
+        batch = first_batch(prepared.train, batching_of(job))
+        tree = show_tree(batch_tree(prepared.train, batch), tokenizer.tokenizer)
     if json is not None:
         with collect_problems(problems), explain_write_errors("--json", json):
             write_rows_json(prepared, tokenizer.tokenizer, json)
     if html is not None:
         with collect_problems(problems), explain_write_errors("--html", html):
-            write_rows_page(prepared, tokenizer.tokenizer, html, title=f"Rows of {job.name}", rows=rows)
+            title = f"Rows of {job.name}"
+            write_rows_page(prepared, tokenizer.tokenizer, html, title=title, rows=rows, tree=tree)
     raise_if_any(problems)
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    print(render_rows(prepared, tokenizer.tokenizer, rows=rows, color=color))
+    print(render_rows(prepared, tokenizer.tokenizer, rows=rows, color=color, tree=tree))
     if shared := _sharing_lines(planning.shared_rows(job, prepared.train)):
         print("", *shared, sep="\n")
     if json or html:

@@ -26,7 +26,7 @@ from fmstune.config.compare_by import figure
 from fmstune.config.job import SFT, SUPERVISED, Job, Launcher, is_sharded, order_seed, text_columns
 from fmstune.data.dataset import Prepared
 from fmstune.data.prefix_sharing.saved_positions import Savings
-from fmstune.data.prefix_sharing.savings import Batching, estimate_savings
+from fmstune.data.prefix_sharing.savings import batching_of, estimate_savings
 from fmstune.data.scan import CHARACTERS_PER_TOKEN, scan_data
 from fmstune.data.tokens import IGNORED
 from fmstune.errors import UserError, one_line, raise_if_any
@@ -75,14 +75,7 @@ def shared_rows(job: Job, train: Dataset) -> Savings | None:
     """What the rows save by sharing their beginnings, in the batches of the run."""
     if not job.data.prefix_sharing:
         return None
-    training = job.training
-    batching = Batching(
-        size=training.get("per_device_train_batch_size", 8),
-        seed=order_seed(job),
-        pack_length=job.data.max_length if training.get("packing") else None,
-        grouped=training.get("train_sampling_strategy", "random") == "random",
-    )
-    return estimate_savings(train, batching)
+    return estimate_savings(train, batching_of(job))
 
 
 def _streamed_rows(job: Job, mean_length: float, share: float) -> Rows:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fmstune.config.job import Job, order_seed
 from fmstune.data.prefix_sharing.grouping import Numbers, batches_of, find_groups, grouped_order, token_column
 from fmstune.data.prefix_sharing.layout import lay_out
 from fmstune.data.prefix_sharing.packs import fill_packs
@@ -31,6 +32,17 @@ class Batching:
     """Positions of a pack; None where rows are not packed."""
     grouped: bool = True
     """Rows that begin alike are brought together; else they keep the order of the file."""
+
+
+def batching_of(job: Job) -> Batching:
+    """How the run of this job puts rows that share into batches."""
+    training = job.training
+    return Batching(
+        size=training.get("per_device_train_batch_size", 8),
+        seed=order_seed(job),
+        pack_length=job.data.max_length if training.get("packing") else None,
+        grouped=training.get("train_sampling_strategy", "random") == "random",
+    )
 
 
 def estimate_savings(rows: "Dataset", batching: Batching) -> Savings:
@@ -63,12 +75,24 @@ def estimate_savings(rows: "Dataset", batching: Batching) -> Savings:
     )
 
 
+def first_batch(rows: "Dataset", batching: Batching) -> Numbers:
+    """Return the numbers of the rows of the first batch of the first epoch; of packs, of the first that are filled."""
+    if batching.pack_length is not None:
+        packs = islice(fill_packs(rows, batching.pack_length, batching.seed), batching.size)
+        return np.concatenate([pack.rows for pack in packs])
+    return next(batches_of(_order(*token_column(rows), batching), batching.size))
+
+
+def _order(tokens: Numbers, bounds: Numbers, batching: Batching) -> Numbers:
+    """The rows in the order of the first epoch."""
+    if not batching.grouped:
+        return np.arange(len(bounds) - 1)
+    return grouped_order(find_groups(tokens, bounds), len(bounds) - 1, batching.size, (batching.seed, 0))
+
+
 def _batches(tokens: Numbers, bounds: Numbers, batching: Batching) -> list[Numbers]:
     """The rows of some batches of the first epoch."""
-    order = np.arange(len(bounds) - 1)
-    if batching.grouped:
-        order = grouped_order(find_groups(tokens, bounds), len(order), batching.size, (batching.seed, 0))
-    batches = list(batches_of(order, batching.size))
+    batches = list(batches_of(_order(tokens, bounds, batching), batching.size))
     return [batches[place] for place in _spread(len(batches))]
 
 
