@@ -263,6 +263,19 @@ CALLBACKS = [
         "training.eval_strategy=epoch",
         "callbacks.stop_when='eval_loss < 1': eval_loss is never logged …, eval_a_loss, …; did you mean 'eval_a_loss'?",
     ),
+    case(
+        "sweep.stop_losers=true sweep.risk=0 sweep.warm_up=2 sweep.patience=0 data.eval=null",
+        "sweep.patience must be at least 1, got 0",
+        "sweep.risk must be above 0 and below 1, got 0",
+        "sweep.warm_up must be from 0 to 1, got 2",
+        "sweep.stop_losers=true compares points on held-out rows; set data.eval or data.eval_fraction",
+        "sweep.stop_losers=true looks at points at each evaluation; set training.eval_strategy=steps",
+    ),
+    case(
+        "sweep.stop_losers=true training.eval_strategy=epoch compare_by=tuned.exact_match",
+        "sweep.stop_losers=true compares points by their held-out loss, and this sweep by tuned.exact_match; "
+        "set compare_by=tuned.eval_loss",
+    ),
     case("callbacks=early_stoping", "callbacks=early_stoping: no such choice; did you mean 'early_stopping'? (…)"),
 ]
 

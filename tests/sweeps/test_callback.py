@@ -72,3 +72,15 @@ def test_a_search_runs_its_points_side_by_side_and_shares_the_cores_out() -> Non
     for point in found:
         lock = json.loads(Path("sweep", point.folder, "lock.json").read_text())
         assert lock["threads"] == max(hardware.cores() // 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "points"),
+    [
+        (("training.learning_rate=1e-4,1e-3,1e-2", "peft.r=4,8", "seed=1"), 6),
+        (("training.learning_rate=1e-4", "peft.r=range(1,5)"), 4),
+        (("seed=1",), 1),
+    ],
+)
+def test_the_points_that_share_the_risk_are_those_of_the_grid(words: tuple[str, ...], points: int) -> None:
+    assert callback.count_points(None, parse_overrides(words)) == points

@@ -72,7 +72,7 @@ def test_a_killed_point_ends_alone_and_a_killed_sweep_goes_on(fmstune: Callable[
 
     again = fmstune("--resume", "sweep")
     assert again.code == 0, again.err
-    assert "1 of 3 points were finished already" in again.err
+    assert "1 of 3 points had ended already" in again.err
     assert [point.status for point in sweep_folder.read_points(Path("sweep"))] == ["finished"] * 3
     assert [point.skipped for point in sweep_folder.read_points(Path("sweep"))] == [True, False, False]
     for name in ("1-seed=2", "2-seed=3"):

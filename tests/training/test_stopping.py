@@ -4,14 +4,18 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fmstune.config import conditions
 from fmstune.config.job import EarlyStopping
+from fmstune.runs import looks, sweep_folder
 from fmstune.training.stopping import find_stop_reason, stalled
+from tests.cli.test_main import SCRIPT
 from tests.conftest import Result
 from tests.end_to_end.test_resume import QUICK, interrupted_after
+from tests.fixtures import forked
 
 Run = Callable[..., Result]
 
@@ -86,3 +90,48 @@ def test_a_run_ends_where_its_rule_says_also_when_it_was_killed_just_there(fmstu
 def test_a_run_without_rules_says_that_it_was_not_stopped(fmstune: Run) -> None:
     run = fmstune("training.max_steps=1", "training.save_strategy=no", "evaluation=none", "data.max_rows=8")
     assert json.loads((run.folder / "summary.json").read_text())["stopped"] is None
+
+
+GRID = (
+    *("-m", "peft=lora", "training.learning_rate=1e-2,1e-5", "output_dir=sweep", "training.max_steps=8"),
+    *("training.gradient_accumulation_steps=1", "training.save_strategy=no", "data.max_rows=32"),
+    *("training.eval_strategy=steps", "training.eval_steps=1", "training.per_device_eval_batch_size=30"),
+    *("evaluation.max_rows=30", "evaluation.batch_size=30", "evaluation.base=false", "evaluation.max_new_tokens=1"),
+)
+LOSER = Path("sweep/1-learning_rate=1e-05")
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_loser_is_stopped_with_a_checkpoint_and_is_finished_when_asked_for() -> None:
+    done = forked.run([SCRIPT, *GRID, "sweep.stop_losers=true"])
+    assert done.returncode == 0, done.stderr
+    good, lost = sweep_folder.read_points(Path("sweep"))
+    assert [good.status, lost.status] == ["finished", "stopped"]
+    step = summary(LOSER)["steps"]
+    assert 2 < step < 8
+    assert lost.steps_saved == 8 - step
+    assert lost.error is not None
+    assert lost.error.startswith("0-learning_rate=0.01 has the lower held-out loss (")
+    assert f"saved: {8 - step} of 16 steps" in done.stdout
+    assert "1 of 2 points were stopped as losers" in done.stdout
+    assert "best: sweep/0-learning_rate=0.01" in done.stdout
+    assert not (LOSER / "model").exists()
+    assert [path.name for path in LOSER.glob("checkpoint-*")] == [f"checkpoint-{step}"]
+    # each look is at the rows of the final loss
+    ends = looks.read_curve(Path("sweep/0-learning_rate=0.01"))
+    assert ends[1.0].loss == pytest.approx(summary(Path("sweep/0-learning_rate=0.01"))["tuned"]["eval_loss"], rel=1e-3)
+
+    again = forked.run([SCRIPT, "-m", "--resume", "sweep"])
+    assert "2 of 2 points had ended already" in again.stderr
+    assert "was stopped as a loser; sweep.stop_losers=false resumes it" in again.stderr
+    assert summary(LOSER)["status"] == "stopped"
+
+    whole = forked.run([SCRIPT, "-m", "--resume", "sweep", "sweep.stop_losers=false"])
+    assert whole.returncode == 0, whole.stderr
+    assert summary(LOSER)["status"] == "finished"
+    assert (summary(LOSER)["steps"], summary(LOSER)["steps_here"]) == (8, 8 - step)
+    assert [point.skipped for point in sweep_folder.read_points(Path("sweep"))] == [True, False]

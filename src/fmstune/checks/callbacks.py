@@ -1,8 +1,8 @@
-"""Rules on the callbacks group: stop rules that can never be true."""
+"""Rules on what ends a training early: stop rules that can never be true, and losers that could not be told."""
 
 from collections.abc import Iterator
 
-from fmstune.config import conditions
+from fmstune.config import compare_by, conditions
 from fmstune.config.job import Job, has_held_out, sources, stop_rules
 from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.errors import Problem, did_you_mean
@@ -55,3 +55,20 @@ def _held_out(job: Job) -> list[str]:
     found = [f"{prefix}{measure}" for prefix in prefixes for measure in evaluated]
     answered = [f"{prefix}{measure}" for prefix in ("eval_", *prefixes) for measure in sampled]
     return [*found, *(dict.fromkeys(answered) if job.evaluation.sample else [])]
+
+
+def loser_problems(job: Job) -> Iterator[Problem]:
+    """Yield a problem for each reason why points of a sweep cannot be compared on held-out rows while they train."""
+    if not job.sweep.stop_losers:
+        return
+    field = "sweep.stop_losers"
+    if not has_held_out(job.data):
+        yield Problem(field, "=true compares points on held-out rows; set data.eval or data.eval_fraction")
+    if job.training.get("eval_strategy", "no") == "no":
+        yield Problem(field, "=true looks at points at each evaluation; set training.eval_strategy=steps")
+    if (path := compare_by.path(job)) != LOSS and has_held_out(job.data):
+        text = f"=true compares points by their held-out loss, and this sweep by {path}; set compare_by={LOSS}"
+        yield Problem(field, f"{text}{'' if job.evaluation.enabled else ' and evaluation.enabled=true'}")
+
+
+LOSS = compare_by.USUAL[0]

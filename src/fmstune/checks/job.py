@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fmstune import files
-from fmstune.checks.callbacks import callback_problems
+from fmstune.checks.callbacks import callback_problems, loser_problems
 from fmstune.checks.data import data_problems
 from fmstune.checks.fms import fms_problems
 from fmstune.checks.launcher import launcher_problems
@@ -69,6 +69,7 @@ RULES: tuple[Callable[[Job], Iterator[Problem]], ...] = (
     launcher_problems,
     lambda job: tracking_problems(job.tracking),
     callback_problems,
+    loser_problems,
     compare_by_problems,
 )
 """A new rule is a generator of problems, called by its group's own; a group's is named here."""
@@ -89,5 +90,7 @@ def job_notes(job: Job) -> Iterator[str]:
         yield f"training.learning_rate={rate:g} suits full tuning; {hint}"
     if job.model.adapter is not None:
         yield "model.adapter: the adapter keeps its saved configuration; the peft group only names its method"
+    if job.sweep.stop_losers and job.sweep.points is None:
+        yield "sweep.stop_losers=true has no effect on a single run: it compares the points of a sweep (-m)"
     if job.evaluation.enabled and not has_held_out(job.data):
         yield "no held-out rows, so base and tuned are not compared; set data.eval or data.eval_fraction"

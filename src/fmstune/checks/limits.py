@@ -110,7 +110,9 @@ _LIMITS: Mapping[str, Limit] = {
         "USR1 or USR2 and the seconds before the time limit, such as USR1@120",
     ),
     **{f"evaluation.{name}": AT_LEAST_1 for name in ("batch_size", "max_new_tokens", "max_rows")},
-    "callbacks.early_stopping.patience": AT_LEAST_1,
+    **dict.fromkeys(("callbacks.early_stopping.patience", "sweep.patience", "sweep.points"), AT_LEAST_1),
+    "sweep.risk": Limit(lambda number: 0 < number < 1, "above 0 and below 1"),
+    "sweep.warm_up": Limit(lambda number: 0 <= number <= 1, "from 0 to 1"),
     **dict.fromkeys(("callbacks.early_stopping.threshold", "evaluation.sample"), _AT_LEAST_0),
 }
 _LIMITS_OF_FLAGS: Mapping[str, Limit] = {

@@ -24,7 +24,7 @@ _MAY_CHANGE = re.compile(
 )
 """Fields that a resumed run may change: its length, how it is watched, and what does not decide about training."""
 _OWN_FOLDER = re.compile(
-    r"output_dir|compare_by|direction|objective\.metrics.*|(launcher|tracking)(\..*)?"
+    r"output_dir|compare_by|direction|objective\.metrics.*|(launcher|tracking|sweep)(\..*)?"
     r"|training\.(resume|per_device_train_batch_size|gradient_accumulation_steps)"
 )
 """Fields that may differ when a run is resumed in its folder; the rows of a step are compared when it starts."""

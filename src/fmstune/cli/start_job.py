@@ -110,7 +110,9 @@ def _train(job: Job, flags: Sequence[str], history: History, start: Start | None
     folder = claimed.folder
     print(f"fmstune: run folder {folder}", file=sys.stderr)
     if claim_folder.is_finished(claimed):
-        print("fmstune: this run is finished already, and nothing is left to do", file=sys.stderr)
+        lost = "was stopped as a loser; sweep.stop_losers=false resumes it"
+        left = lost if run_folder.was_stopped(folder) else "is finished already, and nothing is left to do"
+        print(f"fmstune: this run {left}", file=sys.stderr)
         return _show_summary(job, folder, flags, 0)
     if job.launcher.machine_rank == 0:
         write_json(folder / run_folder.SOURCES, history._asdict())

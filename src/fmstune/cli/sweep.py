@@ -19,6 +19,7 @@ from fmstune.config import compare_by
 from fmstune.config.compose import Composed, compose_points
 from fmstune.config.composing_errors import explain
 from fmstune.config.flags import words_of
+from fmstune.config.freeze import Frozen
 from fmstune.config.job import Job
 from fmstune.config.overrides import parse_overrides, swept_keys, text_of
 from fmstune.config.requests import Verb
@@ -169,12 +170,14 @@ def _run_point(composed: Composed, line: CommandLine) -> sweep_folder.Point:
     own = [f"{key}={value}" for key, value in callback.swept_values(composed.settings, swept_keys(line.overrides))]
     words = line.recorded or (*words_of(line.hydra), *map(text_of, line.overrides))
     sweep_folder.record_command(Path(composed.settings.sweep.dir), words)
-    done = run_folder.has_finished(folder)
+    ended = next((found for found in (run_folder.has_finished, run_folder.was_stopped) if found(folder)), None)
     start = None if callback.is_submitit(composed.settings) else warm.start_forked
     code, job, problems = _start_point(composed, line, start)
     if job is None:
         return sweep_folder.refused_point(number, folder, own, code, problems)
-    return sweep_folder.summarize_point(number, folder, own, code, job=job, skipped=done and code == 0)
+    # a loser that was resumed has another status now
+    skipped = code == 0 and ended is not None and ended(folder)
+    return sweep_folder.summarize_point(number, folder, own, code, job=job, skipped=skipped)
 
 
 def _start_point(
@@ -182,13 +185,22 @@ def _start_point(
 ) -> tuple[int, Job | None, Sequence[Problem]]:
     """The exit code, the job where it could be handed to a runner, and the problems where it could not."""
     try:
-        frozen = freeze_composed(composed, line, point_folder(composed, line))
+        frozen = _with_points(freeze_composed(composed, line, point_folder(composed, line)), composed, line)
         return start_job(frozen, line, history_of(composed, frozen.job, line), start), frozen.job, ()
     except (UserError, OmegaConfBaseException) as err:
         print(render(_problems_of(err)), file=sys.stderr)
         return USER_ERROR, None, _problems_of(err)
     except BrokenPipeError:
         return closed_pipe(), None, ()
+
+
+def _with_points(frozen: Frozen, composed: Composed, line: CommandLine) -> Frozen:
+    """The job of a point that may be stopped as a loser knows how many points share the risk."""
+    if not frozen.job.sweep.stop_losers:
+        return frozen
+    number = callback.count_points(composed.settings, line.overrides)
+    sweep = dataclasses.replace(frozen.job.sweep, points=number)
+    return frozen._replace(job=dataclasses.replace(frozen.job, sweep=sweep))
 
 
 def point_folder(composed: Composed, line: CommandLine) -> Path:
@@ -205,7 +217,7 @@ def _show_sweep(sweep: Path) -> list[sweep_folder.Point]:
         whole = sweep_folder.read_points(sweep) if (sweep / optuna.STORAGE).exists() else ended
         print(sweep_folder.render_points(sweep, whole))
         skipped, failed = sum(point.skipped for point in ended), sum(point.code != 0 for point in ended)
-        for count, what in ((skipped, "were finished already"), (failed, "failed")):
+        for count, what in ((skipped, "had ended already"), (failed, "failed")):
             if count:
                 print(f"fmstune: {count} of {len(ended)} points {what}", file=sys.stderr)
     sweep_folder.release_sweep_folder(sweep, (optuna.STORAGE,))

@@ -257,6 +257,20 @@ class Callbacks:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sweep:
+    stop_losers: bool = False
+    """Stop a point of a sweep whose loss on the held-out rows shows that another point is better."""
+    risk: float = 0.05
+    """Chance, over the whole sweep, that the best point is among the stopped ones."""
+    warm_up: float = 0.2
+    """Share of a point's steps before it can be stopped."""
+    patience: int = 2
+    """Evaluations in a row that must show that another point is better."""
+    points: int | None = None
+    """Points of the sweep, which share the risk; set by fmstune, from the command."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     name: str
     """Name of the run, part of the default `output_dir`."""
@@ -286,6 +300,8 @@ class Job:
     """Trackers of the run by name, each with its `_target_` and settings; `metrics.jsonl` is always written."""
     callbacks: Callbacks = field(default_factory=Callbacks)
     """Early stopping, and callbacks of your own."""
+    sweep: Sweep = field(default_factory=Sweep)
+    """How the points of a sweep are compared while they train."""
 
 
 def tunes_an_adapter(job: Job) -> bool:

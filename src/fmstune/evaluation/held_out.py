@@ -1,7 +1,7 @@
 """Held-out rows → how well a model answers them: loss on the answer, exact match of the greedy answer."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -97,17 +97,13 @@ def score(
     said = tokenizer.batch_decode(expected, skip_special_tokens=True)
     end_texts = stop_texts(said, tokenizer)
     limit = min(evaluation.max_new_tokens, max(map(len, expected)))
-    was_training = model.training
-    model.eval()
-    # no inference_mode: what FSDP gathers under it could not be trained afterwards
-    with torch.no_grad(), torch.autocast(model.device.type, getattr(torch, autocast)) if autocast else nullcontext():
+    size = evaluation.batch_size
+    with _only_scored(model, autocast):
         supervised = rows.select_columns(["input_ids", "labels"]).to_list()
-        likelihoods = log_likelihoods(model, supervised, tokenizer.pad_token_id, evaluation.batch_size)
-        size = evaluation.batch_size
+        likelihoods = log_likelihoods(model, supervised, tokenizer.pad_token_id, size)
         got = generate(
             model, tokenizer, prompts, batch_size=size, max_new_tokens=limit, stops=ends, stop_texts=end_texts
         )
-    model.train(was_training)
     return Scores(
         expected=tuple(cut(text, end_texts) for text in said),
         answers=tuple(got),
@@ -117,6 +113,32 @@ def score(
         labels=tuple(labels),
         prompts=tuple(tokenizer.batch_decode(prompts[:SAMPLES], skip_special_tokens=True)),
     )
+
+
+@contextmanager
+def _only_scored(model: PreTrainedModel | PeftModel, autocast: str | None) -> Iterator[None]:
+    """Without gradients or dropout, in the dtype of the training; the model trains again afterwards if it did."""
+    was_training = model.training
+    model.eval()
+    # no inference_mode: what FSDP gathers under it could not be trained afterwards
+    with torch.no_grad(), torch.autocast(model.device.type, getattr(torch, autocast)) if autocast else nullcontext():
+        yield
+    model.train(was_training)
+
+
+def row_likelihoods(
+    model: PreTrainedModel | PeftModel,
+    held_out: Dataset,
+    evaluation: Evaluation,
+    *,
+    pad_token_id: int,
+    autocast: str | None = None,
+) -> list[Likelihood]:
+    """The log-likelihood of the answer of each row that is evaluated, while the model is trained."""
+    rows = held_out.select(range(min(len(held_out), evaluation.max_rows or len(held_out))))
+    with _only_scored(model, autocast):
+        supervised = rows.select_columns(["input_ids", "labels"]).to_list()
+        return log_likelihoods(model, supervised, pad_token_id, evaluation.batch_size)
 
 
 def labels_of(held_out: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -44,6 +44,8 @@ MARKS = (JOB, PROVENANCE, METRICS, SUMMARY, MODEL)
 _CORRECT = "correct or remove the file"
 
 FINISHED, FAILED, INTERRUPTED, RUNNING, QUEUED = "finished", "failed", "interrupted", "running", "queued"
+STOPPED = "stopped"
+"""Status of a point that a sweep stopped as a loser; it has a checkpoint to resume from."""
 PREEMPTED = "preempted"
 """Kind of an interruption after which a checkpoint was saved."""
 
@@ -131,6 +133,11 @@ def update_summary(folder: Path, values: Mapping[str, Any]) -> None:
 def has_finished(folder: Path) -> bool:
     """Whether the run in the folder has come to its end; not where its summary is damaged."""
     return _read_with_faults(folder / SUMMARY)[0].get("status") == FINISHED
+
+
+def was_stopped(folder: Path) -> bool:
+    """Whether the run in the folder was stopped as a loser of its sweep."""
+    return _read_with_faults(folder / SUMMARY)[0].get("status") == STOPPED
 
 
 def mark_begun(folder: Path) -> None:

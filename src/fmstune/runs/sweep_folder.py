@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.config.renamed_fields import COMPARE_BY, with_compare_by_words
 from fmstune.errors import Problem, UserError, first_line
 from fmstune.files import write_json
-from fmstune.runs import run_folder
+from fmstune.runs import looks, losers, run_folder
 
 FILE = "sweep.json"
 """File of the points' results, in the sweep's folder."""
@@ -43,7 +43,7 @@ class Point:
     code: int
     """Its exit code."""
     skipped: bool
-    """It was finished before this command."""
+    """It was finished or stopped before this command."""
     compare_by: str
     """Path in `summary.json` of the number that compares points; empty where the point was refused."""
     direction: str
@@ -51,6 +51,10 @@ class Point:
     """The numbers that points can be compared by, and the results, by their paths in `summary.json`."""
     error: str | None
     """The cause where it did not finish, in one line."""
+    steps_saved: int = 0
+    """Steps that it was not trained, as it was stopped as a loser."""
+    seconds_saved: float = 0.0
+    """Seconds that these steps would have taken at the speed of the others."""
 
 
 def summarize_point(
@@ -62,7 +66,10 @@ def summarize_point(
     names = (*compare_by.comparable_figures(job), *names_at(metrics_of(job), Place.result))
     metrics = {name: compare_by.value(summary, name) for name in dict.fromkeys((path, *names))}
     status = str(summary.get("status", run_folder.FAILED))
-    message = (summary.get("error") or {}).get("message") or "it ended before it began; its own words are above"
+    lost = status == run_folder.STOPPED
+    message = summary.get("stopped") if lost else (summary.get("error") or {}).get("message")
+    steps, seconds = (compare_by.value(summary, name) or 0 for name in ("steps", "train_seconds"))
+    saved = max(round((compare_by.value(summary, "plan.total_steps") or 0) - steps), 0) if lost else 0
     return Point(
         number=number,
         folder=folder.name,
@@ -73,8 +80,13 @@ def summarize_point(
         compare_by=path,
         direction=direction.value if direction else "",
         metrics={name: value for name, value in metrics.items() if value is not None},
-        error=None if status == run_folder.FINISHED else first_line(message),
+        error=None if status == run_folder.FINISHED else first_line(message or _NO_MESSAGE),
+        steps_saved=saved,
+        seconds_saved=round(saved * seconds / steps, 3) if steps else 0.0,
     )
+
+
+_NO_MESSAGE = "it ended before it began; its own words are above"
 
 
 def refused_point(number: int, folder: Path, overrides: Sequence[str], code: int, problems: Sequence[Problem]) -> Point:
@@ -183,9 +195,35 @@ def render_points(sweep: Path, points: Sequence[Point]) -> str:
     shown = ["", first, rule]
     shown += [f"{line}  best" if point is best else line for line, point in zip(lines, points, strict=True)]
     shown += [f"{point.status}: {sweep / point.folder}: {point.error}" for point in points if point.error is not None]
+    shown += _savings(points)
     if best is not None:
         shown.append(f"best: {sweep / best.folder} ({best.compare_by} {best.metrics[best.compare_by]:.4g})")
+        done = [point.folder for point in points if point.status == run_folder.FINISHED]
+        shown += chance_lines(sweep, best.folder, done)
     return "\n".join(shown)
+
+
+def _savings(points: Sequence[Point]) -> Iterator[str]:
+    """Yield what was saved by stopping losers, if any was stopped."""
+    stopped = [point for point in points if point.status == run_folder.STOPPED]
+    if stopped:
+        saved = sum(point.steps_saved for point in stopped)
+        whole = saved + round(sum(point.metrics.get("steps", 0) for point in points))
+        seconds = sum(point.seconds_saved for point in stopped)
+        share = f"{saved:,} of {whole:,} steps ({saved / max(whole, 1):.0%}), about {seconds:,.0f} s"
+        yield f"saved: {share}, as {len(stopped)} of {len(points)} points were stopped as losers"
+
+
+def chance_lines(sweep: Path, best: str, finished: Sequence[str]) -> Iterator[str]:
+    """Yield how sure it is that a point is the best of those that finished, where their held-out rows were recorded."""
+    curves = looks.read_curves(sweep)
+    ends = {name: curve[1.0] for name, curve in curves.items() if name in finished and 1.0 in curve}
+    if best not in ends:
+        return
+    same = {name: look.losses for name, look in ends.items() if look.rows == ends[best].rows}
+    if len(same) > 1:
+        chance = losers.chance_best(same, best)
+        yield f"chance that it is the best of {len(same)} finished points: {chance:.0%} (over other held-out rows)"
 
 
 def _cells(point: Point, named: Sequence[str]) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """What Hydra tells of sweeps; a point that starts elsewhere leaves its result as a file, as Hydra returns none."""
 
 import importlib.util
+import math
 import os
 import re
 import signal
@@ -51,6 +52,13 @@ def threads(settings: HydraConf, number: int) -> int | None:
         jobs = int(settings.launcher.n_jobs)
         number = jobs if jobs > 0 else hardware.cores() + 1 + jobs  # joblib counts back from the cores
     return max(hardware.cores() // max(number, 1), 1) if launcher in ("joblib", "submitit_local") else None
+
+
+def count_points(settings: HydraConf, overrides: Sequence[Override]) -> int:
+    """The points of a sweep: of a grid, the product of its values; of a search, its trials."""
+    if is_search(overrides):
+        return int(settings.sweeper.n_trials)
+    return math.prod(sum(1 for _ in one.sweep_string_iterator()) for one in overrides if one.is_sweep_override())
 
 
 def swept_values(settings: HydraConf, swept: Collection[str]) -> list[tuple[str, str]]:

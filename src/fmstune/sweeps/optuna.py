@@ -103,7 +103,8 @@ class OptunaSweeper(Sweeper):
         # killed before their end: they resume from their checkpoints
         trials = [(one.number, one.params) for one in study.get_trials(states=(TrialState.RUNNING,))]
         while True:
-            ended = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)))
+            states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+            ended = len(study.get_trials(deepcopy=False, states=states))
             more = min(self._fields.n_jobs, self._fields.n_trials - ended) - len(trials)
             trials += [(one.number, one.params) for one in (study.ask(space) for _ in range(more))]
             if not trials:
@@ -129,6 +130,8 @@ class OptunaSweeper(Sweeper):
                 stopped = True
             elif point.code == 0 and point.compare_by in point.metrics:
                 study.tell(number, point.metrics[point.compare_by])
+            elif point.status == run_folder.STOPPED:
+                study.tell(number, state=TrialState.PRUNED)
             else:
                 study.tell(number, state=TrialState.FAIL)
         return stopped

@@ -28,6 +28,7 @@ from fmstune.models import adapters, base_identity, compiled, liger, load, save,
 from fmstune.models.flop_count.batch import BatchFlops
 from fmstune.models.load import Tokenizer
 from fmstune.runs import checkpoints, lockfile, model_card, run_folder
+from fmstune.runs.looks import identify_rows
 from fmstune.training import figures, memory, tracking
 from fmstune.training.arguments import training_arguments
 from fmstune.training.callbacks import LossPlot, MetricsFile, Progress, draw_loss
@@ -35,7 +36,7 @@ from fmstune.training.legs import Begun, read_figures
 from fmstune.training.named_classes import make_callbacks
 from fmstune.training.objectives.base import BaseObjective, load_objective
 from fmstune.training.preflight import Checked
-from fmstune.training.stopping import Stopping
+from fmstune.training.stopping import LoserStopping, Stopping
 from fmstune.training.trainer import RunMixin
 
 
@@ -81,6 +82,10 @@ def train_job(
             trainer.add_callback(callback)
         tracked.log({"preparation_seconds": prepared.seconds, "load_seconds": seconds["load_seconds"]}, done)
         results = _train_and_score(objective, trainer, job, checked, prepared, checkpoint)
+        if "status" in results:  # a loser: its checkpoint is kept, and no model is made of it
+            if main:
+                run_folder.update_summary(folder, results)
+            return
         folder_of_base = lockfile.model_folders(job.model).get("model.path")
         licence = model_card.read_licence(folder_of_base) if folder_of_base is not None else {}
         card = model_card.run_card(job, lock.wait(), results, licence) if lock else None
@@ -136,6 +141,7 @@ def _train_and_score(
     former = run_folder.read_summary(folder) if checkpoint is not None and checkpoint.parent == folder else {}
     stopping = Stopping(job.callbacks)
     trainer.add_callback(stopping)
+    losing = _watch_rivals(objective, trainer, job, prepared)
     if checkpoint is not None and (made := checkpoints.read_checkpoint_facts(checkpoint)) is not None:
         raise_if_any(checkpoints.checkpoint_mismatches(checkpoint, made, trainer.checkpoint_facts()))
     base: list[dict[str, Any] | None] = []
@@ -146,6 +152,8 @@ def _train_and_score(
     if trainer.stops:
         _stop(trainer, folder)
     trained = {**figures.training_figures(trainer, checked, prepared, output.metrics), "stopped": stopping.reason}
+    if losing is not None and losing.reason is not None:
+        return {**trained, "stopped": losing.reason, "status": run_folder.STOPPED}
     tuned = _score(objective, trainer, job, prepared, base=False)
     losses = {"train_loss": trained["train_loss"], "eval_loss": (tuned or {}).get("eval_loss", 0.0)}
     raise_if_any(
@@ -155,6 +163,17 @@ def _train_and_score(
     )
     scores = {"base": base[0] if base else former.get("base"), "tuned": tuned}
     return {**trained, **{key: one for key, one in scores.items() if one is not None}}
+
+
+def _watch_rivals(objective: BaseObjective, trainer: RunMixin, job: Job, prepared: Prepared) -> LoserStopping | None:
+    """Look at the held-out rows at each evaluation of a point of a sweep that stops losers; None of other runs."""
+    if not job.sweep.stop_losers or job.sweep.points is None:
+        return None
+    held_out = {part.name: part.rows for part in prepared.held_out}
+    rows = identify_rows([row for part in held_out.values() for row in part], job.seed)
+    losing = LoserStopping(job, lambda: objective.row_losses(trainer, held_out), rows)
+    trainer.add_callback(losing)
+    return losing
 
 
 def _stop(trainer: RunMixin, folder: Path) -> NoReturn:
@@ -198,7 +217,8 @@ def _recorded(folder: Path, start: dict[str, Any]) -> Iterator[None]:
         else:
             run_folder.mark_ended(folder, run_folder.FAILED, "internal", f"{type(err).__name__}: {err}")
         raise
-    run_folder.update_summary(folder, {"status": run_folder.FINISHED})
+    if run_folder.read_summary(folder).get("status") == run_folder.RUNNING:
+        run_folder.update_summary(folder, {"status": run_folder.FINISHED})
 
 
 def _build_trainer(

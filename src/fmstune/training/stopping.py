@@ -1,15 +1,22 @@
 """Ends a training before its last step. Rules look at what was logged, which a checkpoint holds."""
 
+import math
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from fmstune.config import conditions
 from fmstune.config.conditions import Condition, Logged
-from fmstune.config.job import Callbacks, EarlyStopping, stop_rules
+from fmstune.config.job import Callbacks, EarlyStopping, Job, Sweep, stop_rules
+from fmstune.errors import UserError
+from fmstune.runs import looks
+from fmstune.runs.looks import Look, RowLosses
+from fmstune.runs.losers import Rule, find_better
 
 
 class Stopping(TrainerCallback):
@@ -40,6 +47,67 @@ class Stopping(TrainerCallback):
 
     # a resumed run may have been about to stop
     on_train_begin = on_log
+
+
+class LoserStopping(TrainerCallback):
+    """Looks at each held-out row at each evaluation, and stops with a checkpoint where another point is better."""
+
+    def __init__(self, job: Job, measure: Callable[[], RowLosses], rows: str) -> None:
+        self._sweep, self._folder, self._rows, self._measure = job.sweep, Path(str(job.output_dir)), rows, measure
+        self._seen = -1
+        self.reason: str | None = None
+        """Why the point was stopped; None where it was not."""
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Look once a step, also where several sets are evaluated; every process measures."""
+        if state.global_step == self._seen:
+            return
+        self._seen = state.global_step
+        losses = self._measure()
+        told: list[str | None] = [None]
+        if state.is_world_process_zero:
+            look = looks.make_look(state.global_step, state.max_steps, self._rows, losses)
+            looks.write_look(self._folder, look)
+            told = [self._find_reason(look, args, state)]
+        broadcast_object_list(told)
+        self.reason = told[0]
+        if self.reason is not None:
+            control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Trainer takes the stop for the end of the epoch, where it would evaluate and save once more."""
+        if self.reason is not None:
+            control.should_save = control.should_evaluate = False
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Look at the end too, where no evaluation was due: the report compares the points there."""
+        if state.global_step >= state.max_steps:
+            self.on_evaluate(args, state, control)
+
+    def _find_reason(self, look: Look, args: Any, state: TrainerState) -> str | None:
+        rule = losing_rule(self._sweep, args, state)
+        if len(look.losses) < rule.least_rows:
+            where = f"{len(look.losses)} held-out rows are too few for sweep.risk={rule.risk:g}"
+            text = f"=true: {where} over {rule.rivals + 1} points; hold out at least {rule.least_rows}"
+            raise UserError("sweep.stop_losers", text)
+        curves = looks.read_curves(self._folder.parent)
+        better = find_better(rule, curves.pop(self._folder.name), curves)
+        if better is None:
+            return None
+        losses = f"{better.loss:.4g} against {better.own:.4g} at {better.share:.0%} of the steps"
+        reason = f"{better.point} has the lower held-out loss ({losses})"
+        print(f"stopped after step {state.global_step:,}: {reason}", file=sys.stderr, flush=True)
+        return reason
+
+
+def losing_rule(sweep: Sweep, args: Any, state: TrainerState) -> Rule:
+    """Return the rule for a point of this schedule, from the number of looks that it will have."""
+    if args.eval_strategy == "epoch":
+        looks_in_all = math.ceil(state.num_train_epochs)
+    else:
+        looks_in_all = state.max_steps // max(state.eval_steps, 1)
+    after = math.ceil(looks_in_all * (1 - sweep.warm_up))
+    return Rule(sweep.risk, sweep.warm_up, sweep.patience, max((sweep.points or 2) - 1, 1), max(after, 1))
 
 
 def find_stop_reason(early: EarlyStopping | None, rules: Sequence[Condition], logged: Logged) -> str | None:

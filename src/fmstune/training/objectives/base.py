@@ -7,6 +7,8 @@ from datasets import Dataset
 
 from fmstune.config.job import Job
 from fmstune.config.metrics import Place, metrics_of, names_at
+from fmstune.errors import UserError
+from fmstune.runs.looks import RowLosses
 from fmstune.training.named_classes import find_class
 from fmstune.training.trainer import RunMixin
 
@@ -32,6 +34,10 @@ class BaseObjective:
     def prepare_trainer(self, trainer: Any, held_out: Mapping[str, Dataset]) -> None:
         """Give the trainer what it needs of the held-out rows; does nothing unless a subclass says otherwise."""
 
+    def row_losses(self, trainer: Any, held_out: Mapping[str, Dataset]) -> RowLosses:
+        """Return the loss of each held-out row that is evaluated; a sweep that stops losers needs it."""
+        raise NotImplementedError
+
     def score(self, trainer: Any, held_out: Mapping[str, Dataset], answered: str) -> dict[str, Any]:
         """Return the figures that the trainer logs, of all rows and of each set; `answered` is `base` or `tuned`."""
         names = names_at(metrics_of(self.job), Place.held_out)
@@ -55,4 +61,7 @@ class BaseObjective:
 def load_objective(job: Job) -> BaseObjective:
     """Return the objective that the job names; raises UserError if the class does not exist."""
     made: BaseObjective = find_class("objective", job.objective._target_, BaseObjective)(job)
+    if job.sweep.stop_losers and type(made).row_losses is BaseObjective.row_losses:
+        text = f"=true compares points by the loss of each held-out row, which {job.objective._target_} does not give"
+        raise UserError("sweep.stop_losers", f"{text}; set it to false, or add row_losses to the class")
     return made

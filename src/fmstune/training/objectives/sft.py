@@ -4,6 +4,7 @@ import dataclasses
 import random
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from fmstune.config.job import Evaluation, order_seed
 from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.data.prefix_sharing.packs import pack_shared
 from fmstune.errors import raise_if_any
-from fmstune.evaluation.held_out import Scores, labels_of, score, together
+from fmstune.evaluation.held_out import Scores, labels_of, row_likelihoods, score, together
 from fmstune.files import write_json
 from fmstune.models.compiled import uncompiled
 from fmstune.models.sharding import asks_first_token
 from fmstune.models.trl_internals import global_then_local_main_first, name_experts, score_supervised_positions_on_cpu
 from fmstune.runs import run_folder
+from fmstune.runs.looks import RowLosses
 from fmstune.training import collate, packing_audit
 from fmstune.training.objectives.base import BaseObjective
 from fmstune.training.objectives.shared_targets import score_each_row
@@ -209,11 +211,18 @@ class Sft(BaseObjective):
             _keep_samples(Path(trainer.args.output_dir), scores, answered)
         return together(scores)
 
+    def row_losses(self, trainer: SftTrainer, held_out: Mapping[str, Dataset]) -> RowLosses:
+        """Return the loss of the answer of each held-out row that is evaluated, set after set."""
+        pad, autocast = trainer.processing_class.pad_token_id, _autocast(trainer.args)
+        measure = partial(row_likelihoods, trainer.model, pad_token_id=pad, autocast=autocast)
+        with uncompiled():
+            found = [one for rows in held_out.values() for one in measure(rows, self.job.evaluation)]
+        return RowLosses([-one.log_likelihood for one in found], [one.tokens for one in found])
+
     def _scores(
         self, trainer: SftTrainer, scored: Mapping[str, Dataset], held_out: Mapping[str, Dataset], how: Evaluation
     ) -> dict[str, Scores]:
-        tokenizer, args = trainer.processing_class, trainer.args
-        autocast = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
+        tokenizer, autocast = trainer.processing_class, _autocast(trainer.args)
         # labels of all held-out rows, as an answer may be a label that none of a few scored rows has
         labels = {name: labels_of(held_out[name], tokenizer) for name in scored}
         return {
@@ -233,6 +242,10 @@ class Sft(BaseObjective):
         figures |= {f"eval_{name}": one.figures for name, one in scores.items() if name}
         logged = names_at(metrics_of(self.job), Place.sample)
         return {f"{prefix}_{key}": float(one[key]) for prefix, one in figures.items() for key in logged if key in one}
+
+
+def _autocast(args: SFTConfig) -> str | None:
+    return "bfloat16" if args.bf16 else "float16" if args.fp16 else None
 
 
 def _keep_samples(folder: Path, scores: Mapping[str, Scores], answered: str) -> None:
