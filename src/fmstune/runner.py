@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from fmstune import ranks
@@ -18,7 +19,7 @@ from fmstune.data.preparation import was_prepared
 from fmstune.errors import Preempted, UserError, os_problem, raise_if_any, render
 from fmstune.exit_codes import INTERNAL_ERROR, INTERRUPTED, USER_ERROR, closed_pipe
 from fmstune.launch import agent, parent, preemption
-from fmstune.runs import run_folder
+from fmstune.runs import log, processes, run_folder
 from fmstune.tables import show_plain_characters
 from fmstune.upstream import quick_imports
 
@@ -30,10 +31,18 @@ def main(words: Sequence[str] | None = None) -> int:
     """Do the verb; 0, 2 for what the user can mend, 130 interrupted, 75 stopped by a notice, or 1 with a traceback."""
     show_plain_characters()
     options = _options(words)
+    with ExitStack() as until_the_end:
+        return _do_verb(options, until_the_end)
+
+
+def _do_verb(options: argparse.Namespace, until_the_end: ExitStack) -> int:
+    """The exit code; an error is shown while the log of `until_the_end` is still kept."""
     try:
         try:
             parent.interrupt_once(saves=options.verb is Verb.train and not options.prepare)
-            return _answer(options) if issubclass(options.verb.options, requests.RunnerRequest) else _act(options)
+            if issubclass(options.verb.options, requests.RunnerRequest):
+                return _answer(options)
+            return _act(options, until_the_end)
         finally:
             # the launcher signals every rank when one has failed; no signal may interrupt the report of this rank
             parent.interrupt_no_more()
@@ -75,12 +84,15 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def _act(options: argparse.Namespace) -> int:
+def _act(options: argparse.Namespace, until_the_end: ExitStack) -> int:
     verb, rank = options.verb, ranks.here()
     job = freeze.read(options.job, trusted=tuple(options.trusted)).job
     raise_if_any(rank_problems(job.launcher, rank))
     folder = Path(job.output_dir) if verb is Verb.train and job.output_dir and rank.is_main else None
+    if verb is Verb.train and job.output_dir:
+        until_the_end.enter_context(log.keep_log(Path(job.output_dir), stdout=rank.is_main))
     if folder is not None:
+        until_the_end.enter_context(processes.record_process(folder))
         run_folder.set_damaged_aside(folder)
         run_folder.mark_begun(folder)
     parent.watch(lambda: run_folder.mark_orphaned(folder) if folder else None)

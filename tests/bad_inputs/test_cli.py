@@ -18,7 +18,7 @@ WORDS = [
         "chek",
         "unknown verb 'chek'; did you mean 'check'?; "
         "the verbs are train, reproduce, check, show-data, modules, generate, evaluate, merge, from-fms, report, "
-        "compare, doctor",
+        "compare, runs, logs, stop, clean, doctor",
     ),
     case("check train", "train: neither FIELD=VALUE nor GROUP=CHOICE, and a verb comes first (see fmstune --help)"),
     case("--dry-run", "unknown flag --dry-run (see fmstune --help)"),
@@ -53,6 +53,14 @@ WORDS = [
     case("--cfg jobb", "argument --cfg/-c: invalid choice: 'jobb' (choose from …) (see fmstune --help)"),
     case("--cfg job --package foo", "--package foo: the job has no such part"),
     case("-m --cfg job seed=1,2", "--cfg prints one job, and -m composes several; leave one of them out"),
+    case("runs a b", "runs takes one folder of runs; got a, b"),
+    case("runs nowhere", "nowhere: no such folder; give a folder of runs, of a sweep or of one run"),
+    case("runs --jsn", "runs has no flag --jsn; did you mean '--json'?"),
+    case("logs", "logs takes the folder of one run or sweep; got none"),
+    case("logs nowhere", "nowhere: no such folder; give the folder of a run or of a sweep (fmstune runs lists them)"),
+    case("stop .", ".: no run here (no job.yaml in it or below); fmstune runs lists runs"),
+    case("clean .", "--keep must be given: the checkpoints of each run that stay: …"),
+    case("clean . --keep all", "--keep must be best, last or a number of checkpoints, got 'all'"),
     case("doctor peft=lora", "doctor takes flags; got 'peft=lora'"),
     case("model=llama2_7", "model=llama2_7: no such choice; did you mean 'llama2_7b'? (causal_lm, …)"),
     case("peft=lorra", "peft=lorra: no such choice; did you mean 'lora'? (…)"),

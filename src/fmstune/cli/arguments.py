@@ -22,6 +22,10 @@ _WORDS = {
     Verb.reproduce: (("run",), "takes the folder of one run, such as runs/first"),
     Verb.report: (("folder",), "takes one folder, of a run or of runs such as a sweep's"),
     Verb.compare: (("a", "b"), "takes two run folders"),
+    Verb.runs: (("folder",), "takes one folder of runs"),
+    Verb.logs: (("run",), "takes the folder of one run or sweep"),
+    Verb.stop: (("run",), "takes the folder of one run or sweep"),
+    Verb.clean: (("folder",), "takes one folder, of runs, of a sweep or of a run"),
 }
 """The words without a flag that a verb takes, and how to say so."""
 
@@ -184,9 +188,10 @@ def _positional(verb: Verb, words: Sequence[str]) -> dict[str, str]:
         return {}
     names, takes = _WORDS[verb]
     found = [word for word in words if verb is not Verb.reproduce or "=" not in word or Path(word).exists()]
-    if len(found) != len(names):
+    needed = [name for name in names if not hasattr(verb.options, name)]  # a field without a default
+    if not len(needed) <= len(found) <= len(names):
         raise UserError(verb.value, f"{takes}; got {', '.join(found) or 'none'}")
-    return dict(zip(names, found, strict=True))
+    return dict(zip(names, found, strict=False))
 
 
 def _contradictions(line: CommandLine) -> Iterator[Problem]:

@@ -102,7 +102,7 @@ def release_folder(claimed: Claim) -> None:
     """Remove what `claim_folder` made, unless it holds something else."""
     if claimed.resumed:
         return
-    for name in (run_folder.JOB, run_folder.SOURCES, run_folder.LOCK_FILE):
+    for name in run_folder.UNBEGUN:
         (claimed.folder / name).unlink(missing_ok=True)
     for folder in claimed.made:
         with suppress(OSError):  # not empty, or gone: another process uses it

@@ -11,6 +11,7 @@ from fmstune.cli import composed
 from fmstune.cli.arguments import CommandLine, HelpOrVersion, parse_command_line
 from fmstune.config import compose
 from fmstune.config.composing_errors import ERRORS, explain
+from fmstune.config.first_aid.verbs import Clean, Logs, Runs, Stop
 from fmstune.config.renamed_fields import with_compare_by_words
 from fmstune.config.requests import Composing, Doctor, FromFms, Reproduce
 from fmstune.errors import Problem, UserError, os_problem, raise_if_any, render
@@ -74,6 +75,10 @@ def _run_verb(line: CommandLine) -> int:
             return repeat.reproduce_run(line, asked)
         case Composing():
             return _run_job(line)
+        case Runs() | Logs() | Stop() | Clean() as asked:
+            from fmstune.cli import run_care
+
+            return run_care.care_for_runs(asked)
         case asked:
             from fmstune.cli import after_training
 

@@ -25,7 +25,7 @@ from fmstune.errors import raise_if_any
 from fmstune.exit_codes import INTERNAL_ERROR, exit_code_of
 from fmstune.files import write_json
 from fmstune.launch import preemption, slurm, subprocesses
-from fmstune.runs import run_folder
+from fmstune.runs import log, run_folder
 from fmstune.runs.report import terminal_summary
 from fmstune.sweeps.callback import raise_if_no_sweep
 
@@ -114,6 +114,12 @@ def _train(job: Job, flags: Sequence[str], history: History, start: Start | None
         left = lost if run_folder.was_stopped(folder) else "is finished already, and nothing is left to do"
         print(f"fmstune: this run {left}", file=sys.stderr)
         return _show_summary(job, folder, flags, 0)
+    with log.keep_log(folder):
+        return _train_claimed(claimed, flags, history, start)
+
+
+def _train_claimed(claimed: claim_folder.Claim, flags: Sequence[str], history: History, start: Start | None) -> int:
+    job, folder = claimed.job, claimed.folder
     if job.launcher.machine_rank == 0:
         write_json(folder / run_folder.SOURCES, history._asdict())
     if job.launcher.slurm is not None:

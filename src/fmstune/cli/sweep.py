@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from fmstune.config.requests import Verb
 from fmstune.errors import Problem, UserError, first_line, raise_if_any, render
 from fmstune.exit_codes import INTERRUPTED, USER_ERROR, closed_pipe
 from fmstune.launch import preemption
-from fmstune.runs import run_folder, sweep_folder
+from fmstune.runs import processes, run_folder, sweep_folder
 from fmstune.sweeps import callback, optuna, warm
 
 
@@ -115,9 +116,13 @@ def _run_points_here(line: CommandLine) -> list[int]:
     """Run the points in this process, one after the other; their exit codes, that of a notice alone where one came."""
     codes: list[int] = []
     folders: set[Path] = set()
+    recorded = ExitStack()
 
     def run(composed: Composed) -> sweep_folder.Point:
-        folders.add(Path(composed.settings.sweep.dir))
+        if (folder := Path(composed.settings.sweep.dir)) not in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            recorded.enter_context(processes.record_process(folder))
+        folders.add(folder)
         point = _run_point(composed, line)
         codes.append(point.code)
         sweep_folder.record_point(Path(composed.settings.sweep.dir), point)
@@ -134,6 +139,7 @@ def _run_points_here(line: CommandLine) -> list[int]:
         return [preemption.CODE]
     finally:
         warm.close()
+        recorded.close()
         for folder in folders:
             _show_sweep(folder)
     return codes

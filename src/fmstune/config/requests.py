@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fmstune.config.choices import Attention, Device, Dtype
+from fmstune.config.first_aid import verbs
 from fmstune.config.flags import NOT_TYPED, POSITIONAL, As, Request, make_request
 from fmstune.errors import Problem
 
@@ -276,7 +277,7 @@ SAMPLING = ("temperature", "top_k", "top_p")
 """Fields that only drawing uses; the names are those of `transformers.GenerationConfig`."""
 RunnerRequest = Generation | Merge | Scoring | Harness | Report | Comparison
 """Options of a verb that composes no job, for a runner."""
-Options = Composing | RunnerRequest | Reproduce | FromFms | Doctor
+Options = Composing | RunnerRequest | Reproduce | FromFms | Doctor | verbs.RunCare
 JOB_USAGE = "[GROUP=CHOICE ...] [FIELD=VALUE ...]"
 _ROWS_OR_TASKS = "--model PLACE [data=CHOICE] [data.FIELD=VALUE ...] | harness --model PLACE --tasks A,B"
 
@@ -298,6 +299,10 @@ class Verb(StrEnum):
     from_fms = "from-fms", FromFms, "[--run] 'COMMAND' | -- COMMAND | FILE (a script, JSON, or JSON in base64) | -"
     report = "report", Report, "RUN_OR_SWEEP"
     compare = "compare", Comparison, "RUN_A RUN_B"
+    runs = "runs", verbs.Runs, "[FOLDER]"
+    logs = "logs", verbs.Logs, "RUN_OR_SWEEP"
+    stop = "stop", verbs.Stop, "RUN_OR_SWEEP"
+    clean = "clean", verbs.Clean, "FOLDER --keep best|last|N"
     doctor = "doctor", Doctor, ""
 
     def __new__(cls, word: str, options: Any = None, usage: str = JOB_USAGE) -> "Verb":

@@ -20,7 +20,7 @@ import psutil
 from fmstune.exit_codes import INTERRUPTING, NOTICES
 from fmstune.launch import parent, preemption
 from fmstune.launch.subprocesses import AGENT, PARENT
-from fmstune.runs import run_folder
+from fmstune.runs import log, run_folder
 from fmstune.tables import show_plain_characters
 from fmstune.upstream import quick_imports
 
@@ -54,6 +54,11 @@ def main(words: Sequence[str] | None = None) -> int:
     _hand_on_notices()
     parent.watch(lambda: None)
     folder = Path(job_file).parent
+    with log.keep_log(folder):
+        return _start_ranks(job_file, options, flags, folder)
+
+
+def _start_ranks(job_file: str, options: Sequence[str], flags: Sequence[str], folder: Path) -> int:
     # the ranks must not outlive this process, which their own sessions would let them
     os.environ |= {PARENT: str(os.getpid()), AGENT: "1"}
     _import_launcher()

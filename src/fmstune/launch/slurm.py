@@ -78,8 +78,7 @@ def submit(job: Job, folder: Path, flags: Sequence[str] = ()) -> str:
 
 def raise_if_queued(folder: Path) -> None:
     """Raises UserError while a Slurm job that runs in this folder waits or runs, unless this is that job."""
-    file = folder / JOB_ID
-    number = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    number = recorded_job(folder)
     if not number or number == os.environ.get("SLURM_JOB_ID") or shutil.which("squeue") is None:
         return
     # a job that has ended long ago is an error of squeue's
@@ -88,6 +87,12 @@ def raise_if_queued(folder: Path) -> None:
     if state:
         text = f": {folder} is the run of Slurm job {number}, which is {state.splitlines()[0]}; wait for it"
         raise UserError("output_dir", f"{text}, or end it with scancel {number}")
+
+
+def recorded_job(folder: Path) -> str | None:
+    """The number of the Slurm job that was submitted for the run in this folder; None where there is none."""
+    file = folder / JOB_ID
+    return (file.read_text(encoding="utf-8").strip() if file.is_file() else "") or None
 
 
 def submitted(number: str, folder: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from fmstune.config.metrics import metrics_of
 from fmstune.launch import agent, preemption, slurm
 from fmstune.launch.agent import Failure
-from fmstune.runs import run_folder
+from fmstune.runs import log, run_folder
 from fmstune.runs.report import run_data, terminal_summary
 from fmstune.tables import show_plain_characters
 
@@ -27,11 +27,16 @@ def main(words: Sequence[str] | None = None) -> int:
     show_plain_characters()
     job_file, code, *flags = sys.argv[1:] if words is None else words
     folder = Path(job_file).parent
+    with log.keep_log(folder):
+        return _end_job(folder, int(code), flags)
+
+
+def _end_job(folder: Path, code: int, flags: Sequence[str]) -> int:
     ranks = folder / slurm.RANKS
     own = {path.stem: json.loads(path.read_bytes())["message"]["fmstune"] for path in sorted(ranks.glob("*.json"))}
     failures = [Failure(int(rank), _CODES.get(one["kind"], 1), **one) for rank, one in own.items()]
     shutil.rmtree(ranks, ignore_errors=True)
-    ended = int(code)
+    ended = code
     # first: srun kills what is left when the first process has ended with 75, and then its code is another
     if ended and run_folder.is_preempted(folder):
         ended = preemption.CODE

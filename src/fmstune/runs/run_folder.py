@@ -14,7 +14,7 @@ from typing import Any
 from fmstune.errors import Problem, UserError, first_line, raise_if_any
 from fmstune.exit_codes import INTERRUPTING
 from fmstune.files import write_aside, write_json
-from fmstune.runs import contents
+from fmstune.runs import contents, log, processes
 
 RUNS = "runs"
 """Parent of run folders without an output_dir."""
@@ -38,6 +38,8 @@ CHAT = "fmstune.data.formats.chat"
 ASKED_ALIKE = {"template_kwargs": "chat_template_kwargs", "reasoning": "chat_reasoning"}
 """Its settings that decide how a model is asked, each with its key in the model's `tokenizer_config.json`."""
 
+UNBEGUN = (JOB, SOURCES, LOCK_FILE, log.LOG, processes.FILE)
+"""What is in the folder of a run that has not begun; it is removed when the run is refused."""
 MARKS = (JOB, PROVENANCE, METRICS, SUMMARY, MODEL)
 """Any of these files makes a folder a run folder."""
 
@@ -214,7 +216,7 @@ def mark_orphaned(folder: Path) -> None:
     if status == RUNNING:
         mark_ended(folder, INTERRUPTED, "interrupted", "the process that started this run has died")
     elif status is None:
-        for name in (JOB, SOURCES, LOCK_FILE):
+        for name in UNBEGUN:
             (folder / name).unlink(missing_ok=True)
         with suppress(OSError):  # the folder holds other files
             folder.rmdir()

@@ -17,7 +17,7 @@ from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.config.renamed_fields import COMPARE_BY, with_compare_by_words
 from fmstune.errors import Problem, UserError, first_line
 from fmstune.files import write_json
-from fmstune.runs import looks, losers, run_folder
+from fmstune.runs import looks, losers, processes, run_folder
 
 FILE = "sweep.json"
 """File of the points' results, in the sweep's folder."""
@@ -174,7 +174,7 @@ def recorded_command(sweep: Path, more: Sequence[str]) -> list[str]:
 
 def release_sweep_folder(sweep: Path, notes: Sequence[str] = ()) -> None:
     """Remove the folder of a sweep without results, and the empty folders of the default name above it."""
-    own = {FILE, COMMAND, HYDRAS_NOTE, run_folder.LOCK_FILE, *notes}
+    own = {FILE, COMMAND, HYDRAS_NOTE, run_folder.LOCK_FILE, processes.FILE, *notes}
     if not sweep.is_dir() or not {path.name for path in sweep.iterdir()} <= own:
         return
     for name in own:

@@ -79,9 +79,9 @@ def read_run(folder: Path) -> Run:
     return Run(folder, job, summary, metrics, lock, origins, words, samples.get("rows") or [])
 
 
-def read_job_tree(folder: Path) -> dict[str, Any]:
-    """Read `job.yaml` of a run folder as plain data; empty if it is missing or broken."""
-    return _read_yaml(folder / run_folder.JOB, [])
+def read_job_tree(folder: Path, problems: list[Problem] | None = None) -> dict[str, Any]:
+    """Read `job.yaml` of a run folder as plain data; empty if it is missing or broken, which is added to `problems`."""
+    return _read_yaml(folder / run_folder.JOB, [] if problems is None else problems)
 
 
 def read_runs(folder: Path) -> list[Run]:
