@@ -33,7 +33,7 @@ class Status(StrEnum):
     killed = "killed"
     """Its process was killed, or is gone without a word."""
     stopped = "stopped"
-    """It saved a checkpoint at a notice and stopped; the same command resumes it."""
+    """It saved a checkpoint and stopped: at a notice, or as a loser of its sweep."""
     damaged = "damaged"
     """Its folder cannot be read."""
 
@@ -190,12 +190,14 @@ def _list_sweep(folder: Path) -> ListedRun:
     objective = next((point.metrics[point.compare_by] for point in [sweep_folder.best_point(recorded)] if point), None)
     names = {point.compare_by for point in points} or {point.compare_by for point in recorded}
     done = [point for point in points if point.status is Status.finished]
+    # a sweep that stopped its losers has finished
+    states = [Status.finished if run_folder.was_stopped(Path(one.folder)) else one.status for one in points]
     refused = sum(not is_run(folder / point.folder) for point in recorded)
     begun = min((point.begun for point in points), default=_modified(folder))
     return ListedRun(
         folder=str(folder),
         kind="sweep",
-        status=Status.damaged if damage else sweep_status(folder, [point.status for point in points], refused=refused),
+        status=Status.damaged if damage else sweep_status(folder, states, refused=refused),
         compare_by=names.pop() if len(names) == 1 else "",
         objective=objective,
         steps=len(done),
