@@ -18,6 +18,8 @@ from fmstune.config.upstream_fields import Field
         (2024, Field("x", (str,), False), "2024"),
         (None, Field("x", (int,), True), None),
         ([1, 2], Field("x", (), True), [1, 2]),
+        ("auto", Field("x", (bool, str), False, ("auto",)), "auto"),
+        ("false", Field("x", (bool, str), False, ("auto",)), False),
         ('{"a": 1}', Field("x", (dict, str), True), {"a": 1}),
     ],
 )
@@ -35,6 +37,7 @@ def test_a_value_is_converted_where_nothing_is_lost(value: Any, field: Field, ex
         ([1], Field("x", (str,), False), r"must be text, got \[1\]"),
         ("all-linear", Field("x", (dict, str), True), "must be a mapping of keys to values, got 'all-linear'"),
         ("[1]", Field("x", (dict, str), True), "must be a mapping of keys to values"),
+        ("aut", Field("x", (bool, str), False, ("auto",)), "one of true, false, auto; got 'aut'; did you mean 'auto'"),
         (
             "cosin",
             Field("x", (str,), False, ("linear", "cosine")),

@@ -10,13 +10,17 @@ import pytest
 import torch
 from transformers import PreTrainedConfig
 
+from fmstune.checks.plan_inputs import Rows
 from fmstune.checks.precision import Precision
-from fmstune.config.choices import Device
+from fmstune.config import freeze
+from fmstune.config.choices import Auto, Device
 from fmstune.config.job import Launcher
+from fmstune.data.prefix_sharing.saved_positions import LargestBatch, Savings
 from fmstune.models import architecture, load
 from fmstune.training import planning
-from fmstune.training.preflight import Checked
+from fmstune.training.preflight import Checked, settle_sharing
 from tests.checks.test_memory_plan import LLAMA_7B
+from tests.config.test_freeze import tree
 
 
 @pytest.mark.sampled(4)
@@ -117,6 +121,55 @@ def test_the_saving_of_shared_beginnings_is_said_also_without_a_seed_of_the_data
     result = fmstune("check", "data.prefix_sharing=true", "training.data_seed=null", "data.max_rows=32")
     assert result.code == 0, result.err
     assert "positions an epoch for" in result.out
+
+
+FAMILIES = [f"You are a clerk of the post and answer in one word.\n### Answer: {number}" for number in range(8)]
+STRANGERS = [f"{number * 7919} parcels came late.\n### Answer: {number}" for number in range(8)]
+AUTO = {
+    "peft=lora": (FAMILIES, "true here: "),
+    "peft=full training.packing=true data.max_length=256": (FAMILIES, "true here: "),
+    "peft=lora evaluation=none": (STRANGERS, "false here: rows share 0.0% of their tokens, and it takes 10%"),
+    "peft=prompt_tuning": (FAMILIES, "false here: each row begins with the virtual tokens of PromptTuning"),
+    "peft=lora model.attention=sdpa": (FAMILIES, "false here: model.attention=sdpa cannot attend to a beginning"),
+    "peft=lora data.streaming=true training.max_steps=2": (FAMILIES, "false here: data.streaming=true reads rows one"),
+    "peft=full model=causal_lm model.path=o/m model.architecture={model_type:mamba,vocab_size:64,hidden_size:8}": (
+        FAMILIES,
+        "false here: MambaForCausalLM reads a row token by token into a state",
+    ),
+}
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("words", AUTO)
+def test_auto_shares_where_it_may_and_saves_enough_and_says_why(fmstune: Callable[..., Any], words: str) -> None:
+    rows, says = AUTO[words]
+    Path("own.jsonl").write_text("".join(json.dumps({"output": text}) + "\n" for text in rows))
+    own = ("data=text", "data.train=own.jsonl", 'data.response_template="### Answer:"', "data.prefix_sharing=auto")
+    result = fmstune("check", *own, *words.split())
+    assert result.code == 0, result.err
+    (note,) = [line for line in result.out.splitlines() if "prefix_sharing=auto is" in line]
+    assert note.startswith(f"note: data.prefix_sharing=auto is {says}")
+    assert ("shared beginnings once" in result.out) == says.startswith("true")
+    assert ("varlen attention" in result.out) == says.startswith("true")
+
+
+def test_what_auto_became_is_kept_for_the_summary_and_the_rest_of_the_run() -> None:
+    auto = freeze.freeze(tree(data__prefix_sharing="auto")).job
+    assert auto.data.prefix_sharing is Auto.auto
+    made = Checked(PreTrainedConfig(), None, LLAMA_7B, "cpu", Precision("float32", "float32", None, ""), "sdpa")
+    largest = LargestBatch(10, 10, 1)
+    for shared, shares in ((90, True), (91, False)):
+        rows = Rows(10, 100, 10, shared=Savings(4, 10, tokens=100, padded=100, shared=shared, largest=largest))
+        settled = settle_sharing(auto, made, rows)
+        assert settled.job.data.prefix_sharing is shares
+        assert settled.checked.attention == ("varlen" if shares else "sdpa")
+        assert settled.checked.chosen["data.prefix_sharing"]["value"] is shares
+        assert (settled.rows.shared is not None) is shares
+        # a settled job stays as it is
+        assert settle_sharing(*settled) == settled
+    refused = settle_sharing(auto, replace(made, sharing_refusal="it may not"), rows)
+    assert refused.job.data.prefix_sharing is False
+    assert refused.checked.notes == ("data.prefix_sharing=auto is false here: it may not",)
 
 
 def test_the_check_prints_hours_and_cost_where_the_peak_is_given(fmstune: Callable[..., Any]) -> None:

@@ -25,8 +25,8 @@ def data_problems(job: Job) -> Iterator[Problem]:
         yield from files.absent("data.format.template_file", str(data.format.get("template_file")))
     if data.streaming:
         yield from _streaming_problems(job)
-    if data.prefix_sharing:
-        yield from _sharing_problems(job)
+    if data.prefix_sharing is True:
+        yield from sharing_problems(job)
 
 
 def _source_problems(data: Data, part: str) -> Iterator[Problem]:
@@ -81,7 +81,7 @@ _OWN_LOSS = {
 """Fields of `training` that do not go with shared beginnings, and why."""
 
 
-def _sharing_problems(job: Job) -> Iterator[Problem]:
+def sharing_problems(job: Job) -> Iterator[Problem]:
     """Yield a problem for each setting under which rows that share would not be trained as they are alone."""
     training, field, attention = job.training, "data.prefix_sharing", job.model.attention
     if job.objective._target_ != SFT:

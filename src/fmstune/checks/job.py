@@ -84,7 +84,8 @@ def job_notes(job: Job) -> Iterator[str]:
     if job.training.get("packing") and job.training.get("train_sampling_strategy") == "group_by_length":
         yield "training.train_sampling_strategy=group_by_length has no effect: packed rows are all about as long"
     if job.data.prefix_sharing and (share := job.peft.get("lora_dropout")):
-        yield f"peft.lora_dropout={share:g}: a shared beginning draws its dropout once for all rows that share it"
+        rows = "all rows that share it" + ("" if job.data.prefix_sharing is True else ", where auto becomes true")
+        yield f"peft.lora_dropout={share:g}: a shared beginning draws its dropout once for {rows}"
     if tunes_an_adapter(job) and isinstance(rate, float) and rate < 5e-5:
         hint = "adapters usually want 1e-4 or more (leave it out for the method's usual rate)"
         yield f"training.learning_rate={rate:g} suits full tuning; {hint}"

@@ -15,6 +15,8 @@ Backend = StrEnum("Backend", ["transformers", "fms"])
 """Whose blocks the model is made of: transformers' own, or those of ibm-fms (foundation-model-stack)."""
 Device = StrEnum("Device", ["auto", "cpu", "cuda", "mps"])
 """Where the run computes; `auto` takes the first accelerator that there is, else the CPU."""
+Auto = StrEnum("Auto", ["auto"])
+"""The third word of a field that is true or false."""
 OverLength = StrEnum("OverLength", ["truncate", "drop", "error"])
 """What happens to a row of more than `max_length` tokens."""
 Untrainable = StrEnum("Untrainable", ["error", "drop"])

@@ -53,7 +53,8 @@ def convert(value: Any, field: Field) -> Any:
             return converted
     if field.choices:
         word = str(value)
-        raise ValueError(f"must be one of {', '.join(field.choices)}; got {word!r}{did_you_mean(word, field.choices)}")
+        known = [*(("true", "false") if bool in field.primitives else ()), *field.choices]
+        raise ValueError(f"must be one of {', '.join(known)}; got {word!r}{did_you_mean(word, known)}")
     raise ValueError(f"must be {_kinds(field)}, got {value!r}")
 
 

@@ -187,7 +187,7 @@ def _build(hint: Any, value: Any) -> Any:
         if _is_group(kind) and value is not None:
             hints = typing.get_type_hints(kind)
             return kind(**{name: _build(hints[name], one) for name, one in value.items()})
-        if isinstance(kind, type) and issubclass(kind, Enum) and value is not None:
+        if isinstance(kind, type) and issubclass(kind, Enum) and value in [member.value for member in kind]:
             return kind(value)
     return value
 

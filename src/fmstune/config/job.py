@@ -106,8 +106,8 @@ class Data:
     """What to do with training rows that are also held out; they are counted and reported in any case."""
     stopping_strategy: choices.StoppingStrategy = choices.StoppingStrategy.all_exhausted
     """With weights: repeat rows of the sources that run out, or end when the first one has run out."""
-    prefix_sharing: bool = False
-    """Compute a beginning that rows of a batch share once, and bring rows that begin alike into the same batches."""
+    prefix_sharing: bool | choices.Auto = False
+    """Bring rows that begin alike into one batch, and compute the beginning once; `auto`: where that saves a tenth."""
     streaming: bool = False
     """Read the training rows while training, for sets larger than memory or disk; needs `training.max_steps`."""
     buffer_size: int = 1000

@@ -68,6 +68,7 @@ def check(job: Job) -> int:
             checked = preflight.with_tokenizer(job, checked, tokenizer) if checked is not None else None
     raise_if_any(problems)
     assert checked is not None and rows is not None
+    job, checked, rows = preflight.settle_sharing(job, checked, rows)
     _print_plan(job, planning.make_plan(job, checked, rows, prepared), checked, prepared)
     print("\n".join(["", *(f"note: {note}" for note in notes), "no problems found"]))
     return 0
@@ -98,8 +99,8 @@ def show_rows(job: Job, rows: int, json: Path | None, html: Path | None) -> int:
     """Print rows with their masks, and write all of them to `json` and the view to `html` where these are given."""
     tokenizer, prepared = _prepare(job)
     problems: list[Problem] = []
-    tree = None
-    if job.data.prefix_sharing and rows:
+    tree, shared = None, planning.shared_rows(job, prepared.train) if prepared.streamed is None else None
+    if shared is not None and rows:
         batch = first_batch(prepared.train, batching_of(job))
         tree = show_tree(batch_tree(prepared.train, batch), tokenizer.tokenizer)
     if json is not None:
@@ -112,8 +113,8 @@ def show_rows(job: Job, rows: int, json: Path | None, html: Path | None) -> int:
     raise_if_any(problems)
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print(render_rows(prepared, tokenizer.tokenizer, rows=rows, color=color, tree=tree))
-    if shared := _sharing_lines(planning.shared_rows(job, prepared.train)):
-        print("", *shared, sep="\n")
+    if lines := _sharing_lines(shared):
+        print("", *lines, sep="\n")
     if json or html:
         print("", *(f"wrote {path}" for path in (json, html) if path), sep="\n")
     return 0
@@ -124,7 +125,8 @@ def prepare(job: Job) -> int:
     checked = _checked(job)
     tokenizer, prepared = _prepare(job)
     checked = preflight.with_tokenizer(job, checked, tokenizer)
-    planning.make_plan(job, checked, planning.count_rows(job, prepared), prepared, shown=False)
+    job, checked, rows = preflight.settle_sharing(job, checked, planning.count_rows(job, prepared))
+    planning.make_plan(job, checked, rows, prepared, shown=False)
     return 0
 
 
@@ -140,7 +142,7 @@ def train(job: Job, command: str | None = None) -> int:
             tokenizer, prepared = _prepare(job)
         raise_if_any(row_checks.label_problems(job, prepared, tokenizer))
         checked = preflight.with_tokenizer(job, checked, tokenizer)
-        rows = planning.count_rows(job, prepared)
+        job, checked, rows = preflight.settle_sharing(job, checked, planning.count_rows(job, prepared))
         made = planning.make_plan(job, checked, rows, prepared, shown=rank.is_main)
         _print_plan(job, made, checked, prepared)
         print(flush=True)

@@ -18,10 +18,11 @@ from transformers import Trainer, TrainingArguments
 
 from fmstune import ranks
 from fmstune.checks import resume
+from fmstune.checks.data import sharing_problems
 from fmstune.checks.memory import Memory, activation_bytes, device_memory, logit_bytes, shared_key_bytes
 from fmstune.checks.memory_plan import Plan, plan_work
 from fmstune.checks.plan_inputs import Machine, Rows, Sharing, Training, Work, row_count, row_length
-from fmstune.config.choices import Backend, Sharding
+from fmstune.config.choices import Auto, Backend, Sharding
 from fmstune.config.compare_by import figure
 from fmstune.config.job import SFT, SUPERVISED, Job, Launcher, is_sharded, order_seed, text_columns
 from fmstune.data.dataset import Prepared
@@ -73,7 +74,8 @@ def _row_lengths(train: Any) -> tuple[tuple[int, int], ...]:
 
 def shared_rows(job: Job, train: Dataset) -> Savings | None:
     """What the rows save by sharing their beginnings, in the batches of the run."""
-    if not job.data.prefix_sharing:
+    asked = job.data.prefix_sharing
+    if not asked or (asked is Auto.auto and any(sharing_problems(job))):
         return None
     return estimate_savings(train, batching_of(job))
 

@@ -5,21 +5,23 @@ import dataclasses
 import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import DynamoBackend
 from peft import PeftConfig
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments, get_scheduler
 
+from fmstune.checks.data import sharing_problems
 from fmstune.checks.fms import architecture_problems
 from fmstune.checks.launcher import device_problems
-from fmstune.checks.plan_inputs import Dimensions
+from fmstune.checks.plan_inputs import Dimensions, Rows
 from fmstune.checks.precision import Precision, Situation, precision_problems, resolve_precision
-from fmstune.config.choices import BITSANDBYTES, Attention, Backend, Dtype, Kernels
+from fmstune.config.choices import BITSANDBYTES, Attention, Auto, Backend, Dtype, Kernels
 from fmstune.config.job import Job, is_sharded, sources, tunes_an_adapter
 from fmstune.data.chat_template import answer_ends
 from fmstune.data.dataset import load_recipes
+from fmstune.data.prefix_sharing.saved_positions import ENOUGH
 from fmstune.errors import Problem, UserError, collect_problems, did_you_mean, raise_if_any
 from fmstune.models import adapters, architecture, liger, load, saved_weights, shapes, varlen
 from fmstune.models.experts import count_experts
@@ -42,6 +44,10 @@ class Checked:
     precision: Precision
     attention: str
     notes: tuple[str, ...] = ()
+    sharing_refusal: str | None = None
+    """Why rows cannot share their beginnings, where `data.prefix_sharing=auto` asks; None where they can."""
+    chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What fields became that were `auto` until the rows were known."""
 
 
 def check_job(job: Job, *, device_here: bool = True) -> Checked:
@@ -80,16 +86,65 @@ def check_job(job: Job, *, device_here: bool = True) -> Checked:
     # ibm-fms has no other
     asked = Attention.sdpa if job.model.backend is Backend.fms else job.model.attention
     with collect_problems(problems):
-        if job.data.prefix_sharing:
+        if job.data.prefix_sharing is True:
             asked = Attention.varlen
         end_to_end = bool(job.training.get("packing") or job.training.get("padding_free"))
         attention = load.find_attention(asked, device, resolved, end_to_end=end_to_end)
-        if not problems and job.data.prefix_sharing:
-            raise_if_any(_sharing_problems(job, empty))
+        if not problems and job.data.prefix_sharing is True:
+            raise_if_any(_shared_model_problems(job, empty))
         elif not problems:
             attention = load.usable_attention(empty, attention, asked=asked is not Attention.auto)
     raise_if_any(problems)
-    return Checked(*shape, device, resolved, attention, tuple(notes))
+    refusal = _sharing_refusal(job, empty, device, resolved) if job.data.prefix_sharing is Auto.auto else None
+    return Checked(*shape, device, resolved, attention, tuple(notes), refusal)
+
+
+def _sharing_refusal(job: Job, model: PreTrainedModel, device: str, precision: Precision) -> str | None:
+    """The first reason why rows cannot share their beginnings; None where they can."""
+    problems = list(sharing_problems(job))
+    with collect_problems(problems):
+        load.find_attention(Attention.varlen, device, precision)
+    if not problems:
+        problems += _shared_model_problems(job, model)
+    if not problems:
+        return None
+    # what comes after is what a user who wants it must change, and says no
+    field, reason = problems[0].field, problems[0].text.partition(";")[0]
+    if field == "data.prefix_sharing":
+        return reason.removeprefix("=true: ").replace("=true", "it", 1)
+    return str(Problem(field, reason))
+
+
+class Settled(NamedTuple):
+    """A job in which nothing is `auto` that its rows decide."""
+
+    job: Job
+    checked: Checked
+    rows: Rows
+
+
+def settle_sharing(job: Job, checked: Checked, rows: Rows) -> Settled:
+    """Let `data.prefix_sharing=auto` become true where rows may share and save enough, else false, with a note."""
+    if job.data.prefix_sharing is not Auto.auto:
+        return Settled(job, checked, rows)
+    found, why = rows.shared, checked.sharing_refusal
+    shares = why is None and found is not None and found.share >= ENOUGH
+    if why is None and found is None:
+        why = "how much rows share is known once they are tokenised"
+    elif why is None and found is not None:
+        why = f"rows share {found.share:.1%} of their tokens, and it takes {ENOUGH:.0%}"
+        why = f"{found.share:.1%} of the positions are saved" if shares else why
+    word = "true" if shares else "false"
+    return Settled(
+        dataclasses.replace(job, data=dataclasses.replace(job.data, prefix_sharing=shares)),
+        dataclasses.replace(
+            checked,
+            attention=Attention.varlen.value if shares else checked.attention,
+            notes=(*checked.notes, f"data.prefix_sharing=auto is {word} here: {why}"),
+            chosen={"data.prefix_sharing": {"value": shares, "why": why}},
+        ),
+        rows if shares else dataclasses.replace(rows, shared=None),
+    )
 
 
 def _shape(job: Job) -> tuple[PreTrainedModel, tuple[PreTrainedConfig, PeftConfig | None, Dimensions]]:
@@ -128,7 +183,7 @@ def _router_problems(job: Job, configuration: PreTrainedConfig) -> Iterator[Prob
         yield Problem("training.router_aux_loss_coef", text)
 
 
-def _sharing_problems(job: Job, model: PreTrainedModel) -> Iterator[Problem]:
+def _shared_model_problems(job: Job, model: PreTrainedModel) -> Iterator[Problem]:
     """What keeps rows of this model from sharing their beginnings, or makes their loss another one."""
     field, kind = "data.prefix_sharing", type(model).__name__
     if holds_state(model):

@@ -48,6 +48,7 @@ def train_job(
     folder, main = Path(job.output_dir), ranks.here().is_main
     planned = {name: value for name, value in asdict(plan).items() if name != "work"}
     start = {"name": job.name, "plan": planned, "preparation_seconds": prepared.seconds}
+    start |= {"chosen": dict(checked.chosen)} if checked.chosen else {}
     with ExitStack() as until_the_end:
         checkpoint, done, lock = None, 0, None
         if main:

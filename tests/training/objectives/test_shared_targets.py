@@ -168,14 +168,34 @@ def test_two_processes_that_share_take_the_steps_of_two_that_pad(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("packs", ["false", "true"])
+def test_sharded_processes_that_share_take_the_steps_of_one_and_resume(
+    own_rows: None, fmstune: Callable[..., Result]
+) -> None:
+    one = ("data.prefix_sharing=true", "training.train_sampling_strategy=sequential", "training.logging_steps=1")
+    one += ("training.save_strategy=steps", "training.save_steps=2", "training.save_only_model=false")
+    two = (*one, "launcher=fsdp", "launcher.device=cpu", "launcher.num_processes=2")
+    sharded = fmstune(*SHARING, *two, "output_dir=sharded")
+    alone = fmstune(*SHARING, *one, "training.gradient_accumulation_steps=2", "output_dir=alone")
+    shards, whole = ([line for line in _metrics(run) if "loss" in line] for run in (sharded, alone))
+    assert len(shards) == len(whole) == 4
+    for of_two, of_one in zip(shards, whole, strict=True):
+        for name in ("loss", "grad_norm", "num_tokens"):
+            assert of_two[name] == pytest.approx(of_one[name], rel=1e-4), name
+    assert sharded.summary["prefix_sharing"]["share_saved"] == alone.summary["prefix_sharing"]["share_saved"] > 0.1
+    rest = fmstune(*SHARING, *two, "output_dir=rest", "training.resume=sharded/checkpoint-2")
+    assert rest.code == 0, rest.err
+    assert rest.summary["weights_sha256"] == sharded.summary["weights_sha256"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("packs", "asked"), [("false", "auto"), ("true", "true")])
 def test_a_resumed_run_takes_the_batches_of_one_that_was_not_stopped(
-    own_rows: None, fmstune: Callable[..., Result], packs: str
+    own_rows: None, fmstune: Callable[..., Result], packs: str, asked: str
 ) -> None:
     words = (
         *SHARING,
         f"training.packing={packs}",
-        "data.prefix_sharing=true",
+        f"data.prefix_sharing={asked}",
         "training.save_strategy=steps",
         "training.save_steps=2",
     )
@@ -185,6 +205,9 @@ def test_a_resumed_run_takes_the_batches_of_one_that_was_not_stopped(
     assert rest.code == 0, rest.err
     assert rest.summary["weights_sha256"] == whole.summary["weights_sha256"]
     assert whole.summary["plan"]["total_steps"] == whole.summary["steps"] == 4
+    if asked == "auto":
+        chosen = whole.summary["chosen"]["data.prefix_sharing"]
+        assert chosen["value"] is True and chosen["why"].endswith("% of the positions are saved")
     saved = ("positions_saved", "share_saved")
     assert [rest.summary["prefix_sharing"][name] for name in saved] == [
         whole.summary["prefix_sharing"][name] for name in saved

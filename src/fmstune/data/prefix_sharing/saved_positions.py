@@ -32,10 +32,15 @@ class Savings:
     """Packs that the rows fill; None where they are not packed."""
     estimated: bool = False
 
+    @property
+    def share(self) -> float:
+        """Share of the tokens' positions that is saved."""
+        return 1 - self.shared / max(self.tokens, 1)
+
     def line(self) -> str:
         """What it says of itself: positions with and without, and when sharing is worth it."""
         about = "about " if self.estimated else ""
-        saved = 1 - self.shared / max(self.tokens, 1)
+        saved = self.share
         packs = f"in {count_of(self.packs, 'pack')}" if self.packs else ""
         padded = f"; {self.padded:,} positions padded"
         text = (
@@ -50,3 +55,8 @@ class Savings:
 
 LITTLE = 0.02
 """Below this share the rows have next to nothing in common."""
+ENOUGH = 0.1
+"""From this share on `data.prefix_sharing=auto` lets rows share.
+
+The time that is saved is then worth batches of rows that are alike, and more than laying them out costs.
+"""

@@ -185,7 +185,7 @@ class Sft(BaseObjective):
     def arguments(self) -> dict[str, Any]:
         """Return what the rows decide: what is trained is known, and only packing needs to know the length."""
         packs = self.job.training.get("packing") or self.job.training.get("eval_packing")
-        if self.job.data.prefix_sharing:
+        if self.job.data.prefix_sharing is True:
             # `rows` packs
             return {"max_length": None, "completion_only_loss": False, "packing": False}
         return {"max_length": self.job.data.max_length if packs else None, "completion_only_loss": False}
@@ -193,13 +193,13 @@ class Sft(BaseObjective):
     def rows(self, rows: Any) -> Any:
         """Return the rows; where they share their beginnings, packed by distinct tokens if the job packs."""
         rows = super().rows(rows)
-        if self.job.data.prefix_sharing and self.job.training.get("packing"):
+        if self.job.data.prefix_sharing is True and self.job.training.get("packing"):
             return pack_shared(rows, self.job.data.max_length, order_seed(self.job))
         return rows
 
     def prepare_trainer(self, trainer: SftTrainer, held_out: Mapping[str, Dataset]) -> None:
         """Let rows share their beginnings, and the model answer a sample of held-out rows, where the job says so."""
-        if self.job.data.prefix_sharing:
+        if self.job.data.prefix_sharing is True:
             trainer.share_prefixes()
         if self.job.evaluation.sample and held_out:
             trainer.answer_sample = lambda: self._score_sample(trainer, held_out)
