@@ -46,7 +46,7 @@ ABOVE_0_AND_FINITE = Limit(lambda number: 0 < number < math.inf, "above 0 and fi
 _BELOW_1 = Limit(lambda number: 0 <= number < 1, "at least 0 and below 1")
 _WORD = Limit(re.compile(r"[^\s#\"'\\]+").fullmatch, "one word without quotes")
 _SEED = Limit(lambda number: 0 <= number < 2**32, "at least 0 and below 2**32", 32)
-_COUNTED = ("data", "peft", "training", "launcher", "evaluation")
+_COUNTED = ("data", "peft", "training", "launcher", "evaluation", "sweep")
 """Groups whose other whole numbers are counts and sizes."""
 _ANY = Limit(lambda _: True, "")
 

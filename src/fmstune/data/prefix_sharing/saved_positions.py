@@ -35,7 +35,7 @@ class Savings:
     @property
     def share(self) -> float:
         """Share of the tokens' positions that is saved."""
-        return 1 - self.shared / max(self.tokens, 1)
+        return (self.tokens - self.shared) / max(self.tokens, 1)
 
     def line(self) -> str:
         """What it says of itself: positions with and without, and when sharing is worth it."""
