@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import TestCase
 
 import pytest
 from datasets import Dataset
@@ -377,18 +378,16 @@ def rows_of_another(entry: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut_off, without_facts, broken_facts, not_arrow, rows_of_another])
-def test_a_damaged_entry_is_made_again_with_a_word(
-    damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_entry_is_made_again_with_a_word(damage: Callable[[Path], None]) -> None:
     write(GOOD)
     expected = prepare().train.to_list()
     (entry,) = made_entries()
     damage(entry)
-    with caplog.at_level(logging.WARNING):
+    with TestCase().assertLogs(level=logging.WARNING) as logged:
         again = prepare()
     assert not again.cached
     assert again.train.to_list() == expected
-    assert f"cache entry {entry} is made again" in caplog.text
+    assert f"cache entry {entry} is made again" in "".join(logged.output)
     assert prepare().cached
     assert made_entries() == [entry]
 
@@ -491,11 +490,13 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch
     )
 
 
-def test_one_line_of_the_log_says_what_was_made(caplog: pytest.LogCaptureFixture) -> None:
+def test_one_line_of_the_log_says_what_was_made() -> None:
     write(GOOD)
-    with caplog.at_level(logging.INFO, logger="fmstune.data.dataset"):
+    with TestCase().assertLogs("fmstune.data.dataset", logging.INFO) as logged:
         prepare()
-    assert caplog.messages == ["data tokenised: 3 rows, 31 tokens, 7 trained, 0 rows dropped"]
+    assert [one.getMessage() for one in logged.records] == [
+        "data tokenised: 3 rows, 31 tokens, 7 trained, 0 rows dropped"
+    ]
 
 
 # Several sources
