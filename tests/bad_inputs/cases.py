@@ -23,6 +23,8 @@ class Case(NamedTuple):
     command: str
     says: tuple[str, ...]
     files: Mapping[str, str | bytes] = {}
+    slow: bool = False
+    """To answer it takes seconds."""
 
 
 def case(command: str, *says: str, **files: str | bytes) -> Case:
@@ -46,11 +48,15 @@ def content(folder: Path) -> list[str]:
     return [name for name in found if not name.startswith("cache") or ".unfinished" in name]
 
 
+BEFORE = ("fmstune: note: ", "fmstune: run folder ", "data tokenised: ", "the tokenizer had no pad token")
+"""Lines of a command that was found to be wrong only when it had begun: notes, and its log."""
+
+
 def assert_says(err: str, says: Sequence[str]) -> None:
-    """The terminal shows these problems, in order, and nothing else but notes."""
+    """The terminal shows these problems, in order, and nothing else but notes and the log before them."""
     assert "Traceback" not in err
     before, *rest = re.split(r"^fmstune: (?:error: |\d+ errors:\n)", err, flags=re.MULTILINE)
-    assert all(line.startswith(("fmstune: note: ", "fmstune: run folder ")) for line in before.splitlines()), err
+    assert all(line.startswith(BEFORE) for line in before.splitlines()), err
     assert len(rest) == 1, err
     found = re.split(r"^  \d+\. ", rest[0], flags=re.MULTILINE) if len(says) > 1 else ["", rest[0]]
     assert [text.strip() for text in found[1:]] == [Saying(text) for text in says], err
@@ -68,7 +74,10 @@ class Saying(str):
 
 def wrong_inputs(cases: Sequence[Case]) -> pytest.MarkDecorator:
     """One test for each case, named by its command."""
-    return pytest.mark.parametrize("wrong", cases, ids=[wrong.command[:70] for wrong in cases])
+    marks = {True: [pytest.mark.slow], False: []}
+    return pytest.mark.parametrize(
+        "wrong", [pytest.param(wrong, id=wrong.command[:70], marks=marks[wrong.slow]) for wrong in cases]
+    )
 
 
 def assert_answered(wrong: Case, fmstune: Callable[..., Any], folder: Path) -> None:

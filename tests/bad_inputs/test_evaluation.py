@@ -59,14 +59,17 @@ TO_EVALUATE = [
         "no row of 120 is left to evaluate: 120 rows have an answer that is not a --label, and were left out; the "
         "answers that the rows have are 'complaint', 'no complaint'",
     ),
-    case(
+    # these import the harness, which takes seconds
+    Case(
         "evaluate harness --model package:tiny_llama --tasks complants --include_path .",
-        "--tasks: the harness has no task 'complants'…",
+        ("--tasks: the harness has no task 'complants'…",),
+        slow=True,
     ),
-    case(
+    Case(
         "evaluate harness --model package:tiny_llama "
         "--tasks boolq,piqa,hellaswag,winogrande,arc_easy,arc_challenge,mmlu",
-        "--tasks: boolq, piqa, hellaswag, winogrande, arc_easy, arc_challenge, mmlu cannot be loaded (…); …",
+        ("--tasks: boolq, piqa, hellaswag, winogrande, arc_easy, arc_challenge, mmlu cannot be loaded (…); …",),
+        slow=True,
     ),
     case(
         "evaluate harness --model package:tiny_llama --tasks a,,b --include_path nosuch --limit 0 data=complaints",

@@ -34,21 +34,21 @@ def command(*words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([SCRIPT, *words], capture_output=True, text=True, timeout=300)
 
 
-def test_help_is_one_screen_with_verbs_groups_choices_and_examples() -> None:
-    done = command("--help")
-    assert done.returncode == 0
-    assert len(done.stdout.splitlines()) <= 55
-    assert max(map(len, done.stdout.splitlines())) <= 110
+def test_help_is_one_screen_with_verbs_groups_choices_and_examples(fmstune: Run) -> None:
+    done = fmstune("--help")
+    assert done.code == 0
+    assert len(done.out.splitlines()) <= 55
+    assert max(map(len, done.out.splitlines())) <= 110
     for word in ("show-data", "tiny_llama", "prompt_tuning", "twitter_complaints", "examples", "--config-dir"):
-        assert word in done.stdout
-    assert "fields/" not in done.stdout
+        assert word in done.out
+    assert "fields/" not in done.out
 
 
-def test_help_of_a_verb_is_about_that_verb() -> None:
-    shown = command("show-data", "--help").stdout
+def test_help_of_a_verb_is_about_that_verb(fmstune: Run) -> None:
+    shown = fmstune("show-data", "--help").out
     assert shown.startswith("usage: fmstune show-data [GROUP=CHOICE ...] [FIELD=VALUE ...]\n")
     assert "--html FILE" in shown and "tiny_llama" in shown and "from-fms" not in shown
-    looked_back = command("report", "--help").stdout
+    looked_back = fmstune("report", "--help").out
     assert looked_back.startswith("usage: fmstune report RUN_OR_SWEEP\n")
     assert "--metric NAME" in looked_back and "tiny_llama" not in looked_back
 
@@ -61,9 +61,9 @@ def test_every_verb_has_a_help_of_one_screen() -> None:
         assert len(lines) <= 55 and max(map(len, lines)) <= 120, verb
 
 
-def test_train_that_is_named_has_a_help_of_its_own() -> None:
-    assert "--resume SWEEP_DIR" in command("train", "--help").stdout
-    assert "--resume SWEEP_DIR" not in command("--help").stdout
+def test_train_that_is_named_has_a_help_of_its_own(fmstune: Run) -> None:
+    assert "--resume SWEEP_DIR" in fmstune("train", "--help").out
+    assert "--resume SWEEP_DIR" not in fmstune("--help").out
 
 
 def test_the_composed_job_is_printed_as_yaml(tmp_path: Path) -> None:
@@ -74,17 +74,18 @@ def test_the_composed_job_is_printed_as_yaml(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_part_of_the_job_is_printed_with_package() -> None:
-    done = command("--cfg", "job", "-p", "launcher")
+def test_part_of_the_job_is_printed_with_package(fmstune: Run) -> None:
+    done = fmstune("--cfg", "job", "-p", "launcher")
     fields = ("device: auto", "device_gib: null", "device_tflops: null", "price_per_hour: null", "threads: null")
-    assert done.stdout.startswith("\n".join(("# @package launcher", *fields, "")))
-    assert "objective" not in done.stdout
+    assert done.out.startswith("\n".join(("# @package launcher", *fields, "")))
+    assert "objective" not in done.out
 
 
-def test_hydras_own_info_works() -> None:
-    assert "fields/job" in command("--info", "defaults").stdout
+def test_hydras_own_info_works(fmstune: Run) -> None:
+    assert "fields/job" in fmstune("--info", "defaults").out
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_terminal_without_unicode_shows_plain_characters(encoding: str) -> None:
     env = {**os.environ, "PYTHONIOENCODING": encoding}
@@ -109,24 +110,24 @@ def test_a_users_groups_stand_beside_the_shipped_ones(tmp_path: Path) -> None:
     assert "wide" in command("--help", "--config-dir", "my").stdout
 
 
-def test_flags_may_stand_anywhere_between_the_fields(tmp_path: Path) -> None:
+def test_flags_may_stand_anywhere_between_the_fields(fmstune: Run, tmp_path: Path) -> None:
     (tmp_path / "my" / "peft").mkdir(parents=True)
     (tmp_path / "my" / "peft" / "wide.yaml").write_text("_target_: peft.LoraConfig\nr: 64\n")
-    done = command("seed=3", "--config-dir", "my", "peft=wide", "-c", "job", "name=x", "--resolve", "peft.lora_alpha=5")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert [line for line in done.stdout.splitlines() if line.split(":")[0].strip() in ("r", "name", "lora_alpha")] == [
+    done = fmstune("seed=3", "--config-dir", "my", "peft=wide", "-c", "job", "name=x", "--resolve", "peft.lora_alpha=5")
+    assert (done.code, done.err) == (0, "")
+    assert [line for line in done.out.splitlines() if line.split(":")[0].strip() in ("r", "name", "lora_alpha")] == [
         "name: x",
         "  r: 64",
         "  lora_alpha: 5",
     ]
 
 
-def test_a_users_file_with_a_shipped_name_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+def test_a_users_file_with_a_shipped_name_is_not_passed_over_in_silence(fmstune: Run, tmp_path: Path) -> None:
     (tmp_path / "my" / "peft").mkdir(parents=True)
     (tmp_path / "my" / "peft" / "lora.yaml").write_text("_target_: peft.LoraConfig\nr: 64\n")
-    done = command("--cfg", "job", "--config-dir", "my", "peft=lora", "-p", "peft.r")
-    assert done.stdout == "# @package peft.r\n8\n"
-    assert "note: my/peft/lora.yaml is not used: peft=lora is the shipped one; choose another name" in done.stderr
+    done = fmstune("--cfg", "job", "--config-dir", "my", "peft=lora", "-p", "peft.r")
+    assert done.out == "# @package peft.r\n8\n"
+    assert "note: my/peft/lora.yaml is not used: peft=lora is the shipped one; choose another name" in done.err
 
 
 def test_modules_are_listed_from_the_configuration_alone(fmstune: Run) -> None:

@@ -191,6 +191,7 @@ EARLY_DEFAULTS = {
 """Of `transformers.TrainingArguments` 4.38, with the early tool's `optim` and `packing`."""
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("model", "method"), [("facebook/opt-125m", "none"), ("facebook/opt-125m", "lora"), ("package:tiny_llama", "pt")]
 )

@@ -70,12 +70,14 @@ def test_every_document_is_a_page(site: Path, pages: dict[Path, Links]) -> None:
     assert [name for name in built if site / name not in pages] == []
 
 
+@pytest.mark.slow
 def test_no_page_loads_anything_from_elsewhere(pages: dict[Path, Links]) -> None:
     assert sum(len(page.loads) for page in pages.values()) > len(pages)
     outside = {load for page in pages.values() for load in page.loads if is_outside(load)}
     assert outside == set()
 
 
+@pytest.mark.slow
 def test_no_stylesheet_loads_anything_from_elsewhere(site: Path, pages: dict[Path, Links]) -> None:
     inside = [path.read_text(encoding="utf-8") for path in (*site.rglob("*.css"), *pages, *site.rglob("*.svg"))]
     loads = [load for text in inside for load in re.findall(r"url\(\s*[\"']?([^)\"']+)|@import\s*[\"']([^\"']+)", text)]
@@ -84,6 +86,7 @@ def test_no_stylesheet_loads_anything_from_elsewhere(site: Path, pages: dict[Pat
     assert [load for pair in loads for load in pair if is_outside(load)] == []
 
 
+@pytest.mark.slow
 def test_no_page_asks_for_what_the_theme_would_fetch(pages: dict[Path, Links]) -> None:
     """Material's script fetches a drawing program for diagrams in Mermaid, and figures of a repository on GitHub."""
     for path in pages:
@@ -95,6 +98,7 @@ def is_outside(place: str) -> bool:
     return urlsplit(place).netloc != "" or urlsplit(place).scheme not in ("", "data")
 
 
+@pytest.mark.slow
 def test_every_link_within_the_site_leads_to_a_file_and_an_anchor_of_it(site: Path, pages: dict[Path, Links]) -> None:
     count = 0
     for path, page in pages.items():
@@ -114,6 +118,7 @@ def test_every_link_within_the_site_leads_to_a_file_and_an_anchor_of_it(site: Pa
     assert count > 1000
 
 
+@pytest.mark.slow
 def test_the_search_finds_a_field_a_choice_and_a_message(site: Path) -> None:
     entries = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
 
@@ -126,6 +131,7 @@ def test_the_search_finds_a_field_a_choice_and_a_message(site: Path) -> None:
     assert "index.html" in found("make demo")
 
 
+@pytest.mark.slow
 def test_the_search_shows_messages_before_what_only_mentions_them(site: Path) -> None:
     entries = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
     boosts = {entry["location"].partition("#")[0]: entry.get("boost", 1) for entry in entries}
@@ -133,6 +139,7 @@ def test_the_search_shows_messages_before_what_only_mentions_them(site: Path) ->
     assert boosts["decisions/0015-slurm.html"] < 1
 
 
+@pytest.mark.slow
 def test_a_command_is_read_whole(site: Path) -> None:
     """Its block has the class that docs/site.css wraps; an output has not."""
     page = (site / "migration.html").read_text(encoding="utf-8")
@@ -140,6 +147,7 @@ def test_a_command_is_read_whole(site: Path) -> None:
     assert ".language-bash" in (site / "site.css").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_page_is_read_without_markup_that_was_not_understood(pages: dict[Path, Links]) -> None:
     """Lists and fences that only GitHub's reader takes would stand there as text."""
     for path in pages:

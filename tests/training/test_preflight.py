@@ -106,6 +106,7 @@ def test_each_preset_has_a_plan_for_a_gpu_that_is_not_here(fmstune: Callable[...
     assert f"{batch} accumulated" in result.out
 
 
+@pytest.mark.slow
 def test_the_presets_for_memory_take_less_of_it_than_the_default(fmstune: Callable[..., Any]) -> None:
     def planned(preset: str) -> float:
         words = ["model=llama2_7b", "peft=full", "launcher.device=cuda", f"training={preset}"]

@@ -1,6 +1,8 @@
 """A step without numbers holds what a real one holds, part by part."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,8 +27,20 @@ BLOCK = 4 * 64 * 64 + 3 * 64 * 128 + 2 * 64
 BASE = 2 * 512 * 64 + 8 * BLOCK + 64
 
 
+SHORT = LlamaConfig(**SIZES, num_hidden_layers=2, tie_word_embeddings=False)
+COUNTED: dict[str, Any] = {}
+"""What was counted, by what was asked; a count takes half a second, and several tests compare with the same."""
+
+
+def phases_of(config: Any, peft: Any, shape: StepShape, settings: StepSettings) -> Mapping[str, Any]:
+    asked = repr((config, peft, shape, settings))
+    if asked not in COUNTED:
+        COUNTED[asked] = count_phases(config, peft, shape, settings)
+    return COUNTED[asked]
+
+
 def bytes_of(config=LLAMA, peft=None, shape=SHAPE, **settings):
-    return largest_phase(count_phases(config, peft, shape, replace(SETTINGS, **settings)))
+    return largest_phase(phases_of(config, peft, shape, replace(SETTINGS, **settings)))
 
 
 def test_full_tuning_in_float32_holds_weights_gradients_and_two_states_of_adamw() -> None:
@@ -46,7 +60,7 @@ def test_an_adapter_has_no_state_for_the_base() -> None:
 
 
 def test_sgd_keeps_no_state() -> None:
-    assert bytes_of(optimizer=(torch.optim.SGD, {"lr": 1e-3}))["optimizer"] == 0
+    assert bytes_of(SHORT, optimizer=(torch.optim.SGD, {"lr": 1e-3}))["optimizer"] == 0
 
 
 @pytest.mark.slow
@@ -60,7 +74,7 @@ def test_blocks_that_are_equal_are_counted_from_a_few_of_them() -> None:
 
 
 def test_the_configuration_stays_as_it_is() -> None:
-    bytes_of()
+    bytes_of(peft=LORA)
     assert LLAMA.num_hidden_layers == 8
 
 
@@ -71,7 +85,7 @@ def test_activation_checkpointing_keeps_less() -> None:
 
 def test_a_mask_of_padding_is_held_where_rows_differ_in_length() -> None:
     long = replace(SHAPE, positions=256)
-    plain, padded = (bytes_of(peft=LORA, shape=replace(long, padded=one))["activations"] for one in (False, True))
+    plain, padded = (bytes_of(SHORT, LORA, replace(long, padded=one))["activations"] for one in (False, True))
     # SDPA keeps one in float32; the blocks share it
     assert padded - plain > 2 * 256 * 256
 
@@ -83,8 +97,8 @@ def test_logits_grow_with_the_trained_tokens() -> None:
 
 def test_another_batch_is_expected_from_one_that_was_counted() -> None:
     """To a tenth: longer rows hold more activations, more trained tokens more logits, the weights stay."""
+    phases = phases_of(LLAMA, LORA, SHAPE, SETTINGS)
     for other in (replace(SHAPE, supervised=48), replace(SHAPE, rows=4), replace(SHAPE, positions=24)):
-        phases = count_phases(LLAMA, LORA, SHAPE, SETTINGS)
         expected = expected_bytes(phases, SHAPE, other)
         assert expected == pytest.approx(sum(bytes_of(peft=LORA, shape=other).values()), rel=0.1)
 
