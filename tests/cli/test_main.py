@@ -81,8 +81,8 @@ def test_part_of_the_job_is_printed_with_package(fmstune: Run) -> None:
     assert "objective" not in done.out
 
 
-def test_hydras_own_info_works(fmstune: Run) -> None:
-    assert "fields/job" in fmstune("--info", "defaults").out
+def test_hydras_own_info_works() -> None:
+    assert "fields/job" in command("--info", "defaults").stdout
 
 
 @pytest.mark.sampled(2)
