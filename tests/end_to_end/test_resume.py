@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
 from fmstune.flatten import flatten
@@ -87,6 +88,9 @@ def test_every_figure_of_a_resumed_run_is_of_the_whole_run(fmstune: Run, finishe
     assert again.code == 0, again.err
     assert figures() == before
     assert differences.compare_results(MADE[0][0], Path("run")).equal
+    rows = [parquet.read_table(place / "rows.parquet").to_pylist() for place in (MADE[0][0], Path("run"))]
+    assert rows[0] == rows[1]
+    assert [(row["row"], row["epoch"]) for row in rows[0]] == [(number, 1) for number in range(1, 17)]
     assert "resuming from run/checkpoint-2, after step 2" in again.err
     assert "evaluating the base model" in finished.err and "evaluating the base model" not in again.err
     assert "4 steps in " in again.out and " s (resumed after step 2), " in again.out

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pyarrow import parquet
 
 from fmstune import runner
 from fmstune.config import freeze
@@ -60,6 +61,9 @@ def test_fsdp_trains_from_the_command_line_and_speaks_once(two_processes: Path) 
     assert out.count("finished: run") == 1
     assert err.count("data tokenised") == 1
     assert "Warning" not in err
+    rows = parquet.read_table(two_processes / "run/rows.parquet").to_pylist()
+    assert [(row["row"], row["epoch"]) for row in rows] == [(n, e) for n in range(1, 33) for e in range(1, 7)]
+    assert sum(row["tokens"] for row in rows) == 6 * made["data"]["train"]["tokens_trained"]
 
 
 def test_two_shards_attend_within_documents_as_one_process_does_under_a_mask(fmstune: Run) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from fmstune.config import compare_by, conditions
-from fmstune.config.job import Job, has_held_out, sources, stop_rules
+from fmstune.config.job import Job, has_held_out, sources
 from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.errors import Problem, did_you_mean
 
@@ -13,7 +13,7 @@ def callback_problems(job: Job) -> Iterator[Problem]:
     stopping = job.callbacks.early_stopping
     if stopping is not None and (problem := _unknown(job, stopping.metric)) is not None:
         yield Problem("callbacks.early_stopping.metric", f"={problem}")
-    rules = stop_rules(job.callbacks)
+    rules = conditions.stop_rules(job.callbacks.stop_when)
     if job.callbacks.stop_when is not None and not rules:
         yield Problem("callbacks.stop_when", "has no condition; write one, such as loss < 0.1, or set it to null")
     for text in rules:

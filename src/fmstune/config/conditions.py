@@ -49,6 +49,11 @@ class Condition:
         return _truth(self.node, logged)
 
 
+def stop_rules(stop_when: str | list[str] | None) -> list[str]:
+    """The conditions of `callbacks.stop_when`, as they were given."""
+    return [] if stop_when is None else [stop_when] if isinstance(stop_when, str) else [str(one) for one in stop_when]
+
+
 def read_condition(text: str) -> Condition:
     """The condition that this text says; raises ValueError with what cannot be read."""
     if len(text) > _LONGEST:

@@ -108,6 +108,8 @@ class Data:
     """With weights: repeat rows of the sources that run out, or end when the first one has run out."""
     prefix_sharing: bool | choices.Auto = False
     """Bring rows that begin alike into one batch, and compute the beginning once; `auto`: where that saves a tenth."""
+    row_losses: bool = True
+    """Keep the loss of each training row by epoch in `rows.parquet`, for `fmstune rows`; streamed rows have none."""
     streaming: bool = False
     """Read the training rows while training, for sets larger than memory or disk; needs `training.max_steps`."""
     buffer_size: int = 1000
@@ -307,12 +309,6 @@ class Job:
 def tunes_an_adapter(job: Job) -> bool:
     """Whether the base weights stay as they are."""
     return bool(job.peft["_target_"] != FULL)
-
-
-def stop_rules(callbacks: Callbacks) -> list[str]:
-    """The conditions that end the training early, as they were given."""
-    given = callbacks.stop_when
-    return [] if given is None else [given] if isinstance(given, str) else [str(one) for one in given]
 
 
 def sources(data: Data, field: str) -> dict[str, Source]:

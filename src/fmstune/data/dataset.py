@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fmstune.config.choices import Overlap
 from fmstune.config.job import Data, sources
 from fmstune.data.format_loading import load_format
@@ -13,7 +15,7 @@ from fmstune.data.mixing import Share, Shared, chosen_rows, find_overlap, mixtur
 from fmstune.data.read import Contents, hash_contents
 from fmstune.data.splits import HELD_OUT, TRAIN, Recipe, draws_held_out
 from fmstune.data.streaming import Stream, hash_listing, sample_stream, streamed_dataset
-from fmstune.data.tokenized import Part, cache_key, tokenize_source
+from fmstune.data.tokenized import IDENTITY, Part, cache_key, tokenize_source
 from fmstune.data.tokens import PreTrainedTokenizerBase, check_tokenizer
 from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
 
@@ -28,7 +30,7 @@ class Prepared:
     """The tokenised rows of a job, and the counts of the rows that they were made of."""
 
     train: "Dataset | IterableDataset"
-    """`input_ids` and `labels` of the rows of an epoch."""
+    """`input_ids` and `labels` of the rows of an epoch, and of rows that are not streamed `IDENTITY`."""
     sources: tuple[Part, ...]
     """The training rows of each source; of a streamed source, the first ones."""
     held_out: tuple[Part, ...]
@@ -178,6 +180,7 @@ def _mixed(recipes: Sequence[Recipe], train: Sequence[Part], held_out: Sequence[
 
     data = recipes[0].data
     shared = find_overlap(train, held_out)
+    train = [_with_source(part, number) for number, part in enumerate(train)]
     if shared and data.overlap is Overlap.error:
         raise UserError.of(Problem("data.overlap", f"=error: {one.message()}; remove them") for one in shared)
     if shared and data.overlap is Overlap.drop:
@@ -189,8 +192,14 @@ def _mixed(recipes: Sequence[Recipe], train: Sequence[Part], held_out: Sequence[
         for part, share in zip(train, mixture, strict=True)
     ]
     epoch = concatenate_datasets(taken) if len(taken) > 1 else taken[0]
-    columns = ["input_ids", "labels", *recipes[0].texts]
+    columns = ["input_ids", "labels", *IDENTITY, *recipes[0].texts]
     return Prepared(epoch.select_columns(columns), tuple(train), tuple(held_out), mixture, shared)
+
+
+def _with_source(part: Part, number: int) -> Part:
+    """The part with the number of its source as a column."""
+    named = part.rows.add_column(IDENTITY[0], np.full(len(part.rows), number, np.int16))
+    return replace(part, rows=named)
 
 
 def _streamed(recipes: Sequence[Recipe], train: Sequence[Part], held_out: Sequence[Part], seed: int) -> Prepared:

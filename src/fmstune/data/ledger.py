@@ -41,7 +41,7 @@ class Ledger:
     longest: int = 0
     """Tokens of the longest row before cutting."""
     longest_row: int = 0
-    """Its number in the split, from 1."""
+    """Its number in the source, from 1."""
     lengths: dict[int, int] = field(default_factory=dict)
     """Rows by their number of tokens before cutting, those included that were then dropped."""
 
@@ -75,7 +75,7 @@ class Ledger:
         )
 
     def add_length(self, length: int, number: int) -> None:
-        """Count the tokens of a row, the split's `number`-th, before it is cut or dropped."""
+        """Count the tokens of a row, the source's `number`-th, before it is cut or dropped."""
         if length > self.longest:
             self.longest, self.longest_row = length, number
         self.lengths[length] = self.lengths.get(length, 0) + 1

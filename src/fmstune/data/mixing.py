@@ -36,7 +36,7 @@ class Shared(NamedTuple):
     rows: int
     """Training rows that are also held out."""
     train_number: int
-    """The first of them, by its number in its split from 1."""
+    """The first of them, by its number in its source from 1."""
     held_out_number: int
     """The held-out row that it equals."""
 

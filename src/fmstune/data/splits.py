@@ -21,6 +21,13 @@ SAMPLE = 1000
 """Rows of each streamed source that are looked at before the run."""
 
 
+class Placed(NamedTuple):
+    """A row and its place among all rows of its source, from 1 in the order in which they are read."""
+
+    number: int
+    row: Row
+
+
 class Recipe(NamedTuple):
     """One source of the job, and all that its tokens depend on."""
 
@@ -54,13 +61,14 @@ class Recipe(NamedTuple):
         limit = min(SAMPLE, self.source.max_rows or SAMPLE)
         return self._replace(source=replace(self.source, max_rows=limit)) if self.streamed else self
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Placed]:
         """Read the source from its first row on."""
-        return read_rows(self.source.path, self.field, self.source.max_rows, stream=self.streamed)
+        rows = read_rows(self.source.path, self.field, self.source.max_rows, stream=self.streamed)
+        return (Placed(number, row) for number, row in enumerate(rows, start=1))
 
 
 class FormattedRow(NamedTuple):
-    """A row, its number in the split from 1, and what the format made of it."""
+    """A row, its number in the source from 1, and what the format made of it."""
 
     number: int
     row: Row
@@ -80,7 +88,7 @@ def held_out_numbers(count: int, eval_fraction: float, seed: int) -> frozenset[i
     return frozenset(random.Random(seed).sample(range(count), share))
 
 
-def split_rows(recipe: Recipe, seed: int) -> dict[str, Iterable[Row]]:
+def split_rows(recipe: Recipe, seed: int) -> dict[str, Iterable[Placed]]:
     """The rows of a source to train on and to hold out; files are read again for each, so that memory stays flat."""
     if not recipe.trains:
         return {HELD_OUT: recipe.rows()}
@@ -88,8 +96,8 @@ def split_rows(recipe: Recipe, seed: int) -> dict[str, Iterable[Row]]:
         return {TRAIN: recipe.rows()}
     chosen = held_out_numbers(sum(1 for _ in recipe.rows()), recipe.data.eval_fraction, seed)
     return {
-        TRAIN: (row for number, row in enumerate(recipe.rows()) if number not in chosen),
-        HELD_OUT: (row for number, row in enumerate(recipe.rows()) if number in chosen),
+        TRAIN: (placed for placed in recipe.rows() if placed.number - 1 not in chosen),
+        HELD_OUT: (placed for placed in recipe.rows() if placed.number - 1 in chosen),
     }
 
 
@@ -98,11 +106,13 @@ def draws_held_out(data: Data) -> bool:
     return data.eval is None and data.eval_fraction > 0
 
 
-def format_rows(split: Iterable[Row], recipe: Recipe, ledger: Ledger, problems: RowProblems) -> Iterator[FormattedRow]:
+def format_rows(
+    split: Iterable[Placed], recipe: Recipe, ledger: Ledger, problems: RowProblems
+) -> Iterator[FormattedRow]:
     """The rows that have an answer; the others are counted, and are problems unless they may be dropped."""
     strict = recipe.data.untrainable is Untrainable.error
     template = (recipe.source.format or {}).get("response_template")
-    for row in _readable(split, problems):
+    for number, row in _readable(split, problems):
         ledger.rows_read += 1
         try:
             made = format_row(recipe.format, row.values)
@@ -123,7 +133,7 @@ def format_rows(split: Iterable[Row], recipe: Recipe, ledger: Ledger, problems: 
             ledger.rows_split += len(parts) > 1
             ledger.rows_added += len(parts) - 1
             answered = [part for part in parts if has_answer(part)]
-            yield from (FormattedRow(ledger.rows_read, row, part) for part in answered)
+            yield from (FormattedRow(number, row, part) for part in answered)
             ledger.rows_without_answer += len(parts) - len(answered)
             if strict and len(answered) < len(parts):
                 problems.add_row(row, f"{_untrainable(parts[0])}; fix the row, or set data.untrainable=drop")
@@ -136,7 +146,7 @@ def _untrainable(made: Formatted) -> str:
     return "the answer is empty"
 
 
-def _readable(split: Iterable[Row], problems: RowProblems) -> Iterator[Row]:
+def _readable(split: Iterable[Placed], problems: RowProblems) -> Iterator[Placed]:
     """All rows that can be read; the problems of the others are known after the last row."""
     try:
         yield from split

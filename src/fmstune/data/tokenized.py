@@ -25,8 +25,8 @@ from fmstune.config.choices import OverLength, Untrainable
 from fmstune.data import tokens
 from fmstune.data.format_loading import source_files
 from fmstune.data.ledger import Ledger
-from fmstune.data.read import Contents, Row, RowProblems
-from fmstune.data.splits import HELD_OUT, TRAIN, FormattedRow, Recipe, draws_held_out, format_rows, split_rows
+from fmstune.data.read import Contents, RowProblems
+from fmstune.data.splits import HELD_OUT, TRAIN, FormattedRow, Placed, Recipe, draws_held_out, format_rows, split_rows
 from fmstune.data.tokens import Encoded
 from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
 
@@ -46,8 +46,10 @@ _MODULES = f"locate read formats templates {_CHAT} format_loading tokens ledger 
 CODE = tuple(Path(__file__).with_name(f"{name}.py") for name in _MODULES.split())
 """The modules that tokens and ledgers depend on: a change in one of these makes a new cache entry."""
 INTEGERS = pa.list_(pa.int32())
+IDENTITY = ("source", "number")
+"""Columns that name a training row: the number of its source, from 0, and its own in the source, from 1."""
 TRAINED = pa.schema({"input_ids": INTEGERS, "labels": INTEGERS, "number": pa.int32(), "fingerprint": pa.int64()})
-"""`number` is the row's place in its split, counted from 1; equal tokens have equal fingerprints."""
+"""`number` is the row's place in its source, counted from 1; equal tokens have equal fingerprints."""
 HELD_OUT_TOO = pa.schema([*TRAINED, pa.field("prompt_ids", INTEGERS), pa.field("answer_ids", INTEGERS)])
 """Held-out rows are also divided into prompt and answer, so that the last answers can be generated and compared."""
 
@@ -59,7 +61,7 @@ def cache_schema(recipe: Recipe, split: str) -> pa.Schema:
 
 
 class Numbered(NamedTuple):
-    """A row in tokens, and the number in its split of the row that it was made of, from 1."""
+    """A row in tokens, and the number in its source of the row that it was made of, from 1."""
 
     number: int
     encoded: Encoded
@@ -128,7 +130,7 @@ def _write_entry(made: Path, recipe: Recipe, seed: int) -> None:
     (made / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _write_split(split: Iterable[Row], path: Path, recipe: Recipe) -> Ledger:
+def _write_split(split: Iterable[Placed], path: Path, recipe: Recipe) -> Ledger:
     """Tokenise a split in batches; raises all its problems at the end."""
     ledger, problems, schema = Ledger(), RowProblems(), cache_schema(recipe, path.stem)
     with ExitStack() as stack, pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
@@ -142,7 +144,7 @@ def _write_split(split: Iterable[Row], path: Path, recipe: Recipe) -> Ledger:
 
 
 def tokenize_batches(
-    split: Iterable[Row], recipe: Recipe, ledger: Ledger, problems: RowProblems, *, ahead: int = 0
+    split: Iterable[Placed], recipe: Recipe, ledger: Ledger, problems: RowProblems, *, ahead: int = 0
 ) -> Iterator[list[Numbered]]:
     """The trained rows in batches, each with its number; threads tokenise `ahead` more, and the ledger counts all."""
     formatted = format_rows(split, recipe, ledger, problems)

@@ -11,12 +11,13 @@ from trl import SFTTrainer
 
 from fmstune.upstream import explain_missing_names, require_attributes
 
-OVERRIDDEN = ("_prepare_dataset", "_metrics", "_total_train_tokens")
+OVERRIDDEN = ("_prepare_dataset", "_set_signature_columns_if_needed", "_metrics", "_total_train_tokens")
 """Private names of SFTTrainer that fmstune's trainer overrides or reads."""
 
 with explain_missing_names("trl"):
     import trl.kernels.chunked_logprob
     import trl.trainer.utils
+    from trl.data_utils import _pack_bfd
     from trl.kernels.chunked_logprob import _use_triton
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as DataCollatorForLanguageModeling
     from trl.trainer.utils import add_fused_lm_head as add_fused_lm_head
@@ -27,6 +28,9 @@ with explain_missing_names("trl"):
     for _name in ("_forward_kernel", "_backward_kernel", "_addmm_fp32"):
         getattr(trl.kernels.chunked_logprob, _name)
     require_attributes(SFTTrainer, *OVERRIDDEN)
+
+pack_best_fit = _pack_bfd
+"""TRL's packing of one table of lists, which `trl.pack_dataset` maps over a data set."""
 
 
 def score_supervised_positions_on_cpu() -> None:

@@ -3,27 +3,32 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
-from trl import pack_dataset
 
 from fmstune.data.prefix_sharing.grouping import find_groups, grouped_order, token_column
 from fmstune.data.prefix_sharing.layout import LEAST_SAVED, lay_out, line_arguments
 from fmstune.data.prefix_sharing.packs import DOCUMENTS as DOCUMENTS
+from fmstune.data.tokenized import IDENTITY
 from fmstune.data.tokens import IGNORED
 from fmstune.errors import UserError
-from fmstune.models.trl_internals import DataCollatorForLanguageModeling
+from fmstune.models.trl_internals import DataCollatorForLanguageModeling, pack_best_fit
 from fmstune.training.transformers_internals import LengthGroupedSampler
 
 PADDING = "padding"
 """Key of a batch without a mask: how many of its positions hold no token. It is for counting, not for the model."""
 TARGETS = "targets"
 """Key of a batch whose rows share beginnings: the positions that predict its labels, for the loss alone."""
+WHOSE = "whose"
+"""Keys of a batch of rows with `IDENTITY`: `whose` is for each of its labels the number of its document in the batch,
+and `whose_rows` are the sources and numbers of the documents. They are for recording, not for the model."""
+WHOSE_ROWS = "whose_rows"
 TOKENS_AT_A_TIME = 2**24
 """Tokens that are packed, and lie in memory, at a time, eight bytes each."""
 
@@ -42,7 +47,9 @@ def pack(dataset: Dataset, max_length: int) -> Dataset:
     """
     before = lengths(dataset)
     rows = max(1000, TOKENS_AT_A_TIME // max(int(before.mean()), 1))
-    packed = pack_dataset(dataset, max_length, "bfd", {"batch_size": rows})
+    arguments = {"max_length": max_length}
+    packed = dataset.with_format("arrow").map(_pack_table, batched=True, batch_size=rows, fn_kwargs=arguments)
+    packed = packed.with_format(None)
     documents = packed.select_columns([DOCUMENTS]).with_format("arrow")[:][DOCUMENTS]
     after = np.asarray(pc.list_flatten(documents), dtype=np.int32)
     if not np.array_equal(np.sort(before), np.sort(after)) or after.sum() != lengths(packed).sum():
@@ -52,6 +59,57 @@ def pack(dataset: Dataset, max_length: int) -> Dataset:
         change = "set data.max_length, or training.packing=false"
         raise UserError("training.packing", f": {went_in} and {came_out}; {limit}: {change}")
     return packed
+
+
+def _pack_table(rows: pa.Table, max_length: int) -> pa.Table:
+    """The packed rows; a column of `IDENTITY` becomes a list with a value for each document."""
+    rows = rows.combine_chunks()
+    named = [name for name in IDENTITY if name in rows.column_names]
+    if not named:
+        return pack_best_fit(rows, max_length)
+    # TRL packs lists of one length: the number of its row stands at each token, and is read at the first of a document
+    tokens = rows["input_ids"].chunks[0]
+    offsets = np.asarray(tokens.offsets)
+    numbers = np.repeat(np.arange(-1, len(rows), dtype=np.int32), np.diff(offsets, prepend=0))
+    whose = type(tokens).from_arrays(tokens.offsets, pa.array(numbers))
+    packed = pack_best_fit(rows.drop_columns(named).append_column(WHOSE, whose), max_length)
+    documents = packed[DOCUMENTS].combine_chunks()
+    ends = np.cumsum(pc.list_flatten(documents))
+    first = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
+    taken = pc.take(pc.list_flatten(packed[WHOSE].combine_chunks()), pa.array(first))
+    packed = packed.drop_columns([WHOSE])
+    for name in named:
+        values = pc.take(rows[name].combine_chunks(), taken)
+        packed = packed.append_column(name, type(documents).from_arrays(documents.offsets, values))
+    return packed
+
+
+class Whose(NamedTuple):
+    """Whose labels those of a batch are."""
+
+    documents: torch.Tensor
+    """For each label the number of its document in the batch; of padding, that of any."""
+    rows: torch.Tensor
+    """Source and number of each document."""
+
+
+def without_whose(batch: Mapping[str, Any]) -> tuple[dict[str, Any], Whose | None]:
+    """Return the batch for the model, and whose its labels are, where its rows have `IDENTITY`."""
+    rest = {key: value for key, value in batch.items() if key not in (WHOSE, WHOSE_ROWS)}
+    return rest, Whose(batch[WHOSE], batch[WHOSE_ROWS]) if WHOSE in batch else None
+
+
+def _whose(documents: Sequence[Mapping[str, Any]], rows: Sequence[Sequence[int]], width: int) -> dict[str, Any]:
+    """The keys of a batch whose rows hold so many labels of each document, one after the other."""
+    if IDENTITY[0] not in documents[0]:
+        return {}
+    found, first = torch.empty((len(rows), width), dtype=torch.int32), 0
+    for line, labels in zip(found, rows, strict=True):
+        numbers = torch.arange(first, first + len(labels), dtype=torch.int32)
+        line[: sum(labels)] = numbers.repeat_interleave(torch.tensor(labels))
+        first += len(labels)
+        line[sum(labels) :] = first - 1
+    return {WHOSE: found, WHOSE_ROWS: torch.tensor([[document[name] for name in IDENTITY] for document in documents])}
 
 
 @dataclass
@@ -72,12 +130,18 @@ class Collator(DataCollatorForLanguageModeling):
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch; where it has no mask, `PADDING` says how many of its positions hold no token."""
         packed = DOCUMENTS in examples[0]
+        documents = list(_documents(examples))
+        each = [example.get(DOCUMENTS, [len(example["input_ids"])]) for example in examples]
         if self.segments and (packed or self.padding_free):
-            batch = self._line(examples)
+            documents.sort(key=lambda document: len(document["input_ids"]))
+            batch, each = self._line(documents), [[len(document["input_ids"]) for document in documents]]
         elif packed and not self.flat:
             batch = self._rows(examples)
         else:
-            batch = self._collator(padding_free=packed or self.padding_free)(examples)
+            on_one_line = packed or self.padding_free
+            batch = self._collator(padding_free=on_one_line)(examples)
+            each = [[length for lengths in each for length in lengths]] if on_one_line else each
+        batch |= _whose(documents, each, batch["input_ids"].shape[1])
         if "attention_mask" not in batch:
             batch[PADDING] = batch["input_ids"].numel() - sum(len(example["input_ids"]) for example in examples)
         return batch
@@ -87,12 +151,11 @@ class Collator(DataCollatorForLanguageModeling):
             pad_token_id=self.pad_token_id, padding_free=padding_free, pad_to_multiple_of=self.pad_to_multiple_of
         )
 
-    def _line(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """All documents end to end, by their length: those of one length are computed together.
+    def _line(self, documents: list[dict[str, Any]]) -> dict[str, Any]:
+        """Documents end to end; they come by their length, as those of one length are computed together.
 
         Padding at the end is a segment of its own, with nothing to learn.
         """
-        documents = sorted(_documents(examples), key=lambda document: len(document["input_ids"]))
         batch: dict[str, Any] = self._collator(padding_free=True)(documents)
         lengths = [len(document["input_ids"]) for document in documents]
         padding = batch["input_ids"].numel() - sum(lengths)
@@ -120,11 +183,13 @@ class Collator(DataCollatorForLanguageModeling):
 
 
 def _documents(examples: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The documents of packed rows, and rows that are not packed."""
+    """The documents of packed rows, and rows that are not packed; each with its `IDENTITY`, where it has one."""
     for example in examples:
-        ends = np.cumsum([0, *example.get(DOCUMENTS, [len(example["input_ids"])])]).tolist()
-        for begin, end in pairwise(ends):
-            yield {key: example[key][begin:end] for key in ("input_ids", "labels")}
+        packed = DOCUMENTS in example
+        ends = np.cumsum([0, *(example[DOCUMENTS] if packed else [len(example["input_ids"])])]).tolist()
+        for number, (begin, end) in enumerate(pairwise(ends)):
+            named = {name: example[name][number] if packed else example[name] for name in IDENTITY if name in example}
+            yield {**named, **{key: example[key][begin:end] for key in ("input_ids", "labels") if key in example}}
 
 
 def segments(lengths: Sequence[int]) -> dict[str, Any]:
@@ -160,7 +225,11 @@ class SharingCollator:
             # rows that share nothing attend to the line itself
             del arrays["key_index"]
         saved = layout.positions - layout.tokens
-        return {**arrays, **counts, "labels": labels, TARGETS: targets, PADDING: saved}
+        trained = [sum(label != IGNORED for label in document["labels"][1:]) for document in documents]
+        # the first label is that of no row
+        trained[0] += 1
+        whose = _whose(documents, [trained], labels.shape[1])
+        return {**arrays, **counts, **whose, "labels": labels, TARGETS: targets, PADDING: saved}
 
 
 class PrefixGrouped(Sampler[int]):

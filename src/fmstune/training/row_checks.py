@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 
 from fmstune.checks.plan_inputs import Rows, Training
-from fmstune.config.conditions import read_condition
-from fmstune.config.job import Job, stop_rules
+from fmstune.config.conditions import read_condition, stop_rules
+from fmstune.config.job import Job
 from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.data.dataset import Prepared
 from fmstune.errors import Problem
@@ -73,7 +73,11 @@ def label_problems(job: Job, prepared: Prepared, tokenizer: Tokenizer) -> Iterat
     asked = [
         ("training.metric_for_best_model", job.training.get("metric_for_best_model")),
         ("callbacks.early_stopping.metric", early.metric if early is not None else None),
-        *(("callbacks.stop_when", name) for rule in stop_rules(job.callbacks) for name in read_condition(rule).names),
+        *(
+            ("callbacks.stop_when", name)
+            for rule in stop_rules(job.callbacks.stop_when)
+            for name in read_condition(rule).names
+        ),
         ("compare_by", job.compare_by),
     ]
     for field, metric in asked:

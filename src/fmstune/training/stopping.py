@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from fmstune.config import conditions
 from fmstune.config.conditions import Condition, Logged
-from fmstune.config.job import Callbacks, EarlyStopping, Job, Sweep, stop_rules
+from fmstune.config.job import Callbacks, EarlyStopping, Job, Sweep
 from fmstune.errors import UserError
 from fmstune.runs import looks
 from fmstune.runs.looks import Look, RowLosses
@@ -24,7 +24,7 @@ class Stopping(TrainerCallback):
 
     def __init__(self, callbacks: Callbacks) -> None:
         self._early = callbacks.early_stopping
-        self._conditions = [conditions.read_condition(text) for text in stop_rules(callbacks)]
+        self._conditions = [conditions.read_condition(text) for text in conditions.stop_rules(callbacks.stop_when)]
         self._logged: dict[str, list[float]] = defaultdict(list)
         self._seen = 0
         self.reason: str | None = None

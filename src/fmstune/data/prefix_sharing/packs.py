@@ -8,6 +8,7 @@ import numpy as np
 
 from fmstune.data.prefix_sharing.grouping import Numbers, find_groups, grouped_order, token_column
 from fmstune.data.prefix_sharing.layout import LEAST_SAVED, lay_out
+from fmstune.data.tokenized import IDENTITY
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -65,18 +66,24 @@ def _added(before: Numbers, text: Numbers) -> int:
 
 
 def pack_shared(dataset: "Dataset", max_length: int, seed: int) -> "Dataset":
-    """Return a row for each pack: its documents end to end, and their lengths. No token is lost or cut."""
+    """Return a row for each pack: its documents end to end, and their lengths. No token is lost or cut.
+
+    Columns of `IDENTITY`, where the rows have them, become lists with a value for each document.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
     from datasets import Dataset
 
     packs = [pack.rows for pack in fill_packs(dataset, max_length, seed)]
-    taken = dataset.select_columns(list(COLUMNS)).select(np.concatenate(packs)).with_format("arrow")[:]
+    named = [name for name in IDENTITY if name in dataset.column_names]
+    taken = dataset.select_columns([*COLUMNS, *named]).select(np.concatenate(packs)).with_format("arrow")[:]
     columns = {name: taken[name].combine_chunks() for name in COLUMNS}
     lengths = np.asarray(pc.list_value_length(columns["input_ids"]), dtype=np.int64)
     # where each pack begins and ends, in documents and in tokens
     documents = np.cumsum([0, *map(len, packs)])
     ends = pa.array(np.cumsum([0, *lengths])[documents])
     packed = {name: pa.LargeListArray.from_arrays(ends, pc.list_flatten(column)) for name, column in columns.items()}
-    packed[DOCUMENTS] = pa.LargeListArray.from_arrays(pa.array(documents), pa.array(lengths))
+    by_document = {DOCUMENTS: pa.array(lengths), **{name: taken[name].combine_chunks() for name in named}}
+    for name, column in by_document.items():
+        packed[name] = pa.LargeListArray.from_arrays(pa.array(documents), column)
     return Dataset(pa.table(packed))

@@ -12,19 +12,21 @@ import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from fmstune.config.job import Evaluation, order_seed
+from fmstune.config.job import Evaluation, order_seed, sources
 from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.data.prefix_sharing.packs import pack_shared
+from fmstune.data.tokenized import IDENTITY
 from fmstune.errors import raise_if_any
 from fmstune.evaluation.held_out import Scores, labels_of, row_likelihoods, score, together
 from fmstune.files import write_json
 from fmstune.models.compiled import uncompiled
 from fmstune.models.sharding import asks_first_token
 from fmstune.models.trl_internals import global_then_local_main_first, name_experts, score_supervised_positions_on_cpu
-from fmstune.runs import run_folder
+from fmstune.runs import row_losses, run_folder
 from fmstune.runs.looks import RowLosses
 from fmstune.training import collate, packing_audit
 from fmstune.training.objectives.base import BaseObjective
+from fmstune.training.objectives.loss_recorder import LossRecorder
 from fmstune.training.objectives.shared_targets import score_each_row
 from fmstune.training.packing_audit import Audit
 from fmstune.training.trainer import RunMixin, without_count
@@ -35,6 +37,8 @@ class SftTrainer(RunMixin, SFTTrainer):
     """SFTTrainer on rows that are masked already, with a fast loss on the CPU and an audit of packing."""
 
     data_collator: Any
+    _signature_columns: list[str]
+    """TRL's: the columns that reach the collator."""
     aux_loss_enabled: bool
     """Whether TRL adds the loss that keeps the experts of a mixture evenly used."""
 
@@ -60,6 +64,10 @@ class SftTrainer(RunMixin, SFTTrainer):
         """Measures of generated answers, logged with the loss at each evaluation; None where none is asked for."""
         self.audit: Audit | None = None
         """How packed documents compare with the same alone; None where nothing is packed, or before the first step."""
+        self.losses: LossRecorder | None = None
+        """Keeps the loss of each training row; None where the rows have no `IDENTITY`."""
+        self._epoch = 0
+        self._whose: collate.Whose | None = None
         self._shares = False
         self._scored = torch.zeros(2, dtype=torch.float64)
 
@@ -71,6 +79,8 @@ class SftTrainer(RunMixin, SFTTrainer):
         """TRL's loss; of rows that share their beginnings, that of the rows alone."""
         if collate.TARGETS in inputs:
             model, inputs = score_each_row(model, inputs)
+        if self.losses is not None and self._whose is not None:
+            model = self.losses.watch(model, self._whose, self._epoch, self.state.global_step + 1)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _prepare_dataset(
@@ -83,8 +93,8 @@ class SftTrainer(RunMixin, SFTTrainer):
         if not isinstance(dataset, Dataset):
             return super()._prepare_dataset(dataset, processing_class, args, packs, *rest, **kwargs)
         with global_then_local_main_first():
-            packed = [collate.DOCUMENTS] if collate.DOCUMENTS in dataset.column_names else []
-            rows = dataset.select_columns(["input_ids", "labels", *packed])
+            more = [name for name in (collate.DOCUMENTS, *IDENTITY) if name in dataset.column_names]
+            rows = dataset.select_columns(["input_ids", "labels", *more])
             rows = collate.pack(rows, args.max_length) if packs else rows
             return rows.shuffle(seed=args.seed) if args.shuffle_dataset else rows
 
@@ -98,6 +108,62 @@ class SftTrainer(RunMixin, SFTTrainer):
             return super()._get_train_sampler(train_dataset)
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return collate.LengthGrouped(collate.lengths(rows).tolist(), batch, seed)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Let the columns that name a row reach the collator."""
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *IDENTITY]))
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, and write the losses of the rows; those before the checkpoint are its own."""
+        main = self.is_world_process_zero()
+        if self.losses is not None and resume_from_checkpoint is not None:
+            known = self.losses.resume(Path(resume_from_checkpoint), is_main=main)
+            if not known and main:
+                without = f"{resume_from_checkpoint} holds no losses of rows, so {row_losses.FILE} begins after it"
+                print(f"fmstune: note: {without}", file=sys.stderr, flush=True)
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        self._write_losses()
+        return output
+
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
+        self._epoch = epoch
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Train on the batch, and keep the loss of each of its rows."""
+        batch, self._whose = collate.without_whose(inputs)
+        try:
+            return super().training_step(model, batch, *args, **kwargs)
+        finally:
+            self._whose = None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model; into a checkpoint, the losses of the rows too."""
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and output_dir is not None:
+            self._write_losses(Path(output_dir))
+
+    def _write_losses(self, checkpoint: Path | None = None) -> None:
+        """Write the losses of the rows so far: into the run folder as a table, into a checkpoint as sums."""
+        if self.losses is None:
+            return
+        self.losses.collect()
+        if self.args.should_save:
+            row_losses.write_row_losses(Path(self.args.output_dir), self.losses.sources, self.losses.entries)
+            if checkpoint is not None:
+                self.losses.save(checkpoint)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the loss of each source, where there are several."""
+        if self.losses is not None and "loss" in logs:
+            found = self.losses.losses_since_log(self._add_up)
+            logs |= {f"loss_{name}": loss for name, loss in found.items() if len(self.losses.sources) > 1}
+        super().log(logs, start_time)
+
+    def _add_up(self, sums: torch.Tensor) -> torch.Tensor:
+        added: torch.Tensor = self.accelerator.reduce(sums.to(self.args.device), "sum")
+        return added
 
     def look_at_batch(self, model: torch.nn.Module, batch: dict[str, Any]) -> None:
         """Audit the first batch where rows pack or share; raises UserError when one sees what it does not see alone."""
@@ -174,7 +240,13 @@ class SftTrainer(RunMixin, SFTTrainer):
         if self._shares and self.tokens:
             saved = self.tokens - self.positions
             audit = {**(audit or {}), "positions_saved": saved, "share_saved": round(saved / self.tokens, 6)}
-        return {"packing": None, name: audit}
+        return {"packing": None, name: audit, **self._losses_by_source()}
+
+    def _losses_by_source(self) -> dict[str, float]:
+        if self.losses is None or len(self.losses.sources) < 2:
+            return {}
+        found = row_losses.loss_by_source(self.losses.entries, self.losses.sources)
+        return {f"loss_{name}": loss for name, loss in found.items()}
 
 
 class Sft(BaseObjective):
@@ -192,7 +264,8 @@ class Sft(BaseObjective):
 
     def rows(self, rows: Any) -> Any:
         """Return the rows; where they share their beginnings, packed by distinct tokens if the job packs."""
-        rows = super().rows(rows)
+        named = self.job.data.row_losses and set(IDENTITY) <= set(rows.column_names or ())
+        rows = rows.select_columns([*self.job.objective.columns, *(IDENTITY if named else ())])
         if self.job.data.prefix_sharing is True and self.job.training.get("packing"):
             return pack_shared(rows, self.job.data.max_length, order_seed(self.job))
         return rows
@@ -201,6 +274,8 @@ class Sft(BaseObjective):
         """Let rows share their beginnings, and the model answer a sample of held-out rows, where the job says so."""
         if self.job.data.prefix_sharing is True:
             trainer.share_prefixes()
+        if set(IDENTITY) <= set(trainer.train_dataset.column_names or ()):
+            trainer.losses = LossRecorder(tuple(sources(self.job.data, "train")))
         if self.job.evaluation.sample and held_out:
             trainer.answer_sample = lambda: self._score_sample(trainer, held_out)
 
