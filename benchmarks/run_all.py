@@ -17,12 +17,13 @@ import preparation
 import results
 import startup
 import step
+import suspects
 import sweep
 import varlen
 
 _MODULES = (
     *(startup, first_step, launching, step, preparation),
-    *(packed_rows, varlen, prefix_sharing, planned_memory, sweep),
+    *(packed_rows, varlen, prefix_sharing, planned_memory, sweep, suspects),
 )
 BENCHMARKS = {module.__name__: module for module in _MODULES}
 RESULTS = Path(__file__).with_name("RESULTS.md")

@@ -133,10 +133,14 @@ def _answer(options: argparse.Namespace) -> int:
     with quick_imports():
         from fmstune.training import library_noise
 
-        if verb is not Verb.evaluate:
+        if verb is Verb.rows:
+            from fmstune.training.suspects import view
+        elif verb is not Verb.evaluate:
             from fmstune.evaluation import ask
             from fmstune.models import merge
     library_noise.quiet()
+    if verb is Verb.rows:
+        return view.show_suspects(read_request(requests.SuspectRows, file))
     if verb is Verb.generate:
         return ask.answer_prompts(read_request(requests.Generation, file))
     if verb is Verb.merge:

@@ -18,7 +18,7 @@ WORDS = [
         "chek",
         "unknown verb 'chek'; did you mean 'check'?; "
         "the verbs are train, reproduce, check, show-data, modules, generate, evaluate, merge, from-fms, report, "
-        "compare, runs, logs, stop, clean, doctor",
+        "compare, rows, runs, logs, stop, clean, doctor",
     ),
     case("check train", "train: neither FIELD=VALUE nor GROUP=CHOICE, and a verb comes first (see fmstune --help)"),
     case("--dry-run", "unknown flag --dry-run (see fmstune --help)"),

@@ -29,6 +29,13 @@ DATA_FILES = [
         "data.train=package:complaints/trian.jsonl",
         "data.train: package:complaints/trian.jsonl: no such file ships with fmstune; did you mean 'complaints/train…",
     ),
+    case(f"{ROWS} data.quarantine=bad.jsonl", "data.quarantine: no file bad.jsonl…", rows_jsonl=ROW),
+    case(
+        f"{ROWS} data.quarantine=bad.jsonl",
+        "data.quarantine names row 9 of data.train, which has 1 row; correct its number",
+        rows_jsonl=ROW,
+        bad_jsonl='{"row": 9}',
+    ),
     case(f"{ROWS} data.eval=held.jsonl", "data.eval: no file held.jsonl…", rows_jsonl=ROW),
     case(ROWS, "data.train: rows.jsonl holds no rows", rows_jsonl=""),
     case(ROWS, "rows.jsonl:2: broken JSON (… at column 1…); each line is one row", rows_jsonl=ROW + '{"output": "x\n'),

@@ -177,6 +177,12 @@ def test_those_that_train() -> None:
 
 
 @pytest.mark.soak
+def test_the_one_of_suspects() -> None:
+    (figures,) = quick("suspects.py").values()
+    assert figures == ["flipped rows among the first suspects", "macro F1 without the suspects, less that with all"]
+
+
+@pytest.mark.soak
 def test_the_one_of_planned_memory() -> None:
     (figures,) = quick("planned_memory.py").values()
     assert figures[:2] == ["share of the jobs within a tenth", "the smallest ratio"]
@@ -187,7 +193,7 @@ def test_every_benchmark_is_tried_here_and_is_part_of_make_bench() -> None:
     # those of the proof on a GPU have tests of their own (test_gpu_proof.py)
     stems = {path.stem for path in BENCHMARKS.glob("*.py") if not path.stem.startswith("gpu_")}
     scripts = stems - {"pairs", "results", "run_all", "subjects"}
-    trains = {"first_step", "launching", "planned_memory", "prefix_sharing", "step", "sweep", "varlen"}
+    trains = {"first_step", "launching", "planned_memory", "prefix_sharing", "step", "suspects", "sweep", "varlen"}
     assert scripts == {*trains, "packed_rows", "preparation", "startup"}
     run_all = (BENCHMARKS / "run_all.py").read_text()
     assert all(f"import {script}\n" in run_all for script in scripts)

@@ -19,6 +19,8 @@ def data_problems(job: Job) -> Iterator[Problem]:
         yield from _source_problems(data, part)
     if data.eval is not None and 0 < data.eval_fraction < 1:
         yield Problem("data.eval", "and data.eval_fraction both say which rows are held out; set one of them")
+    if data.quarantine is not None:
+        yield from files.absent("data.quarantine", data.quarantine)
     if "text_field" in data.format and not data.format["text_field"]:
         yield Problem("data.text_field", "must name the column that holds the text")
     if data.format["_target_"] == "fmstune.data.formats.template":

@@ -10,7 +10,7 @@ from pathlib import Path
 from fmstune import files
 from fmstune.checks.limits import flag_problems
 from fmstune.config.choices import Attention
-from fmstune.config.requests import NOTHING_TO_ASK, PROMPTS, SAMPLING, Generation, Harness, Merge, Scoring
+from fmstune.config.requests import NOTHING_TO_ASK, PROMPTS, SAMPLING, Generation, Harness, Merge, Scoring, SuspectRows
 from fmstune.errors import Problem, UserError
 from fmstune.runs import checkpoints, manifest, run_folder
 
@@ -116,6 +116,19 @@ def evaluation_problems(request: Scoring | Harness) -> Iterator[Problem]:
         yield Problem("--label", ": two labels are the same but for case and spaces; give each once")
     elif len(request.label) == 1 or not all(label.strip() for label in request.label):
         yield Problem("--label", ": give at least two labels that are not blank, or none for those that the rows have")
+
+
+def suspects_problems(request: SuspectRows) -> Iterator[Problem]:
+    """Yield the problems of `fmstune rows`."""
+    if request.rows < 1:
+        yield Problem("--rows", f"must be at least 1, got {request.rows}")
+    if not (files.user_path(request.run) / run_folder.JOB).is_file():
+        yield Problem("rows", f": {request.run} is not the folder of a run; give one that holds {run_folder.JOB}")
+    for flag, place in (("--html", request.html), ("--json", request.json), ("--quarantine", request.quarantine)):
+        if place is not None and Path(place).is_dir():
+            yield Problem(flag, f": {place} is a folder; name a file")
+        elif place is not None:
+            yield from _parent_problems(flag, Path(place))
 
 
 def _model_problems(request: Generation | Merge | Scoring | Harness) -> Iterator[Problem]:

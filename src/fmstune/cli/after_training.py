@@ -12,14 +12,20 @@ from omegaconf import OmegaConf
 from fmstune import files
 from fmstune.checks.hub import HubModel, base_of, cached_snapshot, request_problems
 from fmstune.checks.job import job_problems
-from fmstune.checks.requests import evaluation_problems, generation_problems, merge_problems, run_model
+from fmstune.checks.requests import (
+    evaluation_problems,
+    generation_problems,
+    merge_problems,
+    run_model,
+    suspects_problems,
+)
 from fmstune.cli.arguments import CommandLine
 from fmstune.cli.start_job import call_runner
 from fmstune.config import compose, freeze
 from fmstune.config.composing_errors import ERRORS, explain
 from fmstune.config.job import Job, has_held_out
 from fmstune.config.overrides import field_changes, parse_overrides
-from fmstune.config.requests import Generation, Harness, Merge, RunnerRequest, Scoring
+from fmstune.config.requests import Generation, Harness, Merge, RunnerRequest, Scoring, SuspectRows
 from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
 from fmstune.runs import run_folder
 from fmstune.runs.run_folder import ASKED_ALIKE, CHAT
@@ -40,6 +46,9 @@ def ask_runner(line: CommandLine, asked: RunnerRequest) -> int:
         case Merge():
             asked = dataclasses.replace(asked, model=tuple(map(run_model, asked.model)))
             raise_if_any([*merge_problems(asked), *request_problems(_places(asked))])
+        case SuspectRows():
+            asked = dataclasses.replace(asked, trusted=tuple(line.trusted))
+            raise_if_any(suspects_problems(asked))
         case Scoring() | Harness():
             asked = _checked_evaluation(line, asked)
     return call_runner(asked, line.verb)

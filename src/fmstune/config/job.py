@@ -108,6 +108,8 @@ class Data:
     """With weights: repeat rows of the sources that run out, or end when the first one has run out."""
     prefix_sharing: bool | choices.Auto = False
     """Bring rows that begin alike into one batch, and compute the beginning once; `auto`: where that saves a tenth."""
+    quarantine: str | None = None
+    """File that names training rows to leave out, by source and number, as `fmstune rows --quarantine` writes it."""
     row_losses: bool = True
     """Keep the loss of each training row by epoch in `rows.parquet`, for `fmstune rows`; streamed rows have none."""
     streaming: bool = False

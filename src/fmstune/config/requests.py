@@ -191,6 +191,21 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SuspectRows(_Trusting):
+    """Show the training rows of a run that it learnt late, never learnt, or forgot."""
+
+    run: Annotated[str, POSITIONAL]
+    rows: int = 24
+    """How many rows to show and to write, the most suspect first."""
+    html: File | None = None
+    """Write them as one page, with their texts."""
+    json: File | None = None
+    """Write them as JSON: place, reasons, losses and text."""
+    quarantine: File | None = None
+    """Write their sources and numbers, as data.quarantine reads them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor:
     """Show versions, devices, extras and the cache."""
 
@@ -275,7 +290,7 @@ PROMPTS = ("text", "text_file", "rows_file")
 """Fields of `Generation` of which one says what to ask."""
 SAMPLING = ("temperature", "top_k", "top_p")
 """Fields that only drawing uses; the names are those of `transformers.GenerationConfig`."""
-RunnerRequest = Generation | Merge | Scoring | Harness | Report | Comparison
+RunnerRequest = Generation | Merge | Scoring | Harness | Report | Comparison | SuspectRows
 """Options of a verb that composes no job, for a runner."""
 Options = Composing | RunnerRequest | Reproduce | FromFms | Doctor | verbs.RunCare
 JOB_USAGE = "[GROUP=CHOICE ...] [FIELD=VALUE ...]"
@@ -299,6 +314,7 @@ class Verb(StrEnum):
     from_fms = "from-fms", FromFms, "[--run] 'COMMAND' | -- COMMAND | FILE (a script, JSON, or JSON in base64) | -"
     report = "report", Report, "RUN_OR_SWEEP"
     compare = "compare", Comparison, "RUN_A RUN_B"
+    rows = "rows", SuspectRows, "RUN"
     runs = "runs", verbs.Runs, "[FOLDER]"
     logs = "logs", verbs.Logs, "RUN_OR_SWEEP"
     stop = "stop", verbs.Stop, "RUN_OR_SWEEP"

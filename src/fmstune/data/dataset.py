@@ -1,5 +1,6 @@
 """The job's data → the tokenised rows of an epoch and the held-out rows; of several sources their mixture."""
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,11 +14,12 @@ from fmstune.data.format_loading import load_format
 from fmstune.data.ledger import Ledger
 from fmstune.data.mixing import Share, Shared, chosen_rows, find_overlap, mixture_lines, mixture_shares, without_overlap
 from fmstune.data.read import Contents, hash_contents
-from fmstune.data.splits import HELD_OUT, TRAIN, Recipe, draws_held_out
+from fmstune.data.splits import HELD_OUT, TRAIN, Recipe, draws_held_out, read_quarantine
 from fmstune.data.streaming import Stream, hash_listing, sample_stream, streamed_dataset
 from fmstune.data.tokenized import IDENTITY, Part, cache_key, tokenize_source
 from fmstune.data.tokens import PreTrainedTokenizerBase, check_tokenizer
 from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
+from fmstune.files import user_path
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -124,12 +126,16 @@ def load_recipes(data: Data, tokenizer: PreTrainedTokenizerBase | None, texts: S
     """A recipe for each source, those to train on first; raises UserError with all problems of the formats."""
     recipes: list[Recipe] = []
     problems: list[Problem] = []
+    quarantined: dict[str, frozenset[int]] = {}
+    with collect_problems(problems):
+        quarantined = read_quarantine(data)
     for part in ("train", "eval"):
         for name, source in sources(data, part).items():
             field = f"data.{part}.{name}" if name else f"data.{part}"
             try:
                 format = load_format(source.format or {}, tokenizer)
-                recipes.append(Recipe(source, field, data, format, tokenizer, tuple(texts)))
+                left_out = quarantined.get(name, frozenset()) if part == TRAIN else frozenset()
+                recipes.append(Recipe(source, field, data, format, tokenizer, tuple(texts), left_out))
             except UserError as err:
                 named = f"{field}.format" if source.format != data.format else "data.format"
                 problems += [problem.moved("data.format", named) for problem in err.problems]
@@ -157,7 +163,10 @@ def hash_sources(recipes: Sequence[Recipe]) -> dict[str, Contents]:
 
 
 def _hashes(recipes: Sequence[Recipe], contents: Mapping[str, Contents]) -> dict[str, str]:
-    return {r.field: hash_listing(r) if r.streamed else contents[r.field].hash for r in recipes}
+    hashes = {r.field: hash_listing(r) if r.streamed else contents[r.field].hash for r in recipes}
+    if (place := recipes[0].data.quarantine) is not None:
+        hashes["data.quarantine"] = hashlib.sha256(user_path(place).read_bytes()).hexdigest()
+    return hashes
 
 
 def _tokenize(recipes: Sequence[Recipe], seed: int, contents: Mapping[str, Contents]) -> dict[str, dict[str, Part]]:

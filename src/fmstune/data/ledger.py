@@ -28,6 +28,8 @@ class Ledger:
     """Dropped for their length."""
     rows_held_out_too: int = 0
     """Dropped because a held-out row has the same tokens."""
+    rows_quarantined: int = 0
+    """Dropped because `data.quarantine` names them."""
     rows_trained: int = 0
     rows_truncated: int = 0
     """Trained, with their end cut off."""
@@ -48,7 +50,8 @@ class Ledger:
     @property
     def rows_dropped(self) -> int:
         """Rows that were read and are not trained."""
-        return self.rows_without_template + self.rows_without_answer + self.rows_too_long + self.rows_held_out_too
+        dropped = self.rows_without_template + self.rows_without_answer + self.rows_too_long + self.rows_held_out_too
+        return dropped + self.rows_quarantined
 
     @property
     def tokens_masked(self) -> int:
@@ -100,7 +103,8 @@ class Ledger:
             f"        formatted: {self.rows_formatted:,} of {self.rows_read:,}",
             f"        dropped: {self.rows_without_template:,} without template, "
             f"{self.rows_without_answer:,} without answer, {self.rows_too_long:,} too long"
-            + (f", {self.rows_held_out_too:,} also held out" if self.rows_held_out_too else ""),
+            + (f", {self.rows_held_out_too:,} also held out" if self.rows_held_out_too else "")
+            + (f", {self.rows_quarantined:,} quarantined" if self.rows_quarantined else ""),
             f"        trained: {self.rows_truncated:,} truncated; "
             f"{self.rows_with_several_templates:,} with more than one response template (the last one counts)",
             f"tokens  {self.tokens_total:,} = {self.tokens_trained:,} trained ({share:.1%}) "

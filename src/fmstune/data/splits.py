@@ -1,18 +1,20 @@
 """The rows of a source → rows to train on and rows to hold out, formatted and counted."""
 
+import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from fmstune.config.choices import Untrainable
-from fmstune.config.job import Data, Source
+from fmstune.config.job import Data, Source, sources
 from fmstune.data.format_loading import Format, format_row
 from fmstune.data.formats import has_answer, repeats_template
 from fmstune.data.ledger import Ledger
 from fmstune.data.read import Row, RowProblems, read_rows
 from fmstune.data.tokens import Formatted, PreTrainedTokenizerBase, RowProblem, Rows, Templated, TemplateMissing
-from fmstune.errors import UserError
+from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
+from fmstune.files import absent, user_path
 
 TRAIN = "train"
 HELD_OUT = "held_out"
@@ -40,6 +42,8 @@ class Recipe(NamedTuple):
     """None where rows are formatted and not tokenised."""
     texts: tuple[str, ...] = ()
     """Columns for texts of their own, by the names that the format returns them by."""
+    quarantined: frozenset[int] = frozenset()
+    """Numbers of rows that are left out, and counted."""
 
     @property
     def name(self) -> str:
@@ -58,13 +62,22 @@ class Recipe(NamedTuple):
 
     def sample(self) -> "Recipe":
         """The first rows of a streamed source, which are looked at before the run; of another source, all rows."""
+        if not self.streamed:
+            return self
         limit = min(SAMPLE, self.source.max_rows or SAMPLE)
-        return self._replace(source=replace(self.source, max_rows=limit)) if self.streamed else self
+        known = frozenset(number for number in self.quarantined if number <= limit)
+        return self._replace(source=replace(self.source, max_rows=limit), quarantined=known)
 
     def rows(self) -> Iterator[Placed]:
-        """Read the source from its first row on."""
+        """Read the source from its first row on; raises UserError at the end for a quarantined row that it lacks."""
+        number = 0
         rows = read_rows(self.source.path, self.field, self.source.max_rows, stream=self.streamed)
-        return (Placed(number, row) for number, row in enumerate(rows, start=1))
+        for number, row in enumerate(rows, start=1):
+            yield Placed(number, row)
+        if beyond := sorted(one for one in self.quarantined if one > number):
+            size = f"{number:,} row{'s' * (number != 1)}"
+            text = f"names row {beyond[0]:,} of {self.field}, which has {size}; correct its number"
+            raise UserError("data.quarantine", text + (f" ({len(beyond):,} such rows)" if beyond[1:] else ""))
 
 
 class FormattedRow(NamedTuple):
@@ -73,6 +86,53 @@ class FormattedRow(NamedTuple):
     number: int
     row: Row
     formatted: Formatted
+
+
+def read_quarantine(data: Data) -> dict[str, frozenset[int]]:
+    """The numbers of the rows that `data.quarantine` leaves out, by source; raises UserError with all its problems.
+
+    The file is of JSON lines with `source` (not needed where there is one) and `row`; `why` is for the reader.
+    """
+    if data.quarantine is None:
+        return {}
+    raise_if_any(absent("data.quarantine", data.quarantine))
+    problems: list[Problem] = []
+    found: dict[str, dict[int, int]] = {name: {} for name in sources(data, TRAIN)}
+    path = user_path(data.quarantine)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as err:
+        raise UserError("data.quarantine", f": {path} cannot be read as text ({err})") from err
+    for place, line in enumerate(lines, start=1):
+        if line.strip():
+            problems += (Problem(f"{path}:{place}", f": {text}") for text in _add_quarantined(found, place, line))
+    raise_if_any(problems)
+    return {name: frozenset(rows) for name, rows in found.items()}
+
+
+def _add_quarantined(found: dict[str, dict[int, int]], place: int, line: str) -> Iterator[str]:
+    """Add the row of a line to those of its source; yield what is wrong with the line."""
+    form = 'a line must be like {"source": "NAME", "row": 17}'
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as err:
+        yield f"broken JSON ({err}); {form}"
+        return
+    if not isinstance(values, dict) or "row" not in values:
+        yield f"{form}, got {line.strip()[:80]}"
+        return
+    for key in values.keys() - {"source", "row", "why"}:
+        yield f"unknown key {key!r}{did_you_mean(key, ('source', 'row', 'why'))}; {form}"
+    source, row = values.get("source", "" if "" in found else None), values["row"]
+    if source not in found:
+        known = ", ".join(found) if "" not in found else "the only one has no name: leave source out"
+        yield f"no source {source!r} in data.train ({known})" if source is not None else f"names no source ({known})"
+    elif not isinstance(row, int) or isinstance(row, bool) or row < 1:
+        yield f"row must be a whole number from 1 on, got {row!r}"
+    elif row in found[source]:
+        yield f"row {row:,} stands in line {found[source][row]} already; remove one of them"
+    else:
+        found[source][row] = place
 
 
 def held_out_numbers(count: int, eval_fraction: float, seed: int) -> frozenset[int]:
@@ -114,6 +174,9 @@ def format_rows(
     template = (recipe.source.format or {}).get("response_template")
     for number, row in _readable(split, problems):
         ledger.rows_read += 1
+        if number in recipe.quarantined:
+            ledger.rows_quarantined += 1
+            continue
         try:
             made = format_row(recipe.format, row.values)
         except TemplateMissing as err:

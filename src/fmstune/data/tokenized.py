@@ -258,4 +258,6 @@ def cache_key(recipe: Recipe, seed: int, contents: Contents) -> str:
         "split": cache_schema(recipe, TRAIN if recipe.trains else HELD_OUT).names,
         "drawn": (data.eval_fraction, seed) if recipe.trains and draws_held_out(data) else None,
     }
+    if recipe.quarantined:
+        facts["quarantined"] = sorted(recipe.quarantined)
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -168,6 +168,9 @@ def data_files(job: Job) -> dict[str, dict[str, str]]:
                 # names alone, as folders differ between machines; whole paths where two files have one name
                 are_distinct = len({path.name for path in files}) == len(files)
                 found[field] = {path.name if are_distinct else str(path): hash_file(path) for path in files}
+    if job.data.quarantine is not None:
+        path = user_path(job.data.quarantine)
+        found["data.quarantine"] = {path.name: hash_file(path)}
     return found
 
 
