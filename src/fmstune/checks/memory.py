@@ -1,8 +1,8 @@
 """Bytes of one device while it trains, from counts alone: arithmetic, torch-free.
 
 All that a step holds is added: without accumulation gradients and activations do not peak together. Not counted:
-the CUDA context (0.3 to 0.6 GiB) and what libraries hold on CUDA, fragmentation, and temporaries of an unfused
-optimizer.
+the CUDA context (0.3 to 0.6 GiB) and what libraries hold on CUDA, fragmentation (a counted step has it on a CPU), and
+temporaries of an unfused optimizer.
 """
 
 import math
@@ -22,6 +22,8 @@ class Memory:
     optimizer: int
     activations: int
     logits: int
+    fragmentation: int = 0
+    """Holes that glibc's malloc leaves between the tensors; known on a CPU only."""
     libraries: int = 0
     """Code, threads and workspace that the first step adds to the process; known on a CPU only."""
 
@@ -57,7 +59,7 @@ def device_memory(work: Work) -> Memory:
         # DDP keeps buckets to send in addition to the gradients (torch's "gradient_as_bucket_view")
         gradients *= 2 if sharing.processes > 1 else 1
     libraries = LIBRARIES_ON_CPU if work.machine.device == "cpu" else 0
-    return Memory(weights, gradients, optimizer, activation_bytes(work), logit_bytes(work), libraries)
+    return Memory(weights, gradients, optimizer, activation_bytes(work), logit_bytes(work), libraries=libraries)
 
 
 def whole_bytes(work: Work) -> int:

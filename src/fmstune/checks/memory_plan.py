@@ -142,11 +142,15 @@ def _mean_length(work: Work) -> float:
     return work.rows.tokens / max(work.rows.rows, 1)
 
 
+_ON_A_CPU = ("fragmentation", "libraries")
+"""Parts of the memory that are known on a CPU only."""
+
+
 def render_plan(plan: Plan) -> str:
     """The plan as a table for the terminal."""
     t, machine = plan.work.training, plan.work.machine
     share = 100 * plan.trainable_parameters / (plan.base_parameters + plan.adapter_parameters)
-    parts = {part: held for part, held in asdict(plan.memory).items() if held or part != "libraries"}
+    parts = {part: held for part, held in asdict(plan.memory).items() if held or part not in _ON_A_CPU}
     split = ", ".join(f"{part} {show_bytes(held)}" for part, held in parts.items())
     length = "max_steps" if t.max_steps >= 0 else f"{t.num_train_epochs:g} epochs"
     batch = f"{count_of(t.per_device_train_batch_size, 'row')} x {t.gradient_accumulation_steps} accumulated"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from fmstune.models.memory_count.heap import Heap
 from fmstune.upstream import explain_missing_names
 
 with explain_missing_names("torch"):
@@ -24,14 +25,18 @@ Held = Mapping[str, int]
 class ByteCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all tensors that are made within it, and keeps the most of each phase.
 
-    It stands above a FakeTensorMode, and answers what that cannot: how many entries of `mask` are true.
+    It stands above a FakeTensorMode, and answers what that cannot: how many entries of `mask` are true. A heap counts
+    the holes between tensors; weights are loaded before there are any.
     """
 
-    def __init__(self, mask_shape: tuple[int, ...], trues: int) -> None:
+    def __init__(self, mask_shape: tuple[int, ...], trues: int, heap: Heap | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._heap = heap
         self.held: defaultdict[str, int] = defaultdict(int)
         self.most: dict[str, Held] = {}
         """What was held when the phase held most."""
+        self.process: dict[str, int] = {}
+        """Bytes at most in each phase, with the holes of the heap."""
         self._phase, self._kind = "", "activations"
         self._known: dict[int, tuple[weakref.ref[Any], str, int]] = {}
         self._mask_shape, self._trues = mask_shape, trues
@@ -40,6 +45,11 @@ class ByteCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Begin a phase, whose new tensors are of this kind."""
         self._phase, self._kind = phase, kind
         self._look()
+
+    def start_over(self) -> None:
+        """Forget the phases so far; what is held stays."""
+        self.most.clear()
+        self.process.clear()
 
     def count_as(self, kind: str, tensors: Iterable[torch.Tensor | None]) -> None:
         """Count these tensors as this kind from now on."""
@@ -78,6 +88,8 @@ class ByteCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             size = storage.nbytes()
             reference = weakref.ref(storage, self._forgetter(key))
+            if self._heap is not None and kind != "weights":
+                self._heap.allocate(key, size)
         self._known[key] = (reference, kind or self._kind, size)
         self.held[kind or self._kind] += size
         self._look()
@@ -86,13 +98,17 @@ class ByteCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def forget(_: Any) -> None:
             _, kind, size = self._known.pop(key)
             self.held[kind] -= size
+            if self._heap is not None:
+                self._heap.free(key)
 
         return forget
 
     def _look(self) -> None:
-        most = self.most.get(self._phase)
-        if most is None or sum(self.held.values()) > sum(most.values()):
+        most, held = self.most.get(self._phase), sum(self.held.values())
+        if most is None or held > sum(most.values()):
             self.most[self._phase] = dict(self.held)
+        with_holes = held + (self._heap.holes if self._heap is not None else 0)
+        self.process[self._phase] = max(self.process.get(self._phase, 0), with_holes)
 
 
 _NUMBERS = {torch.bool: False, torch.float32: 1.0, torch.float64: 1.0, torch.bfloat16: 1.0, torch.float16: 1.0}

@@ -18,6 +18,7 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedConfig, masking_utils
 
 from fmstune.models import architecture, shapes
+from fmstune.models.memory_count.heap import Heap
 from fmstune.models.torch_internals import (
     AsOnCuda,
     ByteCount,
@@ -33,7 +34,7 @@ from fmstune.models.trl_internals import (
     without_triton_kernels,
 )
 
-KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
+KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "fragmentation")
 """What a step holds, and `phases` it goes through."""
 FAILURES = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError),
@@ -109,17 +110,18 @@ def _keep_blocks(model: Any, blocks: torch.nn.ModuleList, count: int) -> None:
 
 
 def largest_phase(phases: Mapping[str, Held]) -> dict[str, int]:
-    """Bytes by kind of the phase that holds most."""
-    most = max(phases.values(), key=lambda held: sum(held.values()))
+    """Bytes by kind of the phase whose tensors hold most, with the fragmentation up to the most of any phase."""
+    tensors = {phase: sum(held.values()) - held["fragmentation"] for phase, held in phases.items()}
+    largest = max(tensors, key=tensors.__getitem__)
+    together = max(sum(held.values()) for held in phases.values())
+    most = {**phases[largest], "fragmentation": together - tensors[largest]}
     return {kind: max(most.get(kind, 0), 0) for kind in KINDS}
 
 
 def expected_bytes(phases: Mapping[str, Held], counted: StepShape, other: StepShape) -> float:
     """What another batch would hold: activations go with its positions, the loss with what is trained of it."""
-    share = {
-        "activations": other.rows * other.positions / (counted.rows * counted.positions),
-        "logits": other.supervised / counted.supervised,
-    }
+    positions = other.rows * other.positions / (counted.rows * counted.positions)
+    share = {"activations": positions, "fragmentation": positions, "logits": other.supervised / counted.supervised}
     return max(sum(size * share.get(kind, 1.0) for kind, size in held.items()) for held in phases.values())
 
 
@@ -178,12 +180,17 @@ def _make_ready(model: Any, settings: StepSettings) -> None:
 def _phases(model: Any, shape: StepShape, settings: StepSettings) -> dict[str, Held]:
     """What each phase of a step holds at most, from the second step on."""
     model.zero_grad(set_to_none=True)
-    counter = ByteCount((shape.rows, shape.positions + _virtual_tokens(model) - 1), shape.supervised)
+    mask_shape = (shape.rows, shape.positions + _virtual_tokens(model) - 1)
+    # CUDA's allocator is another one
+    counter = ByteCount(mask_shape, shape.supervised, None if settings.cuda else Heap())
     with counter:
         counter.count_as("weights", [*model.parameters(), *model.buffers()])
         _step(model, shape, settings, counter)
     model.zero_grad(set_to_none=True)
-    return counter.most
+    process = counter.process
+    return {
+        phase: {**held, "fragmentation": process[phase] - sum(held.values())} for phase, held in counter.most.items()
+    }
 
 
 def _step(model: Any, shape: StepShape, settings: StepSettings, counter: ByteCount) -> None:
@@ -201,7 +208,7 @@ def _step(model: Any, shape: StepShape, settings: StepSettings, counter: ByteCou
         counter.count_as("optimizer", (one for one in state.values() if isinstance(one, torch.Tensor)))
     if not shape.accumulated:
         optimizer.zero_grad(set_to_none=True)
-    counter.most.clear()
+    counter.start_over()
     counter.enter_phase("forward")
     hooks.append(_watch_head(model, counter))
     with torch.autocast("cpu", dtype=settings.autocast, enabled=settings.autocast is not None):

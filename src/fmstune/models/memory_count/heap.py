@@ -1,0 +1,126 @@
+"""What glibc's malloc takes from the system for a sequence of allocations: the tensors, and the holes between them.
+
+torch takes every tensor of a CPU from `posix_memalign` (c10/core/impl/alloc_cpu.cpp). The model is malloc's: the
+smallest hole that fits, neighbours merge when they are freed, blocks do not move, only the end of the heap is given
+back. Small objects lie in the gaps between tensors and keep holes from merging: the gap behind
+a block is held by those of the next tensor, such as its node of the graph, for as long as that tensor is there.
+"""
+
+import bisect
+from typing import NamedTuple
+
+LOST = 96
+"""Bytes that a hole must have in addition, so that one tensor's hole takes no other of its size.
+
+glibc looks for a block that is larger by the alignment, 64, and by its own smallest block, 32 (malloc/malloc.c,
+`_int_memalign`); what it cuts off at both ends goes to small objects.
+"""
+HEADER = 16
+"""Bytes in front of a block."""
+MAPPED_FROM = 32 * 2**20
+"""Blocks of this size and larger do not lie in the heap if no hole fits, and leave none (mallopt(3), M_MMAP_THRESHOLD).
+
+The limit begins at 128 KiB and grows with the blocks that are freed, up to this.
+"""
+TRIMMED_FROM = 2 * MAPPED_FROM
+"""Free bytes at the end of the heap that are given back (mallopt(3), M_TRIM_THRESHOLD)."""
+SMALL = 1024
+"""Blocks up to this size come from caches of their own, and leave no hole."""
+
+
+class Block(NamedTuple):
+    """Bytes of the heap, from the first to the one behind the last."""
+
+    begin: int
+    end: int
+
+
+class Heap:
+    """The heap of a process; blocks have keys instead of addresses."""
+
+    def __init__(self) -> None:
+        self.allocated = 0
+        """Bytes that are in use."""
+        self._outside = 0
+        self._top = 0
+        self._most = 0
+        self._blocks: dict[int, tuple[int, Block | None]] = {}
+        # by length, then by place
+        self._free: list[tuple[int, int]] = []
+        self._ends: dict[int, int] = {}
+        self._begins: dict[int, int] = {}
+        self._gap: int | None = None
+        self._held: dict[int, int] = {}
+
+    @property
+    def holes(self) -> int:
+        """Bytes that the process holds and that are not in use."""
+        return self._most + self._outside - self.allocated
+
+    def allocate(self, key: int, size: int) -> None:
+        """Take a block of so many bytes; the key must not be in use."""
+        block = None
+        if size > SMALL:
+            block = self._place(-(-size // HEADER) * HEADER + HEADER)
+            self._hold_gap(key, None if block is None else block.end)
+        if block is None:
+            self._outside += size
+        self._blocks[key] = size, block
+        self.allocated += size
+
+    def free(self, key: int) -> None:
+        """Give a block back; nothing happens for a key that is not in use."""
+        if key not in self._blocks:
+            return
+        size, block = self._blocks.pop(key)
+        self.allocated -= size
+        if block is None:
+            self._outside -= size
+        else:
+            self._release(*block)
+        if (gap := self._held.pop(key, None)) is not None and (begin := self._begins.get(gap)) is not None:
+            self._unlist(begin, gap)
+            self._release(begin, gap)
+
+    def _hold_gap(self, key: int, next_gap: int | None) -> None:
+        """Let the small objects of this tensor take the gap behind the block before."""
+        if self._gap is not None and self._gap not in self._held.values():
+            self._held[key] = self._gap
+        self._gap = next_gap
+
+    def _place(self, length: int) -> Block | None:
+        """A block in the smallest hole that fits, else at the end of the heap; None where it is mapped."""
+        found = bisect.bisect_left(self._free, (length + LOST, 0))
+        if found < len(self._free):
+            whole, begin = self._free[found]
+            self._unlist(begin, begin + whole)
+            self._list(begin + length, begin + whole)
+            return Block(begin, begin + length)
+        if length > MAPPED_FROM and self._top + length > self._most:
+            return None
+        begin, self._top = self._top, self._top + length
+        self._most = max(self._most, self._top)
+        return Block(begin, self._top)
+
+    def _release(self, begin: int, end: int) -> None:
+        held = self._held.values()
+        if (earlier := self._begins.get(begin)) is not None and begin not in held:
+            self._unlist(earlier, begin)
+            begin = earlier
+        if (later := self._ends.get(end)) is not None and end not in held:
+            self._unlist(end, later)
+            end = later
+        if end < self._top or end in held:
+            self._list(begin, end)
+            return
+        self._top = begin
+        if self._most - self._top > TRIMMED_FROM:
+            self._most = self._top
+
+    def _list(self, begin: int, end: int) -> None:
+        bisect.insort(self._free, (end - begin, begin))
+        self._ends[begin], self._begins[end] = end, begin
+
+    def _unlist(self, begin: int, end: int) -> None:
+        del self._free[bisect.bisect_left(self._free, (end - begin, begin))]
+        del self._ends[begin], self._begins[end]
