@@ -48,7 +48,7 @@ def _speed(place: Path, rows: int, quick: bool) -> Iterator[Figure]:
 
 def _memory(place: Path, quick: bool) -> Iterator[Figure]:
     counts = (60,) if quick else (10_000, 50_000, 200_000)
-    for suffix in FORMATS:
+    for suffix in FORMATS[:1] if quick else FORMATS:
         peaks = [float(_prepare(place, _rows(place, count, suffix)).peak) for count in counts]
         shown = ", ".join(f"{mebibytes([peak])} at {count:,}" for count, peak in zip(counts, peaks, strict=True))
         yield Figure(f"memory, {suffix}: most rows over fewest", pairs.spread([peaks[-1] / peaks[0]]), FLAT, shown)

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def render_template(file: Path, /, **values: Any) -> str:
     """Fill in a Jinja file of the package; values are escaped in HTML, and a missing one is an error."""
+    return _template(file).render(values)
+
+
+@cache
+def _template(file: Path) -> Any:
+    """Compiled once: a sweep in one process, and the tests, fill in the same few files again and again."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -153,7 +160,7 @@ def render_template(file: Path, /, **values: Any) -> str:
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
-    return environment.get_template(file.name).render(values)
+    return environment.get_template(file.name)
 
 
 @contextmanager

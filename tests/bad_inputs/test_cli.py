@@ -3,13 +3,14 @@
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.bad_inputs.cases import ROWS, Case, assert_answered, assert_says, case, content, write, wrong_inputs
+from tests.fixtures import forked
 
 pytestmark = pytest.mark.sampled(12)
 
@@ -139,26 +140,36 @@ def test_a_wrong_command_line_is_answered_by_one_message_and_leaves_nothing(
     assert_answered(wrong, fmstune, tmp_path)
 
 
+def new_program(words: Sequence[str | Path]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(words, capture_output=True, text=True, timeout=300)
+
+
 @pytest.mark.parametrize(
-    "wrong",
+    ("run", "wrong"),
     [
-        case("training.learning_rat=1", "training.learning_rat: unknown field of trl.SFTConfig; …"),
-        case("peft=lorra", "peft=lorra: no such choice; …"),
-        case(
-            f"{ROWS} peft=lora peft.target_modules=[q_prj]",
-            "peft.target_modules: no module is named 'q_prj'; …",
-            "rows.jsonl:1: broken JSON …",
-            rows_jsonl="{x\n",
+        (new_program, case("training.learning_rat=1", "training.learning_rat: unknown field of trl.SFTConfig; …")),
+        (new_program, case("peft=lorra", "peft=lorra: no such choice; …")),
+        (
+            # the runner imports what trains
+            forked.run,
+            case(
+                f"{ROWS} peft=lora peft.target_modules=[q_prj]",
+                "peft.target_modules: no module is named 'q_prj'; …",
+                "rows.jsonl:1: broken JSON …",
+                rows_jsonl="{x\n",
+            ),
         ),
     ],
     ids=["parent: field", "parent: group", "runner: model and data"],
 )
-def test_the_console_script_answers_the_same(wrong: Case, tmp_path: Path) -> None:
+def test_the_console_script_answers_the_same(
+    run: Callable[[Sequence[str | Path]], "subprocess.CompletedProcess[str]"], wrong: Case, tmp_path: Path
+) -> None:
     write(wrong.files, tmp_path)
     before = content(tmp_path)
     script = Path(sys.executable).with_name("fmstune")
 
-    ended = subprocess.run([script, *shlex.split(wrong.command)], capture_output=True, text=True, timeout=300)
+    ended = run([script, *shlex.split(wrong.command)])
 
     assert_says(ended.stderr, wrong.says)
     assert ended.returncode == 2

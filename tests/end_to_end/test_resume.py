@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from fmstune.flatten import flatten
 from fmstune.runs import checkpoints, differences
 from fmstune.runs.checkpoints import CheckpointFacts
-from tests import ROOT
 from tests.bad_inputs.cases import Saying
 from tests.conftest import Result
+from tests.fixtures import forked
 
 pytestmark = pytest.mark.slow
 
@@ -269,7 +269,6 @@ def test_a_full_disk_is_named_and_the_former_checkpoint_is_whole(
 def test_kills_at_random_moments_change_nothing() -> None:
     """One process, and from two to one; `make soak` does it 20 times, also under FSDP and with the other methods."""
     names = ["full", "changing"]
-    words = [sys.executable, str(ROOT / "tools" / "soak.py"), "--kills=2", "--steps=5", *names]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=500)
+    done = forked.run([sys.executable, "-m", "tools.soak", "--kills=2", "--steps=5", *names], timeout=500)
     assert done.returncode == 0, done.stdout[-40_000:] + done.stderr[-2000:]
     assert [line.partition(":")[0] for line in done.stdout.splitlines() if line.endswith(": the same")] == names

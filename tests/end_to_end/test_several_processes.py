@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -95,9 +94,7 @@ def test_accelerate_starts_the_frozen_job_too(fmstune: Run, tmp_path: Path) -> N
         "num_machines: 1\nnum_processes: 2\nuse_cpu: true\n"
     )
     launcher = [sys.executable, "-m", "accelerate.commands.launch", f"--config_file={config}", "--main_process_port=0"]
-    done = subprocess.run(
-        [*launcher, "-m", "fmstune.runner", "run/job.yaml"], capture_output=True, text=True, timeout=300
-    )
+    done = forked.run([*launcher, "-m", "fmstune.runner", "run/job.yaml"])
     assert done.returncode == 0, done.stderr
     assert summary()["status"] == "finished"
     assert len(set(summary()["weight_bytes_by_rank"])) == 1

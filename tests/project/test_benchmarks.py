@@ -151,11 +151,7 @@ def test_one_alone() -> None:
 @pytest.mark.slow
 def test_those_that_prepare_rows() -> None:
     assert quick("run_all.py", "preparation", "packed_rows") == {
-        "Preparation": [
-            "300 rows of JSON lines",
-            "SFTTrainer, the same rows",
-            *(f"memory, {suffix}: most rows over fewest" for suffix in ("jsonl", "parquet", "arrow")),
-        ],
+        "Preparation": ["300 rows of JSON lines", "SFTTrainer, the same rows", "memory, jsonl: most rows over fewest"],
         "Positions that hold a token": ["tokens over positions, packed", "tokens over positions, padded"],
     }
 

@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from fmstune.config.overrides import swept_keys
 from fmstune.config.requests import Verb
 from tests import ROOT
 from tests.conftest import Result
+from tests.fixtures import forked
 from tests.project import test_examples
 
 DOCUMENTS = [
@@ -183,10 +183,7 @@ def run_python(path: Path) -> None:
 
 def doctor(line: str) -> Result:
     """`doctor` has no runner: it is a module of its own."""
-    words = shlex.split(line)[2:]
-    done = subprocess.run(
-        [sys.executable, "-m", "fmstune.cli.doctor", *words], capture_output=True, text=True, check=False
-    )
+    done = forked.run([sys.executable, "-m", "fmstune.cli.doctor", *shlex.split(line)[2:]])
     return Result(done.returncode, done.stdout, done.stderr)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -99,7 +100,15 @@ def draw_curves(lines: Sequence[Line], axes: Axes) -> str:
 def save_curves(lines: Sequence[Line], axes: Axes, path: Path) -> None:
     """The lines as PNG."""
     with mpl.rc_context(_LOOKS):
-        _curves(lines, axes, size=(7, 4)).savefig(path, format="png", dpi=120)
+        figure = _curves(lines, axes, size=(7, 4))
+        figure.set_dpi(120)
+        canvas = FigureCanvasAgg(figure)
+        # as savefig does it, less its first drawing, which is only for the layout: half of the time
+        layout = figure.get_layout_engine()
+        assert layout is not None
+        layout.execute(figure)
+        figure.set_layout_engine("none")
+        canvas.print_png(path)
 
 
 def draw_setting(series: Sequence[Series], axes: Axes) -> str:
