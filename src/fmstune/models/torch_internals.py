@@ -3,10 +3,11 @@
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, Self
+from unittest.mock import patch
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from fmstune.models.memory_count.heap import Heap
 from fmstune.upstream import explain_missing_names
@@ -121,20 +122,25 @@ _INDEXED = (
 )
 
 
-class AsOnCuda(TorchFunctionMode):
-    """Lets a CPU's tensors be kept as CUDA's kernels keep them: dropout's mask as bool, scores never."""
+class AsOnCuda(ExitStack):
+    """Lets a CPU's tensors be kept as CUDA's kernels keep them: dropout's mask as bool, scores never.
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        given = kwargs or {}
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            given = {**given, "dropout_p": 0.0}
-        if func is torch.nn.functional.dropout:
-            share = given.get("p", args[1] if len(args) > 1 else 0.5)
-            training = given.get("training", args[2] if len(args) > 2 else True)
-            return torch.native_dropout(args[0] if args else given["input"], share, training)[0]
-        return func(*args, **given)
+    By patches: a TorchFunctionMode does not reach what activation checkpointing computes again.
+    """
+
+    def __enter__(self) -> Self:
+        functional: Any = torch.nn.functional
+        attend = functional.scaled_dot_product_attention
+
+        def attend_without_dropout(*args: Any, **given: Any) -> Any:
+            return attend(*args, **{**given, "dropout_p": 0.0})
+
+        def drop(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+            return torch.native_dropout(input, p, training)[0]
+
+        self.enter_context(patch.object(functional, "scaled_dot_product_attention", attend_without_dropout))
+        self.enter_context(patch.object(functional, "dropout", drop))
+        return super().__enter__()
 
 
 def give_fake_storage(model: torch.nn.Module) -> None:

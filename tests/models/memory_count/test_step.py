@@ -83,6 +83,12 @@ def test_activation_checkpointing_keeps_less() -> None:
     assert bytes_of(peft=LORA, checkpointing={"use_reentrant": False})["activations"] < kept / 2
 
 
+def test_dropout_is_computed_again_as_a_gpu_keeps_it() -> None:
+    dropped = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.1, target_modules=["q_proj", "v_proj"])
+    kept = bytes_of(peft=dropped, cuda=True)["activations"]
+    assert bytes_of(peft=dropped, cuda=True, checkpointing={"use_reentrant": False})["activations"] < kept / 2
+
+
 def test_a_mask_of_padding_is_held_where_rows_differ_in_length() -> None:
     long = replace(SHAPE, positions=256)
     plain, padded = (bytes_of(SHORT, LORA, replace(long, padded=one))["activations"] for one in (False, True))
