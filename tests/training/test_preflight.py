@@ -132,7 +132,10 @@ AUTO = {
     "peft=lora evaluation=none": (STRANGERS, "false here: rows share 0.0% of their tokens, and it takes 10%"),
     "peft=prompt_tuning": (FAMILIES, "false here: each row begins with the virtual tokens of PromptTuning"),
     "peft=lora model.attention=sdpa": (FAMILIES, "false here: model.attention=sdpa cannot attend to a beginning"),
-    "peft=lora data.streaming=true training.max_steps=2": (FAMILIES, "false here: data.streaming=true reads rows one"),
+    "peft=lora data.streaming=true training.max_steps=2 data.max_length=256": (
+        FAMILIES,
+        "false here: data.streaming=true reads rows one",
+    ),
     "peft=full model=causal_lm model.path=o/m model.architecture={model_type:mamba,vocab_size:64,hidden_size:8}": (
         FAMILIES,
         "false here: MambaForCausalLM reads a row token by token into a state",
