@@ -60,7 +60,7 @@ def test_where_answers_are_long_that_a_row_never_was_learnt_is_no_reason() -> No
 
 
 def test_a_long_answer_is_not_suspect_for_its_length() -> None:
-    """A sum of 400 tokens is large; the loss a token of the short row lies further above the others."""
+    """A sum over 400 tokens is large; the tokens of the short row are less probable."""
     entries = np.concatenate(
         [run({n: [1.0, 1.0] for n in range(1, 40)}, tokens=4), run({90: [1.02, 1.02]}, tokens=400)]
     )

@@ -13,7 +13,7 @@ from fmstune.data.tokens import IGNORED
 from fmstune.runs.row_losses import Entries, times_forgotten
 
 NEIGHBOURS = 100
-"""Rows that were trained about the same time, with whose mean loss the loss of a row is compared."""
+"""Rows that were trained about the same time, with whose confidence that of a row is compared."""
 LATE = 0.9
 """Share of the rows that are learnt at all after whose epoch the others are learnt late."""
 FEW = 0.5
@@ -36,14 +36,14 @@ class Suspect:
 
     name: RowName
     score: float
-    """By how much its loss a token lies above that of its neighbours, times the root of its tokens; mean of epochs."""
+    """How far its confidence lies below that of its neighbours, as the mean over the epochs; from -1 to 1."""
     losses: tuple[float, ...]
     """Of each epoch that trained it, in nats a token."""
     learnt_in: int | None
     """The first epoch in which it was learnt, from 1; None for a row that never was."""
     forgotten: int
     reasons: tuple[str, ...]
-    """`never learnt`, `learnt late`, `forgotten`, `twin`; none where its loss alone is high."""
+    """`never learnt`, `learnt late`, `forgotten`, `twin`; none where its confidence alone is low."""
     twins: tuple[RowName, ...] = ()
     """Rows with the same prompt and another answer."""
 
@@ -67,7 +67,7 @@ class Ranking:
         if self.epochs < 2:
             yield (
                 "each row was seen once, so nothing tells whether it was learnt late or forgotten: the order says only "
-                "how far its loss lay above that of the rows trained about the same time; two epochs and more say more"
+                "how far its probability lay below that of the rows trained about the same time; two epochs say more"
             )
         elif self.learnt < FEW * len(self.rows):
             yield (
@@ -77,21 +77,21 @@ class Ranking:
 
 
 def rank_rows(entries: Entries, twins: Mapping[RowName, tuple[RowName, ...]]) -> Ranking:
-    """Return the rows by the mean over their epochs of the loss above that of their neighbours, the highest first.
+    """Return the rows by how far their confidence lies below that of their neighbours, the furthest first.
 
-    The mean over all epochs is what tells wrong labels: rows that are learnt late or not at all (the low confidence of
-    Swayamdipta et al. 2020, arXiv 2009.10795; the area under the margin of Pleiss et al. 2020, arXiv 2001.10528), while
-    the loss at the end is low once a wrong label is known by heart. Neighbours are rows of the same epoch, because the
-    loss of all rows falls while the model learns. The loss above them is that of a token times the root of the tokens:
-    so far does a sum of as many tokens vary, and a long answer is not suspect for its length.
+    The confidence in a row is the probability of its trained tokens, as their geometric mean, so that long answers do
+    not stand first for their length. Its mean over the epochs tells wrong labels, which are learnt late or not at all
+    (Swayamdipta et al. 2020, arXiv 2009.10795; likewise the area under the margin, Pleiss et al. 2020, arXiv
+    2001.10528); at the end it does not, once a wrong label is known by heart. Neighbours are rows of the same epoch,
+    because the probability of all rows grows while the model learns.
     """
     entries = entries[entries["tokens"] > 0]
     if not len(entries):
         return Ranking((), 0, 0)
-    excess, forgotten = _above_neighbours(entries), times_forgotten(entries)
+    lacking, forgotten = _below_neighbours(entries), times_forgotten(entries)
     starts = np.flatnonzero(_begins_row(entries))
     ends = np.append(starts[1:], len(entries))
-    scores = np.add.reduceat(excess, starts) / (ends - starts)
+    scores = np.add.reduceat(lacking, starts) / (ends - starts)
     first = _first_learnt(entries, starts)
     known = first[first > 0]
     late = int(np.quantile(known, LATE, method="inverted_cdf")) if len(known) else 0
@@ -131,20 +131,19 @@ def _first_learnt(entries: Entries, starts: Integers) -> Integers:
     return np.where(found == none, 0, found)
 
 
-def _above_neighbours(entries: Entries) -> Floats:
-    """The loss a token of each entry less the mean of its neighbours, times the root of the entry's tokens."""
+def _below_neighbours(entries: Entries) -> Floats:
+    """How far the confidence of each entry lies below the mean of the entries trained about the same time."""
     order = np.lexsort([entries["step"], entries["epoch"]])
-    tokens, epochs = entries["tokens"][order], entries["epoch"][order]
-    loss = entries["loss"][order] / tokens
-    sums = np.concatenate([[0.0], np.cumsum(loss)])
-    above = np.empty(len(loss))
+    confidence, epochs = np.exp(-entries["loss"] / entries["tokens"])[order], entries["epoch"][order]
+    sums = np.concatenate([[0.0], np.cumsum(confidence)])
+    below = np.empty(len(entries))
     bounds = [0, *np.flatnonzero(np.diff(epochs)) + 1, len(epochs)]
     for first, last in pairwise(bounds):
         width = min(NEIGHBOURS, last - first)
         begin = np.clip(np.arange(first, last) - width // 2, first, last - width)
-        above[first:last] = loss[first:last] - (sums[begin + width] - sums[begin]) / width
-    found = np.empty(len(loss))
-    found[order] = above * np.sqrt(tokens)
+        below[first:last] = (sums[begin + width] - sums[begin]) / width - confidence[first:last]
+    found = np.empty(len(entries))
+    found[order] = below
     return found
 
 

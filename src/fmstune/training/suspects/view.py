@@ -49,7 +49,7 @@ class Shown:
         if self.suspect.forgotten > 1:
             reasons = [f"{one} {self.suspect.forgotten} times" if one == "forgotten" else one for one in reasons]
         twins = [f"other answer than row {', '.join(self.twins[:3])}{' …' * (len(self.twins) > 3)}"] * bool(self.twins)
-        return "; ".join([*reasons, *twins]) or "high loss"
+        return "; ".join([*reasons, *twins]) or "low probability"
 
 
 def show_suspects(asked: SuspectRows) -> int:
@@ -147,19 +147,19 @@ def _marked(text: str, trained: bool) -> str:
 
 def _document(folder: Path, ranking: Ranking, shown: Sequence[Shown]) -> Document:
     counts = ", ".join(f"{ranking.count(reason):,} {reason}" for reason in REASONS)
-    head = ["", "row", "why", "above", "loss by epoch", "text"]
+    head = ["", "row", "why", "below", "loss by epoch", "text"]
     table = make_table(
         head,
         [
-            [place, _title(one), one.why, f"{one.suspect.score:+.2f}", _losses(one.suspect), _end(one.text)]
+            [place, _title(one), one.why, f"{one.suspect.score:.2f}", _losses(one.suspect), _end(one.text)]
             for place, one in enumerate(shown, start=1)
         ],
     )
     notes: list[Block] = [Text(f"note: {note}") for note in ranking.notes()]
     said = f"{len(ranking.rows):,} rows, {ranking.learnt:,} learnt in some epoch: {counts}"
     meaning = (
-        "loss: in nats a token; above: how far it lies above that of the rows trained about the same time, times the "
-        "root of the row's tokens, as the mean over the epochs; ⟦ ⟧: trained text"
+        "below: how far the mean probability of the row's trained tokens lies below that of the rows trained about the "
+        "same time, as the mean over the epochs; loss: in nats a token; ⟦ ⟧: trained text"
     )
     examples = [
         Example(f"{place}. {_title(one)}", [("why", one.why), ("loss", _losses(one.suspect)), ("text", one.text)])
