@@ -2,6 +2,7 @@
 
 import pytest
 
+from fmstune.checks.callbacks import callback_problems
 from fmstune.config import compare_by, freeze
 from fmstune.config.choices import Direction
 from fmstune.config.renamed_fields import with_compare_by_words
@@ -9,6 +10,7 @@ from tests.checks.test_job import job
 from tests.config.test_freeze import tree
 
 HELD_OUT = {"data__eval_fraction": 0.25}
+SOURCES = {"a": "package:complaints/train.jsonl", "b": "package:complaints/held_out.jsonl"}
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,17 @@ def test_what_is_compared_and_which_way(fields: dict[str, object], path: str, di
     one = job(**fields)
     assert (compare_by.path(one), compare_by.direction(one)) == (path, direction)
     assert list(compare_by.compare_by_problems(one)) == []
+
+
+def test_the_loss_of_a_source_is_logged_where_there_are_several_and_losses_of_rows_are_kept() -> None:
+    several = freeze.freeze(tree(data__train=SOURCES, callbacks={"stop_when": "loss_b < 0.1"}, compare_by="loss_b")).job
+    assert compare_by.losses_of_sources(several) == ["loss_a", "loss_b"]
+    assert [*callback_problems(several), *compare_by.compare_by_problems(several)] == []
+    assert compare_by.direction(several) is Direction.minimize
+    assert compare_by.losses_of_sources(freeze.freeze(tree(data__train=SOURCES, data__row_losses=False)).job) == []
+    assert compare_by.losses_of_sources(job()) == []
+    (problem,) = callback_problems(job(callbacks={"stop_when": "loss_b < 0.1"}))
+    assert "loss_b is never logged by this job" in str(problem)
 
 
 def test_a_number_is_found_by_its_path_and_nothing_else_is_one() -> None:

@@ -37,7 +37,7 @@ def _wrong_in_condition(job: Job, text: str) -> Iterator[str]:
 def _unknown(job: Job, metric: str) -> str | None:
     """Why this job never logs a metric; None where it does."""
     evaluates = job.training.get("eval_strategy", "no") != "no" and has_held_out(job.data)
-    trained = names_at(metrics_of(job), Place.training)
+    trained = [*names_at(metrics_of(job), Place.training), *compare_by.losses_of_sources(job)]
     known = [*trained, *_held_out(job)]
     if metric in trained or (metric in known and evaluates):
         return None

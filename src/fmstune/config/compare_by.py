@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeGuard
 
 from fmstune.config.choices import Direction
-from fmstune.config.job import Job, has_held_out, sources
+from fmstune.config.job import SFT, Job, has_held_out, sources
 from fmstune.config.metrics import Place, better_end, comparable, metrics_of, names_at
 from fmstune.errors import Problem, did_you_mean
 
@@ -72,7 +72,18 @@ def comparable_figures(job: Job) -> list[str]:
     """The numbers of `summary.json` that runs of this job can be compared by, by their dotted names."""
     table = metrics_of(job)
     sets = ["", *(f"sets.{name}." for name in sources(job.data, "eval") if name)]
-    return [*comparable(table), *(f"tuned.{part}{score}" for part in sets for score in names_at(table, Place.held_out))]
+    return [
+        *comparable(table),
+        *losses_of_sources(job),
+        *(f"tuned.{part}{score}" for part in sets for score in names_at(table, Place.held_out)),
+    ]
+
+
+def losses_of_sources(job: Job) -> list[str]:
+    """The names of the losses of the training sources, logged and in `summary.json`; none where there is one source."""
+    names = sources(job.data, "train")
+    kept = job.data.row_losses and not job.data.streaming and job.objective._target_ == SFT
+    return [f"loss_{name}" for name in names] if kept and len(names) > 1 else []
 
 
 def _is_evaluated(job: Job) -> bool:

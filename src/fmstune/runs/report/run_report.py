@@ -27,6 +27,7 @@ _LEDGER = (
     ("dropped: no answer", "rows_without_answer"),
     ("dropped: too long", "rows_too_long"),
     ("dropped: also held out", "rows_held_out_too"),
+    ("dropped: quarantined", "rows_quarantined"),
     ("trained truncated", "rows_truncated"),
     ("tokens", "tokens_total"),
     ("tokens trained", "tokens_trained"),
