@@ -157,8 +157,10 @@ class SftTrainer(RunMixin, SFTTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the loss of each source, where there are several."""
         if self.losses is not None and "loss" in logs:
-            found = self.losses.losses_since_log(self._add_up)
-            logs |= {f"loss_{name}": loss for name, loss in found.items() if len(self.losses.sources) > 1}
+            self.losses.settle()
+            if len(self.losses.sources) > 1:
+                found = self.losses.losses_since_log(self._add_up)
+                logs |= {f"loss_{name}": loss for name, loss in found.items()}
         super().log(logs, start_time)
 
     def _add_up(self, sums: torch.Tensor) -> torch.Tensor:
