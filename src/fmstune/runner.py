@@ -18,7 +18,7 @@ from fmstune.config.requests import Verb, read_request
 from fmstune.data.preparation import was_prepared
 from fmstune.errors import Preempted, UserError, os_problem, raise_if_any, render
 from fmstune.exit_codes import INTERNAL_ERROR, INTERRUPTED, USER_ERROR, closed_pipe
-from fmstune.launch import agent, parent, preemption
+from fmstune.launch import agent, caller, parent, preemption
 from fmstune.runs import log, processes, run_folder
 from fmstune.tables import show_plain_characters
 from fmstune.upstream import quick_imports
@@ -30,6 +30,7 @@ _OF_THE_USER = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errn
 def main(words: Sequence[str] | None = None) -> int:
     """Do the verb; 0, 2 for what the user can mend, 130 interrupted, 75 stopped by a notice, or 1 with a traceback."""
     show_plain_characters()
+    caller.listen()
     options = _options(words)
     with ExitStack() as until_the_end:
         return _do_verb(options, until_the_end)
@@ -47,6 +48,8 @@ def _do_verb(options: argparse.Namespace, until_the_end: ExitStack) -> int:
             # the launcher signals every rank when one has failed; no signal may interrupt the report of this rank
             parent.interrupt_no_more()
     except UserError as err:
+        if caller.tell_problems(err.problems) and options.verb is not Verb.train:
+            return USER_ERROR  # the program that asked shows them
         return _ended("user", render(err.problems), USER_ERROR)
     except Preempted as err:
         return _ended(run_folder.PREEMPTED, f"fmstune: {err}", preemption.CODE)
@@ -144,7 +147,7 @@ def _answer(options: argparse.Namespace) -> int:
     if verb is Verb.generate:
         return ask.answer_prompts(read_request(requests.Generation, file))
     if verb is Verb.merge:
-        return merge.run(read_request(requests.Merge, file))
+        return merge.run_merge(read_request(requests.Merge, file))
     if "tasks" in json.loads(file.read_text(encoding="utf-8")):
         from fmstune.evaluation import harness
 

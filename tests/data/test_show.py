@@ -76,7 +76,7 @@ def test_a_run_keeps_the_space_that_it_would_lose_alone() -> None:
     segments = [Segment("thanks", trained=False), Segment(" :)", trained=True)]
     row = tokens.encode_rows([segments], llama_style(), 64)[0]._asdict()
     assert llama_style().decode(row["input_ids"][-2:]) == ":)</s>"
-    assert show.runs(row, llama_style()) == [Segment("<s> thanks", False), Segment(" :)</s>", True)]
+    assert show.mask_runs(row, llama_style()) == [Segment("<s> thanks", False), Segment(" :)</s>", True)]
 
 
 SHARING = [

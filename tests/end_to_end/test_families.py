@@ -216,7 +216,7 @@ def test_a_tiny_model_of_it_trains_is_merged_and_answers_as_plain_transformers_d
     assert summary["steps"] == 2
     if name not in UNPACKED:
         assert summary["packing"]["difference"] < 1e-4 < summary["packing"]["mixed_difference"]
-    assert merge.run(Merge(model=("run/model",), out="merged")) == 0
+    assert merge.run_merge(Merge(model=("run/model",), out="merged")) == 0
 
     adapted, merged, untuned = (
         PeftModel.from_pretrained(loaded(base), "run/model"),
@@ -270,7 +270,7 @@ def test_experts_are_adapted_balanced_and_merged(name: str, tmp_path: Path) -> N
         if isinstance(layer, LoraLayer) and not isinstance(layer, ParamWrapper):
             layer.lora_B["default"].weight.data.zero_()
     assert not torch.allclose(logits(adapted), logits(untuned), atol=1e-4)
-    assert merge.run(Merge(model=("run/model",), out="merged")) == 0
+    assert merge.run_merge(Merge(model=("run/model",), out="merged")) == 0
     assert torch.allclose(logits(loaded(Path("merged"))), changed, atol=1e-4)
 
 

@@ -276,7 +276,7 @@ def look():
         peak = max(peak, anonymous())
 thread = threading.Thread(target=look)
 thread.start()
-merge.run(Merge(model=({str(tmp_path / "one")!r},), out={str(tmp_path / "merged")!r}, max_shard_size="20MB"))
+merge.run_merge(Merge(model=({str(tmp_path / "one")!r},), out={str(tmp_path / "merged")!r}, max_shard_size="20MB"))
 done.set()
 thread.join()
 print(peak - before)

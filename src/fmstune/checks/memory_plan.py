@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from fmstune.checks.flops import Speed, missing_peak, plan_speed, sharing_speed, speed_lines
 from fmstune.checks.memory import OPTIMIZER_STATES, Memory, device_memory, optimizer_bytes, optimizer_family
@@ -50,6 +51,11 @@ class Plan:
     """What the plan assumes and the reader should know."""
     work: Work
     """What it was computed from."""
+
+
+def plan_values(plan: Plan) -> dict[str, Any]:
+    """The plan as plain values for JSON, without what it was computed from."""
+    return {name: value for name, value in asdict(plan).items() if name != "work"}
 
 
 def plan_work(work: Work, counted: Memory | None = None, reason: str = "", mfu: float | None = None) -> Plan:

@@ -6,15 +6,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from fmstune.cli.arguments import CommandLine
 from fmstune.config import compose, defaults, freeze, origins
 from fmstune.config.compose import Composed
 from fmstune.config.composing_errors import ERRORS
+from fmstune.config.job import Job
 from fmstune.config.overrides import swept_keys
 from fmstune.errors import Problem, collect_problems, did_you_mean, raise_if_any
-from fmstune.launch import accelerate_file
+from fmstune.errors import shown as show_value
+from fmstune.flatten import flat_differences
+from fmstune.launch import accelerate_file, caller
 
 
 def check_choices(line: CommandLine) -> None:
@@ -55,6 +59,29 @@ def print_config(line: CommandLine) -> int:
     text = OmegaConf.to_yaml(selected, resolve=line.hydra.resolve) if OmegaConf.is_config(selected) else f"{selected}\n"
     print(f"# @package {part}\n{text}" if part else text, end="")
     return 0
+
+
+def tell_job(line: CommandLine) -> int:
+    """Compose the whole job, and tell it to the program that asks for it."""
+    composed = compose.compose_job(line.overrides, line.hydra)
+    frozen = freeze_composed(composed, line)
+    caller.tell_yaml(freeze.dump(frozen.job))
+    sources = origins.recorded_origins(freeze.as_tree(frozen.job), composed_origins(composed, line))
+    caller.tell(caller.SOURCES, sources)
+    return 0
+
+
+def raise_if_changed(job: Job) -> None:
+    """Raise UserError where the program that started the command has composed another job from the same words."""
+    known, now = caller.known_job(), freeze.dump(job)
+    if known is None or known == now:
+        return
+    then, today = yaml.safe_load(known), yaml.safe_load(now)
+    hint = "a file of the groups or the environment has changed; compose it again"
+    raise_if_any(
+        Problem(name, f"is {found} now, and was {former} when the job was composed: {hint}")
+        for name, former, found in flat_differences(then, today, show_value, "absent")
+    )
 
 
 def _no_such_part(part: str, config: Any) -> Problem:

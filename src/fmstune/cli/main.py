@@ -17,6 +17,7 @@ from fmstune.config.requests import Composing, Doctor, FromFms, Reproduce
 from fmstune.errors import Problem, UserError, os_problem, raise_if_any, render
 from fmstune.exit_codes import INTERRUPTED, USER_ERROR, closed_pipe
 from fmstune.files import refuse_pipe, user_path
+from fmstune.launch import caller, parent
 from fmstune.sweeps import optuna
 from fmstune.tables import show_plain_characters
 
@@ -24,16 +25,21 @@ from fmstune.tables import show_plain_characters
 def main() -> NoReturn:
     """The console script: exits 0, 2 for what the user can mend, 1 for what we must, 130 when interrupted."""
     show_plain_characters()
+    caller.listen()
+    if caller.listens():
+        parent.watch(lambda: None)
     optuna.register_sweeper()
     logging.raiseExceptions = False  # Hydra logs to stdout, which `| head` may have closed
     try:
         sys.exit(run_command(sys.argv[1:]))
     except UserError as err:
-        print(render(err.problems), file=sys.stderr)
+        if not caller.tell_problems(err.problems):
+            print(render(err.problems), file=sys.stderr)
     except BrokenPipeError:
         sys.exit(closed_pipe())
     except OSError as err:  # such as a sweep's folder that is a file, or a name that is too long
-        print(render([os_problem(err)]), file=sys.stderr)
+        if not caller.tell_problems([os_problem(err)]):
+            print(render([os_problem(err)]), file=sys.stderr)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     sys.exit(USER_ERROR)
@@ -91,7 +97,7 @@ def _run_job(line: CommandLine) -> int:
     if not resumed and not repeated:
         composed.check_choices(line)
         if hydra.cfg:
-            return composed.print_config(line)
+            return composed.tell_job(line) if caller.listens() else composed.print_config(line)
         if hydra.info or hydra.hydra_help:
             return compose.call_hydra(line.overrides, hydra)
     from fmstune.cli import repeat, start_job, sweep

@@ -12,7 +12,7 @@ from fmstune.checks.hub import hub_problems
 from fmstune.checks.job import job_notes, job_problems
 from fmstune.cli import claim_folder
 from fmstune.cli.arguments import CommandLine
-from fmstune.cli.composed import composed_origins, freeze_composed
+from fmstune.cli.composed import composed_origins, freeze_composed, raise_if_changed
 from fmstune.config import compose, freeze, origins
 from fmstune.config.choices import Device
 from fmstune.config.compose import Composed
@@ -24,7 +24,7 @@ from fmstune.data.preparation import was_prepared
 from fmstune.errors import raise_if_any
 from fmstune.exit_codes import INTERNAL_ERROR, exit_code_of
 from fmstune.files import write_json
-from fmstune.launch import preemption, slurm, subprocesses
+from fmstune.launch import caller, preemption, slurm, subprocesses
 from fmstune.runs import log, run_folder
 from fmstune.runs.report import terminal_summary
 from fmstune.sweeps.callback import raise_if_no_sweep
@@ -46,6 +46,7 @@ def run_one_job(line: CommandLine) -> int | None:
 
     def start(composed: Composed) -> int:
         frozen = freeze_composed(composed, line)
+        raise_if_changed(frozen.job)
         return start_job(frozen, line, history_of(composed, frozen.job, line))
 
     return compose.call_with_job(line.overrides, line.hydra, start)
@@ -108,6 +109,7 @@ def _train(job: Job, flags: Sequence[str], history: History, start: Start | None
         slurm.raise_if_queued(Path(job.output_dir))
     claimed = claim_folder.claim_folder(job)
     folder = claimed.folder
+    caller.tell(caller.PLACE, str(folder.absolute()))
     print(f"fmstune: run folder {folder}", file=sys.stderr)
     if claim_folder.is_finished(claimed):
         lost = "was stopped as a loser; sweep.stop_losers=false resumes it"

@@ -26,7 +26,7 @@ from fmstune.config.overrides import parse_overrides, swept_keys, text_of
 from fmstune.config.requests import Verb
 from fmstune.errors import Problem, UserError, first_line, raise_if_any, render
 from fmstune.exit_codes import INTERRUPTED, USER_ERROR, closed_pipe
-from fmstune.launch import preemption
+from fmstune.launch import caller, preemption
 from fmstune.runs import processes, run_folder, sweep_folder
 from fmstune.sweeps import callback, optuna, warm
 
@@ -220,6 +220,7 @@ def point_folder(composed: Composed, line: CommandLine) -> Path:
 def _show_sweep(sweep: Path) -> list[sweep_folder.Point]:
     """Print the table of the points, those of a search's former commands too; the points of this command."""
     if ended := sweep_folder.gather_points(sweep):
+        caller.tell(caller.PLACE, str(sweep.absolute()))
         whole = sweep_folder.read_points(sweep) if (sweep / optuna.STORAGE).exists() else ended
         print(sweep_folder.render_points(sweep, whole))
         skipped, failed = sum(point.skipped for point in ended), sum(point.code != 0 for point in ended)

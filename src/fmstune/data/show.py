@@ -162,7 +162,7 @@ def first_rows(prepared: Prepared, tokenizer: PreTrainedTokenizerBase, rows: int
             trained = sum(label != IGNORED for label in row["labels"])
             name = f"{part.name} row {number + 1}".strip()
             title = f"{name}: {len(row['input_ids']):,} tokens, {trained:,} trained"
-            yield ShownRow(title, [Segment(visible(run.text), run.trained) for run in runs(row, tokenizer)])
+            yield ShownRow(title, [Segment(visible(run.text), run.trained) for run in mask_runs(row, tokenizer)])
 
 
 def split_sums(prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> Iterator[SplitSums]:
@@ -203,7 +203,7 @@ def written_aside(path: Path) -> Iterator[TextIO]:
         yield file
 
 
-def runs(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Segment]:
+def mask_runs(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Segment]:
     """The row's text, divided where training changes to masking and back.
 
     Each run is the text that its tokens add to the text before them: decoded alone, it would lose its first space.

@@ -14,7 +14,7 @@ from fmstune import files, hardware
 from fmstune.config.choices import Device, Strategy
 from fmstune.config.job import Job, Launcher, Slurm, is_sharded
 from fmstune.exit_codes import INTERRUPTING, NOTICES
-from fmstune.launch import preemption
+from fmstune.launch import caller, preemption
 
 PARENT = "FMSTUNE_PARENT"
 """Environment variable: the process id without which the runner must not live."""
@@ -79,7 +79,7 @@ def agent_command(launcher: Launcher, job_file: Path) -> list[str]:
 
 def environment(launcher: Launcher, inherited: Mapping[str, str]) -> dict[str, str]:
     """The runner's environment: as many threads as asked, and where it is alone, one device at most in sight."""
-    env = {**inherited, PARENT: str(os.getpid())}
+    env = {**inherited, PARENT: str(os.getpid()), **caller.handed_on()}
     # the parent sets it for itself, to see Hydra's exceptions
     env.pop("HYDRA_FULL_ERROR", None)
     cores = max(hardware.cores() // max(local_processes(launcher), 1), 1)

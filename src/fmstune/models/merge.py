@@ -70,7 +70,7 @@ class Difference(NamedTuple):
     positions: int
 
 
-def run(request: Merge) -> int:
+def run_merge(request: Merge) -> int:
     """Merge, or export; the folder is written whole and verified, or not at all."""
     places = [tuned.locate(model, request.base_model_name_or_path, force=request.force) for model in request.model]
     whole = [place.model for place in places if not place.base]

@@ -13,7 +13,7 @@ import torch
 from fmstune import cache, ranks
 from fmstune.checks import resume
 from fmstune.checks.advice import memory_advice
-from fmstune.checks.memory_plan import Plan, render_plan
+from fmstune.checks.memory_plan import Plan, plan_values, render_plan
 from fmstune.checks.plan_inputs import Rows
 from fmstune.checks.precision import precision_notes
 from fmstune.config.job import Job, text_columns
@@ -26,6 +26,7 @@ from fmstune.data.scan import scan_data
 from fmstune.data.show import render_rows, show_tree, write_rows_json, write_rows_page
 from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
 from fmstune.files import explain_write_errors
+from fmstune.launch import caller
 from fmstune.models import adapter_targets, architecture, load
 from fmstune.models.load import Tokenizer
 from fmstune.runs import run_folder
@@ -69,7 +70,9 @@ def check(job: Job) -> int:
     raise_if_any(problems)
     assert checked is not None and rows is not None
     job, checked, rows = preflight.settle_sharing(job, checked, rows)
-    _print_plan(job, planning.make_plan(job, checked, rows, prepared), checked, prepared)
+    made = planning.make_plan(job, checked, rows, prepared)
+    caller.tell(caller.PLAN, plan_values(made))
+    _print_plan(job, made, checked, prepared)
     print("\n".join(["", *(f"note: {note}" for note in notes), "no problems found"]))
     return 0
 

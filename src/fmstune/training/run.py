@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +15,7 @@ from transformers import PrinterCallback, set_seed
 
 from fmstune import ranks
 from fmstune.checks import resume
-from fmstune.checks.memory_plan import Plan
+from fmstune.checks.memory_plan import Plan, plan_values
 from fmstune.config.choices import Kernels
 from fmstune.config.job import LORAPLUS_LR_RATIO, Job
 from fmstune.config.metrics import metrics_of
@@ -46,8 +45,7 @@ def train_job(
     """Train, evaluate, save, and record in the summary how it ended; `command` is what was typed."""
     assert job.output_dir is not None
     folder, main = Path(job.output_dir), ranks.here().is_main
-    planned = {name: value for name, value in asdict(plan).items() if name != "work"}
-    start = {"name": job.name, "plan": planned, "preparation_seconds": prepared.seconds}
+    start = {"name": job.name, "plan": plan_values(plan), "preparation_seconds": prepared.seconds}
     start |= {"chosen": dict(checked.chosen)} if checked.chosen else {}
     with ExitStack() as until_the_end:
         checkpoint, done, lock = None, 0, None

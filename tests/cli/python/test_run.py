@@ -1,0 +1,87 @@
+"""A run folder as an object."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import fmstune
+from fmstune.cli.python import run as runs
+from fmstune.cli.python.command import Answer
+from fmstune.launch import caller
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run that was stopped after its second step."""
+    place = tmp_path / "runs" / "first"
+    place.mkdir(parents=True)
+    (place / "job.yaml").write_text("name: first\ntraining: {learning_rate: 0.005}\n")
+    error = {"kind": "interrupted", "message": "stopped by a signal before the end"}
+    (place / "summary.json").write_text(json.dumps({"status": "interrupted", "error": error}))
+    (place / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n{"step": 3, "lo')
+    return place
+
+
+def test_a_run_shows_what_its_folder_holds(folder: Path) -> None:
+    run = fmstune.run("runs/first")
+    assert run.folder == folder and run.model == folder / "model"
+    assert run.status == run.summary["status"] == "interrupted"
+    assert run.job.training.learning_rate == 0.005
+    assert repr(run) == "Run('runs/first', interrupted)"
+    assert run == fmstune.run(folder) and Path(run) == folder
+
+
+def test_metrics_are_a_table_of_pandas(folder: Path) -> None:
+    table = fmstune.run(folder).metrics()
+    assert table.to_dict("records") == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+
+
+def test_metrics_are_a_list_where_pandas_is_not_installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    assert fmstune.run(folder).metrics() == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+
+
+def test_a_folder_without_a_run_is_refused_with_the_name_that_is_near(folder: Path) -> None:
+    with pytest.raises(fmstune.UserError, match="runs/frist: no such folder; did you mean 'first'\\?"):
+        fmstune.run("runs/frist")
+    with pytest.raises(fmstune.UserError, match="runs is not the folder of a run: it has no job.yaml"):
+        fmstune.run("runs")
+
+
+def test_a_run_that_is_stopped_raises_an_error_that_names_its_folder_and_how_to_resume(folder: Path) -> None:
+    with pytest.raises(fmstune.RunError) as raised:
+        runs.run_of(Answer(130, "", {caller.PLACE: str(folder)}))
+    assert raised.value.run == fmstune.run(folder)
+    said = "the run in runs/first was stopped: stopped by a signal before the end"
+    hint = "its log is runs/first/log.txt; fmstune.run('runs/first').resume() resumes it"
+    assert str(raised.value) == f"{said}\n{hint}"
+
+
+def test_a_run_that_fails_raises_an_error_with_the_cause(folder: Path) -> None:
+    error = {"kind": "internal", "message": "ZeroDivisionError: division by zero"}
+    (folder / "summary.json").write_text(json.dumps({"status": "failed", "error": error}))
+    with pytest.raises(fmstune.RunError, match="the run in runs/first failed: ZeroDivisionError: division by zero"):
+        runs.run_of(Answer(1, "", {caller.PLACE: str(folder)}))
+
+
+def test_a_run_that_is_refused_before_it_begins_raises_its_problems(tmp_path: Path) -> None:
+    told = {caller.PROBLEMS: [["data.train", ": no file rows.jsonl"]], caller.PLACE: str(tmp_path / "released")}
+    with pytest.raises(fmstune.UserError, match="fmstune: error: data.train: no file rows.jsonl"):
+        runs.run_of(Answer(2, "", told))
+
+
+def test_runs_lists_a_folder_though_a_package_has_its_name(folder: Path) -> None:
+    from fmstune.runs import run_folder
+
+    assert run_folder.RUNS == "runs"
+    (row,) = fmstune.runs().to_dict("records")
+    assert (row["folder"], row["kind"], row["status"], row["steps"]) == ("runs/first", "run", "interrupted", 2)
+    with pytest.raises(fmstune.UserError, match="nowhere: no such folder"):
+        fmstune.runs("nowhere")
+
+
+def test_arguments_become_the_flags_of_the_command() -> None:
+    given = {"max_new_tokens": 5, "do_sample": True, "stop": ["a", "b"], "top_k": None, "force": False}
+    assert runs._flags(given) == ["--max_new_tokens=5", "--do_sample", "--stop=a", "--stop=b"]
