@@ -54,6 +54,23 @@ def test_nothing_stays_hidden_after_an_error(monkeypatch: pytest.MonkeyPatch) ->
     assert "this" not in sys.modules
 
 
+def test_what_is_installed_is_read_only_for_a_package_of_another_name_than_its_distribution() -> None:
+    read_all, readings = importlib.metadata.packages_distributions, list[int]()
+
+    def read() -> dict[str, list[str]]:
+        readings.append(1)
+        return {"yaml": ["PyYAML"]}
+
+    found = upstream.Distributions(read)
+    assert found["trl"] == read_all()["trl"] == ["trl"]
+    assert not readings
+    assert found["yaml"] == ["PyYAML"] and found.get("no_such_package") is None
+    assert list(found) == ["yaml"] and len(found) == len(readings) == 1
+    with quick_imports():
+        assert isinstance(importlib.metadata.packages_distributions(), upstream.Distributions)
+    assert importlib.metadata.packages_distributions is read_all
+
+
 def test_no_garbage_is_collected_meanwhile_and_what_the_first_import_brought_is_not_looked_at_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

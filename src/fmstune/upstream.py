@@ -2,8 +2,9 @@
 
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 from fmstune.errors import UserError
@@ -14,7 +15,7 @@ UNUSED = ("boto3", "scipy", "wandb")
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Import without unused packages, and keep the garbage collector from what stays: 15 % of a short run.
+    """Import without what is not used, and keep the garbage collector from what stays: 15 % of a short run.
 
     The libraries that train bring a million objects. The collector would look at all of them again and again, while
     they are imported and until the end of the process.
@@ -22,7 +23,7 @@ def quick_imports() -> Iterator[None]:
     first, collects = "torch" not in sys.modules, gc.isenabled()
     gc.disable()
     try:
-        with hide_unused_packages():
+        with hide_unused_packages(), _few_distributions():
             yield
     finally:
         if first:
@@ -42,6 +43,47 @@ def hide_unused_packages() -> Iterator[None]:
     finally:
         for name in hidden:
             del modules[name]
+
+
+class Distributions(Mapping[str, list[str]]):
+    """The distributions of each package, as `packages_distributions` of importlib.metadata gives them.
+
+    All are read only where a package has another name than its distribution.
+    """
+
+    def __init__(self, read_all: Callable[[], Mapping[str, list[str]]]) -> None:
+        self._read_all = read_all
+
+    def __getitem__(self, package: str) -> list[str]:
+        from importlib import metadata
+
+        try:
+            return [metadata.distribution(package).name]
+        except metadata.PackageNotFoundError:  # of another name than the package, or not installed
+            return self._all[package]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @cached_property
+    def _all(self) -> Mapping[str, list[str]]:
+        return self._read_all()
+
+
+@contextmanager
+def _few_distributions() -> Iterator[None]:
+    """Keep TRL 1.16 (trl/import_utils.py:25) from reading all that is installed, which is 7 % of the start of a run."""
+    from importlib import metadata
+
+    read_all = metadata.packages_distributions
+    metadata.packages_distributions = lambda: Distributions(read_all)
+    try:
+        yield
+    finally:
+        metadata.packages_distributions = read_all
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -181,8 +182,9 @@ def run_python(path: Path) -> None:
         exec(compile(code, str(path), "exec"), names)
 
 
+@cache
 def doctor(line: str) -> Result:
-    """`doctor` has no runner: it is a module of its own."""
+    """`doctor` has no runner: it is a module of its own, and says the same wherever it stands."""
     done = forked.run([sys.executable, "-m", "fmstune.cli.doctor", *shlex.split(line)[2:]])
     return Result(done.returncode, done.stdout, done.stderr)
 
