@@ -113,6 +113,15 @@ def test_on_a_cpu_the_libraries_take_memory_and_the_plan_says_so():
     assert "libraries" not in render_plan(plan_work(LORA_GPU))
 
 
+def test_on_a_cpu_malloc_leaves_holes_between_the_tensors_of_an_adapter():
+    held = device_memory(replace(LORA_GPU, machine=FULL_7B_CPU.machine))
+    assert held.fragmentation == held.activations // 3
+    assert "fragmentation" in render_plan(plan_work(replace(LORA_GPU, machine=FULL_7B_CPU.machine)))
+    assert device_memory(with_training(replace(LORA_GPU, machine=FULL_7B_CPU.machine), packing=True)).fragmentation == 0
+    assert device_memory(FULL_7B_CPU).fragmentation == device_memory(LORA_GPU).fragmentation == 0
+    assert "fragmentation" not in render_plan(plan_work(LORA_GPU))
+
+
 def test_on_cuda_the_logits_are_held_in_one_tile():
     assert device_memory(with_training(LORA_GPU, per_device_train_batch_size=4096)).logits == 4096 * 32768 * 2
 

@@ -1,8 +1,8 @@
 """Bytes of one device while it trains, from counts alone: arithmetic, torch-free.
 
 All that a step holds is added: without accumulation gradients and activations do not peak together. Not counted:
-the CUDA context (0.3 to 0.6 GiB) and what libraries hold on CUDA, fragmentation (a counted step has it on a CPU), and
-temporaries of an unfused optimizer.
+the CUDA context (0.3 to 0.6 GiB) and what libraries hold on CUDA, fragmentation on CUDA, and temporaries of an unfused
+optimizer.
 """
 
 import math
@@ -59,7 +59,21 @@ def device_memory(work: Work) -> Memory:
         # DDP keeps buckets to send in addition to the gradients (torch's "gradient_as_bucket_view")
         gradients *= 2 if sharing.processes > 1 else 1
     libraries = LIBRARIES_ON_CPU if work.machine.device == "cpu" else 0
-    return Memory(weights, gradients, optimizer, activation_bytes(work), logit_bytes(work), libraries=libraries)
+    activations, holes = activation_bytes(work), fragmentation_bytes(work)
+    return Memory(weights, gradients, optimizer, activations, logit_bytes(work), holes, libraries)
+
+
+def fragmentation_bytes(work: Work) -> int:
+    """Bytes that glibc's malloc holds on a CPU and does not use: a third of the activations with an adapter.
+
+    Measured with torch 2.13 and glibc 2.36 on a model of 3 MiB: 26 to 50 % for five adapters and batches. Nothing is
+    added where the formulas hold more than a step does: under full tuning gradients, which are not there with the
+    activations, and without padding full rows.
+    """
+    t = work.training
+    if work.machine.device != "cpu" or not work.dimensions.adapter_parameters or t.packing or t.padding_free:
+        return 0
+    return activation_bytes(work) // 3
 
 
 def whole_bytes(work: Work) -> int:

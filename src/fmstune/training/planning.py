@@ -227,8 +227,8 @@ def _batches(job: Job, work: Work, prepared: Prepared | None) -> Collection[Step
     return {shape(rows[begin : begin + size]) for rows in orders for begin in range(0, len(rows), size)}
 
 
-_WORTH_COUNTING = GIB
-"""Bytes by the formulas; below, what the libraries hold outweighs the difference, and a count takes a second."""
+_WORTH_COUNTING = GIB // 4
+"""Bytes by the formulas; a count takes a second, which is much of a smaller job."""
 _WORTH_COUNTING_AGAIN = 1.01
 """How much more another batch must be expected to hold than the one that was counted."""
 _BATCHES = 20_000
