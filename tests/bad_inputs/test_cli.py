@@ -12,7 +12,7 @@ import pytest
 from tests.bad_inputs.cases import ROWS, Case, assert_answered, assert_says, case, content, write, wrong_inputs
 from tests.fixtures import forked
 
-pytestmark = pytest.mark.sampled(12)
+pytestmark = pytest.mark.sampled(20)
 
 WORDS = [
     case(

@@ -8,7 +8,7 @@ import pytest
 
 from tests.bad_inputs.cases import ROW, ROWS, Case, assert_answered, case, content, wrong_inputs
 
-pytestmark = pytest.mark.sampled(12)
+pytestmark = pytest.mark.sampled(20)
 
 UNKNOWN_NAMES = [
     case("zzz=1", "zzz: unknown field; the job has name, seed, output_dir, compare_by, direction, model, …"),

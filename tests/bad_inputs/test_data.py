@@ -8,7 +8,7 @@ import pytest
 
 from tests.bad_inputs.cases import ROW, ROWS, Case, assert_answered, case, wrong_inputs
 
-pytestmark = pytest.mark.sampled(12)
+pytestmark = pytest.mark.sampled(20)
 
 CHAT = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n'
 

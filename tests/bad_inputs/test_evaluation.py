@@ -8,7 +8,7 @@ import pytest
 
 from tests.bad_inputs.cases import ROW, Case, assert_answered, case, wrong_inputs
 
-pytestmark = pytest.mark.sampled(12)
+pytestmark = pytest.mark.sampled(20)
 
 ADAPTER = {
     "a/adapter_config.json": '{"peft_type": "LORA", "base_model_name_or_path": "./gone"}',

@@ -8,7 +8,7 @@ import pytest
 
 from tests.bad_inputs.cases import Case, assert_answered, case, wrong_inputs
 
-pytestmark = pytest.mark.sampled(6)
+pytestmark = pytest.mark.sampled(12)
 
 SCRIPT = "python tuning/sft_trainer.py --training_data_path a.json --dataset_text_field output --response_template A:"
 

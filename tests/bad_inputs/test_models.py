@@ -13,7 +13,7 @@ from safetensors.numpy import load, save
 from tests import ROOT
 from tests.bad_inputs.cases import ROW, Case, assert_answered, assert_says, case, write, wrong_inputs
 
-pytestmark = pytest.mark.sampled(12)
+pytestmark = pytest.mark.sampled(20)
 
 TINY = ROOT / "src" / "fmstune" / "assets" / "tiny_llama"
 

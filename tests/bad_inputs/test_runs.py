@@ -8,7 +8,7 @@ import pytest
 
 from tests.bad_inputs.cases import Case, assert_answered, case, wrong_inputs
 
-pytestmark = pytest.mark.sampled(6)
+pytestmark = pytest.mark.sampled(12)
 
 RUN_FOLDERS = [
     case("output_dir=x.txt", "output_dir: x.txt is a file; choose a folder", x_txt="a file"),

@@ -87,7 +87,7 @@ def test_files_of_a_revision_are_fetched_with_that_revision_and_folder(monkeypat
 
 @pytest.mark.parametrize("endpoint", ["refuses", "is silent", "is a gateway"])
 def test_a_hub_that_does_not_answer_is_given_up_soon(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "SECONDS", 0.5)
+    monkeypatch.setattr(hub, "SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent, served(Hub({})) as gateway:
         closed = "http://127.0.0.1:9"
         urls = {"refuses": closed, "is silent": f"http://127.0.0.1:{silent.getsockname()[1]}"}

@@ -24,7 +24,7 @@ from fmstune.checks.precision import Precision
 from fmstune.models import shapes
 from fmstune.models.architecture import build_empty
 
-pytestmark = pytest.mark.sampled(12)
+pytestmark = pytest.mark.sampled(24)
 
 FLOAT32 = Precision("float32", "float32", None, "because")
 FULL_GPU = Precision("float32", "float32", "bfloat16", "because")

@@ -138,6 +138,7 @@ def test_modules_are_listed_from_the_configuration_alone(fmstune: Run) -> None:
     assert "lm_head" not in done.out
 
 
+@pytest.mark.slow
 def test_a_13b_model_is_checked_offline_with_exact_counts(fmstune: Run, rows_file: Callable[..., Path]) -> None:
     rows = rows_file([{"instruction": "Add", "input": "1 2", "output": "3"}] * 5, "alpaca.json")
     done = fmstune("check", "model=llama2_13b", "peft=lora", "data=alpaca", f"data.train={rows}")

@@ -24,7 +24,7 @@ from fmstune.data.format_loading import load_format
 from fmstune.errors import UserError
 from tests.composing import composed, composed_tree
 
-pytestmark = pytest.mark.sampled(8)
+pytestmark = pytest.mark.sampled(16)
 
 GROUPS = {group: groups.choices(group) for group in ("model", "peft", "data", "launcher", "evaluation")}
 WITH_EVERY_METHOD = ("tiny_llama", "tiny_gpt_bigcode", "llama2_7b", "causal_lm")
@@ -287,11 +287,13 @@ def test_each_point_of_a_sweep_is_composed_with_its_own_values_and_origins(tmp_p
     ]
 
 
+@pytest.mark.slow
 def test_a_sweep_of_one_point_is_still_a_sweep(tmp_path: Path) -> None:
     (point,) = points(HydraFlags(multirun=True), "peft=lora", f"hydra.sweep.dir={tmp_path}")
     assert point.is_point
 
 
+@pytest.mark.slow
 def test_a_file_may_say_that_the_job_is_a_sweep(tmp_path: Path) -> None:
     folder = tmp_path / "conf" / "experiment"
     folder.mkdir(parents=True)

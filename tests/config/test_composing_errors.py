@@ -21,6 +21,7 @@ def said(*words: str, flags: HydraFlags = NO_HYDRA_FLAGS) -> str:
     return str(explain(raised.value))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("word", "message"),
     [

@@ -27,7 +27,7 @@ def training(*words: str) -> dict[str, Any]:
     return group
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("peft", [name for name in groups.choices("peft") if name != "full"])
 @pytest.mark.usefixtures("composing")
 def test_every_method_has_its_usual_rate_in_its_own_file(peft: str) -> None:
@@ -35,7 +35,7 @@ def test_every_method_has_its_usual_rate_in_its_own_file(peft: str) -> None:
     assert training("model=llama2_7b", f"peft={peft}")["learning_rate"] == yaml.safe_load(text)[defaults.USUAL_RATE]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("preset", "rate"),
     [
@@ -61,6 +61,7 @@ def test_a_class_given_on_the_command_line_has_the_rate_of_its_method(fmstune: C
     assert yaml.safe_load(done.out)["training"]["learning_rate"] == 3e-3
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("model", ["tiny_llama", "llama2_7b"])
 def test_an_explicit_rate_always_wins(model: str, fmstune: Callable[..., Result]) -> None:
     done = fmstune("--cfg", "job", f"model={model}", "peft=lora", "training.learning_rate=0.5")
@@ -80,6 +81,7 @@ def test_cfg_job_prints_every_field_of_the_job_in_their_order(fmstune: Callable[
         assert list(printed[group]) == list(fields[group])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("words", "part"), [("launcher=slurm", "launcher.slurm"), ("callbacks=early_stopping", "callbacks.early_stopping")]
 )

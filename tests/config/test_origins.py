@@ -20,7 +20,7 @@ from fmstune.flatten import leaves
 from tests.composing import composed
 from tests.conftest import Result
 
-pytestmark = pytest.mark.sampled(8)
+pytestmark = pytest.mark.sampled(16)
 
 CONF = Path(next(iter(fmstune.conf.__path__)))
 GROUPS = ("model", "peft", "data", "training", "launcher", "evaluation")

@@ -72,6 +72,7 @@ def test_every_suggestion_is_a_field_or_a_choice_that_exists() -> None:
 _OWN = ("training.resume", "peft.num_virtual_tokens")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -244,6 +244,7 @@ def joined(stretches: list[Asked]) -> list[Asked]:
     return found
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if n % 3 == 0 else [pytest.mark.soak]) for n, name in enumerate(NAMES)]
 )

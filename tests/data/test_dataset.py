@@ -297,6 +297,7 @@ def test_the_seed_matters_only_where_rows_are_drawn() -> None:
     assert not prepare(seed=2, eval_fraction=0.4).cached
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", [path.stem for path in tokenized.CODE])
 def test_changed_code_is_not_given_old_tokens(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write(GOOD)

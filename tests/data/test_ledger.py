@@ -70,7 +70,7 @@ ANYTHING = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=ANYTHING, over_length=st.sampled_from([OverLength.truncate, OverLength.drop]))
 def test_rows_and_tokens_add_up(texts: list[str], over_length: OverLength) -> None:
     write([*texts, GOOD[0]])

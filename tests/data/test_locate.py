@@ -146,6 +146,7 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_problem(monkeypatch: pytest.M
     )
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("is_list", [False, True])
 def test_json_of_the_hub_is_read_as_it_is_and_not_as_datasets_guesses(

@@ -125,6 +125,7 @@ def test_texts_that_are_no_paths_do_no_harm() -> None:
         mark_prepared(freeze.freeze(tree(data={**TREE["data"], "response_template": template})).job)
 
 
+@pytest.mark.slow
 def test_ranks_start_at_once_where_the_job_was_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
 

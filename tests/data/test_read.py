@@ -246,6 +246,7 @@ def test_a_long_cell_of_csv_is_read() -> None:
     assert [len(row.values["text"]) for row in read_all("a.csv")] == [200_000]
 
 
+@pytest.mark.slow
 def test_json_lines_are_read_with_little_memory() -> None:
     line = json.dumps({"text": "x" * 1000}) + "\n"
     Path("big.jsonl").write_text(line * 20_000)

@@ -123,6 +123,7 @@ def _no_template_has_reached_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     templates._reached.clear()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("text", "why"), STOPPED, ids=[text[:30] for text, _ in STOPPED])
 def test_a_template_that_would_take_the_machine_is_stopped(text: str, why: str) -> None:
     if "range" in text and why == TOO_LARGE:
@@ -170,6 +171,7 @@ def test_a_template_that_reaches_its_limits_again_and_again_is_not_tried_for_eve
     assert time.process_time() - begun < 2
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("text", "why"), [(RECURSION, TOO_DEEP), (GROWING, TOO_LARGE), (ENDLESS, "it takes more than")]
 )

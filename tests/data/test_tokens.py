@@ -314,6 +314,7 @@ def test_labels_are_those_of_the_offsets(tokenizer: Callable[[], Any], segments:
     assert tokens.encode_rows([segments], tokenizer(), NO_LIMIT)[0].labels == expected
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("tokenizer", "byte_ends"), [(llama_style, llama_ends), (gpt2_style, byte_level_ends)], ids=["llama", "gpt2"]
 )

@@ -231,6 +231,7 @@ def test_pretraining_reads_no_held_out_message(pretrain_tiny_llama: ModuleType, 
         assert not any(text in document.text for text in texts)
 
 
+@pytest.mark.slow
 def test_pretraining_labels_do_not_depend_on_the_truth(
     make_complaints: ModuleType, pretrain_tiny_llama: ModuleType
 ) -> None:

@@ -118,6 +118,7 @@ def test_every_file_with_an_architecture_has_a_published_count() -> None:
     assert FILES.keys() == PARAMETERS.keys()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", FILES)
 def test_the_parameters_are_those_that_are_published_and_the_file_names_what_is_there(name: str) -> None:
     file = FILES[name]
@@ -310,6 +311,7 @@ def test_the_plan_names_active_parameters_and_experts_that_are_missed(fmstune: C
     assert "adapts them too" not in fmstune("check", *words, *wanted.split()).out
 
 
+@pytest.mark.slow
 def test_dropout_over_experts_and_a_router_s_loss_without_a_router_are_refused(fmstune: Callable[..., Result]) -> None:
     done = fmstune("check", "peft=lora", "peft.target_parameters=[q_proj.weight]")
     assert "peft.lora_dropout must be 0 with peft.target_parameters" in done.err

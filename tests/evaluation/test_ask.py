@@ -146,6 +146,7 @@ def test_a_model_that_was_tuned_on_a_format_is_asked_in_its_words(fmstune: Fmstu
     assert results()[0]["input"].startswith("x ->")
 
 
+@pytest.mark.slow
 def test_a_format_of_the_users_own_asks_in_its_words(
     fmstune: Fmstune, rows_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +193,7 @@ def test_standard_input_gives_prompts_and_the_terminal_shows_the_answers(
     assert done.out.startswith(shown + "\n")
 
 
+@pytest.mark.slow
 def test_draws_follow_the_seed(fmstune: Fmstune) -> None:
     words = (
         "generate",

@@ -100,6 +100,7 @@ def _greedy(model: PeftModel, ids: list[int], count: int) -> list[int]:
     return answer
 
 
+@pytest.mark.sampled(3)
 def test_the_loss_is_the_mean_over_all_answer_tokens(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, held_out: Dataset
 ) -> None:

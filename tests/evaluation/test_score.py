@@ -90,6 +90,7 @@ def test_tasks_of_ones_own_are_found_without_reading_those_of_the_harness(tmp_pa
     assert harness._task_manager(request).all_tasks == ["own_complaints"]
 
 
+@pytest.mark.slow
 def test_a_model_of_another_vocabulary_is_no_base_unless_forced(fmstune: Fmstune, tmp_path: Path) -> None:
     small.save(tmp_path / "base")
     words = ("evaluate", "--model", "package:tiny_llama", "--base_model_name_or_path", "./base", "data=complaints")

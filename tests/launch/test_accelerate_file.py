@@ -131,6 +131,7 @@ def test_without_a_file_nothing_is_set() -> None:
     assert accelerate_file.taken({"device": "cpu"}, frozenset()) == {}
 
 
+@pytest.mark.slow
 def test_a_job_that_is_printed_to_be_frozen_says_what_the_file_does(fmstune: Callable[..., Result]) -> None:
     """`torchrun` and `accelerate launch` start that job, and a runner does not look at the file."""
     path = written(yaml.safe_dump({"distributed_type": "MULTI_GPU", "num_processes": 8, "main_process_port": 1234}))

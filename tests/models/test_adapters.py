@@ -154,6 +154,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
         return model(input_ids=torch.arange(3, 60)[None], use_cache=False).logits
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("fields", "tied_works", "untied_works"), EMBEDDINGS, ids=lambda value: str(value)[:120])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_an_adapter_on_the_embeddings_is_trained_saved_and_merged_or_refused(

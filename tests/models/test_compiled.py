@@ -28,6 +28,7 @@ def test_a_backend_or_a_mode_asks_for_it_too(training: dict[str, Any], asked: bo
 
 
 # torch itself looks at it while it compiles
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_all_blocks_are_compiled_once_and_compute_what_they_did_under_the_names_they_had() -> None:
     model = get_peft_model(small.model(), LoraConfig(target_modules="all-linear"))

@@ -94,6 +94,7 @@ def same_step(pair: list[PreTrainedModel], inputs: dict[str, torch.Tensor]) -> N
         torch.testing.assert_close(fms_gradients[name], gradient, rtol=0, atol=TOLERANCE, msg=name)
 
 
+@pytest.mark.sampled(2)
 def test_the_blocks_are_those_of_ibm_fms(pair: list[PreTrainedModel]) -> None:
     found = [
         [sum(isinstance(module, kind) for module in model.modules()) for kind in ((LLaMABlock, GPTBigCodeBlock),)]
@@ -103,10 +104,12 @@ def test_the_blocks_are_those_of_ibm_fms(pair: list[PreTrainedModel]) -> None:
     assert sum(isinstance(module, MultiHeadAttention) for module in pair[1].modules()) == 2
 
 
+@pytest.mark.sampled(2)
 def test_loss_and_gradients_of_a_step_are_those_of_transformers(pair: list[PreTrainedModel]) -> None:
     same_step(pair, batch())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("length", [1, 2, 4])
 def test_rows_of_as_many_tokens_as_there_are_heads_too(pair: list[PreTrainedModel], length: int) -> None:
     """There ibm-fms itself takes heads for positions."""
@@ -129,12 +132,14 @@ def test_ibm_fms_itself_computes_the_same_from_the_folder(tmp_path: Path, archit
     torch.testing.assert_close(found.logits[..., :known], expected[..., :known], rtol=0, atol=1e-5)
 
 
+@pytest.mark.sampled(2)
 def test_packed_documents_are_kept_apart_as_in_transformers(pair: list[PreTrainedModel]) -> None:
     ids = batch()["input_ids"][:1]
     positions = torch.tensor([[*range(5), *range(7)]])
     same_step(pair, {"input_ids": ids, "position_ids": positions, "labels": ids})
 
 
+@pytest.mark.sampled(2)
 def test_activation_checkpointing_changes_no_gradient(pair: list[PreTrainedModel]) -> None:
     for model in pair:
         model.activation_checkpointing_enable()
@@ -142,12 +147,14 @@ def test_activation_checkpointing_changes_no_gradient(pair: list[PreTrainedModel
     same_step(pair, batch())
 
 
+@pytest.mark.sampled(2)
 def test_generation_with_a_cache_is_that_of_transformers(pair: list[PreTrainedModel]) -> None:
     inputs = {key: value.flip(1) for key, value in batch().items() if key != "labels"}
     expected, found = (model.eval().generate(**inputs, max_new_tokens=8, do_sample=False) for model in pair)
     assert torch.equal(expected, found)
 
 
+@pytest.mark.sampled(2)
 def test_what_is_saved_is_a_plain_transformers_model(pair: list[PreTrainedModel], tmp_path: Path) -> None:
     model = pair[1]
     with torch.no_grad():

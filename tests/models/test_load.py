@@ -201,6 +201,7 @@ def test_a_tokenizer_that_loses_spaces_is_refused(tmp_path: Path) -> None:
         load.load_tokenizer(job_model(folder))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("content", [b"", b"garbage", b"[]", b"{}", b"null", b"\x80\x81", b'{"model": {"type": "x"}}'])
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json"])
 def test_a_damaged_file_of_a_tokenizer_is_the_users_error_or_does_no_harm(

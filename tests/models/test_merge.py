@@ -109,6 +109,7 @@ def test_added_tokens_grow_the_merged_embeddings(
     assert torch.allclose(tables[0][300], tables[0][301], atol=1e-3) is tied
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("tied", [True, False])
 def test_trained_rows_go_into_both_embeddings_where_they_are_tied(tied: bool, fmstune: Fmstune, tmp_path: Path) -> None:
     base = small.save(tmp_path / "base", architecture={**small.LLAMA, "tie_word_embeddings": tied})
@@ -147,6 +148,7 @@ def test_adapters_add_up_by_their_weights_whatever_their_ranks(fmstune: Fmstune,
     assert record["same"] == record["positions"] > 40
 
 
+@pytest.mark.slow
 def test_weights_are_written_in_shards_and_in_the_dtype_that_is_asked_for(fmstune: Fmstune, tmp_path: Path) -> None:
     base = small.save(tmp_path / "base")
     lora(tmp_path / "one", base, seed=1, r=2, targets=["q_proj"])
@@ -167,6 +169,7 @@ def test_weights_are_written_in_shards_and_in_the_dtype_that_is_asked_for(fmstun
     assert AutoModelForCausalLM.from_pretrained("m").dtype is torch.bfloat16
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", list(merge.TOLERANCE))
 def test_each_dtype_stays_within_its_tolerance(dtype: str, fmstune: Fmstune, tmp_path: Path) -> None:
     base = small.save(tmp_path / "base")
@@ -177,6 +180,7 @@ def test_each_dtype_stays_within_its_tolerance(dtype: str, fmstune: Fmstune, tmp
     assert 0 < record["share"] < record["tolerance"] < record["moved"]
 
 
+@pytest.mark.slow
 def test_it_is_said_where_rounding_hides_what_was_learnt(fmstune: Fmstune, tmp_path: Path) -> None:
     base = small.save(tmp_path / "base")
     lora(tmp_path / "one", base, seed=1, r=4, targets=["q_proj"])

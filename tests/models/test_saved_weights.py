@@ -32,6 +32,7 @@ def saved(folder: Path, architecture: dict[str, Any], **how: Any) -> Path:
     return folder
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("architecture", [TINY_LLAMA, TIED_LLAMA, MIXTURE], ids=["llama", "tied", "mixtral"])
 @pytest.mark.parametrize("size", ["5GB", "20KB"], ids=["one file", "many files"])
 def test_what_transformers_saved_fits(tmp_path: Path, architecture: dict[str, Any], size: str) -> None:

@@ -105,6 +105,7 @@ SHIPPED = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("name", "base", "hidden", "layers", "heads", "inner", "vocabulary", "positions"), SHIPPED)
 def test_the_shipped_gpt_bigcodes_have_the_sizes_of_their_papers(
     name, base, hidden, layers, heads, inner, vocabulary, positions
@@ -137,6 +138,7 @@ def test_the_linear_layers_but_the_output_layer_are_quantised(fields, held):
     assert d.base_parameters == shapes.dimensions(build_empty(config_of(TINY_LLAMA)), lora(r=2)).base_parameters
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("architecture", "peft_config", "base", "adapter"), COUNTS)
 def test_the_parameters_of_known_models_are_exact(architecture, peft_config, base, adapter):
     d = shapes.dimensions(build_empty(config_of(architecture)), peft_config)
@@ -159,6 +161,7 @@ ADAPTERS = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
 @pytest.mark.parametrize(
     "architecture", [TINY_LLAMA, TIED_LLAMA, BIGCODE, GPT2], ids=["llama", "tied", "bigcode", "gpt2"]

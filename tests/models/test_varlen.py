@@ -86,6 +86,7 @@ def difference(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor
     return max(float((one[name] - other[name]).norm()) / size for name, size in sizes.items() if size)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_a_line_of_rows_has_the_loss_and_gradients_of_the_rows_one_by_one(model_type: str, checkpointed: bool) -> None:
@@ -247,10 +248,13 @@ REFUSED = [
     ("moshi", {}, HAS.format("sliding windows that its layers do not pass on")),
     ("bert", {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}, HAS.format("a view of later tokens")),
     ("stablelm", {}, "does not tell its attention where segments begin and end; choose auto"),
-    *((name, {}, BY_ITSELF) for name in ("bloom", "falcon", "gptj", "mamba2", "mpt", "opt")),
+    *((name, {layers: 2}, BY_ITSELF) for name, layers in (("bloom", "n_layer"), ("falcon", "num_hidden_layers"))),
+    *((name, {layers: 2}, BY_ITSELF) for name, layers in (("gptj", "n_layer"), ("mamba2", "num_hidden_layers"))),
+    *((name, {layers: 2}, BY_ITSELF) for name, layers in (("mpt", "n_layers"), ("opt", "num_hidden_layers"))),
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("model_type", "values", "text"), [pytest.param(*row, id=row[0]) for row in REFUSED])
 def test_a_model_whose_attention_is_another_is_refused(model_type: str, values: dict[str, Any], text: str) -> None:
     (problem,) = varlen_problems(architecture.build_empty(AutoConfig.for_model(model_type, **values)))
@@ -258,6 +262,7 @@ def test_a_model_whose_attention_is_another_is_refused(model_type: str, values: 
     assert text in str(problem)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "model_type",
     [*ARCHITECTURES, *("cohere2", "gemma3_text", "mixtral", "olmo2", "phi3", "qwen3_moe", "smollm3", "starcoder2")],

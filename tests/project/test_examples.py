@@ -81,6 +81,7 @@ def test_an_example_runs_in_small(name: str, folder: Path, fmstune: Callable[...
     assert (len(models), len(points)) == ((0, 3) if name == "learning_rate_sweep" else (1, 0))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_one_word_makes_it_the_real_model(name: str, folder: Path, fmstune: Callable[..., Result]) -> None:
     """The job of the real model composes, and its fields are checked; its weights are not here."""
@@ -119,6 +120,7 @@ def converted(folder: Path, source: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd=folder, capture_output=True, text=True)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("as_json", [False, True], ids=["csv", "json"])
 @pytest.mark.parametrize("by_number", [False, True], ids=["words", "numbers"])
 def test_the_rows_are_those_of_the_early_recipe(folder: Path, as_json: bool, by_number: bool) -> None:

@@ -77,6 +77,7 @@ def to_folder(path: Path) -> None:
 DAMAGE = (flip, cut, empty, fill, to_folder, Path.unlink)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_file_is_named_and_the_checkpoint_before_is_taken(
@@ -179,6 +180,7 @@ def test_a_checkpoint_without_checksums_is_opened_and_taken_with_a_note(tmp_path
     )
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("name", "damage"),
     [

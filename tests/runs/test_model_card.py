@@ -15,6 +15,7 @@ def python_of(card: str) -> str:
     return found
 
 
+@pytest.mark.slow
 def test_a_tuned_adapter_has_a_card_that_the_hub_can_read(
     recorded_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,7 +50,7 @@ def documents(packed: Dataset) -> Counter[tuple[tuple[int, ...], tuple[int, ...]
 
 
 @given(lengths=st.lists(st.integers(2, 40), min_size=1, max_size=60), seed=st.integers(0, 5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_every_document_comes_out_whole_and_once_with_its_labels(lengths: list[int], seed: int) -> None:
     given_rows = Dataset.from_list(rows(lengths, seed))
     packed = collate.pack(given_rows, 40)
@@ -81,6 +81,7 @@ def test_lengths_are_those_of_the_rows_in_their_order() -> None:
     assert collate.lengths(made.select([2, 0])).tolist() == [9, 5]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("shuffles", [False, True])
 @pytest.mark.parametrize("packs", ["packing", "eval_packing", "neither"])
 def test_the_trainer_gets_every_row(tmp_path: Path, packs: str, shuffles: bool) -> None:
@@ -175,6 +176,7 @@ def gradients(model: torch.nn.Module, batches: Sequence[dict[str, Any]]) -> tupl
     return total.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("architecture", [small.LLAMA, small.BIGCODE], ids=["llama", "gpt_bigcode"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "varlen"])
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -207,6 +209,7 @@ def test_losses_and_gradients_of_packed_documents_are_those_of_the_documents_alo
     assert any(not torch.allclose(one, other, rtol=1e-2) for one, other in zip(found, expected, strict=True))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("packs", [{"packing": True}, {"packing": False, "eval_packing": True}])
 def test_the_loss_of_an_evaluation_does_not_depend_on_packing(tmp_path: Path, packs: dict[str, bool]) -> None:
     """With `eval_packing` alone, TRL's own batches have a mask of ones, and packed rows see each other."""
@@ -215,6 +218,7 @@ def test_the_loss_of_an_evaluation_does_not_depend_on_packing(tmp_path: Path, pa
     assert packed == pytest.approx(plain, rel=1e-5)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("settings", [{"packing": True, "max_length": 16}, {"padding_free": True}])
 def test_an_update_is_that_of_padded_rows(tmp_path: Path, settings: dict[str, Any]) -> None:
     plain = {"per_device_train_batch_size": 4, "max_steps": 1, "optim": "sgd", "learning_rate": 0.1}
@@ -247,6 +251,7 @@ def share_of_tokens(batches: Sequence[dict[str, Any]], tokens: int) -> float:
     return tokens / sum(batch["input_ids"].numel() for batch in batches)
 
 
+@pytest.mark.slow
 def test_packing_rows_like_alpacas_leaves_less_than_two_percent_of_padding() -> None:
     lengths = alpaca_like(5000)
     made = Dataset.from_list([{"input_ids": [5] * n, "labels": [5] * n} for n in lengths])

@@ -76,6 +76,7 @@ def audited(model: Any, *, packs: bool = True, **settings: Any) -> Audit:
     return packing_audit.audit_packing(model, documents(), Collator(PAD, **settings), packs=packs, tolerance=1e-3)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("flat", [False, True], ids=["rows", "flat"])
 @pytest.mark.parametrize("name", KEPT_APART)
 def test_architectures_that_tell_documents_apart_by_their_positions_pass(name: str, flat: bool) -> None:
@@ -86,6 +87,7 @@ def test_architectures_that_tell_documents_apart_by_their_positions_pass(name: s
     assert list(found.apart_problems()) == []
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("packs", [False, True], ids=["padding_free", "packed"])
 @pytest.mark.parametrize("name", sorted(KEPT_APART.keys() - {"gptj"}))  # which has attention by code of its own
 def test_architectures_pass_by_where_their_segments_begin(name: str, packs: bool) -> None:
@@ -96,6 +98,7 @@ def test_architectures_pass_by_where_their_segments_begin(name: str, packs: bool
     assert found.difference < 1e-5
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", MIXED)
 def test_architectures_that_do_not_are_found_out(name: str) -> None:
     made = model(name, MIXED[name])

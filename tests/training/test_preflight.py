@@ -23,7 +23,7 @@ from tests.checks.test_memory_plan import LLAMA_7B
 from tests.config.test_freeze import tree
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     "words",
     [
@@ -46,6 +46,7 @@ def test_what_can_be_done_is_not_refused(fmstune: Callable[..., Any], words: tup
     assert result.out.endswith("no problems found\n")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("tokens", "noted"), [("[]", True), ("['<|im_end|>']", False)])
 def test_an_end_of_a_turn_that_is_no_token_is_noted(fmstune: Callable[..., Any], tokens: str, noted: bool) -> None:
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -96,7 +97,7 @@ PRESETS = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("words", PRESETS)
 def test_each_preset_has_a_plan_for_a_gpu_that_is_not_here(fmstune: Callable[..., Any], words: str) -> None:
     result = fmstune("check", "model=llama2_7b", "launcher.device=cuda", "launcher.device_gib=80", *words.split())

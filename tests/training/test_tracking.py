@@ -12,10 +12,10 @@ import sqlite3
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -24,7 +24,7 @@ from fmstune.config import freeze
 from fmstune.config.job import Job
 from fmstune.training import tracking
 from fmstune.training.trackers import aim
-from fmstune.training.trackers.base import Outcome, Subject
+from fmstune.training.trackers.base import Outcome, Subject, Tracker
 from tests.cli.test_main import SCRIPT, wait_for
 from tests.config.test_freeze import tree
 from tests.conftest import Result
@@ -234,6 +234,88 @@ def test_a_tracker_that_cannot_begin_is_left_out_and_the_others_go_on(fmstune: R
     assert in_aim(aim_run(), "train")["loss"] == in_the_file()["loss"]
 
 
+@dataclasses.dataclass(kw_only=True)
+class Recorder(Tracker):
+    """A tracker that keeps what it is told; it has room for one step."""
+
+    told: ClassVar[list[tuple[Any, ...]]] = []
+
+    def __post_init__(self) -> None:
+        self.place = "memory"
+
+    def start(self, former: str | None) -> str:
+        self.told.append(("start", former, self.subject.name, self.subject.provenance))
+        return "run-1"
+
+    def log(self, metrics: Mapping[str, float], step: int, epoch: float) -> None:
+        if step > 1:
+            raise OSError("no room at http://me:hunter2@host")
+        self.told.append(("log", metrics, step, epoch))
+
+    def close(self, outcome: Outcome) -> None:
+        self.told.append(("close", outcome.status, outcome.figures()))
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Job:
+    """A job that tracks its run in memory, and the folder of that run."""
+    Recorder.told.clear()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock.json").write_text('{"seed": 42}')
+    (tmp_path / "run" / "summary.json").write_text('{"status": "running", "steps": 2}')
+    made = freeze.freeze({**tree(), "name": "fmstune"}).job
+    return dataclasses.replace(made, tracking={"mine": {"_target_": f"{__name__}.Recorder"}})
+
+
+@pytest.mark.parametrize(
+    ("ended", "status"), [(KeyboardInterrupt(), "interrupted"), (RuntimeError("broken"), "failed"), (None, "finished")]
+)
+def test_a_tracker_is_told_of_its_run_from_start_to_end(
+    recorded: Job, ended: BaseException | None, status: str
+) -> None:
+    with (
+        pytest.raises(type(ended)) if ended else contextlib.nullcontext(),
+        tracking.tracked(recorded, Path("run"), 0, writes=True) as trackers,
+    ):
+        trackers.log({"loss": 1, "epoch": 0.5, "note": "text"}, 1, 0.5)
+        if ended:
+            raise ended
+    assert Recorder.told == [
+        ("start", None, "fmstune", {"seed": 42}),
+        ("log", {"loss": 1.0}, 1, 0.5),
+        ("close", status, {"steps": 2}),
+    ]
+    noted = json.loads(Path("run/summary.json").read_text())["tracking"]
+    assert noted == {"mine": {"run": "run-1", "place": "memory", "error": None}}
+
+
+def test_a_run_that_resumes_hands_its_tracker_the_former_one(recorded: Job) -> None:
+    for _ in range(2):
+        with tracking.tracked(recorded, Path("run"), 0, writes=True):
+            pass
+    assert [told[1] for told in Recorder.told if told[0] == "start"] == [None, "run-1"]
+
+
+def test_a_tracker_that_fails_is_off_from_then_on_and_its_password_is_not_shown(
+    recorded: Job, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with tracking.tracked(recorded, Path("run"), 0, writes=True) as trackers:
+        for step in (1, 2, 3):
+            trackers.log({"loss": 1.0}, step)
+    assert [told[0] for told in Recorder.told] == ["start", "log"]
+    said = capfd.readouterr().err
+    assert said.count("tracking.mine failed") == 1
+    noted = json.loads(Path("run/summary.json").read_text())["tracking"]["mine"]["error"]
+    assert noted == "OSError: no room at http://…@host" and noted in said
+
+
+def test_a_process_that_does_not_write_tracks_nothing(recorded: Job) -> None:
+    with tracking.tracked(recorded, Path("run"), 0, writes=False) as trackers:
+        trackers.log({"loss": 1.0}, 1)
+    assert Recorder.told == []
+    assert sorted(path.name for path in Path("run").iterdir()) == ["lock.json", "summary.json"]
+
+
 @pytest.fixture(scope="module")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Making one takes MLflow seconds."""
@@ -303,6 +385,7 @@ def test_a_tracker_that_does_not_answer_does_not_hold_up_the_run(
     assert "tracking.mlflow failed" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_password_in_the_address_of_a_tracker_is_not_shown(
     job: Job, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -319,6 +402,7 @@ def test_a_password_in_the_address_of_a_tracker_is_not_shown(
     assert not [text for text in (shown.out, shown.err, *left) if "hunter2" in text]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ended", "status"), [(KeyboardInterrupt(), "KILLED"), (RuntimeError("broken"), "FAILED"), (None, "FINISHED")]
 )
@@ -332,6 +416,7 @@ def test_a_tracker_is_told_how_the_run_ended(job: Job, ended: BaseException | No
     assert mlflow_run().info.status == status
 
 
+@pytest.mark.slow
 def test_a_point_of_a_sweep_is_called_by_what_sets_it_apart(job: Job) -> None:
     with tracking.tracked(job, Path("run"), 0, writes=True):
         pass
@@ -399,6 +484,7 @@ def test_an_index_that_another_process_holds_is_waited_for_and_no_error(
     assert [one.hash for one in aim_repo("shared").iter_runs()] == ([] if until_it_ends else [run])
 
 
+@pytest.mark.slow
 def test_a_run_that_was_deleted_in_the_tracker_is_begun_anew(job: Job) -> None:
     with tracking.tracked(job, Path("run"), 0, writes=True):
         pass
@@ -410,6 +496,7 @@ def test_a_run_that_was_deleted_in_the_tracker_is_begun_anew(job: Job) -> None:
     assert error() is None
 
 
+@pytest.mark.slow
 def test_only_one_process_writes(job: Job) -> None:
     with tracking.tracked(job, Path("run"), 0, writes=False) as trackers:
         trackers.log({"loss": 1.0}, 1)

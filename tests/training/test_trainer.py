@@ -64,6 +64,7 @@ def trainer(
     return made
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("method", "predicted"),
     [(PromptTuningConfig, "every token"), (PrefixTuningConfig, "all but the first")],

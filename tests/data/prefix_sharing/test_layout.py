@@ -133,6 +133,7 @@ def test_rows_of_equal_tokens_with_labels_that_are_other_tokens_part_there() -> 
     assert text(line["shift_labels"][line["targets"]]) == "bcdbzd"
 
 
+@pytest.mark.slow
 def test_a_path_may_be_longer_than_pythons_recursion() -> None:
     rows = [row("ab" * (turn + 1)) for turn in range(1100)]
     assert lay_out(rows).depth() == 1100

@@ -44,6 +44,7 @@ def documents(packed: Dataset) -> list[Rows]:
     return found
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("seed", range(20))
 def test_each_row_is_in_one_pack_whole_and_no_pack_has_more_positions_than_fit(seed: int) -> None:
     rows = random_rows(seed)

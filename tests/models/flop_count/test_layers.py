@@ -74,6 +74,7 @@ def of(flops: ModelFlops, count: int, length: int, *, keys: int | None = None) -
     return alone, whole - alone
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", MODELS)
 def test_forward_and_backward_pass_take_what_torch_counts(name: str, method: str) -> None:
@@ -95,6 +96,7 @@ ADAPTERS: dict[str, PeftConfig] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")  # PEFT's, of a norm
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_only_what_is_above_the_lowest_trained_parameter_has_a_gradient(name: str) -> None:

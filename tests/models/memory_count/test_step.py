@@ -101,6 +101,7 @@ def test_logits_grow_with_the_trained_tokens() -> None:
     assert 2.5 < many / few < 3.5
 
 
+@pytest.mark.slow
 def test_another_batch_is_expected_from_one_that_was_counted() -> None:
     """To a tenth: longer rows hold more activations, more trained tokens more logits, the weights stay."""
     phases = phases_of(LLAMA, LORA, SHAPE, SETTINGS)
@@ -114,6 +115,7 @@ def test_bfloat16_weights_take_half() -> None:
     assert half["weights"] < 0.6 * whole["weights"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("config", "peft"),
     [

@@ -67,6 +67,7 @@ def test_choices_stand_beside_each_other_by_their_names() -> None:
     assert [name for name in re.findall(r">(\w+)</text>", svg) if name in ("lora", "full")] == ["full", "lora"]
 
 
+@pytest.mark.slow
 def test_values_that_stand_close_to_each_other_do_not_have_their_names_over_each_other() -> None:
     spots = [Spot(rate, 1.0, 0.0, (1.0,)) for rate in (1.5e-4, 1.7e-4, 1.3e-3, 9e-2)]
     svg = charts.draw_setting([Series("", spots)], Axes("Loss by rate", "rate", "loss", log_x=True))

@@ -107,6 +107,7 @@ def places(tree: object) -> Iterator[tuple[object, ...]]:
         yield from ((key, *below) for below in places(value))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("place", [*places(SUMMARY)], ids=lambda place: ".".join(map(str, place)))
 def test_a_summary_with_an_odd_value_anywhere_is_shown_or_its_fault_is(place: tuple[object, ...]) -> None:
     for value in VALUES:

@@ -77,6 +77,7 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
     return float(torch.stack(moved).max())
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", SHAPES)
 def test_loss_and_gradients_are_those_of_the_padded_rows(name: str, depth: int) -> None:
