@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import fmstune
+import fmstune as python  # where a fixture has the name
 from fmstune.errors import Problem
 from tests.conftest import Result
 
@@ -59,8 +60,6 @@ def test_with_puts_a_word_in_the_place_of_a_former_one() -> None:
 
 
 def test_an_error_has_all_problems_and_says_what_the_command_prints(fmstune: Callable[..., Result]) -> None:
-    import fmstune as python
-
     words = ("peft=lorra", "training.max_stepz=3", "model.dtype=float17")
     with pytest.raises(python.UserError) as raised:
         python.compose(*words)
