@@ -89,6 +89,11 @@ def test_dropout_is_computed_again_as_a_gpu_keeps_it() -> None:
     assert bytes_of(peft=dropped, cuda=True, checkpointing={"use_reentrant": False})["activations"] < kept / 2
 
 
+def test_gradients_of_the_batch_before_fill_holes() -> None:
+    alone, accumulated = (bytes_of(shape=replace(SHAPE, accumulated=one))["fragmentation"] for one in (False, True))
+    assert accumulated < alone
+
+
 def test_a_mask_of_padding_is_held_where_rows_differ_in_length() -> None:
     long = replace(SHAPE, positions=256)
     plain, padded = (bytes_of(SHORT, LORA, replace(long, padded=one))["activations"] for one in (False, True))

@@ -205,10 +205,14 @@ def _phases(model: Any, shape: StepShape, settings: StepSettings) -> dict[str, H
         _step(model, shape, settings, counter)
     model.zero_grad(set_to_none=True)
     unseen = UNSEEN if settings.checkpointing is None else UNSEEN_WITH_CHECKPOINTING
-    return {
-        phase: {**held, "fragmentation": round(unseen * (counter.process[phase] - sum(held.values())))}
-        for phase, held in counter.most.items()
-    }
+
+    def fragmentation(phase: str, held: Held) -> int:
+        holes = counter.process[phase] - sum(held.values())
+        # the batch before made its gradients in the holes that its forward pass had left
+        filled = held.get("gradients", 0) if shape.accumulated else 0
+        return round(unseen * (holes - filled))
+
+    return {phase: {**held, "fragmentation": fragmentation(phase, held)} for phase, held in counter.most.items()}
 
 
 def _step(model: Any, shape: StepShape, settings: StepSettings, counter: ByteCount) -> None:
