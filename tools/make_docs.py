@@ -41,7 +41,7 @@ from fmstune.config import choices as config_choices
 from fmstune.config import freeze
 from fmstune.config.compose import compose_job
 from fmstune.config.defaults import USUAL_RATE, usual_rate
-from fmstune.config.groups import short_list
+from fmstune.config.groups import DEBUG, OPTIONAL, short_list
 from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO
 from fmstune.config.overrides import parse_overrides
 from fmstune.config.renamed_fields import OWNED, TRANSLATED, Translation
@@ -205,7 +205,11 @@ def _default(value: ast.expr | None) -> str:
 
 def groups() -> str:
     """What each group sets, with its choices and its page."""
-    about = {"experiment": "Choices and values under one name.", **dict(_about_groups())}
+    about = {
+        "experiment": "Choices and values under one name.",
+        "debug": "What is wrong with a job.",
+        **dict(_about_groups()),
+    }
     rows = [(f"[`{group}`](groups/{group}.md)", about[group], _choices(group)) for group in GROUPS]
     return _table(("group", "what it says", "choices"), rows)
 
@@ -481,7 +485,7 @@ def _of_each(work: Work, devices: int) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     **{f"{group}_choices": functools.partial(group_choices, group) for group in GROUPS},
-    **{f"{group}_fields": functools.partial(group_fields, group) for group in GROUPS if group != "experiment"},
+    **{f"{group}_fields": functools.partial(group_fields, group) for group in GROUPS if group not in (OPTIONAL, DEBUG)},
     "fields": top,
     "verbs": verbs,
     "decisions": decisions,

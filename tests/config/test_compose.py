@@ -124,6 +124,13 @@ def test_every_experiment_composes_without_a_problem(experiment: str) -> None:
     assert list(job_problems(job)) == []
 
 
+@pytest.mark.parametrize("choice", groups.choices("debug"))
+def test_every_debug_choice_goes_with_the_other_groups_and_needs_no_trust(choice: str) -> None:
+    for words in (["peft=lora"], ["experiment=complaints_lora", "callbacks=divergence"], ["training=low_memory"]):
+        found = freeze.freeze(composed_tree(*words, f"debug={choice}")).job
+        assert list(found.callbacks.others) == ([] if choice == "none" else ["debug"])
+
+
 def test_there_are_worked_presets() -> None:
     assert len(EXPERIMENTS) >= 2
 

@@ -59,7 +59,7 @@ def freeze(tree: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> Frozen:
         values["tracking"] = named_classes.typed_trackers(tree["tracking"], trusted, problems)
     if others:
         values["callbacks"]["others"] = {name: dict(given) for name, given in others.items()}
-    for name, given in others.items():
+    for name, given in named_classes.foreign_callbacks(others).items():
         problems += named_classes.target_form_problems(f"callbacks.{name}", given, trusted)
     if isinstance(tree.get("data"), Mapping):
         problems += _format_problems("data.format", data.get("format"), trusted)

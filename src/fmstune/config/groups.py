@@ -12,7 +12,9 @@ import yaml
 _OF_JOB = ("model", "peft", "data", "training", "launcher", "objective", "evaluation", "tracking", "callbacks")
 OPTIONAL = "experiment"
 """The group of which a job need not choose."""
-GROUPS = (*_OF_JOB, OPTIONAL)
+DEBUG = "debug"
+"""The group whose files set fields of other groups, to find out what is wrong with a job."""
+GROUPS = (*_OF_JOB, OPTIONAL, DEBUG)
 """Groups that a user chooses from."""
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in Python alone, the files of the models take 0.1 s
 

@@ -11,6 +11,8 @@ from fmstune.errors import Problem, did_you_mean
 
 OWN_TRACKERS = "fmstune.training.trackers"
 """Package of the trackers that fmstune brings, which need no `--trust`."""
+OWN_CALLBACKS = "fmstune.training.debugging"
+"""Package of the callbacks of the group `debug`."""
 _HINTS = {"template_file": ": a Jinja file, such as data.format.template_file=row.jinja"}
 
 
@@ -64,6 +66,12 @@ def split_callbacks(tree: Any) -> tuple[Any, dict[str, Any]]:
     users = {str(name): given for name, given in tree.items() if name not in BUILT_IN_CALLBACKS}
     named = {name: given for name, given in users.items() if isinstance(given, Mapping) and "_target_" in given}
     return {name: given for name, given in tree.items() if name not in named}, named
+
+
+def foreign_callbacks(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the callbacks that name a class which fmstune does not bring, and which needs `--trust`."""
+    own = f"{OWN_CALLBACKS}."
+    return {name: given for name, given in named.items() if not str(given.get("_target_")).startswith(own)}
 
 
 def target_form_problems(

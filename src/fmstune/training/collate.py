@@ -19,6 +19,7 @@ from fmstune.data.tokenized import IDENTITY
 from fmstune.data.tokens import IGNORED
 from fmstune.errors import UserError
 from fmstune.models.trl_internals import DataCollatorForLanguageModeling, pack_best_fit
+from fmstune.tables import numbers
 from fmstune.training.transformers_internals import LengthGroupedSampler
 
 PADDING = "padding"
@@ -265,3 +266,12 @@ class LengthGrouped(LengthGroupedSampler):
     def __iter__(self) -> Iterator[int]:
         self.generator.manual_seed(self._seed + self._epoch)
         return iter(super().__iter__())
+
+
+def rows_with_tokens(dataset: Any, ids: torch.Tensor) -> str:
+    """Which training rows a batch holds, from 0; found by their tokens, as their numbers do not reach the model."""
+    if not isinstance(dataset, Dataset):
+        return "streamed rows"
+    wanted, rows = ids.tolist(), enumerate(dataset["input_ids"])
+    found = [number for number, row in rows if any(given[: len(row)] == row for given in wanted)]
+    return f"training rows {numbers(found)}" if found else "rows unknown"

@@ -19,10 +19,9 @@ from fmstune.models.flop_count.batch import BatchFlops
 from fmstune.models.save import tied_once
 from fmstune.runs import checkpoints, manifest
 from fmstune.runs.checkpoints import CheckpointFacts
-from fmstune.tables import numbers
 from fmstune.training import memory
 from fmstune.training.callbacks import AtBegin, SaveAndStop, StepClock
-from fmstune.training.collate import PADDING
+from fmstune.training.collate import PADDING, rows_with_tokens
 from fmstune.training.legs import Begun, Done, Figures, Leg, explain_load_errors, write_figures
 from fmstune.training.transformers_internals import rotate_checkpoints
 
@@ -305,11 +304,7 @@ class RunMixin(Trainer):
 
     def rows_of_batch(self, ids: torch.Tensor) -> str:
         """Which training rows a batch holds, from 0; found by their tokens, as their numbers do not reach the model."""
-        if not isinstance(self.train_dataset, Dataset):
-            return "streamed rows"
-        wanted, rows = ids.tolist(), enumerate(self.train_dataset["input_ids"])
-        found = [number for number, row in rows if any(given[: len(row)] == row for given in wanted)]
-        return f"training rows {numbers(found)}" if found else "rows unknown"
+        return rows_with_tokens(self.train_dataset, ids)
 
     def _where(self, name: str) -> str:
         """The step and the rows of the loss that is not a finite number."""
