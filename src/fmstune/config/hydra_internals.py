@@ -15,6 +15,7 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
+from fmstune.config.overrides import choice_as_name
 from fmstune.errors import UserError, first_line
 from fmstune.upstream import explain_missing_names, require_attributes
 
@@ -122,7 +123,7 @@ class RecordingLoader(ConfigLoaderImpl):
         self, config_name: str | None, overrides: list[str]
     ) -> tuple[list[Override], CachingConfigRepository]:
         parser, repository = OverridesParser.create(), CachingConfigRepository(self.repository)
-        parsed = [self._known.get(word) or parser.parse_overrides([word])[0] for word in overrides]
+        parsed = [self._known.get(word) or choice_as_name(parser.parse_overrides([word])[0]) for word in overrides]
         self._process_config_searchpath(config_name, parsed, repository)
         self._files, self._fields = [], []
         for one in parsed:

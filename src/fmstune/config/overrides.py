@@ -35,7 +35,13 @@ def parse_overrides(words: Sequence[str], groups: Collection[str] = ()) -> tuple
             hint = f"choose {one.key_or_group}=NAME, or leave it out for the default"
             problems.append(Problem("", f"{text_of(one)}: {hint}"))
     raise_if_any(problems)
-    return tuple(one for one in found if not _chooses_nothing(one))
+    return tuple(choice_as_name(one) for one in found if not _chooses_nothing(one))
+
+
+def choice_as_name(one: Override) -> Override:
+    """The word with its choice as a name where Hydra reads a number: `debug=nan`."""
+    is_number = isinstance(one.value(), float) and one.key_or_group in GROUPS
+    return dataclasses.replace(one, _value=text_of(one).partition("=")[2].strip()) if is_number else one
 
 
 def _chooses_nothing(one: Override) -> bool:
