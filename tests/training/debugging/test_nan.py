@@ -1,6 +1,7 @@
 """`debug=nan` names the first module whose output or gradient is not finite, with the step and the rows."""
 
 import re
+import shutil
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -8,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fmstune.errors import UserError
 from fmstune.training.debugging.nan import FindNan
+from tests import ROOT
 from tests.conftest import Result
 
 ROWS = Dataset.from_dict({"input_ids": [[1, 2], [3, 4], [5, 6]]})
@@ -113,9 +116,14 @@ def test_a_model_that_is_well_is_left_as_it_was() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_diverges_ends_with_the_module_and_the_rows(fmstune: Callable[..., Result]) -> None:
-    words = ("debug=nan", "training.max_steps=4", "training.learning_rate=1e30", "training.warmup_steps=0")
-    done = fmstune(*words, "data.max_rows=8", "evaluation=none", "training.save_strategy=no", "output_dir=run")
+def test_a_run_whose_numbers_overflow_ends_with_the_module_and_the_rows(fmstune: Callable[..., Result]) -> None:
+    shutil.copytree(ROOT / "src/fmstune/assets/tiny_llama", "m")
+    weights = load_file("m/model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"].fill_(1e38)
+    save_file(weights, "m/model.safetensors", metadata={"format": "pt"})
+    words = ("model=causal_lm", "model.path=m", "debug=nan", "data.max_rows=8", "training.max_steps=2")
+    done = fmstune(*words, "evaluation=none", "training.save_strategy=no", "output_dir=run")
     assert done.code == 2
     error = done.err.splitlines()[-1]
-    assert re.match(r"fmstune: error: step 2 \(training rows \d.*\): the output of model\.layers\.0\.", error), error
+    where = r"the output of model\.layers\.0\.mlp\.up_proj \(Linear\) holds "
+    assert re.match(rf"fmstune: error: step 1 \(training rows \d.*\): {where}", error), error
