@@ -80,9 +80,11 @@ def tokenised(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 # What comes out
 
 
-def test_training_rows_have_ids_and_labels_in_file_order() -> None:
+def test_training_rows_have_ids_and_labels_in_file_order_and_are_named_by_source_and_number() -> None:
     write(GOOD[:2])
-    assert prepare().train.to_list() == [
+    made = prepare().train
+    assert [(row["source"], row["number"]) for row in made] == [(0, 1), (0, 2)]
+    assert texts_and_labels(made) == [
         {"input_ids": [65, 199, 258, 265, 26, 221, 282, 0], "labels": [-100, -100, -100, -100, -100, 221, 282, 0]},
         {"input_ids": [84, 72, 69, 337, 69, 330, 313, 199, 258, 265, 26, 290, 0], "labels": [*[-100] * 11, 290, 0]},
     ]
@@ -185,6 +187,11 @@ def test_nothing_is_left_in_the_cache_by_rows_that_were_refused() -> None:
 
 
 # Holding out
+
+
+def texts_and_labels(rows: Any) -> list[dict[str, list[int]]]:
+    """The rows without what names them."""
+    return rows.select_columns(["input_ids", "labels"]).to_list()
 
 
 def texts_of(rows: Any) -> list[str]:
@@ -651,7 +658,7 @@ def test_token_rows_are_taken_as_they_are() -> None:
     rows = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [8, 9]}, {"input_ids": list(range(70))}]
     Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     prepared = prepare(format={"_target_": "fmstune.data.formats.tokenized"})
-    assert prepared.train.to_list() == [
+    assert texts_and_labels(prepared.train) == [
         {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]},
         {"input_ids": [8, 9], "labels": [8, 9]},
         {"input_ids": list(range(64)), "labels": list(range(64))},

@@ -16,6 +16,7 @@ from fmstune.data.dataset import Prepared, prepare_data
 from fmstune.data.prefix_sharing.tree import batch_tree
 from fmstune.data.show import render_rows, write_rows_json
 from fmstune.data.tokens import Segment
+from tests.data.test_dataset import texts_and_labels
 from tests.tokenizers_for_tests import gpt2_style, llama_style
 
 TEXTS = ["a\tb \n### Label: yes", "the phone broke\n### Label: no complaint", "x" * 60 + "\n### Label:" + " no" * 9]
@@ -185,7 +186,9 @@ def test_json_holds_every_row_with_what_it_trains(prepared: Prepared) -> None:
         " no complaint<|endoftext|>",
         " no no no no no<|endoftext|>",
     ]
-    assert [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in written] == prepared.train.to_list()
+    assert [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in written] == texts_and_labels(
+        prepared.train
+    )
     assert sorted(path.name for path in Path().glob("out*")) == ["out.json"]
 
 

@@ -13,6 +13,7 @@ from fmstune.data import splits
 from fmstune.data.dataset import Prepared, prepare_data
 from fmstune.data.show import render_rows
 from fmstune.errors import UserError
+from tests.data.test_dataset import texts_and_labels
 from tests.tokenizers_for_tests import gpt2_style
 
 FORMAT = {"_target_": "fmstune.data.formats.input_output", "input_field": "q", "output_field": "a"}
@@ -39,7 +40,7 @@ def seen(prepared: Prepared, count: int) -> list[str]:
 def test_a_pass_holds_the_rows_that_preparing_them_would_give() -> None:
     write(rows(2300), "train.jsonl")
     streamed, prepared = prepare(buffer_size=1), prepare(streaming=False)
-    assert list(streamed.train) == prepared.train.to_list()
+    assert list(streamed.train) == texts_and_labels(prepared.train)
     assert streamed.streamed == {"": prepared.ledger}
 
 
