@@ -16,6 +16,7 @@ from fmstune.config.requests import (
     Report,
     Reproduce,
     ShowData,
+    SuspectRows,
     Train,
     Verb,
 )
@@ -75,6 +76,7 @@ def test_report_and_compare_take_folders_and_flags() -> None:
     line = parsed("report", "runs/lr=1", "--metric", "tuned.exact_match", "--direction=maximize")
     assert line.options == Report(folder="runs/lr=1", metric="tuned.exact_match", direction="maximize")
     assert parsed("compare", "a", "--html", "c.html", "b").options == Comparison(a="a", b="b", html="c.html")
+    assert parsed("rows", "a", "--rows", "3", "--json", "r.json").options == SuspectRows(run="a", rows=3, json="r.json")
 
 
 def test_reproduce_takes_one_run_and_fields(tmp_path: Path) -> None:

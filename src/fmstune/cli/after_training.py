@@ -47,7 +47,6 @@ def ask_runner(line: CommandLine, asked: RunnerRequest) -> int:
             asked = dataclasses.replace(asked, model=tuple(map(run_model, asked.model)))
             raise_if_any([*merge_problems(asked), *request_problems(_places(asked))])
         case SuspectRows():
-            asked = dataclasses.replace(asked, trusted=tuple(line.trusted))
             raise_if_any(suspects_problems(asked))
         case Scoring() | Harness():
             asked = _checked_evaluation(line, asked)

@@ -12,7 +12,7 @@ from fmstune.config import freeze
 from fmstune.config.job import SFT, Job, sources, text_columns
 from fmstune.config.requests import SuspectRows
 from fmstune.data.dataset import data_identity, load_recipes, prepare_data
-from fmstune.data.show import runs, visible
+from fmstune.data.show import mask_runs, visible
 from fmstune.data.tokenized import Part
 from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.files import explain_write_errors, user_path, write_aside
@@ -121,7 +121,7 @@ def _with_texts(suspects: Sequence[Suspect], job: Job, parts: Sequence[Part], to
     for suspect in suspects:
         source, number = suspect.name
         rows = [parts[source].rows[int(at)] for at in np.flatnonzero(numbers[source] == number)]
-        texts = ["".join(_marked(run.text, run.trained) for run in runs(row, tokenizer.tokenizer)) for row in rows]
+        texts = ["".join(_marked(run.text, run.trained) for run in mask_runs(row, tokenizer.tokenizer)) for row in rows]
         twins = tuple(f"{names[one.source]} {one.number}".strip() for one in suspect.twins)
         file, place = places[suspect.name]
         yield Shown(suspect, names[source], file, place, "\n".join(texts), twins)
