@@ -30,7 +30,7 @@ WORDS = [
         "compare_by must be given: the points of this search would be compared by different numbers",
     ),
     case("--trus x", "unknown flag --trus; did you mean '--trust'?"),
-    case("check --rows 3", "--rows is a flag of fmstune show-data"),
+    case("check --rows 3", "--rows is a flag of fmstune show-data, rows"),
     case("show-data --from job.yaml", "--from is a flag of fmstune train, check"),
     case("check --from job.yaml", "job.yaml: no such file; give the job.yaml of a run folder"),
     case("--sources", "--sources is a flag of fmstune check, and goes with --cfg job"),
@@ -44,7 +44,7 @@ WORDS = [
     case("show-data --html nowhere/x.html", "--html: nowhere/x.html cannot be written (No such file or directory); …"),
     case("show-data --html .", "--html: . cannot be written (Is a directory); choose another file"),
     case("show-data --json x --html x", "--json and --html both name x; give each a file of its own"),
-    case("check --html x.html", "--html is a flag of fmstune show-data, compare"),
+    case("check --html x.html", "--html is a flag of fmstune show-data, compare, rows"),
     case(
         "show-data --json nowhere/x --html nowhere/y",
         "--json: nowhere/x cannot be written (No such file or directory); choose another file",
