@@ -19,7 +19,7 @@ WORDS = [
         "chek",
         "unknown verb 'chek'; did you mean 'check'?; "
         "the verbs are train, reproduce, check, show-data, modules, generate, evaluate, merge, from-fms, report, "
-        "compare, rows, runs, logs, stop, clean, doctor",
+        "compare, rows, runs, logs, stop, clean, recipes, copy, schema, doctor",
     ),
     case("check train", "train: neither FIELD=VALUE nor GROUP=CHOICE, and a verb comes first (see fmstune --help)"),
     case("--dry-run", "unknown flag --dry-run (see fmstune --help)"),
@@ -62,6 +62,14 @@ WORDS = [
     case("stop .", ".: no run here (no job.yaml in it or below); fmstune runs lists runs"),
     case("clean .", "--keep must be given: the checkpoints of each run that stay: …"),
     case("clean . --keep all", "--keep must be best, last or a number of checkpoints, got 'all'"),
+    case("recipes experimnt", "recipes: there is no group 'experimnt'; did you mean 'experiment'?"),
+    case("copy experiment=complaints_lora", "copy takes GROUP=CHOICE and a folder, such as …; got experiment=…"),
+    case(
+        "copy experiment=complaint_lora my",
+        "experiment=complaint_lora: no such choice; did you mean 'complaints_lora'?",
+    ),
+    case("schema trainings", "schema: there is no group 'trainings'; did you mean 'training'?"),
+    case("schema --out_file nowhere/x", "--out_file: nowhere/x cannot be written (No such file or directory); …"),
     case("doctor peft=lora", "doctor takes flags; got 'peft=lora'"),
     case("model=llama2_7", "model=llama2_7: no such choice; did you mean 'llama2_7b'? (causal_lm, …)"),
     case("peft=lorra", "peft=lorra: no such choice; did you mean 'lora'? (…)"),

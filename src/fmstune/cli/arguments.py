@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 from hydra.core.override_parser.types import Override
 
 from fmstune.config import other_names, requests
+from fmstune.config.first_aid.verbs import Copy, Recipes
 from fmstune.config.flags import add_flags, flags_of, make_request, missing_flags, spellings
 from fmstune.config.groups import group_names
 from fmstune.config.overrides import parse_overrides
@@ -27,6 +28,9 @@ _WORDS = {
     Verb.logs: (("run",), "takes the folder of one run or sweep"),
     Verb.stop: (("run",), "takes the folder of one run or sweep"),
     Verb.clean: (("folder",), "takes one folder, of runs, of a sweep or of a run"),
+    Verb.recipes: (("group",), "takes one group"),
+    Verb.copy: (("choice", "folder"), "takes GROUP=CHOICE and a folder, such as experiment=complaints_lora my_conf"),
+    Verb.schema: (("group",), "takes one group"),
 }
 """The words without a flag that a verb takes, and how to say so."""
 
@@ -136,7 +140,7 @@ def _hydra_flags(kind: type[Options]) -> set[str] | None:
     """Hydra's flags that a verb takes; None is all of them."""
     if issubclass(kind, Composing):
         return None
-    return {"config_dir"} if kind in (Generation, Scoring) else set()
+    return {"config_dir"} if kind in (Generation, Scoring, Recipes, Copy) else set()
 
 
 def _parse_from_fms(words: Sequence[str]) -> CommandLine | HelpOrVersion:

@@ -35,7 +35,7 @@ def _verb_lines(verb: Verb, extra: Path | None) -> list[str]:
     """How one verb is used; groups where it takes them."""
     flags = flag_lines(verb.options)
     lines = [f"usage: fmstune {verb} {verb.usage}".rstrip(), "", summary(verb)]
-    lines += ["", f"flags of {verb}", *(f"  {line}" for line in flags)]
+    lines += ["", f"flags of {verb}", *(f"  {line}" for line in flags)] if flags else []
     if verb is Verb.evaluate:
         own = [line for line in flag_lines(Harness) if line not in flags]
         lines += ["", "flags of evaluate harness, with most of the above", *(f"  {line}" for line in own)]

@@ -11,7 +11,7 @@ from fmstune.cli import composed
 from fmstune.cli.arguments import CommandLine, HelpOrVersion, parse_command_line
 from fmstune.config import compose
 from fmstune.config.composing_errors import ERRORS, explain
-from fmstune.config.first_aid.verbs import Clean, Logs, Runs, Stop
+from fmstune.config.first_aid.verbs import Clean, Copy, Logs, Recipes, Runs, Stop, WriteSchema
 from fmstune.config.renamed_fields import with_compare_by_words
 from fmstune.config.requests import Composing, Doctor, FromFms, Reproduce
 from fmstune.errors import Problem, UserError, os_problem, raise_if_any, render
@@ -85,6 +85,10 @@ def _run_verb(line: CommandLine) -> int:
             from fmstune.cli import run_care
 
             return run_care.care_for_runs(asked)
+        case Recipes() | Copy() | WriteSchema() as asked:
+            from fmstune.cli import group_files
+
+            return group_files.answer_about_files(line, asked)
         case asked:
             from fmstune.cli import after_training
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from fmstune.errors import UserError, did_you_mean
+
 _OF_JOB = ("model", "peft", "data", "training", "launcher", "objective", "evaluation", "tracking", "callbacks")
 OPTIONAL = "experiment"
 """The group of which a job need not choose."""
@@ -17,6 +19,13 @@ DEBUG = "debug"
 GROUPS = (*_OF_JOB, OPTIONAL, DEBUG)
 """Groups that a user chooses from."""
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in Python alone, the files of the models take 0.1 s
+
+
+def raise_if_no_group(place: str, group: str) -> None:
+    """Raise UserError where no group has this name; `place` is the verb or the word that names it."""
+    if group not in GROUPS:
+        hint = did_you_mean(group, GROUPS) or f"; the groups are {', '.join(GROUPS)}"
+        raise UserError(place, f": there is no group {group!r}{hint}")
 
 
 def choices(group: str, extra: Path | None = None) -> list[str]:

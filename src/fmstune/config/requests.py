@@ -292,7 +292,7 @@ SAMPLING = ("temperature", "top_k", "top_p")
 """Fields that only drawing uses; the names are those of `transformers.GenerationConfig`."""
 RunnerRequest = Generation | Merge | Scoring | Harness | Report | Comparison | SuspectRows
 """Options of a verb that composes no job, for a runner."""
-Options = Composing | RunnerRequest | Reproduce | FromFms | Doctor | verbs.RunCare
+Options = Composing | RunnerRequest | Reproduce | FromFms | Doctor | verbs.RunCare | verbs.AboutFiles
 JOB_USAGE = "[GROUP=CHOICE ...] [FIELD=VALUE ...]"
 _ROWS_OR_TASKS = "--model PLACE [data=CHOICE] [data.FIELD=VALUE ...] | harness --model PLACE --tasks A,B"
 
@@ -319,6 +319,9 @@ class Verb(StrEnum):
     logs = "logs", verbs.Logs, "RUN_OR_SWEEP"
     stop = "stop", verbs.Stop, "RUN_OR_SWEEP"
     clean = "clean", verbs.Clean, "FOLDER --keep best|last|N"
+    recipes = "recipes", verbs.Recipes, "[GROUP] [--config-dir DIR]"
+    copy = "copy", verbs.Copy, "GROUP=CHOICE FOLDER [--config-dir DIR]"
+    schema = "schema", verbs.WriteSchema, "[GROUP]"
     doctor = "doctor", Doctor, ""
 
     def __new__(cls, word: str, options: Any = None, usage: str = JOB_USAGE) -> "Verb":

@@ -44,3 +44,31 @@ class Clean:
 
 RunCare = Runs | Logs | Stop | Clean
 """Options of a verb that the parent answers from run folders alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipes:
+    """List experiments, or the files of another group, with one line each."""
+
+    group: Annotated[str, POSITIONAL] = "experiment"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy:
+    """Copy an experiment, or another file of a group, into your own folder to change it."""
+
+    choice: Annotated[str, POSITIONAL]
+    folder: Annotated[str, POSITIONAL]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteSchema:
+    """Write a JSON schema of the job, or of the files of a group, for editors."""
+
+    group: Annotated[str | None, POSITIONAL] = None
+    out_file: Annotated[str | None, As("FILE")] = None
+    """Where it goes; without it, it is printed."""
+
+
+AboutFiles = Recipes | Copy | WriteSchema
+"""Options of a verb about the files of groups."""
