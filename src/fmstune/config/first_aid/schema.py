@@ -60,7 +60,7 @@ def _part(group: str) -> Schema:
             del properties["others"]
             return {"type": "object", "properties": properties, "additionalProperties": _CLASS}
         case "data":
-            settings = dict.fromkeys(renamed_fields.FORMAT_SETTINGS, {"description": "A setting of data.format."})
+            settings = {name: {"description": "A setting of data.format."} for name in renamed_fields.FORMAT_SETTINGS}
             return _closed({**settings, **_properties(job.Data)})
     hints = typing.get_type_hints(job.Job)
     return _closed(_properties(hints[group]))
