@@ -37,6 +37,8 @@ TESTED_IN = {
     "cli/after_training.py": "bad_inputs",
     "cli/start_job.py": "cli/test_main.py",
     "cli/sweep.py": "cli/test_main.py",
+    "config/first_aid/verbs.py": "cli/test_run_care.py",
+    "config/groups.py": "config/first_aid/test_recipes.py",
     "config/hydra_internals.py": "config/test_compose.py",
     "config/choices.py": "config/test_freeze.py",
     "config/job.py": "config/test_freeze.py",
