@@ -1,7 +1,7 @@
 """`fmstune rows`: the suspect rows of a run with their texts, as a table, a page, JSON, or a file to leave them out."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def show_suspects(asked: SuspectRows) -> int:
     shown = list(_with_texts(chosen, job, prepared.sources, tokenizer))
     document = _document(folder, ranking, shown)
     print(render_text(document))
-    written = {
+    written: dict[str, tuple[str | None, Callable[[], str]]] = {
         "--html": (asked.html, lambda: render_html(document)),
         "--json": (
             asked.json,
