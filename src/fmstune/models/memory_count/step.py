@@ -39,8 +39,8 @@ KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "fragment
 UNSEEN, UNSEEN_WITH_CHECKPOINTING = 1.25, 2.35
 """What a process held by measurement besides its tensors and libraries, over what the model of the heap has.
 
-Measured with torch 2.13 and glibc 2.36 on jobs of benchmarks/planned_memory.py: Llama 0.9 to 1.6, GPTBigCode 0.6, and
-with activation checkpointing 2.2 and 2.5. Not seen are small objects, and what a kernel takes while it runs.
+Measured with torch 2.13 and glibc 2.36 on jobs of benchmarks/planned_memory.py: 0.4 to 1.6, and with activation
+checkpointing 2.2 and 2.5. Not seen are small objects, and what a kernel takes while it runs.
 """
 FAILURES = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError),
