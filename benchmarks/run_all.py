@@ -17,13 +17,14 @@ import preparation
 import results
 import startup
 import step
+import stop_losers
 import suspects
 import sweep
 import varlen
 
 _MODULES = (
     *(startup, first_step, launching, step, preparation),
-    *(packed_rows, varlen, prefix_sharing, planned_memory, sweep, suspects),
+    *(packed_rows, varlen, prefix_sharing, planned_memory, sweep, stop_losers, suspects),
 )
 BENCHMARKS = {module.__name__: module for module in _MODULES}
 RESULTS = Path(__file__).with_name("RESULTS.md")

@@ -11,6 +11,8 @@ import pytest
 
 import pairs
 import results
+import stop_losers
+from fmstune.runs.looks import Curve, Look
 from results import Figure, Section
 from tests import ROOT
 
@@ -159,7 +161,7 @@ def test_those_that_prepare_rows() -> None:
 @pytest.mark.soak
 def test_those_that_train() -> None:
     step, memory = "tiny_llama, full: step", "tiny_llama, full: memory"
-    assert quick("run_all.py", "first_step", "step", "varlen", "launching", "sweep") == {
+    assert quick("run_all.py", "first_step", "step", "varlen", "launching", "sweep", "stop_losers") == {
         "Time to the first step": ["nothing in the cache"],
         "Step time and memory": [step, f"{step} of plain SFTTrainer", memory, f"{memory} of plain SFTTrainer"],
         "Packed rows with varlen attention": [
@@ -169,6 +171,13 @@ def test_those_that_train() -> None:
         ],
         "Launching": ["to the first step, over bare torchrun"],
         "Sweeps": ["a sweep, over the training of its points", "a sweep, over separate runs"],
+        "Sweeps that stop losers": [
+            "steps, of those of the whole sweep: points side by side",
+            "one after the other, the usual rates first",
+            "one after the other, the lowest rates first",
+            "sweeps with a winner that is worse by more than the noise",
+            "held-out loss of the winner above the best, nats",
+        ],
     }
 
 
@@ -185,11 +194,28 @@ def test_the_one_of_planned_memory() -> None:
     assert len(figures) == 2 + 6
 
 
+def test_a_replayed_sweep_counts_its_steps_and_compares_its_winner() -> None:
+    def curve(loss: float, slope: float) -> Curve:
+        shares = [tenth / 10 for tenth in range(1, 11)]
+        return {share: Look(round(50 * share), 50, "x", [loss + slope * share] * 40) for share in shares}
+
+    bad, good, late = curve(2.0, 0.0), curve(1.0, 0.0), curve(2.0, -1.9)
+    by = stop_losers.rule(3)
+    # the first point has no rival, and the last one is stopped at its second look
+    assert stop_losers.replay([bad, good, bad], by) == (pytest.approx((1 + 1 + 0.2) / 3), True, True, 0.0)
+    assert stop_losers.replay_side_by_side([bad, good, bad], by).steps == pytest.approx((0.2 + 1 + 0.2) / 3)
+    # one that is about to win is kept, and one that falls suddenly is missed
+    assert stop_losers.replay([good, late], by).same
+    sudden = {**bad, 1.0: Look(50, 50, "x", [0.5] * 40)}
+    assert stop_losers.replay([good, sudden], by) == (pytest.approx(0.6), False, False, pytest.approx(0.5))
+
+
 def test_every_benchmark_is_tried_here_and_is_part_of_make_bench() -> None:
     # those of the proof on a GPU have tests of their own (test_gpu_proof.py)
     stems = {path.stem for path in BENCHMARKS.glob("*.py") if not path.stem.startswith("gpu_")}
     scripts = stems - {"pairs", "results", "run_all", "subjects"}
-    trains = {"first_step", "launching", "planned_memory", "prefix_sharing", "step", "suspects", "sweep", "varlen"}
+    trains = {"first_step", "launching", "planned_memory", "prefix_sharing", "step", "sweep", "varlen"}
+    trains |= {"stop_losers", "suspects"}
     assert scripts == {*trains, "packed_rows", "preparation", "startup"}
     run_all = (BENCHMARKS / "run_all.py").read_text()
     assert all(f"import {script}\n" in run_all for script in scripts)

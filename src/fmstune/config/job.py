@@ -266,7 +266,7 @@ class Sweep:
     """Stop a point of a sweep whose loss on the held-out rows shows that another point is better."""
     risk: float = 0.05
     """Chance, over the whole sweep, that the best point is among the stopped ones."""
-    warm_up: float = 0.2
+    warm_up: float = 0.1
     """Share of a point's steps before it can be stopped."""
     patience: int = 2
     """Evaluations in a row that must show that another point is better."""

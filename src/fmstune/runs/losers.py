@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fmstune.config.job import Sweep
 from fmstune.runs.looks import Curve, Look
 
 
@@ -47,6 +48,12 @@ class Better:
     """The same of the one that is looked at."""
 
 
+def rule_of(sweep: Sweep, *, rivals: int, evaluations: int) -> Rule:
+    """Return the rule for a point with so many rivals that is evaluated so often in all."""
+    after = math.ceil(round(evaluations * (1 - sweep.warm_up), 6))
+    return Rule(sweep.risk, sweep.warm_up, sweep.patience, max(rivals, 1), max(after, 1))
+
+
 def evidence(differences: Sequence[float]) -> float:
     """Return the sum of paired differences over the root of the sum of their squares.
 
@@ -62,13 +69,15 @@ def find_better(rule: Rule, own: Curve, rivals: Mapping[str, Curve]) -> Better |
     found = []
     for name, curve in rivals.items():
         shares = [share for share in own if share in curve and curve[share].rows == own[share].rows]
-        last = shares[-(rule.patience + 1) :]
-        if len(last) <= rule.patience or not rule.warm_up <= last[-rule.patience] <= last[-1] < 1:
+        last = shares[-rule.patience :]
+        earlier = [share for share in shares if last and share <= last[-1] - _TREND]
+        if len(last) < rule.patience or not (earlier and rule.warm_up <= last[0] and last[-1] < 1):
             continue
-        gaps = {share: _differences(own[share], curve[share]) for share in last}
-        least = min(evidence(gaps[share]) for share in last[1:])
-        if least >= rule.threshold and evidence(_at_the_end(gaps)) >= rule.threshold:
-            newest = last[-1]
+        gaps = {share: _differences(own[share], curve[share]) for share in {*last, earlier[-1]}}
+        newest = last[-1]
+        at_the_end = _continued(gaps[earlier[-1]], gaps[newest], (1 - newest) / (newest - earlier[-1]))
+        least = min(evidence(gap) for gap in (*(gaps[share] for share in last), at_the_end))
+        if least >= rule.threshold:
             found.append((least, Better(name, newest, curve[newest].loss, own[newest].loss)))
     return max(found, key=lambda pair: pair[0])[1] if found else None
 
@@ -77,13 +86,15 @@ def _differences(own: Look, rival: Look) -> list[float]:
     return [a - b for a, b in zip(own.losses, rival.losses, strict=True)]
 
 
-def _at_the_end(gaps: Mapping[float, Sequence[float]]) -> Sequence[float]:
-    """The differences of the last step, where they shrink until then as they did over these looks; else as they are."""
-    first, *_, last = gaps
-    if math.fsum(gaps[last]) >= math.fsum(gaps[first]):
-        return gaps[last]
-    ahead = (1 - last) / (last - first)
-    return [now + ahead * (now - before) for before, now in zip(gaps[first], gaps[last], strict=True)]
+def _continued(before: Sequence[float], now: Sequence[float], ahead: float) -> Sequence[float]:
+    """The differences so many times further on, where they shrink as they did until now; else as they are."""
+    if math.fsum(now) >= math.fsum(before):
+        return now
+    return [last + ahead * (last - first) for first, last in zip(before, now, strict=True)]
+
+
+_TREND = 0.1 - 1e-9
+"""Share of the steps over which it is seen how fast differences shrink, at least."""
 
 
 def chance_best(ends: Mapping[str, Sequence[float]], best: str) -> float:

@@ -12,11 +12,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from fmstune.config import conditions
 from fmstune.config.conditions import Condition, Logged
-from fmstune.config.job import Callbacks, EarlyStopping, Job, Sweep
+from fmstune.config.job import Callbacks, EarlyStopping, Job
 from fmstune.errors import UserError
 from fmstune.runs import looks
 from fmstune.runs.looks import Look, RowLosses
-from fmstune.runs.losers import Rule, find_better
+from fmstune.runs.losers import find_better, rule_of
 
 
 class Stopping(TrainerCallback):
@@ -85,7 +85,8 @@ class LoserStopping(TrainerCallback):
             self.on_evaluate(args, state, control)
 
     def _find_reason(self, look: Look, args: Any, state: TrainerState) -> str | None:
-        rule = losing_rule(self._sweep, args, state)
+        rivals = (self._sweep.points or 1) - 1
+        rule = rule_of(self._sweep, rivals=rivals, evaluations=_evaluations(args, state))
         if len(look.losses) < rule.least_rows:
             where = f"{len(look.losses)} held-out rows are too few for sweep.risk={rule.risk:g}"
             text = f"=true: {where} over {rule.rivals + 1} points; hold out at least {rule.least_rows}"
@@ -100,14 +101,11 @@ class LoserStopping(TrainerCallback):
         return reason
 
 
-def losing_rule(sweep: Sweep, args: Any, state: TrainerState) -> Rule:
-    """Return the rule for a point of this schedule, from the number of looks that it will have."""
+def _evaluations(args: Any, state: TrainerState) -> int:
+    """Evaluations of the whole training."""
     if args.eval_strategy == "epoch":
-        looks_in_all = math.ceil(state.num_train_epochs)
-    else:
-        looks_in_all = state.max_steps // max(state.eval_steps, 1)
-    after = math.ceil(looks_in_all * (1 - sweep.warm_up))
-    return Rule(sweep.risk, sweep.warm_up, sweep.patience, max((sweep.points or 2) - 1, 1), max(after, 1))
+        return math.ceil(state.num_train_epochs)
+    return state.max_steps // max(state.eval_steps, 1)
 
 
 def find_stop_reason(early: EarlyStopping | None, rules: Sequence[Condition], logged: Logged) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from fmstune.config.choices import Direction
 from fmstune.config.compare_by import USUAL
+from fmstune.config.job import Sweep
 from fmstune.config.metrics import better_end, metrics_of
 from fmstune.errors import UserError, did_you_mean
 from fmstune.flatten import flatten
@@ -17,8 +18,8 @@ from fmstune.runs.report.run_data import Run
 from fmstune.runs.run_folder import FINISHED
 
 SEED = "seed"
-_NOT_SETTINGS = frozenset({"output_dir", "name", SEED})
-"""Fields that name a run or repeat it."""
+_NOT_SETTINGS = frozenset({"output_dir", "name", SEED, *(f"sweep.{name}" for name in Sweep.__dataclass_fields__)})
+"""Fields that name a run or repeat it, and those of the sweep that it is a point of."""
 _SIGNIFICANT = 2.0
 """Standard errors above which a difference is more than noise."""
 
