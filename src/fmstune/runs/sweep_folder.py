@@ -195,7 +195,7 @@ def render_points(sweep: Path, points: Sequence[Point]) -> str:
     shown = ["", first, rule]
     shown += [f"{line}  best" if point is best else line for line, point in zip(lines, points, strict=True)]
     shown += [f"{point.status}: {sweep / point.folder}: {point.error}" for point in points if point.error is not None]
-    shown += _savings(points)
+    shown += savings_lines(points)
     if best is not None:
         shown.append(f"best: {sweep / best.folder} ({best.compare_by} {best.metrics[best.compare_by]:.4g})")
         done = [point.folder for point in points if point.status == run_folder.FINISHED]
@@ -203,7 +203,7 @@ def render_points(sweep: Path, points: Sequence[Point]) -> str:
     return "\n".join(shown)
 
 
-def _savings(points: Sequence[Point]) -> Iterator[str]:
+def savings_lines(points: Sequence[Point]) -> Iterator[str]:
     """Yield what was saved by stopping losers, if any was stopped."""
     stopped = [point for point in points if point.status == run_folder.STOPPED]
     if stopped:

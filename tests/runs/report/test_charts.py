@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from fmstune.runs.report import charts
-from fmstune.runs.report.charts import Axes, Line, Series, Spot
+from fmstune.runs.report.charts import Axes, Line, Scale, Series, Spot
 
 AXES = Axes("Loss by step", "optimizer step", "loss (nats)")
 
@@ -102,3 +102,12 @@ def test_losses_are_those_of_training_and_of_each_held_out_set() -> None:
         ("train", [(1, 2.0)]),
         ("held out a", [(1, 3.0)]),
     ]
+
+
+def test_parallel_axes_hold_numbers_words_and_a_value_that_is_the_same_in_all() -> None:
+    scales = [Scale("rate", [1e-4, 1e-2], log=True), Scale("kind", ["b", "a"]), Scale("same", [3, 3])]
+    assert [charts._heights(scale) for scale in scales] == [[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]]
+    svg = charts.draw_parallel(scales, "All settings")
+    texts = "".join(ElementTree.fromstring(svg).itertext())
+    assert all(text in texts for text in ("rate, log scale", "kind", "same", "0.0001", "0.01"))
+    assert charts._apart([0.0, 0.01, 0.5, 1.0]) == [0.0, 1.0, 0.5]

@@ -133,6 +133,57 @@ def draw_setting(series: Sequence[Series], axes: Axes) -> str:
         return _svg(figure, axes.title)
 
 
+class Scale(NamedTuple):
+    """One axis of a chart of parallel coordinates, with the value of each run."""
+
+    name: str
+    values: Sequence[Any]
+    log: bool = False
+
+
+def draw_parallel(scales: Sequence[Scale], title: str) -> str:
+    """Parallel coordinates as SVG: a line for each run, the best first, through its value on each axis."""
+    with mpl.rc_context(_LOOKS):
+        figure = Figure(figsize=(min(2 + 1.6 * len(scales), 11), 3.8), layout="constrained")
+        plot = figure.subplots()
+        heights = [_heights(scale) for scale in scales]
+        runs = list(zip(*heights, strict=True))
+        for place, line in reversed(list(enumerate(runs))):
+            colour, width, alpha = (COLOURS[0], 2.2, 1.0) if place == 0 else ("#777777", 0.9, 0.55)
+            plot.plot(range(len(scales)), line, color=colour, linewidth=width, alpha=alpha)
+        for x, scale in enumerate(scales):
+            plot.axvline(x, color="#000000", linewidth=0.8)
+            marks = {height: _short(value) for height, value in zip(heights[x], scale.values, strict=True)}
+            for height in _apart(sorted(marks)):
+                plot.annotate(marks[height], (x, height), (4, 0), textcoords="offset points", fontsize=7, va="center")
+        plot.set_xticks(range(len(scales)), [scale.name + (", log scale" if scale.log else "") for scale in scales])
+        plot.set_yticks([])
+        plot.spines[["left", "bottom"]].set_visible(False)
+        plot.set_xlim(-0.1, len(scales) - 0.6)
+        plot.set_title(title, loc="left", fontweight="bold")
+        return _svg(figure, title)
+
+
+def _heights(scale: Scale) -> list[float]:
+    """Where each value stands on an axis from 0 to 1; of words, in their order."""
+    if all(map(is_number, scale.values)):
+        places = [math.log(value) if scale.log else float(value) for value in scale.values]
+    else:
+        words = sorted({str(value) for value in scale.values})
+        places = [float(words.index(str(value))) for value in scale.values]
+    low, high = min(places), max(places)
+    return [(place - low) / (high - low) if high > low else 0.5 for place in places]
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """Those that have room for a number, the ends first."""
+    kept: list[float] = []
+    for height in (heights[0], heights[-1], *heights[1:-1]):
+        if all(abs(height - other) >= 0.06 for other in kept):
+            kept.append(height)
+    return kept
+
+
 def spans_decades(values: Sequence[Any]) -> bool:
     """Whether an axis of these is better logarithmic."""
     return bool(values) and all(is_number(v) and v > 0 for v in values) and max(values) / min(values) >= 30

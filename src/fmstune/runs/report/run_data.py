@@ -42,8 +42,10 @@ class Run(NamedTuple):
 
     @property
     def error(self) -> str | None:
-        """The recorded cause of a failure or an interruption."""
+        """The recorded cause of a failure or an interruption, or why a sweep stopped the run."""
         error = self.summary.get("error") or {}
+        if self.status == run_folder.STOPPED:
+            return str(self.summary.get("stopped"))
         return str(error["message"]) if error.get("message") else None
 
     @property

@@ -8,14 +8,16 @@ from typing import Any
 from fmstune.config.compare_by import is_number
 from fmstune.config.metrics import Place, label_with_unit, names_at
 from fmstune.flatten import flatten
+from fmstune.runs import sweep_folder
 from fmstune.runs.report import charts, ranking
 from fmstune.runs.report.cells import Cell, change_cell, number_cell, setting_cell
-from fmstune.runs.report.charts import Axes, Line, Series, Spot
+from fmstune.runs.report.charts import Axes, Line, Scale, Series, Spot
 from fmstune.runs.report.document import Block, Charts, Command, Document, More, Text, make_table
+from fmstune.runs.report.importance import setting_importances
 from fmstune.runs.report.ranking import Column, Group, Metric
 from fmstune.runs.report.run_data import Run
 from fmstune.runs.report.run_report import capitalize, repeat_commands
-from fmstune.runs.run_folder import FAILED, FINISHED
+from fmstune.runs.run_folder import FAILED, FINISHED, STOPPED
 from fmstune.runs.sweep_folder import Point
 from fmstune.tables import count_of
 
@@ -41,10 +43,13 @@ def sweep_document(folder: Path, runs: Sequence[Run], by: Metric, refused: Seque
     scored = [group for group in groups if group.mean is not None]
     failed = sum(run.status == FAILED for run in runs) + len(refused)
     status = f"{sum(run.status == FINISHED for run in runs)} of {len(runs) + len(refused)} finished"
+    if stopped := sum(run.status == STOPPED for run in runs):
+        status += f", {stopped} stopped as losers"
     sections = {
-        "Result": _result(scored, columns, by),
+        "Result": [*_result(scored, columns, by), *_stopping(folder, scored)],
         "Settings": [_settings_table(groups, columns, by)],
         "Each setting": _by_setting(scored, columns, by),
+        "All settings": _all_settings(scored, columns, by),
         "Curves": _curves(groups, columns),
         "Runs": [_runs_table(runs, columns, by)] if len(groups) < len(runs) else [],
         "Not finished": _unfinished(runs, refused),
@@ -73,6 +78,15 @@ def _result(scored: Sequence[Group], columns: Sequence[Column], by: Metric) -> I
         yield Text("No rows were held out: the train loss measures the training rows, not answers to new prompts.")
     yield Text(f"The best run is {best.runs[0].folder.name}:")
     yield from repeat_commands(best.runs[0])
+
+
+def _stopping(folder: Path, scored: Sequence[Group]) -> Iterator[Block]:
+    """Yield what stopping losers saved, and how sure the best run is on other held-out rows."""
+    lines = list(sweep_folder.savings_lines(sweep_folder.read_points(folder)))
+    if scored:
+        finished = [run.folder.name for group in scored for run in group.runs if run.status == FINISHED]
+        lines += sweep_folder.chance_lines(folder, scored[0].runs[0].folder.name, finished)
+    yield from (Text(f"{capitalize(line)}.") for line in lines)
 
 
 def _settings_table(groups: Sequence[Group], columns: Sequence[Column], by: Metric) -> Block:
@@ -119,6 +133,31 @@ def _by_setting(scored: Sequence[Group], columns: Sequence[Column], by: Metric) 
         if any(group.spread is not None for group in scored):
             yield Text("Points are means over seeds, bars one standard deviation, small dots the runs.")
         yield Charts(pictures)
+
+
+def _all_settings(scored: Sequence[Group], columns: Sequence[Column], by: Metric) -> Iterator[Block]:
+    """Yield a line for each setting through all of its values, and how much each value matters."""
+    varied = [index for index in range(len(columns)) if len({str(group.values[index]) for group in scored}) > 1]
+    if len(varied) > 1 and len(scored) > 2:
+        yield Charts([charts.draw_parallel([*_scales(scored, columns, varied), _score_scale(scored, by)], _PARALLEL)])
+    if shares := setting_importances(columns, scored):
+        yield Text(f"Importance: the share of the variance of {by.name} that a setting explains (Optuna's fANOVA).")
+        rows = [[ranking.short_field(name), number_cell(share, ".0%")] for name, share in shares.items()]
+        yield make_table(("setting", "importance"), rows)
+
+
+_PARALLEL = "All settings; the best is the thick line"
+
+
+def _scales(scored: Sequence[Group], columns: Sequence[Column], varied: Sequence[int]) -> Iterator[Scale]:
+    for index in varied:
+        values = [ranking.short_value(v) if not is_number(v) else v for v in (g.values[index] for g in scored)]
+        yield Scale(ranking.short_field(columns[index].name), values, log=charts.spans_decades(values))
+
+
+def _score_scale(scored: Sequence[Group], by: Metric) -> Scale:
+    means = [group.mean for group in scored]
+    return Scale(by.name, means, log=charts.spans_decades(means))
 
 
 def _axes(column: Column, scored: Sequence[Group], index: int, by: Metric) -> Axes:
