@@ -55,7 +55,7 @@ def test_each_end_and_each_choice_is_checked_once_before_the_search() -> None:
     ]
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -67,6 +67,22 @@ def test_each_end_and_each_choice_is_checked_once_before_the_search() -> None:
         (("peft=lora",), "hydra/sweeper=optuna has nothing to search; give a field an interval or several values"),
         (("evaluation=none,held_out",), "compare_by must be given: the points of this search would be compared by"),
         (("seed=1,2", "hydra.sweeper.sampler=TPSampler"), "TPSampler is not a class of optuna.samplers; did you mean"),
+        (
+            ("seed=1,2", "hydra.sweeper.pruner=MedianPruner", "training.eval_strategy=no"),
+            "hydra.sweeper.pruner=MedianPruner looks at points at each evaluation; set training.eval_strategy=steps",
+        ),
+        (
+            ("seed=1,2", "hydra.sweeper.pruner=MedanPruner", "training.eval_strategy=epoch"),
+            "hydra.sweeper.pruner: MedanPruner is not a class of optuna.pruners; did you mean 'MedianPruner'?",
+        ),
+        (
+            ("seed=1,2", "hydra.sweeper.pruner=ThresholdPruner", "training.eval_strategy=epoch"),
+            "hydra.sweeper.pruner_fields: ThresholdPruner cannot be made of them (Either",
+        ),
+        (
+            ("seed=1,2", "hydra.sweeper.pruner_fields={min_resource: 2}", "training.eval_strategy=epoch"),
+            "hydra.sweeper.pruner_fields: no pruner takes them; set hydra.sweeper.pruner",
+        ),
         (
             ("seed=1,2", "hydra.sweeper.storage=postgresql://me:secret@host/x"),
             "hydra.sweeper.storage holds a password, and the sweep's folder keeps the command",

@@ -59,15 +59,17 @@ def _held_out(job: Job) -> list[str]:
 
 def loser_problems(job: Job) -> Iterator[Problem]:
     """Yield a problem for each reason why points of a sweep cannot be compared on held-out rows while they train."""
-    if not job.sweep.stop_losers:
+    field, value = (
+        ("sweep.stop_losers", "true") if job.sweep.stop_losers else ("hydra.sweeper.pruner", job.sweep.pruner)
+    )
+    if value is None:
         return
-    field = "sweep.stop_losers"
     if not has_held_out(job.data):
-        yield Problem(field, "=true compares points on held-out rows; set data.eval or data.eval_fraction")
+        yield Problem(field, f"={value} compares points on held-out rows; set data.eval or data.eval_fraction")
     if job.training.get("eval_strategy", "no") == "no":
-        yield Problem(field, "=true looks at points at each evaluation; set training.eval_strategy=steps")
+        yield Problem(field, f"={value} looks at points at each evaluation; set training.eval_strategy=steps")
     if (path := compare_by.path(job)) != LOSS and has_held_out(job.data):
-        text = f"=true compares points by their held-out loss, and this sweep by {path}; set compare_by={LOSS}"
+        text = f"={value} compares points by their held-out loss, and this sweep by {path}; set compare_by={LOSS}"
         yield Problem(field, f"{text}{'' if job.evaluation.enabled else ' and evaluation.enabled=true'}")
 
 

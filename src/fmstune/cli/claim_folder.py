@@ -84,7 +84,7 @@ def _joined(job: Job, folder: Path) -> Claim:
 def is_finished(claimed: Claim) -> bool:
     """Whether there is nothing left to do in the folder: the run has finished, or lost in a sweep that stops losers."""
     sweep = claimed.job.sweep
-    lost = sweep.stop_losers and sweep.points is not None and run_folder.was_stopped(claimed.folder)
+    lost = (sweep.stop_losers or sweep.pruner) and sweep.points is not None and run_folder.was_stopped(claimed.folder)
     return claimed.resumed and (lost or run_folder.has_finished(claimed.folder))
 
 

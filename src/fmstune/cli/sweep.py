@@ -46,6 +46,10 @@ def run_sweep(line: CommandLine) -> int:
     away = callback.runs_elsewhere(line.overrides)
     if line.verb is not Verb.train:
         return next(filter(None, _act_on_points(line)), 0)
+    if callback.is_search(line.overrides) and (pruner := parse_overrides(optuna.pruner_words(line.overrides))):
+        named = [one.key_or_group for one in pruner]  # a resumed command has them already
+        others = [one for one in line.overrides if one.key_or_group not in named]
+        line = dataclasses.replace(line, overrides=(*others, *pruner))
     plain = callback.without_launcher(line.overrides)
     if callback.is_search(line.overrides):
         jobs = checked_points(optuna.samples(plain, swept_keys(plain)), line)
@@ -53,6 +57,8 @@ def run_sweep(line: CommandLine) -> int:
         if len(ways) > 1:
             text = "must be given: the points of this search would be compared by different numbers"
             raise UserError("compare_by", text)
+        for job in jobs[:1]:
+            optuna.raise_if_no_pruner(job.sweep.pruner, job.sweep.pruner_fields)
         ((_, direction),) = ways
         assert direction is not None
         chosen = parse_overrides([f"hydra.sweeper.direction={direction.value}"])
@@ -202,7 +208,7 @@ def _start_point(
 
 def _with_points(frozen: Frozen, composed: Composed, line: CommandLine) -> Frozen:
     """The job of a point that may be stopped as a loser knows how many points share the risk."""
-    if not frozen.job.sweep.stop_losers:
+    if not (frozen.job.sweep.stop_losers or frozen.job.sweep.pruner):
         return frozen
     number = callback.count_points(composed.settings, line.overrides)
     sweep = dataclasses.replace(frozen.job.sweep, points=number)

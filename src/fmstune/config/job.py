@@ -272,6 +272,10 @@ class Sweep:
     """Evaluations in a row that must show that another point is better."""
     points: int | None = None
     """Points of the sweep, which share the risk; set by fmstune, from the command."""
+    pruner: str | None = None
+    """Class of `optuna.pruners` that stops points of a search; set by fmstune, from `hydra.sweeper.pruner`."""
+    pruner_fields: dict[str, Any] = field(default_factory=dict)
+    """Its arguments; set by fmstune, from `hydra.sweeper.pruner_fields`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,9 @@
 A sweeper of our own, as the one of Hydra's authors needs an Optuna below 3 (docs/decisions/0018-optuna.md).
 """
 
+import inspect
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -50,6 +51,8 @@ class OptunaConf:
     n_trials: int = 20  # points in all, failed ones and those of former commands included
     n_jobs: int = 1  # points that are chosen together, and run side by side where the launcher does that
     sampler: str = "TPESampler"  # a class of `optuna.samplers`
+    pruner: str | None = None  # a class of `optuna.pruners`; null stops no point
+    pruner_fields: Any = None  # its arguments, a mapping; typed as such, Hydra would take no new keys
     seed: int | None = 42  # of the sampler; null chooses otherwise each time
     study_name: str = "fmstune"
     storage: str | None = None  # Optuna's URL of a database; null is `optuna.db` in the sweep's folder
@@ -82,7 +85,7 @@ class OptunaSweeper(Sweeper):
             hint = "set an environment variable, and 'hydra.sweeper.storage=${oc.env:NAME}'"
             text = f"holds a password, and the sweep's folder keeps the command; {hint}"
             raise UserError("hydra.sweeper.storage", text)
-        sampler = _sampler(self._fields.sampler)
+        sampler = _class_of("sampler", self._fields.sampler)
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / sweep_folder.HYDRAS_NOTE)
@@ -175,14 +178,39 @@ def _study(fields: OptunaConf, folder: Path, space: Space) -> "Study":
     return study
 
 
-def _sampler(name: str) -> Any:
+def _class_of(kind: str, name: str) -> Any:
+    """The sampler or pruner of Optuna with this name; raises UserError with the one that may be meant."""
     import optuna
 
-    known = [one for one in optuna.samplers.__all__ if one.endswith("Sampler")]
+    module = getattr(optuna, f"{kind}s")
+    known = [one for one in module.__all__ if one.endswith(kind.capitalize()) and not one.startswith("Base")]
     if name not in known:
-        text = f": {name} is not a class of optuna.samplers{did_you_mean(name, known)}"
-        raise UserError("hydra.sweeper.sampler", text)
-    return getattr(optuna.samplers, name)
+        raise UserError(
+            f"hydra.sweeper.{kind}", f": {name} is not a class of optuna.{kind}s{did_you_mean(name, known)}"
+        )
+    return getattr(module, name)
+
+
+def pruner_words(overrides: Sequence[Override]) -> list[str]:
+    """The sweeper's pruner and its arguments as fields of the job: a point asks the pruner where it is trained."""
+    given = {one.key_or_group: one for one in overrides}
+    keys = {f"hydra.sweeper.{name}": f"sweep.{name}" for name in ("pruner", "pruner_fields")}
+    return [f"{ours}={given[key].get_value_element_as_str()}" for key, ours in keys.items() if key in given]
+
+
+def raise_if_no_pruner(name: str | None, fields: Mapping[str, Any]) -> None:
+    """Raise UserError for a pruner that Optuna does not have, or that does not take these arguments."""
+    if name is None:
+        if fields:
+            raise UserError("hydra.sweeper.pruner_fields", ": no pruner takes them; set hydra.sweeper.pruner")
+        return
+    made = _class_of("pruner", name)
+    try:
+        made(**fields)
+    except (TypeError, ValueError) as err:
+        taken = ", ".join(inspect.signature(made).parameters)
+        text = f": {name} cannot be made of them ({first_line(err)}); it takes {taken}"
+        raise UserError("hydra.sweeper.pruner_fields", text) from err
 
 
 def distribution(override: Override) -> "BaseDistribution":

@@ -166,7 +166,7 @@ def _train_and_score(
 
 def _watch_rivals(objective: BaseObjective, trainer: RunMixin, job: Job, prepared: Prepared) -> LoserStopping | None:
     """Look at the held-out rows at each evaluation of a point of a sweep that stops losers; None of other runs."""
-    if not job.sweep.stop_losers or job.sweep.points is None:
+    if not (job.sweep.stop_losers or job.sweep.pruner) or job.sweep.points is None:
         return None
     held_out = {part.name: part.rows for part in prepared.held_out}
     rows = identify_rows([row for part in held_out.values() for row in part], job.seed)

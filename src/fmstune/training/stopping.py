@@ -3,7 +3,7 @@
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from fmstune.config.conditions import Condition, Logged
 from fmstune.config.job import Callbacks, EarlyStopping, Job
 from fmstune.errors import UserError
 from fmstune.runs import looks
-from fmstune.runs.looks import Look, RowLosses
+from fmstune.runs.looks import Curve, Look, RowLosses
 from fmstune.runs.losers import find_better, rule_of
+from fmstune.runs.pruning import is_pruned
 
 
 class Stopping(TrainerCallback):
@@ -85,27 +86,38 @@ class LoserStopping(TrainerCallback):
             self.on_evaluate(args, state, control)
 
     def _find_reason(self, look: Look, args: Any, state: TrainerState) -> str | None:
-        rivals = (self._sweep.points or 1) - 1
-        rule = rule_of(self._sweep, rivals=rivals, evaluations=_evaluations(args, state))
+        curves = looks.read_curves(self._folder.parent)
+        reason = self._pruned(look, curves) if look.share < 1 else None
+        if reason is None and self._sweep.stop_losers:
+            reason = self._lost(look, curves, _evaluations(args, state))
+        if reason is not None:
+            print(f"stopped after step {state.global_step:,}: {reason}", file=sys.stderr, flush=True)
+        return reason
+
+    def _pruned(self, look: Look, curves: Mapping[str, Curve]) -> str | None:
+        pruner, fields = self._sweep.pruner, self._sweep.pruner_fields
+        if pruner is None or not is_pruned(pruner, fields, self._folder.name, curves):
+            return None
+        return f"{pruner} of Optuna pruned it, with a held-out loss of {look.loss:.4g}"
+
+    def _lost(self, look: Look, curves: Mapping[str, Curve], evaluations: int) -> str | None:
+        rule = rule_of(self._sweep, rivals=(self._sweep.points or 1) - 1, evaluations=evaluations)
         if len(look.losses) < rule.least_rows:
             where = f"{len(look.losses)} held-out rows are too few for sweep.risk={rule.risk:g}"
             text = f"=true: {where} over {rule.rivals + 1} points; hold out at least {rule.least_rows}"
             raise UserError("sweep.stop_losers", text)
-        curves = looks.read_curves(self._folder.parent)
-        better = find_better(rule, curves.pop(self._folder.name), curves)
-        if better is None:
+        others = {name: curve for name, curve in curves.items() if name != self._folder.name}
+        if (better := find_better(rule, curves[self._folder.name], others)) is None:
             return None
         losses = f"{better.loss:.4g} against {better.own:.4g} at {better.share:.0%} of the steps"
-        reason = f"{better.point} has the lower held-out loss ({losses})"
-        print(f"stopped after step {state.global_step:,}: {reason}", file=sys.stderr, flush=True)
-        return reason
+        return f"{better.point} has the lower held-out loss ({losses})"
 
 
 def _evaluations(args: Any, state: TrainerState) -> int:
     """Evaluations of the whole training."""
     if args.eval_strategy == "epoch":
-        return math.ceil(state.num_train_epochs)
-    return state.max_steps // max(state.eval_steps, 1)
+        return math.ceil(float(state.num_train_epochs))
+    return int(state.max_steps // max(state.eval_steps, 1))
 
 
 def find_stop_reason(early: EarlyStopping | None, rules: Sequence[Condition], logged: Logged) -> str | None:

@@ -61,7 +61,7 @@ class BaseObjective:
 def load_objective(job: Job) -> BaseObjective:
     """Return the objective that the job names; raises UserError if the class does not exist."""
     made: BaseObjective = find_class("objective", job.objective._target_, BaseObjective)(job)
-    if job.sweep.stop_losers and type(made).row_losses is BaseObjective.row_losses:
+    if (job.sweep.stop_losers or job.sweep.pruner) and type(made).row_losses is BaseObjective.row_losses:
         text = f"=true compares points by the loss of each held-out row, which {job.objective._target_} does not give"
         raise UserError("sweep.stop_losers", f"{text}; set it to false, or add row_losses to the class")
     return made
