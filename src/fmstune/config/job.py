@@ -347,5 +347,4 @@ def text_columns(objective: Objective) -> tuple[str, ...]:
 
 def order_seed(job: Job) -> int:
     """The seed of the order of rows: `training.data_seed`, else that of the job, as in transformers."""
-    given: int | None = job.training.get("data_seed")
-    return job.seed if given is None else given
+    return int(job.seed if (given := job.training.get("data_seed")) is None else given)
