@@ -144,7 +144,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def render_template(file: Path, /, **values: Any) -> str:
     """Fill in a Jinja file of the package; values are escaped in HTML, and a missing one is an error."""
-    return _template(file).render(values)
+    return str(_template(file).render(values))
 
 
 @cache

@@ -110,7 +110,7 @@ def _of_field(field: Field) -> Schema:
 
 def _training() -> Schema:
     known = {name: _of_field(field) for name, field in upstream_fields.fields_of(upstream_fields.SFT_CONFIG).items()}
-    own = {name: {} for name in (*renamed_fields.OWN, *renamed_fields.TRANSLATED)}
+    own: dict[str, Schema] = {name: {} for name in (*renamed_fields.OWN, *renamed_fields.TRANSLATED)}
     taken = {name: schema for name, schema in known.items() if name not in renamed_fields.OWNED}
     return {"description": f"Fields of {upstream_fields.SFT_CONFIG}.", **_closed({**taken, **own})}
 

@@ -61,7 +61,7 @@ class FindNan(TrainerCallback):
                     how = "" if all(map(_is_finite, _tensors(given))) else ", and so does its input"
                     self._stop(f"the output of {name} ({type(module).__name__}) holds {_kind(tensor)}{how}")
                 if tensor.requires_grad:
-                    tensor.register_hook(look_back)
+                    tensor.register_hook(look_back)  # type: ignore[no-untyped-call]
 
         def look_back(gradient: torch.Tensor) -> None:
             if not _is_finite(gradient):
