@@ -244,5 +244,7 @@ def test_the_main_process_alone_writes(runs: Path) -> None:
         "checkpoint-4",
         "CODE.0",
         "CODE.1",
+        "log.txt",
+        "rows.parquet",
     }
     assert logged(runs / "fsdp-full", "step") == sorted(logged(runs / "fsdp-full", "step"))
