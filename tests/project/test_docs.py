@@ -202,8 +202,6 @@ def test_the_sweeps_of_the_documents_are_these_and_are_read_as_sweeps() -> None:
         "fmstune -m --resume rates",
         "fmstune -m peft=lora peft.r=4,16 training.learning_rate=3e-4,1e-3,3e-3,1e-2 training.eval_strategy=steps"
         " training.eval_steps=10 sweep.stop_losers=true output_dir=short",
-        "fmstune -m peft=lora peft.r=4,16 training.learning_rate=3e-4,1e-3,3e-3,1e-2 training.eval_strategy=steps"
-        " training.eval_steps=10 sweep.stop_losers=true output_dir=short",
         "fmstune -m hydra/sweeper=optuna hydra.sweeper.n_trials=8 peft=lora"
         " 'training.learning_rate=tag(log,interval(1e-4,1e-1))' 'peft.r=choice(4,8,16)' output_dir=search",
         "fmstune -m --resume search hydra.sweeper.n_trials=12",
