@@ -41,7 +41,7 @@ from fmstune.config import choices as config_choices
 from fmstune.config import freeze
 from fmstune.config.compose import compose_job
 from fmstune.config.defaults import USUAL_RATE, usual_rate
-from fmstune.config.groups import DEBUG, OPTIONAL, short_list
+from fmstune.config.groups import DEBUG, OPTIONAL, SEARCH, short_list
 from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO
 from fmstune.config.overrides import parse_overrides
 from fmstune.config.renamed_fields import OWNED, TRANSLATED, Translation
@@ -208,6 +208,7 @@ def groups() -> str:
     about = {
         "experiment": "Choices and values under one name.",
         "debug": "What is wrong with a job.",
+        "search": "What a sweep tries.",
         **dict(_about_groups()),
     }
     rows = [(f"[`{group}`](groups/{group}.md)", about[group], _choices(group)) for group in GROUPS]
@@ -483,9 +484,11 @@ def _of_each(work: Work, devices: int) -> str:
     return f"{device_memory(dataclasses.replace(work, sharing=sharing)).total / GIB:,.0f} GiB"
 
 
+NO_FIELDS = (OPTIONAL, DEBUG, SEARCH)
+"""Groups without fields of their own."""
 TABLES: dict[str, Callable[[], str]] = {
     **{f"{group}_choices": functools.partial(group_choices, group) for group in GROUPS},
-    **{f"{group}_fields": functools.partial(group_fields, group) for group in GROUPS if group not in (OPTIONAL, DEBUG)},
+    **{f"{group}_fields": functools.partial(group_fields, group) for group in GROUPS if group not in NO_FIELDS},
     "fields": top,
     "verbs": verbs,
     "decisions": decisions,

@@ -17,6 +17,7 @@ import pytest
 from fmstune.cli import arguments
 from fmstune.config.overrides import swept_keys
 from fmstune.config.requests import Verb
+from fmstune.sweeps.search_files import with_search_files
 from tests import ROOT
 from tests.conftest import Result
 from tests.fixtures import forked
@@ -205,11 +206,14 @@ def test_the_sweeps_of_the_documents_are_these_and_are_read_as_sweeps() -> None:
         "fmstune -m hydra/sweeper=optuna hydra.sweeper.n_trials=8 peft=lora"
         " 'training.learning_rate=tag(log,interval(1e-4,1e-1))' 'peft.r=choice(4,8,16)' output_dir=search",
         "fmstune -m --resume search hydra.sweeper.n_trials=12",
+        "fmstune -m search=lora_capacity output_dir=capacity",
+        "fmstune -m hydra/sweeper=optuna search=lora_rates output_dir=lora_rates",
         "fmstune -m hydra/launcher=joblib hydra.launcher.n_jobs=2 peft=lora seed=1,2,3,4 output_dir=seeds",
     ]
     for line in sweeps:
-        swept = swept_keys(arguments.parse_command_line(shlex.split(line)[1:]).overrides)
-        assert swept <= {"peft", "peft.r", "seed", "training.learning_rate"}
+        typed = arguments.parse_command_line(shlex.split(line)[1:])
+        swept = swept_keys(with_search_files(typed.overrides, typed.hydra))
+        assert swept <= {"peft", "peft.r", "peft.target_modules", "seed", "training.learning_rate"}
         assert swept or "--resume" in line
 
 

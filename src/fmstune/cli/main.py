@@ -1,5 +1,6 @@
 """The parent process: read the command line, and do what it says. Imports nothing heavy."""
 
+import dataclasses
 import logging
 import os
 import sys
@@ -19,6 +20,7 @@ from fmstune.exit_codes import INTERRUPTED, USER_ERROR, closed_pipe
 from fmstune.files import refuse_pipe, user_path
 from fmstune.launch import caller, parent
 from fmstune.sweeps import optuna
+from fmstune.sweeps.search_files import with_search_files
 from fmstune.tables import show_plain_characters
 
 
@@ -100,6 +102,7 @@ def _run_job(line: CommandLine) -> int:
     repeated = getattr(line.options, "from_job", None)
     if not resumed and not repeated:
         composed.check_choices(line)
+        line = dataclasses.replace(line, overrides=with_search_files(line.overrides, hydra))
         if hydra.cfg:
             return composed.tell_job(line) if caller.listens() else composed.print_config(line)
         if hydra.info or hydra.hydra_help:

@@ -29,6 +29,7 @@ from fmstune.exit_codes import INTERRUPTED, USER_ERROR, closed_pipe
 from fmstune.launch import caller, preemption
 from fmstune.runs import processes, run_folder, sweep_folder
 from fmstune.sweeps import callback, optuna, warm
+from fmstune.sweeps.search_files import with_search_files
 
 
 def resume_sweep(line: CommandLine, sweep: Path) -> int:
@@ -38,7 +39,8 @@ def resume_sweep(line: CommandLine, sweep: Path) -> int:
     recorded = sweep_folder.recorded_command(sweep, given)
     again = parse_command_line([*recorded, f'hydra.sweep.dir="{folder}"'])
     assert isinstance(again, CommandLine)
-    return run_sweep(dataclasses.replace(line, hydra=again.hydra, overrides=again.overrides, recorded=tuple(recorded)))
+    overrides = with_search_files(again.overrides, again.hydra)
+    return run_sweep(dataclasses.replace(line, hydra=again.hydra, overrides=overrides, recorded=tuple(recorded)))
 
 
 def run_sweep(line: CommandLine) -> int:

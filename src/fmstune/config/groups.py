@@ -16,7 +16,9 @@ OPTIONAL = "experiment"
 """The group of which a job need not choose."""
 DEBUG = "debug"
 """The group whose files set fields of other groups, to find out what is wrong with a job."""
-GROUPS = (*_OF_JOB, OPTIONAL, DEBUG)
+SEARCH = "search"
+"""The group whose files name the fields that a sweep tries; `fmstune.sweeps.search_files` reads them, and not Hydra."""
+GROUPS = (*_OF_JOB, OPTIONAL, DEBUG, SEARCH)
 """Groups that a user chooses from."""
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in Python alone, the files of the models take 0.1 s
 

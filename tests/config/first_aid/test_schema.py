@@ -70,6 +70,7 @@ def test_a_frozen_job_fits(words: list[str]) -> None:
         ("tracking", "aim: {rep: x}"),
         ("experiment", "trainin: {seed: 1}"),
         ("experiment", "training: {learning_rat: 1}"),
+        ("search", "peft: {r: [4, 16]}"),
     ],
 )
 def test_what_a_job_refuses_is_marked(group: str, text: str) -> None:
@@ -79,6 +80,7 @@ def test_what_a_job_refuses_is_marked(group: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("group", "text"),
     [
+        ("search", "peft: lora\npeft.r: [4, 16]\ntraining.learning_rate: tag(log,interval(1e-5,1e-2))"),
         ("training", "learning_rate: 1e-4\nwarmup_ratio: 0.1\nresume: auto"),
         ("training", "learning_rate: ${model.rate}"),
         ("peft", "_target_: peft.LoraConfig\nr: 4\nusual_learning_rate: 1.0e-4\nloraplus_lr_ratio: 16"),

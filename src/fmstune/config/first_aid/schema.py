@@ -32,6 +32,12 @@ def job_schema() -> Schema:
 def group_schema(group: str) -> Schema:
     """The schema of the files of a group, which hold its fields alone; raises UserError for a group that is none."""
     groups.raise_if_no_group("schema", group)
+    if group == groups.SEARCH:
+        about = "Fields of the job by their dotted names, and the values of each that a sweep tries."
+        line = {"type": ["array", "string", "number", "boolean", "null"]}
+        return {"$schema": DRAFT, "title": "fmstune search", "description": about, **_closed({})} | {
+            "additionalProperties": line
+        }
     if group not in _parts():
         return job_schema()
     part = _part(group)
