@@ -81,6 +81,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--command", help="what was typed, to be recorded")
     parser.add_argument("--recorded", type=Path, help="reproduce: the folder of the run to compare with")
     parser.add_argument("--again", type=Path, help="reproduce: the folder of the run again, to compare the weights")
+    parser.add_argument("--two_layers", type=Path, help="check: write the model at two layers into this folder instead")
     add_flags(parser, requests.ShowData)
     add_flags(parser, requests.Reproduce, {"strict"})
     parser.set_defaults(**{**vars(requests.ShowData()), "trusted": []}, strict=False)
@@ -106,11 +107,14 @@ def _act(options: argparse.Namespace, until_the_end: ExitStack) -> int:
     # here and not above: it imports torch for seconds, in which a signal or the parent's death must already end it
     with quick_imports():
         from fmstune.training import library_noise, pipeline, reproduce
+        from fmstune.training.debugging import smoke
 
     library_noise.quiet()
     match verb:
         case Verb.modules:
             return pipeline.modules(job)
+        case Verb.check if options.two_layers is not None:
+            return smoke.write_small_model(job, options.two_layers)
         case Verb.check:
             return pipeline.check(job)
         case Verb.show_data:

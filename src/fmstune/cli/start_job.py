@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from fmstune.checks.hub import hub_problems
 from fmstune.checks.job import job_notes, job_problems
-from fmstune.cli import claim_folder
+from fmstune.cli import claim_folder, smoke
 from fmstune.cli.arguments import CommandLine
 from fmstune.cli.composed import composed_origins, freeze_composed, raise_if_changed
 from fmstune.config import compose, freeze, origins
@@ -21,7 +21,7 @@ from fmstune.config.job import Job, Launcher
 from fmstune.config.metrics import metrics_of
 from fmstune.config.requests import RunnerRequest, ShowData, Verb, write_request
 from fmstune.data.preparation import was_prepared
-from fmstune.errors import raise_if_any
+from fmstune.errors import UserError, raise_if_any
 from fmstune.exit_codes import INTERNAL_ERROR, exit_code_of
 from fmstune.files import write_json
 from fmstune.launch import caller, preemption, slurm, subprocesses
@@ -69,11 +69,13 @@ def history_of(composed: Composed, job: Job, line: CommandLine) -> History | Non
 def start_job(frozen: freeze.Frozen, line: CommandLine, history: History | None, start: Start | None = None) -> int:
     """Check what the parent can, then hand the job to the runner, which `start` starts."""
     job = frozen.job
+    if history is not None and line.verb is Verb.train and smoke.is_smoke(job):
+        return _try_in_small(job, line, history, start)
     raise_if_any([*job_problems(job), *hub_problems(job, line.verb)])
     for note in (*frozen.notes, *job_notes(job)):
         print(f"fmstune: note: {note}", file=sys.stderr)
     if history is not None and line.verb is Verb.train:
-        flags = [*line.trust_flags, f"--command={shlex.join(['fmstune', *history.words])}"]
+        flags = _recorded_flags(line, history)
         # a notice before the first process, or between two, is for the next one
         with preemption.kept_back():
             return _train(job, flags, history, start)
@@ -85,6 +87,20 @@ def start_job(frozen: freeze.Frozen, line: CommandLine, history: History | None,
             hint = "the plan is for a device of this machine; launcher.device=cuda plans for GPUs of the nodes"
             print(f"fmstune: note: {hint}", file=sys.stderr)
     return code
+
+
+def _try_in_small(job: Job, line: CommandLine, history: History, start: Start | None) -> int:
+    """`debug=smoke`: the whole way of the job in small; raises UserError for a point of a sweep."""
+    if start is not None or line.hydra.multirun:
+        raise UserError("debug", "=smoke tries one job, and not the points of a sweep; leave out -m")
+    flags = _recorded_flags(line, history)
+    with preemption.kept_back():
+        return smoke.run_smoke(job, line.trust_flags, call_runner, lambda small: _train(small, flags, history, None))
+
+
+def _recorded_flags(line: CommandLine, history: History) -> list[str]:
+    """The flags of a runner that trains: what is trusted, and what was typed."""
+    return [*line.trust_flags, f"--command={shlex.join(['fmstune', *history.words])}"]
 
 
 def call_runner(asked: Job | RunnerRequest, verb: Verb, flags: Sequence[str] = ()) -> int:
