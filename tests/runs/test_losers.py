@@ -1,5 +1,6 @@
 """A point is stopped when another is better on the same rows, with a stated chance of being wrong."""
 
+import dataclasses
 import math
 import random
 from collections.abc import Callable
@@ -59,6 +60,29 @@ CASES: dict[str, tuple[Curve, Curve]] = {
 def test_a_point_that_may_be_the_best_is_not_stopped(case: str) -> None:
     own, rival = CASES[case]
     assert find_better(RULE, own, {"rival": rival}) is None
+
+
+def changed(own: Curve, share: float, losses: list[float]) -> Curve:
+    """The curve with other losses at one look."""
+    return {**own, share: dataclasses.replace(own[share], losses=losses)}
+
+
+def test_one_bad_look_does_not_stop_a_point_that_was_ahead_before() -> None:
+    spiked = changed(curve(lambda share: 0.9 - 0.5 * share, until=0.4), 0.4, [3.0] * ROWS)
+    assert find_better(RULE, spiked, {"good": GOOD}) is None
+    assert find_better(dataclasses.replace(RULE, patience=1), spiked, {"good": GOOD}) is not None
+
+
+def test_the_look_before_must_show_who_is_ahead_and_not_how_surely() -> None:
+    gaps = [1.0, -0.9] * (ROWS // 2)
+    assert 0 < evidence(gaps) < RULE.threshold
+    ahead = [loss + gap for loss, gap in zip(GOOD[0.3].losses, gaps, strict=True)]
+    own = curve(lambda share: 1.4 - 0.5 * share, until=0.4)
+    found = find_better(RULE, changed(own, 0.3, ahead), {"good": GOOD})
+    assert found is not None
+    assert found.share == 0.4
+    behind = [loss - gap for loss, gap in zip(GOOD[0.3].losses, gaps, strict=True)]
+    assert find_better(RULE, changed(own, 0.3, behind), {"good": GOOD}) is None
 
 
 def test_of_several_better_points_the_clearest_is_named() -> None:

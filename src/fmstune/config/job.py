@@ -269,7 +269,7 @@ class Sweep:
     warm_up: float = 0.1
     """Share of a point's steps before it can be stopped."""
     patience: int = 2
-    """Evaluations in a row that must show that another point is better."""
+    """Evaluations in a row at which the other point must be ahead; the newest must be sure."""
     points: int | None = None
     """Points of the sweep, which share the risk; set by fmstune, from the command."""
     pruner: str | None = None

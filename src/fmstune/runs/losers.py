@@ -17,7 +17,7 @@ class Rule:
     warm_up: float
     """Share of the steps before a point can be stopped."""
     patience: int
-    """Looks in a row that must agree."""
+    """Looks in a row at which the other point must be ahead; the newest alone must be sure."""
     rivals: int
     """Points that a point is compared with."""
     looks: int
@@ -73,11 +73,11 @@ def find_better(rule: Rule, own: Curve, rivals: Mapping[str, Curve]) -> Better |
         earlier = [share for share in shares if last and share <= last[-1] - _TREND]
         if len(last) < rule.patience or not (earlier and rule.warm_up <= last[0] and last[-1] < 1):
             continue
-        gaps = {share: _differences(own[share], curve[share]) for share in {*last, earlier[-1]}}
         newest = last[-1]
-        at_the_end = _continued(gaps[earlier[-1]], gaps[newest], (1 - newest) / (newest - earlier[-1]))
-        least = min(evidence(gap) for gap in (*(gaps[share] for share in last), at_the_end))
-        if least >= rule.threshold:
+        before, now = (_differences(own[share], curve[share]) for share in (earlier[-1], newest))
+        at_the_end = _continued(before, now, (1 - newest) / (newest - earlier[-1]))
+        least = min(evidence(now), evidence(at_the_end))
+        if least >= rule.threshold and all(own[share].loss > curve[share].loss for share in last):
             found.append((least, Better(name, newest, curve[newest].loss, own[newest].loss)))
     return max(found, key=lambda pair: pair[0])[1] if found else None
 
