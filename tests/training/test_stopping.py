@@ -117,7 +117,7 @@ def test_a_loser_is_stopped_with_a_checkpoint_and_is_finished_when_asked_for() -
     assert lost.error is not None
     assert lost.error.startswith("0-learning_rate=0.01 has the lower held-out loss (")
     assert f"saved: {8 - step} of 16 steps" in done.stdout
-    assert "1 of 2 points were stopped as losers" in done.stdout
+    assert "1 of 2 points were stopped early" in done.stdout
     assert "best: sweep/0-learning_rate=0.01" in done.stdout
     assert not (LOSER / "model").exists()
     assert [path.name for path in LOSER.glob("checkpoint-*")] == [f"checkpoint-{step}"]

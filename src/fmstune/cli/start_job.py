@@ -128,7 +128,9 @@ def _train(job: Job, flags: Sequence[str], history: History, start: Start | None
     caller.tell(caller.PLACE, str(folder.absolute()))
     print(f"fmstune: run folder {folder}", file=sys.stderr)
     if claim_folder.is_finished(claimed):
-        lost = "was stopped as a loser; sweep.stop_losers=false resumes it"
+        lost = f"was stopped: {run_folder.read_summary(folder).get('stopped')}"
+        if claimed.job.sweep.pruner is None:
+            lost = "was stopped as a loser; sweep.stop_losers=false resumes it"
         left = lost if run_folder.was_stopped(folder) else "is finished already, and nothing is left to do"
         print(f"fmstune: this run {left}", file=sys.stderr)
         return _show_summary(job, folder, flags, 0)

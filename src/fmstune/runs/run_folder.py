@@ -47,7 +47,7 @@ _CORRECT = "correct or remove the file"
 
 FINISHED, FAILED, INTERRUPTED, RUNNING, QUEUED = "finished", "failed", "interrupted", "running", "queued"
 STOPPED = "stopped"
-"""Status of a point that a sweep stopped as a loser; it has a checkpoint to resume from."""
+"""Status of a point that a sweep stopped early, as a loser or by a pruner of Optuna; it keeps a checkpoint."""
 PREEMPTED = "preempted"
 """Kind of an interruption after which a checkpoint was saved."""
 
@@ -138,7 +138,7 @@ def has_finished(folder: Path) -> bool:
 
 
 def was_stopped(folder: Path) -> bool:
-    """Whether the run in the folder was stopped as a loser of its sweep."""
+    """Whether the run in the folder was stopped early by its sweep."""
     return _read_with_faults(folder / SUMMARY)[0].get("status") == STOPPED
 
 

@@ -52,7 +52,7 @@ class Point:
     error: str | None
     """The cause where it did not finish, in one line."""
     steps_saved: int = 0
-    """Steps that it was not trained, as it was stopped as a loser."""
+    """Steps that it was not trained, as it was stopped early."""
     seconds_saved: float = 0.0
     """Seconds that these steps would have taken at the speed of the others."""
 
@@ -204,14 +204,14 @@ def render_points(sweep: Path, points: Sequence[Point]) -> str:
 
 
 def savings_lines(points: Sequence[Point]) -> Iterator[str]:
-    """Yield what was saved by stopping losers, if any was stopped."""
+    """Yield what was saved by stopping points early, as losers or by a pruner of Optuna, if any was stopped."""
     stopped = [point for point in points if point.status == run_folder.STOPPED]
     if stopped:
         saved = sum(point.steps_saved for point in stopped)
         whole = saved + round(sum(point.metrics.get("steps", 0) for point in points))
         seconds = sum(point.seconds_saved for point in stopped)
         share = f"{saved:,} of {whole:,} steps ({saved / max(whole, 1):.0%}), about {seconds:,.0f} s"
-        yield f"saved: {share}, as {len(stopped)} of {len(points)} points were stopped as losers"
+        yield f"saved: {share}, as {len(stopped)} of {len(points)} points were stopped early"
 
 
 def chance_lines(sweep: Path, best: str, finished: Sequence[str]) -> Iterator[str]:

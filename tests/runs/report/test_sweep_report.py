@@ -76,9 +76,9 @@ def test_the_report_says_what_stopping_losers_saved_and_how_sure_the_best_is(tmp
         [{**one, "metrics": {"steps": s}} for one, s in zip(points, (10, 10, 2), strict=True)],
     )
     made = sweep_report.sweep_document(tmp_path, runs, LOSS)
-    assert made.status == "2 of 3 finished, 1 stopped as losers"
+    assert made.status == "2 of 3 finished, 1 stopped early"
     texts = [block.text for block in made.sections["Result"] if isinstance(block, Text)]
-    assert "Saved: 8 of 30 steps (27%), about 4 s, as 1 of 3 points were stopped as losers." in texts
+    assert "Saved: 8 of 30 steps (27%), about 4 s, as 1 of 3 points were stopped early." in texts
     assert any(re.match(r"Chance that it is the best of 2 finished points: [89]\d% \(over", text) for text in texts)
     assert "0 has the lower held-out loss (1 against 2)" in render.render_text(made)
 

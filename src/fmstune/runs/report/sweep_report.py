@@ -44,7 +44,7 @@ def sweep_document(folder: Path, runs: Sequence[Run], by: Metric, refused: Seque
     failed = sum(run.status == FAILED for run in runs) + len(refused)
     status = f"{sum(run.status == FINISHED for run in runs)} of {len(runs) + len(refused)} finished"
     if stopped := sum(run.status == STOPPED for run in runs):
-        status += f", {stopped} stopped as losers"
+        status += f", {stopped} stopped early"
     sections = {
         "Result": [*_result(scored, columns, by), *_stopping(folder, scored)],
         "Settings": [_settings_table(groups, columns, by)],
@@ -81,7 +81,7 @@ def _result(scored: Sequence[Group], columns: Sequence[Column], by: Metric) -> I
 
 
 def _stopping(folder: Path, scored: Sequence[Group]) -> Iterator[Block]:
-    """Yield what stopping losers saved, and how sure the best run is on other held-out rows."""
+    """Yield what stopping points early saved, and how sure the best run is on other held-out rows."""
     lines = list(sweep_folder.savings_lines(sweep_folder.read_points(folder)))
     if scored:
         finished = [run.folder.name for group in scored for run in group.runs if run.status == FINISHED]
