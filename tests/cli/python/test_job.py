@@ -1,6 +1,8 @@
 """Jobs from Python: composed, shown and checked by the command, in processes of its own."""
 
+import copy
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -45,6 +47,9 @@ def test_a_job_shows_its_values_and_what_has_set_them() -> None:
     assert ["training.max_steps", "20", "command", "line"] in lines
     assert ["peft.r", "8", "peft/lora.yaml"] in lines
     assert {"check", "train", "training", "peft"} <= {*dir(job)} and "learning_rate" in dir(job.training)
+    for copied in (copy.deepcopy(job), pickle.loads(pickle.dumps(job))):
+        assert copied == job and copied.training.max_steps == 20
+    assert copy.copy(job.training) == pickle.loads(pickle.dumps(job.training)) == job.training
     with pytest.raises(AttributeError, match="job.training has no max_stepz; did you mean 'max_steps'?"):
         _ = job.training.max_stepz
     with pytest.raises(AttributeError, match="a job does not change; .* job.with_\\('training.max_steps=3'\\)"):

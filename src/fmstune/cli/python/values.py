@@ -9,6 +9,9 @@ from fmstune.errors import did_you_mean
 class Values(Mapping[str, Any]):
     """The values of a group, by attribute or by key: `job.training.learning_rate`, `job.training["learning_rate"]`."""
 
+    _values: dict[str, Any]
+    _name: str
+
     def __init__(self, values: Mapping[str, Any], name: str = "job") -> None:
         self.__dict__["_values"], self.__dict__["_name"] = dict(values), name
 
@@ -23,7 +26,10 @@ class Values(Mapping[str, Any]):
         return len(self._values)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name not in self._values:
+        # a copy that is being made is asked for methods before it has values
+        if name.startswith("__") or name in Values.__annotations__:
+            raise AttributeError(name)
+        if name not in self._values:
             raise AttributeError(f"{self._name} has no {name}{did_you_mean(name, self._values)}")
         return self[name]
 
