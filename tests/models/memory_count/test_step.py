@@ -52,6 +52,36 @@ def test_full_tuning_in_float32_holds_weights_gradients_and_two_states_of_adamw(
     assert held["gradients"] == 4 * BASE
 
 
+def test_an_adapter_of_all_blocks_is_counted_alike_in_a_few_and_in_each() -> None:
+    # a list of all blocks is put into all of them before the model is shortened
+    each = LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], layers_to_transform=list(range(8))
+    )
+    assert phases_of(LLAMA, LORA, SHAPE, SETTINGS) == phases_of(LLAMA, each, SHAPE, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "blocks"),
+    [
+        ({"target_modules": ["layers.6.self_attn.q_proj"]}, 1),
+        ({"target_modules": r".*\.[5-7]\.self_attn\.q_proj"}, 3),
+        ({"target_modules": ["q_proj"], "layers_to_transform": [4, 6]}, 2),
+        ({"target_modules": ["q_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]}, 7),
+    ],
+)
+def test_an_adapter_of_some_blocks_is_counted_in_those(fields: dict[str, Any], blocks: int) -> None:
+    held = bytes_of(peft=LoraConfig(task_type="CAUSAL_LM", r=4, **fields), shape=replace(SHAPE, accumulated=True))
+    assert held["gradients"] == 4 * blocks * 2 * 4 * 64
+
+
+def test_a_rank_of_one_block_is_counted_there() -> None:
+    wider = LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], rank_pattern={"layers.6.self_attn.q_proj": 8}
+    )
+    held = bytes_of(peft=wider, shape=replace(SHAPE, accumulated=True))
+    assert held["gradients"] == 4 * (7 * 4 + 8) * 2 * 64
+
+
 def test_an_adapter_has_no_state_for_the_base() -> None:
     adapter = 8 * 2 * 2 * 4 * 64
     held = bytes_of(peft=LORA)

@@ -7,17 +7,18 @@ others follow: a phase of a step takes as much more for each.
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from transformers import PreTrainedConfig, masking_utils
 
 from fmstune.models import architecture, shapes
+from fmstune.models.adapter_targets import ALL_LINEAR
 from fmstune.models.memory_count.heap import Heap
 from fmstune.models.torch_internals import (
     AsOnCuda,
@@ -86,15 +87,12 @@ def count_phases(
     with warnings.catch_warnings(), ExitStack() as within:
         warnings.simplefilter("ignore")
         score_supervised_positions_on_cpu()
-        model = _model(config, peft, settings)
+        model: Any = architecture.build_empty(copy.deepcopy(config))
+        cut = _cut(model) if _is_alike_in_all_blocks(peft) else None
+        model = _adapted(model, peft, settings)
+        cut = cut or _cut(model)
         vocabulary = model.get_input_embeddings().weight.shape[0]
         within.enter_context(without_triton_kernels() if settings.cuda else touched_logits(vocabulary))
-        blocks = _blocks(model)
-        period = _period(blocks)
-        whole, few = len(blocks), max(period, 2)
-        shortened = whole > few + 2 * period
-        if shortened:
-            _keep_blocks(model, blocks, few + period)
         _make_ready(model, settings)
         within.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         give_fake_storage(model)
@@ -104,10 +102,51 @@ def count_phases(
             # transformers 5.23 takes positions without numbers for those of packed rows
             within.enter_context(patch.object(masking_utils, "find_packed_sequence_indices", lambda *_, **__: None))
         more = _phases(model, shape, settings)
-        if not shortened:
+        if not cut.shortened:
             return more
-        _keep_blocks(model, blocks, few)
-        return _extrapolated(_phases(model, shape, settings), more, (whole - few) / period)
+        _keep_blocks(model, cut.blocks, cut.few)
+        return _extrapolated(_phases(model, shape, settings), more, (cut.whole - cut.few) / cut.period)
+
+
+class _Cut(NamedTuple):
+    """The blocks of a model, and how many of them are tried."""
+
+    blocks: torch.nn.ModuleList
+    whole: int
+    period: int
+
+    @property
+    def few(self) -> int:
+        return max(self.period, 2)
+
+    @property
+    def shortened(self) -> bool:
+        return self.whole > self.few + 2 * self.period
+
+
+def _cut(model: Any) -> _Cut:
+    """Leave the model a few of its blocks and a period more, where that is enough to tell what all would hold."""
+    blocks = _blocks(model)
+    cut = _Cut(blocks, len(blocks), _period(blocks))
+    if cut.shortened:
+        _keep_blocks(model, blocks, cut.few + cut.period)
+    return cut
+
+
+def _is_alike_in_all_blocks(peft: PeftConfig | None) -> bool:
+    """Whether blocks that are equal stay so with the adapter, which then need not be put into all of them."""
+    if peft is None or type(peft) is not LoraConfig:
+        return peft is None
+    chosen = (peft.layers_to_transform, peft.layer_replication, peft.rank_pattern, peft.alpha_pattern)
+    if any(value is not None and value != {} for value in chosen):
+        return False
+    named = (peft.target_modules, peft.exclude_modules, peft.modules_to_save, peft.target_parameters)
+    return all(names is None or names == ALL_LINEAR or _names_no_block(names) for names in named)
+
+
+def _names_no_block(names: str | Collection[str]) -> bool:
+    """Whether these are ends of names without a block's number; a pattern may stand for any."""
+    return not isinstance(names, str) and not any(part.isdecimal() for name in names for part in name.split("."))
 
 
 def _keep_blocks(model: Any, blocks: torch.nn.ModuleList, count: int) -> None:
@@ -151,9 +190,8 @@ def _extrapolated(fewer: Mapping[str, Held], more: Mapping[str, Held], times: fl
     return {phase: {kind: of_all(kind, held, more[phase]) for kind in KINDS} for phase, held in fewer.items()}
 
 
-def _model(config: PreTrainedConfig, peft: PeftConfig | None, settings: StepSettings) -> Any:
-    """The model with its adapter on the meta device; the base in its dtype, as it is loaded."""
-    empty = architecture.build_empty(copy.deepcopy(config))
+def _adapted(empty: Any, peft: PeftConfig | None, settings: StepSettings) -> Any:
+    """The model on the meta device with its adapter; the base in its dtype, as it is loaded."""
     for parameter in empty.parameters():
         parameter.data = parameter.data.to(settings.weights)
     empty.set_attn_implementation("sdpa" if settings.attention.startswith(("flash", "varlen")) else settings.attention)
