@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A runner imports other libraries without their unused packages, and says which version has not what it needs."""
 
+import functools
 import gc
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import subprocess
 import sys
@@ -23,10 +25,42 @@ def test_a_runner_imports_no_unused_package_and_a_tracker_can_import_one_later()
     imported = "fmstune.training.library_noise, fmstune.training.pipeline"
     runner = f"from fmstune.upstream import quick_imports\nwith quick_imports(): import {imported}\n"
     found = "import json, sys; print(json.dumps([name for name in fmstune.upstream.UNUSED if name in sys.modules]))\n"
+    # transformers' own limit is 128 of its 550 folders
+    kept = "from transformers.utils.import_utils import create_import_structure_from_path as listed\n"
+    kept += "assert listed.cache_info().maxsize is None and listed.cache_info().hits > 100\n"
     later = "".join(f"import {name}\n" for name in INSTALLED)
-    argv = [sys.executable, "-c", runner + found + later + found]
+    argv = [sys.executable, "-c", runner + kept + found + later + found]
     done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=200)
     assert [json.loads(line) for line in done.stdout.splitlines()] == [[], INSTALLED]
+
+
+def test_a_frame_is_told_without_its_source_inside() -> None:
+    whole = inspect.getframeinfo
+    with quick_imports():
+        told = inspect.getframeinfo(sys._getframe())
+    assert (told.filename, told.lineno > 0, told.code_context) == (__file__, True, None)
+    assert inspect.getframeinfo is whole
+
+
+def test_the_folders_of_models_are_all_kept_and_other_answers_up_to_their_limit() -> None:
+    whole = functools.lru_cache
+    with quick_imports():
+
+        @functools.lru_cache
+        def create_import_structure_from_path(path: int) -> int:
+            return path
+
+        @functools.lru_cache
+        def other(path: int) -> int:
+            return path
+
+        @functools.lru_cache(maxsize=5)
+        def small(path: int) -> int:
+            return path
+
+    limits = [one.cache_info().maxsize for one in (create_import_structure_from_path, other, small)]
+    assert limits == [None, 128, 5]
+    assert functools.lru_cache is whole
 
 
 def test_a_package_looks_absent_inside_and_is_there_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,13 @@
 """How fmstune imports other libraries: quickly, and with an error that names a misfit version."""
 
+import functools
 import gc
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from types import FrameType, TracebackType
 from typing import Any
 
 from fmstune.errors import UserError
@@ -23,7 +26,7 @@ def quick_imports() -> Iterator[None]:
     first, collects = "torch" not in sys.modules, gc.isenabled()
     gc.disable()
     try:
-        with hide_unused_packages(), _few_distributions():
+        with hide_unused_packages(), _few_distributions(), _bare_frames(), _listed_once():
             yield
     finally:
         if first:
@@ -84,6 +87,44 @@ def _few_distributions() -> Iterator[None]:
         yield
     finally:
         metadata.packages_distributions = read_all
+
+
+@contextmanager
+def _bare_frames() -> Iterator[None]:
+    """Keep torch 2.13 (torch/_library/utils.py:45) from reading the source of each operator's definition.
+
+    It asks for a file and a line number, and takes half a second for the lines around it, which it throws away.
+    """
+    describe = inspect.getframeinfo
+
+    def describe_bare(frame: FrameType | TracebackType, context: int = 1) -> inspect.Traceback:
+        return describe(frame, 0)
+
+    inspect.getframeinfo = describe_bare
+    try:
+        yield
+    finally:
+        inspect.getframeinfo = describe
+
+
+@contextmanager
+def _listed_once() -> Iterator[None]:
+    """Let transformers 5 (utils/import_utils.py:3162) list the 550 folders of its models once, and not twice.
+
+    It keeps the last 128 lists alone, and so finds none of them again.
+    """
+    keep = functools.lru_cache
+
+    def keep_all(maxsize: Any = 128, typed: bool = False) -> Any:
+        if getattr(maxsize, "__name__", "") == "create_import_structure_from_path":
+            return keep(None)(maxsize)
+        return keep(maxsize, typed)
+
+    functools.lru_cache = keep_all
+    try:
+        yield
+    finally:
+        functools.lru_cache = keep
 
 
 @contextmanager
