@@ -1,5 +1,6 @@
 """A step without numbers holds what a real one holds, part by part."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig
-from transformers import GPTBigCodeConfig, LlamaConfig
+from transformers import GPTBigCodeConfig, LlamaConfig, Qwen3MoeConfig
 
 from fmstune.models.memory_count.step import StepSettings, StepShape, count_phases, expected_bytes, largest_phase
 
@@ -186,3 +187,15 @@ def test_what_a_real_step_holds_is_counted() -> None:
     assert hidden.requires_grad
     sgd = (torch.optim.SGD, {"lr": 1e-3})
     assert bytes_of(optimizer=sgd, shape=replace(SHAPE, supervised=1))["activations"] == pytest.approx(real, rel=0.15)
+
+
+def test_what_cannot_be_counted_is_raised_and_not_logged_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[logging.LogRecord] = []
+    monkeypatch.setattr(logging.getLogger("torch._subclasses.fake_tensor"), "callHandlers", logged.append)
+    # torch computes the experts of a mixture in bfloat16 only where tensors have no numbers
+    experts = Qwen3MoeConfig(
+        **SIZES, head_dim=16, moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2, num_hidden_layers=2
+    )
+    with pytest.raises(RuntimeError, match="BF16"):
+        count_phases(experts, LORA, SHAPE, SETTINGS)
+    assert not logged

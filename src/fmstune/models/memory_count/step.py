@@ -6,6 +6,7 @@ others follow: a phase of a step takes as much more for each.
 """
 
 import copy
+import logging
 import warnings
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
@@ -94,6 +95,8 @@ def count_phases(
         vocabulary = model.get_input_embeddings().weight.shape[0]
         within.enter_context(without_triton_kernels() if settings.cuda else touched_logits(vocabulary))
         _make_ready(model, settings)
+        # torch logs, with a traceback, what it raises as well
+        within.enter_context(patch.object(logging.getLogger(FakeTensorMode.__module__), "disabled", True))
         within.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         give_fake_storage(model)
         if settings.cuda:
