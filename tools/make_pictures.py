@@ -133,7 +133,7 @@ def tokens(row: dict[str, Any], tokenizer: Any) -> list[Token]:
     """The row token by token."""
     # labels that take turns make a run of each token
     turns = [number if number % 2 else IGNORED for number in range(len(row["input_ids"]))]
-    runs = show.runs({"input_ids": row["input_ids"], "labels": turns}, tokenizer)
+    runs = show.mask_runs({"input_ids": row["input_ids"], "labels": turns}, tokenizer)
     trained = (label != IGNORED for label in row["labels"])
     return [Token(show.visible(run.text), is_trained) for run, is_trained in zip(runs, trained, strict=True)]
 

@@ -52,6 +52,8 @@ def test_a_run_leaves_all_that_is_promised(made: Run, peft: str) -> None:
     assert names == {"job.yaml", "lock.json", "metrics.jsonl", "loss.png", "summary.json", "model", "checkpoint-2"} | {
         "samples.json",
         "sources.json",
+        "log.txt",
+        "rows.parquet",
     }
     assert not list((run.folder / "model").rglob("training_args.bin"))
     assert not [p for p in (run.folder / "model").rglob("*") if p.suffix in (".bin", ".pt", ".pkl")]

@@ -120,7 +120,7 @@ def _unfit(job: Job) -> Iterator[Problem]:
         yield Problem("launcher.slurm", text)
     if job.launcher.num_machines > 1:
         text = f"={job.launcher.num_machines}: debug=smoke runs on one machine; set launcher.num_machines=1"
-        yield Problem("launcher.num_machines", f"{text} and launcher.num_processes to those of one")
+        yield Problem("launcher.num_machines", f"{text} and launcher.num_processes to the processes of one machine")
 
 
 def _hub_problems(job: Job, small: Job) -> Iterator[Problem]:

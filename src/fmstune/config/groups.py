@@ -27,7 +27,7 @@ def raise_if_no_group(place: str, group: str) -> None:
     """Raise UserError where no group has this name; `place` is the verb or the word that names it."""
     if group not in GROUPS:
         hint = did_you_mean(group, GROUPS) or f"; the groups are {', '.join(GROUPS)}"
-        raise UserError(place, f": there is no group {group!r}{hint}")
+        raise UserError(place, f": the group {group!r} does not exist{hint}")
 
 
 def choices(group: str, extra: Path | None = None) -> list[str]:

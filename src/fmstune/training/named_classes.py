@@ -55,6 +55,11 @@ def _problems_of(field: str, settings: Mapping[str, Any], kind: type, given: tup
             yield Problem(f"{field}.{name}", f"must be given; {found.__name__} needs it")
 
 
+def _is_below(found: Any, kind: type) -> bool:
+    """Whether it is a class that extends `kind`, which alone would do nothing."""
+    return isinstance(found, type) and issubclass(found, kind) and found is not kind
+
+
 def find_class(field: str, target: str, kind: type) -> Any:
     """Import the class that `_target_` names; raises UserError where it is missing, or does not extend `kind`."""
     field, (place, _, name) = f"{field}._target_", target.rpartition(".")
@@ -64,7 +69,7 @@ def find_class(field: str, target: str, kind: type) -> Any:
         raise UserError(field, f": cannot import {place} ({err})") from err
     found = getattr(module, name, None)
     if found is None:
-        classes = [known for known, one in vars(module).items() if isinstance(one, type) and issubclass(one, kind)]
+        classes = [known for known, one in vars(module).items() if _is_below(one, kind)]
         raise UserError(field, f": {place} has no class {name!r}{did_you_mean(name, classes)}")
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise UserError(field, f": {target} must be a class that extends {kind.__module__}.{kind.__name__}")

@@ -88,7 +88,7 @@ def test_nothing_is_overwritten_and_all_that_is_there_is_named() -> None:
     ("word", "says"),
     [
         ("experiment=complaint_lora", "experiment=complaint_lora: no such choice; did you mean 'complaints_lora'?"),
-        ("experimnt=x", "experimnt=x: there is no group 'experimnt'; did you mean 'experiment'?"),
+        ("experimnt=x", "experimnt=x: the group 'experimnt' does not exist; did you mean 'experiment'?"),
         ("experiment", "copy takes GROUP=CHOICE and a folder, such as experiment=complaints_lora my_conf; …"),
     ],
 )

@@ -101,7 +101,7 @@ def test_fields_are_described_and_words_are_listed() -> None:
 
 
 def test_an_unknown_group_gets_a_suggestion() -> None:
-    with pytest.raises(UserError, match="^schema: there is no group 'trainning'; did you mean 'training'?"):
+    with pytest.raises(UserError, match="^schema: the group 'trainning' does not exist; did you mean 'training'?"):
         group_schema("trainning")
 
 
