@@ -43,6 +43,18 @@ def user_path(place: str | Path) -> Path:
     return Path(os.path.expanduser(place))
 
 
+def shown_place(path: Path) -> str:
+    """A path as it is shown: from the working folder where it is below that."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def as_value(path: Path) -> str:
+    """A path as one value of Hydra's grammar, in quotes."""
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
 def refuse_pipe(field: str, path: Path) -> None:
     """Raise UserError for a named pipe: reading waits until somebody writes. A shell's `<(…)` is among the devices."""
     if path.is_fifo() and not str(path).startswith(_DEVICES):

@@ -107,13 +107,14 @@ def _act(options: argparse.Namespace, until_the_end: ExitStack) -> int:
     # here and not above: it imports torch for seconds, in which a signal or the parent's death must already end it
     with quick_imports():
         from fmstune.training import library_noise, pipeline, reproduce
-        from fmstune.training.debugging import smoke
 
     library_noise.quiet()
     match verb:
         case Verb.modules:
             return pipeline.modules(job)
         case Verb.check if options.two_layers is not None:
+            from fmstune.training.debugging import smoke
+
             return smoke.write_small_model(job, options.two_layers)
         case Verb.check:
             return pipeline.check(job)

@@ -33,6 +33,12 @@ def show_bytes(count: int) -> str:
     return f"{count / GIB:,.2f} GiB" if count >= GIB else f"{count / MIB:,.1f} MiB"
 
 
+def show_clock(seconds: float) -> str:
+    """Show seconds as M:SS, and as H:MM:SS from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
 def count_of(count: int, noun: str) -> str:
     """Show so many things of a name whose plural ends in s."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

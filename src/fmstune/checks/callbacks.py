@@ -6,6 +6,7 @@ from fmstune.config import compare_by, conditions
 from fmstune.config.job import Job, has_held_out, sources
 from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.errors import Problem, did_you_mean
+from fmstune.runs.losers import what_stops
 
 
 def callback_problems(job: Job) -> Iterator[Problem]:
@@ -59,11 +60,9 @@ def _held_out(job: Job) -> list[str]:
 
 def loser_problems(job: Job) -> Iterator[Problem]:
     """Yield a problem for each reason why points of a sweep cannot be compared on held-out rows while they train."""
-    field, value = (
-        ("sweep.stop_losers", "true") if job.sweep.stop_losers else ("hydra.sweeper.pruner", job.sweep.pruner)
-    )
-    if value is None:
+    if (stopped_by := what_stops(job.sweep)) is None:
         return
+    field, value = stopped_by
     if not has_held_out(job.data):
         yield Problem(field, f"={value} compares points on held-out rows; set data.eval or data.eval_fraction")
     if job.training.get("eval_strategy", "no") == "no":

@@ -13,6 +13,7 @@ from fmstune.config.job import Job
 from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.files import write_aside
 from fmstune.runs import checkpoints, run_folder
+from fmstune.runs.losers import what_stops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _joined(job: Job, folder: Path) -> Claim:
 def is_finished(claimed: Claim) -> bool:
     """Whether there is nothing left to do in the folder: the run has finished, or lost in a sweep that stops losers."""
     sweep = claimed.job.sweep
-    lost = (sweep.stop_losers or sweep.pruner) and sweep.points is not None and run_folder.was_stopped(claimed.folder)
+    lost = what_stops(sweep) is not None and sweep.points is not None and run_folder.was_stopped(claimed.folder)
     return claimed.resumed and (lost or run_folder.has_finished(claimed.folder))
 
 

@@ -16,7 +16,7 @@ from fmstune.exit_codes import USER_ERROR
 from fmstune.launch import notice
 from fmstune.runs import cleaning, log, run_folder
 from fmstune.runs.listing import ListedRun, Status, list_runs, run_folders, run_status, sweep_status
-from fmstune.tables import show_bytes
+from fmstune.tables import count_of, show_bytes, show_clock
 
 _PIPED = 10_000
 """Columns of a line that no terminal breaks."""
@@ -83,18 +83,13 @@ def _cells(row: ListedRun, folder: Path, *, name_objective: bool) -> tuple[str, 
     unit = " points" if row.kind == "sweep" else ""
     steps = f"{row.steps:,}" + (f"/{row.total_steps:,}" if row.total_steps is not None else "") + unit
     begun = f"{datetime.fromtimestamp(row.begun):%m-%d %H:%M}"
-    size = show_bytes(row.bytes)
-    return f"{name}/" if row.kind == "sweep" else name, row.status, objective, steps, _clock(row.seconds), size, begun
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+    clock, size = show_clock(row.seconds), show_bytes(row.bytes)
+    return f"{name}/" if row.kind == "sweep" else name, row.status, objective, steps, clock, size, begun
 
 
 def _counts(rows: Sequence[ListedRun]) -> str:
     kinds = {kind: sum(row.kind == kind for row in rows) for kind in ("run", "sweep")}
-    parts = [f"{count} {kind}{'s' * (count != 1)}" for kind, count in kinds.items() if count]
+    parts = [count_of(count, kind) for kind, count in kinds.items() if count]
     states = {status: sum(row.status is status for row in rows) for status in Status}
     said = ", ".join(f"{count} {status}" for status, count in states.items() if count)
     return f"{' and '.join(parts)}: {said}; {show_bytes(sum(row.bytes for row in rows))}"
@@ -171,7 +166,7 @@ def _clean(asked: Clean) -> int:
         return 0
     print("\n".join(_removal_lines(found)))
     size, count = show_bytes(sum(one.bytes for one in found)), sum(len(one.folders) for one in found)
-    what = f"{count} checkpoint{'s' * (count != 1)} of {len(found)} run{'s' * (len(found) != 1)}, {size}"
+    what = f"{count_of(count, 'checkpoint')} of {count_of(len(found), 'run')}, {size}"
     if not asked.yes and not _is_terminal():
         raise UserError("--yes", f"must be given where no terminal can be asked: {what} would be removed")
     if not asked.yes and input(f"remove {what}? [y/N] ").strip().lower() not in ("y", "yes"):

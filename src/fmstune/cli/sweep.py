@@ -26,18 +26,18 @@ from fmstune.config.overrides import parse_overrides, swept_keys, text_of
 from fmstune.config.requests import Verb
 from fmstune.errors import Problem, UserError, first_line, raise_if_any, render
 from fmstune.exit_codes import INTERRUPTED, USER_ERROR, closed_pipe
+from fmstune.files import as_value
 from fmstune.launch import caller, preemption
-from fmstune.runs import processes, run_folder, sweep_folder
+from fmstune.runs import losers, processes, run_folder, sweep_folder
 from fmstune.sweeps import callback, optuna, warm
 from fmstune.sweeps.search_files import with_search_files
 
 
 def resume_sweep(line: CommandLine, sweep: Path) -> int:
     """Run the command that the sweep's folder has recorded, in that folder; words given now come after its own."""
-    folder = str(sweep).replace("\\", "\\\\").replace('"', '\\"')
     given = [*words_of(dataclasses.replace(line.hydra, multirun=False)), *map(text_of, line.overrides)]
     recorded = sweep_folder.recorded_command(sweep, given)
-    again = parse_command_line([*recorded, f'hydra.sweep.dir="{folder}"'])
+    again = parse_command_line([*recorded, f"hydra.sweep.dir={as_value(sweep)}"])
     assert isinstance(again, CommandLine)
     overrides = with_search_files(again.overrides, again.hydra)
     return run_sweep(dataclasses.replace(line, hydra=again.hydra, overrides=overrides, recorded=tuple(recorded)))
@@ -210,7 +210,7 @@ def _start_point(
 
 def _with_points(frozen: Frozen, composed: Composed, line: CommandLine) -> Frozen:
     """The job of a point that may be stopped as a loser knows how many points share the risk."""
-    if not (frozen.job.sweep.stop_losers or frozen.job.sweep.pruner):
+    if losers.what_stops(frozen.job.sweep) is None:
         return frozen
     number = callback.count_points(composed.settings, line.overrides)
     sweep = dataclasses.replace(frozen.job.sweep, points=number)

@@ -14,6 +14,7 @@ from fmstune.config import defaults, freeze
 from fmstune.config.compose import Composed
 from fmstune.config.hydra_internals import Part
 from fmstune.config.renamed_fields import TRANSLATED, Translation
+from fmstune.files import shown_place
 from fmstune.flatten import leaves
 
 COMMAND_LINE = "command line"
@@ -86,8 +87,7 @@ def _place(part: Part) -> str:
     file = f"{part.name}.yaml"
     if not part.folder.startswith("file://"):
         return f"{part.folder}/{file}" if part.folder else file
-    path = Path(part.folder.removeprefix("file://")) / file
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    return shown_place(Path(part.folder.removeprefix("file://")) / file)
 
 
 def _described(key: Key, value: Any, origins: Origins) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from fmstune.data.tokens import IGNORED, Encoded
+from fmstune.tables import count_of
 
 
 @dataclass
@@ -96,7 +97,7 @@ class Ledger:
     def lines(self) -> list[str]:
         """The ledger as it is printed."""
         share = self.tokens_trained / max(1, self.tokens_total)
-        split = f"{self.rows_split:,} conversation{'s' * (self.rows_split != 1)}"
+        split = count_of(self.rows_split, "conversation")
         added = f" + {self.rows_added:,} by splitting {split}" if self.rows_split else ""
         return [
             f"rows    {self.rows_read:,}{added} = {self.rows_trained:,} trained + {self.rows_dropped:,} dropped",

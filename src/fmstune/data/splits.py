@@ -15,6 +15,7 @@ from fmstune.data.read import Row, RowProblems, read_rows
 from fmstune.data.tokens import Formatted, PreTrainedTokenizerBase, RowProblem, Rows, Templated, TemplateMissing
 from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 from fmstune.files import absent, user_path
+from fmstune.tables import count_of
 
 TRAIN = "train"
 HELD_OUT = "held_out"
@@ -75,8 +76,7 @@ class Recipe(NamedTuple):
         for number, row in enumerate(rows, start=1):
             yield Placed(number, row)
         if beyond := sorted(one for one in self.quarantined if one > number):
-            size = f"{number:,} row{'s' * (number != 1)}"
-            text = f"names row {beyond[0]:,} of {self.field}, which has {size}; correct its number"
+            text = f"names row {beyond[0]:,} of {self.field}, which has {count_of(number, 'row')}; correct its number"
             raise UserError("data.quarantine", text + (f" ({len(beyond):,} such rows)" if beyond[1:] else ""))
 
 

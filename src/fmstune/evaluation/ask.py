@@ -21,6 +21,7 @@ from fmstune.files import explain_write_errors, write_json
 from fmstune.models import tuned
 from fmstune.models.sharding import virtual_tokens
 from fmstune.models.tuned import Tuned
+from fmstune.tables import count_of
 
 
 def answer_prompts(request: Generation) -> int:
@@ -48,7 +49,7 @@ def answer_prompts(request: Generation) -> int:
         with explain_write_errors("--out_file", out):
             write_json(out, results, indent=4)
     seconds, written = time.perf_counter() - begun, len(asked) - done
-    print(f"wrote {request.out_file}: {written:,} answer{'s' * (written != 1)} in {seconds:.1f} s")
+    print(f"wrote {request.out_file}: {count_of(written, 'answer')} in {seconds:.1f} s")
     return 0
 
 

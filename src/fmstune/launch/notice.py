@@ -47,8 +47,8 @@ def _running(folder: Path) -> list[Path]:
 
 def _goes_on(folder: Path) -> bool:
     """Whether the sweep in the folder starts more points."""
-    states = [run_status(run) for run in run_folders(folder)]
-    return run_folders(folder) != [folder] and sweep_status(folder, states) is Status.running
+    runs = run_folders(folder)
+    return runs != [folder] and sweep_status(folder, [run_status(run) for run in runs]) is Status.running
 
 
 def _unreachable(folder: Path) -> Iterator[Problem]:

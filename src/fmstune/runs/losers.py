@@ -48,6 +48,13 @@ class Better:
     """The same of the one that is looked at."""
 
 
+def what_stops(sweep: Sweep) -> tuple[str, str] | None:
+    """The field by which points are stopped early, and its value; None where all are trained to the end."""
+    if sweep.stop_losers:
+        return "sweep.stop_losers", "true"
+    return ("hydra.sweeper.pruner", sweep.pruner) if sweep.pruner is not None else None
+
+
 def rule_of(sweep: Sweep, *, rivals: int, evaluations: int) -> Rule:
     """Return the rule for a point with so many rivals that is evaluated so often in all."""
     after = math.ceil(round(evaluations * (1 - sweep.warm_up), 6))

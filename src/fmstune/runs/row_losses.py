@@ -27,7 +27,17 @@ is the first of the epoch that trained the row.
 """
 Entries = NDArray[Any]
 """An array of `ENTRY`."""
-_KEY = ("source", "number", "epoch")
+ROW = ("source", "number")
+"""Fields of an entry that tell its row."""
+_KEY = (*ROW, "epoch")
+
+
+def begins(entries: Entries, keys: Sequence[str] = ROW) -> NDArray[np.bool_]:
+    """Which entries begin another row, or what else `keys` tell apart, than the one before; the first always does."""
+    found = np.ones(len(entries), bool)
+    same = [entries[name][1:] == entries[name][:-1] for name in keys]
+    found[1:] = ~np.logical_and.reduce(same)
+    return found
 
 
 def merge(parts: Sequence[Entries]) -> Entries:
@@ -36,10 +46,7 @@ def merge(parts: Sequence[Entries]) -> Entries:
     if not len(entries):
         return entries
     entries = entries[np.lexsort([entries[name] for name in reversed(_KEY)])]
-    differs = np.zeros(len(entries) - 1, bool)
-    for name in _KEY:
-        differs |= entries[name][1:] != entries[name][:-1]
-    first = np.flatnonzero(np.concatenate([[True], differs]))
+    first = np.flatnonzero(begins(entries, _KEY))
     merged = entries[first]
     for name in ("tokens", "correct", "loss"):
         merged[name] = np.add.reduceat(entries[name], first)
@@ -54,14 +61,12 @@ def times_forgotten(entries: Entries) -> NDArray[np.int32]:
     Toneva et al. 2019 (arXiv 1812.05159), who count it at each presentation of an example. `entries` are merged.
     """
     learnt = entries["correct"] == entries["tokens"]
-    same = np.ones(max(len(entries) - 1, 0), bool)
-    for name in ("source", "number"):
-        same &= entries[name][1:] == entries[name][:-1]
+    begun = begins(entries)
     events = np.zeros(len(entries), np.int32)
-    events[1:] = same & learnt[:-1] & ~learnt[1:]
+    events[1:] = ~begun[1:] & learnt[:-1] & ~learnt[1:]
     total = np.cumsum(events)
-    starts = np.flatnonzero(np.concatenate([[True], ~same]))[: len(entries)]
-    before = np.repeat((total - events)[starts], np.diff([*starts, len(entries)])) if len(entries) else total
+    starts = np.flatnonzero(begun)
+    before = np.repeat((total - events)[starts], np.diff([*starts, len(entries)]))
     return (total - before).astype(np.int32)
 
 

@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from fmstune.config.metrics import Table
 from fmstune.files import write_aside
 from fmstune.runs import run_folder
+from fmstune.tables import show_clock
 
 Logs = dict[str, Any] | None
 
@@ -155,9 +156,7 @@ class Progress(TrainerCallback):
             self._printed = now
             done = state.global_step - self._first
             left = (now - self._begun) / done * (state.max_steps - state.global_step) if done else 0.0
-            minutes, seconds = divmod(round(left), 60)
-            clock = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
-            line = f"step {state.global_step:,}/{state.max_steps:,}  {figures}  {clock} left"
+            line = f"step {state.global_step:,}/{state.max_steps:,}  {figures}  {show_clock(left)} left"
             print(line, file=sys.stderr, flush=True)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -28,6 +28,7 @@ from fmstune.models.flop_count.batch import BatchFlops
 from fmstune.models.load import Tokenizer
 from fmstune.runs import checkpoints, lockfile, model_card, run_folder
 from fmstune.runs.looks import identify_rows
+from fmstune.runs.losers import what_stops
 from fmstune.training import figures, memory, tracking
 from fmstune.training.arguments import training_arguments
 from fmstune.training.callbacks import LossPlot, MetricsFile, Progress, draw_loss
@@ -166,7 +167,7 @@ def _train_and_score(
 
 def _watch_rivals(objective: BaseObjective, trainer: RunMixin, job: Job, prepared: Prepared) -> LoserStopping | None:
     """Look at the held-out rows at each evaluation of a point of a sweep that stops losers; None of other runs."""
-    if not (job.sweep.stop_losers or job.sweep.pruner) or job.sweep.points is None:
+    if what_stops(job.sweep) is None or job.sweep.points is None:
         return None
     held_out = {part.name: part.rows for part in prepared.held_out}
     rows = identify_rows([row for part in held_out.values() for row in part], job.seed)

@@ -12,7 +12,7 @@ from fmstune.cli.python.command import Answer, ShownError, call_command
 from fmstune.cli.python.values import Values
 from fmstune.errors import Problem
 from fmstune.exit_codes import USER_ERROR
-from fmstune.files import did_you_mean_beside, user_path
+from fmstune.files import as_value, did_you_mean_beside, shown_place, user_path
 from fmstune.launch.preemption import CODE as PREEMPTED
 from fmstune.runs import run_folder
 from fmstune.runs.listing import list_runs, run_status
@@ -71,7 +71,7 @@ class Run:
 
     def resume(self) -> "Run":
         """Resume the run from its newest checkpoint, in its folder, unless it has finished; raises as `train`."""
-        words = ["train", f"--from={self.folder}", *self._trust(), f"output_dir={_quoted(self.folder)}"]
+        words = ["train", f"--from={self.folder}", *self._trust(), f"output_dir={as_value(self.folder)}"]
         return run_of(call_command(words))
 
     def generate(self, prompt: str, **flags: Any) -> str:
@@ -159,12 +159,6 @@ def _failure(answer: Answer, folder: Path) -> str:
     return f"the run in {shown_place(folder)} {how}: {message}\nits log is {shown_place(folder / LOG)}; {again}"
 
 
-def shown_place(folder: Path) -> str:
-    """A folder as it is shown: without the working directory, where it is inside of that."""
-    here = Path.cwd()
-    return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
-
-
 def as_table(rows: Sequence[Mapping[str, Any]]) -> Any:
     """The rows as a pandas DataFrame where pandas is installed, else as a list of dicts."""
     try:
@@ -183,9 +177,3 @@ def _flags(given: Mapping[str, Any]) -> list[str]:
         elif value is not None and value is not False:
             words += [f"--{name}={one}" for one in (value if isinstance(value, list | tuple) else (value,))]
     return words
-
-
-def _quoted(folder: Path) -> str:
-    """A folder as one value of Hydra's grammar."""
-    text = str(folder).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{text}"'

@@ -7,9 +7,9 @@ from typing import Any
 
 from fmstune.cli.python.command import Answer, ShownError, call_command
 from fmstune.cli.python.job import Folder, checked_words, flags_of_python
-from fmstune.cli.python.run import Run, as_table, shown_place
+from fmstune.cli.python.run import Run, as_table
 from fmstune.errors import Problem
-from fmstune.files import user_path
+from fmstune.files import shown_place, user_path
 from fmstune.runs import run_folder, sweep_folder
 
 

@@ -25,7 +25,9 @@ def setting_importances(columns: Sequence[Column], scored: Sequence[Group]) -> d
         for index, column in enumerate(columns)
         if len({short_value(group.values[index]) for group in scored}) > 1
     }
-    if len(differing) < 2 or len(scored) < LEAST or importlib.util.find_spec("optuna") is None:
+    if len(differing) < 2 or len(scored) < LEAST or len({group.mean for group in scored}) == 1:
+        return {}
+    if importlib.util.find_spec("optuna") is None:
         return {}
     import optuna
 
@@ -35,8 +37,6 @@ def setting_importances(columns: Sequence[Column], scored: Sequence[Group]) -> d
     for group in scored:
         params = {name: _choice(space[name], group.values[index]) for name, index in differing.items()}
         study.add_trial(optuna.create_trial(params=params, distributions=space, value=group.mean))
-    if len({group.mean for group in scored}) == 1:
-        return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     found = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {name: float(share) for name, share in found.items()}

@@ -9,6 +9,7 @@ from fmstune.config.job import Job
 from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.errors import UserError
 from fmstune.runs.looks import RowLosses
+from fmstune.runs.losers import what_stops
 from fmstune.training.named_classes import find_class
 from fmstune.training.trainer import RunMixin
 
@@ -61,7 +62,10 @@ class BaseObjective:
 def load_objective(job: Job) -> BaseObjective:
     """Return the objective that the job names; raises UserError if the class does not exist."""
     made: BaseObjective = find_class("objective", job.objective._target_, BaseObjective)(job)
-    if (job.sweep.stop_losers or job.sweep.pruner) and type(made).row_losses is BaseObjective.row_losses:
-        text = f"=true compares points by the loss of each held-out row, which {job.objective._target_} does not give"
-        raise UserError("sweep.stop_losers", f"{text}; set it to false, or add row_losses to the class")
+    if (stopped_by := what_stops(job.sweep)) and type(made).row_losses is BaseObjective.row_losses:
+        field, value = stopped_by
+        text = f"={value} compares points by the loss of each held-out row"
+        off = "false" if job.sweep.stop_losers else "null"
+        hint = f"set it to {off}, or add row_losses to the class"
+        raise UserError(field, f"{text}, which {job.objective._target_} does not give; {hint}")
     return made

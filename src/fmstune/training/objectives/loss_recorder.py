@@ -33,6 +33,8 @@ class LossRecorder:
         self._waiting: list[_Waiting] = []
         self._new: list[Entries] = []
         self._since_log = np.zeros((len(self.sources), 2))
+        self._of_all_since_log = self._since_log
+        """That of all processes up to the last `collect`, in the main process."""
 
     def watch(self, model: Callable[..., Any], whose: Whose, epoch: int, step: int) -> Callable[..., Any]:
         """Return the model so that the log-probabilities that TRL's fused LM head returns are summed by row.

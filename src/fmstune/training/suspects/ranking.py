@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fmstune.data.tokenized import fingerprint
 from fmstune.data.tokens import IGNORED
-from fmstune.runs.row_losses import Entries, times_forgotten
+from fmstune.runs.row_losses import Entries, begins, times_forgotten
 
 NEIGHBOURS = 100
 """Rows that were trained about the same time, with whose confidence that of a row is compared."""
@@ -89,7 +89,7 @@ def rank_rows(entries: Entries, twins: Mapping[RowName, tuple[RowName, ...]]) ->
     if not len(entries):
         return Ranking((), 0, 0)
     lacking, forgotten = _below_neighbours(entries), times_forgotten(entries)
-    starts = np.flatnonzero(_begins_row(entries))
+    starts = np.flatnonzero(begins(entries))
     ends = np.append(starts[1:], len(entries))
     scores = np.add.reduceat(lacking, starts) / (ends - starts)
     first = _first_learnt(entries, starts)
@@ -113,14 +113,6 @@ def rank_rows(entries: Entries, twins: Mapping[RowName, tuple[RowName, ...]]) ->
         losses = tuple(map(float, loss[span]))
         rows.append(Suspect(name, float(scores[place]), losses, learnt_in, times, reasons, twins.get(name, ())))
     return Ranking(tuple(rows), int((ends - starts).max()), len(known))
-
-
-def _begins_row(entries: Entries) -> NDArray[np.bool_]:
-    differs = np.ones(len(entries), bool)
-    differs[1:] = False
-    for name in ("source", "number"):
-        differs[1:] |= entries[name][1:] != entries[name][:-1]
-    return differs
 
 
 def _first_learnt(entries: Entries, starts: Integers) -> Integers:
