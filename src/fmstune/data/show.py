@@ -26,7 +26,7 @@ BAR = 40
 BARS = 10
 TREE = "One batch as a tree"
 MOST_DEPTH = 12
-"""Levels of a tree that are indented one below the other; deeper ones stand at the last."""
+"""Levels of a tree that are indented; deeper ones are indented as the last of them."""
 VISIBLE = {code: chr(0x2400 + code) for code in range(32)} | {ord("\t"): "→", ord("\n"): "↵\n"}
 """Unicode has a picture for each control character."""
 

@@ -66,7 +66,7 @@ def _of_run(run: Path, status: Status, keep: str | int) -> Removable:
     if status is not Status.finished and whole and whole[-1] not in kept:
         kept.add(whole[-1])
         note = f"it is {status}, so the checkpoint that resumes it stays"
-    # without a whole one, nobody knows what is worth keeping
+    # a run without a complete checkpoint keeps all it has
     gone = [path for path in made if path not in kept] if whole else []
     unfinished = run / checkpoints.SAVING
     gone += [unfinished] if unfinished.is_dir() else []

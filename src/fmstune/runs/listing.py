@@ -73,7 +73,7 @@ class ListedRun:
 def list_runs(folder: Path) -> list[ListedRun]:
     """The runs and sweeps in the folder and below, newest last; a run folder is listed itself, a sweep by its points.
 
-    Raises UserError where there is no such folder. A damaged run is listed as `damaged`.
+    Raises UserError if the folder does not exist. A damaged run is listed as `damaged`.
     """
     if not folder.is_dir():
         raise UserError(str(folder), ": no such folder; give a folder of runs, of a sweep or of one run")

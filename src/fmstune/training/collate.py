@@ -68,7 +68,7 @@ def _pack_table(rows: pa.Table, max_length: int) -> pa.Table:
     named = [name for name in IDENTITY if name in rows.column_names]
     if not named:
         return pack_best_fit(rows, max_length)
-    # TRL packs lists of one length: the number of its row stands at each token, and is read at the first of a document
+    # TRL packs lists of one length, so each token carries the number of its row; that of a document is at its first
     tokens = rows["input_ids"].chunks[0]
     offsets = np.asarray(tokens.offsets)
     numbers = np.repeat(np.arange(-1, len(rows), dtype=np.int32), np.diff(offsets, prepend=0))

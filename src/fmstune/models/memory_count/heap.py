@@ -51,6 +51,7 @@ class Heap:
         self._begins: dict[int, int] = {}
         self._gap: int | None = None
         self._held: dict[int, int] = {}
+        self._gaps: set[int] = set()
 
     @property
     def holes(self) -> int:
@@ -78,14 +79,19 @@ class Heap:
             self._outside -= size
         else:
             self._release(*block)
-        if (gap := self._held.pop(key, None)) is not None and (begin := self._begins.get(gap)) is not None:
+        gap = self._held.pop(key, None)
+        if gap is None:
+            return
+        self._gaps.remove(gap)
+        if (begin := self._begins.get(gap)) is not None:
             self._unlist(begin, gap)
             self._release(begin, gap)
 
     def _hold_gap(self, key: int, next_gap: int | None) -> None:
         """Let the small objects of this tensor take the gap behind the block before."""
-        if self._gap is not None and self._gap not in self._held.values():
+        if self._gap is not None and self._gap not in self._gaps:
             self._held[key] = self._gap
+            self._gaps.add(self._gap)
         self._gap = next_gap
 
     def _place(self, length: int) -> Block | None:
@@ -103,14 +109,13 @@ class Heap:
         return Block(begin, self._top)
 
     def _release(self, begin: int, end: int) -> None:
-        held = self._held.values()
-        if (earlier := self._begins.get(begin)) is not None and begin not in held:
+        if (earlier := self._begins.get(begin)) is not None and begin not in self._gaps:
             self._unlist(earlier, begin)
             begin = earlier
-        if (later := self._ends.get(end)) is not None and end not in held:
+        if (later := self._ends.get(end)) is not None and end not in self._gaps:
             self._unlist(end, later)
             end = later
-        if end < self._top or end in held:
+        if end < self._top or end in self._gaps:
             self._list(begin, end)
             return
         self._top = begin

@@ -72,7 +72,7 @@ class Ranking:
         elif self.learnt < FEW * len(self.rows):
             yield (
                 f"only {self.learnt:,} of {len(self.rows):,} rows were ever learnt (each trained token the model's "
-                "first choice), as with long answers: that a row never was is no reason here, and the order counts"
+                "first choice), as with long answers, so `never learnt` is not given as a reason here; go by the order"
             )
 
 

@@ -85,8 +85,6 @@ def show_suspects(asked: SuspectRows) -> int:
 
 def _read_job(folder: Path, trusted: tuple[str, ...]) -> Job:
     """The job of the run; raises UserError where the run keeps no losses of rows."""
-    if not (folder / run_folder.JOB).is_file():
-        raise UserError("rows", f": {folder} is not the folder of a run; give one that holds {run_folder.JOB}")
     job = freeze.read(folder / run_folder.JOB, trusted=trusted).job
     if job.objective._target_ != SFT:
         raise UserError("rows", f": the objective of {folder} keeps no losses of rows; objective=sft does")
