@@ -246,5 +246,6 @@ def test_the_main_process_alone_writes(runs: Path) -> None:
         "CODE.1",
         "log.txt",
         "rows.parquet",
+        "fingerprints.json",
     }
     assert logged(runs / "fsdp-full", "step") == sorted(logged(runs / "fsdp-full", "step"))

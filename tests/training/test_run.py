@@ -54,6 +54,7 @@ def test_a_run_leaves_all_that_is_promised(made: Run, peft: str) -> None:
         "sources.json",
         "log.txt",
         "rows.parquet",
+        "fingerprints.json",
     }
     assert not list((run.folder / "model").rglob("training_args.bin"))
     assert not [p for p in (run.folder / "model").rglob("*") if p.suffix in (".bin", ".pt", ".pkl")]

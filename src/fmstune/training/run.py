@@ -32,6 +32,7 @@ from fmstune.runs.losers import what_stops
 from fmstune.training import figures, memory, tracking
 from fmstune.training.arguments import training_arguments
 from fmstune.training.callbacks import LossPlot, MetricsFile, Progress, draw_loss
+from fmstune.training.debugging.fingerprints import Fingerprints
 from fmstune.training.legs import Begun, read_figures
 from fmstune.training.named_classes import make_callbacks
 from fmstune.training.objectives.base import BaseObjective, load_objective
@@ -258,6 +259,7 @@ def _build_trainer(
             MetricsFile(folder / run_folder.METRICS),
             Progress(metrics_of(job)),
             LossPlot(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT),
+            Fingerprints(folder, modules=not compiled.asks_compiled(job.training)),
         ],
         loraplus_lr_ratio=job.peft.get(LORAPLUS_LR_RATIO),
     )
