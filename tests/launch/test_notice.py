@@ -46,6 +46,14 @@ def test_a_run_of_this_machine_gets_the_signal_and_is_waited_for(capsys: pytest.
     ]
 
 
+def test_a_run_that_has_just_begun_is_waited_for_until_it_has_recorded_its_process() -> None:
+    make_run(RUN, status="running")
+    with subprocess.Popen([sys.executable, "-c", TRAINING], stdout=subprocess.DEVNULL) as process:
+        assert processes.read_process(RUN) is None
+        assert notice.stop_runs(RUN) == 0
+        assert process.wait() == 75
+
+
 @pytest.mark.parametrize("status", ["finished", "failed", "running"])
 def test_a_run_that_has_ended_is_left_alone(status: str) -> None:
     make_run(RUN, status=status)

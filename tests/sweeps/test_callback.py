@@ -6,11 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from fmstune import hardware
 from fmstune.config.overrides import parse_overrides
 from fmstune.errors import UserError
-from fmstune.runs import sweep_folder
+from fmstune.runs import processes, sweep_folder
 from fmstune.sweeps import callback
 from tests.cli.test_main import QUICK, SCRIPT
 
@@ -26,6 +27,16 @@ def test_points_of_another_launcher_are_checked_here_first() -> None:
 def test_another_launcher_without_a_sweep_is_refused() -> None:
     with pytest.raises(UserError, match="hydra/launcher=submitit_slurm runs the points of a sweep; add -m"):
         callback.raise_if_no_sweep(parse_overrides(["hydra/launcher=submitit_slurm"]))
+
+
+def test_the_folder_of_a_sweep_that_others_run_records_the_process_that_waits() -> None:
+    hydra = {"sweep": {"dir": "sweep"}, "runtime": {"choices": {"hydra/launcher": "joblib"}}}
+    with callback.Sweep.waiting:
+        callback.Sweep().on_multirun_start(OmegaConf.create({"hydra": hydra}))
+        found = processes.read_process(Path("sweep"))
+        assert found is not None and found.pid == os.getpid() and found.lives
+    assert processes.read_process(Path("sweep")) is None
+    callback.Sweep.away.clear()
 
 
 @pytest.mark.slow

@@ -157,7 +157,8 @@ def _run_points_elsewhere(line: CommandLine, number: int) -> list[int]:
     """Let Hydra's launcher run the points elsewhere, and wait for them; their exit codes."""
     callback.Sweep.away.clear()
     try:
-        compose_points(line.overrides, line.hydra, partial(_run_point_elsewhere, line, number))
+        with callback.Sweep.waiting:
+            compose_points(line.overrides, line.hydra, partial(_run_point_elsewhere, line, number))
     except Exception as err:  # as submitit is an extra, its errors cannot be named
         if type(err).__module__.partition(".")[0] != "submitit":
             raise

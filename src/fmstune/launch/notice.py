@@ -17,6 +17,8 @@ from fmstune.runs.listing import Status, run_folders, run_status, sweep_status
 _AGAIN_EVERY_SECONDS = 5.0
 """A process that has only begun may not have taken the first notice."""
 _LOOK_EVERY_SECONDS = 0.2
+_RECORDED_WITHIN_SECONDS = 10.0
+"""A run has its folder before its process records itself there."""
 
 
 def stop_runs(folder: Path) -> int:
@@ -24,11 +26,14 @@ def stop_runs(folder: Path) -> int:
 
     Raises UserError where nothing runs, and where a run cannot be reached from this machine.
     """
-    raise_if_any(_unreachable(folder))
+    seen: dict[Path, float] = {}
     said: dict[Path, float] = {}
+    raise_if_any([*_queued(folder), *_ended(folder)])
     while (running := _running(folder)) or _goes_on(folder):
-        raise_if_any(problem for run in running for problem in _unreachable(run))
-        for run in running:
+        now = time.monotonic()
+        known = [run for run in running if _is_known(run) or now - seen.setdefault(run, now) > _RECORDED_WITHIN_SECONDS]
+        raise_if_any([*_queued(folder), *(problem for run in known for problem in _unreachable(run))])
+        for run in known:
             if run not in said:
                 print(f"notice sent to {run}: it ends its step, saves a checkpoint and stops", flush=True)
             if time.monotonic() - said.get(run, -_AGAIN_EVERY_SECONDS) >= _AGAIN_EVERY_SECONDS:
@@ -51,29 +56,38 @@ def _goes_on(folder: Path) -> bool:
     return runs != [folder] and sweep_status(folder, [run_status(run) for run in runs]) is Status.running
 
 
-def _unreachable(folder: Path) -> Iterator[Problem]:
-    """Yield why a notice cannot be given: nothing runs, or it runs where this machine sends no signals."""
-    states = {run: run_status(run) for run in run_folders(folder)}
-    for run, status in states.items():
-        number, process = slurm.recorded_job(run), processes.read_process(run)
-        if status is Status.queued:
-            yield Problem(str(run), f": it waits in Slurm's queue; scancel {number or 'NUMBER'} takes it out")
-        elif status is Status.running and (process is None or not (process.is_here and process.slurm_job_id is None)):
-            yield from _unreachable_elsewhere(run, process, number)
-    if all(status.has_ended for status in states.values()) and not _goes_on(folder):
-        ended = ", ".join(sorted({str(status) for status in states.values()}))
+def _ended(folder: Path) -> Iterator[Problem]:
+    """Yield that nothing is left to stop."""
+    states = [run_status(run) for run in run_folders(folder)]
+    if all(status.has_ended for status in states) and not _goes_on(folder):
+        ended = ", ".join(sorted(set(map(str, states))))
         yield Problem(str(folder), f": it has ended ({ended}), so there is nothing to stop")
 
 
-def _unreachable_elsewhere(run: Path, process: processes.Recorded | None, number: str | None) -> Iterator[Problem]:
-    """Yield what to do where a run is a Slurm job without `scancel` here, or a process of another machine."""
-    if process is None:
-        yield Problem(str(run), ": it does not record its process; send SIGUSR1 to its fmstune process")
-    elif number or process.slurm_job_id:
-        job = number or process.slurm_job_id
+def _queued(folder: Path) -> Iterator[Problem]:
+    for run in run_folders(folder):
+        if run_status(run) is Status.queued:
+            number = slurm.recorded_job(run) or "NUMBER"
+            yield Problem(str(run), f": it waits in Slurm's queue; scancel {number} takes it out")
+
+
+def _is_known(run: Path) -> bool:
+    """Whether the run has recorded its process, or its Slurm job."""
+    return processes.read_process(run) is not None or slurm.recorded_job(run) is not None
+
+
+def _unreachable(run: Path) -> Iterator[Problem]:
+    """Yield what to do where a running run takes no signal from here: a process of another machine, a Slurm job."""
+    number, process = slurm.recorded_job(run), processes.read_process(run)
+    if process is not None and process.is_here and process.slurm_job_id is None:
+        return
+    if number or (process and process.slurm_job_id):
+        job = number or (process.slurm_job_id if process else None)
         if shutil.which("scancel") is None:
             words = f"scancel --batch --signal=TERM {job} && scancel --signal=USR1 {job}"
             yield Problem(str(run), f": it is Slurm job {job}; on a machine of the cluster: {words}")
+    elif process is None:
+        yield Problem(str(run), ": it does not record its process; send SIGUSR1 to its fmstune process")
     else:
         text = f": it runs on {process.host}; there: fmstune stop {run}, or kill -USR1 {process.pid}"
         yield Problem(str(run), text)

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from omegaconf import DictConfig
 
 from fmstune import hardware
 from fmstune.errors import UserError
-from fmstune.runs import sweep_folder
+from fmstune.runs import processes, sweep_folder
 
 _LAUNCHER, _SWEEPER = "hydra/launcher", "hydra/sweeper"
 
@@ -27,6 +28,8 @@ class Sweep(Callback):
 
     away: ClassVar[list[Path]] = []
     """The folders of sweeps whose points run elsewhere; Hydra makes the object, and so it cannot be asked."""
+    waiting: ClassVar[ExitStack] = ExitStack()
+    """While it is open, those folders record this process, which waits for the points."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Say where the points' words go, before Hydra waits for them."""
@@ -34,6 +37,8 @@ class Sweep(Callback):
         sweep_folder.gather_points(folder)  # of a command that was killed
         if config.hydra.runtime.choices[_LAUNCHER] != "basic":
             Sweep.away.append(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            Sweep.waiting.enter_context(processes.record_process(folder))
         if is_submitit(config.hydra):
             logs = str(config.hydra.launcher.get("submitit_folder", folder)).replace("%j", "*")
             print(f"fmstune: sweep folder {folder}; the points are jobs, which log into {logs}", file=sys.stderr)
