@@ -50,6 +50,8 @@ PIP_LINES = (
             "trackio",
             "slurm",
             "sweep",
+            "serve",
+            "gguf",
         )
     ),
 )

@@ -6,14 +6,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fmstune.config.choices import Attention, Device, Dtype
+from fmstune.config.after_training.places import Asking, File, Folder, OnBase, Trusting
+from fmstune.config.choices import Dtype
 from fmstune.config.first_aid import verbs
 from fmstune.config.flags import NOT_TYPED, POSITIONAL, As, Request, make_request
 from fmstune.errors import Problem
 
-Place = Annotated[str, As("PLACE")]
-File = Annotated[str, As("FILE")]
-Folder = Annotated[str, As("DIR")]
 FromJob = Annotated[Path | None, As("RUN/job.yaml", ("--from",))]
 Export = StrEnum("Export", ["vllm_lora"])
 """What `fmstune merge` writes in place of a merged model."""
@@ -22,13 +20,7 @@ Method = StrEnum("Method", ["generate", "rank"])
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Trusting:
-    trusted: Annotated[tuple[str, ...], As("PACKAGE", ("--trust",))] = ()
-    """Allow a format, tracker or callback from your own package; repeatable."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Composing(_Trusting):
+class Composing(Trusting):
     """Options of a verb that takes a job's groups and fields, and all of Hydra's flags."""
 
 
@@ -45,7 +37,7 @@ class Train(Composing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reproduce(_Trusting):
+class Reproduce(Trusting):
     """Check what a run has recorded, run it again, and compare the results."""
 
     run: Annotated[str, POSITIONAL]
@@ -81,31 +73,7 @@ class Modules(Composing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _OnBase:
-    base_model_name_or_path: Place | None = None
-    """The base model, if it has moved since training."""
-    force: bool = False
-    """Use an adapter also with a base other than the one it was tuned on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Asking(_OnBase, _Trusting):
-    model: Place
-    """A run folder, an adapter or model folder, or a hub id."""
-    batch_size: int = 8
-    """Sequences that go through the model together."""
-    seed: int = 42
-    """Seed of random draws."""
-    dtype: Dtype = Dtype.auto
-    """As model.dtype."""
-    attention: Annotated[Attention, As("auto|sdpa|eager|flash_attention_2")] = Attention.auto
-    """As model.attention."""
-    device: Device = Device.auto
-    """As launcher.device."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generation(_Asking):
+class Generation(Asking):
     """Let a tuned model continue texts, or answer rows."""
 
     text: str | None = None
@@ -143,7 +111,7 @@ class Generation(_Asking):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Merge(_OnBase):
+class Merge(OnBase):
     """Put adapters into the weights of their base."""
 
     model: Annotated[tuple[str, ...], As("PLACE")]
@@ -191,7 +159,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuspectRows(_Trusting):
+class SuspectRows(Trusting):
     """Show the training rows of a run that it learnt late, never learnt, or forgot."""
 
     run: Annotated[str, POSITIONAL]
@@ -214,7 +182,7 @@ class Doctor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Comparing(_Asking):
+class _Comparing(Asking):
     no_base: bool = False
     """Leave the base out."""
     run_base: Annotated[str | None, NOT_TYPED] = None

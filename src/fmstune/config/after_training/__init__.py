@@ -1,0 +1,1 @@
+"""The verbs that use a tuned model: what each can be asked."""
