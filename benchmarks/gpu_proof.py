@@ -10,6 +10,7 @@ import json
 import platform
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
@@ -186,6 +187,7 @@ def page(result: dict[str, Any]) -> str:
         f"Written by `make gpu-proof` in {result.get('seconds', 0)} s.",
         "",
         f"- card: {result['card']}; CUDA {result['cuda']}",
+        *(["- small shapes, and without Liger, whose kernels need CUDA"] if result["device"] == "cpu" else []),
         f"- Python {result['python']}; {versions}",
         f"- outside the ranges of pyproject.toml: {', '.join(result['outside_the_ranges']) or 'nothing'}",
     ]
@@ -195,8 +197,9 @@ def page(result: dict[str, Any]) -> str:
 def table(result: dict[str, Any], part: str, title: str) -> Iterator[str]:
     """The items of one part as Markdown, in the order in which they ended."""
     items = [item for item in result["items"] if item["part"] == part]
-    passed = sum(item["outcome"] == "passed" for item in items)
-    yield from ("", f"## {title}", "", f"{passed} of {len(items)} passed.", "")
+    outcomes = Counter(item["outcome"] for item in items)
+    passed, others = outcomes.pop("passed", 0), ", ".join(f"{count} {name}" for name, count in outcomes.items())
+    yield from ("", f"## {title}", "", f"{passed} of {len(items)} passed{f' ({others})' if others else ''}.", "")
     yield from ("| what | outcome | figures | seconds |", "| --- | --- | --- | ---: |")
     yield from (f"| {one['name']} | {one['outcome']} | {_said(one)} | {one['seconds']} |" for one in items)
 

@@ -127,7 +127,7 @@ def test_the_page_names_the_card_each_figure_and_each_failure() -> None:
     assert "- card: H100; CUDA 13.0" in page and "- outside the ranges of pyproject.toml: torch 2.11.0" in page
     assert "| fsdp2 | failed | exit code 1 / trace | 3.0 |" in page
     assert "| 2x4096 | passed | times 1.25 | 50.0 |" in page
-    assert "0 of 1 passed." in page and "1 of 1 passed." in page
+    assert "0 of 1 passed (1 failed)." in page and "1 of 1 passed." in page
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,8 @@ def count_points(settings: HydraConf, overrides: Sequence[Override]) -> int:
 def swept_values(settings: HydraConf, swept: Collection[str]) -> list[tuple[str, str]]:
     """The fields that set a point apart from the others, with their values."""
     given = [word.lstrip("+").partition("=") for word in settings.overrides.task]
-    return [(key, value) for key, _, value in given if key in swept]
+    # Hydra's sweeper writes a reference as text that is to be read once more
+    return [(key, value.replace("\\{", "{").replace("\\}", "}")) for key, _, value in given if key in swept]
 
 
 def short_number(value: str) -> str:
