@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from fmstune.checks.job import job_notes, job_problems
-from fmstune.config import defaults, freeze, groups, job
+from fmstune.config import defaults, freeze, groups, hydra_internals, job
 from fmstune.config.compose import Composed, call_with_job, compose_job, compose_points
 from fmstune.config.hydra_internals import RecordingLoader
 from fmstune.config.job import FULL
@@ -229,6 +229,7 @@ def hydras_work(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
         seen["words"].append(word)
         return parse(self, word, rule)
 
+    monkeypatch.setattr(hydra_internals, "_read", {})
     monkeypatch.setattr(RecordingLoader, "load_configuration", composing)
     monkeypatch.setattr(OmegaConf, "load", loading)
     monkeypatch.setattr(OverridesParser, "parse_rule", parsing)
@@ -245,6 +246,38 @@ def test_one_job_is_composed_once_and_nothing_is_read_or_parsed_twice(hydras_wor
     assert len(hydras_work["files"]) == len({*hydras_work["files"]})
     # Hydra reads the forced form of a field, which is made without parsing
     assert hydras_work["words"] == list(words)
+
+
+def test_shipped_files_are_read_once_a_process_and_what_one_job_sets_is_in_no_other(
+    hydras_work: dict[str, list[str]],
+) -> None:
+    first = composed("peft=lora", "peft.target_modules=[q_proj]", "model.dtype=float32")
+    read = len(hydras_work["files"])
+    other = composed("peft=lora")
+    assert 0 < read == len(hydras_work["files"])
+    assert first.job.peft.target_modules == ["q_proj"]
+    assert (other.job.peft.target_modules, other.job.model.dtype) == (["q_proj", "v_proj"], "auto")
+    assert other.parts == composed("peft=lora").parts
+
+
+def test_a_file_of_a_users_folder_is_read_anew_by_each_job(tmp_path: Path) -> None:
+    file = tmp_path / "peft" / "wide.yaml"
+    file.parent.mkdir()
+    found = []
+    for rank in (64, 65):
+        file.write_text(f"_target_: peft.LoraConfig\nr: {rank}\n")
+        flags = HydraFlags(config_dir=str(tmp_path))
+        found.append(compose_job(parse_overrides(["peft=wide"], {"peft"}), flags).job.peft.r)
+    assert found == [64, 65]
+
+
+def test_a_file_may_choose_by_what_another_group_has_chosen(tmp_path: Path) -> None:
+    for folder in ("data", "amount"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("defaults:\n  - /amount@_here_: ${launcher}_rows\n  - _self_\n")
+    (tmp_path / "amount" / "local_rows.yaml").write_text("max_rows: 7\n")
+    flags = HydraFlags(config_dir=str(tmp_path))
+    assert compose_job(parse_overrides(["data=mine"]), flags).job.data.max_rows == 7
 
 
 def test_a_job_is_composed_as_hydra_alone_composes_it() -> None:

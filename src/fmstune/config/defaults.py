@@ -6,6 +6,7 @@ import re
 import typing
 from collections.abc import Mapping
 from enum import Enum
+from functools import cache
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -25,11 +26,16 @@ CALLS = re.compile(r"\$\{(usual_rate|by_method):.*\}", re.DOTALL)
 
 def register() -> None:
     """Give Hydra the defaults as `fields/…`, and OmegaConf the functions that files of conf/ call."""
+    _store_defaults()
+    for resolver in (first, usual_rate, by_method):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+
+
+@cache
+def _store_defaults() -> None:
     store = ConfigStore.instance()
     for name, cls in (("job", Job), ("slurm", Slurm), ("early_stopping", EarlyStopping)):
         store.store(group="fields", name=name, node=defaults_of(cls), provider=PROVIDER)
-    for resolver in (first, usual_rate, by_method):
-        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
 def defaults_of(cls: Any) -> dict[str, Any]:

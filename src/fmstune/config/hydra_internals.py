@@ -1,6 +1,8 @@
 """The parts of Hydra 1.3 and of OmegaConf 2.3 that are not their public interface; an import names what is missing."""
 
+import copy
 import os
+import pickle
 import warnings
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -20,14 +22,17 @@ from fmstune.errors import UserError, first_line
 from fmstune.upstream import explain_missing_names, require_attributes
 
 with explain_missing_names("hydra-core"):
+    from hydra._internal import defaults_list
     from hydra._internal.callbacks import Callbacks
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
+    from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository, IConfigRepository
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_automatic_config_search_path
 
     require_attributes(ConfigLoaderImpl, "_load_single_config", "_parse_overrides_and_create_caching_repo")
     require_attributes(ConfigLoaderImpl, "_process_config_searchpath", "repository")
+    require_attributes(ConfigRepository, "_find_object_source")
+    _create_interpolation_map = defaults_list._create_interpolation_map
 
 with explain_missing_names("omegaconf"):
     from omegaconf._utils import get_yaml_loader
@@ -42,6 +47,44 @@ class Part(NamedTuple):
     provider: str  # Hydra's name of the place that the file is from
     folder: str  # the folder or package of the file, as a URL; empty for the shipped ones
     tree: Any  # the values that it sets, references not resolved
+
+
+def _map_for_interpolations(overrides: Any, defaults_list: list[Any], self_added: bool) -> DictConfig:
+    """What `${…}` in a defaults list may refer to; Hydra makes it for every file, which is a sixth of composing."""
+    if any(one.is_interpolation() for one in defaults_list):
+        return _create_interpolation_map(overrides, defaults_list, self_added)
+    return OmegaConf.create()
+
+
+defaults_list._create_interpolation_map = _map_for_interpolations
+
+
+class _Repository(CachingConfigRepository):
+    """The files of one composition; a process reads and parses those of fmstune and of Hydra once for all of them."""
+
+    def __init__(self, delegate: ConfigRepository) -> None:
+        # Hydra copies it deeply, with all that its store holds; only the list of its sources is ever replaced
+        self.delegate = self._sources = copy.copy(delegate)
+        self.cache = {}
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        if config_path not in self.cache:
+            source = self._sources._find_object_source(config_path, ObjectType.CONFIG)
+            is_shipped = source is not None and source.scheme() == "pkg" and source.path in _SHIPPED
+            key = (str(source), config_path)
+            if key not in _read or not is_shipped:
+                self.cache[config_path] = found = self.delegate.load_config(config_path)
+                if is_shipped:
+                    # composing changes what it is given; unpickling takes a sixth of a copy
+                    _read[key] = pickle.dumps(found)
+            else:
+                self.cache[config_path] = pickle.loads(_read[key])
+        return self.cache[config_path]
+
+
+_SHIPPED = ("fmstune.conf", "hydra.conf")
+"""Packages whose files stay what they are while a process lives."""
+_read: dict[tuple[str, str], bytes] = {}
 
 
 def tree_of(field: str, value: Any) -> Any:
@@ -122,7 +165,7 @@ class RecordingLoader(ConfigLoaderImpl):
     def _parse_overrides_and_create_caching_repo(
         self, config_name: str | None, overrides: list[str]
     ) -> tuple[list[Override], CachingConfigRepository]:
-        parser, repository = OverridesParser.create(), CachingConfigRepository(self.repository)
+        parser, repository = OverridesParser.create(), _Repository(self.repository)
         parsed = [self._known.get(word) or choice_as_name(parser.parse_overrides([word])[0]) for word in overrides]
         self._process_config_searchpath(config_name, parsed, repository)
         self._files, self._fields = [], []
