@@ -9,6 +9,7 @@ from pathlib import Path
 
 import first_step
 import launching
+import learning_rate
 import packed_rows
 import pairs
 import planned_memory
@@ -24,7 +25,7 @@ import varlen
 
 _MODULES = (
     *(startup, first_step, launching, step, preparation),
-    *(packed_rows, varlen, prefix_sharing, planned_memory, sweep, stop_losers, suspects),
+    *(packed_rows, varlen, prefix_sharing, planned_memory, sweep, stop_losers, learning_rate, suspects),
 )
 BENCHMARKS = {module.__name__: module for module in _MODULES}
 RESULTS = Path(__file__).with_name("RESULTS.md")

@@ -40,11 +40,11 @@ from fmstune.cli.help import GROUPS
 from fmstune.config import choices as config_choices
 from fmstune.config import freeze
 from fmstune.config.compose import compose_job
-from fmstune.config.defaults import USUAL_RATE, usual_rate
+from fmstune.config.defaults import usual_rate
 from fmstune.config.groups import DEBUG, OPTIONAL, SEARCH, short_list
 from fmstune.config.job import FULL, LORA, LORAPLUS_LR_RATIO
 from fmstune.config.overrides import parse_overrides
-from fmstune.config.renamed_fields import OWNED, TRANSLATED, Translation
+from fmstune.config.renamed_fields import OWNED, TRANSLATED, USUAL_RATE, Translation
 from fmstune.config.requests import Verb, summary
 from fmstune.hardware import CARDS
 from fmstune.migrate import flags as fms_flags

@@ -40,7 +40,7 @@ def _do_verb(options: argparse.Namespace, until_the_end: ExitStack) -> int:
     """The exit code; an error is shown while the log of `until_the_end` is still kept."""
     try:
         try:
-            parent.interrupt_once(saves=options.verb is Verb.train and not options.prepare)
+            parent.interrupt_once(saves=options.verb is Verb.train and not (options.prepare or options.probe))
             if issubclass(options.verb.options, requests.RunnerRequest):
                 return _answer(options)
             return _act(options, until_the_end)
@@ -78,6 +78,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("job", type=Path, help="the frozen job.yaml of a run folder, or the JSON of a request")
     parser.add_argument("--verb", type=Verb, default=Verb.train, help=", ".join(verb.value for verb in Verb))
     parser.add_argument("--prepare", action="store_true", help="stop when the rows are tokenised and cached")
+    parser.add_argument("--probe", action="store_true", help="stop when short runs have chosen the learning rate")
     parser.add_argument("--command", help="what was typed, to be recorded")
     parser.add_argument("--recorded", type=Path, help="reproduce: the folder of the run to compare with")
     parser.add_argument("--again", type=Path, help="reproduce: the folder of the run again, to compare the weights")
@@ -125,7 +126,9 @@ def _act(options: argparse.Namespace, until_the_end: ExitStack) -> int:
         case Verb.reproduce:
             return reproduce.compare_facts(job, options.recorded, strict=options.strict, trusted=tuple(options.trusted))
         case _:
-            return pipeline.prepare(job) if options.prepare else pipeline.train(job, options.command)
+            if options.prepare:
+                return pipeline.prepare(job)
+            return pipeline.probe(job) if options.probe else pipeline.train(job, options.command)
 
 
 def _answer(options: argparse.Namespace) -> int:

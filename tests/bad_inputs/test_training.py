@@ -49,6 +49,41 @@ TOGETHER = [
         "training.optim=galore_adamw needs the package galore-torch; …",
         "training.optim=galore_adamw groups the parameters itself, and so does peft.loraplus_lr_ratio; choose one",
     ),
+    case("training.learning_rate=atuo", "training.learning_rate must be a number or auto, got 'atuo'"),
+    case(
+        "training.usual_learning_rate=1e-3",
+        "training.usual_learning_rate is where training.learning_rate=auto looks; set that to auto, or leave this out",
+    ),
+    case(
+        "training.learning_rate=auto training.usual_learning_rate=20",
+        "training.usual_learning_rate must be a number above 0 and below 10, got 20",
+    ),
+    case(
+        "training.learning_rate=auto launcher=slurm launcher.num_processes=2",
+        "training.learning_rate=auto probes before a job is queued, and launcher.slurm trains elsewhere; give a …",
+    ),
+    case(
+        "training.learning_rate=auto launcher=ddp launcher.device=cpu launcher.num_machines=2 launcher.num_processes=2 "
+        "launcher.main_process_ip=localhost output_dir=run",
+        "training.learning_rate=auto probes on one machine, and launcher.num_machines=2; give a number",
+    ),
+    case(
+        "training.learning_rate=auto training.lr_scheduler_type=reduce_lr_on_plateau training.eval_strategy=epoch",
+        "training.learning_rate=auto cannot try training.lr_scheduler_type=reduce_lr_on_plateau in short …",
+    ),
+    case(
+        "training.learning_rate=auto training.lr_scheduler_type=cosine_with_min_lr "
+        "'training.lr_scheduler_kwargs={min_lr: 1e-6}'",
+        "training.lr_scheduler_kwargs: min_lr does not fit a learning rate of auto; give min_lr_rate, a share of it",
+    ),
+    case(
+        "training.learning_rate=auto data.streaming=true data.eval=null training.max_steps=100",
+        "training.learning_rate=auto measures on held-out rows; set data.eval or data.eval_fraction",
+    ),
+    case(
+        "training.learning_rate=auto training.max_steps=20",
+        "training.learning_rate=auto: a run of 20 steps is too short for probes, which need 40; give a number",
+    ),
     case("peft=ia3 peft.feedforward_modules=[down_prj]", "peft.feedforward_modules: no module is named 'down_prj'; …"),
     case("peft=prompt_tuning training.padding_free=true", "training.padding_free lets documents …; set …=false"),
     case(

@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_module
 from fmstune.config import compose as composition
 from fmstune.config import defaults, freeze, groups
 from fmstune.config.job import FULL, Job
+from fmstune.config.renamed_fields import USUAL_RATE
 from tests.conftest import Result
 
 
@@ -32,7 +33,7 @@ def training(*words: str) -> dict[str, Any]:
 @pytest.mark.usefixtures("composing")
 def test_every_method_has_its_usual_rate_in_its_own_file(peft: str) -> None:
     text = (Path(composition.__file__).parents[3] / "conf" / "peft" / f"{peft}.yaml").read_text(encoding="utf-8")
-    assert training("model=llama2_7b", f"peft={peft}")["learning_rate"] == yaml.safe_load(text)[defaults.USUAL_RATE]
+    assert training("model=llama2_7b", f"peft={peft}")["learning_rate"] == yaml.safe_load(text)[USUAL_RATE]
 
 
 @pytest.mark.sampled(6)
@@ -70,7 +71,7 @@ def test_an_explicit_rate_always_wins(model: str, fmstune: Callable[..., Result]
 
 def test_a_job_holds_the_rate_in_training_alone() -> None:
     with pytest.raises(Exception, match="usual_learning_rate"):
-        freeze.freeze({"peft": {"_target_": "peft.LoraConfig", defaults.USUAL_RATE: 1e-4}})
+        freeze.freeze({"peft": {"_target_": "peft.LoraConfig", USUAL_RATE: 1e-4}})
 
 
 def test_cfg_job_prints_every_field_of_the_job_in_their_order(fmstune: Callable[..., Result]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import learning_rate
 import pairs
 import results
 import stop_losers
@@ -182,6 +183,16 @@ def test_those_that_train() -> None:
 
 
 @pytest.mark.soak
+def test_the_one_of_the_learning_rate() -> None:
+    (figures,) = quick("learning_rate.py").values()
+    assert figures == [
+        "texts, lora: held-out loss above the grid's best",
+        "steps of the probes, of those of the grid",
+        "seconds of the probes, of those of the grid",
+    ]
+
+
+@pytest.mark.soak
 def test_the_one_of_suspects() -> None:
     (figures,) = quick("suspects.py").values()
     assert figures == ["flipped rows among the first suspects", "macro F1 without the suspects, less that with all"]
@@ -210,12 +221,20 @@ def test_a_replayed_sweep_counts_its_steps_and_compares_its_winner() -> None:
     assert stop_losers.replay([good, sudden], by) == (pytest.approx(0.6), False, False, pytest.approx(0.5))
 
 
+def test_a_probed_rate_is_compared_with_the_best_of_the_grid() -> None:
+    grid = [{"loss": loss, "steps": 100, "seconds": 10.0, "probes": None} for loss in (0.9, 0.8, 1.0)]
+    probes = [{"steps": 5, "seconds": 1.0}, {"steps": 20, "seconds": 2.0}]
+    chosen = {"loss": 0.82, "steps": 100, "seconds": 10.0, "probes": probes}
+    found = learning_rate.compare([*grid, chosen])
+    assert found == (pytest.approx(0.025), pytest.approx(0.02), pytest.approx(25 / 300), pytest.approx(0.1))
+
+
 def test_every_benchmark_is_tried_here_and_is_part_of_make_bench() -> None:
     # those of the proof on a GPU have tests of their own (test_gpu_proof.py)
     stems = {path.stem for path in BENCHMARKS.glob("*.py") if not path.stem.startswith("gpu_")}
     scripts = stems - {"pairs", "results", "run_all", "subjects"}
     trains = {"first_step", "launching", "planned_memory", "prefix_sharing", "step", "sweep", "varlen"}
-    trains |= {"stop_losers", "suspects"}
+    trains |= {"learning_rate", "stop_losers", "suspects"}
     assert scripts == {*trains, "packed_rows", "preparation", "startup"}
     run_all = (BENCHMARKS / "run_all.py").read_text()
     assert all(f"import {script}\n" in run_all for script in scripts)

@@ -5,7 +5,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from fmstune.config.choices import Auto
 from fmstune.config.job import LORAPLUS_LR_RATIO, Job
+from fmstune.config.renamed_fields import USUAL_RATE
 from fmstune.config.requests import RunnerRequest
 from fmstune.errors import Problem, shown
 
@@ -78,7 +80,10 @@ _LIMITS: Mapping[str, Limit] = {
     **{f"training.per_device_{part}_batch_size": AT_LEAST_1 for part in ("train", "eval")},
     "training.gradient_accumulation_steps": AT_LEAST_1,
     "training.max_steps": Limit(lambda n: n > 0 or n == -1, "at least 1, or -1 to train for training.num_train_epochs"),
-    "training.learning_rate": Limit(lambda number: 0 < number < 10, "above 0 and below 10"),
+    "training.learning_rate": Limit(lambda rate: rate == Auto.auto or 0 < rate < 10, "above 0 and below 10"),
+    f"training.{USUAL_RATE}": Limit(
+        lambda rate: type(rate) in (int, float) and 0 < rate < 10, "a number above 0 and below 10"
+    ),
     **dict.fromkeys(("training.warmup_steps", "training.weight_decay", "training.max_grad_norm"), _AT_LEAST_0),
     **dict.fromkeys(("training.label_smoothing_factor", "training.neftune_noise_alpha"), _AT_LEAST_0),
     "training.dataloader_num_workers": Limit(lambda number: 0 <= number <= MOST_THREADS, f"from 0 to {MOST_THREADS:,}"),

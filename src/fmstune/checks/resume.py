@@ -13,6 +13,7 @@ from fmstune.errors import Problem, UserError, shown
 from fmstune.flatten import flat_differences
 from fmstune.runs import checkpoints, run_folder
 from fmstune.runs.checkpoints import Chosen
+from fmstune.runs.learning_rate import with_chosen_rate
 
 AUTO = "auto"
 """`training.resume=auto`: resume from the newest complete checkpoint in the run's own folder, if any."""
@@ -104,7 +105,8 @@ def _different(job: Job, job_file: Path, allowed: re.Pattern[str]) -> Iterator[t
     named = [job.data.format, *job.tracking.values(), *job.callbacks.others.values()]
     targets = [job.objective._target_, *(one["_target_"] for one in named)]
     former = freeze.read(job_file, trusted=[target.partition(".")[0] for target in targets]).job
-    here, there = (yaml.safe_load(freeze.dump(given)) for given in (job, former))
+    settled = (with_chosen_rate(given, job_file.parent) for given in (job, former))
+    here, there = (yaml.safe_load(freeze.dump(given)) for given in settled)
     for name, one, other in flat_differences(here, there, shown, "not given"):
         if not allowed.fullmatch(name):
             yield name, one, other

@@ -4,10 +4,13 @@ import importlib.util
 from collections.abc import Iterator
 
 from fmstune.checks.peft import PREFIXES, learns_a_prompt, makes_its_prompt
+from fmstune.checks.resume import AUTO
 from fmstune.config.choices import Device
 from fmstune.config.job import LORAPLUS_LR_RATIO, Job, has_held_out
 from fmstune.config.metrics import Place, metrics_of, names_at
+from fmstune.config.renamed_fields import USUAL_RATE
 from fmstune.errors import Problem, did_you_mean
+from fmstune.runs.learning_rate import is_rate_open
 
 _LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
 """transformers' `trainer_log_levels` (training_args.py)."""
@@ -35,6 +38,7 @@ def training_problems(job: Job) -> Iterator[Problem]:
             hint = did_you_mean(word, _LOG_LEVELS)
             yield Problem(f"training.{name}", f"must be one of {', '.join(_LOG_LEVELS)}; got {word!r}{hint}")
     yield from _optimizer_problems(job)
+    yield from _open_rate_problems(job)
     yield from _evaluation_problems(job)
     yield from _best_model_problems(job)
     if training.get("packing_strategy") == "wrapped":
@@ -59,6 +63,35 @@ def _optimizer_problems(job: Job) -> Iterator[Problem]:
     if package is not None and job.peft.get(LORAPLUS_LR_RATIO) is not None:
         text = f"={optim} groups the parameters itself, and so does peft.{LORAPLUS_LR_RATIO}; choose one"
         yield Problem("training.optim", text)
+
+
+def _open_rate_problems(job: Job) -> Iterator[Problem]:
+    """Yield a problem for what keeps probes from choosing the learning rate."""
+    training, field = job.training, "training.learning_rate"
+    usual = training.get(USUAL_RATE)
+    if not is_rate_open(job):
+        if usual is not None:
+            yield Problem(f"training.{USUAL_RATE}", f"is where {field}=auto looks; set that to auto, or leave this out")
+        return
+    if usual is None:
+        yield Problem(f"training.{USUAL_RATE}", f"must be given: {field}=auto looks around it")
+    if job.launcher.slurm is not None:
+        hint = "give a number, or make the points of a sweep jobs with hydra/launcher=submitit_slurm"
+        yield Problem(field, f"=auto probes before a job is queued, and launcher.slurm trains elsewhere; {hint}")
+    if job.launcher.num_machines > 1:
+        text = f"=auto probes on one machine, and launcher.num_machines={job.launcher.num_machines}; give a number"
+        yield Problem(field, text)
+    if training.get("resume") not in (None, AUTO):
+        yield Problem(field, "=auto: a resumed run keeps the rate of its checkpoint; give that number")
+    if training.get("lr_scheduler_type") == "reduce_lr_on_plateau":
+        yield Problem(
+            field, "=auto cannot try training.lr_scheduler_type=reduce_lr_on_plateau in short runs; give a number"
+        )
+    if "min_lr" in (training.get("lr_scheduler_kwargs") or {}):
+        hint = "give min_lr_rate, a share of it"
+        yield Problem("training.lr_scheduler_kwargs", f": min_lr does not fit a learning rate of auto; {hint}")
+    if job.data.streaming and not has_held_out(job.data):
+        yield Problem(field, "=auto measures on held-out rows; set data.eval or data.eval_fraction")
 
 
 def _evaluation_problems(job: Job) -> Iterator[Problem]:

@@ -13,6 +13,7 @@ from fmstune.config.job import Job
 from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.files import write_aside
 from fmstune.runs import checkpoints, run_folder
+from fmstune.runs.learning_rate import with_chosen_rate
 from fmstune.runs.losers import what_stops
 
 
@@ -33,7 +34,7 @@ def claim_folder(job: Job) -> Claim:
         return _joined(job, Path(given))
     for number in range(1, 1000):
         folder = Path(given) if given is not None else _default_folder(job.name, number)
-        claimed = dataclasses.replace(job, output_dir=str(folder))
+        claimed = dataclasses.replace(with_chosen_rate(job, folder), output_dir=str(folder))
         raise_if_any(folder_problems(folder, job) if given is not None else ())
         if given is not None and (folder / run_folder.JOB).is_file():
             raise_if_any(_trained_problems(folder))

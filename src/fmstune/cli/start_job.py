@@ -4,7 +4,8 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,10 +24,11 @@ from fmstune.config.requests import RunnerRequest, ShowData, Verb, write_request
 from fmstune.data.preparation import was_prepared
 from fmstune.errors import UserError, raise_if_any
 from fmstune.exit_codes import INTERNAL_ERROR, exit_code_of
-from fmstune.files import write_json
+from fmstune.files import write_aside, write_json
 from fmstune.launch import caller, preemption, slurm, subprocesses
-from fmstune.runs import log, run_folder
+from fmstune.runs import learning_rate, log, run_folder
 from fmstune.runs.report import terminal_summary
+from fmstune.sweeps import warm
 from fmstune.sweeps.callback import raise_if_no_sweep
 
 Start = Callable[[Sequence[str], Mapping[str, str]], int]
@@ -69,6 +71,10 @@ def history_of(composed: Composed, job: Job, line: CommandLine) -> History | Non
 def start_job(frozen: freeze.Frozen, line: CommandLine, history: History | None, start: Start | None = None) -> int:
     """Check what the parent can, then hand the job to the runner, which `start` starts."""
     job = frozen.job
+    if "debug" in job.callbacks.others and learning_rate.is_rate_open(job):
+        job = learning_rate.with_usual_rate(job)
+        rate = job.training["learning_rate"]
+        print(f"fmstune: note: debug=… tries the job at its usual rate, {rate:g}: nothing is probed", file=sys.stderr)
     if history is not None and line.verb is Verb.train and smoke.is_smoke(job):
         return _try_in_small(job, line, history, start)
     raise_if_any([*job_problems(job), *hub_problems(job, line.verb)])
@@ -150,9 +156,12 @@ def _train_claimed(claimed: claim_folder.Claim, flags: Sequence[str], history: H
             raise
         print(slurm.submitted(number, folder))
         return 0
-    code, prepared = 0, was_prepared(claimed.job)
-    for argv in subprocesses.commands(claimed.job, folder / run_folder.JOB, *flags, prepared=prepared):
-        code = code or (start or subprocesses.start)(argv, subprocesses.environment(claimed.job.launcher, os.environ))
+    with _starting(start, probes=learning_rate.is_rate_open(job)) as begin:
+        code = 0
+        if learning_rate.is_rate_open(job):
+            code = _run_processes(job, folder, [*flags, "--probe"], begin)
+            job = job if code else _with_recorded_choice(job, folder)
+        code = code or _run_processes(job, folder, flags, begin)
     if not (folder / run_folder.SUMMARY).is_file():  # nothing was trained: leave nothing behind
         claim_folder.release_folder(claimed)
         return exit_code_of(code) or INTERNAL_ERROR
@@ -162,6 +171,34 @@ def _train_claimed(claimed: claim_folder.Claim, flags: Sequence[str], history: H
         print(f"fmstune: machine {job.launcher.machine_rank} ended; machine 0 shows the run", file=sys.stderr)
         return exit_code_of(code)
     return _show_summary(job, folder, flags, exit_code_of(code))
+
+
+@contextmanager
+def _starting(start: Start | None, *, probes: bool) -> Iterator[Start]:
+    """What starts a runner: where probes come first, one warm process for both, so that libraries are imported once."""
+    if start is not None or not probes:
+        yield start or subprocesses.start
+        return
+    try:
+        yield warm.start_forked
+    finally:
+        warm.close()
+
+
+def _run_processes(job: Job, folder: Path, flags: Sequence[str], start: Start) -> int:
+    """Run what the job's launcher starts, one process after the other; the first failure's exit code."""
+    code, prepared = 0, was_prepared(job)
+    for argv in subprocesses.commands(job, folder / run_folder.JOB, *flags, prepared=prepared):
+        code = code or start(argv, subprocesses.environment(job.launcher, os.environ))
+    return code
+
+
+def _with_recorded_choice(job: Job, folder: Path) -> Job:
+    """The job with the rate that probes have chosen, written into the run folder: it is what runs."""
+    chosen = learning_rate.with_chosen_rate(job, folder)
+    with write_aside(folder / run_folder.JOB) as aside:
+        freeze.write(chosen, aside)
+    return chosen
 
 
 def _show_summary(job: Job, folder: Path, flags: Sequence[str], code: int) -> int:

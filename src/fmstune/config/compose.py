@@ -18,11 +18,13 @@ from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf
 
 from fmstune.config import defaults
+from fmstune.config.choices import Auto
 from fmstune.config.composing_errors import no_such_choice
 from fmstune.config.flags import words_of
 from fmstune.config.groups import GROUPS, choices, group_names
 from fmstune.config.hydra_internals import Callbacks, Hydra, Part, RecordingLoader
 from fmstune.config.overrides import allow_new_fields, text_of, unknown_choices
+from fmstune.config.renamed_fields import USUAL_RATE
 from fmstune.config.requests import NO_HYDRA_FLAGS, HydraFlags
 from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.exit_codes import USER_ERROR
@@ -52,7 +54,22 @@ class Composed:
 
     def tree(self) -> dict[str, Any]:
         """The job as plain data."""
-        return plain_tree(self.job)
+        return plain_tree(_with_usual_rate(self.job, self.parts))
+
+
+def _with_usual_rate(config: DictConfig, parts: Sequence[Part]) -> DictConfig:
+    """Beside `training.learning_rate=auto` the rate that the job would have without it, around which probes look."""
+    written: Any = OmegaConf.to_container(config, resolve=False)
+    training = written.get("training")
+    if not isinstance(training, dict) or training.get("learning_rate") != Auto.auto.value:
+        return config
+    groups = [group for part in parts if isinstance(group := part.tree.get("training"), dict)]
+    rates = [rate for group in groups if (rate := group.get("learning_rate")) not in (None, Auto.auto.value)]
+    if not rates or USUAL_RATE in training:
+        return config
+    config = copy.deepcopy(config)
+    OmegaConf.update(config, f"training.{USUAL_RATE}", rates[-1], force_add=True)
+    return config
 
 
 def plain_tree(config: DictConfig) -> dict[str, Any]:
@@ -64,7 +81,7 @@ def plain_tree(config: DictConfig) -> dict[str, Any]:
             OmegaConf.update(config, str(key), _MISSING)
     tree: Any = OmegaConf.to_container(config, resolve=True)
     if isinstance(peft := tree.get("peft"), dict):
-        peft.pop(defaults.USUAL_RATE, None)
+        peft.pop(USUAL_RATE, None)
     return {str(key): _with_missing(value) for key, value in tree.items()}
 
 

@@ -38,7 +38,7 @@ def convert(value: Any, field: Field) -> Any:
         if field.optional:
             return None
         raise ValueError(f"must be {_kinds(field)}, got null")
-    if not field.primitives:
+    if not field.primitives or (isinstance(value, str) and value in field.words):
         return value
     if {dict, str} <= {*field.primitives} and isinstance(value, str):
         # text is the JSON of a mapping in TrainingArguments, which looks at it while training
@@ -96,7 +96,7 @@ def _kinds(field: Field) -> str:
     of = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of text"}
     names |= {list: " or ".join(of[kind] for kind in field.items) or names[list]}
     kinds = [names.get(kind, kind.__name__) for kind in field.primitives]
-    return " or ".join([*kinds, *(["null"] if field.optional else [])])
+    return " or ".join([*kinds, *field.words, *(["null"] if field.optional else [])])
 
 
 def unknown_field(path: str, known: Collection[str], of: str = "") -> Problem:

@@ -14,12 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from fmstune.config import groups, named_classes
 from fmstune.config.job import FULL, LORAPLUS_LR_RATIO, EarlyStopping, Job, Slurm
-from fmstune.config.renamed_fields import with_format_settings
+from fmstune.config.renamed_fields import USUAL_RATE, with_format_settings
 
 PROVIDER = "fmstune dataclasses"
 """Name under which Hydra knows that a value is the default of a dataclass."""
-USUAL_RATE = "usual_learning_rate"
-"""The key of a peft file that `training.learning_rate` refers to; it is for composing only, and no field of a job."""
 CALLS = re.compile(r"\$\{(usual_rate|by_method):.*\}", re.DOTALL)
 """A value of `training` that depends on the method."""
 

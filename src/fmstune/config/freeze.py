@@ -210,7 +210,7 @@ def _objective_problems(tree: Mapping[str, Any], trusted: Sequence[str]) -> Iter
 
 def _training(tree: Mapping[str, Any], config_class: str, problems: list[Problem], notes: list[str]) -> dict[str, Any]:
     """The training group: early names translated, names that others own refused, the rest typed by TRL's class."""
-    fields = upstream_fields.fields_of(config_class)
+    fields = upstream_fields.training_fields(config_class)
     values: dict[str, Any] = {}
     for given, early in tree.items():
         path, translation = f"training.{given}", renamed_fields.TRANSLATED.get(given, renamed_fields.Translation(given))

@@ -102,7 +102,9 @@ OWNED: Mapping[str, str] = {
 }
 """Names that `training` refuses, each with where the setting lives."""
 
-OWN: tuple[str, ...] = ("resume",)
+USUAL_RATE = "usual_learning_rate"
+"""The key of a peft file that `training.learning_rate` refers to, and of `training` where `auto` looks around it."""
+OWN: tuple[str, ...] = ("resume", USUAL_RATE)
 """Keys of `training` that are fmstune's and never reach SFTConfig."""
 MOVED_TARGETS = {"fmstune.adapters.": "fmstune.models.adapters.", "fmstune.formats.": "fmstune.data.formats."}
 """Modules whose functions frozen jobs of before name as `_target_`, and where these are now."""

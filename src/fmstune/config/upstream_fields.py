@@ -6,7 +6,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -32,6 +32,8 @@ class Field:
     choices: tuple[str, ...] = ()
     items: tuple[type, ...] = ()
     """What a list holds, where all of it is one kind of plain value; nothing: any value goes."""
+    words: tuple[str, ...] = ()
+    """Words that stand for a value which fmstune finds, in addition to what the class takes."""
 
 
 def field_of(name: str, hint: Any, listed: Sequence[str] = ()) -> Field:
@@ -80,6 +82,12 @@ def fields_of(target: str) -> Mapping[str, Field]:
             if not field.startswith("_") and getattr(arguments.get("init"), "value", True) is not False:
                 found.setdefault(field, field_of(field, _hint(statement, enums), _choices(arguments.get("metadata"))))
     return found
+
+
+def training_fields(config_class: str) -> Mapping[str, Field]:
+    """The fields of the group `training`: those of the class, where the learning rate may also be `auto`."""
+    fields, rate = fields_of(config_class), "learning_rate"
+    return {**fields, rate: replace(fields[rate], words=("auto",))} if rate in fields else fields
 
 
 def defaults_in_source(target: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ def _is_mapping(value: Any) -> bool:
 
 
 _TEXT = Kind("a text", _is_text)
+_NUMBER = Kind("a number", lambda value: type(value) in (int, float))
 _TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(map(_is_text, value)))
 _MAPPING = Kind("a mapping", _is_mapping)
 _ROWS = Kind("a list of mappings", lambda value: isinstance(value, list) and all(map(_is_mapping, value)))
@@ -36,6 +37,7 @@ _EXPECTED: Mapping[str, Mapping[str, Kind]] = {
     },
     "sources.json": {"words": _TEXTS, "sources": _NAMED_TEXTS},
     "samples.json": {"rows": _ROWS},
+    "learning_rate.json": {"rate": _NUMBER, "probes": _ROWS},
     "tracking.json": {"": _MAPPINGS},
     "lock.json": dict.fromkeys(("packages", "data_hashes", "data_rows"), _MAPPING),
 }

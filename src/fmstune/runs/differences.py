@@ -20,7 +20,7 @@ _DECIDES = re.compile(
     r"|TORCH_ALLOW_TF32_CUBLAS_OVERRIDE)"
 )
 """Variables that change how sums are rounded."""
-_NOT_COMPARED = frozenset({"command", "data_rows", "data_files"})
+_NOT_COMPARED = frozenset({"command", "data_rows", "data_files", "learning_rate"})
 """Recorded for a reader; other facts hold the same."""
 _NEEDED = ("fmstune", "packages", "seed", "data_hashes")
 """Every `lock.json` has these."""

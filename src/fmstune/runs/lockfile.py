@@ -24,7 +24,7 @@ from fmstune.config.job import Job, Model, sources
 from fmstune.data.locate import local_files
 from fmstune.errors import UserError, without_secrets
 from fmstune.files import resolve, user_path, write_aside, write_json
-from fmstune.runs import run_folder
+from fmstune.runs import learning_rate, run_folder
 
 PACKAGES = (
     *("accelerate", "datasets", "huggingface-hub", "hydra-core", "jinja2", "numpy", "omegaconf", "peft", "pyarrow"),
@@ -84,6 +84,8 @@ class Lock:
     """sha256 of the model's configuration as JSON."""
     model_commits: dict[str, str]
     """Commit of each model that came from the hub, by field."""
+    learning_rate: dict[str, Any] | None = None
+    """The choice of `training.learning_rate=auto`: the rate, its interval and its probes; null where it was given."""
     data_files: dict[str, dict[str, str]] | None = None
     """sha256 of each data file by field and name; null until they are hashed."""
     model_files: dict[str, dict[str, str]] | None = None
@@ -113,6 +115,7 @@ def collect_lock(job: Job, *, device: str, model_config: str, command: str | Non
         environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         model_config_hash=hashlib.sha256(model_config.encode()).hexdigest(),
         model_commits=_commits(job.model),
+        learning_rate=dict(learning_rate.read_choice(Path(str(job.output_dir)))) or None,
         **data,
     )
 

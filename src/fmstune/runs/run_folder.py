@@ -30,6 +30,8 @@ SAMPLES = "samples.json"
 """The first held-out rows, with the answers of base and tuned model."""
 TRACKING = "tracking.json"
 """The id and the place of each tracker's run, to continue it after a resume."""
+LEARNING_RATE = "learning_rate.json"
+"""What `training.learning_rate=auto` became, with the probes that chose it."""
 SUMMARY = "summary.json"
 MODEL = "model"
 
@@ -38,7 +40,7 @@ CHAT = "fmstune.data.formats.chat"
 ASKED_ALIKE = {"template_kwargs": "chat_template_kwargs", "reasoning": "chat_reasoning"}
 """Its settings that decide how a model is asked, each with its key in the model's `tokenizer_config.json`."""
 
-UNBEGUN = (JOB, SOURCES, LOCK_FILE, log.LOG, processes.FILE)
+UNBEGUN = (JOB, SOURCES, LOCK_FILE, LEARNING_RATE, log.LOG, processes.FILE)
 """What is in the folder of a run that has not begun; it is removed when the run is refused."""
 MARKS = (JOB, PROVENANCE, METRICS, SUMMARY, MODEL)
 """Any of these files makes a folder a run folder."""

@@ -4,8 +4,10 @@ import dataclasses
 import os
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import filelock
 import torch
@@ -30,11 +32,14 @@ from fmstune.launch import caller
 from fmstune.models import adapter_targets, architecture, load
 from fmstune.models.load import Tokenizer
 from fmstune.runs import run_folder
+from fmstune.runs.learning_rate import is_rate_open, with_usual_rate
 from fmstune.tables import show_bytes
 from fmstune.training import planning, preflight, row_checks
 from fmstune.training.arguments import training_arguments
 from fmstune.training.objectives.base import load_objective
 from fmstune.training.preflight import Checked
+from fmstune.training.rate_probes.ladder import plan_ladder
+from fmstune.training.rate_probes.probes import choose_rate
 from fmstune.training.run import train_job
 
 
@@ -79,6 +84,8 @@ def check(job: Job) -> int:
 
 def _print_plan(job: Job, made: Plan, checked: Checked, prepared: Prepared | None) -> None:
     print(render_plan(made))
+    if is_rate_open(job):
+        print(plan_ladder(made.total_steps).line())
     for note in (*checked.notes, *precision_notes(checked.precision, checked.peft is not None)):
         print(f"note: {note}")
     available = planning.find_device_bytes(job.launcher, checked.device)
@@ -137,8 +144,36 @@ def train(job: Job, command: str | None = None) -> int:
     """Check, prepare, train; in the run folder that the parent made. `command` is what was typed."""
     if job.output_dir is None:
         raise UserError("output_dir", "must be given when the runner is started by hand")
+    with _settled(job) as settled:
+        job, checked, tokenizer, prepared, made = settled
+        _print_plan(job, made, checked, prepared)
+        print(flush=True)
+        train_job(job, checked, tokenizer, prepared, made, command)
+    return 0
+
+
+def probe(job: Job) -> int:
+    """Check, prepare, and choose the learning rate by short runs; the run folder keeps the choice."""
+    with _settled(job) as settled:
+        choose_rate(settled.job, settled.checked, settled.tokenizer, settled.prepared, settled.plan)
+    return 0
+
+
+class _Settled(NamedTuple):
+    """A job with all that is known and loaded before its model."""
+
+    job: Job
+    checked: Checked
+    tokenizer: Tokenizer
+    prepared: Prepared
+    plan: Plan
+
+
+@contextmanager
+def _settled(job: Job) -> Iterator[_Settled]:
+    """Check and prepare a job in its run folder, which is this process's until the end."""
     rank = ranks.here()
-    with run_folder.lock_folder(Path(job.output_dir)) if rank.is_main else nullcontext():
+    with run_folder.lock_folder(Path(str(job.output_dir))) if rank.is_main else nullcontext():
         checked = _checked(job)
         # processes that were started without preparing: one of each machine tokenises
         with filelock.FileLock(cache.place() / ".preparing") if rank.started else nullcontext():
@@ -147,10 +182,7 @@ def train(job: Job, command: str | None = None) -> int:
         checked = preflight.with_tokenizer(job, checked, tokenizer)
         job, checked, rows = preflight.settle_sharing(job, checked, planning.count_rows(job, prepared))
         made = planning.make_plan(job, checked, rows, prepared, shown=rank.is_main)
-        _print_plan(job, made, checked, prepared)
-        print(flush=True)
-        train_job(job, checked, tokenizer, prepared, made, command)
-    return 0
+        yield _Settled(job, checked, tokenizer, prepared, made)
 
 
 def _checked(job: Job) -> Checked:
@@ -168,7 +200,8 @@ def _checked(job: Job) -> Checked:
 def _check_arguments(job: Job, checked: Checked) -> None:
     """Raise what TRL refuses; where the device is only planned for, TRL would refuse that it is not there."""
     if checked.device != "cuda" or torch.cuda.is_available():
-        arguments = training_arguments(job, load_objective(job), checked, Path(job.output_dir or "."))
+        usual = with_usual_rate(job)
+        arguments = training_arguments(usual, load_objective(job), checked, Path(job.output_dir or "."))
         raise_if_any(preflight.optimizer_problems(arguments))
 
 

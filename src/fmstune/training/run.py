@@ -26,7 +26,7 @@ from fmstune.launch import parent
 from fmstune.models import adapters, base_identity, compiled, liger, load, save, sharding
 from fmstune.models.flop_count.batch import BatchFlops
 from fmstune.models.load import Tokenizer
-from fmstune.runs import checkpoints, lockfile, model_card, run_folder
+from fmstune.runs import checkpoints, learning_rate, lockfile, model_card, run_folder
 from fmstune.runs.looks import identify_rows
 from fmstune.runs.losers import what_stops
 from fmstune.training import figures, memory, tracking
@@ -48,7 +48,8 @@ def train_job(
     assert job.output_dir is not None
     folder, main = Path(job.output_dir), ranks.here().is_main
     start = {"name": job.name, "plan": plan_values(plan), "preparation_seconds": prepared.seconds}
-    start |= {"chosen": dict(checked.chosen)} if checked.chosen else {}
+    chosen = {**checked.chosen, **_chosen_rate(folder)}
+    start |= {"chosen": chosen} if chosen else {}
     with ExitStack() as until_the_end:
         checkpoint, done, lock = None, 0, None
         if main:
@@ -66,7 +67,13 @@ def train_job(
         tracked = until_the_end.enter_context(tracking.tracked(job, folder, done, writes=main))
         save.keep_asking(tokenizer.tokenizer, job.data.format)
         objective = load_objective(job)
-        trainer, seconds = _build_trainer(objective, job, checked, tokenizer, prepared, folder)
+        watching = [
+            MetricsFile(folder / run_folder.METRICS),
+            Progress(metrics_of(job)),
+            LossPlot(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT),
+            Fingerprints(folder, modules=not compiled.asks_compiled(job.training)),
+        ]
+        trainer, seconds = build_trainer(objective, checked, tokenizer, prepared, watching)
         trainer.adapter_base = base_model
         # the main process has looked at its files
         checkpoint = _agree(checkpoint, prepared.identity["data_hashes"])
@@ -97,6 +104,15 @@ def train_job(
             draw_loss(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT)
             weights = {"weights_sha256": lockfile.hash_weights(folder / run_folder.MODEL)}
             run_folder.update_summary(folder, {**results, **weights})
+
+
+def _chosen_rate(folder: Path) -> dict[str, Any]:
+    """What probes have made of `training.learning_rate=auto`, by the field; empty where the rate was given."""
+    found = learning_rate.read_choice(folder)
+    if not found:
+        return {}
+    why = f"{len(found['probes'])} probes; {found['low']:.2g} to {found['high']:.2g}"
+    return {"training.learning_rate": {"value": found["rate"], "why": why}}
 
 
 def _choose_checkpoint(job: Job) -> tuple[Path | None, int]:
@@ -222,16 +238,17 @@ def _recorded(folder: Path, start: dict[str, Any]) -> Iterator[None]:
         run_folder.update_summary(folder, {"status": run_folder.FINISHED})
 
 
-def _build_trainer(
-    objective: BaseObjective, job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, folder: Path
+def build_trainer(
+    objective: BaseObjective, checked: Checked, tokenizer: Tokenizer, prepared: Prepared, watching: list[Any]
 ) -> tuple[RunMixin, dict[str, Any]]:
-    """The trainer around the model, and what building it took."""
+    """Return the trainer of the objective's job around the model, with these callbacks, and what building it took."""
+    job = objective.job
     # before the model: a new adapter's weights are random
     set_seed(job.seed)
     before = memory.now(checked.device)
     begun = time.perf_counter()
     # before the model: this joins the processes into a group, in which one of them reads the weights
-    settings = training_arguments(job, objective, checked, folder)
+    settings = training_arguments(job, objective, checked, Path(str(job.output_dir)))
     base = load.load_model(
         job.model,
         tokenizer,
@@ -255,12 +272,7 @@ def _build_trainer(
         # by name where there are several sets; Trainer puts the name into the metric's
         eval_dataset=watched.get("", watched) if held_out and job.training.get("eval_strategy", "no") != "no" else None,
         processing_class=tokenizer.tokenizer,
-        callbacks=[
-            MetricsFile(folder / run_folder.METRICS),
-            Progress(metrics_of(job)),
-            LossPlot(folder / run_folder.METRICS, folder / run_folder.LOSS_PLOT),
-            Fingerprints(folder, modules=not compiled.asks_compiled(job.training)),
-        ],
+        callbacks=watching,
         loraplus_lr_ratio=job.peft.get(LORAPLUS_LR_RATIO),
     )
     trainer.remove_callback(PrinterCallback)

@@ -26,6 +26,10 @@ from fmstune.training.legs import Begun, Done, Figures, Leg, explain_load_errors
 from fmstune.training.transformers_internals import rotate_checkpoints
 
 
+class BrokenLoss(UserError):
+    """The loss is not a finite number."""
+
+
 class RunMixin(Trainer):
     """A trainer of TRL on rows that are tokenised already: `class X(RunMixin, trl.XTrainer)`."""
 
@@ -321,7 +325,7 @@ class RunMixin(Trainer):
                 more = "" if (self.args.max_grad_norm or 0) > 0 else ", set training.max_grad_norm=1"
                 more += ", or set model.dtype=float32" if half or self.model.dtype != torch.float32 else ""
                 text = f"{name} is {logs[name]}; lower training.learning_rate (now {rate:g}){more}"
-                raise UserError("", f"{self._where(name)}: {text}")
+                raise BrokenLoss("", f"{self._where(name)}: {text}")
         self._since_log.clear()
         done = self.done.since(self._at_last_log)
         if "loss" in logs and done.seconds > 0:

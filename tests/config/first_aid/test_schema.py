@@ -83,6 +83,7 @@ def test_what_a_job_refuses_is_marked(group: str, text: str) -> None:
         ("search", "peft: lora\npeft.r: [4, 16]\ntraining.learning_rate: tag(log,interval(1e-5,1e-2))"),
         ("training", "learning_rate: 1e-4\nwarmup_ratio: 0.1\nresume: auto"),
         ("training", "learning_rate: ${model.rate}"),
+        ("training", "learning_rate: auto"),
         ("peft", "_target_: peft.LoraConfig\nr: 4\nusual_learning_rate: 1.0e-4\nloraplus_lr_ratio: 16"),
         ("data", "response_template: x\ntrain: {a: {path: a.jsonl, weight: 2}}"),
         ("callbacks", "mine: {_target_: my.Class, steps: 3}\nstop_when: [loss < 1]"),

@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 from fmstune.config import groups, job, named_classes, renamed_fields, upstream_fields
-from fmstune.config.defaults import USUAL_RATE
 from fmstune.config.flags import field_docs
 from fmstune.config.upstream_fields import Field, field_of
 
@@ -99,7 +98,8 @@ def _of_field(field: Field) -> Schema:
     """The schema of one value, as `convert` takes it."""
     if not field.primitives:
         return {}
-    kinds: list[Schema] = [{"enum": list(field.choices)}] if field.choices else []
+    named = [*field.choices, *field.words]
+    kinds: list[Schema] = [{"enum": named}] if named else []
     for kind in field.primitives:
         if kind is list and field.items:
             kinds.append({"type": "array", "items": {"type": [_KINDS[item] for item in field.items]}})
@@ -115,7 +115,8 @@ def _of_field(field: Field) -> Schema:
 
 
 def _training() -> Schema:
-    known = {name: _of_field(field) for name, field in upstream_fields.fields_of(upstream_fields.SFT_CONFIG).items()}
+    fields = upstream_fields.training_fields(upstream_fields.SFT_CONFIG)
+    known = {name: _of_field(field) for name, field in fields.items()}
     own: dict[str, Schema] = {name: {} for name in (*renamed_fields.OWN, *renamed_fields.TRANSLATED)}
     taken = {name: schema for name, schema in known.items() if name not in renamed_fields.OWNED}
     return {"description": f"Fields of {upstream_fields.SFT_CONFIG}.", **_closed({**taken, **own})}
@@ -125,7 +126,7 @@ def _peft() -> Schema:
     """The fields of all methods; where `_target_` names one, its own alone."""
     targets = sorted({str(one["_target_"]) for one in groups.shipped_choices("peft").values()} - {job.FULL})
     ours: dict[str, Schema] = {"defaults": _DEFAULTS, "_target_": {"type": "string"}}
-    ours |= {USUAL_RATE: {"type": "number", "description": "The learning rate that suits the method."}}
+    ours |= {renamed_fields.USUAL_RATE: {"type": "number", "description": "The learning rate that suits the method."}}
     every, rules = dict(ours), []
     for target in targets:
         own = {name: _of_field(field) for name, field in upstream_fields.fields_of(target).items()}

@@ -8,6 +8,7 @@ from datasets import Dataset
 from fmstune.config.job import Job
 from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.errors import UserError
+from fmstune.runs.learning_rate import is_rate_open
 from fmstune.runs.looks import RowLosses
 from fmstune.runs.losers import what_stops
 from fmstune.training.named_classes import find_class
@@ -62,6 +63,9 @@ class BaseObjective:
 def load_objective(job: Job) -> BaseObjective:
     """Return the objective that the job names; raises UserError if the class does not exist."""
     made: BaseObjective = find_class("objective", job.objective._target_, BaseObjective)(job)
+    if is_rate_open(job) and type(made).row_losses is BaseObjective.row_losses:
+        text = f"=auto compares rates by the loss of each held-out row, which {job.objective._target_} does not give"
+        raise UserError("training.learning_rate", f"{text}; give a number, or add row_losses to the class")
     if (stopped_by := what_stops(job.sweep)) and type(made).row_losses is BaseObjective.row_losses:
         field, value = stopped_by
         text = f"={value} compares points by the loss of each held-out row"

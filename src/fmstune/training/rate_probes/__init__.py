@@ -1,0 +1,1 @@
+"""Short runs that choose the learning rate of a job with `training.learning_rate=auto`."""

@@ -1,0 +1,135 @@
+"""Which rates are probed, for how many steps, and what the losses say of the best one (decision 0035)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fmstune.errors import UserError
+
+Losses = Mapping[float, Sequence[float] | None]
+"""The losses of the held-out rows at the end of each probe, by its rate; None where the training broke."""
+
+LEAST_STEPS = 40
+"""Steps of a run below which its probes would have too few to learn anything."""
+_COARSE, _FINE, _MOST = 1 / 20, 1 / 5, 1.25
+"""Steps of the probes, and of all of them together, as shares of the run's: with the run, a quarter of nine runs."""
+_WIDE, _NARROW = math.sqrt(10), 2.0
+"""From one rate of the coarse and of the fine probes to the next."""
+_REACH, _AROUND = 2, 1
+"""Coarse and fine probes on either side of the middle one."""
+EXPONENT = 0.32
+"""How the best rate falls with the steps: Bjorck and others, "Scaling optimal LR across token horizons", 2025."""
+_SAMPLES, _SURE = 2000, 0.9
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The steps of probes: short ones find where the best rate lies, longer ones look closer."""
+
+    total: int
+    """Steps of the run."""
+    coarse: int
+    fine: int
+    most: int
+    """Steps of all probes together, at most."""
+
+    def line(self) -> str:
+        """What the probes take, before they start."""
+        coarse, fine = f"{2 * _REACH + 1} probes of {self.coarse:,} steps", f"{2 * _AROUND + 1} of {self.fine:,}"
+        share = self.most / self.total
+        return (
+            f"learning_rate=auto: at least {coarse} and {fine}; at most {self.most:,} steps, {share:.2f} of the run's"
+        )
+
+    def next_coarse(self, coarse: Losses, usual: float) -> float | None:
+        """The next rate to probe for few steps; None where the best one lies between two others."""
+        return next_rate(coarse, usual, _WIDE, _REACH, more=self._left(coarse, {}) >= self.coarse)
+
+    def next_fine(self, coarse: Losses, fine: Losses) -> float | None:
+        """The next rate to probe for more steps; None where the best one lies between two others."""
+        middle = best_rate(coarse) * (self.coarse / self.fine) ** EXPONENT
+        return next_rate(fine, middle, _NARROW, _AROUND, more=self._left(coarse, fine) >= self.fine)
+
+    def _left(self, coarse: Losses, fine: Losses) -> int:
+        """Steps that are left for further probes, once those are done that every ladder has."""
+        own = max(len(coarse), 2 * _REACH + 1) * self.coarse + max(len(fine), 2 * _AROUND + 1) * self.fine
+        return self.most - own
+
+
+def plan_ladder(total: int) -> Ladder:
+    """Return the ladder of a run with so many steps; raises UserError where these are too few to learn from."""
+    if total < LEAST_STEPS:
+        text = f"=auto: a run of {total:,} steps is too short for probes, which need {LEAST_STEPS}; give a number"
+        raise UserError("training.learning_rate", text)
+    return Ladder(total, max(round(total * _COARSE), 3), round(total * _FINE), math.floor(total * _MOST))
+
+
+def next_rate(found: Losses, middle: float, spacing: float, reach: int, *, more: bool) -> float | None:
+    """Return the next rate of a row around the middle, longer by one where the best is at its end and `more` may be."""
+    steps = sorted(range(-reach, reach + 1), key=abs)
+    for rate in (middle * spacing**step for step in steps):
+        if not any(math.isclose(rate, one) for one in found):
+            return rate
+    if not more:
+        return None
+    rates = sorted(found)
+    best = min(rates, key=lambda rate: _mean(found[rate]))
+    beyond = {rates[0]: rates[0] / spacing, rates[-1]: rates[-1] * spacing}
+    return beyond.get(best)
+
+
+def best_rate(found: Losses) -> float:
+    """Return the rate at which a parabola through the best loss and those beside it is lowest, in logarithms of both.
+
+    Raises UserError where no training went through.
+    """
+    return _lowest({rate: _mean(losses) for rate, losses in found.items()})
+
+
+def interval_of(found: Losses) -> tuple[float, float]:
+    """Return the range of the best rate over nine tenths of bootstrap samples of the held-out rows.
+
+    The rows are drawn once for all rates, so that these are compared on the same ones. Beside a rate at the end of the
+    row none was tried, and the range reaches as far as the next would have been.
+    """
+    rates = [rate for rate, losses in found.items() if losses is not None]
+    losses = np.array([found[rate] for rate in rates])
+    rows = losses.shape[1]
+    counts = np.random.default_rng(0).multinomial(rows, np.full(rows, 1 / rows), size=_SAMPLES)
+    broken = {rate: math.inf for rate in found if rate not in rates}
+    samples = (counts @ losses.T / rows).tolist()
+    lowest = [_lowest({**broken, **dict(zip(rates, means, strict=True))}) for means in samples]
+    low, high = np.quantile(lowest, [(1 - _SURE) / 2, (1 + _SURE) / 2])
+    first, last = min(found), max(found)
+    low, high = low / (_NARROW if low <= first else 1), high * (_NARROW if high >= last else 1)
+    return float(low), float(high)
+
+
+def _mean(losses: Sequence[float] | None) -> float:
+    return math.inf if losses is None else math.fsum(losses) / len(losses)
+
+
+def _lowest(means: Mapping[float, float]) -> float:
+    rates = sorted(means)
+    best = min(rates, key=lambda rate: means[rate])
+    if not math.isfinite(means[best]):
+        raise UserError("training.learning_rate", f"=auto: training broke at each rate from {rates[0]:.2g} on")
+    at = rates.index(best)
+    beside = rates[max(at - 1, 0) : at + 2]
+    if len(beside) < 3:
+        return best  # at the end of the row
+    x = [math.log(rate / best) for rate in beside]
+    # as far above the best as a broken training may be drawn, and not so far that it decides
+    y = [math.log(max(min(means[rate], 10 * means[best]), _TINY) / max(means[best], _TINY)) for rate in beside]
+    left, right = y[0] / x[0], y[2] / x[2]  # slopes of the two chords
+    curvature = (right - left) / (x[2] - x[0])
+    if curvature <= 0:
+        return best
+    lowest = -(left - curvature * x[0]) / (2 * curvature)
+    return best * math.exp(min(max(lowest, x[0] / 2), x[2] / 2))
+
+
+_TINY = 1e-12
+"""A loss, so that its logarithm is finite."""
