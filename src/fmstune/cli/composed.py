@@ -11,10 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from fmstune.cli.arguments import CommandLine
 from fmstune.config import compose, defaults, freeze, origins
+from fmstune.config.choices import Auto
 from fmstune.config.compose import Composed
 from fmstune.config.composing_errors import ERRORS
 from fmstune.config.job import Job
 from fmstune.config.overrides import swept_keys
+from fmstune.config.renamed_fields import USUAL_RATE
 from fmstune.errors import Problem, collect_problems, did_you_mean, raise_if_any
 from fmstune.errors import shown as show_value
 from fmstune.flatten import flat_differences
@@ -125,6 +127,9 @@ def composed_origins(composed: Composed, line: CommandLine) -> origins.Origins:
     found = origins.composition_origins(composed)
     file = origins.Origin(OmegaConf.select(composed.job, "launcher.config_file"))
     found |= {("launcher", name): file for name in launcher_file(composed, line)}
+    rate, usual = ("training", "learning_rate"), ("training", USUAL_RATE)
+    if found.get(rate, origins.Origin("")).written == Auto.auto.value and usual not in found:
+        found[usual] = origins.Origin("the rate that the job has without auto")
     if composed.is_point:
         found["output_dir",] = origins.Origin("a folder for each point of the sweep")
     return found

@@ -10,8 +10,10 @@ from fmstune.cli.arguments import CommandLine
 from fmstune.cli.claim_folder import free_folder
 from fmstune.cli.start_job import History
 from fmstune.config import freeze, origins
+from fmstune.config.choices import Auto
 from fmstune.config.flags import words_of
 from fmstune.config.overrides import field_changes, text_of
+from fmstune.config.renamed_fields import USUAL_RATE
 from fmstune.config.requests import Reproduce, Verb
 from fmstune.errors import Problem, raise_if_any
 from fmstune.exit_codes import USER_ERROR
@@ -30,6 +32,10 @@ def _recorded_job(line: CommandLine, path: Path) -> tuple[freeze.Frozen, History
     """The job of a run's folder or of a file, with the fields that the words change, and how it came about."""
     changes = {"output_dir": None, **field_changes(line.overrides)}
     job_file = path / run_folder.JOB if path.is_dir() else path
+    if changes.get("training.learning_rate") == Auto.auto.value:
+        # the recorded rate is the one that the job has without auto
+        recorded = freeze.load_file(job_file).get("training") or {}
+        changes |= {f"training.{USUAL_RATE}": recorded.get(USUAL_RATE, recorded.get("learning_rate")), **changes}
     frozen = freeze.read(job_file, trusted=line.trusted, changes=changes)
     found = origins.frozen_origins(job_file, changes)
     tree = freeze.as_tree(frozen.job)

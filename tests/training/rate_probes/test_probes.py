@@ -2,6 +2,7 @@
 """`training.learning_rate=auto` becomes a number that the run folder keeps, by runs that leave nothing else."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from fmstune.config.compose import compose_job
-from fmstune.config.freeze import freeze
+from fmstune.config.freeze import freeze, write
 from fmstune.config.job import Job
 from fmstune.config.overrides import parse_overrides
 from fmstune.training.rate_probes.probes import probe_job
@@ -88,5 +89,9 @@ def test_check_says_what_probes_take_and_debug_takes_the_usual_rate(fmstune: Cal
     )
     short = fmstune("check", *JOB, "training.max_steps=20")
     assert short.code == 2 and "a run of 20 steps is too short for probes" in short.err
+    # where a recorded job is repeated, probes look around its rate
+    write(job("training.learning_rate=3e-3"), Path("recorded.yaml"))
+    repeated = fmstune("check", "--from=recorded.yaml", "--sources", "training.learning_rate=auto")
+    assert re.search(r"training\.usual_learning_rate +0\.003 ", repeated.out), repeated.err
     tried = fmstune("check", *JOB, "debug=overfit")
     assert "tries the job at its usual rate, 0.005" in tried.err and "probes" not in tried.out

@@ -11,7 +11,7 @@ from fmstune.runs.report.document import Block, Charts, Document, Text, make_tab
 from fmstune.runs.report.run_data import Run
 
 _DATA = ("data_hashes", "data_rows", "data_files", "tokens", "model_config_hash", "model_commits", "model_files")
-_IN_SETTINGS = ("command", "seed")
+_IN_SETTINGS = ("command", "seed", "learning_rate")
 """Entries of `lock.json` that the settings show already."""
 
 

@@ -102,9 +102,9 @@ def interval_of(found: Losses) -> tuple[float, float]:
     samples = (counts @ losses.T / rows).tolist()
     lowest = [_lowest({**broken, **dict(zip(rates, means, strict=True))}) for means in samples]
     low, high = np.quantile(lowest, [(1 - _SURE) / 2, (1 + _SURE) / 2])
-    first, last = min(found), max(found)
+    first, last, best = min(found), max(found), best_rate(found)
     low, high = low / (_NARROW if low <= first else 1), high * (_NARROW if high >= last else 1)
-    return float(low), float(high)
+    return float(min(low, best)), float(max(high, best))
 
 
 def _mean(losses: Sequence[float] | None) -> float:
