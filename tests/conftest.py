@@ -47,14 +47,19 @@ class Result:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """For `-n auto`: one a core for the fast tests, and three for two where a worker waits for what it has started."""
+    """For `-n auto`: one a core for the fast tests, and two where a worker waits for what it has started."""
     cores = hardware.cores()
-    return cores if "not slow" in config.option.markexpr else cores + cores // 2
+    return cores if "not slow" in config.option.markexpr else 2 * cores
+
+
+WAITING = ("end_to_end/test_several_machines", "launch/test_slurm", "launch/test_preemption", "project/test_notebook")
+"""Modules whose tests sleep more than they compute: first, and so all with one worker, while the others compute."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test marked `sampled(n)`, mark all cases but every n-th as slow: a quick look at a long list."""
+    """Of a test marked `sampled(n)`, mark all cases but every n-th as slow; and put those that wait first."""
+    items.sort(key=lambda item: not item.nodeid.removeprefix("tests/").startswith(WAITING))
     seen: Counter[str] = Counter()
     for item in items:
         marker = item.get_closest_marker("sampled")

@@ -475,7 +475,8 @@ def _work(*words: str) -> Work:
     rest = ("launcher.device=cuda", "data=alpaca", "data.train=none", f"data.max_length={ROW}")
     job = freeze.freeze(compose_job(parse_overrides([*words, *rest])).tree()).job
     checked = preflight.check_job(job, device_here=False)
-    return planning.make_plan(job, checked, Rows(rows=ROW, tokens=ROW * ROW, longest=ROW), None).work
+    rows = Rows(rows=ROW, tokens=ROW * ROW, longest=ROW)
+    return planning.make_plan(job, checked, rows, None, shown=False).work
 
 
 def _of_each(work: Work, devices: int) -> str:
