@@ -13,6 +13,7 @@ import learning_rate
 import packed_rows
 import pairs
 import planned_memory
+import planted_causes
 import prefix_sharing
 import preparation
 import results
@@ -26,6 +27,7 @@ import varlen
 _MODULES = (
     *(startup, first_step, launching, step, preparation),
     *(packed_rows, varlen, prefix_sharing, planned_memory, sweep, stop_losers, learning_rate, suspects),
+    planted_causes,
 )
 BENCHMARKS = {module.__name__: module for module in _MODULES}
 RESULTS = Path(__file__).with_name("RESULTS.md")

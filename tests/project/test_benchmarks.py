@@ -199,6 +199,16 @@ def test_the_one_of_suspects() -> None:
 
 
 @pytest.mark.soak
+def test_the_one_of_planted_causes() -> None:
+    (figures,) = quick("planted_causes.py").values()
+    assert figures == [
+        "pairs of which exactly the planted causes are named",
+        "runs of a bisection",
+        "most runs of a bisection",
+    ]
+
+
+@pytest.mark.soak
 def test_the_one_of_planned_memory() -> None:
     (figures,) = quick("planned_memory.py").values()
     assert figures[:2] == ["share of the jobs within a tenth", "the smallest ratio"]
@@ -234,7 +244,7 @@ def test_every_benchmark_is_tried_here_and_is_part_of_make_bench() -> None:
     stems = {path.stem for path in BENCHMARKS.glob("*.py") if not path.stem.startswith("gpu_")}
     scripts = stems - {"pairs", "results", "run_all", "subjects"}
     trains = {"first_step", "launching", "planned_memory", "prefix_sharing", "step", "sweep", "varlen"}
-    trains |= {"learning_rate", "stop_losers", "suspects"}
+    trains |= {"learning_rate", "planted_causes", "stop_losers", "suspects"}
     assert scripts == {*trains, "packed_rows", "preparation", "startup"}
     run_all = (BENCHMARKS / "run_all.py").read_text()
     assert all(f"import {script}\n" in run_all for script in scripts)

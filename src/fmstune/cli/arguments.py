@@ -23,6 +23,7 @@ _WORDS = {
     Verb.reproduce: (("run",), "takes the folder of one run, such as runs/first"),
     Verb.report: (("folder",), "takes one folder, of a run or of runs such as a sweep's"),
     Verb.compare: (("a", "b"), "takes two run folders"),
+    Verb.bisect: (("a", "b"), "takes two run folders"),
     Verb.rows: (("run",), "takes the folder of one run"),
     Verb.runs: (("folder",), "takes one folder of runs"),
     Verb.logs: (("run",), "takes the folder of one run or sweep"),

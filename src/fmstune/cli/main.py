@@ -12,7 +12,7 @@ from fmstune.cli import composed
 from fmstune.cli.arguments import CommandLine, HelpOrVersion, parse_command_line
 from fmstune.config import compose
 from fmstune.config.composing_errors import ERRORS, explain
-from fmstune.config.first_aid.verbs import Clean, Copy, Logs, Recipes, Runs, Stop, WriteSchema
+from fmstune.config.first_aid.verbs import Bisect, Clean, Copy, Logs, Recipes, Runs, Stop, WriteSchema
 from fmstune.config.renamed_fields import with_compare_by_words
 from fmstune.config.requests import Composing, Doctor, FromFms, Reproduce
 from fmstune.errors import Problem, UserError, os_problem, raise_if_any, render
@@ -81,6 +81,10 @@ def _run_verb(line: CommandLine) -> int:
             from fmstune.cli import repeat
 
             return repeat.reproduce_run(line, asked)
+        case Bisect() as asked:
+            from fmstune.cli import bisect
+
+            return bisect.bisect_runs(line, asked)
         case Composing():
             return _run_job(line)
         case Runs() | Logs() | Stop() | Clean() as asked:

@@ -260,7 +260,7 @@ SAMPLING = ("temperature", "top_k", "top_p")
 """Fields that only drawing uses; the names are those of `transformers.GenerationConfig`."""
 RunnerRequest = Generation | Merge | Scoring | Harness | Report | Comparison | SuspectRows
 """Options of a verb that composes no job, for a runner."""
-Options = Composing | RunnerRequest | Reproduce | FromFms | Doctor | verbs.RunCare | verbs.AboutFiles
+Options = Composing | RunnerRequest | Reproduce | FromFms | Doctor | verbs.Bisect | verbs.RunCare | verbs.AboutFiles
 JOB_USAGE = "[GROUP=CHOICE ...] [FIELD=VALUE ...]"
 _ROWS_OR_TASKS = "--model PLACE [data=CHOICE] [data.FIELD=VALUE ...] | harness --model PLACE --tasks A,B"
 
@@ -282,6 +282,7 @@ class Verb(StrEnum):
     from_fms = "from-fms", FromFms, "[--run] 'COMMAND' | -- COMMAND | FILE (a script, JSON, or JSON in base64) | -"
     report = "report", Report, "RUN_OR_SWEEP"
     compare = "compare", Comparison, "RUN_A RUN_B"
+    bisect = "bisect", verbs.Bisect, "RUN_A RUN_B"
     rows = "rows", SuspectRows, "RUN"
     runs = "runs", verbs.Runs, "[FOLDER]"
     logs = "logs", verbs.Logs, "RUN_OR_SWEEP"

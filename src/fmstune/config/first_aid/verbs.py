@@ -42,6 +42,26 @@ class Clean:
     """Remove without asking."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bisect:
+    """Find which differences between two runs make the difference in their results, by short runs."""
+
+    a: Annotated[str, POSITIONAL]
+    b: Annotated[str, POSITIONAL]
+    max_runs: int = 10
+    """Most runs that are trained."""
+    steps: int | None = None
+    """Steps of a run, counted in A's schedule (until the recorded losses are apart)."""
+    metric: Annotated[str | None, As("NAME")] = None
+    """Figure of summary.json to explain, such as train_loss (the one that compares the runs)."""
+    out: Annotated[str | None, As("DIR")] = None
+    """Folder of the runs (runs/bisect-A-B-HASH); the same command goes on there."""
+    json: bool = False
+    """Print one JSON object in place of the text."""
+    trusted: Annotated[tuple[str, ...], As("PACKAGE", ("--trust",))] = ()
+    """Allow a format, tracker or callback from your own package; repeatable."""
+
+
 RunCare = Runs | Logs | Stop | Clean
 """Options of a verb that the parent answers from run folders alone."""
 
