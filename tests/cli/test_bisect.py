@@ -66,6 +66,14 @@ def test_where_only_the_environment_differs_the_first_module_that_departs_is_nam
 
 
 @pytest.mark.usefixtures("two_runs")
+def test_a_rate_that_was_chosen_by_probes_is_the_rate_of_the_run(fmstune: Run) -> None:
+    rate = next(line for line in Path("first/job.yaml").read_text().splitlines() if "  learning_rate:" in line)
+    in_job(f"{rate}\n", "  learning_rate: auto\n  usual_learning_rate: 0.5\n")
+    Path("second/learning_rate.json").write_text(json.dumps({"rate": float(rate.split()[1])}))
+    assert "no field that can reach the result differs" in fmstune("bisect", "first", "second").out
+
+
+@pytest.mark.usefixtures("two_runs")
 def test_other_seeds_are_said_to_make_the_difference(fmstune: Run) -> None:
     in_job("seed: 42", "seed: 43")
     assert "the seed makes the difference" in fmstune("bisect", "first", "second").out

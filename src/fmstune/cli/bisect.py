@@ -25,6 +25,7 @@ from fmstune.flatten import flatten
 from fmstune.runs import differences, run_folder
 from fmstune.runs.difference_units import Unit, environment_facts, find_differences, with_units
 from fmstune.runs.fingerprints import first_departure, read_fingerprints
+from fmstune.runs.learning_rate import with_chosen_rate
 from fmstune.runs.report.run_data import Run, is_run, read_run
 from fmstune.sweeps import bisect, warm
 from fmstune.sweeps.bisect import Bisection, Ended, Subject, Verdict, most_runs
@@ -65,7 +66,8 @@ def _read_pair(asked: Bisect) -> Pair:
         folder = user_path(place)
         with collect_problems(problems):
             _raise_if_no_run(place, folder)
-            jobs.append(freeze.read(folder / run_folder.JOB, trusted=asked.trusted).job)
+            job = freeze.read(folder / run_folder.JOB, trusted=asked.trusted).job
+            jobs.append(with_chosen_rate(job, folder))  # and no probes again
             run = read_run(folder)
             if not run.summary or not total_steps(run):
                 raise UserError(place, f": has no results yet ({run.status}); give a run that has finished")
