@@ -13,6 +13,7 @@ from pathlib import Path
 from fmstune import ranks
 from fmstune.checks.launcher import rank_problems
 from fmstune.config import freeze, requests
+from fmstune.config.after_training.sharing import Push
 from fmstune.config.flags import add_flags
 from fmstune.config.requests import Verb, read_request
 from fmstune.data.preparation import was_prepared
@@ -141,6 +142,10 @@ def _answer(options: argparse.Namespace) -> int:
         if verb is Verb.report:
             return build.write_report(read_request(requests.Report, file))
         return build.compare_runs(read_request(requests.Comparison, file))
+    if verb is Verb.push:
+        from fmstune.serving import push
+
+        return push.push_model(read_request(Push, file))
     with quick_imports():
         from fmstune.training import library_noise
 

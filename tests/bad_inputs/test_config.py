@@ -204,6 +204,11 @@ OWNED = [
         "training.model_name_or_path: it is model.path now",
     ),
     case(
+        "training.push_to_hub=true training.hub_model_id=me/first",
+        "training.push_to_hub: share the model after the run: fmstune push RUN --repo USER/NAME",
+        "training.hub_model_id: share the model after the run: fmstune push RUN --repo USER/NAME",
+    ),
+    case(
         "training.hub_token=x", "training.hub_token: secrets stay out of a job; set the environment variable HF_TOKEN"
     ),
     case("training.warmup_ratio=1.5", "training.warmup_ratio must be in [0, 1), got 1.5; set training.warmup_steps …"),

@@ -1,4 +1,4 @@
-"""What fmstune says to models to ask, to evaluate and to merge."""
+"""What fmstune says to models to ask, to evaluate, to merge and to push."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -304,7 +304,41 @@ MERGE = [
     Case("merge --model d --out m --export vllm_lora", ("--export vllm_lora: d is DoRA; merge it instead",), DORA),
 ]
 
-CASES = [*TO_EVALUATE, *GENERATE, *MERGE]
+PUSH = [
+    case("push", "push takes one folder, of a run, an adapter or a merged model; got none"),
+    case("push run --repo a/b other", "push takes one folder, of a run, an adapter or a merged model; got run, other"),
+    case("push run", "--repo must be given: the repository on the hub; a new one is private"),
+    case("push run --repos a/b", "push has no flag --repos; did you mean '--repo'?"),
+    case(
+        "push rum --repo first --dry-run",
+        "push: no folder rum; did you mean 'run'?",
+        "--repo must be USER/NAME, …",
+        run="",
+    ),
+    case(
+        "push run --repo me/a--b --base_model_name_or_path ./base",
+        "--repo: the hub refuses the name 'me/a--b'; choose one with at most 96 characters, neither -- nor .. in it, …",
+        "--base_model_name_or_path must be the base's id on the hub, got './base'",
+        "push needs the hub, and HF_HUB_OFFLINE is set; unset it, or add --dry-run",
+        "--repo: to push needs a token with write access; log in with `hf auth login`, or set HF_TOKEN",
+        run__config_json="{}",
+    ),
+    case(
+        "push run --repo me/first --dry-run",
+        "push: the run in run has no model (failed); wait for it, or choose another",
+        run__job_yaml="",
+        run__summary_json='{"status": "failed"}',
+    ),
+    case("push owner/name --repo me/first --dry-run", "push: no folder owner/name"),
+    case(
+        "push run --repo me/first --dry-run",
+        "push: run has no weights (*.safetensors); give a run, an adapter or a merged model",
+        run__config_json="{}",
+    ),
+]
+
+
+CASES = [*TO_EVALUATE, *GENERATE, *MERGE, *PUSH]
 indexed: dict[Path, dict[str, Any]] = {}
 """The tasks that come with the harness, as it found them."""
 

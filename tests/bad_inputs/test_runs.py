@@ -48,6 +48,13 @@ FROZEN_JOBS = [
         "training must be given",
         job_yaml="name: x\nlr: 3\nmodel: tiny_llama\n",
     ),
+    case("--from hf:name", "--from: 'hf:name' names no repository; give hf:USER/NAME, or hf:USER/NAME@REVISION"),
+    case(
+        "--from hf:me/tuned@v1",
+        "--from: no folder is named me/tuned, and it is neither in the hub's cache nor can the hub be reached "
+        "(HF_HUB_OFFLINE is set); give --from DIR, set HF_ENDPOINT to a mirror, or fetch it elsewhere: hf download "
+        "me/tuned job.yaml --revision v1 --local-dir tuned (then --from tuned)",
+    ),
     case("--from run", "run/job.yaml: no such file; give the job.yaml of a run folder", run__x_txt="x"),
     case(
         "check --from run 'name=${seed}' 'direction=${.}'",

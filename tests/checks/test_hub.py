@@ -9,7 +9,8 @@ import pytest
 from huggingface_hub import constants
 
 from fmstune.checks import hub
-from fmstune.checks.hub import HubModel, base_of, hub_problems, request_problems
+from fmstune.checks.hub import HubModel, base_of, fetch_file, hub_problems, push_token_problems, request_problems
+from fmstune.config.after_training.sharing import Push
 from fmstune.config.freeze import freeze
 from fmstune.config.job import Job
 from fmstune.config.requests import Verb
@@ -35,6 +36,8 @@ def local_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     files = {"main": {"config.json": b"{}", "tokenizer_config.json": b"{}"}}
     with served(Hub({LLAMA: files, ALPACA: {"main": {"train.parquet": b""}}})) as found:
         monkeypatch.setattr(constants, "ENDPOINT", found.endpoint)
+        places = found.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", places)
         yield found
 
 
@@ -173,6 +176,43 @@ def test_what_is_in_the_cache_or_a_folder_needs_no_hub(tmp_path: Path, monkeypat
 def test_a_verb_asks_for_what_it_needs(verb: Verb, fields: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert [text.partition(":")[0] for text in said(*USERS, verb=verb)] == fields
+
+
+def test_weights_are_fetched_only_for_who_loads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    whole = "hf download meta-llama/Llama-2-13b-hf --local-dir Llama-2-13b-hf"
+    without = "--include '*.json' --include '*.jinja' --include '*.model' --include '*.txt' --local-dir"
+    words = ("peft=lora", "++model.tokenizer=a/b", "++model.adapter=c/d")
+    model, tokenizer, adapter = said("model=llama2_13b", *words)
+    assert whole in model
+    assert f"hf download a/b {without} b (then model.tokenizer=b)" in tokenizer
+    assert "hf download c/d --local-dir d (then model.adapter=d)" in adapter
+    (shown,) = said("model=llama2_13b", verb=Verb.show_data)
+    assert f"hf download meta-llama/Llama-2-13b-hf {without} Llama-2-13b-hf (then" in shown
+
+
+def test_a_file_of_a_repository_is_fetched_or_there_is_none(local_hub: Hub, tmp_path: Path) -> None:
+    fetched = fetch_file(HubModel("meta-llama/Llama-2-13b-hf"), "config.json")
+    assert fetched is not None and fetched.read_text() == "{}"
+    assert fetch_file(HubModel("meta-llama/Llama-2-13b-hf"), "job.yaml") is None
+    assert fetch_file(HubModel("meta-llama/nosuch"), "job.yaml") is None
+    asked = len(local_hub.asked)
+    assert fetch_file(HubModel(str(tmp_path)), "job.yaml") is None
+    assert len(local_hub.asked) == asked
+
+
+def test_a_push_needs_a_token_and_a_hub_and_a_dry_run_neither(local_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def said_of_push(**flags: bool) -> list[str]:
+        return [str(one) for one in push_token_problems(Push(run="r", repo="me/r", **flags))]
+
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    without = "--repo: to push needs a token with write access; log in with `hf auth login`, or set HF_TOKEN"
+    assert said_of_push() == [without]
+    assert said_of_push(dry_run=True) == []
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    assert said_of_push() == []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert said_of_push() == ["push needs the hub, and HF_HUB_OFFLINE is set; unset it, or add --dry-run"]
 
 
 def test_a_slurm_job_is_left_to_its_nodes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fmstune.cli.arguments import CommandLine, HelpOrVersion, parse_command_line
+from fmstune.config.after_training.sharing import Push
 from fmstune.config.choices import Dtype
 from fmstune.config.overrides import text_of
 from fmstune.config.requests import (
@@ -77,6 +78,13 @@ def test_report_and_compare_take_folders_and_flags() -> None:
     assert line.options == Report(folder="runs/lr=1", metric="tuned.exact_match", direction="maximize")
     assert parsed("compare", "a", "--html", "c.html", "b").options == Comparison(a="a", b="b", html="c.html")
     assert parsed("rows", "a", "--rows", "3", "--json", "r.json").options == SuspectRows(run="a", rows=3, json="r.json")
+
+
+def test_push_takes_a_run_and_a_repository() -> None:
+    assert parsed("push", "runs/first", "--repo", "me/first").options == Push(run="runs/first", repo="me/first")
+    words = ("push", "a", "--repo=me/a", "--public", "--dry-run", "--force", "--base_model_name_or_path=x/y")
+    flags = {"public": True, "dry_run": True, "force": True, "base_model_name_or_path": "x/y"}
+    assert parsed(*words).options == Push(run="a", repo="me/a", **flags)
 
 
 def test_reproduce_takes_one_run_and_fields(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,20 @@ def test_the_configuration_of_an_existing_adapter_holds(tmp_path: Path) -> None:
     going_on = dataclasses.replace(MODEL, adapter=str(tmp_path / "lora"))
     config = adapters.peft_configuration({**LORA, "r": 16}, going_on)
     assert (config.r, config.inference_mode) == (4, False)
+
+
+def test_an_adapter_that_is_tuned_further_names_the_base_of_this_job(tmp_path: Path) -> None:
+    adapters.wrap(small.model(), adapters.peft_configuration(LORA, MODEL), None).save_pretrained(tmp_path / "lora")
+    file = tmp_path / "lora" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "/elsewhere/base"}))
+    again = dataclasses.replace(
+        MODEL, path=str(small.save(tmp_path / "m")), revision="v2", adapter=str(tmp_path / "lora")
+    )
+    adapters.wrap(small.model(), adapters.peft_configuration(LORA, again), again.adapter).save_pretrained(
+        tmp_path / "b"
+    )
+    saved = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
+    assert (saved["base_model_name_or_path"], saved["revision"]) == (str(tmp_path / "m"), "v2")
 
 
 def test_an_adapter_that_is_not_there_is_the_users_error(tmp_path: Path) -> None:

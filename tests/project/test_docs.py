@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The documents say what is true: their commands run, their tables are fresh, their links lead somewhere."""
 
+import contextlib
 import importlib
 import json
 import re
@@ -21,6 +22,7 @@ from fmstune.sweeps.search_files import with_search_files
 from tests import ROOT
 from tests.conftest import Result
 from tests.fixtures import forked
+from tests.fixtures.hub import Hub, served, use_in_this_process
 from tests.project import test_examples
 
 DOCUMENTS = [
@@ -128,6 +130,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def until_the_end() -> Iterator[contextlib.ExitStack]:
+    """What is left when the test ends."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
 def small(line: str) -> list[str]:
     """The words of a command, made to take seconds.
 
@@ -162,8 +171,18 @@ def outputs(path: Path) -> Iterator[tuple[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", WITH_COMMANDS, ids=lambda path: path.name)
-def test_the_commands_of_a_document_run(path: Path, folder: Path, fmstune: Callable[..., Result]) -> None:
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_the_commands_of_a_document_run(
+    path: Path,
+    folder: Path,
+    fmstune: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+    until_the_end: contextlib.ExitStack,
+) -> None:
     shown = dict(outputs(path))
+    if path.name == "serving.md":
+        hub = until_the_end.enter_context(served(Hub({}, writers={"hf_me": "me"})))
+        use_in_this_process(hub, folder / "hf", monkeypatch, "hf_me")
     if path.name == "models.md":
         run_python(path)
     for line in commands(path):

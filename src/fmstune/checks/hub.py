@@ -14,6 +14,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from fmstune import files
+from fmstune.config.after_training.sharing import Push
 from fmstune.config.choices import Backend
 from fmstune.config.job import Job, sources
 from fmstune.config.requests import Verb
@@ -26,6 +27,11 @@ SECONDS = 3.0
 _TOKENIZER = ("tokenizer_config.json", "tokenizer*", "vocab*")
 _EITHER_CONFIG = ("config.json", "adapter_config.json")
 """The folder of a whole model has the first, that of an adapter the second."""
+
+_WITH_WEIGHTS = ("*.safetensors", "adapter_config.json")
+"""Patterns of a model that is loaded, and not only looked at."""
+_WITHOUT_WEIGHTS = (".json", ".jinja", ".model", ".txt")
+"""Suffixes of configurations, tokenizers and chat templates."""
 
 
 class HubModel(NamedTuple):
@@ -71,6 +77,40 @@ def request_problems(models: Iterable[tuple[str, HubModel]], job: Job | None = N
     wanted = [Wanted(flag, "model", *model, needed) for flag, model in models if _is_on_hub(model.place)]
     parts = ("train",) if job is not None and job.data.eval is None else ("eval",)
     yield from _absent([*dict.fromkeys(wanted), *(_data(job, parts) if job is not None else ())])
+
+
+def hub_file_problems(flag: str, model: HubModel, name: str) -> Iterator[Problem]:
+    """Yield a problem where this file of a repository can neither be had nor asked for."""
+    yield from _absent([Wanted(flag, "model", *model, ((name,),))])
+
+
+def fetch_file(model: HubModel, name: str) -> Path | None:
+    """A small file of a model on the hub, or of its cache where the hub cannot be asked; None where there is none."""
+    wanted = Wanted("", "model", *model, ((name,),))
+    if not _is_on_hub(model.place):
+        return None
+    # its client tries for half a minute to reach a hub that cannot be reached
+    if _ask([wanted])[0] is not None:
+        folder = cached_snapshot(*model)
+        return folder / name if folder is not None and (folder / name).is_file() else None
+    from huggingface_hub import hf_hub_download
+
+    with suppress(OSError, ValueError):  # all errors of the client are one of them
+        return Path(hf_hub_download(model.place, name, revision=model.revision))
+    return None
+
+
+def push_token_problems(asked: Push) -> Iterator[Problem]:
+    """Yield a problem where a model cannot be pushed, as the hub may not be asked, or is not told who asks."""
+    from huggingface_hub import constants
+
+    if asked.dry_run:
+        return
+    if constants.HF_HUB_OFFLINE:
+        yield Problem("push", "needs the hub, and HF_HUB_OFFLINE is set; unset it, or add --dry-run")
+    if _token(Path(constants.HF_TOKEN_PATH)) is None:
+        text = ": to push needs a token with write access; log in with `hf auth login`, or set HF_TOKEN"
+        yield Problem("--repo", text)
 
 
 def base_of(adapter: str) -> HubModel | None:
@@ -211,7 +251,13 @@ def _how_to_get(one: Wanted) -> str:
     flags = ["--repo-type", "dataset"] if one.kind == "dataset" else []
     flags += ["--revision", one.revision] if one.revision else []
     flags += ["--include", f"'{one.path}/*'"] if one.path else []
-    fetch = " ".join(["hf download", one.repo, *flags, "--local-dir", folder])
+    names: list[str] = []
+    if one.kind == "model" and not any({*_WITH_WEIGHTS} & {*group} for group in one.patterns):
+        if all(len(group) == 1 for group in one.patterns):
+            names = [group[0] for group in one.patterns]
+        else:
+            flags += [word for suffix in _WITHOUT_WEIGHTS for word in ("--include", f"'*{suffix}'")]
+    fetch = " ".join(["hf download", one.repo, *names, *flags, "--local-dir", folder])
     local = f"{folder}/{one.path}" if one.path else folder
     given = f"{one.field}{' ' if one.field.startswith('--') else '='}"
     there = f"{given}{'FILE' if one.kind == 'dataset' else 'DIR'}"

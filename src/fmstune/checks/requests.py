@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fmstune import files
 from fmstune.checks.limits import flag_problems
+from fmstune.config.after_training.sharing import Push
 from fmstune.config.choices import Attention
 from fmstune.config.requests import NOTHING_TO_ASK, PROMPTS, SAMPLING, Generation, Harness, Merge, Scoring, SuspectRows
 from fmstune.errors import Problem, UserError
@@ -129,6 +130,28 @@ def suspects_problems(request: SuspectRows) -> Iterator[Problem]:
             yield Problem(flag, f": {place} is a folder; name a file")
         elif place is not None:
             yield from _parent_problems(flag, Path(place))
+
+
+def push_problems(request: Push) -> Iterator[Problem]:
+    """Yield the problems of `fmstune push` that can be known without the hub."""
+    folder = files.user_path(run_model(request.run))
+    found = list(_place_problems("push", str(folder)))
+    if not found and not folder.is_dir():
+        found = [Problem("push", f": no folder {folder}{files.did_you_mean_beside(folder)}")]
+    yield from found
+    yield from _repository_problems(request.repo)
+    base = request.base_model_name_or_path
+    if base is not None and (not files.is_model_id(base) or files.user_path(base).exists()):
+        yield Problem("--base_model_name_or_path", f"must be the base's id on the hub, got {base!r}")
+
+
+def _repository_problems(repo: str) -> Iterator[Problem]:
+    """Yield a problem where the hub gives no repository this name (huggingface_hub: validate_repo_id)."""
+    if repo.count("/") != 1 or not files.is_model_id(repo):
+        yield Problem("--repo", f"must be USER/NAME, got {repo!r}")
+    elif len(repo) > 96 or re.search(r"--|\.\.", repo) or repo.endswith((".git", "-", ".")):
+        rules = "at most 96 characters, neither -- nor .. in it, and no -, . or .git at its end"
+        yield Problem("--repo", f": the hub refuses the name {repo!r}; choose one with {rules}")
 
 
 def _model_problems(request: Generation | Merge | Scoring | Harness) -> Iterator[Problem]:

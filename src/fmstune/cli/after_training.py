@@ -10,18 +10,20 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fmstune import files
-from fmstune.checks.hub import HubModel, base_of, cached_snapshot, request_problems
+from fmstune.checks.hub import HubModel, base_of, fetch_file, push_token_problems, request_problems
 from fmstune.checks.job import job_problems
 from fmstune.checks.requests import (
     evaluation_problems,
     generation_problems,
     merge_problems,
+    push_problems,
     run_model,
     suspects_problems,
 )
 from fmstune.cli.arguments import CommandLine
 from fmstune.cli.start_job import call_runner
 from fmstune.config import compose, freeze
+from fmstune.config.after_training.sharing import Push
 from fmstune.config.composing_errors import ERRORS, explain
 from fmstune.config.job import Job, has_held_out
 from fmstune.config.overrides import field_changes, parse_overrides
@@ -48,6 +50,8 @@ def ask_runner(line: CommandLine, asked: RunnerRequest) -> int:
             raise_if_any([*merge_problems(asked), *request_problems(_places(asked))])
         case SuspectRows():
             raise_if_any(suspects_problems(asked))
+        case Push():
+            raise_if_any([*push_problems(asked), *push_token_problems(asked)])
         case Scoring() | Harness():
             asked = _checked_evaluation(line, asked)
     return call_runner(asked, line.verb)
@@ -112,7 +116,7 @@ def _as_trained(line: CommandLine, place: str, format: dict[str, Any]) -> dict[s
     job_file = _job_of(place)
     typed = tuple(word.key_or_group for word in line.overrides)
     names = [name for name in ASKED_ALIKE if name in format and not any(f"data.format.{name}" in key for key in typed)]
-    source = job_file if job_file is not None else _folder_of(place) / "tokenizer_config.json"
+    source = job_file if job_file is not None else _tokenizer_file(place)
     if not names:
         return format
     try:
@@ -129,9 +133,10 @@ def _as_trained(line: CommandLine, place: str, format: dict[str, Any]) -> dict[s
 
 
 def _job_of(place: str) -> Path | None:
-    """The job of the run that the folder belongs to, or that it is; None where it belongs to none."""
+    """The job of the run that the folder belongs to, or that it is, or that was pushed; None where there is none."""
     folders = (files.user_path(place), *list(files.user_path(place).parents)[:2])
-    return next((file for folder in folders if (file := folder / run_folder.JOB).is_file()), None)
+    own = next((file for folder in folders if (file := folder / run_folder.JOB).is_file()), None)
+    return own or fetch_file(HubModel(place), run_folder.JOB)
 
 
 def _note_bare_text(line: CommandLine, place: str) -> None:
@@ -144,10 +149,10 @@ def _note_bare_text(line: CommandLine, place: str) -> None:
             print(f"fmstune: note: the model is asked with the bare text; {words}", file=sys.stderr)
 
 
-def _folder_of(place: str) -> Path:
-    """The folder of a model: here, or in the hub's cache."""
-    folder = files.user_path(place)
-    return folder if folder.is_dir() else cached_snapshot(place) or folder
+def _tokenizer_file(place: str) -> Path:
+    """The tokenizer's configuration of a model: here, or of the hub."""
+    file = files.user_path(place) / "tokenizer_config.json"
+    return file if file.is_file() else fetch_file(HubModel(place), file.name) or file
 
 
 def _kept(file: Path) -> dict[str, Any]:

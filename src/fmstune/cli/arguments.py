@@ -25,6 +25,7 @@ _WORDS = {
     Verb.compare: (("a", "b"), "takes two run folders"),
     Verb.bisect: (("a", "b"), "takes two run folders"),
     Verb.rows: (("run",), "takes the folder of one run"),
+    Verb.push: (("run",), "takes one folder, of a run, an adapter or a merged model"),
     Verb.runs: (("folder",), "takes one folder of runs"),
     Verb.logs: (("run",), "takes the folder of one run or sweep"),
     Verb.stop: (("run",), "takes the folder of one run or sweep"),

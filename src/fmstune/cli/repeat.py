@@ -1,10 +1,12 @@
 """Commands that repeat a recorded run: `--from` and `reproduce`."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from fmstune import files
+from fmstune.checks import hub
 from fmstune.cli import start_job
 from fmstune.cli.arguments import CommandLine
 from fmstune.cli.claim_folder import free_folder
@@ -15,10 +17,13 @@ from fmstune.config.flags import words_of
 from fmstune.config.overrides import field_changes, text_of
 from fmstune.config.renamed_fields import USUAL_RATE
 from fmstune.config.requests import Reproduce, Verb
-from fmstune.errors import Problem, raise_if_any
+from fmstune.errors import Problem, UserError, raise_if_any
 from fmstune.exit_codes import USER_ERROR
 from fmstune.runs import differences, run_folder
 from fmstune.runs.report import run_data
+
+_PUSHED = "hf:"
+"""Before the name of a repository on the hub that `fmstune push` has filled."""
 
 
 def repeat_job(line: CommandLine, path: Path) -> int:
@@ -32,6 +37,8 @@ def _recorded_job(line: CommandLine, path: Path) -> tuple[freeze.Frozen, History
     """The job of a run's folder or of a file, with the fields that the words change, and how it came about."""
     changes = {"output_dir": None, **field_changes(line.overrides)}
     job_file = path / run_folder.JOB if path.is_dir() else path
+    if str(path).startswith(_PUSHED) and not path.exists():
+        job_file = _pushed_job(str(path))
     if changes.get("training.learning_rate") == Auto.auto.value:
         # the recorded rate is the one that the job has without auto
         recorded = freeze.load_file(job_file).get("training") or {}
@@ -43,6 +50,19 @@ def _recorded_job(line: CommandLine, path: Path) -> tuple[freeze.Frozen, History
         print(origins.render_origins(tree, found), end="\n\n", flush=True)
     words = [f"--from={path}", *line.trust_flags, *map(text_of, line.overrides)]
     return frozen, History(words, origins.recorded_origins(tree, found))
+
+
+def _pushed_job(place: str) -> Path:
+    """The job in a repository of `fmstune push`, in the hub's cache; raises UserError where there is none."""
+    found = re.fullmatch(rf"{_PUSHED}/*([^/@]+/[^/@]+)(?:@(.+))?", place)
+    if found is None or not files.is_model_id(found[1]):
+        raise UserError("--from", f": {place!r} names no repository; give hf:USER/NAME, or hf:USER/NAME@REVISION")
+    model = hub.HubModel(found[1], found[2])
+    raise_if_any(hub.hub_file_problems("--from", model, run_folder.JOB))
+    job_file = hub.fetch_file(model, run_folder.JOB)
+    if job_file is None:
+        raise UserError("--from", f": {found[1]} holds no {run_folder.JOB}; fmstune push sends it with a run")
+    return job_file
 
 
 def reproduce_run(line: CommandLine, asked: Reproduce) -> int:

@@ -44,7 +44,7 @@ TRANSLATED: Mapping[str, Translation] = {
 }
 """Early names of training arguments (transformers 4 and the flag-driven tool) that still say what they said."""
 
-_LAUNCHER, UPLOAD = "the launcher group sets it", "upload RUN/model with `hf upload` after the run"
+_LAUNCHER, SHARE = "the launcher group sets it", "share the model after the run: fmstune push RUN --repo USER/NAME"
 
 OWNED: Mapping[str, str] = {
     # fields of SFTConfig that another group sets
@@ -74,8 +74,8 @@ OWNED: Mapping[str, str] = {
     "disable_tqdm": "fmstune shows its own progress",
     "remove_unused_columns": "the data group prepares the columns",
     "label_names": "the data group prepares the labels",
-    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"), UPLOAD),
-    **dict.fromkeys(("hub_always_push", "hub_revision"), UPLOAD),
+    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"), SHARE),
+    **dict.fromkeys(("hub_always_push", "hub_revision"), SHARE),
     "hub_token": "secrets stay out of a job; set the environment variable HF_TOKEN",
     # flags of the early tool that are fields of other groups now
     "max_seq_length": "it is data.max_length now",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fmstune.config.after_training.places import Asking, File, Folder, OnBase, Trusting
+from fmstune.config.after_training.sharing import Push
 from fmstune.config.choices import Dtype
 from fmstune.config.first_aid import verbs
 from fmstune.config.flags import NOT_TYPED, POSITIONAL, As, Request, make_request
@@ -29,7 +30,7 @@ class Train(Composing):
     """Compose, check, tune, compare with the base (the default)."""
 
     from_job: FromJob = None
-    """Repeat a run; fields can be overridden, groups cannot."""
+    """Repeat a run, or one that was pushed (hf:USER/NAME); fields can be overridden, groups cannot."""
     resume: Annotated[Path | None, As("SWEEP_DIR")] = None
     """Resume a sweep: finished points are skipped."""
     sources: bool = False
@@ -258,7 +259,7 @@ PROMPTS = ("text", "text_file", "rows_file")
 """Fields of `Generation` of which one says what to ask."""
 SAMPLING = ("temperature", "top_k", "top_p")
 """Fields that only drawing uses; the names are those of `transformers.GenerationConfig`."""
-RunnerRequest = Generation | Merge | Scoring | Harness | Report | Comparison | SuspectRows
+RunnerRequest = Generation | Merge | Scoring | Harness | Report | Comparison | SuspectRows | Push
 """Options of a verb that composes no job, for a runner."""
 Options = Composing | RunnerRequest | Reproduce | FromFms | Doctor | verbs.Bisect | verbs.RunCare | verbs.AboutFiles
 JOB_USAGE = "[GROUP=CHOICE ...] [FIELD=VALUE ...]"
@@ -284,6 +285,7 @@ class Verb(StrEnum):
     compare = "compare", Comparison, "RUN_A RUN_B"
     bisect = "bisect", verbs.Bisect, "RUN_A RUN_B"
     rows = "rows", SuspectRows, "RUN"
+    push = "push", Push, "RUN --repo USER/NAME"
     runs = "runs", verbs.Runs, "[FOLDER]"
     logs = "logs", verbs.Logs, "RUN_OR_SWEEP"
     stop = "stop", verbs.Stop, "RUN_OR_SWEEP"

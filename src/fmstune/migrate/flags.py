@@ -11,7 +11,7 @@ from enum import Enum
 from functools import partial
 
 from fmstune.config import upstream_fields
-from fmstune.config.renamed_fields import OWNED, TRANSLATED, UPLOAD
+from fmstune.config.renamed_fields import OWNED, SHARE, TRANSLATED
 from fmstune.errors import Problem, did_you_mean
 from fmstune.launch import accelerate_file
 
@@ -164,8 +164,8 @@ TUNING: Mapping[str, Flag] = {
     **_dropped("no metric of fmstune reads the inputs", "include_inputs_for_metrics"),
     **_dropped("run a sweep with -m", "ray_scope"),
     **_dropped("the launcher distributes the rows", "dispatch_batches", "split_batches"),
-    **_dropped(UPLOAD, "push_to_hub", "hub_private_repo", "hub_always_push"),
-    **_dropped(UPLOAD, "push_to_hub_model_id", "push_to_hub_organization", "hub_model_id", "hub_strategy"),
+    **_dropped(SHARE, "push_to_hub", "hub_private_repo", "hub_always_push"),
+    **_dropped(SHARE, "push_to_hub_model_id", "push_to_hub_organization", "hub_model_id", "hub_strategy"),
     # one word: a note does not repeat the secret, so a word after it must not be taken for it
     **dict.fromkeys(("push_to_hub_token", "hub_token"), Flag(why=_SECRET, fate=Fate.dropped)),
     **_dropped(_VLLM, "post_process_vllm", "lora_post_process_for_vllm"),

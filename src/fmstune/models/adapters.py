@@ -54,6 +54,8 @@ def peft_configuration(settings: dict[str, Any], model: Model, objective: Object
         text = f": {model.adapter} is {found}, and the peft group chose {config.peft_type.value}; choose its method"
         raise UserError("model.adapter", text)
     saved.inference_mode = False
+    # when it was tuned before, the base may have been elsewhere
+    saved.base_model_name_or_path, saved.revision = files.resolve(model.path), model.revision
     return saved
 
 
@@ -89,10 +91,14 @@ def wrap(model: PreTrainedModel, config: PeftConfig | None, adapter: str | None)
         except REFUSALS as err:
             raise UserError("peft", f": {type(config).__name__} refuses these fields: {err}") from err
     try:
-        return _with_bias_of_head(PeftModel.from_pretrained(model, adapter, is_trainable=True))
+        further = PeftModel.from_pretrained(model, adapter, is_trainable=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as err:
         # torch raises RuntimeError for weights of another shape
         raise UserError("model.adapter", f": {adapter} does not fit the model: {one_line(err)}") from err
+    # PEFT looks there when it saves
+    further.active_peft_config.base_model_name_or_path = config.base_model_name_or_path
+    further.active_peft_config.revision = config.revision
+    return _with_bias_of_head(further)
 
 
 def _with_bias_of_head(model: PeftModel) -> PeftModel:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from fmstune import files
+from fmstune.checks.hub import HubModel, fetch_file
 from fmstune.checks.precision import Situation, resolve_precision
 from fmstune.config.choices import Attention, Device, Dtype
 from fmstune.config.job import Model
@@ -58,7 +59,9 @@ def locate(model: str, base: str | None, *, force: bool) -> Place:
             # before the tokenizer: its error would not name the model
             architecture.model_configuration(Model(path=place))
         return Place(place, None)
-    recorded = base_identity.read_base(Path(config_file).parent)
+    # of a hub id, transformers has fetched the adapter's configuration alone
+    base_file = None if Path(place).is_dir() else fetch_file(HubModel(place), base_identity.FILE)
+    recorded = base_identity.read_base((base_file or Path(config_file)).parent)
     named, revision = (recorded.id, recorded.revision) if recorded is not None else _named(model, Path(config_file))
     if base is None and not named:
         raise UserError("--model", f": {model} does not name its base; pass --base_model_name_or_path")
