@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fmstune.config.renamed_fields import USUAL_RATE
 from fmstune.errors import UserError
 
 Losses = Mapping[float, Sequence[float] | None]
@@ -115,7 +116,8 @@ def _lowest(means: Mapping[float, float]) -> float:
     rates = sorted(means)
     best = min(rates, key=lambda rate: means[rate])
     if not math.isfinite(means[best]):
-        raise UserError("training.learning_rate", f"=auto: training broke at each rate from {rates[0]:.2g} on")
+        hint = f"lower training.{USUAL_RATE}, or set model.dtype=float32"
+        raise UserError("training.learning_rate", f"=auto: training broke at each rate from {rates[0]:.2g} on; {hint}")
     at = rates.index(best)
     beside = rates[max(at - 1, 0) : at + 2]
     if len(beside) < 3:
