@@ -182,6 +182,11 @@ GENERATE = [
         "--text_file: prompts.txt holds no text; write one prompt a line",
         prompts_txt="\n",
     ),
+    case(
+        f"{LLAMA} --text_file prompts.jsonl",
+        "--text_file: prompts.jsonl, line 2 is not a text in JSON; give one prompt a line, in quotes",
+        prompts_jsonl='"a"\nb\n',
+    ),
     case(f"{LLAMA} --text_file prompts.txt", "--text_file: prompts.txt is not UTF-8 (byte 0); …", prompts_txt=b"\xff"),
     case(
         f"{LLAMA} --text hi --max_new_tokens 512",

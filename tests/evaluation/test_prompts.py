@@ -141,5 +141,12 @@ def test_all_rows_of_another_shape_are_reported(tokenizer: PreTrainedTokenizerBa
         prompts.of_rows(rows, LABELLED, tokenizer)
 
 
+def test_prompts_in_json_lines_may_have_line_breaks_and_nothing_else_is_one() -> None:
+    assert prompts.json_prompts_in('"a\\n b "\n\n""\n') == ["a\n b ", ""]
+    for line in ("a", '{"text": "a"}', "1"):
+        with pytest.raises(ValueError, match="^line 2 is not a text in JSON$"):
+            prompts.json_prompts_in(f'"a"\n{line}\n')
+
+
 def test_lines_are_prompts_and_empty_ones_are_not() -> None:
     assert prompts.prompts_in("a \r\n\n b\u2028c\n") == ["a", "b\u2028c"]

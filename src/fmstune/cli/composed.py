@@ -15,7 +15,7 @@ from fmstune.config.choices import Auto
 from fmstune.config.compose import Composed
 from fmstune.config.composing_errors import ERRORS
 from fmstune.config.job import Job
-from fmstune.config.overrides import swept_keys
+from fmstune.config.overrides import swept_keys, text_of
 from fmstune.config.renamed_fields import USUAL_RATE
 from fmstune.errors import Problem, collect_problems, did_you_mean, raise_if_any
 from fmstune.errors import shown as show_value
@@ -65,6 +65,8 @@ def print_config(line: CommandLine) -> int:
 
 def tell_job(line: CommandLine) -> int:
     """Compose the whole job, and tell it to the program that asks for it."""
+    hint = "fmstune.sweep runs a job for each value; a list is written in brackets"
+    raise_if_any(Problem(text_of(one), f": {hint}") for one in line.overrides if one.is_sweep_override())
     composed = compose.compose_job(line.overrides, line.hydra)
     frozen = freeze_composed(composed, line)
     caller.tell_yaml(freeze.dump(frozen.job))

@@ -61,9 +61,12 @@ def _texts(request: Generation) -> list[str]:
         return []
     try:
         content = sys.stdin.buffer.read() if request.text_file == "-" else Path(request.text_file).read_bytes()
-        found = prompts.prompts_in(content.decode("utf-8-sig"))
+        read = prompts.json_prompts_in if request.text_file.endswith(".jsonl") else prompts.prompts_in
+        found = read(content.decode("utf-8-sig"))
     except UnicodeDecodeError as err:
         raise UserError("--text_file", f": {request.text_file} is not UTF-8 (byte {err.start}); convert it") from err
+    except ValueError as err:
+        raise UserError("--text_file", f": {request.text_file}, {err}; give one prompt a line, in quotes") from err
     except OSError as err:
         raise UserError("--text_file", f": {request.text_file} cannot be read ({err.strerror})") from err
     if not found:

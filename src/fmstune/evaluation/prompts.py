@@ -1,5 +1,6 @@
 """Texts and rows → prompts in tokens, as the rows of training began: what stood before the answer."""
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -96,6 +97,21 @@ def turn_ends(format: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
     ends = answer_ends(tokenizer)
     written = [end.decoded for end in ends if end.token not in tokenizer.all_special_ids]
     return Stops([end.token for end in ends if end.token is not None], written)
+
+
+def json_prompts_in(text: str) -> list[str]:
+    """The prompts of a file of JSON lines, each a text that may have line breaks; ValueError for another line."""
+    found: list[str] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                prompt = json.loads(line)
+            except ValueError:
+                prompt = None
+            if not isinstance(prompt, str):
+                raise ValueError(f"line {number} is not a text in JSON")
+            found.append(prompt)
+    return found
 
 
 def prompts_in(text: str) -> list[str]:

@@ -73,6 +73,19 @@ def test_an_error_has_all_problems_and_says_what_the_command_prints(fmstune: Cal
     assert [problem.field for problem in raised.value.problems] == ["peft", "model.dtype", "training.max_stepz"]
 
 
+def test_several_values_are_a_sweep() -> None:
+    with pytest.raises(fmstune.UserError) as raised:
+        fmstune.compose("peft=lora,full", "seed=1,2")
+    hint = "fmstune.sweep runs a job for each value; a list is written in brackets"
+    assert [str(problem) for problem in raised.value.problems] == [f"peft=lora,full: {hint}", f"seed=1,2: {hint}"]
+
+
+@pytest.mark.slow
+def test_a_job_that_is_tried_in_small_gives_its_small_run() -> None:
+    run = fmstune.compose("debug=smoke", "peft=lora", "launcher.threads=1", "output_dir=x").train()
+    assert run.folder == Path("x-smoke/run").absolute() and run.status == "finished"
+
+
 def test_flags_are_arguments() -> None:
     with pytest.raises(fmstune.UserError) as raised:
         fmstune.compose("--config-dir=x", 3, "seed=1")  # type: ignore[arg-type]

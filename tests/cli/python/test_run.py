@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import fmstune
 from fmstune.cli.python import run as runs
 from fmstune.cli.python.command import Answer
+from fmstune.evaluation.prompts import json_prompts_in
 from fmstune.launch import caller
 
 
@@ -80,6 +82,24 @@ def test_runs_lists_a_folder_though_a_package_has_its_name(folder: Path) -> None
     assert (row["folder"], row["kind"], row["status"], row["steps"]) == ("runs/first", "run", "interrupted", 2)
     with pytest.raises(fmstune.UserError, match="nowhere: no such folder"):
         fmstune.runs("nowhere")
+
+
+def test_several_texts_are_handed_over_as_they_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def call(words: Sequence[str], **_: object) -> Answer:
+        given = dict(word.removeprefix("--").partition("=")[::2] for word in words)
+        asked.extend(json_prompts_in(Path(given["text_file"]).read_text()))
+        Path(given["out_file"]).write_text(json.dumps([{"output": one.upper()} for one in asked]))
+        return Answer(0, "")
+
+    monkeypatch.setattr(runs, "call_command", call)
+    run = fmstune.run(folder)
+    assert run.generate_all(["a\n\nb ", "", "ü"]) == ["A\n\nB ", "", "Ü"]
+    assert asked == ["a\n\nb ", "", "ü"]
+    assert run.generate_all([]) == []
+    with pytest.raises(fmstune.UserError, match="generate_all takes a list of texts, got 'abc'"):
+        run.generate_all("abc")
 
 
 def test_arguments_become_the_flags_of_the_command() -> None:

@@ -83,10 +83,14 @@ class Run:
         return str(answers[0]["output"])
 
     def generate_all(self, prompts: Sequence[str], **flags: Any) -> list[str]:
-        """Let the tuned model answer several texts of one line each; the model is read once for all of them."""
+        """Let the tuned model answer several texts; the model is read once for all of them."""
+        if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise ShownError([Problem("generate_all", f"takes a list of texts, got {prompts!r:.60}")])
+        if not prompts:
+            return []
         with tempfile.TemporaryDirectory(prefix="fmstune-") as folder:
-            file = Path(folder) / "prompts.txt"
-            file.write_text("".join(f"{prompt}\n" for prompt in prompts), encoding="utf-8")
+            file = Path(folder) / "prompts.jsonl"
+            file.write_text("".join(f"{json.dumps(prompt)}\n" for prompt in prompts), encoding="utf-8")
             answers = self._ask("generate", ["--only_new_text", *self._trust(), f"--text_file={file}"], flags)
         return [str(one["output"]) for one in answers]
 

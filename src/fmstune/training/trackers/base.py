@@ -53,7 +53,10 @@ class Tracker(abc.ABC):
     subject: Subject
     """The run; given by fmstune, and no setting."""
     place: str = field(init=False, default="")
-    """Where the tracker keeps its runs, in words: an id holds for one place only."""
+    """Where the tracker keeps its runs, in words: an id holds for one place only.
+
+    Set it in `__post_init__`: `start` gets the former run only where its place is the one that this run has by then.
+    """
     _run: Any = field(init=False, default=None)
 
     @abc.abstractmethod
