@@ -154,13 +154,16 @@ def _answer(options: argparse.Namespace) -> int:
         elif verb is not Verb.evaluate:
             from fmstune.evaluation import ask
             from fmstune.models import merge
+            from fmstune.serving.parity import prove
     library_noise.quiet()
     if verb is Verb.rows:
         return view.show_suspects(read_request(requests.SuspectRows, file))
     if verb is Verb.generate:
         return ask.answer_prompts(read_request(requests.Generation, file))
     if verb is Verb.merge:
-        return merge.run_merge(read_request(requests.Merge, file))
+        return merge.run_merge(read_request(requests.Merge, file), prove.prove_merged)
+    if verb is Verb.parity:
+        return prove.run_parity(read_request(requests.Parity, file))
     if "tasks" in json.loads(file.read_text(encoding="utf-8")):
         from fmstune.evaluation import harness
 

@@ -18,8 +18,8 @@ WORDS = [
     case(
         "chek",
         "unknown verb 'chek'; did you mean 'check'?; "
-        "the verbs are train, reproduce, check, show-data, modules, generate, evaluate, merge, from-fms, report, "
-        "compare, rows, runs, logs, stop, clean, recipes, copy, schema, doctor",
+        "the verbs are train, reproduce, check, show-data, modules, generate, evaluate, merge, parity, "
+        "from-fms, report, compare, bisect, rows, push, runs, logs, stop, clean, recipes, copy, schema, doctor",
     ),
     case("check train", "train: neither FIELD=VALUE nor GROUP=CHOICE, and a verb comes first (see fmstune --help)"),
     case("--dry-run", "unknown flag --dry-run (see fmstune --help)"),

@@ -292,6 +292,14 @@ MERGE = [
         a_json="[]",
     ),
     case("merge --model package:tiny_llama --out m", "--model: … is a whole model, with nothing to merge"),
+    case("merge --model package:tiny_llama --out m --parity_rows=-1", "--parity_rows must be at least 0, got -1"),
+    case(
+        "parity nosuch --rows 0 --endpoint localhost",
+        "parity: nosuch is not the folder of a run; give one that holds job.yaml",
+        "--rows must be at least 1, got 0",
+        "--endpoint must be a URL such as http://127.0.0.1:8000, got localhost",
+    ),
+    case("parity", "parity takes the folder of one run; got none"),
     Case(
         "merge --model a --out m",
         ("--model: a was tuned on ./gone, which is neither a folder here nor available from the hub; pass …",),

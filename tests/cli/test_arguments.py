@@ -14,6 +14,7 @@ from fmstune.config.requests import (
     Generation,
     HydraFlags,
     Merge,
+    Parity,
     Report,
     Reproduce,
     ShowData,
@@ -73,6 +74,12 @@ def test_merge_has_a_flag_for_each_field_of_its_request() -> None:
     assert line.options == Merge(model=("a",), out="m", export=Export.vllm_lora, dtype=Dtype.float16, force=True)
 
 
+def test_parity_takes_a_run_and_a_server() -> None:
+    line = parsed("parity", "a", "--endpoint", "http://h:1", "--served_model=t", "--dtype", "bfloat16", "--rows", "3")
+    asked = Parity(run="a", endpoint="http://h:1", served_model="t", dtype=Dtype.bfloat16, rows=3)
+    assert line.options == asked
+
+
 def test_report_and_compare_take_folders_and_flags() -> None:
     line = parsed("report", "runs/lr=1", "--metric", "tuned.exact_match", "--direction=maximize")
     assert line.options == Report(folder="runs/lr=1", metric="tuned.exact_match", direction="maximize")
@@ -111,7 +118,7 @@ def test_a_misspelt_verb_gets_a_suggestion() -> None:
 
 
 def test_a_flag_of_another_verb_says_whose_it_is() -> None:
-    with pytest.raises(UserError, match="^--rows is a flag of fmstune show-data, rows$"):
+    with pytest.raises(UserError, match="^--rows is a flag of fmstune show-data, parity, rows$"):
         parsed("check", "--rows", "5")
 
 

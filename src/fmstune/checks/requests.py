@@ -11,7 +11,17 @@ from fmstune import files
 from fmstune.checks.limits import flag_problems
 from fmstune.config.after_training.sharing import Push
 from fmstune.config.choices import Attention
-from fmstune.config.requests import NOTHING_TO_ASK, PROMPTS, SAMPLING, Generation, Harness, Merge, Scoring, SuspectRows
+from fmstune.config.requests import (
+    NOTHING_TO_ASK,
+    PROMPTS,
+    SAMPLING,
+    Generation,
+    Harness,
+    Merge,
+    Parity,
+    Scoring,
+    SuspectRows,
+)
 from fmstune.errors import Problem, UserError
 from fmstune.runs import checkpoints, manifest, run_folder
 
@@ -86,6 +96,8 @@ def merge_problems(request: Merge) -> Iterator[Problem]:
         yield Problem("--out", f": {out} exists; choose another folder")
     else:
         yield from _parent_problems("--out", out)
+    if request.parity_rows < 0:
+        yield Problem("--parity_rows", f"must be at least 0, got {request.parity_rows}")
     size = re.fullmatch(r"(\d+)[KMGT]B", request.max_shard_size)
     if size is None or int(size[1]) == 0:
         yield Problem("--max_shard_size", f"must be a size such as 500MB or 5GB, got {request.max_shard_size}")
@@ -117,6 +129,26 @@ def evaluation_problems(request: Scoring | Harness) -> Iterator[Problem]:
         yield Problem("--label", ": two labels are the same but for case and spaces; give each once")
     elif len(request.label) == 1 or not all(label.strip() for label in request.label):
         yield Problem("--label", ": give at least two labels that are not blank, or none for those that the rows have")
+
+
+def parity_problems(request: Parity) -> Iterator[Problem]:
+    """Yield the problems of `fmstune parity`."""
+    folder = files.user_path(request.run)
+    if not (folder / run_folder.JOB).is_file():
+        text = f": {request.run} is not the folder of a run; give one that holds {run_folder.JOB}"
+        yield Problem("parity", text + files.did_you_mean_beside(folder))
+    elif not (folder / run_folder.MODEL).is_dir():
+        status = run_folder.read_summary(folder).get("status", "not begun")
+        yield Problem("parity", f": the run in {folder} has no model ({status}); wait for it, or resume it")
+    if request.rows < 1:
+        yield Problem("--rows", f"must be at least 1, got {request.rows}")
+    if request.endpoint is not None and not re.match(r"https?://[^/]", request.endpoint):
+        text = f"must be a URL such as http://127.0.0.1:8000, got {request.endpoint}"
+        yield Problem("--endpoint", text)
+    if request.served_model is not None and request.endpoint is None:
+        yield Problem("--served_model", "names a model of --endpoint; give both, or neither")
+    if request.base_model_name_or_path is not None:
+        yield from _place_problems("--base_model_name_or_path", request.base_model_name_or_path)
 
 
 def suspects_problems(request: SuspectRows) -> Iterator[Problem]:

@@ -16,6 +16,7 @@ from fmstune.checks.requests import (
     evaluation_problems,
     generation_problems,
     merge_problems,
+    parity_problems,
     push_problems,
     run_model,
     suspects_problems,
@@ -27,7 +28,7 @@ from fmstune.config.after_training.sharing import Push
 from fmstune.config.composing_errors import ERRORS, explain
 from fmstune.config.job import Job, has_held_out
 from fmstune.config.overrides import field_changes, parse_overrides
-from fmstune.config.requests import Generation, Harness, Merge, RunnerRequest, Scoring, SuspectRows
+from fmstune.config.requests import Generation, Harness, Merge, Parity, RunnerRequest, Scoring, SuspectRows
 from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
 from fmstune.runs import run_folder
 from fmstune.runs.run_folder import ASKED_ALIKE, CHAT
@@ -48,6 +49,9 @@ def ask_runner(line: CommandLine, asked: RunnerRequest) -> int:
         case Merge():
             asked = dataclasses.replace(asked, model=tuple(map(run_model, asked.model)))
             raise_if_any([*merge_problems(asked), *request_problems(_places(asked))])
+        case Parity():
+            models = _places(dataclasses.replace(asked, run=run_model(asked.run)))
+            raise_if_any([*parity_problems(asked), *request_problems(models)])
         case SuspectRows():
             raise_if_any(suspects_problems(asked))
         case Push():
@@ -76,13 +80,14 @@ def _checked_evaluation(line: CommandLine, asked: Scoring | Harness) -> Scoring 
     return asked
 
 
-def _places(asked: Generation | Merge | Scoring | Harness) -> Iterator[tuple[str, HubModel]]:
+def _places(asked: Generation | Merge | Parity | Scoring | Harness) -> Iterator[tuple[str, HubModel]]:
     """(flag, model) of each model that a request needs: what it asks, and the base of an adapter."""
-    models = [asked.model] if isinstance(asked.model, str) else list(asked.model)
+    given = asked.run if isinstance(asked, Parity) else asked.model
+    models = [given] if isinstance(given, str) else list(given)
     yield from (("--model", HubModel(model)) for model in models)
-    flag, given = "--base_model_name_or_path", asked.base_model_name_or_path
-    if given is not None:
-        yield flag, HubModel(given)
+    flag, base_given = "--base_model_name_or_path", asked.base_model_name_or_path
+    if base_given is not None:
+        yield flag, HubModel(base_given)
         return
     yield from ((flag, base) for base in map(base_of, models) if base is not None)
     if isinstance(asked, Scoring | Harness) and asked.run_base is not None:

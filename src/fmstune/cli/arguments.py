@@ -26,6 +26,7 @@ _WORDS = {
     Verb.bisect: (("a", "b"), "takes two run folders"),
     Verb.rows: (("run",), "takes the folder of one run"),
     Verb.push: (("run",), "takes one folder, of a run, an adapter or a merged model"),
+    Verb.parity: (("run",), "takes the folder of one run"),
     Verb.runs: (("folder",), "takes one folder of runs"),
     Verb.logs: (("run",), "takes the folder of one run or sweep"),
     Verb.stop: (("run",), "takes the folder of one run or sweep"),

@@ -127,6 +127,23 @@ class Merge(OnBase):
     """Dtype of the merged weights; auto is that of the base."""
     max_shard_size: Annotated[str, As("SIZE")] = "5GB"
     """Most bytes of a file of weights."""
+    parity_rows: int = 8
+    """Rows of the run on which plain transformers must give what training had; 0 compares none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity(OnBase, Trusting):
+    """Prove that the model of a run is served as it was trained."""
+
+    run: Annotated[str, POSITIONAL]
+    endpoint: Annotated[str | None, As("URL")] = None
+    """An OpenAI-compatible server; without it, plain transformers and PEFT load the saved files."""
+    served_model: Annotated[str | None, As("NAME")] = None
+    """The name of the tuned model at the server, if it serves several."""
+    rows: int = 50
+    """Most held-out rows to compare."""
+    dtype: Dtype = Dtype.auto
+    """Precision that is meant to be served; auto is that of the saved weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +276,7 @@ PROMPTS = ("text", "text_file", "rows_file")
 """Fields of `Generation` of which one says what to ask."""
 SAMPLING = ("temperature", "top_k", "top_p")
 """Fields that only drawing uses; the names are those of `transformers.GenerationConfig`."""
-RunnerRequest = Generation | Merge | Scoring | Harness | Report | Comparison | SuspectRows | Push
+RunnerRequest = Generation | Merge | Parity | Scoring | Harness | Report | Comparison | SuspectRows | Push
 """Options of a verb that composes no job, for a runner."""
 Options = Composing | RunnerRequest | Reproduce | FromFms | Doctor | verbs.Bisect | verbs.RunCare | verbs.AboutFiles
 JOB_USAGE = "[GROUP=CHOICE ...] [FIELD=VALUE ...]"
@@ -280,6 +297,7 @@ class Verb(StrEnum):
     generate = "generate", Generation, "--model PLACE --text TEXT [--format CHOICE data.FIELD=VALUE ...]"
     evaluate = "evaluate", Scoring, _ROWS_OR_TASKS
     merge = "merge", Merge, "--model PLACE --out DIR"
+    parity = "parity", Parity, "RUN [--endpoint URL]"
     from_fms = "from-fms", FromFms, "[--run] 'COMMAND' | -- COMMAND | FILE (a script, JSON, or JSON in base64) | -"
     report = "report", Report, "RUN_OR_SWEEP"
     compare = "compare", Comparison, "RUN_A RUN_B"

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fmstune.data.chat import chat_question, chat_rows
 from fmstune.data.chat_template import chat_template
-from fmstune.data.messages import Columns, read_conversation
+from fmstune.data.messages import Columns, Conversation, Message, Tools, read_conversation
 from fmstune.data.read import ArrowValues
+from fmstune.data.reasoning import place_thoughts
 from fmstune.data.template_inputs import check_written, fitted
 from fmstune.data.templates import render_row
 from fmstune.data.tokens import Formatted, RowProblem, Rows, Segment, Templated, TemplateMissing, Texts, TokenRow
@@ -152,11 +153,8 @@ def chat(
 
     Thoughts are trained, masked or dropped. Where the template rewrites earlier turns, it is split into several rows.
     """
-    if messages_field == "messages" and "messages" not in row and "conversations" in row:
-        messages_field = "conversations"  # ShareGPT's
-    _any_column(row, messages_field)
     columns = Columns(messages_field, tools_field, system_field, functions_field)
-    turns, tools = read_conversation(row, columns, train, nulls=not isinstance(row, ArrowValues))
+    turns, tools = _turns(row, columns, train)
     if tokenizer is None:
         return chat_rows(turns, tools, None, reasoning=reasoning)
     template = chat_template(tokenizer, tools, template_kwargs)
@@ -168,6 +166,39 @@ def chat(
     text = "".join(segment.text for part in (made if isinstance(made, Rows) else [made]) for segment in part)
     check_written(turns, tools, text, lambda *said: template.write(*said).text)
     return made
+
+
+def asked_messages(
+    row: Mapping[str, Any],
+    *,
+    tokenizer: "PreTrainedTokenizerBase",
+    messages_field: str = "messages",
+    tools_field: str = "tools",
+    system_field: str = "system",
+    functions_field: str = "functions",
+    train: Literal["all", "last", "marked"] = "all",
+    reasoning: str = "train",
+    template_kwargs: Mapping[str, Any] | None = None,
+    **_: Any,
+) -> tuple[list[Message], Tools, str]:
+    """What a client sends to be given the last trained answer of the row: turns and tools; and what `chat` reads then.
+
+    It takes the settings of `chat`.
+    """
+    turns, tools = _turns(row, Columns(messages_field, tools_field, system_field, functions_field), train)
+    template = chat_template(tokenizer, tools, template_kwargs)
+    turns = fitted(turns, template.source)
+    last = max((number for number, turn in enumerate(turns) if turn.trains), default=len(turns))
+    before = place_thoughts(turns[:last], template, reasoning)
+    return [turn.message for turn in before], tools, template.write(before, tools, asks=True).text
+
+
+def _turns(row: Mapping[str, Any], columns: Columns, train: str) -> Conversation:
+    """The turns and tools of the row, of ShareGPT's column too where it has no other."""
+    if columns.messages == "messages" and "messages" not in row and "conversations" in row:
+        columns = columns._replace(messages="conversations")
+    _any_column(row, columns.messages)
+    return read_conversation(row, columns, train, nulls=not isinstance(row, ArrowValues))
 
 
 def tokenized(

@@ -51,7 +51,7 @@ def of_rows(found: Sequence[Row], format: Mapping[str, Any], tokenizer: PreTrain
     raise_if_any(problems.first())
     encoded = encode_rows(formatted, tokenizer, _UNCUT)
     return [
-        Prompt(_text(one, row.prompt_ids, tokenizer), generate.never_empty(row.prompt_ids, tokenizer))
+        Prompt(asked_text(one, row.prompt_ids, tokenizer), generate.never_empty(row.prompt_ids, tokenizer))
         for one, row in zip(formatted, encoded, strict=True)
     ]
 
@@ -69,7 +69,7 @@ def rows_of_texts(texts: Sequence[str], file: str, format: Mapping[str, Any]) ->
     return rows
 
 
-def _text(made: Formatted, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+def asked_text(made: Formatted, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     """The prompt as text: up to the answer, without white space that is part of the answer's first token."""
     decoded = str(tokenizer.decode(ids, skip_special_tokens=True))
     if isinstance(made, TokenRow | Texts):

@@ -1,7 +1,7 @@
 """`fmstune merge` in the runner: adapters → the weights of their base; what was written is compared, then kept."""
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -70,8 +70,11 @@ class Difference(NamedTuple):
     positions: int
 
 
-def run_merge(request: Merge) -> int:
-    """Merge, or export; the folder is written whole and verified, or not at all."""
+def run_merge(request: Merge, prove: Callable[[Merge, Path], str | None] | None = None) -> int:
+    """Merge, or export; the folder is written whole and verified, or not at all.
+
+    `prove` compares what was written with training; it raises UserError, or gives the lines that say what it compared.
+    """
     places = [tuned.locate(model, request.base_model_name_or_path, force=request.force) for model in request.model]
     whole = [place.model for place in places if not place.base]
     raise_if_any(Problem("--model", f": {model} is a whole model, with nothing to merge") for model in whole)
@@ -85,6 +88,8 @@ def run_merge(request: Merge) -> int:
     if request.export is not None:
         with _aside(out) as aside:
             lines = vllm.export_adapter(places[0], configs[0], base, tokenizers[0], aside, request.out)
+            proven = prove(request, aside) if prove is not None else None
+            lines += [proven] if proven is not None else []
         print("\n".join(lines))
         return 0
     # that of the base, unless another is asked for
@@ -111,7 +116,11 @@ def run_merge(request: Merge) -> int:
             _card(places[0], adapters, dtype, found, tokenizers[0]), encoding="utf-8"
         )
         sizes = [file.stat().st_size for file in aside.glob("*.safetensors")]
+        del written
+        proven = prove(request, aside) if prove is not None else None
     _report(request, places, dtype, found, parameters, sizes)
+    if proven is not None:
+        print(proven)
     return 0
 
 

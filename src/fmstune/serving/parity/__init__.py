@@ -1,0 +1,1 @@
+"""Proof that a model is served as it was trained."""
