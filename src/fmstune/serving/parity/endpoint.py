@@ -79,8 +79,9 @@ class Endpoint:
         prompt_ids = said.prompt_ids
         if prompt_ids is None and row.messages is None:
             prompt_ids = self._echoed(row)
-        text = None if prompt_ids is None else str(self.tokenizer.decode([one for one in prompt_ids if one >= 0]))
-        return Served(prompt_ids, text, said.prompt_count, self._scored(row), said.ids, said.text, said.ended)
+        known = [one for one in prompt_ids or () if one >= 0]
+        words = None if prompt_ids is None else str(self.tokenizer.decode(known))
+        return Served(prompt_ids, words, said.prompt_count, self._scored(row), said.ids, said.text, said.ended)
 
     def _asked(self, row: TrainedRow, most: int, more: Json) -> Said | None:
         """The greedy answer to the row as a client asks it; None where the server refuses."""
