@@ -70,7 +70,7 @@ programs:
 	$(PYTHON) -m venv .venv-test
 	.venv-test/bin/python -m pip install --quiet -c constraints.txt torch
 	.venv-test/bin/python -m pip install --quiet -c constraints.txt \
-		-e ".[dev,docs,aim,eval,fms,gguf,mlflow,serve,sweep,tensorboard,trackio,wandb]"
+		-e ".[dev,docs,aim,chat,eval,fms,gguf,mlflow,serve,sweep,tensorboard,trackio,wandb]"
 	touch $@
 
 # made anew by `make clean newest`, when the registry has newer ones
@@ -78,7 +78,7 @@ programs:
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet -c constraints.txt torch
 	.venv-newest/bin/python -m pip install --quiet -c constraints.txt \
-		-e ".[dev,docs,aim,eval,fms,gguf,mlflow,serve,sweep,tensorboard,trackio,wandb]"
+		-e ".[dev,docs,aim,chat,eval,fms,gguf,mlflow,serve,sweep,tensorboard,trackio,wandb]"
 	grep '^torch==' constraints.txt > .venv-newest/torch.txt
 	.venv-newest/bin/python -m pip install --quiet --upgrade -c .venv-newest/torch.txt -e . \
 		transformers accelerate peft datasets trl
@@ -89,7 +89,7 @@ programs:
 	$(PYTHON) tools/versions.py --floors > .venv-oldest/floors.txt
 	.venv-oldest/bin/python -m pip install --quiet -c .venv-oldest/floors.txt torch
 	.venv-oldest/bin/python -m pip install --quiet -c .venv-oldest/floors.txt \
-		-e ".[dev,docs,aim,eval,fms,gguf,mlflow,serve,sweep,tensorboard,trackio,wandb]"
+		-e ".[dev,docs,aim,chat,eval,fms,gguf,mlflow,serve,sweep,tensorboard,trackio,wandb]"
 	touch $@
 
 clean:

@@ -125,7 +125,7 @@ def in_this_process(capfd: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch
 
     with_processes = subprocesses.start
 
-    def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
+    def start(argv: Sequence[str], env: Mapping[str, str], **_: bool) -> int:
         from fmstune import runner
 
         if argv[1:3] == ["-m", "fmstune.launch.agent"]:

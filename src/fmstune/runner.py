@@ -13,6 +13,7 @@ from pathlib import Path
 from fmstune import ranks
 from fmstune.checks.launcher import rank_problems
 from fmstune.config import freeze, requests
+from fmstune.config.after_training.serving import Serving, Talk
 from fmstune.config.after_training.sharing import Push
 from fmstune.config.flags import add_flags
 from fmstune.config.requests import Verb, read_request
@@ -151,6 +152,10 @@ def _answer(options: argparse.Namespace) -> int:
 
         if verb is Verb.rows:
             from fmstune.training.suspects import view
+        elif verb is Verb.serve:
+            from fmstune.serving import serve
+        elif verb is Verb.chat:
+            from fmstune.serving import talk
         elif verb is not Verb.evaluate:
             from fmstune.evaluation import ask
             from fmstune.models import merge
@@ -158,6 +163,10 @@ def _answer(options: argparse.Namespace) -> int:
     library_noise.quiet()
     if verb is Verb.rows:
         return view.show_suspects(read_request(requests.SuspectRows, file))
+    if verb is Verb.serve:
+        return serve.serve_model(read_request(Serving, file))
+    if verb is Verb.chat:
+        return talk.hold_talk(read_request(Talk, file))
     if verb is Verb.generate:
         return ask.answer_prompts(read_request(requests.Generation, file))
     if verb is Verb.merge:

@@ -134,7 +134,7 @@ GENERATE = [
     ),
     case(
         f"{LLAMA} --text hi --temperature 0 --top_k 0 --top_p 2 --repetition_penalty 0",
-        "--temperature must be above 0 and finite (leave --do_sample out to take the likeliest token), got 0",
+        "--temperature must be above 0 and finite (leave it out to take the likeliest token), got 0",
         "--top_p must be above 0 and at most 1, got 2",
         "--top_k must be at least 1, got 0",
         "--repetition_penalty must be above 0 and finite, got 0",
@@ -317,6 +317,45 @@ MERGE = [
     Case("merge --model d --out m --export vllm_lora", ("--export vllm_lora: d is DoRA; merge it instead",), DORA),
 ]
 
+SERVE_AND_CHAT = [
+    case("serve", "serve takes the folder of one run, an adapter, a model or a hub id; got none"),
+    case("chat a --temprature 1", "chat has no flag --temprature; did you mean '--temperature'?"),
+    case(
+        "serve package:tiny_llama peft=lora data.x=1",
+        "serve takes flags, and data.FIELD=VALUE with --format; got 'peft=lora'",
+        "data.x=1: fields of a data format go with --format",
+    ),
+    case(
+        "serve ./nosuch --host 0.0.0.0 --port 70000 --batch_size 0 --max_waiting 0 --grace -1",
+        "serve: no folder nosuch",
+        "--batch_size must be at least 1, got 0",
+        "--port must be at least 0 and below 65536, got 70000",
+        "--max_waiting must be at least 1, got 0",
+        "--grace must be at least 0, got -1",
+        "--host: others reach 0.0.0.0, and the server would answer anyone; set a key in FMSTUNE_API_KEY, which clients "
+        "send, or leave --host out",
+    ),
+    case(
+        "serve package:tiny_llama --engine vllm --batch_size 2 --format chat",
+        "--batch_size, --format: no effect with --engine vllm; leave out",
+    ),
+    case(
+        "chat package:tiny_llama --compare --no_base --top_p 0.5 --history nosuch/h",
+        "--compare shows the base, and --no_base leaves it out; leave one of them out",
+        "--top_p: no effect without --temperature; add it, or leave the others out",
+        "--history: no folder nosuch; make it, or choose another",
+    ),
+    case(
+        "chat package:tiny_llama --compare", "--compare: the base is not known; name it with --base_model_name_or_path"
+    ),
+    Case(
+        "chat a",
+        ("chat: a was tuned on ./gone, which is neither a folder here nor available from the hub; …",),
+        ADAPTER,
+    ),
+    Case("serve d --engine vllm", ("--engine vllm_lora: d is DoRA; merge it instead",), DORA),
+]
+
 PUSH = [
     case("push", "push takes one folder, of a run, an adapter or a merged model; got none"),
     case("push run --repo a/b other", "push takes one folder, of a run, an adapter or a merged model; got run, other"),
@@ -351,7 +390,7 @@ PUSH = [
 ]
 
 
-CASES = [*TO_EVALUATE, *GENERATE, *MERGE, *PUSH]
+CASES = [*TO_EVALUATE, *GENERATE, *MERGE, *PUSH, *SERVE_AND_CHAT]
 indexed: dict[Path, dict[str, Any]] = {}
 """The tasks that come with the harness, as it found them."""
 

@@ -27,7 +27,7 @@ def test_hydra_gets_the_line_without_the_verb(line: str, for_hydra: str) -> None
 @pytest.mark.parametrize(
     ("line", "suggested"),
     [
-        ("fmstune ch", ["check"]),
+        ("fmstune ch", ["check", "chat"]),
         ("fmstune gen", ["generate"]),
         ("fmstune from", ["from-fms"]),
         ("fmstune from-fms --", ["--run"]),

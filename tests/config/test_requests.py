@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fmstune.config.after_training.serving import Serving, ServingEngine, Talk
 from fmstune.config.choices import Device, Dtype
 from fmstune.config.requests import Export, Generation, Harness, Merge, Method, Scoring, read_request, write_request
 
@@ -34,3 +35,12 @@ def test_so_are_requests_to_evaluate(tmp_path: Path) -> None:
     harness = Harness(model="a", tasks=("x", "y"), limit=3, device=Device.cpu)
     write_request(harness, tmp_path / "harness.json")
     assert read_request(Harness, tmp_path / "harness.json") == harness
+
+
+def test_so_are_requests_to_serve_and_to_chat(tmp_path: Path) -> None:
+    serving = Serving(model="a", port=0, engine=ServingEngine.vllm, format={"_target_": "x"}, batch_size=2)
+    write_request(serving, tmp_path / "request.json")
+    assert read_request(Serving, tmp_path / "request.json") == serving
+    talk = Talk(model="a", compare=True, temperature=0.5, system="é", device=Device.cpu)
+    write_request(talk, tmp_path / "talk.json")
+    assert read_request(Talk, tmp_path / "talk.json") == talk

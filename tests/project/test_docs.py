@@ -3,11 +3,15 @@
 
 import contextlib
 import importlib
+import io
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -53,6 +57,7 @@ PIP_LINES = (
             "slurm",
             "sweep",
             "serve",
+            "chat",
             "gguf",
         )
     ),
@@ -188,6 +193,11 @@ def test_the_commands_of_a_document_run(
     for line in commands(path):
         if is_sweep(line) or ("launcher.num_processes=2" in line and is_an_example(line)):
             continue
+        # what a chat is told from a pipe
+        monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n"))
+        if shlex.split(line)[1] == "serve" and "--engine" not in line:
+            serve_and_stop(line)
+            continue
         result = fmstune(*small(line)) if "doctor" not in line else doctor(line)
         assert result.code == 0, f"{line}\n{result.out}\n{result.err}"
         if line in shown:
@@ -196,6 +206,18 @@ def test_the_commands_of_a_document_run(
     if path.name == "runs.md":
         run_python(path)
         assert (folder / "merged" / "model.safetensors").is_file()
+
+
+def serve_and_stop(line: str) -> None:
+    """Run a server until it listens, and interrupt it."""
+    out = Path("serve.out")
+    with out.open("w") as file:
+        process = forked.Process([*shlex.split(line), "--port=0"], os.environ, (file.fileno(), file.fileno()))
+    while "  page http" not in out.read_text():
+        assert process.poll() is None, out.read_text()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130, out.read_text()
 
 
 def run_python(path: Path) -> None:

@@ -123,13 +123,14 @@ _LIMITS: Mapping[str, Limit] = {
 _LIMITS_OF_FLAGS: Mapping[str, Limit] = {
     **dict.fromkeys(("batch_size", "max_new_tokens", "max_rows", "limit"), AT_LEAST_1),
     "num_fewshot": _AT_LEAST_0,
-    "temperature": Limit(
-        ABOVE_0_AND_FINITE.holds, "above 0 and finite (leave --do_sample out to take the likeliest token)"
-    ),
+    "temperature": Limit(ABOVE_0_AND_FINITE.holds, "above 0 and finite (leave it out to take the likeliest token)"),
     "top_p": Limit(lambda number: 0 < number <= 1, "above 0 and at most 1"),
     "top_k": AT_LEAST_1,
     "repetition_penalty": ABOVE_0_AND_FINITE,
     "seed": _SEED,
+    "port": Limit(lambda port: 0 <= port < 2**16, f"at least 0 and below {2**16}"),
+    "max_waiting": AT_LEAST_1,
+    "grace": _AT_LEAST_0,
 }
 
 

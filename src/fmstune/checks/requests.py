@@ -1,4 +1,4 @@
-"""Rules on the flags of `generate`, `merge` and `evaluate`."""
+"""Rules on the flags of `generate`, `merge`, `evaluate`, `serve` and `chat`."""
 
 import importlib.util
 import math
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fmstune import files
 from fmstune.checks.limits import flag_problems
+from fmstune.config.after_training.serving import API_KEY, LOCAL_HOSTS, Serving, ServingEngine, Talk
 from fmstune.config.after_training.sharing import Push
 from fmstune.config.choices import Attention
 from fmstune.config.requests import (
@@ -151,6 +152,43 @@ def parity_problems(request: Parity) -> Iterator[Problem]:
         yield from _place_problems("--base_model_name_or_path", request.base_model_name_or_path)
 
 
+def conversing_problems(request: Serving | Talk) -> Iterator[Problem]:
+    """Yield the problems of `fmstune serve` and `fmstune chat`."""
+    yield from _model_problems(request)
+    yield from flag_problems(request)
+    if request.no_base and request.base_model_name_or_path is not None:
+        yield Problem("--no_base", "and --base_model_name_or_path exclude each other; give one of them")
+    if isinstance(request, Serving):
+        yield from _serving_problems(request)
+        return
+    if request.compare and request.no_base:
+        yield Problem("--compare", "shows the base, and --no_base leaves it out; leave one of them out")
+    unused = [f"--{name}" for name in ("top_p", "seed") if getattr(request, name) is not None]
+    if unused and request.temperature is None:
+        yield Problem(", ".join(unused), ": no effect without --temperature; add it, or leave the others out")
+    if request.history is not None:
+        yield from _parent_problems("--history", Path(request.history))
+
+
+def _serving_problems(request: Serving) -> Iterator[Problem]:
+    key = os.environ.get(API_KEY)
+    if key is not None and (not key.strip() or not key.isascii() or key != key.strip()):
+        yield Problem(API_KEY, "must be a key in ASCII without spaces around it; set one, or unset the variable")
+    if key is None and request.host not in LOCAL_HOSTS:
+        text = f": others reach {request.host}, and the server would answer anyone; set a key in {API_KEY}, which "
+        yield Problem("--host", f"{text}clients send, or leave --host out")
+    if request.engine is ServingEngine.vllm:
+        own = ("batch_size", "max_waiting", "grace", "max_new_tokens", "no_base", "data_format")
+        if given := [f"--{name}" for name in own if getattr(request, name) != getattr(Serving, name)]:
+            yield Problem(
+                ", ".join(given).replace("data_format", "format"), ": no effect with --engine vllm; leave out"
+            )
+        return
+    for module in ("fastapi", "uvicorn", "prometheus_client"):
+        if importlib.util.find_spec(module) is None:
+            yield Problem("serve", f"needs {module}; pip install 'fmstune[serve]'")
+
+
 def suspects_problems(request: SuspectRows) -> Iterator[Problem]:
     """Yield the problems of `fmstune rows`."""
     if request.rows < 1:
@@ -186,7 +224,7 @@ def _repository_problems(repo: str) -> Iterator[Problem]:
         yield Problem("--repo", f": the hub refuses the name {repo!r}; choose one with {rules}")
 
 
-def _model_problems(request: Generation | Merge | Scoring | Harness) -> Iterator[Problem]:
+def _model_problems(request: Generation | Merge | Scoring | Harness | Serving | Talk) -> Iterator[Problem]:
     """Yield the problems of the places of models; `run_model` has been applied to `request.model`."""
     for model in [request.model] if isinstance(request.model, str) else dict.fromkeys(request.model):
         yield from _place_problems("--model", model)

@@ -13,6 +13,7 @@ from fmstune import files
 from fmstune.checks.hub import HubModel, base_of, fetch_file, push_token_problems, request_problems
 from fmstune.checks.job import job_problems
 from fmstune.checks.requests import (
+    conversing_problems,
     evaluation_problems,
     generation_problems,
     merge_problems,
@@ -24,12 +25,13 @@ from fmstune.checks.requests import (
 from fmstune.cli.arguments import CommandLine
 from fmstune.cli.start_job import call_runner
 from fmstune.config import compose, freeze
+from fmstune.config.after_training.serving import Serving, Talk
 from fmstune.config.after_training.sharing import Push
 from fmstune.config.composing_errors import ERRORS, explain
-from fmstune.config.job import Job, has_held_out
+from fmstune.config.job import Job, has_held_out, sources
 from fmstune.config.overrides import field_changes, parse_overrides
 from fmstune.config.requests import Generation, Harness, Merge, Parity, RunnerRequest, Scoring, SuspectRows
-from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
+from fmstune.errors import Problem, UserError, collect_problems, naming_flag, raise_if_any
 from fmstune.runs import run_folder
 from fmstune.runs.run_folder import ASKED_ALIKE, CHAT
 
@@ -58,7 +60,50 @@ def ask_runner(line: CommandLine, asked: RunnerRequest) -> int:
             raise_if_any([*push_problems(asked), *push_token_problems(asked)])
         case Scoring() | Harness():
             asked = _checked_evaluation(line, asked)
+        case Serving() | Talk():
+            return _converse(line, asked)
     return call_runner(asked, line.verb)
+
+
+def _converse(line: CommandLine, asked: Serving | Talk) -> int:
+    """Let a runner serve the model or talk with it, in the format of its run or of `--format`."""
+    place, verb = run_model(asked.model), line.verb.value
+    # the model is a word of the command and no flag
+    with naming_flag(verb, ["--model"]):
+        asked = dataclasses.replace(asked, model=place)
+        problems = [*conversing_problems(asked), *request_problems(_places(asked))]
+        with collect_problems(problems):
+            if (chosen := _data_format(line, asked.data_format)) is not None:
+                asked = dataclasses.replace(asked, format=_as_trained(line, place, chosen))
+            elif not problems:
+                asked = dataclasses.replace(asked, format=_format_of_run(line, place))
+        raise_if_any(problems)
+    folder = files.user_path(place)
+    job_file, adapts = _job_of(place) if folder.is_dir() else None, (folder / "adapter_config.json").is_file()
+    if job_file is not None and not adapts and asked.base_model_name_or_path is None and not asked.no_base:
+        base = freeze.read(job_file, trusted=line.trusted).job.model
+        if isinstance(asked, Talk) and asked.compare:
+            asked = dataclasses.replace(asked, run_base=base.path, run_base_revision=base.revision)
+        elif isinstance(asked, Serving):
+            words = f"--base_model_name_or_path {base.path} serves its base, too"
+            print(
+                f"fmstune: note: the run tuned a whole model; {words}, with a second copy of weights", file=sys.stderr
+            )
+    return call_runner(asked, line.verb, talks=isinstance(asked, Talk))
+
+
+def _format_of_run(line: CommandLine, place: str) -> dict[str, Any]:
+    """The format that the model's run trained on; of a model without a run, chat, as its folder says."""
+    job_file = _job_of(place)
+    if job_file is not None:
+        data = freeze.read(job_file, trusted=line.trusted).job.data
+        formats = {name: source.format for name, source in sources(data, "train").items()}
+        first, format = next(iter(formats.items()), ("", None))
+        if any(other != format for other in formats.values()):
+            words = f"the model is asked in that of {first} (--format CHOICE chooses another)"
+            print(f"fmstune: note: the sources of the run have formats of their own; {words}", file=sys.stderr)
+        return format or data.format
+    return {"_target_": CHAT, **_kept(_tokenizer_file(place))}
 
 
 def _checked_evaluation(line: CommandLine, asked: Scoring | Harness) -> Scoring | Harness:
@@ -80,7 +125,7 @@ def _checked_evaluation(line: CommandLine, asked: Scoring | Harness) -> Scoring 
     return asked
 
 
-def _places(asked: Generation | Merge | Parity | Scoring | Harness) -> Iterator[tuple[str, HubModel]]:
+def _places(asked: Generation | Merge | Parity | Scoring | Harness | Serving | Talk) -> Iterator[tuple[str, HubModel]]:
     """(flag, model) of each model that a request needs: what it asks, and the base of an adapter."""
     given = asked.run if isinstance(asked, Parity) else asked.model
     models = [given] if isinstance(given, str) else list(given)

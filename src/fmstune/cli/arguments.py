@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 from hydra.core.override_parser.types import Override
 
 from fmstune.config import other_names, requests
+from fmstune.config.after_training.serving import Serving, Talk
 from fmstune.config.first_aid.verbs import Copy, Recipes
 from fmstune.config.flags import add_flags, flags_of, make_request, missing_flags, spellings
 from fmstune.config.groups import group_names
@@ -21,6 +22,8 @@ from fmstune.errors import Problem, UserError, did_you_mean, raise_if_any
 
 _WORDS = {
     Verb.reproduce: (("run",), "takes the folder of one run, such as runs/first"),
+    Verb.chat: (("model",), "takes the folder of one run, an adapter, a model or a hub id"),
+    Verb.serve: (("model",), "takes the folder of one run, an adapter, a model or a hub id"),
     Verb.report: (("folder",), "takes one folder, of a run or of runs such as a sweep's"),
     Verb.compare: (("a", "b"), "takes two run folders"),
     Verb.bisect: (("a", "b"), "takes two run folders"),
@@ -36,6 +39,8 @@ _WORDS = {
     Verb.schema: (("group",), "takes one group"),
 }
 """The words without a flag that a verb takes, and how to say so."""
+_WITH_FIELDS = (Verb.reproduce, Verb.chat, Verb.serve)
+"""Of these, verbs that take fields of a job, too."""
 
 
 _MODES = ("cfg", "info", "hydra_help", "multirun", "run")
@@ -143,7 +148,7 @@ def _hydra_flags(kind: type[Options]) -> set[str] | None:
     """Hydra's flags that a verb takes; None is all of them."""
     if issubclass(kind, Composing):
         return None
-    return {"config_dir"} if kind in (Generation, Scoring, Recipes, Copy) else set()
+    return {"config_dir"} if kind in (Generation, Scoring, Serving, Talk, Recipes, Copy) else set()
 
 
 def _parse_from_fms(words: Sequence[str]) -> CommandLine | HelpOrVersion:
@@ -184,7 +189,9 @@ def _wrong_words(verb: Verb, kind: type[Options], words: list[str], given: dict[
             yield Problem("evaluate", f"takes flags, data=CHOICE, data.FIELD=VALUE and seed=N; got {word!r}")
         elif kind is Generation and not re.match(r"data\..*?=", word):
             yield Problem("generate", f"takes flags, and data.FIELD=VALUE with --format; got {word!r}")
-        elif kind is Generation and "data_format" not in given:
+        elif kind in (Serving, Talk) and "=" in word and not Path(word).exists() and not word.startswith("data."):
+            yield Problem(verb.value, f"takes flags, and data.FIELD=VALUE with --format; got {word!r}")
+        elif kind in (Generation, Serving, Talk) and word.startswith("data.") and "data_format" not in given:
             yield Problem(word, ": fields of a data format go with --format")
         elif kind in (Harness, requests.Merge, requests.Doctor):
             yield Problem(f"{verb} harness" if kind is Harness else verb.value, f"takes flags; got {word!r}")
@@ -195,7 +202,7 @@ def _positional(verb: Verb, words: Sequence[str]) -> dict[str, str]:
     if verb not in _WORDS:
         return {}
     names, takes = _WORDS[verb]
-    found = [word for word in words if verb is not Verb.reproduce or "=" not in word or Path(word).exists()]
+    found = [word for word in words if verb not in _WITH_FIELDS or "=" not in word or Path(word).exists()]
     needed = [name for name in names if not hasattr(verb.options, name)]  # a field without a default
     if not len(needed) <= len(found) <= len(names):
         raise UserError(verb.value, f"{takes}; got {', '.join(found) or 'none'}")

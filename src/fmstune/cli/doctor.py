@@ -21,6 +21,9 @@ EXTRAS = {
     "eval": ("lm_eval.evaluator",),
     **{name: (name,) for name in ("aim", "tensorboard", "mlflow", "wandb", "trackio")},
     "slurm": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
+    "serve": ("fastapi", "prometheus_client", "uvicorn"),
+    "chat": ("prompt_toolkit",),
+    "gguf": ("gguf",),
     "sweep": ("optuna", "hydra_plugins.hydra_joblib_launcher"),
 }
 """Each extra, and the modules whose import shows that it works."""

@@ -109,8 +109,8 @@ def _recorded_flags(line: CommandLine, history: History) -> list[str]:
     return [*line.trust_flags, f"--command={shlex.join(['fmstune', *history.words])}"]
 
 
-def call_runner(asked: Job | RunnerRequest, verb: Verb, flags: Sequence[str] = ()) -> int:
-    """Let a runner do a verb that leaves no run folder; its exit code."""
+def call_runner(asked: Job | RunnerRequest, verb: Verb, flags: Sequence[str] = (), *, talks: bool = False) -> int:
+    """Let a runner do a verb that leaves no run folder; its exit code. One that `talks` has Ctrl-C to itself."""
     with tempfile.TemporaryDirectory(prefix="fmstune-") as folder:
         file = Path(folder) / "asked"
         if isinstance(asked, Job):
@@ -121,7 +121,11 @@ def call_runner(asked: Job | RunnerRequest, verb: Verb, flags: Sequence[str] = (
             # a merge, a report and a comparison are made on the CPU
             launcher = Launcher(device=getattr(asked, "device", Device.cpu))
         argv = subprocesses.command(file, f"--verb={verb}", *flags)
-        return exit_code_of(subprocesses.start(argv, subprocesses.environment(launcher, os.environ)))
+        return exit_code_of(
+            subprocesses.start(
+                argv, subprocesses.environment(launcher, os.environ), **({"talks": True} if talks else {})
+            )
+        )
 
 
 def _train(job: Job, flags: Sequence[str], history: History, start: Start | None) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fmstune.config.after_training.places import Asking, File, Folder, OnBase, Trusting
+from fmstune.config.after_training.serving import Serving, Talk
 from fmstune.config.after_training.sharing import Push
 from fmstune.config.choices import Dtype
 from fmstune.config.first_aid import verbs
@@ -276,7 +277,9 @@ PROMPTS = ("text", "text_file", "rows_file")
 """Fields of `Generation` of which one says what to ask."""
 SAMPLING = ("temperature", "top_k", "top_p")
 """Fields that only drawing uses; the names are those of `transformers.GenerationConfig`."""
-RunnerRequest = Generation | Merge | Parity | Scoring | Harness | Report | Comparison | SuspectRows | Push
+RunnerRequest = (
+    Generation | Merge | Parity | Scoring | Harness | Report | Comparison | SuspectRows | Push | Serving | Talk
+)
 """Options of a verb that composes no job, for a runner."""
 Options = Composing | RunnerRequest | Reproduce | FromFms | Doctor | verbs.Bisect | verbs.RunCare | verbs.AboutFiles
 JOB_USAGE = "[GROUP=CHOICE ...] [FIELD=VALUE ...]"
@@ -295,6 +298,8 @@ class Verb(StrEnum):
     show_data = "show-data", ShowData
     modules = "modules", Modules
     generate = "generate", Generation, "--model PLACE --text TEXT [--format CHOICE data.FIELD=VALUE ...]"
+    chat = "chat", Talk, "RUN [--compare] [--format CHOICE data.FIELD=VALUE ...]"
+    serve = "serve", Serving, "RUN [--format CHOICE data.FIELD=VALUE ...]"
     evaluate = "evaluate", Scoring, _ROWS_OR_TASKS
     merge = "merge", Merge, "--model PLACE --out DIR"
     parity = "parity", Parity, "RUN [--endpoint URL]"

@@ -52,18 +52,31 @@ def generate(
     lengths = [len(prompt) for prompt in prompts]
     # each process generates until the last one has ended, as all hold a part of the weights
     more = {"synced_gpus": holds_shard(model), "tokenizer": tokenizer}
-    with _without_own_generation_config(model):
-        for batch in of_this_process(list(by_length(lengths, batch_size, equal=virtual_tokens(model) > 0))):
-            rows = {"input_ids": [list(prompts[i]) for i in batch]}
-            encoded = tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(model.device)
-            texts = [Continued(tokenizer, prompts[i] if behind_prompt else ()) for i in batch]
-            streamer = Streamer(texts[0], stop_texts, show) if show is not None else None
-            output = model.generate(**encoded, generation_config=settings, streamer=streamer, **more)
-            for i, text, ids in zip(batch, texts, output[:, encoded["input_ids"].shape[1] :].tolist(), strict=True):
-                answers[i] = cut(text.of(ids), stop_texts)
+    for batch in of_this_process(list(by_length(lengths, batch_size, equal=virtual_tokens(model) > 0))):
+        texts = [Continued(tokenizer, prompts[i] if behind_prompt else ()) for i in batch]
+        streamer = Streamer(texts[0], stop_texts, show) if show is not None else None
+        made = continue_batch(model, tokenizer, [prompts[i] for i in batch], settings, streamer=streamer, **more)
+        for i, text, ids in zip(batch, texts, made.tolist(), strict=True):
+            answers[i] = cut(text.of(ids), stop_texts)
     for others in gathered_from_all(answers):
         answers |= others
     return [answers[i] for i in range(len(prompts))]
+
+
+def continue_batch(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationConfig,
+    /,
+    **more: Any,
+) -> Tensor:
+    """The new tokens of each prompt, padded on the right; `more` is for transformers' `generate`."""
+    rows = {"input_ids": [list(prompt) for prompt in prompts]}
+    encoded = tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(model.device)
+    with _without_own_generation_config(model):
+        output: Tensor = model.generate(**encoded, generation_config=settings, **more)
+    return output[:, encoded["input_ids"].shape[1] :]
 
 
 def cut(text: str, stop_texts: Sequence[str]) -> str:
@@ -95,6 +108,8 @@ class Streamer(BaseStreamer):
         self.held = max(map(len, stop_texts), default=1) - 1
         self.ids: list[int] = []
         self.prompt_seen = False
+        self.stopped = False
+        """Whether one of the stop texts has come."""
         self.shown = 0
 
     def put(self, value: Tensor) -> None:
@@ -112,7 +127,10 @@ class Streamer(BaseStreamer):
         self._show(self._text())
 
     def _text(self) -> str:
-        return cut(self.continued.of(self.ids), self.stop_texts)
+        whole = self.continued.of(self.ids)
+        text = cut(whole, self.stop_texts)
+        self.stopped = len(text) < len(whole)
+        return text
 
     def _show(self, text: str) -> None:
         self.show(text[self.shown :])

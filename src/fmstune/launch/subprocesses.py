@@ -92,11 +92,16 @@ def environment(launcher: Launcher, inherited: Mapping[str, str]) -> dict[str, s
     return env
 
 
-def start(argv: Sequence[str], env: Mapping[str, str]) -> int:
-    """Run to the end, hand on Ctrl-C and SIGTERM, and give back the exit code (negative: the signal it died of)."""
+def start(argv: Sequence[str], env: Mapping[str, str], *, talks: bool = False) -> int:
+    """Run to the end, hand on Ctrl-C and SIGTERM, and give back the exit code (negative: the signal it died of).
+
+    One that `talks` gets Ctrl-C from the terminal, as often as it is typed, and does not end by it.
+    """
     with preemption.kept_back():
         process = subprocess.Popen(argv, env=env)
     with handing_on(process.send_signal) as seen:
+        if talks and sys.stdin.isatty():
+            signal.signal(signal.SIGINT, lambda *_: None)
         code = process.wait()
     # killed because somebody insisted: an interruption, and no failure
     return -seen[0] if seen and code == -signal.SIGKILL else code

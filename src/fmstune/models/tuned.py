@@ -16,6 +16,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from fmstune import files
 from fmstune.checks.hub import HubModel, fetch_file
 from fmstune.checks.precision import Situation, resolve_precision
+from fmstune.config.after_training.serving import Serving, Talk
 from fmstune.config.choices import Attention, Device, Dtype
 from fmstune.config.job import Model
 from fmstune.config.requests import Harness, Scoring
@@ -113,7 +114,7 @@ def _same_base(model: str, place: Place, recorded: base_identity.Base | None, *,
         raise UserError("--model", text)
 
 
-def with_base(asked: Scoring | Harness) -> tuple[Place, Place | None]:
+def with_base(asked: Scoring | Harness | Serving | Talk) -> tuple[Place, Place | None]:
     """The model, and its base alone where it is known and wanted; raises UserError where one of them is missing."""
     base = asked.base_model_name_or_path
     adapts = _adapter_config_file(files.resolve(asked.model)) is not None

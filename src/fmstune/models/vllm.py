@@ -61,7 +61,7 @@ def export_adapter(
     place: Place, config: PeftConfig, base: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, out: str
 ) -> list[str]:
     """Write the adapter for vLLM, return the lines of its report; raises UserError with all that vLLM cannot take."""
-    raise_if_any(_config_problems(place.model, config))
+    raise_if_any(config_problems(place.model, config))
     source = Path(place.model if Path(place.model).is_dir() else snapshot_download(place.model))
     saved = sort(load_file(source / str(SAFETENSORS_WEIGHTS_NAME)))
     embeddings = embeddings_of(base)
@@ -80,10 +80,9 @@ def export_adapter(
     tokenizer.save_pretrained(folder)
     if (identity := base_identity.read_base(source)) is not None:
         base_identity.write_base(identity, folder)
-    rank, served = next(known for known in RANKS if known >= config.r), files.resolve(str(place.base))
     lines = [
         f"wrote {out}: LoRA of rank {config.r} for vLLM, {len(tensors):,} tensors",
-        f"vllm serve {served} --tokenizer {out} --enable-lora --max-lora-rank {rank} --lora-modules tuned={out}",
+        " ".join(["vllm serve", *serving_words(place, config, out)]),
     ]
     if added:
         lines.append(
@@ -93,7 +92,13 @@ def export_adapter(
     return lines
 
 
-def _config_problems(model: str, config: PeftConfig) -> Iterator[Problem]:
+def serving_words(place: Place, config: PeftConfig, out: str) -> list[str]:
+    """The words of `vllm serve` for an adapter that was written into the folder `out`."""
+    rank, served = next(known for known in RANKS if known >= config.r), files.resolve(str(place.base))
+    return [served, "--tokenizer", out, "--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"tuned={out}"]
+
+
+def config_problems(model: str, config: PeftConfig) -> Iterator[Problem]:
     """Parts of the configuration that vLLM refuses (vllm/lora/peft_helper.py) or ignores without a word."""
     if not isinstance(config, LoraConfig):
         yield _refusal(f"{model} is {config.peft_type.value}, and vLLM reads LoRA only")
