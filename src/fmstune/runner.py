@@ -170,7 +170,12 @@ def _answer(options: argparse.Namespace) -> int:
     if verb is Verb.generate:
         return ask.answer_prompts(read_request(requests.Generation, file))
     if verb is Verb.merge:
-        return merge.run_merge(read_request(requests.Merge, file), prove.prove_merged)
+        asked = read_request(requests.Merge, file)
+        if asked.export in (requests.Export.gguf, requests.Export.ollama):
+            from fmstune.serving.llama_cpp.export import write_export
+
+            return write_export(asked)
+        return merge.run_merge(asked, prove.prove_merged)
     if verb is Verb.parity:
         return prove.run_parity(read_request(requests.Parity, file))
     if "tasks" in json.loads(file.read_text(encoding="utf-8")):

@@ -16,6 +16,7 @@ from fmstune.config.requests import (
     NOTHING_TO_ASK,
     PROMPTS,
     SAMPLING,
+    Export,
     Generation,
     Harness,
     Merge,
@@ -102,11 +103,20 @@ def merge_problems(request: Merge) -> Iterator[Problem]:
     size = re.fullmatch(r"(\d+)[KMGT]B", request.max_shard_size)
     if size is None or int(size[1]) == 0:
         yield Problem("--max_shard_size", f"must be a size such as 500MB or 5GB, got {request.max_shard_size}")
-    if request.export is not None and (len(request.model) > 1 or set(request.weight) - {1.0}):
+    yield from _export_problems(request)
+
+
+def _export_problems(request: Merge) -> Iterator[Problem]:
+    if request.export is Export.vllm_lora and (len(request.model) > 1 or set(request.weight) - {1.0}):
         text = f"{request.export.value} takes one adapter as it is; leave --weight and further --model out"
         yield Problem("--export", text)
     if request.export is not None and (request.dtype, request.max_shard_size) != (Merge.dtype, Merge.max_shard_size):
         yield Problem("--dtype", "and --max_shard_size apply to a merged model; leave them out with --export")
+    if request.export not in (Export.gguf, Export.ollama):
+        if request.gguf_type is not Merge.gguf_type:
+            yield Problem("--gguf_type", "applies to a GGUF file; add --export gguf or --export ollama")
+    elif importlib.util.find_spec("gguf") is None:
+        yield Problem("--export", f"{request.export.value} needs the package gguf; pip install 'fmstune[gguf]'")
 
 
 def evaluation_problems(request: Scoring | Harness) -> Iterator[Problem]:

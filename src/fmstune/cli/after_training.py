@@ -30,7 +30,7 @@ from fmstune.config.after_training.sharing import Push
 from fmstune.config.composing_errors import ERRORS, explain
 from fmstune.config.job import Job, has_held_out, sources
 from fmstune.config.overrides import field_changes, parse_overrides
-from fmstune.config.requests import Generation, Harness, Merge, Parity, RunnerRequest, Scoring, SuspectRows
+from fmstune.config.requests import Export, Generation, Harness, Merge, Parity, RunnerRequest, Scoring, SuspectRows
 from fmstune.errors import Problem, UserError, collect_problems, naming_flag, raise_if_any
 from fmstune.runs import run_folder
 from fmstune.runs.run_folder import ASKED_ALIKE, CHAT
@@ -51,6 +51,8 @@ def ask_runner(line: CommandLine, asked: RunnerRequest) -> int:
         case Merge():
             asked = dataclasses.replace(asked, model=tuple(map(run_model, asked.model)))
             raise_if_any([*merge_problems(asked), *request_problems(_places(asked))])
+            if asked.export is Export.ollama:
+                asked = dataclasses.replace(asked, format=_trained_format(line, asked.model[0]))
         case Parity():
             models = _places(dataclasses.replace(asked, run=run_model(asked.run)))
             raise_if_any([*parity_problems(asked), *request_problems(models)])
@@ -187,6 +189,12 @@ def _job_of(place: str) -> Path | None:
     folders = (files.user_path(place), *list(files.user_path(place).parents)[:2])
     own = next((file for folder in folders if (file := folder / run_folder.JOB).is_file()), None)
     return own or fetch_file(HubModel(place), run_folder.JOB)
+
+
+def _trained_format(line: CommandLine, place: str) -> dict[str, Any] | None:
+    """The data format of the run that the folder belongs to; None where it belongs to none."""
+    job_file = _job_of(place)
+    return None if job_file is None else freeze.read(job_file, trusted=line.trusted).job.data.format
 
 
 def _note_bare_text(line: CommandLine, place: str) -> None:

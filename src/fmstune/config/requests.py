@@ -15,8 +15,10 @@ from fmstune.config.flags import NOT_TYPED, POSITIONAL, As, Request, make_reques
 from fmstune.errors import Problem
 
 FromJob = Annotated[Path | None, As("RUN/job.yaml", ("--from",))]
-Export = StrEnum("Export", ["vllm_lora"])
+Export = StrEnum("Export", ["vllm_lora", "gguf", "ollama"])
 """What `fmstune merge` writes in place of a merged model."""
+GgufType = StrEnum("GgufType", ["f16", "q8_0"])
+"""How a GGUF file stores the numbers of a matrix."""
 Method = StrEnum("Method", ["generate", "rank"])
 """How `fmstune evaluate` lets a model answer."""
 
@@ -123,7 +125,11 @@ class Merge(OnBase):
     out: Folder
     """An empty or new folder for the merged model."""
     export: Export | None = None
-    """Write the adapter as vLLM reads it, and merge nothing."""
+    """In place of a merged model: the adapter as vLLM reads it, or one GGUF file, with a Modelfile for Ollama."""
+    gguf_type: GgufType = GgufType.f16
+    """With --export gguf or ollama: 16 bits for each number, or about 8."""
+    format: Annotated[dict[str, Any] | None, NOT_TYPED] = None
+    """`_target_` and settings of the data format that the run was trained on, for a Modelfile."""
     dtype: Dtype = Dtype.auto
     """Dtype of the merged weights; auto is that of the base."""
     max_shard_size: Annotated[str, As("SIZE")] = "5GB"

@@ -70,33 +70,56 @@ class Difference(NamedTuple):
     positions: int
 
 
-def run_merge(request: Merge, prove: Callable[[Merge, Path], str | None] | None = None) -> int:
-    """Merge, or export; the folder is written whole and verified, or not at all.
+class Asked(NamedTuple):
+    """What is to be merged, checked."""
 
-    `prove` compares what was written with training; it raises UserError, or gives the lines that say what it compared.
+    places: list[Place]
+    weights: tuple[float, ...]
+    tokenizers: list[PreTrainedTokenizerBase]
+    config: PreTrainedConfig
+    """Of the base, or of the whole model."""
+    dtype: str
+
+
+def check_merge(request: Merge, *, whole_models: bool = False) -> Asked:
+    """Find the adapters and their base; raises UserError where they cannot be merged, before weights are read.
+
+    With `whole_models`, a whole model stands for itself.
     """
     places = [tuned.locate(model, request.base_model_name_or_path, force=request.force) for model in request.model]
     whole = [place.model for place in places if not place.base]
-    raise_if_any(Problem("--model", f": {model} is a whole model, with nothing to merge") for model in whole)
+    if not whole_models or len(places) > 1:
+        raise_if_any(Problem("--model", f": {model} is a whole model, with nothing to merge") for model in whole)
     raise_if_any(_several_bases(places))
-    configs = [tuned.adapter_config(place.model) for place in places]
+    configs = [tuned.adapter_config(place.model) for place in places if place.base]
     weights = request.weight or (1.0,) * len(places)
-    raise_if_any(_unmergeable(request.model, configs, weights))
+    raise_if_any(_unmergeable(request.model, configs, weights) if configs else ())
     tokenizers = [tuned.tokenizer_of(place).tokenizer for place in places]
     raise_if_any(_several_vocabularies(request.model, tokenizers))
-    base, out = _base(places[0]), real_path(user_path(request.out))
+    base = _base(places[0])
+    # that of the base, unless another is asked for
+    saved = str(base.dtype).removeprefix("torch.")
+    dtype = request.dtype.value if request.dtype is not Dtype.auto else saved if saved in TOLERANCE else "float32"
+    return Asked(places, weights, tokenizers, base, dtype)
+
+
+def run_merge(request: Merge, prove: Callable[[Merge, Path], str | None] | None = None) -> int:
+    """Merge, or export for vLLM; the folder is written whole and verified, or not at all.
+
+    `prove` compares what was written with training; it raises UserError, or gives the lines that say what it compared.
+    """
+    asked = check_merge(request)
+    places, weights, tokenizers, _, dtype = asked
     if request.export is not None:
-        with _aside(out) as aside:
-            lines = vllm.export_adapter(places[0], configs[0], base, tokenizers[0], aside, request.out)
+        config = tuned.adapter_config(places[0].model)
+        with new_folder(real_path(user_path(request.out))) as aside:
+            lines = vllm.export_adapter(places[0], config, asked.config, tokenizers[0], aside, request.out)
             proven = prove(request, aside) if prove is not None else None
             lines += [proven] if proven is not None else []
         print("\n".join(lines))
         return 0
-    # that of the base, unless another is asked for
-    saved = str(base.dtype).removeprefix("torch.")
-    dtype = request.dtype.value if request.dtype is not Dtype.auto else saved if saved in TOLERANCE else "float32"
-    with _aside(out) as aside:
-        expected, model = _merged(places, weights, tokenizers[0], dtype)
+    with new_folder(real_path(user_path(request.out))) as aside:
+        expected, model = merge_adapters(asked)
         parameters = shapes.parameters(model)
         model.save_pretrained(aside, max_shard_size=request.max_shard_size)
         tokenizers[0].save_pretrained(aside)
@@ -171,20 +194,19 @@ def _several_vocabularies(named: Sequence[str], tokenizers: Sequence[PreTrainedT
 
 
 def _base(place: Place) -> PreTrainedConfig:
-    """The configuration of the base; raises UserError for a quantised one."""
-    assert place.base is not None
-    config = architecture.model_configuration(Model(path=place.base, revision=place.revision))
+    """The configuration of the base, or of the whole model; raises UserError for a quantised one."""
+    named = place.base or place.model
+    config = architecture.model_configuration(Model(path=named, revision=place.revision))
     if getattr(config, "quantization_config", None) is not None:
         change = "pass the whole base with --base_model_name_or_path"
-        text = f": the base {place.base} is quantised, and an update would be lost in its few bits; {change}"
+        text = f": the base {named} is quantised, and an update would be lost in its few bits; {change}"
         raise UserError("--model", text)
     return config
 
 
-def _merged(
-    places: Sequence[Place], weights: Sequence[float], tokenizer: PreTrainedTokenizerBase, dtype: str
-) -> tuple[Logits, PreTrainedModel]:
+def merge_adapters(asked: Asked) -> tuple[Logits, PreTrainedModel]:
     """The logits of the adapters on their base, and the base with the adapters merged into it, module by module."""
+    places, weights, (tokenizer, *_), _, dtype = asked
     known = Tokenizer(tokenizer)
     base = tuned.whole(places[0], known, dtype=dtype, attention="sdpa")
     tuned.grow(base, known)
@@ -284,7 +306,7 @@ def _report(
 
 
 @contextmanager
-def _aside(out: Path) -> Iterator[Path]:
+def new_folder(out: Path) -> Iterator[Path]:
     """A new folder that is renamed to `out`, or removed after an error."""
     try:
         with write_aside(out) as aside:

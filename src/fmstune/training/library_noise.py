@@ -15,7 +15,7 @@ from fmstune.models.hub_internals import fail_at_once_without_a_network
 
 _SILENT = (
     *("httpx", "httpx2", "huggingface_hub", "filelock", "fsspec", "matplotlib", "trl", "accelerate"),
-    *("aim", "alembic", "mlflow"),
+    *("aim", "alembic", "gguf", "mlflow"),
 )
 """Loggers that speak of errors only."""
 

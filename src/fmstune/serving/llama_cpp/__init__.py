@@ -1,0 +1,1 @@
+"""A model becomes one GGUF file, which llama.cpp and Ollama run."""
