@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from fmstune.config.requests import GgufType
 from fmstune.errors import UserError
-from fmstune.serving.llama_cpp.architectures import ROPE_FACTORS, architecture_problems
+from fmstune.serving.llama_cpp.architectures import ROPE_FACTORS
 from fmstune.serving.llama_cpp.gguf_file import write_gguf
 from fmstune.serving.llama_cpp.vocabulary import read_vocabulary
 from tests.small import BIGCODE, LLAMA, byte_level_tokenizer, model
@@ -107,21 +107,3 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         pytest.warns(RuntimeWarning),
     ):
         written(made, tmp_path / "model.gguf")
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"model_type": "gpt2"}, "gguf: a gpt2 model is not among those that it can write"),
-        ({"model_type": "mistral", "sliding_window": 64}, "gguf: the model attends to a window of 64 tokens only"),
-        ({**BIGCODE, "multi_query": False}, "gguf: a gpt_bigcode model without multi_query is not run by llama.cpp"),
-        (
-            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
-            "gguf: positions of rope_type dynamic are not written",
-        ),
-    ],
-)
-def test_what_llama_cpp_would_compute_otherwise_is_refused_by_name(change: dict[str, Any], text: str) -> None:
-    shape = change if "n_embd" in change else {**LLAMA, **change}
-    found = [str(problem) for problem in architecture_problems(model(shape).config)]
-    assert len(found) == 1 and text in found[0]

@@ -67,7 +67,7 @@ ARCHITECTURES = {
 """By `model_type` of transformers."""
 
 
-def architecture_problems(config: PreTrainedConfig) -> Iterator[Problem]:
+def gguf_problems(config: PreTrainedConfig) -> Iterator[Problem]:
     """Yield why llama.cpp would not compute what transformers computes."""
     if config.model_type not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)

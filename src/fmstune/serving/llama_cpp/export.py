@@ -10,7 +10,7 @@ from fmstune.errors import raise_if_any
 from fmstune.files import real_path, user_path
 from fmstune.models import merge, tuned
 from fmstune.models.load import Tokenizer
-from fmstune.serving.llama_cpp.architectures import architecture_problems
+from fmstune.serving.llama_cpp.architectures import gguf_problems
 from fmstune.serving.llama_cpp.gguf_file import write_gguf
 from fmstune.serving.llama_cpp.modelfile import write_modelfile
 from fmstune.serving.llama_cpp.vocabulary import read_vocabulary
@@ -24,7 +24,7 @@ def write_export(request: Merge) -> int:
     asked = merge.check_merge(request, whole_models=True)
     place, tokenizer = asked.places[0], asked.tokenizers[0]
     config = asked.config
-    raise_if_any(architecture_problems(config))
+    raise_if_any(gguf_problems(config))
     vocabulary = read_vocabulary(tokenizer, max(config.vocab_size, len(tokenizer)))
     with merge.new_folder(real_path(user_path(request.out))) as aside:
         model: PreTrainedModel

@@ -79,8 +79,8 @@ def read_turns(tokenizer: PreTrainedTokenizerBase) -> Turns | None:
     shared, found = _common_end(to_user, to_second), list[Turns]()
     # a system text may end as an answer does: then a conversation without one tells where a user's turn begins
     for front in (shared[start:] for start in range(len(shared) + 1)):
-        system, answer = (before, to_user.removesuffix(front)), (begins_answer, to_second.removesuffix(front))
-        turns = Turns(system, (front, ends_user), answer, begins_answer)
+        around = (before, to_user.removesuffix(front))
+        turns = Turns(around, (front, ends_user), (begins_answer, to_second.removesuffix(front)), begins_answer)
         if _whole(turns, _SYSTEM) != alone:
             return None
         found.append(turns)
