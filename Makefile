@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST_ARGS ?= -n auto --dist worksteal -rs
 
-.PHONY: demo test test-fast lint site bench gpu-proof gpu-wheels soak newest oldest programs clean
+.PHONY: demo test test-fast lint site bench gpu-proof gpu-wheels soak newest oldest programs llama-cpp clean
 
 demo: .venv/.installed
 	.venv/bin/fmstune
@@ -55,6 +55,10 @@ gpu-wheels: .venv-test/.installed
 soak: .venv-test/.installed
 	.venv-test/bin/python -m pytest -m soak
 	.venv-test/bin/python tools/soak.py --kills 20
+
+# builds llama.cpp for some minutes, so that tests compare GGUF files with it; without it they are skipped
+llama-cpp: .venv-test/.installed
+	.venv-test/bin/python -m pip install --quiet llama-cpp-python
 
 programs:
 	apt-get update -qq

@@ -115,7 +115,10 @@ def _export_problems(request: Merge) -> Iterator[Problem]:
     if request.export not in (Export.gguf, Export.ollama):
         if request.gguf_type is not Merge.gguf_type:
             yield Problem("--gguf_type", "applies to a GGUF file; add --export gguf or --export ollama")
-    elif importlib.util.find_spec("gguf") is None:
+        return
+    if request.parity_rows != Merge.parity_rows:
+        yield Problem("--parity_rows", "compares folders that transformers loads; leave it out for a GGUF file")
+    if importlib.util.find_spec("gguf") is None:
         yield Problem("--export", f"{request.export.value} needs the package gguf; pip install 'fmstune[gguf]'")
 
 

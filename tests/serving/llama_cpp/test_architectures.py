@@ -1,4 +1,4 @@
-"""What llama.cpp would not compute as transformers does is refused by name; the others are compared in test_gguf_file."""
+"""What llama.cpp would not compute as transformers does is refused by name; test_gguf_file compares the others."""
 
 from typing import Any
 
