@@ -43,7 +43,8 @@ def refusal(kind: type[ChatRequest] | type[TextRequest], body: Any) -> tuple[str
             "response_format is not …",
         ),
         (ChatRequest, {**HI, "frequency_penalty": 0.5}, "frequency_penalty", "frequency_penalty is not supported …"),
-        (TextRequest, {**TEXT, "echo": True}, "echo", "echo is not supported by this server; …"),
+        (TextRequest, {**TEXT, "echo": True, "stream": True}, "echo", "echo goes with stream: false."),
+        (ChatRequest, {**HI, "return_token_ids": True, "stream": True}, "return_token_ids", "return_token_ids goes …"),
         (TextRequest, {**TEXT, "prompt": []}, "prompt", "prompt is an empty list; …"),
         (TextRequest, {**TEXT, "prompt": [1, "a"]}, "prompt", "prompt: …"),
         (

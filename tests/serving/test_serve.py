@@ -89,6 +89,35 @@ def test_two_hundred_requests_of_sixteen_clients_are_all_answered_as_generate_an
     assert right == [True] * 200
 
 
+def test_a_prompt_is_echoed_with_the_log_probabilities_of_its_tokens(server: Server) -> None:
+    client, more = server.client(), {"return_token_ids": True}
+    answer = client.completions.create(model="tuned", prompt=QUESTIONS[0], temperature=0, max_tokens=4, extra_body=more)
+    told = answer.choices[0].model_dump()
+    prompt, ids = told["prompt_token_ids"], told["token_ids"]
+    assert len(prompt) == answer.usage.prompt_tokens and len(ids) == answer.usage.completion_tokens
+    same = {"model": "tuned", "temperature": 0, "logprobs": 1, "max_tokens": 1}
+    stepwise = [client.completions.create(prompt=[*prompt, *ids[:n]], **same).choices[0].logprobs for n in range(3)]
+    echoed = client.completions.create(prompt=[*prompt, *ids[:3]], echo=True, **same).choices[0]
+    assert echoed.text.startswith(QUESTIONS[0])
+    scores = echoed.logprobs.token_logprobs
+    assert scores[0] is None and len(scores) == len(prompt) + 3 + 1
+    expected = [one.token_logprobs[0] for one in stepwise]
+    assert scores[len(prompt) : len(prompt) + 3] == pytest.approx(expected, abs=1e-4)
+
+
+def test_parity_compares_all_that_the_server_tells(
+    server: Server, fmstune: Fmstune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(server.run.parent)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    done = fmstune("parity", str(server.run), "--rows=6", f"--endpoint={server.address}")
+    assert done.code == 0, done.err
+    assert "tuned at http" in done.out and "as training had them; log-probabilities differ by" in done.out
+    assert "note" not in done.out
+    done = fmstune("parity", str(server.run), "--rows=6", f"--endpoint={server.address}", "--served_model=base")
+    assert done.code == 2 and "adapter not applied" in done.err
+
+
 def test_base_and_tuned_are_two_models_and_the_base_is_untouched(server: Server, fmstune: Fmstune) -> None:
     client = server.client()
     assert [model.id for model in client.models.list()] == ["tuned", "base"]

@@ -31,6 +31,8 @@ class Shape:
     model: str
     is_chat: bool
     logprobs: bool
+    prompts: Sequence[Sequence[int]] | None = None
+    """The tokens of each prompt, where they are to be told."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -43,8 +45,13 @@ class Shape:
                 said = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
             else:
                 said = {"text": answer.text}
+            if self.prompts is not None:
+                said["token_ids"] = list(answer.ids)
+                said |= {} if self.is_chat else {"prompt_token_ids": list(self.prompts[index])}
             choices.append({"index": index, **said, **self._end(answer)})
-        return {**self._head(chunk=False), "choices": choices, "usage": usage.body}
+        # those of chat have one prompt, and vLLM tells it once
+        told = {"prompt_token_ids": list(self.prompts[0])} if self.prompts is not None and self.is_chat else {}
+        return {**self._head(chunk=False), "choices": choices, "usage": usage.body, **told}
 
     def begin(self, index: int) -> dict[str, Any]:
         """The first chunk of a choice of chat."""
@@ -92,7 +99,7 @@ def _of_chat(tokens: Sequence[Token]) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
-def _of_token(text: str, logprob: float) -> dict[str, Any]:
+def _of_token(text: str, logprob: float | None) -> dict[str, Any]:
     # a token that is a part of a character has no text of its own
     return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
 
@@ -113,4 +120,5 @@ def _of_text(tokens: Sequence[Token]) -> dict[str, Any]:
 def joined(pieces: Sequence[Piece]) -> Piece:
     """The answer that has grown by these pieces."""
     tokens = tuple(token for piece in pieces for token in piece.tokens)
-    return Piece("".join(piece.text for piece in pieces), tokens, pieces[-1].count, pieces[-1].finish)
+    last = pieces[-1]
+    return Piece("".join(piece.text for piece in pieces), tokens, last.count, last.finish, last.ids)

@@ -89,6 +89,8 @@ class AnswerRequest(BaseModel):
     stop: Stop | list[Stop] | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     n: int | None = Field(default=None, ge=1, le=MOST_ANSWERS)
+    return_token_ids: bool | None = False
+    """Tell the tokens of the prompt and of the answer, as vLLM does; no field of OpenAI's."""
     max_tokens: int | None = Field(default=None, ge=1)
 
     @property
@@ -167,10 +169,11 @@ def _check_together(request: ChatRequest | TextRequest) -> None:
     """Raise ApiError for fields that do not go together."""
     if request.stream_options is not None and not request.stream:
         raise ApiError(400, "stream_options goes with stream: true.", param="stream_options")
+    if request.stream and request.return_token_ids:
+        raise ApiError(400, "return_token_ids goes with stream: false.", param="return_token_ids")
     if isinstance(request, TextRequest):
-        if request.echo:
-            text = "echo is not supported by this server; the answer follows the prompt that you have sent."
-            raise ApiError(400, text, param="echo", code="unsupported_parameter")
+        if request.echo and request.stream:
+            raise ApiError(400, "echo goes with stream: false.", param="echo")
         if request.prompt in ([], [[]]):
             raise ApiError(400, "prompt is an empty list; give a text, token ids, or a list of these.", param="prompt")
         return

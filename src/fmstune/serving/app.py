@@ -221,7 +221,8 @@ async def _answer(
     if len(questions) > service.engine.max_waiting:
         text = f"{len(questions)} answers are asked for at once, and the queue holds {service.engine.max_waiting}."
         raise ApiError(400, text, param="n" if isinstance(asked, ChatRequest) else "prompt")
-    shape = Shape(asked.model, isinstance(asked, ChatRequest), questions[0].top_logprobs is not None)
+    prompts = [question.prompt for question in questions] if asked.return_token_ids else None
+    shape = Shape(asked.model, isinstance(asked, ChatRequest), questions[0].top_logprobs is not None, prompts)
     answering = Answering(service.engine, questions)
     if asked.stream:
         tells = asked.stream_options is not None and asked.stream_options.include_usage

@@ -54,6 +54,8 @@ class Question:
     """How many alternatives each token is told with; None tells no log-probabilities."""
     grows: bool = False
     """Whether the text is told as it grows, in place of once at the end."""
+    echoes: bool = False
+    """Whether the prompt is told first, with the log-probabilities of its tokens."""
 
     @property
     def greedy(self) -> bool:
@@ -65,7 +67,8 @@ class Token(NamedTuple):
     """A token of an answer with its natural log-probability, before temperature and top_p."""
 
     text: str
-    logprob: float
+    logprob: float | None
+    """None of the first token of a prompt, before which nothing stands."""
     likeliest: list[tuple[str, float]]
 
 
@@ -80,6 +83,8 @@ class Piece:
     """Tokens of the answer so far, with the one that ends it."""
     finish: str | None = None
     """`stop`, `length` or `cancelled` of the last piece."""
+    ids: tuple[int, ...] = ()
+    """Of the last piece: all tokens of the answer, with the one that ends it."""
 
 
 Tell = Callable[[Piece | Exception], None]
@@ -194,11 +199,13 @@ class Engine:
             return self._running
 
     def _go_together(self, one: Question, other: Question) -> bool:
-        alike = one.model == other.model and one.greedy and other.greedy
+        alike = one.model == other.model and one.greedy and other.greedy and not (one.echoes or other.echoes)
         return alike and (len(one.prompt) == len(other.prompt) or not self._of_one_length)
 
     def _answer(self, model: Model, batch: Sequence[Ticket]) -> None:
         first = batch[0].question
+        if first.echoes:
+            batch[0].tell(_echo(model, self._tokenizer, first))
         rows = [_Row(ticket, self._tokenizer) for ticket in batch]
         drawing = {} if first.greedy else {"temperature": first.temperature, "top_p": first.top_p, "top_k": 0}
         settings = GenerationConfig(
@@ -279,18 +286,38 @@ class _Row:
             # a text that ends the answer may be complete only now
             finish = "stop" if streamer.stopped and finish == "length" else finish
         if finish is not None or (question.grows and self.text):
-            self.ticket.tell(Piece(self.text, tuple(self.tokens), len(streamer.ids), finish))
+            ids = () if finish is None else tuple(streamer.ids)
+            self.ticket.tell(Piece(self.text, tuple(self.tokens), len(streamer.ids), finish, ids))
             self.text, self.tokens = "", []
 
     def _with_logprob(self, token: int, logits: Tensor, count: int) -> Token:
-        logprobs = logits.float().log_softmax(-1)
-        before = Continued(self.tokenizer, [*self.ticket.question.prompt[-CONTEXT:], *self.streamer.ids][-CONTEXT:])
-        best = logprobs.topk(count)
-        likeliest = [
-            (_written(before, one), value)
-            for one, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
-        return Token(_written(before, token), float(logprobs[token]), likeliest)
+        before = [*self.ticket.question.prompt[-CONTEXT:], *self.streamer.ids]
+        return _with_logprob(Continued(self.tokenizer, before[-CONTEXT:]), token, logits, count)
+
+
+def _with_logprob(before: Continued, token: int, logits: Tensor, count: int) -> Token:
+    logprobs = logits.float().log_softmax(-1)
+    best = logprobs.topk(count)
+    likeliest = [
+        (_written(before, one), value) for one, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+    return Token(_written(before, token), float(logprobs[token]), likeliest)
+
+
+def _echo(model: Model, tokenizer: PreTrainedTokenizerBase, question: Question) -> Piece:
+    """The prompt as a piece; the log-probabilities of its tokens where they are asked for."""
+    prompt, top = list(question.prompt), question.top_logprobs
+    text = str(tokenizer.decode(prompt, skip_special_tokens=True))
+    if top is None:
+        return Piece(text)
+    ids = torch.tensor([prompt], device=model.device)
+    # virtual tokens stand before the prompt
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, -len(prompt) :]
+    tokens = [Token(_written(Continued(tokenizer, []), prompt[0]), None, [])]
+    for at in range(1, len(prompt)):
+        before = Continued(tokenizer, prompt[max(at - CONTEXT, 0) : at])
+        tokens.append(_with_logprob(before, prompt[at], logits[at - 1], top))
+    return Piece(text, tuple(tokens))
 
 
 def _written(before: Continued, token: int) -> str:

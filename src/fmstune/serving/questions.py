@@ -88,6 +88,7 @@ def _questions(
             seed=request.seed,
             top_logprobs=wish.top_logprobs,
             grows=bool(request.stream),
+            echoes=isinstance(request, TextRequest) and bool(request.echo),
         )
         # each answer of the same prompt has a seed of its own, or all would be the same
         seeds = [None if request.seed is None else request.seed + number for number in range(request.n or 1)]

@@ -87,6 +87,8 @@ def read_turns(tokenizer: PreTrainedTokenizerBase) -> Turns | None:
     for turns in found:
         if _written(turns, [("user", _FIRST)]) == bare:
             return turns
+    # a user's turn begins as the system's does, such as with one token
+    found.sort(key=lambda turns: -len(_common_start(turns.user[0], before)))
     return next((known for turns in found if (known := _with_default(turns, bare)) is not None), None)
 
 
