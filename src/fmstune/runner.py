@@ -156,8 +156,9 @@ def _answer(options: argparse.Namespace) -> int:
             from fmstune.serving import serve
         elif verb is Verb.chat:
             from fmstune.serving import talk
-        elif verb is not Verb.evaluate:
+        elif verb is Verb.generate:
             from fmstune.evaluation import ask
+        elif verb is not Verb.evaluate:
             from fmstune.models import merge
             from fmstune.serving.parity import prove
     library_noise.quiet()

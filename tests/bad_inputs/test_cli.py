@@ -18,19 +18,19 @@ WORDS = [
     case(
         "chek",
         "unknown verb 'chek'; did you mean 'check'?; "
-        "the verbs are train, reproduce, check, show-data, modules, generate, evaluate, merge, parity, "
-        "from-fms, report, compare, bisect, rows, push, runs, logs, stop, clean, recipes, copy, schema, doctor",
+        "the verbs are train, reproduce, check, show-data, modules, generate, chat, serve, evaluate, merge, "
+        "parity, from-fms, report, compare, bisect, rows, push, runs, logs, stop, clean, recipes, copy, schema, doctor",
     ),
     case("check train", "train: neither FIELD=VALUE nor GROUP=CHOICE, and a verb comes first (see fmstune --help)"),
-    case("--dry-run", "unknown flag --dry-run (see fmstune --help)"),
-    case("seed=1 --dry-run seed=2", "unknown flag --dry-run (see fmstune --help)"),
+    case("--dry-run", "--dry-run is a flag of fmstune push"),
+    case("seed=1 --frobnicate seed=2", "unknown flag --frobnicate (see fmstune --help)"),
     case("name=a --cfg seed=2", "argument --cfg/-c: invalid choice: 'seed=2' (choose from 'job', …"),
     case(
         "hydra/sweeper=optuna -m evaluation=none,held_out",
         "compare_by must be given: the points of this search would be compared by different numbers",
     ),
     case("--trus x", "unknown flag --trus; did you mean '--trust'?"),
-    case("check --rows 3", "--rows is a flag of fmstune show-data, rows"),
+    case("check --rows 3", "--rows is a flag of fmstune show-data, parity, rows"),
     case("show-data --from job.yaml", "--from is a flag of fmstune train, check"),
     case("check --from job.yaml", "job.yaml: no such file; give the job.yaml of a run folder"),
     case("--sources", "--sources is a flag of fmstune check, and goes with --cfg job"),

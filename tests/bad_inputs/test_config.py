@@ -104,7 +104,7 @@ TYPES = [
     case("peft=lora peft.r=eight", "peft.r must be a whole number, got 'eight'"),
     case("training.num_train_epochs=three", "training.num_train_epochs must be a number, got 'three'"),
     case("training.weight_decay=nan", "training.weight_decay must be a number, got nan"),
-    case(f"training.learning_rate=1{'0' * 400}", "training.learning_rate must be a number, got 1000…"),
+    case(f"training.learning_rate=1{'0' * 400}", "training.learning_rate must be a number or auto, got 1000…"),
     case("objective.columns=[1,labels]", "objective.columns must be a list of text, got [1, 'labels']"),
     case(
         "launcher=slurm launcher.slurm.setup=[a,[b]]", "launcher.slurm.setup must be a list of text, got ['a', ['b']]"
@@ -118,7 +118,7 @@ TYPES = [
         "'training.packing=${oc.decode:\"[\"}'",
         "training.packing: holds a reference that cannot be read; write it as …",
     ),
-    case("training.learning_rate=", "training.learning_rate must be a number, got ''"),
+    case("training.learning_rate=", "training.learning_rate must be a number or auto, got ''"),
     case("training.packing=maybe", "training.packing must be true or false, got 'maybe'"),
     case("evaluation.enabled=perhaps", "evaluation.enabled must be true or false, got 'perhaps'"),
     case(

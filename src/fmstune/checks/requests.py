@@ -223,6 +223,8 @@ def push_problems(request: Push) -> Iterator[Problem]:
         found = [Problem("push", f": no folder {folder}{files.did_you_mean_beside(folder)}")]
     yield from found
     yield from _repository_problems(request.repo)
+    if request.parity_rows < 0:
+        yield Problem("--parity_rows", f"must be at least 0, got {request.parity_rows}")
     base = request.base_model_name_or_path
     if base is not None and (not files.is_model_id(base) or files.user_path(base).exists()):
         yield Problem("--base_model_name_or_path", f"must be the base's id on the hub, got {base!r}")

@@ -54,8 +54,9 @@ def ask_runner(line: CommandLine, asked: RunnerRequest) -> int:
             if asked.export is Export.ollama:
                 asked = dataclasses.replace(asked, format=_trained_format(line, asked.model[0]))
         case Parity():
+            problems = list(parity_problems(asked))
             models = _places(dataclasses.replace(asked, run=run_model(asked.run)))
-            raise_if_any([*parity_problems(asked), *request_problems(models)])
+            raise_if_any(problems or request_problems(models))
         case SuspectRows():
             raise_if_any(suspects_problems(asked))
         case Push():

@@ -83,7 +83,7 @@ class Generation(Asking):
     text: str | None = None
     """One prompt."""
     text_file: File | None = None
-    """File with one prompt a line (in .jsonl, as a JSON text); - is standard input."""
+    """File with one prompt a line (.jsonl: a JSON text); - is standard input."""
     rows_file: File | None = None
     """Data file whose rows --format makes prompts of."""
     data_format: Annotated[str | None, As("CHOICE", ("--format",))] = None

@@ -12,9 +12,10 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, Reposit
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from fmstune.checks.requests import run_model
 from fmstune.config.after_training.sharing import Push
 from fmstune.errors import Problem, UserError, one_line, os_problem, raise_if_any, without_secrets
-from fmstune.files import PREFIX
+from fmstune.files import PREFIX, user_path
 from fmstune.serving.parcel import Parcel, Shared, pack_model
 from fmstune.serving.redaction import change_lines
 from fmstune.tables import count_of, show_bytes
@@ -61,9 +62,22 @@ def push_model(asked: Push) -> int:
     wanted = [file for file in parcel.files if states.get(file.name) is not State.same]
     stale = _stale(there, states)
     if wanted or stale:
+        if asked.parity_rows:
+            print(_parity(asked), flush=True)
         _send(api, asked, there, wanted, stale)
     print("\n".join(["", *_end_lines(asked, there, parcel, wanted, stale)]), flush=True)
     return 0
+
+
+def _parity(asked: Push) -> str:
+    """What was compared with training before anything is sent; raises UserError with what differs."""
+    from fmstune.serving.parity import prove  # imports what loads models, which a dry run does without
+
+    saved = run_model(asked.run)
+    run = prove.run_of_weights(saved)
+    if run is None:
+        return f"note: parity was not compared: {asked.run} belongs to no run"
+    return prove.prove_artifacts(run, user_path(saved), asked.parity_rows)
 
 
 def _look(api: HfApi, repo: str) -> Remote | None:

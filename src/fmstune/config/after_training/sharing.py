@@ -19,5 +19,7 @@ class Push:
     """List what would be sent, what is left out, and what is on the hub already; send nothing."""
     force: bool = False
     """Overwrite files on the hub that have other content."""
+    parity_rows: int = 8
+    """Rows of the run on which plain transformers must give what training had; 0 compares none."""
     base_model_name_or_path: Annotated[str | None, As("USER/NAME")] = None
     """The hub id of the base, if the run took it from a folder."""

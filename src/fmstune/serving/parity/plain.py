@@ -40,6 +40,7 @@ def main(words: list[str]) -> None:
     Path(words[1]).write_text(json.dumps(answer_plainly(request)), encoding="utf-8")
 
 
+@torch.no_grad()
 def answer_plainly(request: Json) -> Json:
     """What the saved files make of each row: the prompt's tokens, the answer's log-probabilities, the greedy answer."""
     plain = load_plainly(request)
@@ -63,7 +64,6 @@ def answer_plainly(request: Json) -> Json:
 
 def load_plainly(request: Json) -> Plain:
     """The model and tokenizer of the folder; of an adapter, on its base."""
-    torch.set_grad_enabled(False)
     tokenizer = AutoTokenizer.from_pretrained(request["model"])
     place, revision = request["base"] or request["model"], request["revision"]
     model: Any = AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype=request["dtype"])

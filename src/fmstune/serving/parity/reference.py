@@ -36,6 +36,7 @@ class Reference:
     """The tokens at which an answer ends in training."""
     device: Device = Device.auto
 
+    @torch.no_grad()
     def measure(self) -> list[Trained]:
         """Every row as the model scores and answers it."""
         model = self._loaded(self.place).model
@@ -50,6 +51,7 @@ class Reference:
         known = plain.log_probs(model, row.before, row.scored)
         return Trained(row.place, row.prompt_ids, row.answer_ids, known, found.ids, found.margins, alone)
 
+    @torch.no_grad()
     def guesses(self) -> dict[Cause, list[list[float]]]:
         """The answers' log-probabilities under faults that only the weights tell."""
         model = self._loaded(self.place).model
@@ -58,9 +60,8 @@ class Reference:
             found[Cause.end_is_padding] = self._scored(model, without=pad)
         if self.base is not None:
             found[Cause.adapter] = self._scored(self._loaded(self.base).model)
-        with torch.no_grad():
-            for weight in (one.weight for one in model.modules() if isinstance(one, torch.nn.Linear)):
-                weight.copy_(rounded_to_few_bits(weight))
+        for weight in (one.weight for one in model.modules() if isinstance(one, torch.nn.Linear)):
+            weight.copy_(rounded_to_few_bits(weight))
         found[Cause.precision] = self._scored(model)
         return found
 
@@ -68,7 +69,6 @@ class Reference:
         return [plain.log_probs(model, row.before, row.scored, without=without) for row in self.rows]
 
     def _loaded(self, place: Place) -> Tuned:
-        torch.set_grad_enabled(False)
         return tuned.load_tuned(place, self.tokenizer, dtype=Dtype.auto, attention=Attention.sdpa, device=self.device)
 
 
