@@ -125,7 +125,7 @@ class Merge(OnBase):
     out: Folder
     """An empty or new folder for the merged model."""
     export: Export | None = None
-    """In place of a merged model: the adapter as vLLM reads it, or one GGUF file, with a Modelfile for Ollama."""
+    """In place of a merged model: an adapter for vLLM, or a GGUF file (with a Modelfile)."""
     gguf_type: GgufType = GgufType.f16
     """With --export gguf or ollama: 16 bits for each number, or about 8."""
     format: Annotated[dict[str, Any] | None, NOT_TYPED] = None
@@ -135,7 +135,7 @@ class Merge(OnBase):
     max_shard_size: Annotated[str, As("SIZE")] = "5GB"
     """Most bytes of a file of weights."""
     parity_rows: int = 8
-    """Rows of the run on which plain transformers must give what training had; 0 compares none."""
+    """Rows of the run that the result is compared on; 0 compares none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,7 @@ class Parity(OnBase, Trusting):
 
     run: Annotated[str, POSITIONAL]
     endpoint: Annotated[str | None, As("URL")] = None
-    """An OpenAI-compatible server; without it, plain transformers and PEFT load the saved files."""
+    """An OpenAI-compatible server; without it, transformers and PEFT load the files."""
     served_model: Annotated[str | None, As("NAME")] = None
     """The name of the tuned model at the server, if it serves several."""
     rows: int = 50

@@ -35,17 +35,17 @@ class Serving(_Answering):
     """Serve a tuned model and its base at an address, as OpenAI's API does."""
 
     host: Annotated[str, As("ADDRESS")] = "127.0.0.1"
-    """Address to listen at; one that others reach needs a key in FMSTUNE_API_KEY."""
+    """Address to listen at; others need a key in FMSTUNE_API_KEY."""
     port: int = 8000
     """Port to listen at; 0 takes a free one."""
     batch_size: int | None = None
-    """Most greedy requests that are answered together (8 in float32, 1 in other dtypes)."""
+    """Most greedy requests in one batch (8 in float32, else 1)."""
     max_waiting: int = 64
     """Most requests that wait; further ones are refused with 429."""
     grace: int = 10
     """Seconds that running requests have to end after Ctrl-C or SIGTERM."""
     engine: ServingEngine = ServingEngine.transformers
-    """vllm prints the commands for vLLM, and runs them where it is installed."""
+    """vllm prints its commands, and runs them if it is installed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Talk(_Answering):
     system: Annotated[str | None, As("TEXT")] = None
     """What the conversation begins with, as its system turn."""
     temperature: float | None = None
-    """Draw tokens; above 1 more evenly. Without it, the likeliest token is taken."""
+    """Draw tokens, above 1 more evenly; else take the likeliest."""
     top_p: float | None = None
     """With --temperature: draw from tokens of this total probability."""
     seed: int | None = None

@@ -16,10 +16,10 @@ class Push:
     public: bool = False
     """Let everyone see the repository, if it is new."""
     dry_run: Annotated[bool, As(flags=("--dry-run",))] = False
-    """List what would be sent, what is left out, and what is on the hub already; send nothing."""
+    """List what would be sent, left out, and is on the hub already; send nothing."""
     force: bool = False
     """Overwrite files on the hub that have other content."""
     parity_rows: int = 8
-    """Rows of the run on which plain transformers must give what training had; 0 compares none."""
+    """Rows of the run that the files are compared on; 0 compares none."""
     base_model_name_or_path: Annotated[str | None, As("USER/NAME")] = None
     """The hub id of the base, if the run took it from a folder."""

@@ -20,6 +20,7 @@ from fmstune.files import user_path
 from fmstune.models import architecture, load, tuned
 from fmstune.models.load import Tokenizer
 from fmstune.models.tuned import Place
+from fmstune.models.vllm import NEW_EMBEDDINGS
 from fmstune.runs import run_folder
 from fmstune.serving.parity import plain
 from fmstune.serving.parity.endpoint import Endpoint, find_endpoint
@@ -79,6 +80,8 @@ def prove_merged(request: Merge, saved: Path) -> str | None:
     if run is None:
         what = "several or weighted adapters" if len(request.model) > 1 or request.weight else "no run"
         return f"note: parity was not compared: it needs the adapter of one run as it was trained, and found {what}"
+    if (saved / NEW_EMBEDDINGS).is_file():
+        return f"note: parity was not compared: {NEW_EMBEDDINGS} is read by vLLM alone"
     base, force = request.base_model_name_or_path, request.force
     return prove_artifacts(run, saved, request.parity_rows, base=base, force=force)
 
