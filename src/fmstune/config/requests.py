@@ -125,7 +125,7 @@ class Merge(OnBase):
     out: Folder
     """An empty or new folder for the merged model."""
     export: Export | None = None
-    """In place of a merged model: an adapter for vLLM, or a GGUF file (with a Modelfile)."""
+    """Write an adapter for vLLM, or a GGUF file (with a Modelfile)."""
     gguf_type: GgufType = GgufType.f16
     """With --export gguf or ollama: 16 bits for each number, or about 8."""
     format: Annotated[dict[str, Any] | None, NOT_TYPED] = None

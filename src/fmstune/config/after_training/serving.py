@@ -45,7 +45,7 @@ class Serving(_Answering):
     grace: int = 10
     """Seconds that running requests have to end after Ctrl-C or SIGTERM."""
     engine: ServingEngine = ServingEngine.transformers
-    """vllm prints its commands, and runs them if it is installed."""
+    """vllm prints its commands, and runs them if installed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,8 +69,13 @@ def load_plainly(request: Json) -> Plain:
     model: Any = AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype=request["dtype"])
     ends = model.generation_config.eos_token_id
     if request["base"] is not None:
-        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        rows = model.get_input_embeddings().weight.shape[0]
+        if len(tokenizer) > rows:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            # the mean, as transformers does, and without its noise: of a token that was not trained, any would do
+            for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+                if table is not None:
+                    table.weight[rows:] = table.weight[:rows].mean(0)
         model = PeftModel.from_pretrained(model, request["model"])
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
