@@ -1,6 +1,7 @@
 """Find the files that a user names, and write files so that a reader sees the old one or the new one, never half."""
 
 import errno
+import hashlib
 import importlib.util
 import json
 import os
@@ -147,6 +148,12 @@ def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     with write_aside(path) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal digits; the file is read in parts."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

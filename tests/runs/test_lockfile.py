@@ -39,8 +39,8 @@ def test_a_large_file_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatc
     file = tmp_path / "weights"
     file.write_bytes(b"a" * 2_000_000)
     read: list[Path] = []
-    whole = lockfile._read
-    monkeypatch.setattr(lockfile, "_read", lambda path: (read.append(path), whole(path))[1])
+    whole = lockfile.sha256_of
+    monkeypatch.setattr(lockfile, "sha256_of", lambda path: (read.append(path), whole(path))[1])
     assert lockfile.hash_file(file) == lockfile.hash_file(file) == hashlib.sha256(file.read_bytes()).hexdigest()
     assert len(read) == 1
     file.write_bytes(b"b" * 2_000_000)

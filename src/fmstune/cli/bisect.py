@@ -20,7 +20,7 @@ from fmstune.config.job import Job, sources
 from fmstune.config.requests import Verb
 from fmstune.data.locate import local_files
 from fmstune.errors import Problem, UserError, collect_problems, did_you_mean, raise_if_any
-from fmstune.files import did_you_mean_beside, user_path
+from fmstune.files import did_you_mean_beside, sha256_of, user_path
 from fmstune.flatten import flatten
 from fmstune.runs import differences, run_folder
 from fmstune.runs.difference_units import Unit, environment_facts, find_differences, with_units
@@ -132,9 +132,8 @@ def _changed_data(run: Run, job: Job) -> Iterator[str]:
             known = recorded.get(field) or {}
             for path in local_files(source.path, field) if known else ():
                 digest = known.get(path.name, known.get(str(path)))
-                with path.open("rb") as content:
-                    if digest is not None and digest != hashlib.file_digest(content, "sha256").hexdigest():
-                        yield f"{field}: {path} has changed since {run.folder} read it; the runs here read it as it is"
+                if digest is not None and digest != sha256_of(path):
+                    yield f"{field}: {path} has changed since {run.folder} read it; the runs here read it as it is"
 
 
 def _share(asked: Bisect, pair: Pair) -> float:

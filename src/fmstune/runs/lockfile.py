@@ -23,7 +23,7 @@ from fmstune.config.choices import BITSANDBYTES, Attention, Backend, Kernels
 from fmstune.config.job import Job, Model, sources
 from fmstune.data.locate import local_files
 from fmstune.errors import UserError, without_secrets
-from fmstune.files import resolve, user_path, write_aside, write_json
+from fmstune.files import resolve, sha256_of, user_path, write_aside, write_json
 from fmstune.runs import learning_rate, run_folder
 
 PACKAGES = (
@@ -196,7 +196,7 @@ def hash_file(path: Path) -> str:
         # a large file in the hub's cache is named by its digest (huggingface_hub: an LFS blob's etag)
         return path.resolve().name
     if found.st_size < _SMALL:
-        return _read(path)
+        return sha256_of(path)
     facts = [str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ino]
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     # in the folder of the tokens, so that both are cleared together
@@ -204,7 +204,7 @@ def hash_file(path: Path) -> str:
     with suppress(OSError):
         if _DIGEST.fullmatch(digest := known.read_text(encoding="ascii")):
             return digest
-    digest = _read(path)
+    digest = sha256_of(path)
     with suppress(OSError):  # a read-only cache
         known.parent.mkdir(parents=True, exist_ok=True)
         with write_aside(known) as aside:
@@ -215,11 +215,6 @@ def hash_file(path: Path) -> str:
 def hash_weights(folder: Path) -> dict[str, str]:
     """Return the digests of a model's or an adapter's weight files by name."""
     return {path.name: hash_file(path) for path in sorted(folder.glob("*.safetensors"))}
-
-
-def _read(path: Path) -> str:
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def model_folders(model: Model) -> dict[str, Path]:

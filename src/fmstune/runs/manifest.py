@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fmstune.errors import first_line
+from fmstune.files import sha256_of
 
 MARKER = "complete.json"
 """File that is written last into a checkpoint: how it was made, and size and checksum of every other file."""
@@ -44,7 +45,7 @@ def seal_folder(folder: Path, facts: Mapping[str, Any]) -> None:
     """
     files = _files(folder)
     with ThreadPoolExecutor() as pool:
-        flushed, digests = pool.map(flush, files.values()), pool.map(_digest, files.values())
+        flushed, digests = pool.map(flush, files.values()), pool.map(sha256_of, files.values())
         listed = {
             name: {"bytes": path.stat().st_size, "sha256": digest}
             for (name, path), digest in zip(files.items(), digests, strict=True)
@@ -146,7 +147,7 @@ def _changed(folder: Path, listed: Mapping[str, Mapping[str, Any]], *, planted: 
             yield f"{name} was not there when the checkpoint was saved"
     if whole:
         with ThreadPoolExecutor() as pool:
-            digests = pool.map(_digest, (found[name] for name in listed))
+            digests = pool.map(sha256_of, (found[name] for name in listed))
             for (name, facts), digest in zip(listed.items(), digests, strict=True):
                 if digest != facts["sha256"]:
                     yield f"{name} has changed since it was saved (its checksum differs)"
@@ -181,11 +182,6 @@ def _open(path: Path) -> None:
                 raise ValueError(f"the checksum of {broken} differs")
     elif path.suffix == ".json":
         json.loads(path.read_text(encoding="utf-8"))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

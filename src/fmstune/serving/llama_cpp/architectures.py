@@ -28,8 +28,12 @@ class Architecture(NamedTuple):
     """Whether positions turn the two halves of a head, as transformers does; else neighbours, so rows must move."""
 
 
+def _head_size(config: PreTrainedConfig) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 def _describe_llama(writer: GGUFWriter, config: PreTrainedConfig) -> None:
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head = _head_size(config)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -99,7 +103,7 @@ def rope_factors(config: PreTrainedConfig) -> torch.Tensor | None:
     if rope.get("rope_type") != "llama3":
         return None
     given: dict[str, Any] = dict(rope)
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head = _head_size(config)
     lengths = 2 * math.pi * given["rope_theta"] ** (torch.arange(0, head, 2, dtype=torch.float64) / head)
     low, high, factor = given["low_freq_factor"], given["high_freq_factor"], given["factor"]
     positions = given["original_max_position_embeddings"]

@@ -1,13 +1,12 @@
 """`fmstune merge --export gguf` and `ollama` in the runner: a run, its adapters merged, becomes one file."""
 
-import hashlib
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from fmstune.config.requests import Export, Merge
 from fmstune.errors import raise_if_any
-from fmstune.files import real_path, user_path
+from fmstune.files import real_path, sha256_of, user_path
 from fmstune.models import merge, tuned
 from fmstune.models.load import Tokenizer
 from fmstune.serving.llama_cpp.architectures import gguf_problems
@@ -37,7 +36,7 @@ def write_export(request: Merge) -> int:
             vocabulary = read_vocabulary(tokenizer, rows)
         file = aside / f"model-{request.gguf_type}.gguf"
         written = write_gguf(model, tokenizer, vocabulary, file, request.gguf_type)
-        size, digest = file.stat().st_size, _digest(file)
+        size, digest = file.stat().st_size, sha256_of(file)
         lines = [f"wrote {request.out}/{file.name}: {count_of(written.tensors, 'tensor')}, {show_bytes(size)}"]
         lines += [f"sha256 {digest}; weights differ by at most {written.difference:.1e} of their size"]
         if request.export is Export.ollama:
@@ -49,8 +48,3 @@ def write_export(request: Merge) -> int:
             lines += [f"note: {note}"] if note is not None else []
     print("\n".join(lines))
     return 0
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from fmstune.data.chat_template import answer_ends
 from fmstune.errors import UserError
 from fmstune.evaluation import prompts
+from fmstune.runs.run_folder import CHAT
 from fmstune.serving.llama_cpp.vocabulary import begins_with_bos
 
 _SYSTEM, _FIRST, _ANSWER, _SECOND = "\ue000s\ue001", "\ue000u\ue001", "\ue000a\ue001", "\ue000v\ue001"
@@ -31,7 +32,7 @@ def write_modelfile(
 ) -> tuple[str, str | None]:
     """The text of a Modelfile for a GGUF file, and a note where its template had to be left out."""
     lines, note, system = [f"FROM ./{file}"], None, None
-    is_chat = format is None or str(format["_target_"]).endswith(".chat")
+    is_chat = format is None or format["_target_"] == CHAT
     if is_chat and tokenizer.chat_template is not None:
         turns = read_turns(tokenizer)
         template = None if turns is None else _go_template(turns)
