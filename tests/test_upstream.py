@@ -10,6 +10,7 @@ import inspect
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -42,6 +43,25 @@ def test_a_frame_is_told_without_its_source_inside() -> None:
     assert inspect.getframeinfo is whole
 
 
+def test_the_module_of_a_frame_is_found_by_its_name_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, asked = inspect.getmodule, list[object]()
+
+    def search(of: object, _filename: str | None = None) -> object:
+        asked.append(of)
+        return whole(of, _filename)
+
+    monkeypatch.setattr(inspect, "getmodule", search)
+    frame = sys._getframe()
+    with quick_imports():
+        assert inspect.getmodule(frame) is sys.modules[__name__]
+        assert not asked
+        assert inspect.getmodule(pytest.raises) is sys.modules[pytest.raises.__module__]
+        monkeypatch.delitem(sys.modules, __name__)
+        inspect.getmodule(frame)
+    assert asked == [pytest.raises, frame]
+    assert inspect.getmodule is search
+
+
 def test_the_folders_of_models_are_all_kept_and_other_answers_up_to_their_limit() -> None:
     whole = functools.lru_cache
     with quick_imports():
@@ -61,6 +81,18 @@ def test_the_folders_of_models_are_all_kept_and_other_answers_up_to_their_limit(
     limits = [one.cache_info().maxsize for one in (create_import_structure_from_path, other, small)]
     assert limits == [None, 128, 5]
     assert functools.lru_cache is whole
+
+
+def test_the_names_of_a_module_are_looked_for_from_its_last_list_on() -> None:
+    seen = list[str]()
+    names: dict[str, Any] = {"fetch__all__": seen.append}
+    exec("def create_import_structure_from_path(text): return fetch__all__(text)", names)
+    with quick_imports():
+        listed = functools.lru_cache(names["create_import_structure_from_path"])
+        listed("a = 1\n__all__ = ['a']\n__all__ = ['b']\n")
+        listed("__all__ = ['c']")
+    assert seen == ["__all__ = ['b']\n", "__all__ = ['c']"]
+    assert names["fetch__all__"] == seen.append
 
 
 def test_a_package_looks_absent_inside_and_is_there_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,8 @@ def main(words: Sequence[str] | None = None) -> int:
     show_plain_characters()
     caller.listen()
     options = _options(words)
+    if options.verb is not Verb.train:
+        parent.take_nothing_apart()
     with ExitStack() as until_the_end:
         return _do_verb(options, until_the_end)
 

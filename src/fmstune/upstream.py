@@ -5,9 +5,9 @@ import gc
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from types import FrameType, TracebackType
+from types import FrameType, ModuleType, TracebackType
 from typing import Any
 
 from fmstune.errors import UserError
@@ -91,38 +91,50 @@ def _few_distributions() -> Iterator[None]:
 
 @contextmanager
 def _bare_frames() -> Iterator[None]:
-    """Keep torch 2.13 (torch/_library/utils.py:45) from reading the source of each operator's definition.
+    """Keep torch 2.13 from reading the source of each operator's definition, and from searching for its module.
 
-    It asks for a file and a line number, and takes half a second for the lines around it, which it throws away.
+    It asks for a file and a line number (torch/_library/utils.py:45), and takes half a second for the lines around it,
+    which it throws away; and for the module of a frame (torch/library.py:333), for which `inspect` looks at the files
+    of all modules each time.
     """
-    describe = inspect.getframeinfo
+    describe, find_module = inspect.getframeinfo, inspect.getmodule
 
     def describe_bare(frame: FrameType | TracebackType, context: int = 1) -> inspect.Traceback:
         return describe(frame, 0)
 
-    inspect.getframeinfo = describe_bare
+    def find_by_name(object: Any, _filename: str | None = None) -> ModuleType | None:
+        known = object.f_globals.get("__name__", "") if isinstance(object, FrameType) else ""
+        return sys.modules.get(known) or find_module(object, _filename)
+
+    inspect.getframeinfo, inspect.getmodule = describe_bare, find_by_name
     try:
         yield
     finally:
-        inspect.getframeinfo = describe
+        inspect.getframeinfo, inspect.getmodule = describe, find_module
 
 
 @contextmanager
 def _listed_once() -> Iterator[None]:
-    """Let transformers 5 (utils/import_utils.py:3162) list the 550 folders of its models once, and not twice.
+    """Let transformers 5 list the 550 folders of its models once, and not twice, and look at the end of each file.
 
-    It keeps the last 128 lists alone, and so finds none of them again.
+    It keeps the last 128 lists alone (utils/import_utils.py:3162), and so finds none of them again. It looks for the
+    last `__all__` of a file in each of its lines (:3120).
     """
-    keep = functools.lru_cache
+    keep, restore = functools.lru_cache, ExitStack()
 
     def keep_all(maxsize: Any = 128, typed: bool = False) -> Any:
         if getattr(maxsize, "__name__", "") == "create_import_structure_from_path":
+            names = maxsize.__globals__
+            if (fetch := names.get("fetch__all__")) is not None:
+                restore.callback(names.update, fetch__all__=fetch)
+                names["fetch__all__"] = lambda text: fetch(text[text.rfind("\n__all__") + 1 :])
             return keep(None)(maxsize)
         return keep(maxsize, typed)
 
     functools.lru_cache = keep_all
     try:
-        yield
+        with restore:
+            yield
     finally:
         functools.lru_cache = keep
 

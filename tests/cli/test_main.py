@@ -334,6 +334,32 @@ def test_ctrl_c_ends_the_run_of_a_sweep_in_order_and_starts_no_further_point() -
     assert [path.name for path in Path("sweep").iterdir() if path.is_dir()] == ["0-seed=1"]
 
 
+@pytest.mark.parametrize(("reader", "code", "shown"), [("cat", 3, "shown, then what is due"), ("true", 1, "")])
+def test_a_process_that_takes_nothing_apart_does_what_is_due_and_shows_what_it_has_said(
+    reader: str, code: int, shown: str
+) -> None:
+    source = """
+import atexit
+from fmstune.launch import parent
+class Freed:
+    def __del__(self):
+        print("taken apart")
+parent.take_nothing_apart()
+atexit.register(print, "then what is due", end="")
+kept = Freed()
+print("shown,", end=" ")
+parent.leave(3)
+"""
+    # the shell waits for a reader that reads nothing
+    done = subprocess.run(
+        ["bash", "-c", f"(sleep 0.2; exec {sys.executable} -c '{source}') | {reader}; exit ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, shown, "")
+
+
 @pytest.mark.slow
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     done = subprocess.run(
