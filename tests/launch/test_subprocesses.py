@@ -58,6 +58,12 @@ def test_threads_are_the_jobs_else_the_environments(
     assert subprocesses.environment(job(threads=threads).launcher, inherited)["OMP_NUM_THREADS"] == expected
 
 
+def test_the_hub_is_told_of_a_run_where_the_user_asks_for_it() -> None:
+    given = {"HF_HUB_DISABLE_TELEMETRY": "0"}
+    assert subprocesses.environment(job().launcher, {})["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    assert subprocesses.environment(job().launcher, given)["HF_HUB_DISABLE_TELEMETRY"] == "0"
+
+
 def test_threads_are_the_cores_where_nobody_says() -> None:
     assert subprocesses.environment(job().launcher, {})["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
 

@@ -82,6 +82,8 @@ def environment(launcher: Launcher, inherited: Mapping[str, str]) -> dict[str, s
     env = {**inherited, PARENT: str(os.getpid()), **caller.handed_on()}
     # the parent sets it for itself, to see Hydra's exceptions
     env.pop("HYDRA_FULL_ERROR", None)
+    # else huggingface_hub asks its hub about the caller, even for files that are here, and TRL tells it of the run
+    env.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     cores = max(hardware.cores() // max(local_processes(launcher), 1), 1)
     env["OMP_NUM_THREADS"] = str(launcher.threads or inherited.get("OMP_NUM_THREADS") or cores)
     if launcher.device is Device.cpu:
