@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 # before torch: threads that spin make a shared machine ten times slower
@@ -136,6 +137,11 @@ def in_this_process(capfd: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch
                 return process.wait()
         assert argv[1:3] == ["-m", "fmstune.runner"]
         flags = argv[4:]
+        if {"--verb=merge", "--verb=parity", "--verb=push"} & {*flags}:
+            from fmstune.serving.parity import prove
+
+            # the program of plain transformers, which tests/serving/parity starts as the command does
+            patch.setattr(prove, "subprocess", SimpleNamespace(run=lambda argv, **_: forked.run(argv)))
         if not {"--verb=report", "--verb=compare"} & {*flags}:
             # here and not in the run: only what is imported before it can be put back after it
             from fmstune.training import library_noise  # noqa: F401

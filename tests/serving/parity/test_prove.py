@@ -214,9 +214,13 @@ def test_saved_files_are_proven_and_what_was_changed_in_them_is_named(
 
 
 @pytest.mark.slow
-def test_the_command_proves_a_run_in_a_fresh_process_and_merge_proves_what_it_wrote(
-    run: Path, fmstune: Callable[..., Result]
-) -> None:
+def test_a_run_is_proven_in_a_fresh_process(run: Path, known: prove.Known) -> None:
+    place = tuned.locate(str(run / "model"), None, force=False)
+    assert "plain transformers serves 6 held-out rows" in prove.prove_saved(known, place, Dtype.auto)
+
+
+@pytest.mark.slow
+def test_the_command_proves_a_run_and_merge_proves_what_it_wrote(run: Path, fmstune: Callable[..., Result]) -> None:
     done = fmstune("parity", str(run), "--rows", "3")
     assert done.code == 0, done.err
     assert done.out.startswith("parity: plain transformers serves 3 held-out rows")
