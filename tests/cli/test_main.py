@@ -334,6 +334,14 @@ def test_ctrl_c_ends_the_run_of_a_sweep_in_order_and_starts_no_further_point() -
     assert [path.name for path in Path("sweep").iterdir() if path.is_dir()] == ["0-seed=1"]
 
 
+def test_a_command_collects_no_garbage_when_it_ends() -> None:
+    # what is registered first is done last
+    source = "import atexit, gc, sys; atexit.register(lambda: print(gc.get_freeze_count() > 1000))"
+    source += "; sys.argv = ['fmstune', '--version']; from fmstune.cli import main; main.main()"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1:] == ["True"]
+
+
 @pytest.mark.parametrize(("reader", "code", "shown"), [("cat", 3, "shown, then what is due"), ("true", 1, "")])
 def test_a_process_that_takes_nothing_apart_does_what_is_due_and_shows_what_it_has_said(
     reader: str, code: int, shown: str

@@ -1,6 +1,8 @@
 """The parent process: read the command line, and do what it says. Imports nothing heavy."""
 
+import atexit
 import dataclasses
+import gc
 import logging
 import os
 import sys
@@ -31,6 +33,8 @@ def main() -> NoReturn:
     if caller.listens():
         parent.watch(lambda: None)
     optuna.register_sweeper()
+    # Python collects garbage once more before it frees all: a sixth of a short command's time
+    atexit.register(gc.freeze)
     logging.raiseExceptions = False  # Hydra logs to stdout, which `| head` may have closed
     try:
         sys.exit(run_command(sys.argv[1:]))
