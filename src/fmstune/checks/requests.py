@@ -116,10 +116,12 @@ def _export_problems(request: Merge) -> Iterator[Problem]:
         if request.gguf_type is not Merge.gguf_type:
             yield Problem("--gguf_type", "applies to a GGUF file; add --export gguf or --export ollama")
         return
-    if request.parity_rows != Merge.parity_rows:
-        yield Problem("--parity_rows", "compares folders that transformers loads; leave it out for a GGUF file")
+    yield from _gguf_problems("--export", request.export.value)
+
+
+def _gguf_problems(flag: str, what: str) -> Iterator[Problem]:
     if importlib.util.find_spec("gguf") is None:
-        yield Problem("--export", f"{request.export.value} needs the package gguf; pip install 'fmstune[gguf]'")
+        yield Problem(flag, f"{what} needs the package gguf; pip install 'fmstune[gguf]'".strip())
 
 
 def evaluation_problems(request: Scoring | Harness) -> Iterator[Problem]:
@@ -159,6 +161,11 @@ def parity_problems(request: Parity) -> Iterator[Problem]:
     if request.endpoint is not None and not re.match(r"https?://[^/]", request.endpoint):
         text = f"must be a URL such as http://127.0.0.1:8000, got {request.endpoint}"
         yield Problem("--endpoint", text)
+    if request.gguf is not None:
+        yield from files.absent("--gguf", request.gguf)
+        yield from _gguf_problems("--gguf", "")
+        if request.endpoint is not None or request.dtype is not Parity.dtype:
+            yield Problem("--gguf", "and --endpoint or --dtype exclude each other: the file says how it is served")
     if request.served_model is not None and request.endpoint is None:
         yield Problem("--served_model", "names a model of --endpoint; give both, or neither")
     if request.base_model_name_or_path is not None:

@@ -51,7 +51,7 @@ def ask_runner(line: CommandLine, asked: RunnerRequest) -> int:
         case Merge():
             asked = dataclasses.replace(asked, model=tuple(map(run_model, asked.model)))
             raise_if_any([*merge_problems(asked), *request_problems(_places(asked))])
-            if asked.export is Export.ollama:
+            if asked.export in (Export.gguf, Export.ollama):
                 asked = dataclasses.replace(asked, format=_trained_format(line, asked.model[0]))
         case Parity():
             problems = list(parity_problems(asked))
@@ -113,7 +113,7 @@ def _checked_evaluation(line: CommandLine, asked: Scoring | Harness) -> Scoring 
     """The request with its rows and its base; raises UserError with all that is wrong with it."""
     place = run_model(asked.model)
     problems = list(evaluation_problems(dataclasses.replace(asked, model=place)))
-    run, adapts = Path(asked.model) / run_folder.JOB, (Path(place) / "adapter_config.json").is_file()
+    run, adapts = _evaluated_run(asked.model), _adapts(place)
     job: Job | None = None
     with collect_problems(problems):
         if isinstance(asked, Scoring):
@@ -126,6 +126,18 @@ def _checked_evaluation(line: CommandLine, asked: Scoring | Harness) -> Scoring 
     asked = dataclasses.replace(asked, model=place)
     raise_if_any([*problems, *request_problems(_places(asked), job)])
     return asked
+
+
+def _evaluated_run(given: str) -> Path:
+    """The job of the run, or the one that was pushed; where its folder would have it, if there is none."""
+    file = Path(given) / run_folder.JOB
+    return file if file.is_file() else fetch_file(HubModel(given), file.name) or file
+
+
+def _adapts(place: str) -> bool:
+    """Whether the weights here, or on the hub, are an adapter's."""
+    file = files.user_path(place) / "adapter_config.json"
+    return file.is_file() or fetch_file(HubModel(place), file.name) is not None
 
 
 def _places(asked: Generation | Merge | Parity | Scoring | Harness | Serving | Talk) -> Iterator[tuple[str, HubModel]]:

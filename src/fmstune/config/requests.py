@@ -145,6 +145,8 @@ class Parity(OnBase, Trusting):
     run: Annotated[str, POSITIONAL]
     endpoint: Annotated[str | None, As("URL")] = None
     """An OpenAI-compatible server; without it, transformers and PEFT load the files."""
+    gguf: File | None = None
+    """A GGUF file of the run, as llama.cpp serves it."""
     served_model: Annotated[str | None, As("NAME")] = None
     """The name of the tuned model at the server, if it serves several."""
     rows: int = 50
@@ -308,7 +310,7 @@ class Verb(StrEnum):
     serve = "serve", Serving, "RUN [--format CHOICE data.FIELD=VALUE ...]"
     evaluate = "evaluate", Scoring, _ROWS_OR_TASKS
     merge = "merge", Merge, "--model PLACE --out DIR"
-    parity = "parity", Parity, "RUN [--endpoint URL]"
+    parity = "parity", Parity, "RUN [--endpoint URL | --gguf FILE]"
     from_fms = "from-fms", FromFms, "[--run] 'COMMAND' | -- COMMAND | FILE (a script, JSON, or JSON in base64) | -"
     report = "report", Report, "RUN_OR_SWEEP"
     compare = "compare", Comparison, "RUN_A RUN_B"

@@ -1,6 +1,7 @@
 """`fmstune push`: say what stays here and what goes, compare with what is on the hub, and send what it lacks."""
 
 import hashlib
+import io
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -99,20 +100,13 @@ def _state(file: Shared, there: RepoFile | None) -> State:
         return State.new
     if there.size != file.size:
         return State.differs
-    if there.lfs is not None:
-        return State.same if _digest(file, hashlib.sha256()) == there.lfs.sha256 else State.differs
-    git = hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
-    return State.same if _digest(file, git) == there.blob_id else State.differs
-
-
-def _digest(file: Shared, digest: "hashlib._Hash") -> str:
-    if file.content is not None:
-        digest.update(file.content)
-        return digest.hexdigest()
-    with file.path.open("rb") as content:
-        while part := content.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
+    with io.BytesIO(file.content) if file.content is not None else file.path.open("rb") as content:
+        if there.lfs is not None:
+            same = hashlib.file_digest(content, "sha256").hexdigest() == there.lfs.sha256
+        else:
+            git = hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
+            same = hashlib.file_digest(content, lambda: git).hexdigest() == there.blob_id
+    return State.same if same else State.differs
 
 
 def _raise_if_refused(asked: Push, there: Remote | None, states: Mapping[str, State]) -> None:

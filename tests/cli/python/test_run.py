@@ -105,3 +105,24 @@ def test_several_texts_are_handed_over_as_they_are(folder: Path, monkeypatch: py
 def test_arguments_become_the_flags_of_the_command() -> None:
     given = {"max_new_tokens": 5, "do_sample": True, "stop": ["a", "b"], "top_k": None, "force": False}
     assert runs._flags(given) == ["--max_new_tokens=5", "--do_sample", "--stop=a", "--stop=b"]
+
+
+@pytest.mark.parametrize(("file", "text"), [("a.json", '[{"output": "A"}]'), ("a.jsonl", '{"output": "A\u2028"}\n')])
+def test_answers_are_also_kept_in_the_file_that_is_asked_for(
+    file: str, text: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(words: Sequence[str], **_: object) -> Answer:
+        (given,) = (word.partition("=")[2] for word in words if word.startswith("--out_file"))
+        Path(given).write_text(text)
+        return Answer(0, "")
+
+    monkeypatch.setattr(runs, "call_command", call)
+    assert fmstune.run(folder).generate("a", out_file=file).strip() == "A"
+    assert Path(file).read_text() == text
+
+
+def test_a_run_is_pushed_by_the_command_with_its_flags(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Sequence[str]] = []
+    monkeypatch.setattr(runs, "call_command", lambda words: (asked.append(words), Answer(0, ""))[1])
+    fmstune.run(folder).push("me/tuned", dry_run=True, public=True, parity_rows=0)
+    assert asked == [["push", str(folder), "--repo=me/tuned", "--dry-run", "--public", "--parity_rows=0"]]

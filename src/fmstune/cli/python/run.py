@@ -77,7 +77,7 @@ class Run:
     def generate(self, prompt: str, **flags: Any) -> str:
         """Let the tuned model answer a text, as `fmstune generate`, whose flags are arguments: `max_new_tokens=20`.
 
-        The answer alone is returned, without the prompt. Raises UserError with all problems.
+        The answer alone is returned, without the prompt; `out_file` also keeps it. Raises UserError with all problems.
         """
         answers = self._ask("generate", ["--only_new_text", *self._trust(), f"--text={prompt}"], flags)
         return str(answers[0]["output"])
@@ -101,13 +101,23 @@ class Run:
         """
         return dict(self._ask("evaluate", [*words, *self._trust()], flags))
 
+    def push(self, repo: str, **flags: Any) -> None:
+        """Share the model on the hub as USER/NAME, as `fmstune push`, whose flags are arguments: `dry_run=True`.
+
+        It prints what is left out, and what is sent. Raises UserError with all problems, before anything is sent.
+        """
+        spelt = {"dry-run" if name == "dry_run" else name: value for name, value in flags.items()}
+        call_command(["push", str(self.folder), f"--repo={repo}", *_flags(spelt)]).raise_if_failed()
+
     def _ask(self, verb: str, words: Sequence[str], flags: Mapping[str, Any]) -> Any:
         with tempfile.TemporaryDirectory(prefix="fmstune-") as folder:
-            out = Path(folder) / "answer.json"
-            own = [f"--model={self.folder}", f"--out_file={out}"]
+            out = Path(flags.get("out_file") or Path(folder) / "answer.json")
+            own = [f"--model={self.folder}", *_flags({**flags, "out_file": out})]
             # what it prints is in the answer; its notes and its progress are shown
-            call_command([verb, *own, *words, *_flags(flags)], keep=True).raise_if_failed()
-            return json.loads(out.read_text(encoding="utf-8"))
+            call_command([verb, *own, *words], keep=True).raise_if_failed()
+            text = user_path(str(out)).read_text(encoding="utf-8")
+            lines = text.removesuffix("\n").split("\n") if out.suffix == ".jsonl" else None
+            return json.loads(text) if lines is None else [json.loads(line) for line in lines]
 
     def _trust(self) -> list[str]:
         """The flags of the run's command that allow packages of the user's own."""

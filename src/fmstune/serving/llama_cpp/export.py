@@ -13,6 +13,7 @@ from fmstune.serving.llama_cpp.architectures import gguf_problems
 from fmstune.serving.llama_cpp.gguf_file import write_gguf
 from fmstune.serving.llama_cpp.modelfile import write_modelfile
 from fmstune.serving.llama_cpp.vocabulary import read_vocabulary
+from fmstune.serving.parity.prove import prove_merged
 from fmstune.tables import count_of, show_bytes
 
 MODELFILE = "Modelfile"
@@ -24,7 +25,7 @@ def write_export(request: Merge) -> int:
     place, tokenizer = asked.places[0], asked.tokenizers[0]
     config = asked.config
     raise_if_any(gguf_problems(config))
-    vocabulary = read_vocabulary(tokenizer, max(config.vocab_size, len(tokenizer)))
+    vocabulary = read_vocabulary(tokenizer, max(config.vocab_size, len(tokenizer)), request.format)
     with merge.new_folder(real_path(user_path(request.out))) as aside:
         model: PreTrainedModel
         if place.base is None:
@@ -33,9 +34,11 @@ def write_export(request: Merge) -> int:
             _, model = merge.merge_adapters(asked)
         rows = model.get_input_embeddings().weight.shape[0]
         if rows != len(vocabulary.tokens):
-            vocabulary = read_vocabulary(tokenizer, rows)
+            vocabulary = read_vocabulary(tokenizer, rows, request.format)
         file = aside / f"model-{request.gguf_type}.gguf"
         written = write_gguf(model, tokenizer, vocabulary, file, request.gguf_type)
+        # two models at once would take twice the memory
+        del model
         size, digest = file.stat().st_size, sha256_of(file)
         lines = [f"wrote {request.out}/{file.name}: {count_of(written.tensors, 'tensor')}, {show_bytes(size)}"]
         lines += [f"sha256 {digest}; weights differ by at most {written.difference:.1e} of their size"]
@@ -46,5 +49,7 @@ def write_export(request: Merge) -> int:
             name = Path(request.out).name.lower()
             lines += [f"wrote {request.out}/{MODELFILE}; ollama create {name} -f {request.out}/{MODELFILE}"]
             lines += [f"note: {note}"] if note is not None else []
+        proven = prove_merged(request, file)
+        lines += [proven] if proven is not None else []
     print("\n".join(lines))
     return 0

@@ -1,13 +1,18 @@
 """A tokenizer of transformers → the vocabulary of a GGUF file; refused where llama.cpp would split texts otherwise."""
 
 import json
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from gguf import GGUFWriter, TokenType
 from transformers import PreTrainedTokenizerBase
 
-from fmstune.data.chat_template import answer_ends
+from fmstune.data.chat_template import answer_ends, chat_template
+from fmstune.data.messages import Turn
+from fmstune.data.tokens import RowProblem
 from fmstune.errors import UserError
+from fmstune.runs.run_folder import CHAT
 
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -31,10 +36,17 @@ class Vocabulary(NamedTuple):
     """Of pieces; higher ones are joined first."""
     merges: list[str]
     """Of pairs of bytes, the first ones first."""
+    begins: bool = False
+    """Whether the first token is put before each text."""
 
 
-def read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
-    """The vocabulary for embeddings of so many rows; raises UserError for a tokenizer that llama.cpp lacks."""
+def read_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, rows: int, format: Mapping[str, Any] | None = None
+) -> Vocabulary:
+    """The vocabulary for embeddings of so many rows, to be asked in this data format.
+
+    Raises UserError for a tokenizer that llama.cpp lacks.
+    """
     found = json.loads(tokenizer.backend_tokenizer.to_str())
     model = found["model"]
     if model["type"] != "BPE":
@@ -55,7 +67,8 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary
         if types[number] is not TokenType.UNKNOWN:
             types[number] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
     scores = [ranks.get(token, 0.0) for token in tokens]
-    return Vocabulary("llama" if pieces else "gpt2", split, tokens, types, scores, list(map(" ".join, merges)))
+    kind, begins = "llama" if pieces else "gpt2", begins_with_bos(tokenizer, format)
+    return Vocabulary(kind, split, tokens, types, scores, list(map(" ".join, merges)), begins)
 
 
 def _type_of(piece: str) -> TokenType:
@@ -118,7 +131,7 @@ def add_vocabulary(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, found
     ):
         if number is not None:
             add(number)
-    writer.add_add_bos_token(begins_with_bos(tokenizer))
+    writer.add_add_bos_token(found.begins)
     writer.add_add_eos_token(False)
     ends = [end.token for end in answer_ends(tokenizer) if end.token not in (None, tokenizer.eos_token_id)]
     if ends and ends[0] is not None:
@@ -129,6 +142,18 @@ def add_vocabulary(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, found
         writer.add_chat_template(given)
 
 
-def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer puts its first token before a text by itself."""
-    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+def begins_with_bos(tokenizer: PreTrainedTokenizerBase, format: Mapping[str, Any] | None = None) -> bool:
+    """Whether the tokenizer puts its first token before a text by itself, and does so in training.
+
+    Of a run on conversations it does where the template writes it: training adds nothing to what a template writes,
+    and llama.cpp would (common/chat.cpp: it leaves out only what the template has written, too).
+    """
+    if tokenizer.bos_token_id is None or tokenizer("a")["input_ids"][:1] != [tokenizer.bos_token_id]:
+        return False
+    if format is None or format["_target_"] != CHAT or tokenizer.chat_template is None:
+        return True
+    template = chat_template(tokenizer, None, format.get("template_kwargs"))
+    with suppress(RowProblem):
+        asked = template.write([Turn({"role": "user", "content": "a"}, False)], asks=True)
+        return asked.text.startswith(str(tokenizer.bos_token))
+    return True

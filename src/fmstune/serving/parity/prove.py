@@ -45,6 +45,9 @@ def run_parity(request: Parity) -> int:
     job = freeze.read(folder / run_folder.JOB, trusted=tuple(request.trusted)).job
     place = tuned.locate(str(folder / run_folder.MODEL), request.base_model_name_or_path, force=request.force)
     known = training_side(job, place, request.rows)
+    if request.gguf is not None:
+        print(prove_gguf(known, user_path(request.gguf)))
+        return 0
     if request.endpoint is None:
         print(prove_saved(known, place, request.dtype))
         return 0
@@ -59,8 +62,8 @@ def prove_artifacts(
 ) -> str:
     """Compare saved weights with the run that they were made of; the lines that say what was compared.
 
-    `saved` is an adapter, on the base of the run or on `base`, or a whole model. Raises UserError with what differs.
-    Where the rows of the run cannot be had, as on another machine, nothing is compared, and a note says why.
+    `saved` is an adapter, on the base of the run or on `base`, a whole model, or a GGUF file. Where the rows of the run
+    cannot be had, as on another machine, nothing is compared, and a note says why. Raises UserError with what differs.
     """
     try:
         job = freeze.read(run / run_folder.JOB, trusted=tuple(trusted)).job
@@ -68,6 +71,8 @@ def prove_artifacts(
         known = training_side(job, place, rows)
     except UserError as err:
         return f"note: parity was not compared: {err.problems[0]}"
+    if saved.is_file():
+        return prove_gguf(known, saved)
     adapts = (saved / "adapter_config.json").is_file()
     return prove_saved(known, place._replace(model=str(saved)) if adapts else Place(str(saved), None), Dtype.auto)
 
@@ -151,6 +156,17 @@ def answer_of_plain(request: dict[str, Any]) -> dict[str, Any]:
         return dict(json.loads(answered.read_text(encoding="utf-8")))
 
 
+def prove_gguf(known: Known, file: Path) -> str:
+    """Compare with what llama.cpp makes of the file; where it is not installed, with what the file's data tells."""
+    from fmstune.serving.parity.gguf_rows import NOT_INSTALLED, ask_gguf  # needs an extra, as writing a file does
+
+    found = ask_gguf(file, known.chosen.rows, known.tokenizer.tokenizer)
+    ends = Ends(frozenset(known.reference.stops), known.tokenizer.tokenizer.pad_token_id, found.stops)
+    answers = any(one.log_probs is not None for one in found.served)
+    said = _judged(known, found.served, ends, found.dtype, "llama.cpp" if answers else file.name)
+    return "\n".join([said, *found.notes, *([] if answers else [NOT_INSTALLED])])
+
+
 def prove_endpoint(known: Known, server: Endpoint, dtype: str) -> str:
     served, pad = server.ask_all(known.chosen.rows), known.tokenizer.tokenizer.pad_token_id
     first: TrainedRow = known.chosen.rows[0]
@@ -189,9 +205,10 @@ def _judged(known: Known, served: Sequence[Served], ends: Ends, dtype: str, name
 def _report(known: Known, compared: Compared, name: str) -> Iterator[str]:
     what = "held-out" if known.chosen.held_out else "training"
     tokens = sum(len(row.answer_ids) for row in known.trained)
-    said = (
-        f"parity: {name} serves {len(known.trained):,} {what} rows ({tokens:,} tokens of answers) as training had them"
-    )
+    does, answers = "serves", f" ({tokens:,} tokens of answers)"
+    if not any(one.log_probs or one.greedy or one.greedy_text for one in compared.served):
+        does, answers = "has the prompts and the end tokens of", ""
+    said = f"parity: {name} {does} {len(known.trained):,} {what} rows{answers} as training had them"
     pairs = [(row, one) for row, one in zip(known.trained, compared.served, strict=True) if one.log_probs]
     if pairs:
         size = distance([row.log_probs for row, _ in pairs], [one.log_probs or () for _, one in pairs])
