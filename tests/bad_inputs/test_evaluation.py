@@ -300,6 +300,12 @@ MERGE = [
         "--endpoint must be a URL such as http://127.0.0.1:8000, got localhost",
     ),
     case("parity", "parity takes the folder of one run; got none"),
+    case(
+        "parity nosuch --gguf m.gguf --dtype bfloat16",
+        "parity: nosuch is not the folder of a run; give one that holds job.yaml",
+        "--gguf: no file m.gguf",
+        "--gguf and --endpoint or --dtype exclude each other: the file says how it is served",
+    ),
     Case(
         "merge --model a --out m",
         ("--model: a was tuned on ./gone, which is neither a folder here nor available from the hub; pass …",),

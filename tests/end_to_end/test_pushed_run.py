@@ -43,9 +43,10 @@ def test_a_pushed_run_is_asked_repeated_and_tuned_further(
     done("generate", "--model", str(recorded_run), "--out_file", "here.json", *asked)
     assert json.loads(Path("hub.json").read_text()) == json.loads(Path("here.json").read_text())
 
-    rows = done("evaluate", "--model", "me/first", "--max_rows", "2", "--out_file", "hub.json").out
-    assert rows == done("evaluate", "--model", str(recorded_run), "--max_rows", "2", "--out_file", "here.json").out
-    assert json.loads(Path("hub.json").read_text())["rows"] == json.loads(Path("here.json").read_text())["rows"]
+    done("evaluate", "--model", "me/first", "--max_rows", "2", "--out_file", "hub.json")
+    done("evaluate", "--model", str(recorded_run), "--max_rows", "2", "--out_file", "here.json")
+    hub_rows, own_rows = (json.loads(Path(file).read_text()) for file in ("hub.json", "here.json"))
+    assert hub_rows["answers"] == own_rows["answers"] and hub_rows["answers"][0].keys() == {"wanted", "tuned", "base"}
 
     again = done("train", "--from", "hf:me/first", "output_dir=again")
     assert again.summary["train_loss"] == json.loads((recorded_run / "summary.json").read_text())["train_loss"]

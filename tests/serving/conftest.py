@@ -14,6 +14,8 @@ QUESTIONS = [f"Parcel {number} came late and the box was open" for number in ran
 TUNE = (
     "peft=lora",
     "model.chat_template=package:chatml.jinja",
+    # an end of turns that the base does not end with
+    "model.special_tokens={extra_special_tokens: ['<|im_start|>', '<|im_end|>']}",
     "data=chat",
     "data.train=rows.jsonl",
     "training.max_steps=12",

@@ -34,7 +34,7 @@ def refusal(kind: type[ChatRequest] | type[TextRequest], body: Any) -> tuple[str
         (ChatRequest, {**HI, "stop": ["a", ""]}, "stop", "…"),
         (ChatRequest, {**HI, "top_logprobs": 2}, "top_logprobs", "top_logprobs goes with logprobs: true."),
         (ChatRequest, {**HI, "stream_options": {}}, "stream_options", "stream_options goes with stream: true."),
-        (ChatRequest, {**HI, "max_tokens": 1, "max_completion_tokens": 1}, "max_tokens", "max_tokens and max_compl…"),
+        (ChatRequest, {**HI, "max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "max_tokens and max_compl…"),
         (ChatRequest, {**HI, "row": {}}, "row", "row takes the place of messages; send messages: [] with it."),
         (
             ChatRequest,
@@ -42,7 +42,19 @@ def refusal(kind: type[ChatRequest] | type[TextRequest], body: Any) -> tuple[str
             "response_format",
             "response_format is not …",
         ),
-        (ChatRequest, {**HI, "frequency_penalty": 0.5}, "frequency_penalty", "frequency_penalty is not supported …"),
+        *(
+            (ChatRequest, {**HI, name: value}, name, f"{name} is not supported by this server, … leave it out.")
+            for name, value in {
+                "frequency_penalty": 0.5,
+                "logit_bias": {"5": 1},
+                "presence_penalty": -1,
+                "reasoning_effort": "low",
+                "repetition_penalty": 1.1,
+                "tool_choice": "required",
+                "tools": [{"type": "function", "function": {"name": "f"}}],
+                "top_k": 40,
+            }.items()
+        ),
         (TextRequest, {**TEXT, "echo": True, "stream": True}, "echo", "echo goes with stream: false."),
         (ChatRequest, {**HI, "return_token_ids": True, "stream": True}, "return_token_ids", "return_token_ids goes …"),
         (TextRequest, {**TEXT, "prompt": []}, "prompt", "prompt is an empty list; …"),

@@ -236,6 +236,43 @@ def test_fields_without_effect_are_named_and_counted(server: Server) -> None:
     assert server.metric("fmstune_ignored_fields_total") >= 2
 
 
+def test_what_clients_send_by_default_is_taken(server: Server) -> None:
+    client, turns = server.client(), [{"role": "user", "content": [{"type": "text", "text": QUESTIONS[2]}]}]
+    usual: dict[str, Any] = {"model": "tuned", "temperature": 0, "max_completion_tokens": TOKENS}
+    neutral: dict[str, Any] = {
+        "frequency_penalty": 0,
+        "presence_penalty": 0.0,
+        "logit_bias": {},
+        "n": 1,
+        "logprobs": False,
+        "top_logprobs": 0,
+        "tools": [],
+        "tool_choice": "none",
+        "parallel_tool_calls": False,
+        "response_format": {"type": "text"},
+        "modalities": ["text"],
+        "reasoning_effort": "none",
+        "verbosity": "medium",
+        "stop": None,
+        "seed": 7,
+        "top_p": 1,
+        "user": "me",
+        "store": False,
+        "metadata": {},
+        "service_tier": "auto",
+    }
+    of_others = {"top_k": -1, "min_p": 0, "repetition_penalty": 1.0, "max_tokens": TOKENS, "chat_template_kwargs": {}}
+    said = client.chat.completions.create(messages=turns, **usual, **neutral, extra_body=of_others).choices[0].message
+    assert said.content == generated(server.run, "answers.json")[QUESTIONS[2]]
+    # as it came, with the fields that say nothing
+    again = client.chat.completions.create(messages=[*turns, said, {"role": "user", "content": "And now?"}], **usual)
+    assert again.usage.prompt_tokens > len(turns)
+    text: dict[str, Any] = {"frequency_penalty": 0, "presence_penalty": 0, "best_of": 1, "suffix": "", "echo": False}
+    assert client.completions.create(model="tuned", prompt="Hi", max_tokens=1, **text).choices
+    with pytest.raises(openai.BadRequestError, match="kwargs: the model is asked as it was trained, with"):
+        client.chat.completions.create(messages=turns, **usual, extra_body={"chat_template_kwargs": {"a": 1}})
+
+
 @pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium")
 def test_the_page_shows_base_and_tuned_side_by_side(server: Server, tmp_path: Path) -> None:
     with browser.browser() as page:

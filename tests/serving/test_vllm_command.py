@@ -31,6 +31,10 @@ def test_an_adapter_is_exported_and_served_on_its_base() -> None:
     lora = ["--tokenizer", "run/vllm_lora", "--enable-lora", "--max-lora-rank", "16"]
     lora += ["--lora-modules", "tuned=run/vllm_lora", "--served-model-name", "base", "--revision", "abc"]
     assert found.serve == ["vllm", "serve", "org/base", *lora, *LISTENS]
+    # what its answers end with, where its base does not know it
+    Path("run/model/generation_config.json").write_text("{}")
+    told = vllm_commands(ASKED, Place("run/model", "org/base")).serve
+    assert told[3:7] == ["--tokenizer", "run/vllm_lora", "--generation-config", "run/vllm_lora"]
     Path("run/vllm_lora").mkdir()
     assert vllm_commands(ASKED, Place("run/model", "org/base", "abc")).export is None
 
@@ -71,4 +75,7 @@ def test_where_vllm_is_installed_it_serves_the_exported_adapter_with_the_key(tun
     done = forked.run([forked.SCRIPT, "serve", "own", "--engine=vllm"], env)
     assert done.returncode == 0, done.stderr
     assert Path("served.txt").read_text().startswith("k serve ")
+    assert "--generation-config own/vllm_lora" in Path("served.txt").read_text()
+    ends = [json.loads(Path(f"own/{place}/generation_config.json").read_text()) for place in ("vllm_lora", "model")]
+    assert ends[0]["eos_token_id"] == ends[1]["eos_token_id"] and len(ends[0]["eos_token_id"]) == 2
     assert json.loads(Path("own/vllm_lora/adapter_config.json").read_text())["peft_type"] == "LORA"

@@ -1,5 +1,6 @@
 """A model or an adapter as a folder that plain transformers and PEFT load: complete, or not there."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.utils.other import TrainableTokensWrapper
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from fmstune.data.chat_template import answer_ends
@@ -40,7 +41,10 @@ def save(
             more = {"save_embedding_layers": grown} if isinstance(model, PeftModel) else {}
             model.save_pretrained(aside, state_dict=state if state is not None else tied_once(model), **more)
             tokenizer.tokenizer.save_pretrained(aside)
-            name_turn_ends(aside, tokenizer.tokenizer)
+            if isinstance(model, PeftModel):
+                write_adapter_ends(aside, tokenizer.tokenizer, model.get_base_model().generation_config)
+            else:
+                name_turn_ends(aside, tokenizer.tokenizer)
             # PEFT's own card is a form to fill in, with this machine's path of the base
             (aside / model_card.MODEL_CARD).unlink(missing_ok=True)
             if base is not None:
@@ -65,11 +69,30 @@ def name_turn_ends(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     if not file.is_file():
         return
     facts = read_json(file)
-    given = facts.get("eos_token_id")
-    ids = [tokenizer.eos_token_id] if given is None else given if isinstance(given, list) else [given]
-    ends = [end.token for end in answer_ends(tokenizer) if end.token is not None]
+    ids, ends = _stops(facts.get("eos_token_id"), tokenizer), _turn_ends(tokenizer)
     if set(ends) - set(ids):
         write_json(file, {**facts, "eos_token_id": list(dict.fromkeys([*ids, *ends]))})
+
+
+def write_adapter_ends(folder: Path, tokenizer: PreTrainedTokenizerBase, base: GenerationConfig | None) -> bool:
+    """Write the base's generation configuration beside an adapter whose answers end otherwise than the base's.
+
+    Plain PEFT reads that of the base alone, and vLLM this one by `--generation-config`. Returns whether it was written.
+    """
+    facts = json.loads(base.to_json_string()) if base is not None else {}
+    if set(_turn_ends(tokenizer)) <= set(_stops(facts.get("eos_token_id"), tokenizer)):
+        return False
+    write_json(folder / GENERATION_CONFIG_NAME, facts)
+    name_turn_ends(folder, tokenizer)
+    return True
+
+
+def _stops(given: int | list[int] | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return [tokenizer.eos_token_id] if given is None else given if isinstance(given, list) else [given]
+
+
+def _turn_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return [end.token for end in answer_ends(tokenizer) if end.token is not None]
 
 
 def tied_once(model: PreTrainedModel | PeftModel) -> dict[str, Any] | None:

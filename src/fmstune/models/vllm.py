@@ -18,11 +18,12 @@ from peft import LoraConfig, PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from fmstune import files
 from fmstune.errors import Problem, raise_if_any
 from fmstune.models import architecture, base_identity
+from fmstune.models.save import write_adapter_ends
 from fmstune.models.tuned import Place
 
 NEW_EMBEDDINGS = "new_embeddings.safetensors"
@@ -78,11 +79,12 @@ def export_adapter(
     modules = sorted({_last(_LORA.sub("", name)) for name in tensors})
     replace(config, target_modules=modules, trainable_token_indices=None).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    ends = write_adapter_ends(folder, tokenizer, _generation_config(place, base))
     if (identity := base_identity.read_base(source)) is not None:
         base_identity.write_base(identity, folder)
     lines = [
         f"wrote {out}: LoRA of rank {config.r} for vLLM, {len(tensors):,} tensors",
-        " ".join(["vllm serve", *serving_words(place, config, out)]),
+        " ".join(["vllm serve", *serving_words(place, config, out, ends=ends)]),
     ]
     if added:
         lines.append(
@@ -92,10 +94,22 @@ def export_adapter(
     return lines
 
 
-def serving_words(place: Place, config: PeftConfig, out: str) -> list[str]:
-    """The words of `vllm serve` for an adapter that was written into the folder `out`."""
+def _generation_config(place: Place, base: PreTrainedConfig) -> GenerationConfig:
+    """What the base's answers end with, and how it is asked."""
+    try:
+        return GenerationConfig.from_pretrained(files.resolve(str(place.base)), revision=place.revision)
+    except OSError:  # a base without the file
+        return GenerationConfig.from_model_config(base)
+
+
+def serving_words(place: Place, config: PeftConfig, out: str, *, ends: bool) -> list[str]:
+    """The words of `vllm serve` for an adapter that was written into the folder `out`.
+
+    With `ends`, the folder also says at which tokens answers end: vLLM would read those of the base.
+    """
     rank, served = next(known for known in RANKS if known >= config.r), files.resolve(str(place.base))
-    return [served, "--tokenizer", out, "--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"tuned={out}"]
+    words = [served, "--tokenizer", out, *(["--generation-config", out] if ends else [])]
+    return [*words, "--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"tuned={out}"]
 
 
 def config_problems(model: str, config: PeftConfig) -> Iterator[Problem]:

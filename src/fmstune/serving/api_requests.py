@@ -33,19 +33,22 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "logit_bias": ({},),
+    "min_p": (0,),
     "modalities": (["text"],),
     "moderation": (),
     "prediction": (),
     "presence_penalty": (0,),
-    "reasoning_effort": (),
+    "reasoning_effort": ("none",),
+    "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
+    "top_k": (-1, 0),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
-"""Fields that would change the answer, each with its values, besides null, that do not."""
+"""Fields that would change the answer, each with its values, besides null, that do not; also some of other servers."""
 Stop = Annotated[str, Field(min_length=1)]
 
 
@@ -108,6 +111,8 @@ class ChatRequest(AnswerRequest):
     top_logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
     row: dict[str, Any] | None = None
     """In place of messages, a row of the data format that the model was tuned in; no field of OpenAI's."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Variables of the chat template, as vLLM has them; those of the run alone are taken."""
 
 
 class TextRequest(AnswerRequest):
@@ -177,9 +182,9 @@ def _check_together(request: ChatRequest | TextRequest) -> None:
         if request.prompt in ([], [[]]):
             raise ApiError(400, "prompt is an empty list; give a text, token ids, or a list of these.", param="prompt")
         return
-    if request.top_logprobs is not None and not request.logprobs:
+    if request.top_logprobs and not request.logprobs:
         raise ApiError(400, "top_logprobs goes with logprobs: true.", param="top_logprobs")
-    if request.max_tokens is not None and request.max_completion_tokens is not None:
+    if len({request.max_tokens, request.max_completion_tokens} - {None}) > 1:
         text = "max_tokens and max_completion_tokens are one setting; give one of them."
         raise ApiError(400, text, param="max_tokens")
     if request.row is None and not request.messages:

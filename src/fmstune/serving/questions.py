@@ -1,5 +1,6 @@
 """Requests of the API → questions for the engine: prompts in tokens, within the limits of model and server."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,10 @@ class Limits:
 def chat_questions(request: ChatRequest, served: Served, limits: Limits) -> list[Question]:
     """One question for each of the `n` answers; raises ApiError."""
     asker = served.asker
+    if request.chat_template_kwargs and request.chat_template_kwargs != asker.template_kwargs:
+        known = json.dumps(asker.template_kwargs)
+        text = f"chat_template_kwargs: the model is asked as it was trained, with {known}; leave it out."
+        raise ApiError(400, text, param="chat_template_kwargs", code="invalid_value")
     try:
         prompt = asker.of_messages(request.messages) if request.row is None else asker.of_row(request.row)
     except UserError as err:

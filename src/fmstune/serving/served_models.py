@@ -44,6 +44,11 @@ class Asker:
         """Whether the model takes conversations."""
         return self.format is not None and self.format["_target_"] == _CHAT
 
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """The values that the chat template is given."""
+        return dict((self.format or {}).get("template_kwargs") or {})
+
     @cached_property
     def name(self) -> str:
         """The format as messages name it."""

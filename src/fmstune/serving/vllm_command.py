@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from transformers.utils import GENERATION_CONFIG_NAME
+
 from fmstune.config.after_training.serving import API_KEY, Serving
 from fmstune.config.requests import Export, Merge
 from fmstune.errors import naming_flag, raise_if_any
@@ -70,5 +72,7 @@ def vllm_commands(request: Serving, place: Place) -> Commands:
         force=request.force,
     )
     revision = ["--revision", place.revision] if place.revision else []
-    words = ["vllm", "serve", *vllm.serving_words(place, config, out), "--served-model-name", BASE, *revision, *listens]
-    return Commands(None if Path(out).is_dir() else export, words)
+    # the export writes the file again
+    ends = (folder / GENERATION_CONFIG_NAME).is_file()
+    words = [*vllm.serving_words(place, config, out, ends=ends), "--served-model-name", BASE, *revision, *listens]
+    return Commands(None if Path(out).is_dir() else export, ["vllm", "serve", *words])

@@ -12,15 +12,15 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fmstune.config import freeze
 from fmstune.config.choices import Dtype
 from fmstune.config.requests import Merge
 from fmstune.errors import UserError
-from fmstune.models import tuned
+from fmstune.models import merge
+from fmstune.models.tuned import Place, locate
 from fmstune.serving.parity import plain, prove
 from fmstune.serving.parity.endpoint import find_endpoint
 from tests import ROOT
-from tests.conftest import MadeOnce, Result, in_this_process
+from tests.conftest import Result
 
 TINY = ROOT / "src" / "fmstune" / "assets" / "tiny_llama"
 END, PAD = 2, 1535
@@ -131,36 +131,6 @@ def serve() -> Iterator[Serve]:
         server.server_close()
 
 
-@pytest.fixture
-def run(
-    capfd: pytest.CaptureFixture[str], made_once: MadeOnce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    """The folder of a run on the shipped model, trained once."""
-
-    def train(place: Path) -> None:
-        monkeypatch.chdir(place)
-        words = ("training.max_steps=40", "evaluation=none", "training.save_strategy=no", "output_dir=run")
-        with pytest.MonkeyPatch.context() as patch:
-            done = in_this_process(capfd, patch, [])("peft=lora", *words)
-        assert done.code == 0, done.err
-        monkeypatch.chdir(tmp_path)
-
-    return made_once("parity_run", train) / "run"
-
-
-@pytest.fixture
-def known(run: Path) -> prove.Known:
-    """Training's side, of a few rows."""
-    job = freeze.read(run / "job.yaml").job
-    return prove.training_side(job, tuned.locate(str(run / "model"), None, force=False), 6)
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What plain transformers answers, without the seconds that a process of its own imports them."""
-    monkeypatch.setattr(prove, "answer_of_plain", plain.answer_plainly)
-
-
 def proven_at(url: str, known: prove.Known) -> str:
     server = find_endpoint(url, None, known.tokenizer.tokenizer)
     assert server.model == "tuned"
@@ -197,10 +167,10 @@ def test_a_server_that_tells_little_is_compared_by_counts_and_texts_and_the_repo
 def test_saved_files_are_proven_and_what_was_changed_in_them_is_named(
     run: Path, known: prove.Known, in_process: None, tmp_path: Path
 ) -> None:
-    place = tuned.locate(str(run / "model"), None, force=False)
+    place = locate(str(run / "model"), None, force=False)
     assert "plain transformers serves 6 held-out rows" in prove.prove_saved(known, place, Dtype.auto)
     with pytest.raises(UserError, match="adapter not applied: row "):
-        prove.prove_saved(known, tuned.Place(str(TINY), None), Dtype.auto)
+        prove.prove_saved(known, Place(str(TINY), None), Dtype.auto)
     # a tokenizer that was saved without its first token
     changed = tmp_path / "changed"
     changed.mkdir()
@@ -211,6 +181,47 @@ def test_saved_files_are_proven_and_what_was_changed_in_them_is_named(
     (changed / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(UserError, match="prompt cut|template: row .* token 1 of the prompt is"):
         prove.prove_saved(known, place._replace(model=str(changed)), Dtype.auto)
+
+
+def copied(folder: Path, to: Path) -> Path:
+    to.mkdir()
+    for file in folder.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    return to
+
+
+@pytest.mark.slow
+def test_conversations_are_proven_and_peft_has_to_be_told_how_their_answers_end(
+    tuned: Path, known_chat: prove.Known, in_process: None, tmp_path: Path
+) -> None:
+    assert all(row.messages for row in known_chat.chosen.rows)
+    place = locate(str(tuned / "model"), None, force=False)
+    said = prove.prove_saved(known_chat, place, Dtype.auto)
+    assert said.startswith("parity: plain transformers serves 6 training rows")
+    told = f"it lacks <|im_end|>; pass GenerationConfig.from_pretrained('{tuned}/model')"
+    assert told in said and f"--generation-config {tuned}/model to vLLM" in said
+    # an adapter that does not say it serves properly where it is told
+    bare = copied(tuned / "model", tmp_path / "bare")
+    (bare / "generation_config.json").unlink()
+    assert "; pass eos_token_id=[" in prove.prove_saved(known_chat, place._replace(model=str(bare)), Dtype.auto)
+    other = copied(tuned / "model", tmp_path / "other")
+    (other / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    with pytest.raises(UserError, match="template: row 1 of data.train: token 1 of the prompt is"):
+        prove.prove_saved(known_chat, place._replace(model=str(other)), Dtype.auto)
+
+
+@pytest.mark.slow
+def test_a_whole_model_of_conversations_must_say_how_its_answers_end(
+    tuned: Path, known_chat: prove.Known, in_process: None, tmp_path: Path
+) -> None:
+    merged = tmp_path / "merged"
+    merge.run_merge(Merge(model=(str(tuned / "model"),), out=str(merged)), None)
+    whole = Place(str(merged), None)
+    assert "note" not in prove.prove_saved(known_chat, whole, Dtype.auto)
+    facts = json.loads((merged / "generation_config.json").read_text())
+    (merged / "generation_config.json").write_text(json.dumps({**facts, "eos_token_id": END}))
+    with pytest.raises(UserError, match=r"end token missing: row .*'<\|im_end\|>' \(\d+\), ends it in training"):
+        prove.prove_saved(known_chat, whole, Dtype.auto)
 
 
 @pytest.mark.slow

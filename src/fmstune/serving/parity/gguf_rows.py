@@ -53,7 +53,8 @@ class _Data:
 
     @property
     def dtype(self) -> str:
-        return _PRECISION.get(self.fields.get("general.file_type"), "q8_0")
+        stored = self.fields.get("general.file_type")
+        return next((name for kind, name in _PRECISION.items() if kind == stored), "q8_0")
 
 
 def ask_gguf(path: Path, rows: Sequence[TrainedRow], tokenizer: PreTrainedTokenizerBase) -> OfFile:

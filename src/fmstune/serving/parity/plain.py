@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 Json = dict[str, Any]
 
@@ -32,6 +33,8 @@ class Plain(NamedTuple):
     tokenizer: Any
     stops: list[int]
     """The tokens at which servers stop: those of the generation configuration, and the tokenizer's end-of-sequence."""
+    told: list[int]
+    """Tokens at which they stop only where they are told so: plain PEFT reads the base's configuration alone."""
 
 
 def main(words: list[str]) -> None:
@@ -44,11 +47,11 @@ def main(words: list[str]) -> None:
 def answer_plainly(request: Json) -> Json:
     """What the saved files make of each row: the prompt's tokens, the answer's log-probabilities, the greedy answer."""
     plain = load_plainly(request)
-    rows = []
+    rows, stops = [], [*plain.stops, *plain.told]
     for row in request["rows"]:
         ids = prompt_tokens(row, plain.tokenizer)
         # answers to other prompts are not compared
-        known = greedy(plain.model, ids, row["limit"], plain.stops) if ids == row["prompt_ids"] else Greedy([], [], [])
+        known = greedy(plain.model, ids, row["limit"], stops) if ids == row["prompt_ids"] else Greedy([], [], [])
         rows.append(
             {
                 "prompt_ids": ids,
@@ -59,7 +62,7 @@ def answer_plainly(request: Json) -> Json:
             }
         )
     pad, dtype = plain.tokenizer.pad_token_id, str(next(plain.model.parameters()).dtype).removeprefix("torch.")
-    return {"rows": rows, "stops": plain.stops, "pad": pad, "dtype": dtype}
+    return {"rows": rows, "stops": stops, "told": plain.told, "pad": pad, "dtype": dtype}
 
 
 def load_plainly(request: Json) -> Plain:
@@ -67,7 +70,7 @@ def load_plainly(request: Json) -> Plain:
     tokenizer = AutoTokenizer.from_pretrained(request["model"])
     place, revision = request["base"] or request["model"], request["revision"]
     model: Any = AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype=request["dtype"])
-    ends = model.generation_config.eos_token_id
+    ends, told = _ids(model.generation_config), list[int]()
     if request["base"] is not None:
         rows = model.get_input_embeddings().weight.shape[0]
         if len(tokenizer) > rows:
@@ -77,9 +80,17 @@ def load_plainly(request: Json) -> Plain:
                 if table is not None:
                     table.weight[rows:] = table.weight[:rows].mean(0)
         model = PeftModel.from_pretrained(model, request["model"])
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return Plain(model.to(request["device"]).eval(), tokenizer, sorted({*ends, *own}))
+        told = request["ends"]
+        if (Path(request["model"]) / GENERATION_CONFIG_NAME).is_file():
+            told = _ids(GenerationConfig.from_pretrained(request["model"]))
+    stops = sorted({*ends, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
+    return Plain(model.to(request["device"]).eval(), tokenizer, stops, [one for one in told if one not in stops])
+
+
+def _ids(config: GenerationConfig) -> list[int]:
+    """The tokens that end an answer."""
+    found = config.eos_token_id
+    return found if isinstance(found, list) else [] if found is None else [found]
 
 
 def prompt_tokens(row: Json, tokenizer: Any) -> list[int]:

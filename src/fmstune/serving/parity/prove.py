@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import GENERATION_CONFIG_NAME
+
 from fmstune import files
 from fmstune.config import freeze
 from fmstune.config.choices import Dtype
@@ -88,7 +90,9 @@ def prove_merged(request: Merge, saved: Path) -> str | None:
     if (saved / NEW_EMBEDDINGS).is_file():
         return f"note: parity was not compared: {NEW_EMBEDDINGS} is read by vLLM alone"
     base, force = request.base_model_name_or_path, request.force
-    return prove_artifacts(run, saved, request.parity_rows, base=base, force=force)
+    said = prove_artifacts(run, saved, request.parity_rows, base=base, force=force)
+    # it will be renamed
+    return said.replace(str(saved), request.out)
 
 
 def run_of_weights(model: str) -> Path | None:
@@ -131,6 +135,7 @@ def prove_saved(known: Known, place: Place, dtype: Dtype) -> str:
             "revision": place.revision,
             "dtype": dtype.value,
             "device": load.find_device(known.reference.device),
+            "ends": known.reference.stops,
             "rows": rows,
         }
     )
@@ -139,7 +144,20 @@ def prove_saved(known: Known, place: Place, dtype: Dtype) -> str:
         for one in found["rows"]
     ]
     ends = Ends(frozenset(known.reference.stops), known.tokenizer.tokenizer.pad_token_id, frozenset(found["stops"]))
-    return _judged(known, served, ends, found["dtype"], "plain transformers")
+    said = _judged(known, served, ends, found["dtype"], "plain transformers")
+    return "\n".join([said, *_told_ends(known, place.model, found["told"])])
+
+
+def _told_ends(known: Known, adapter: str, told: Sequence[int]) -> Iterator[str]:
+    """What plain PEFT has to be told about an adapter whose answers end otherwise than those of its base."""
+    ends = [str(known.tokenizer.tokenizer.decode([one])) for one in told if one in known.reference.stops]
+    if not ends:
+        return
+    given, vllm = f"eos_token_id={told}", f"stop_token_ids={told} with each request to vLLM"
+    if (user_path(adapter) / GENERATION_CONFIG_NAME).is_file():
+        given, vllm = f"GenerationConfig.from_pretrained({adapter!r})", f"--generation-config {adapter} to vLLM"
+    yield f"note: PEFT and vLLM read from the base how answers end, and it lacks {', '.join(ends)}; pass {given}"
+    yield f"  to generate, and {vllm}"
 
 
 def answer_of_plain(request: dict[str, Any]) -> dict[str, Any]:
