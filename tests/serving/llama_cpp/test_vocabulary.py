@@ -32,6 +32,27 @@ def test_pieces_have_scores_in_the_order_in_which_they_are_joined() -> None:
     assert found.tokens[-1] == f"[PAD{len(tokenizer) + 1}]" and found.types[-1] is TokenType.UNUSED
 
 
+CONVERSATION = {"_target_": "fmstune.data.formats.chat"}
+
+
+@pytest.mark.parametrize(
+    ("template", "begins", "spaced"),
+    [("<s>[user] a", True, False), ("<u>a", False, False), ("user: a", False, True)],
+    ids=["first token", "another special token", "words"],
+)
+def test_a_file_of_conversations_begins_as_its_template_does(template: str, begins: bool, spaced: bool) -> None:
+    tokenizer = llama_style()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<u>"]})
+    tokenizer.backend_tokenizer.normalizer = None
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.chat_template = template
+    found = read_vocabulary(tokenizer, len(tokenizer), CONVERSATION)
+    assert (found.begins, found.spaced) == (begins, spaced)
+    # texts are asked as the tokenizer takes them
+    found = read_vocabulary(tokenizer, len(tokenizer))
+    assert (found.begins, found.spaced) == (True, True)
+
+
 @pytest.mark.parametrize(
     ("splitter", "name"),
     [

@@ -139,6 +139,9 @@ def test_planted_faults_of_a_file_of_conversations_are_named(
 ) -> None:
     other = changed(parts[tuned].tokenizer, chat_template=OTHER)
     assert ": template: " in fault(known_chat, write_chat(tokenizer=other))
+    # llama.cpp would put a space behind <|im_start|>
+    said = fault(known_chat, write_chat(change=lambda found: found._replace(spaced=True)))
+    assert ": template: " in said and "token 2 of the prompt is " in said
     # training begins with the template's own first token
     said = fault(known_chat, write_chat(change=lambda found: found._replace(begins=True)))
     assert ": template: " in said and "token 1 of the prompt is '<s>' (1)" in said
@@ -166,6 +169,8 @@ def test_without_llama_cpp_the_template_of_the_file_is_compared(
     assert "has the prompts and the end tokens of 6 training rows" in prove.prove_gguf(known_chat, write_chat())
     other = changed(parts[tuned].tokenizer, chat_template=OTHER)
     assert ": template: " in fault(known_chat, write_chat(tokenizer=other))
+    said = fault(known_chat, write_chat(change=lambda found: found._replace(spaced=True)))
+    assert ": wrong base: model.gguf has other spaces: number 0 is True, False in training" in said
     bare = changed(parts[tuned].tokenizer, chat_template=None)
     assert fault(known_chat, write_chat(tokenizer=bare)).endswith(
         "template: model.gguf has no chat template; write it again"

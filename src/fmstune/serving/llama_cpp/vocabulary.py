@@ -38,6 +38,8 @@ class Vocabulary(NamedTuple):
     """Of pairs of bytes, the first ones first."""
     begins: bool = False
     """Whether the first token is put before each text."""
+    spaced: bool = True
+    """Of pieces: whether a text begins with a space, and so does what stands behind a special token."""
 
 
 def read_vocabulary(
@@ -68,7 +70,8 @@ def read_vocabulary(
             types[number] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
     scores = [ranks.get(token, 0.0) for token in tokens]
     kind, begins = "llama" if pieces else "gpt2", begins_with_bos(tokenizer, format)
-    return Vocabulary(kind, split, tokens, types, scores, list(map(" ".join, merges)), begins)
+    spaced = not (pieces and _is_spaced_once(found) and _begins_with_special(tokenizer, format))
+    return Vocabulary(kind, split, tokens, types, scores, list(map(" ".join, merges)), begins, spaced)
 
 
 def _type_of(piece: str) -> TokenType:
@@ -120,7 +123,7 @@ def add_vocabulary(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, found
     writer.add_token_types(found.types)
     if found.kind == "llama":
         writer.add_token_scores(found.scores)
-        writer.add_add_space_prefix(True)
+        writer.add_add_space_prefix(found.spaced)
     else:
         writer.add_token_merges(found.merges)
     for add, number in (
@@ -150,10 +153,26 @@ def begins_with_bos(tokenizer: PreTrainedTokenizerBase, format: Mapping[str, Any
     """
     if tokenizer.bos_token_id is None or tokenizer("a")["input_ids"][:1] != [tokenizer.bos_token_id]:
         return False
+    written = _conversation(tokenizer, format)
+    return written is None or written.startswith(str(tokenizer.bos_token))
+
+
+def _is_spaced_once(found: dict[str, Any]) -> bool:
+    """Whether only the begin of a text gets a space, and no word behind a special token."""
+    return (found["pre_tokenizer"] or {}).get("prepend_scheme") == "first"
+
+
+def _begins_with_special(tokenizer: PreTrainedTokenizerBase, format: Mapping[str, Any] | None) -> bool:
+    """Whether all that is asked are conversations, and these begin with a special token, so that nothing is spaced."""
+    written = _conversation(tokenizer, format)
+    return written is not None and written.startswith(tuple(tokenizer.get_added_vocab()))
+
+
+def _conversation(tokenizer: PreTrainedTokenizerBase, format: Mapping[str, Any] | None) -> str | None:
+    """What the chat template writes for a question; None where rows of this format are no conversations."""
     if format is None or format["_target_"] != CHAT or tokenizer.chat_template is None:
-        return True
+        return None
     template = chat_template(tokenizer, None, format.get("template_kwargs"))
     with suppress(RowProblem):
-        asked = template.write([Turn({"role": "user", "content": "a"}, False)], asks=True)
-        return asked.text.startswith(str(tokenizer.bos_token))
-    return True
+        return template.write([Turn({"role": "user", "content": "a"}, False)], asks=True).text
+    return None

@@ -2,7 +2,7 @@
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from gguf import GGUFReader, LlamaFileType
 from transformers import PreTrainedTokenizerBase
 
 from fmstune.errors import UserError, one_line
+from fmstune.runs.run_folder import CHAT
 from fmstune.serving.llama_cpp.vocabulary import read_vocabulary
 from fmstune.serving.parity.reference import limit
 from fmstune.serving.parity.training_rows import TrainedRow
@@ -66,7 +67,8 @@ def ask_gguf(path: Path, rows: Sequence[TrainedRow], tokenizer: PreTrainedTokeni
     if importlib.util.find_spec("llama_cpp") is not None:
         served, stops = _by_llama_cpp(data, rows, texts, tokenizer)
         return OfFile(served, stops, data.dtype, notes)
-    _same_vocabulary(data, tokenizer)
+    asks = {"_target_": CHAT, "template_kwargs": variables} if rows[0].messages is not None else None
+    _same_vocabulary(data, tokenizer, asks)
     first = [tokenizer.bos_token_id] if data.begins else []
     prompts = [[*first, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts]
     ends = (data.of_tokenizer(f"ggml.{name}_token_id") for name in ("eos", "eot"))
@@ -105,16 +107,17 @@ def _asked(data: _Data, row: TrainedRow, tokenizer: PreTrainedTokenizerBase) -> 
     return str(text).removeprefix(str(tokenizer.bos_token)) if data.begins else str(text)
 
 
-def _same_vocabulary(data: _Data, tokenizer: PreTrainedTokenizerBase) -> None:
+def _same_vocabulary(data: _Data, tokenizer: PreTrainedTokenizerBase, format: Mapping[str, Any] | None) -> None:
     """Raise UserError where the file splits texts otherwise than the tokenizer: its lists are not the tokenizer's."""
     tokens = data.of_tokenizer("ggml.tokens") or []
-    ours = read_vocabulary(tokenizer, max(len(tokens), len(tokenizer)))
+    ours = read_vocabulary(tokenizer, max(len(tokens), len(tokenizer)), format)
     name, own = ("merges", ours.merges) if ours.kind == "gpt2" else ("scores", ours.scores)
     lists: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {
         "tokens": (ours.tokens, tokens),
         "kinds of tokens": (ours.types, data.of_tokenizer("ggml.token_type") or []),
         name: (own, data.of_tokenizer(f"ggml.{name}") or []),
         "ways of splitting": ([ours.kind, ours.split], [data.of_tokenizer(f"ggml.{one}") for one in ("model", "pre")]),
+        "spaces": ([ours.spaced], [data.of_tokenizer("ggml.add_space_prefix") is not False]),
     }
     for what, (wanted, found) in lists.items():
         if wanted != found:

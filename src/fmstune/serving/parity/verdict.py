@@ -12,6 +12,8 @@ TOLERANCE = {"float32": 2e-3, "float16": 3e-2, "bfloat16": 1.5e-1, "f16": 3e-2, 
 Measured with plain transformers on the shipped model and a tuned Llama of 30 layers (SmolLM2, 135M): 0.003 to 0.006 in
 float16, 0.024 to 0.047 in bfloat16. Attention and batches of other libraries add to that.
 """
+OF_FILES = ("f16", "q8_0")
+"""How a GGUF file stores matrices, where that is not what serving computes in."""
 _PROBABLE = math.log(1e-4)
 """Tokens below this are left out of the comparison: of rare tokens, rounding changes the most and means the least."""
 
@@ -197,6 +199,8 @@ def weight_fault(compared: Compared) -> Fault | None:
         return Fault(Cause.adapter, _where(pairs, f"{by}, and by {near:.1e} from the model before tuning", compared))
     if Cause.precision in guesses and size <= distance(trained, guesses[Cause.precision]):
         change = "serve in the precision of the training, or pass --dtype with the one that is meant"
+        if compared.dtype in OF_FILES:
+            change = "write the file with more bits (--gguf_type f16)"
         return Fault(Cause.precision, _where(pairs, f"{by}, as rounding explains; {change}", compared))
     change = "neither rounding nor a missing adapter explains it: the weights are those of another model"
     return Fault(Cause.base, _where(pairs, f"{by}; {change}", compared))
