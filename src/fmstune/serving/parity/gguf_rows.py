@@ -1,5 +1,6 @@
 """A GGUF file → what it makes of training's rows: as llama.cpp serves it, or without it as far as its data tells."""
 
+import copy
 import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -109,8 +110,10 @@ def _asked(data: _Data, row: TrainedRow, tokenizer: PreTrainedTokenizerBase) -> 
 
 def _same_vocabulary(data: _Data, tokenizer: PreTrainedTokenizerBase, format: Mapping[str, Any] | None) -> None:
     """Raise UserError where the file splits texts otherwise than the tokenizer: its lists are not the tokenizer's."""
-    tokens = data.of_tokenizer("ggml.tokens") or []
-    ours = read_vocabulary(tokenizer, max(len(tokens), len(tokenizer)), format)
+    tokens, asked = data.of_tokenizer("ggml.tokens") or [], copy.copy(tokenizer)
+    # another template is a fault of its own, which the prompts tell
+    asked.chat_template = data.of_tokenizer("chat_template")
+    ours = read_vocabulary(asked, max(len(tokens), len(tokenizer)), format)
     name, own = ("merges", ours.merges) if ours.kind == "gpt2" else ("scores", ours.scores)
     lists: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {
         "tokens": (ours.tokens, tokens),
