@@ -226,7 +226,7 @@ def test_a_whole_model_of_conversations_must_say_how_its_answers_end(
 
 @pytest.mark.slow
 def test_a_run_is_proven_in_a_fresh_process(run: Path, known: prove.Known) -> None:
-    place = tuned.locate(str(run / "model"), None, force=False)
+    place = locate(str(run / "model"), None, force=False)
     assert "plain transformers serves 6 held-out rows" in prove.prove_saved(known, place, Dtype.auto)
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-TOLERANCE = {"float32": 2e-3, "float16": 3e-2, "bfloat16": 1.5e-1, "f16": 3e-2, "q8_0": 1e-1}
+TOLERANCE = {"float32": 2e-3, "float16": 3e-2, "bfloat16": 1.5e-1, "f16": 3e-2, "q8_0": 3e-1}
 """Root mean square by which log-probabilities of the answers' tokens may differ, in nats, by what serving computes in.
 
 Measured with plain transformers on the shipped model and a tuned Llama of 30 layers (SmolLM2, 135M): 0.003 to 0.006 in
-float16, 0.024 to 0.047 in bfloat16. Attention and batches of other libraries add to that.
+float16, 0.024 to 0.047 in bfloat16. Attention and batches of other libraries add to that. The same two in llama.cpp:
+0.0004 and 0.005 from a file of f16, 0.009 and 0.11 from one of q8_0, where it rounds activations to 8 bits, too.
 """
 OF_FILES = ("f16", "q8_0")
 """How a GGUF file stores matrices, where that is not what serving computes in."""
