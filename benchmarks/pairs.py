@@ -14,7 +14,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -71,6 +72,16 @@ def environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "true",
         "HF_HUB_OFFLINE": "1",
     }
+
+
+@contextmanager
+def folder(name: str) -> Iterator[Path]:
+    """A folder for what a benchmark trains; kept below BENCH_FOLDER where that is set, so that it may go on there."""
+    if kept := os.environ.get("BENCH_FOLDER"):
+        yield Path(kept).absolute() / name
+    else:
+        with tempfile.TemporaryDirectory() as made:
+            yield Path(made)
 
 
 def python(script: str, *words: object) -> list[str]:

@@ -5,7 +5,6 @@
 import json
 import random
 import sys
-import tempfile
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -33,8 +32,8 @@ def measure(*, quick: bool) -> Section:
     """Shares of flipped rows among as many suspects, and macro F1 with and without these, by seed."""
     seeds = SEEDS[:1] if quick else SEEDS
     words = ("training.max_steps=1", "evaluation.max_rows=4") if quick else ()
-    with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
+    with pairs.folder("suspects") as place:
+        place.mkdir(parents=True, exist_ok=True)
         flipped = {seed: _flip(place / f"{seed}.jsonl", seed) for seed in seeds}
         with_all = _sweep(place, "all", seeds, words)
         found = {seed: _suspects(with_all[seed], place / f"{seed}.left_out", len(flipped[seed])) for seed in seeds}
@@ -74,7 +73,7 @@ def _sweep(
 ) -> dict[int, Path]:
     """Run the job of each seed as a point of one sweep; the folders by seed."""
     group = place / f"conf_{name}" / "experiment"
-    group.mkdir(parents=True)
+    group.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         quarantine = place / f"{seed}.left_out" if left_out else "null"
         text = EXPERIMENT.format(seed=seed, rows=place / f"{seed}.jsonl", quarantine=quarantine)
