@@ -4,15 +4,18 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fmstune.config import conditions
+from fmstune.config import conditions, freeze
 from fmstune.config.job import EarlyStopping
 from fmstune.runs import looks, sweep_folder
-from fmstune.training.stopping import find_stop_reason, stalled
+from fmstune.runs.looks import RowLosses
+from fmstune.training.stopping import LoserStopping, find_stop_reason, stalled
 from tests.cli.test_main import SCRIPT
+from tests.config.test_freeze import tree
 from tests.conftest import Result
 from tests.end_to_end.test_resume import QUICK, interrupted_after
 from tests.fixtures import forked
@@ -90,6 +93,31 @@ def test_a_run_ends_where_its_rule_says_also_when_it_was_killed_just_there(fmstu
 def test_a_run_without_rules_says_that_it_was_not_stopped(fmstune: Run) -> None:
     run = fmstune("training.max_steps=1", "training.save_strategy=no", "evaluation=none", "data.max_rows=8")
     assert json.loads((run.folder / "summary.json").read_text())["stopped"] is None
+
+
+@pytest.mark.parametrize(
+    ("last", "looked"), [(None, ["eval_a_loss"]), ("eval_b_loss", ["eval_b_loss"])], ids=["one set", "several sets"]
+)
+def test_a_look_is_taken_once_a_step_after_the_last_set(tmp_path: Path, last: str | None, looked: list[str]) -> None:
+    sweep = {"stop_losers": True, "points": 2, "risk": 1.0}
+    job = freeze.freeze(tree(output_dir=str(tmp_path / "own"), sweep=sweep)).job
+    (tmp_path / "own").mkdir()
+    at, how = SimpleNamespace(global_step=1, max_steps=4, eval_steps=1, is_world_process_zero=True), SimpleNamespace()
+    how.eval_strategy = "steps"
+    seen, given = [], [""]
+
+    def measure() -> RowLosses:
+        seen.append(given[0])
+        return RowLosses([1.0] * 30, [2] * 30)
+
+    callback: Any = LoserStopping(job, measure, "rows", last)
+    for metric in ("eval_a_loss", "eval_b_loss"):
+        given[0] = metric
+        callback.on_evaluate(how, at, None, metrics={metric: 0.5})
+    assert seen == looked
+    at.global_step = 4
+    callback.on_train_end(how, at, None)
+    assert list(looks.read_curve(tmp_path / "own")) == [0.25, 1.0]
 
 
 GRID = (

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +16,10 @@ from fmstune.config.job import Evaluation
 from fmstune.data.chat_template import answer_ends
 from fmstune.evaluation import metrics
 from fmstune.evaluation.generate import by_length, cut, generate, never_empty
+from fmstune.files import write_json
 from fmstune.models.sharding import gathered_from_all, of_this_process
 from fmstune.models.trl_internals import DataCollatorForLanguageModeling
+from fmstune.runs import run_folder
 
 SAMPLES = 8
 """Held-out rows whose answers are kept: the first ones, and not those that look well."""
@@ -196,3 +199,16 @@ def log_likelihoods(
     for others in gathered_from_all(found):
         found |= others
     return [found[i] for i in range(len(rows))]
+
+
+def keep_samples(folder: Path, scores: Mapping[str, Scores], answered: str) -> None:
+    """Add this model's answers to the first held-out rows in `samples.json`."""
+    path = folder / run_folder.SAMPLES
+    known = {(row["set"], row["row"]): row for row in run_folder.read_or_set_aside(path).get("rows", ())}
+    rows = [
+        {**known.get((name, number), {}), "set": name, "row": number, "prompt": sample.prompt}
+        | {"expected": sample.expected, answered: sample.answer}
+        for name, one in scores.items()
+        for number, sample in enumerate(one.samples, start=1)
+    ]
+    write_json(path, {"rows": rows})

@@ -55,6 +55,11 @@ def what_stops(sweep: Sweep) -> tuple[str, str] | None:
     return ("hydra.sweeper.pruner", sweep.pruner) if sweep.pruner is not None else None
 
 
+def is_watched(sweep: Sweep) -> bool:
+    """Whether each held-out row of this run is looked at while it trains: it is a point that may be stopped."""
+    return what_stops(sweep) is not None and sweep.points is not None
+
+
 def rule_of(sweep: Sweep, *, rivals: int, evaluations: int) -> Rule:
     """Return the rule for a point with so many rivals that is evaluated so often in all."""
     after = math.ceil(round(evaluations * (1 - sweep.warm_up), 6))

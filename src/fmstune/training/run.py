@@ -28,7 +28,7 @@ from fmstune.models.flop_count.batch import BatchFlops
 from fmstune.models.load import Tokenizer
 from fmstune.runs import checkpoints, learning_rate, lockfile, model_card, run_folder
 from fmstune.runs.looks import identify_rows
-from fmstune.runs.losers import what_stops
+from fmstune.runs.losers import is_watched
 from fmstune.training import figures, memory, tracking
 from fmstune.training.arguments import training_arguments
 from fmstune.training.callbacks import LossPlot, MetricsFile, Progress, draw_loss
@@ -184,11 +184,12 @@ def _train_and_score(
 
 def _watch_rivals(objective: BaseObjective, trainer: RunMixin, job: Job, prepared: Prepared) -> LoserStopping | None:
     """Look at the held-out rows at each evaluation of a point of a sweep that stops losers; None of other runs."""
-    if what_stops(job.sweep) is None or job.sweep.points is None:
+    if not is_watched(job.sweep):
         return None
     held_out = {part.name: part.rows for part in prepared.held_out}
     rows = identify_rows([row for part in held_out.values() for row in part], job.seed)
-    losing = LoserStopping(job, lambda: objective.row_losses(trainer, held_out), rows)
+    last = f"eval_{list(held_out)[-1]}_loss" if len(held_out) > 1 else None
+    losing = LoserStopping(job, lambda: objective.row_losses(trainer, held_out), rows, last)
     trainer.add_callback(losing)
     return losing
 
@@ -264,7 +265,7 @@ def build_trainer(
         compiled.compile_blocks(model, job.training)
     loaded = time.perf_counter() - begun
     held_out = {part.name: part.rows for part in prepared.held_out}
-    watched = {name: objective.rows(rows) for name, rows in held_out.items()}
+    watched = {name: objective.held_out_rows(rows, number) for number, (name, rows) in enumerate(held_out.items())}
     trainer = objective.trainer_class(
         model=model,
         args=settings,

@@ -53,14 +53,21 @@ class Stopping(TrainerCallback):
 class LoserStopping(TrainerCallback):
     """Looks at each held-out row at each evaluation, and stops with a checkpoint where another point is better."""
 
-    def __init__(self, job: Job, measure: Callable[[], RowLosses], rows: str) -> None:
+    def __init__(self, job: Job, measure: Callable[[], RowLosses], rows: str, last: str | None = None) -> None:
+        """`last` is a metric of the set that is evaluated last; None where there is one set."""
         self._sweep, self._folder, self._rows, self._measure = job.sweep, Path(str(job.output_dir)), rows, measure
+        self._last = last
         self._seen = -1
         self.reason: str | None = None
         """Why the point was stopped; None where it was not."""
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Look once a step, also where several sets are evaluated; every process measures."""
+        """Look once a step, after the last of several sets."""
+        if self._last is None or self._last in kwargs["metrics"]:
+            self._look(args, state, control)
+
+    def _look(self, args: Any, state: TrainerState, control: TrainerControl) -> None:
+        """Measure, on every process."""
         if state.global_step == self._seen:
             return
         self._seen = state.global_step
@@ -83,7 +90,7 @@ class LoserStopping(TrainerCallback):
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Look at the end too, where no evaluation was due: the report compares the points there."""
         if state.global_step >= state.max_steps:
-            self.on_evaluate(args, state, control)
+            self._look(args, state, control)
 
     def _find_reason(self, look: Look, args: Any, state: TrainerState) -> str | None:
         curves = looks.read_curves(self._folder.parent)

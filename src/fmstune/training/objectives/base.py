@@ -33,6 +33,10 @@ class BaseObjective:
         """Return the rows with the columns that the trainer reads."""
         return rows.select_columns(list(self.job.objective.columns))
 
+    def held_out_rows(self, rows: Any, number: int) -> Any:
+        """Return the rows of a held-out set for the trainer's own evaluation; `number` is the set's, from 0."""
+        return self.rows(rows)
+
     def prepare_trainer(self, trainer: Any, held_out: Mapping[str, Dataset]) -> None:
         """Give the trainer what it needs of the held-out rows; does nothing unless a subclass says otherwise."""
 

@@ -17,15 +17,16 @@ from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.data.prefix_sharing.packs import pack_shared
 from fmstune.data.tokenized import IDENTITY
 from fmstune.errors import raise_if_any
-from fmstune.evaluation.held_out import Scores, labels_of, row_likelihoods, score, together
-from fmstune.files import write_json
+from fmstune.evaluation.held_out import Scores, keep_samples, labels_of, row_likelihoods, score, together
 from fmstune.models.compiled import uncompiled
 from fmstune.models.sharding import asks_first_token
 from fmstune.models.trl_internals import global_then_local_main_first, name_experts, score_supervised_positions_on_cpu
-from fmstune.runs import row_losses, run_folder
+from fmstune.runs import row_losses
 from fmstune.runs.looks import RowLosses
+from fmstune.runs.losers import is_watched
 from fmstune.training import collate, packing_audit
 from fmstune.training.objectives.base import BaseObjective
+from fmstune.training.objectives.held_out_losses import HeldOutLosses, name_by_place
 from fmstune.training.objectives.loss_recorder import LossRecorder
 from fmstune.training.objectives.shared_targets import score_each_row
 from fmstune.training.packing_audit import Audit
@@ -66,6 +67,8 @@ class SftTrainer(RunMixin, SFTTrainer):
         """How packed documents compare with the same alone; None where nothing is packed, or before the first step."""
         self.losses: LossRecorder | None = None
         """Keeps the loss of each training row; None where the rows have no `IDENTITY`."""
+        self.evaluated: HeldOutLosses | None = None
+        """Keeps the loss of each held-out row at an evaluation; None where nothing asks for it."""
         self._epoch = 0
         self._whose: collate.Whose | None = None
         self._shares = False
@@ -79,8 +82,10 @@ class SftTrainer(RunMixin, SFTTrainer):
         """TRL's loss; of rows that share their beginnings, that of the rows alone."""
         if collate.TARGETS in inputs:
             model, inputs = score_each_row(model, inputs)
-        if self.losses is not None and self._whose is not None:
-            model = self.losses.watch(model, self._whose, self._epoch, self.state.global_step + 1)
+        held_out = None if self.evaluated is None else self.evaluated.recorder
+        recorder = self.losses if self.model.training else held_out
+        if recorder is not None and self._whose is not None:
+            model = recorder.watch(model, self._whose, self._epoch, self.state.global_step + 1)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _prepare_dataset(
@@ -201,24 +206,26 @@ class SftTrainer(RunMixin, SFTTrainer):
 
         The first token of a row is not scored, as in the comparison with a base, which has no virtual tokens.
         """
-        batch, _ = without_count(inputs)
+        batch, self._whose = collate.without_whose(without_count(inputs)[0])
         batch = {**batch, "labels": batch["labels"].clone()}
         batch["labels"][:, 0] = -100
         balanced, self.aux_loss_enabled = self.aux_loss_enabled, False
         try:
             loss, logits, labels = super().prediction_step(model, batch, *args, **kwargs)
         finally:
-            self.aux_loss_enabled = balanced
+            self.aux_loss_enabled, self._whose = balanced, None
         supervised = (batch["labels"][:, 1:] != -100).sum()
         self._scored += torch.stack([loss.detach() * supervised, supervised.to(loss.dtype)]).cpu().double()
         return loss, logits, labels
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate, and let the model answer a sample of the rows, once for all sets of them."""
+        # of several sets, Trainer calls this again for each, with a prefix
+        if (whole := kwargs.get("metric_key_prefix", "eval") == "eval") and self.evaluated is not None:
+            self.evaluated.begin(self.state.global_step)
         with uncompiled():
             found: dict[str, float] = super().evaluate(*args, **kwargs)
-            # of several sets, Trainer calls this again for each, with a prefix
-            if self.answer_sample is not None and kwargs.get("metric_key_prefix", "eval") == "eval":
+            if self.answer_sample is not None and whole:
                 answered = self.answer_sample()
                 self.log(dict(answered))
                 found |= answered
@@ -272,12 +279,18 @@ class Sft(BaseObjective):
             return pack_shared(rows, self.job.data.max_length, order_seed(self.job))
         return rows
 
+    def held_out_rows(self, rows: Any, number: int) -> Any:
+        """Return the rows; in a sweep that stops losers, each with the name by which its loss is kept."""
+        return self.rows(name_by_place(rows, number) if is_watched(self.job.sweep) else rows)
+
     def prepare_trainer(self, trainer: SftTrainer, held_out: Mapping[str, Dataset]) -> None:
         """Let rows share their beginnings, and the model answer a sample of held-out rows, where the job says so."""
         if self.job.data.prefix_sharing is True:
             trainer.share_prefixes()
         if set(IDENTITY) <= set(trainer.train_dataset.column_names or ()):
             trainer.losses = LossRecorder(tuple(sources(self.job.data, "train")))
+        if is_watched(self.job.sweep):
+            trainer.evaluated = HeldOutLosses(list(held_out.values()))
         if self.job.evaluation.sample and held_out:
             trainer.answer_sample = lambda: self._score_sample(trainer, held_out)
 
@@ -285,11 +298,17 @@ class Sft(BaseObjective):
         """Return the loss on the held-out answers and how well generated answers match; keep the first answers."""
         scores = self._scores(trainer, held_out, held_out, self.job.evaluation)
         if trainer.is_world_process_zero():
-            _keep_samples(Path(trainer.args.output_dir), scores, answered)
+            keep_samples(Path(trainer.args.output_dir), scores, answered)
         return together(scores)
 
     def row_losses(self, trainer: SftTrainer, held_out: Mapping[str, Dataset]) -> RowLosses:
-        """Return the loss of the answer of each held-out row that is evaluated, set after set."""
+        """Return the loss of the answer of each held-out row that is evaluated, set after set.
+
+        Rows that Trainer has evaluated at this step are not scored again.
+        """
+        limit, step = self.job.evaluation.max_rows, trainer.state.global_step
+        if trainer.evaluated is not None and (seen := trainer.evaluated.read(step, limit)) is not None:
+            return seen
         pad, autocast = trainer.processing_class.pad_token_id, _autocast(trainer.args)
         measure = partial(row_likelihoods, trainer.model, pad_token_id=pad, autocast=autocast)
         with uncompiled():
@@ -323,16 +342,3 @@ class Sft(BaseObjective):
 
 def _autocast(args: SFTConfig) -> str | None:
     return "bfloat16" if args.bf16 else "float16" if args.fp16 else None
-
-
-def _keep_samples(folder: Path, scores: Mapping[str, Scores], answered: str) -> None:
-    """Add this model's answers to the first held-out rows in `samples.json`."""
-    path = folder / run_folder.SAMPLES
-    known = {(row["set"], row["row"]): row for row in run_folder.read_or_set_aside(path).get("rows", ())}
-    rows = [
-        {**known.get((name, number), {}), "set": name, "row": number, "prompt": sample.prompt}
-        | {"expected": sample.expected, answered: sample.answer}
-        for name, one in scores.items()
-        for number, sample in enumerate(one.samples, start=1)
-    ]
-    write_json(path, {"rows": rows})
