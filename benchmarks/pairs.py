@@ -56,6 +56,11 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values), len(values))
 
 
+def average(values: Sequence[float]) -> Spread:
+    """The mean of the values with their range."""
+    return Spread(statistics.fmean(values), min(values), max(values), len(values))
+
+
 def threads() -> int:
     """OMP_NUM_THREADS, else the cores that this process may use; the same for both sides."""
     given = os.environ.get("OMP_NUM_THREADS")

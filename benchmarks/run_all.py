@@ -16,17 +16,20 @@ import planned_memory
 import planted_causes
 import prefix_sharing
 import preparation
+import recording
 import results
 import startup
 import step
 import stop_losers
+import stopped_sweeps
 import suspects
 import sweep
 import varlen
 
 _MODULES = (
-    *(startup, first_step, launching, step, preparation),
-    *(packed_rows, varlen, prefix_sharing, planned_memory, sweep, stop_losers, learning_rate, suspects),
+    *(startup, first_step, launching, step, recording, preparation),
+    *(packed_rows, varlen, prefix_sharing, planned_memory, sweep, stop_losers, stopped_sweeps),
+    *(learning_rate, suspects),
     planted_causes,
 )
 BENCHMARKS = {module.__name__: module for module in _MODULES}

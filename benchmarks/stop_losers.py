@@ -3,12 +3,11 @@
 """Sweeps that stop losers: the steps that they save and the winners that they keep, replayed on recorded curves.
 
 Stopping does not change a curve, so each sweep is trained whole once, with the loss of each held-out row at each look
-(`python benchmarks/stop_losers.py FOLDER` records into FOLDER and goes on there), and the rule is replayed on it.
+and the rule is replayed on it.
 """
 
 import math
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -59,6 +58,11 @@ def rule(points: int, sweep: Sweep = DEFAULTS) -> Rule:
 
 def replay(curves: Sequence[Curve], by: Rule) -> Replay:
     """Look at the points in turn, each with what the earlier ones have left."""
+    return compared(curves, seen_in_turn(curves, by))
+
+
+def seen_in_turn(curves: Sequence[Curve], by: Rule) -> list[Curve]:
+    """What is seen of each point where they run one after the other."""
     seen: dict[str, Curve] = {}
     for number, curve in enumerate(curves):
         own: dict[float, Look] = {}
@@ -67,7 +71,7 @@ def replay(curves: Sequence[Curve], by: Rule) -> Replay:
             if losers.find_better(by, own, seen) is not None:
                 break
         seen[str(number)] = own
-    return _compared(curves, list(seen.values()))
+    return list(seen.values())
 
 
 def replay_side_by_side(curves: Sequence[Curve], by: Rule) -> Replay:
@@ -79,10 +83,10 @@ def replay_side_by_side(curves: Sequence[Curve], by: Rule) -> Replay:
             seen[number][share] = curves[number][share]
         others = {number: {str(one): seen[one] for one in running - {number}} for number in running}
         running -= {number for number in running if losers.find_better(by, seen[number], others[number]) is not None}
-    return _compared(curves, seen)
+    return compared(curves, seen)
 
 
-def _compared(curves: Sequence[Curve], seen: Sequence[Curve]) -> Replay:
+def compared(curves: Sequence[Curve], seen: Sequence[Curve]) -> Replay:
     """The sweep of which this much was seen, against the whole one."""
     finished = [number for number, curve in enumerate(seen) if 1.0 in curve]
     ends = [curve[1.0].losses for curve in curves]
@@ -107,12 +111,11 @@ def read(sweep: Path) -> list[Curve]:
     return [curves[name] for name in sorted(curves, key=lambda name: int(name.partition("-")[0]))]
 
 
-def measure(*, quick: bool, place: Path | None = None) -> Section:
+def measure(*, quick: bool) -> Section:
     """Steps, winners and losses of the sweeps with the rule, over the seeds."""
     seeds, words = (SEEDS[:1], QUICK) if quick else (SEEDS, GRID)
-    with tempfile.TemporaryDirectory() as name:
-        sweeps = record(place or Path(name), seeds, words)
-    return section(sweeps)
+    with pairs.folder("stop_losers") as place:
+        return section(record(place, seeds, words))
 
 
 def likely_first(curves: Sequence[Curve]) -> list[Curve]:
@@ -149,10 +152,8 @@ def _spread(made: Sequence[Replay]) -> pairs.Spread:
 
 
 def _share(made: Sequence[Replay]) -> pairs.Spread:
-    worse = [float(not (one.same or one.noise)) for one in made]
-    return pairs.Spread(mean(worse), min(worse), max(worse), len(worse))
+    return pairs.average([float(not (one.same or one.noise)) for one in made])
 
 
 if __name__ == "__main__":
-    given = [Path(word) for word in sys.argv[1:] if not word.startswith("--")]
-    print(table(measure(quick="--quick" in sys.argv, place=given[0] if given else None)))
+    print(table(measure(quick="--quick" in sys.argv)))

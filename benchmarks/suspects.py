@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from statistics import mean
 
 import pairs
 from results import Figure, Section, table
@@ -40,20 +39,17 @@ def measure(*, quick: bool) -> Section:
         without = _sweep(place, "without", seeds, words, left_out=True)
         shares = [len(flipped[seed] & found[seed]) / len(flipped[seed]) for seed in seeds]
         gains = [_macro_f1(without[seed]) - _macro_f1(with_all[seed]) for seed in seeds]
-    before = ", ".join(f"{share:.2f}" for share in shares)
+    note = f"mean of {', '.join(f'{share:.2f}' for share in shares)}"
+    right, better = pairs.average(shares), pairs.average(gains)
     return Section(
         "Rows that hurt",
         f"The shipped job with {SHARE:.0%} of its 480 labels flipped at random, {len(seeds)} seeds of flips and of the "
         "job. `fmstune rows` names as many suspects as labels were flipped; a second run leaves these out.",
         [
-            Figure("flipped rows among the first suspects", _mean(shares), 0.8, f"mean of {before}", at_least=True),
-            Figure("macro F1 without the suspects, less that with all", _mean(gains), 0.0, "mean", at_least=True),
+            Figure("flipped rows among the first suspects", right, 0.8, note, at_least=True),
+            Figure("macro F1 without the suspects, less that with all", better, 0.0, "mean", at_least=True),
         ],
     )
-
-
-def _mean(values: Sequence[float]) -> pairs.Spread:
-    return pairs.Spread(mean(values), min(values), max(values), len(values))
 
 
 def _flip(path: Path, seed: int) -> set[int]:

@@ -13,6 +13,7 @@ import learning_rate
 import pairs
 import results
 import stop_losers
+import stopped_sweeps
 from fmstune.runs.looks import Curve, Look
 from results import Figure, Section
 from tests import ROOT
@@ -162,7 +163,9 @@ def test_those_that_prepare_rows() -> None:
 @pytest.mark.soak
 def test_those_that_train() -> None:
     step, memory = "tiny_llama, full: step", "tiny_llama, full: memory"
-    assert quick("run_all.py", "first_step", "step", "varlen", "launching", "sweep", "stop_losers") == {
+    assert quick(
+        "run_all.py", "first_step", "step", "varlen", "launching", "sweep", "stop_losers", "stopped_sweeps"
+    ) == {
         "Time to the first step": ["nothing in the cache"],
         "Step time and memory": [step, f"{step} of plain SFTTrainer", memory, f"{memory} of plain SFTTrainer"],
         "Packed rows with varlen attention": [
@@ -172,6 +175,15 @@ def test_those_that_train() -> None:
         ],
         "Launching": ["to the first step, over bare torchrun"],
         "Sweeps": ["a sweep, over the training of its points", "a sweep, over separate runs"],
+        "Sweeps that stop losers, as run": [
+            "steps, of those of the whole sweep",
+            "seconds of training",
+            "CPU seconds of the command",
+            "sweeps with a winner that is worse by more than the noise",
+            "sweeps with the same winner",
+            "held-out loss of the winner above the best, nats",
+            "points that ended elsewhere than replayed",
+        ],
         "Sweeps that stop losers": [
             "steps, of those of the whole sweep: points side by side",
             "one after the other, the usual rates first",
@@ -190,6 +202,13 @@ def test_the_one_of_the_learning_rate() -> None:
         "steps of the probes, of those of the grid",
         "seconds of the probes, of those of the grid",
     ]
+
+
+@pytest.mark.soak
+def test_the_one_of_recording() -> None:
+    (figures,) = quick("recording.py").values()
+    rows, prints = "the shipped job, lora: losses of rows", "the shipped job, lora: fingerprints"
+    assert figures == [rows, f"{rows}, CPU seconds", prints, f"{prints}, CPU seconds"]
 
 
 @pytest.mark.soak
@@ -231,6 +250,21 @@ def test_a_replayed_sweep_counts_its_steps_and_compares_its_winner() -> None:
     assert stop_losers.replay([good, sudden], by) == (pytest.approx(0.6), False, False, pytest.approx(0.5))
 
 
+def test_a_sweep_that_stopped_elsewhere_than_replayed_is_counted() -> None:
+    def curve(loss: float, until: float = 1.0) -> Curve:
+        shares = [share for share in (0.1, 0.2, 0.3, 1.0) if share <= until]
+        return {share: Look(round(50 * share), 50, "x", [loss] * 40) for share in shares}
+
+    whole, seconds = [curve(1.0), curve(2.0), curve(3.0)], ((10.0, 5.0), (20.0, 12.0))
+    as_replayed = stopped_sweeps.compare(whole, [curve(1.0), curve(2.0, 0.2), curve(3.0, 0.2)], *seconds)
+    assert as_replayed.replay == (pytest.approx(1.4 / 3), True, True, 0.0)
+    assert as_replayed.elsewhere == 0
+    late = stopped_sweeps.compare(whole, [curve(1.0), curve(2.0, 0.3), curve(3.0, 0.2)], *seconds)
+    assert late.elsewhere == 1
+    figures = stopped_sweeps.section([as_replayed, late]).figures
+    assert [figure.met for figure in figures if figure.bar is not None] == [True, True, False]
+
+
 def test_a_probed_rate_is_compared_with_the_best_of_the_grid() -> None:
     grid = [{"loss": loss, "steps": 100, "seconds": 10.0, "probes": None} for loss in (0.9, 0.8, 1.0)]
     probes = [{"steps": 5, "seconds": 1.0}, {"steps": 20, "seconds": 2.0}]
@@ -244,7 +278,7 @@ def test_every_benchmark_is_tried_here_and_is_part_of_make_bench() -> None:
     stems = {path.stem for path in BENCHMARKS.glob("*.py") if not path.stem.startswith("gpu_")}
     scripts = stems - {"pairs", "results", "run_all", "subjects"}
     trains = {"first_step", "launching", "planned_memory", "prefix_sharing", "step", "sweep", "varlen"}
-    trains |= {"learning_rate", "planted_causes", "stop_losers", "suspects"}
+    trains |= {"learning_rate", "planted_causes", "stop_losers", "recording", "stopped_sweeps", "suspects"}
     assert scripts == {*trains, "packed_rows", "preparation", "startup"}
     run_all = (BENCHMARKS / "run_all.py").read_text()
     assert all(f"import {script}\n" in run_all for script in scripts)
