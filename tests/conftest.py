@@ -1,8 +1,10 @@
 """What all tests share: quiet threads, a cache and a working folder of their own, and the two halves of the command."""
 
 import gc
+import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -98,6 +100,16 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
         return place
 
     return folder
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As pytest's own, which looks through the folders of all tests before for the next number."""
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    return tmp_path_factory.mktemp(f"{name}{next(_numbers)}", numbered=False)
 
 
 @pytest.fixture(autouse=True)
