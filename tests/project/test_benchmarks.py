@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,7 @@ def test_the_one_of_the_learning_rate() -> None:
         "texts, lora: held-out loss above the grid's best",
         "steps of the probes, of those of the grid",
         "seconds of the probes, of those of the grid",
+        "the grid's best rate lies in the interval",
     ]
 
 
@@ -265,12 +267,28 @@ def test_a_sweep_that_stopped_elsewhere_than_replayed_is_counted() -> None:
     assert [figure.met for figure in figures if figure.bar is not None] == [True, True, False]
 
 
-def test_a_probed_rate_is_compared_with_the_best_of_the_grid() -> None:
-    grid = [{"loss": loss, "steps": 100, "seconds": 10.0, "probes": None} for loss in (0.9, 0.8, 1.0)]
+def swept(losses: Sequence[float], chosen: float, low: float, high: float) -> list[learning_rate.Point]:
+    """A grid of three rates, and the point whose rate probes have chosen."""
     probes = [{"steps": 5, "seconds": 1.0}, {"steps": 20, "seconds": 2.0}]
-    chosen = {"loss": 0.82, "steps": 100, "seconds": 10.0, "probes": probes}
-    found = learning_rate.compare([*grid, chosen])
-    assert found == (pytest.approx(0.025), pytest.approx(0.02), pytest.approx(25 / 300), pytest.approx(0.1))
+    cost = {"steps": 100, "seconds": 10.0}
+    grid = [{**cost, "rate": rate, "loss": loss, "choice": None} for rate, loss in zip((1, 2, 4), losses, strict=True)]
+    return [*grid, {**cost, "rate": 2.5, "loss": chosen, "choice": {"low": low, "high": high, "probes": probes}}]
+
+
+def test_a_probed_rate_is_compared_with_the_best_of_the_grid() -> None:
+    found = learning_rate.compare(swept((0.9, 0.8, 1.0), 0.82, 1.9, 2.6))
+    assert found == (pytest.approx(0.025), pytest.approx(0.02), pytest.approx(25 / 300), pytest.approx(0.1), True)
+    assert not learning_rate.compare(swept((0.9, 0.8, 1.0), 0.82, 2.1, 2.6)).covered
+
+
+def test_the_rate_of_the_other_seeds_says_how_far_above_the_best_a_good_rate_ends() -> None:
+    sweeps = [swept(losses, 1.0, 1.0, 4.0) for losses in ((0.9, 0.8, 1.0), (0.9, 0.8, 1.0), (0.8, 1.0, 0.9))]
+    # the first two seeds choose 2 for the third, and each of them gets 1 from the other and the third
+    assert learning_rate.regrets_of_other_seeds(sweeps) == [
+        pytest.approx(0.125),
+        pytest.approx(0.125),
+        pytest.approx(0.25),
+    ]
 
 
 def test_every_benchmark_is_tried_here_and_is_part_of_make_bench() -> None:

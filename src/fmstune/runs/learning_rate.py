@@ -33,7 +33,7 @@ class RateChoice:
     rate: float
     low: float
     high: float
-    """The interval in which the best rate of the longest probes lies, moved to the steps of the run as the rate is."""
+    """The interval of the best rate: what other held-out rows, and another power of the steps, would have chosen."""
     usual: float
     """The rate that the job would have had, around which the probes looked."""
     total_steps: int

@@ -26,7 +26,7 @@ from fmstune.runs import learning_rate, looks
 from fmstune.runs.learning_rate import Probe, RateChoice
 from fmstune.training.objectives.base import BaseObjective, load_objective
 from fmstune.training.preflight import Checked
-from fmstune.training.rate_probes.ladder import EXPONENT, Ladder, best_rate, interval_of, plan_ladder
+from fmstune.training.rate_probes.ladder import EXPONENT, Ladder, choose, plan_ladder
 from fmstune.training.run import build_trainer
 from fmstune.training.trainer import BrokenLoss
 
@@ -48,10 +48,8 @@ def choose_rate(job: Job, checked: Checked, tokenizer: Tokenizer, prepared: Prep
         probing.coarse[rate] = probing.run(rate, ladder.coarse)
     while (rate := ladder.next_fine(probing.coarse, probing.fine)) is not None:
         probing.fine[rate] = probing.run(rate, ladder.fine)
-    shift = (ladder.fine / ladder.total) ** EXPONENT
-    low, high = interval_of(probing.fine)
-    chosen, low, high = (float(f"{one * shift:.3g}") for one in (best_rate(probing.fine), low, high))
-    choice = RateChoice(chosen, low, high, usual, ladder.total, EXPONENT, tuple(probing.made))
+    rate, low, high = (float(f"{one:.3g}") for one in choose(ladder, probing.fine))
+    choice = RateChoice(rate, low, high, usual, ladder.total, EXPONENT, tuple(probing.made))
     if main:
         learning_rate.write_choice(Path(str(job.output_dir)), choice)
         print(choice.line() + "\n", file=sys.stderr, flush=True)
