@@ -25,7 +25,7 @@ EXPONENT, EXPONENT_ERROR = 0.5, 0.3
 """How the best rate falls with the steps, and the standard deviation of that.
 
 A half is the theory's (Schaipp and others, "The surprising agreement between convex optimization theory and
-learning-rate scheduling for large model training", 2025). Runs measured 0.3 to 1.1 (decision 0035).
+learning-rate scheduling for large model training", 2025). Sweeps measured 0.3 to 1.1 (decision 0035).
 """
 _SAMPLES, _SURE = 2000, 0.9
 
