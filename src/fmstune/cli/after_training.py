@@ -113,13 +113,13 @@ def _checked_evaluation(line: CommandLine, asked: Scoring | Harness) -> Scoring 
     """The request with its rows and its base; raises UserError with all that is wrong with it."""
     place = run_model(asked.model)
     problems = list(evaluation_problems(dataclasses.replace(asked, model=place)))
-    run, adapts = _evaluated_run(asked.model), _adapts(place)
+    run = _evaluated_run(asked.model)
     job: Job | None = None
     with collect_problems(problems):
         if isinstance(asked, Scoring):
             job = _evaluated(line, run)
             asked = dataclasses.replace(asked, job=freeze.as_tree(job))
-        if run.is_file() and not adapts and not asked.no_base and asked.base_model_name_or_path is None:
+        if asked.base_model_name_or_path is None and not asked.no_base and run.is_file() and not _adapts(place):
             # a whole model does not say what it was tuned from, and its run does
             base = freeze.read(run, trusted=line.trusted).job.model
             asked = dataclasses.replace(asked, run_base=base.path, run_base_revision=base.revision)
