@@ -3,6 +3,7 @@
 import hashlib
 import io
 import sys
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -72,13 +73,19 @@ def push_model(asked: Push) -> int:
 
 def _parity(asked: Push) -> str:
     """What was compared with training before anything is sent; raises UserError with what differs."""
-    from fmstune.serving.parity import prove  # imports what loads models, which a dry run does without
+    # they import what loads models, which a dry run does without
+    from transformers.utils import logging
+
+    from fmstune.serving.parity import prove
 
     saved = run_model(asked.run)
     run = prove.run_of_weights(saved)
     if run is None:
         return f"note: parity was not compared: {asked.run} belongs to no run"
-    return prove.prove_artifacts(run, user_path(saved), asked.parity_rows)
+    logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return prove.prove_artifacts(run, user_path(saved), asked.parity_rows)
 
 
 def _look(api: HfApi, repo: str) -> Remote | None:
