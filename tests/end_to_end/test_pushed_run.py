@@ -33,7 +33,7 @@ def test_a_pushed_run_is_asked_repeated_and_tuned_further(
 
     sent = done("push", str(recorded_run), "--repo", "me/first")
     assert sent.out.startswith("left out of the files\n  job.yaml  output_dir: left out: it is about this machine\n")
-    assert "parity: plain transformers serves 8 " in sent.out and "Loading weights" not in sent.err
+    assert "parity: plain transformers serves " in sent.out and "Loading weights" not in sent.err
     assert "note: the base is a folder here (m), which others do not have; name its copy on the hub with" in sent.out
     files = hub.repos["models/me/first"]["main"]
     assert {"adapter_model.safetensors", "base.json", "job.yaml", "lock.json", "tokenizer.json"} <= files.keys()
