@@ -143,7 +143,7 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
+def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
     """Write the value as JSON; a reader sees the old file or the new one."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     with write_aside(path) as aside:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,17 +79,27 @@ class Departure(NamedTuple):
 
 def write_fingerprints(folder: Path, steps: Sequence[StepPrint], left_out: Sequence[str] = ()) -> None:
     """Write the file; `left_out` says what could not be recorded."""
-    found = {"steps": [asdict(step) for step in steps], "left_out": list(left_out)}
-    write_json(folder / FILE, _with_text(found), indent=0)
+    found = {"steps": [_as_json(step) for step in steps], "left_out": list(left_out)}
+    # one line: with line breaks, json writes in Python, which takes longer than all sums of a small model
+    write_json(folder / FILE, found, indent=None)
 
 
-def _with_text(value: Any) -> Any:
-    """The same with numbers that JSON lacks as text."""
-    if isinstance(value, Mapping):
-        return {key: _with_text(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_with_text(one) for one in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+def _as_json(step: StepPrint) -> dict[str, Any]:
+    """The fields of the step, with numbers that JSON lacks as text."""
+    modules = [
+        {"module": one.module, "kind": one.kind, "given": _listed(one.given), "output": _listed(one.output)}
+        for one in step.modules
+    ]
+    gradients = {name: _or_text(norm) for name, norm in step.gradients.items()}
+    return {"step": step.step, "loss": _or_text(step.loss), "modules": modules, "gradients": gradients}
+
+
+def _listed(numbers: Numbers | None) -> list[Any] | None:
+    return numbers and [*map(_or_text, numbers[:3]), numbers.kind]
+
+
+def _or_text(value: float | None) -> float | str | None:
+    return value if value is None or math.isfinite(value) else str(value)
 
 
 def read_fingerprints(folder: Path) -> tuple[StepPrint, ...]:

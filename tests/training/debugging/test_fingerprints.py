@@ -11,7 +11,7 @@ from torch import nn
 from transformers.models.llama import modeling_llama
 
 from fmstune.runs.fingerprints import STEPS, Departure, StepPrint, first_departure, read_fingerprints
-from fmstune.training.debugging.fingerprints import SAMPLES, Fingerprints
+from fmstune.training.debugging.fingerprints import SAMPLES, Fingerprints, Samples
 from tests import small
 
 ROWS = torch.arange(24).reshape(2, 12) % 300
@@ -193,6 +193,35 @@ def test_of_a_large_tensor_each_place_of_the_last_axis_is_looked_at(tmp_path: Pa
         callback.on_train_end(None, at, None, model=model)  # type: ignore[arg-type]
         found.append(read_fingerprints(tmp_path)[0].modules[0].output)
     assert len({one.weighted for one in found}) == 4
+
+
+def test_sums_that_are_added_up_together_are_those_of_each_tensor() -> None:
+    samples = Samples()
+    tensors = [torch.full((3 + number % 2,), float(number), dtype=torch.float32) for number in range(70)]
+    tensors.append(torch.tensor([[1, -2], [3, -4]]))
+    assert [samples.take(tensor) for tensor in tensors] == list(range(71))
+    tensors[0].fill_(99.0)  # what a later module does to it is not seen
+    found = samples.read()
+    assert found[:4] == [[0.0, 0.0, 0.0], [4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [12.0, 18.0, 12.0]]
+    assert found[69] == [69.0 * 4, 69.0 * 6, 69.0 * 4]
+    assert found[70] == pytest.approx([-2.0, 1 - 2 * 4 / 3 + 3 * 5 / 3 - 8, 10.0])
+
+
+def test_a_tensor_that_several_modules_take_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[torch.Size] = []
+    take = Samples.take
+
+    def counted(self: Samples, tensor: torch.Tensor) -> int:
+        taken.append(tensor.shape)
+        return take(self, tensor)
+
+    monkeypatch.setattr(Samples, "take", counted)
+    (step,) = train(tmp_path, small.model(), steps=1)
+    # q, k and v take the same input, and what a module gives is what the next one takes
+    assert len(taken) < 1.4 * len(step.modules)
+    given = {one.module: one.given for one in step.modules}
+    queries, keys, values = (given[f"model.layers.0.self_attn.{name}_proj"] for name in "qkv")
+    assert queries is not None and queries == keys == values
 
 
 def test_a_run_records_them(recorded_run: Path) -> None:

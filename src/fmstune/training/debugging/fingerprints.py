@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -17,8 +17,66 @@ SAMPLES = 1 << 13
 """Numbers of a tensor that are looked at, at least as far as it has them; more where its last axis is long."""
 _EACH = 4
 """Times that each place of the last axis is looked at, at least."""
-_Waiting = tuple[str, str, int | None, int]
-"""Module, class, and the places of its input and output among the numbers of the step."""
+_TOGETHER = 32
+"""Samples of one length that are added up together: one by one, the calls would take longer than the sums."""
+_KNOWN = 4
+"""Tensors that are held, as the next modules are likely to take them too."""
+
+
+class _Seen(NamedTuple):
+    """What a module took or gave."""
+
+    samples: range
+    """Places of its tensors among the samples of the step."""
+    kind: str
+
+
+class _Call(NamedTuple):
+    """A call of a module."""
+
+    module: str
+    kind: str
+    given: _Seen | None
+    output: _Seen
+
+
+class Samples:
+    """Samples of tensors, and their sums on the device until the step ends."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._waiting: dict[tuple[int, torch.dtype, torch.device], list[tuple[int, torch.Tensor]]] = {}
+        self._sums: dict[torch.device, list[torch.Tensor]] = {}
+        self._places: dict[torch.device, list[int]] = {}
+
+    def take(self, tensor: torch.Tensor) -> int:
+        """Take numbers that are spread over the tensor; the place of the sample."""
+        flat, last = tensor.reshape(-1), tensor.shape[-1] if tensor.ndim else 1
+        sample = flat[:: _stride(flat.numel(), last)].clone()
+        key = (len(sample), sample.dtype, sample.device)
+        waiting = self._waiting.setdefault(key, [])
+        waiting.append((self._count, sample))
+        if len(waiting) == _TOGETHER:
+            self._add_up(self._waiting.pop(key))
+        self._count += 1
+        return self._count - 1
+
+    def _add_up(self, waiting: list[tuple[int, torch.Tensor]]) -> None:
+        """Sum, sum weighted by position, and sum of absolute values, in float64."""
+        numbers = torch.stack([sample for _, sample in waiting]).double()
+        weighted = numbers @ _weights(numbers.shape[1], numbers.device)
+        sums = torch.stack([numbers.sum(1), weighted, numbers.abs().sum(1)], dim=1)
+        self._sums.setdefault(sums.device, []).append(sums)
+        self._places.setdefault(sums.device, []).extend(place for place, _ in waiting)
+
+    def read(self) -> list[list[float]]:
+        """Bring the sums from the device, all at once, in the order of their places."""
+        for waiting in self._waiting.values():
+            self._add_up(waiting)
+        found: dict[int, list[float]] = {}
+        for device, sums in self._sums.items():
+            found |= zip(self._places[device], torch.cat(sums).tolist(), strict=True)
+        return [found[place] for place in range(self._count)]
 
 
 class Fingerprints(TrainerCallback):
@@ -33,10 +91,9 @@ class Fingerprints(TrainerCallback):
         self._folder, self._with_modules = folder, modules
         self._hooks: list[Any] = []
         self._armed = self._inside = False
-        self._calls: list[_Waiting] = []
-        self._numbers: list[torch.Tensor] = []
-        self._kinds: list[str] = []
-        self._last: list[tuple[Any, int, list[torch.Tensor]]] = []
+        self._samples = Samples()
+        self._calls: list[_Call] = []
+        self._known: list[tuple[Any, _Seen, list[torch.Tensor]]] = []
         self._loss: torch.Tensor | None = None
         self._gradients: dict[str, torch.Tensor] = {}
         self._steps: list[StepPrint] = []
@@ -95,41 +152,49 @@ class Fingerprints(TrainerCallback):
                 self._loss = loss.detach() if isinstance(loss, torch.Tensor) else None
             if self._with_modules and (found := list(_tensors(output))):
                 given = next(_tensors([args, kwargs]), None)
-                place = None if given is None else self._keep([given])
-                self._calls.append((name, type(module).__name__, place, self._keep(found)))
+                taken = None if given is None else self._look([given])
+                self._calls.append(_Call(name, type(module).__name__, taken, self._look(found)))
 
         return record
 
     @torch.no_grad()
-    def _keep(self, tensors: list[torch.Tensor]) -> int:
-        """Keep the numbers of these tensors together; the place where they are.
+    def _look(self, tensors: list[torch.Tensor]) -> _Seen:
+        """Take samples of these tensors.
 
         The input of a module is often that of the one before, or its output, and is not looked at again.
         """
         key = [(tensor.data_ptr(), tensor.shape, tensor.stride()) for tensor in tensors]
-        for known, place, _ in self._last:
-            if known == key:
-                return place
-        numbers = torch.stack([_sums(tensor) * place for place, tensor in enumerate(tensors, start=1)]).sum(0)
-        self._numbers.append(numbers)
-        self._kinds.append(", ".join(map(_kind, tensors[:1])) + (f" and {len(tensors) - 1} more" * (len(tensors) > 1)))
-        place = len(self._numbers) - 1
+        place = next((place for place, known in enumerate(self._known) if known[0] == key), None)
+        if place is not None:
+            self._known.insert(0, self._known.pop(place))
+            return self._known[0][1]
+        first = self._samples.take(tensors[0])
+        for tensor in tensors[1:]:
+            self._samples.take(tensor)
+        more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
+        seen = _Seen(range(first, first + len(tensors)), _kind(tensors[0].dtype, tensors[0].shape) + more)
         # held, so that no other tensor comes to lie at its address
-        self._last = [(key, place, tensors), *self._last[:1]]
-        return place
+        self._known = [(key, seen, tensors), *self._known[: _KNOWN - 1]]
+        return seen
 
     def _read_step(self, step: int) -> StepPrint:
-        sums = torch.stack([one.cpu() for one in self._numbers]).tolist() if self._numbers else []
-        found = [Numbers(one[0], one[1], one[2], kind) for one, kind in zip(sums, self._kinds, strict=True)]
+        sums = self._samples.read()
         modules = tuple(
-            ModulePrint(name, kind, None if given is None else found[given], found[output])
-            for name, kind, given, output in self._calls
+            ModulePrint(call.module, call.kind, call.given and _numbers(call.given, sums), _numbers(call.output, sums))
+            for call in self._calls
         )
-        norms = torch.stack(list(self._gradients.values())).tolist() if self._gradients else []
         loss = None if self._loss is None else float(self._loss)
-        for kept in (self._numbers, self._kinds, self._calls, self._last):
-            kept.clear()
-        return StepPrint(step, loss, modules, dict(zip(self._gradients, norms, strict=True)))
+        self._samples = Samples()
+        self._calls.clear()
+        self._known.clear()
+        return StepPrint(step, loss, modules, _owned(self._gradients))
+
+
+def _numbers(seen: _Seen, sums: list[list[float]]) -> Numbers:
+    """The sums of what was seen; those of several tensors are weighted by their order, and added."""
+    each = [[one * order for one in sums[place]] for order, place in enumerate(seen.samples, start=1)]
+    total, weighted, size = map(sum, zip(*each, strict=True))
+    return Numbers(total, weighted, size, seen.kind)
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -143,14 +208,13 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
         yield from (tensor for one in value for tensor in _tensors(one))
 
 
-def _sums(tensor: torch.Tensor) -> torch.Tensor:
-    """Sum, sum weighted by position, and sum of absolute values, in float64, of numbers spread over the tensor."""
-    flat, last = tensor.reshape(-1), tensor.shape[-1] if tensor.ndim else 1
-    stride = max(flat.numel() // max(SAMPLES, _EACH * last), 1)
+@lru_cache(maxsize=64)
+def _stride(numbers: int, last: int) -> int:
+    """How far apart the numbers of a sample lie, in a tensor of so many with this last axis."""
+    stride = max(numbers // max(SAMPLES, _EACH * last), 1)
     while math.gcd(stride, last) > 1:  # or some places of the last axis would never be looked at
         stride += 1
-    sample = flat[::stride].double()
-    return torch.stack([sample.sum(), sample @ _weights(len(sample), sample.device), sample.abs().sum()])
+    return stride
 
 
 @lru_cache(maxsize=32)
@@ -158,17 +222,29 @@ def _weights(count: int, device: torch.device) -> torch.Tensor:
     return torch.linspace(1, 2, count, dtype=torch.float64, device=device)
 
 
-def _kind(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {'x'.join(map(str, tensor.shape)) or 'number'}"
+@lru_cache(maxsize=64)
+def _kind(dtype: torch.dtype, shape: torch.Size) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {'x'.join(map(str, shape)) or 'number'}"
 
 
 @torch.no_grad()
 def _gradient_norms(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The norm of the gradients of each module's own weights, in the order of the model."""
-    squares: dict[str, torch.Tensor] = {}
-    for name, weight in model.named_parameters():
-        if weight.grad is not None:
-            owner = name.rpartition(".")[0]
-            norm = torch.linalg.vector_norm(weight.grad).double().cpu().square()
-            squares[owner] = squares[owner] + norm if owner in squares else norm
-    return {owner: square.sqrt() for owner, square in squares.items()}
+    """The norm of the gradient of each weight, by its name, in the order of the model; on the device."""
+    return {
+        name: torch.linalg.vector_norm(weight.grad)
+        for name, weight in model.named_parameters()
+        if weight.grad is not None
+    }
+
+
+def _owned(norms: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """The norm of the gradients of each module's own weights; read from a device all at once."""
+    read: dict[str, float] = {}
+    for device in {norm.device for norm in norms.values()}:
+        there = {name: norm.double() for name, norm in norms.items() if norm.device == device}
+        read |= zip(there, torch.stack(list(there.values())).tolist(), strict=True)
+    squares: dict[str, float] = {}
+    for name in norms:
+        owner = name.rpartition(".")[0]
+        squares[owner] = squares.get(owner, 0.0) + read[name] ** 2
+    return {owner: math.sqrt(square) for owner, square in squares.items()}
