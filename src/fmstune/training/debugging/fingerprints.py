@@ -1,6 +1,7 @@
 """What each module computed in the first steps, as a few numbers, so that two runs can be compared by them."""
 
 import math
+import operator
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -13,9 +14,9 @@ from fmstune import ranks
 from fmstune.models import sharding
 from fmstune.runs.fingerprints import STEPS, ModulePrint, Numbers, StepPrint, write_fingerprints
 
-SAMPLES = 1 << 13
+SAMPLES = 1 << 11
 """Numbers of a tensor that are looked at, at least as far as it has them; more where its last axis is long."""
-_EACH = 4
+_EACH = 2
 """Times that each place of the last axis is looked at, at least."""
 _TOGETHER = 32
 """Samples of one length that are added up together: one by one, the calls would take longer than the sums."""
@@ -64,8 +65,8 @@ class Samples:
     def _add_up(self, waiting: list[tuple[int, torch.Tensor]]) -> None:
         """Sum, sum weighted by position, and sum of absolute values, in float64."""
         numbers = torch.stack([sample for _, sample in waiting]).double()
-        weighted = numbers @ _weights(numbers.shape[1], numbers.device)
-        sums = torch.stack([numbers.sum(1), weighted, numbers.abs().sum(1)], dim=1)
+        sizes = torch.linalg.vector_norm(numbers, 1, dim=1, keepdim=True)
+        sums = torch.cat([numbers @ _weights(numbers.shape[1], numbers.device), sizes], dim=1)
         self._sums.setdefault(sums.device, []).append(sums)
         self._places.setdefault(sums.device, []).extend(place for place, _ in waiting)
 
@@ -93,7 +94,7 @@ class Fingerprints(TrainerCallback):
         self._armed = self._inside = False
         self._samples = Samples()
         self._calls: list[_Call] = []
-        self._known: list[tuple[Any, _Seen, list[torch.Tensor]]] = []
+        self._known: list[tuple[list[torch.Tensor], _Seen]] = []
         self._loss: torch.Tensor | None = None
         self._gradients: dict[str, torch.Tensor] = {}
         self._steps: list[StepPrint] = []
@@ -106,7 +107,8 @@ class Fingerprints(TrainerCallback):
         model = kwargs["model"]
         self._hooks.append(model.register_forward_pre_hook(self._enter))
         for name, module in model.named_modules() if self._with_modules else ():
-            if module is not model:
+            # an Identity, such as the dropout of LoRA in many jobs, gives what it took
+            if module is not model and not isinstance(module, torch.nn.Identity):
                 self._hooks.append(module.register_forward_hook(self._hook_of(name), with_kwargs=True))
         # after the others, as it ends the pass
         self._hooks.append(model.register_forward_hook(self._hook_of(""), with_kwargs=True))
@@ -152,29 +154,27 @@ class Fingerprints(TrainerCallback):
                 self._loss = loss.detach() if isinstance(loss, torch.Tensor) else None
             if self._with_modules and (found := list(_tensors(output))):
                 given = next(_tensors([args, kwargs]), None)
-                taken = None if given is None else self._look([given])
-                self._calls.append(_Call(name, type(module).__name__, taken, self._look(found)))
+                with torch.no_grad():
+                    taken = None if given is None else self._look([given])
+                    self._calls.append(_Call(name, type(module).__name__, taken, self._look(found)))
 
         return record
 
-    @torch.no_grad()
     def _look(self, tensors: list[torch.Tensor]) -> _Seen:
         """Take samples of these tensors.
 
         The input of a module is often that of the one before, or its output, and is not looked at again.
         """
-        key = [(tensor.data_ptr(), tensor.shape, tensor.stride()) for tensor in tensors]
-        place = next((place for place, known in enumerate(self._known) if known[0] == key), None)
-        if place is not None:
-            self._known.insert(0, self._known.pop(place))
-            return self._known[0][1]
+        for place, (known, seen) in enumerate(self._known):
+            if len(known) == len(tensors) and all(map(operator.is_, known, tensors)):
+                self._known.insert(0, self._known.pop(place))
+                return seen
         first = self._samples.take(tensors[0])
         for tensor in tensors[1:]:
             self._samples.take(tensor)
         more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
         seen = _Seen(range(first, first + len(tensors)), _kind(tensors[0].dtype, tensors[0].shape) + more)
-        # held, so that no other tensor comes to lie at its address
-        self._known = [(key, seen, tensors), *self._known[: _KNOWN - 1]]
+        self._known = [(tensors, seen), *self._known[: _KNOWN - 1]]
         return seen
 
     def _read_step(self, step: int) -> StepPrint:
@@ -200,8 +200,8 @@ def _numbers(seen: _Seen, sums: list[list[float]]) -> Numbers:
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
     """The tensors in what a module takes or gives, which may be a tuple or a mapping of them."""
     if isinstance(value, torch.Tensor):
-        whole = value.detach()
-        yield from (torch.view_as_real(whole) if whole.is_complex() else whole,) if whole.numel() else ()
+        if value.numel():
+            yield torch.view_as_real(value) if value.is_complex() else value
     elif isinstance(value, Mapping):
         yield from (tensor for one in value.values() for tensor in _tensors(one))
     elif isinstance(value, tuple | list):
@@ -219,7 +219,9 @@ def _stride(numbers: int, last: int) -> int:
 
 @lru_cache(maxsize=32)
 def _weights(count: int, device: torch.device) -> torch.Tensor:
-    return torch.linspace(1, 2, count, dtype=torch.float64, device=device)
+    """For each number 1, and a weight from 1 to 2."""
+    weights = torch.linspace(1, 2, count, dtype=torch.float64, device=device)
+    return torch.stack([torch.ones_like(weights), weights], dim=1)
 
 
 @lru_cache(maxsize=64)
