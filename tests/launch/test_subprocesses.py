@@ -1,8 +1,10 @@
 """The runner's command and environment, as text; and a process that ends when it is told to."""
 
+import ctypes
 import dataclasses
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -66,6 +68,49 @@ def test_the_hub_is_told_of_a_run_where_the_user_asks_for_it() -> None:
 
 def test_threads_are_the_cores_where_nobody_says() -> None:
     assert subprocesses.environment(job().launcher, {})["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
+
+
+STEPS_IN_OUTLINE = """
+import ctypes, random
+libc = ctypes.CDLL(None)
+libc.sbrk.restype = libc.malloc.restype = ctypes.c_void_p
+draw, place, kept, most = random.Random(0), ctypes.c_void_p(), [], 0
+def tensor():
+    libc.posix_memalign(ctypes.byref(place), 64, draw.choice([1, 2, 2, 6]) * 2**20)
+    return [place.value, *(libc.malloc(draw.choice([48, 104, 208, 344])) for _ in range(6))]
+def drop(*tensors):
+    for block in sum(tensors, []):
+        libc.free(ctypes.c_void_p(block))
+libc.mallopt(-3, 2**25)
+start = libc.sbrk(0)
+for _ in range(3):
+    for block in range(40):
+        made = [tensor() for _ in range(6)]
+        drop(*made[:2], *made[3:5])
+        kept += [made[2], made[5]]
+        most = max(most, libc.sbrk(0) - start)
+    while kept:
+        gradient = tensor()
+        drop(kept.pop(), gradient)
+        most = max(most, libc.sbrk(0) - start)
+print(most)
+"""
+"""Tensors of three steps, each with small objects; prints the bytes that the heap grows by."""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="asks glibc")
+def test_malloc_keeps_no_small_blocks_that_part_the_holes_between_tensors() -> None:
+    def grown(env: dict[str, str]) -> int:
+        asked = [sys.executable, "-c", STEPS_IN_OUTLINE]
+        return int(subprocess.run(asked, env=env, capture_output=True, text=True, check=True).stdout)
+
+    plain = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    assert grown(subprocesses.environment(job().launcher, plain)) < 0.9 * grown(plain)
+
+
+def test_a_setting_of_malloc_that_is_there_stays() -> None:
+    own = {"GLIBC_TUNABLES": "glibc.malloc.check=1"}
+    assert subprocesses.environment(job().launcher, own)["GLIBC_TUNABLES"] == "glibc.malloc.check=1"
 
 
 def of_two(**changes: Any) -> Job:

@@ -77,9 +77,16 @@ def agent_command(launcher: Launcher, job_file: Path) -> list[str]:
     return words
 
 
+_TUNABLES, _MERGE_AT_ONCE = "GLIBC_TUNABLES", "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
+"""glibc's malloc keeps no small blocks aside, so that free memory around them merges and holds the next tensor.
+
+With its caches, which a step fills and empties in any order, holes between the tensors of a CPU stay apart.
+"""
+
+
 def environment(launcher: Launcher, inherited: Mapping[str, str]) -> dict[str, str]:
     """The runner's environment: as many threads as asked, and where it is alone, one device at most in sight."""
-    env = {**inherited, PARENT: str(os.getpid()), **caller.handed_on()}
+    env = {_TUNABLES: _MERGE_AT_ONCE, **inherited, PARENT: str(os.getpid()), **caller.handed_on()}
     # the parent sets it for itself, to see Hydra's exceptions
     env.pop("HYDRA_FULL_ERROR", None)
     # else huggingface_hub asks its hub about the caller, even for files that are here, and TRL tells it of the run
