@@ -164,6 +164,8 @@ class Machine:
     """Dense peak of one device in TFLOP/s, for the dtype that is computed in; null where it is not known."""
     price_per_hour: float | None = None
     """Of one device."""
+    threads: int = 2
+    """That compute on a CPU."""
 
     @property
     def masks_pairs(self) -> bool:

@@ -90,6 +90,14 @@ def _plan(cu_seq_lens_q: torch.Tensor, cu_seq_lens_k: torch.Tensor) -> _Plan:
     return plan
 
 
+def tell_segments(
+    cu_seq_lens_q: torch.Tensor, cu_seq_lens_k: torch.Tensor, segments: Sequence[tuple[int, int]]
+) -> None:
+    """Say how many queries and keys each segment has, where these tensors have no numbers to read it from."""
+    queries, keys = zip(*segments, strict=True)
+    _plans[cu_seq_lens_q] = weakref.ref(cu_seq_lens_k), _Plan(queries, keys)
+
+
 def varlen_attention(
     module: torch.nn.Module,
     query: torch.Tensor,

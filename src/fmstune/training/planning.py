@@ -123,6 +123,7 @@ def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None,
         checked.precision,
         tflops=find_device_tflops(job.launcher, checked),
         price_per_hour=job.launcher.price_per_hour,
+        threads=torch.get_num_threads(),
     )
     work = Work(checked.dimensions, rows, training, machine, find_sharing(job.launcher))
     counted, reason = count_memory(job, checked, work, prepared) if shown else (None, "")
@@ -152,8 +153,9 @@ def count_memory(job: Job, checked: Checked, work: Work, prepared: Prepared | No
         held = _count_largest(checked, _batches(job, work, prepared), _step_settings(job, checked), work)
     except FAILURES as err:
         return None, f"{checked.configuration.model_type} cannot be tried without numbers ({one_line(err)})"
-    # segments attend to beginnings that the counted step has no copies of
-    held["activations"] += shared_key_bytes(work)
+    if checked.device == "cuda":
+        # segments attend to beginnings that the counted step has no copies of
+        held["activations"] += shared_key_bytes(work)
     counted = replace(formulas, **held)
     if _torch_optimizer(job.training, checked.device) is None:
         counted = replace(counted, optimizer=formulas.optimizer)
@@ -170,8 +172,11 @@ def largest_batch(work: Work) -> StepShape:
     t, rows = work.training, work.rows
     if rows.shared is not None:
         largest, accumulated = rows.shared.largest, t.gradient_accumulation_steps > 1
+        # a GPU's kernel takes the line whole
+        segments = () if work.machine.device == "cuda" else largest.segments
+        scored = min(max(largest.trained, 1), largest.positions)
         return StepShape(
-            1, largest.positions, max(largest.trained, 1), padded=False, packed=False, accumulated=accumulated
+            1, largest.positions, scored, padded=False, packed=False, accumulated=accumulated, segments=segments
         )
     length = max(row_length(work) - work.dimensions.virtual_tokens, 2)
     batch = min(t.per_device_train_batch_size, max(row_count(rows, t), 1))
@@ -227,7 +232,7 @@ def _batches(job: Job, work: Work, prepared: Prepared | None) -> Collection[Step
     return {shape(rows[begin : begin + size]) for rows in orders for begin in range(0, len(rows), size)}
 
 
-_WORTH_COUNTING = GIB // 4
+_WORTH_COUNTING = GIB // 10
 """Bytes by the formulas; a count takes a second, which is much of a smaller job."""
 _WORTH_COUNTING_AGAIN = 1.01
 """How much more another batch must be expected to hold than the one that was counted."""

@@ -17,9 +17,8 @@ def rows(count: int, shared: int, own: int) -> Dataset:
 
 def test_positions_with_sharing_and_without_are_counted() -> None:
     found = estimate_savings(rows(8, shared=20, own=3), Batching(4, seed=0))
-    assert found == Savings(
-        batch_size=4, rows=8, tokens=184, padded=184, shared=64, largest=LargestBatch(32, 4 * 23 + 20, 4)
-    )
+    largest = LargestBatch(32, 4 * 23 + 20, 4, segments=((20, 20), *[(3, 23)] * 4))
+    assert found == Savings(batch_size=4, rows=8, tokens=184, padded=184, shared=64, largest=largest)
     assert found.line() == ("64 positions an epoch for 184 tokens in batches of 4 (65.2% saved; 184 positions padded)")
 
 
@@ -40,6 +39,18 @@ def test_packs_are_counted_as_the_run_fills_them() -> None:
     found = estimate_savings(rows(8, shared=20, own=3), Batching(1, seed=0, pack_length=30))
     assert (found.packs, found.shared, found.largest.positions) == (3, 3 * 20 + 8 * 3, 29)
     assert found.line() == "84 positions an epoch for 184 tokens in 3 packs (54.3% saved)"
+
+
+def test_packs_of_a_batch_share_what_they_do_in_an_order_of_chance() -> None:
+    families = [[family] * 40 + [1000 + 4 * family + number] * 8 for family in range(8) for number in range(4)]
+    mixed = Dataset.from_dict({"input_ids": families, "labels": families})
+    # a pack has the two rows of a family, and another one the next two
+    in_order, by_chance = (
+        estimate_savings(mixed, Batching(2, seed=0, pack_length=57, grouped=grouped)) for grouped in (False, True)
+    )
+    assert in_order.packs == by_chance.packs == 16
+    assert in_order.shared < 0.75 * by_chance.shared
+    assert in_order.largest.positions < by_chance.largest.positions == 2 * 57
 
 
 def test_a_single_pack_is_called_one() -> None:

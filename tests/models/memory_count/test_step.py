@@ -10,7 +10,10 @@ import torch
 from peft import LoraConfig, PromptTuningConfig
 from transformers import GPTBigCodeConfig, LlamaConfig, Qwen3MoeConfig
 
+from fmstune.data.prefix_sharing.layout import lay_out, line_arguments
+from fmstune.data.tokens import IGNORED
 from fmstune.models.memory_count.step import StepSettings, StepShape, count_phases, expected_bytes, largest_phase
+from fmstune.models.varlen import VARLEN
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "vocab_size": 512}
 LLAMA = LlamaConfig(**SIZES, num_hidden_layers=8, tie_word_embeddings=False)
@@ -167,11 +170,8 @@ def test_other_models_and_methods_are_counted_too(config, peft) -> None:
     assert held["logits"] > 0
 
 
-def test_what_a_real_step_holds_is_counted() -> None:
-    """Bytes that autograd keeps of the real forward pass, for one Llama, to a tenth."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_config(LLAMA)
+def bytes_kept(model: Any, **batch: Any) -> int:
+    """Bytes that autograd keeps of a real forward pass."""
     kept: dict[int, int] = {}
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
@@ -182,11 +182,41 @@ def test_what_a_real_step_holds_is_counted() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = model.model(input_ids=torch.ones(2, 32, dtype=torch.int64), use_cache=False).last_hidden_state
-    real = sum(kept.values())
+        hidden = model.model(**batch, use_cache=False).last_hidden_state
     assert hidden.requires_grad
+    return sum(kept.values())
+
+
+def test_what_a_real_step_holds_is_counted() -> None:
+    """Of one Llama, to a seventh."""
+    from transformers import AutoModelForCausalLM
+
+    real = bytes_kept(AutoModelForCausalLM.from_config(LLAMA), input_ids=torch.ones(2, 32, dtype=torch.int64))
     sgd = (torch.optim.SGD, {"lr": 1e-3})
     assert bytes_of(optimizer=sgd, shape=replace(SHAPE, supervised=1))["activations"] == pytest.approx(real, rel=0.15)
+
+
+def test_rows_that_share_a_beginning_are_counted_with_its_keys_laid_out_again_and_their_masks() -> None:
+    from transformers import AutoModelForCausalLM
+
+    beginning = list(range(192))
+    rows = [{"input_ids": [*beginning, *[200 + n] * 16], "labels": [IGNORED] * 192 + [200 + n] * 16} for n in range(8)]
+    layout = lay_out(rows)
+    line = line_arguments(layout, rows)
+    batch = {name: torch.from_numpy(one) if hasattr(one, "shape") else one for name, one in line.items()}
+    given = {name: batch[name][None] for name in ("input_ids", "position_ids")}
+    told = {name: batch[name] for name in batch if name.startswith(("cu_seq", "max_length", "key_"))}
+    model = AutoModelForCausalLM.from_config(SHORT, attn_implementation=VARLEN)
+    real = bytes_kept(model, **given, **told)
+    segments = tuple((segment.length, segment.end) for segment in layout.segments)
+    shape = replace(SHAPE, rows=1, positions=layout.positions, supervised=1)
+    counted, plain = (
+        bytes_of(SHORT, shape=replace(shape, segments=one), optimizer=(torch.optim.SGD, {"lr": 1e-3}))["activations"]
+        for one in (segments, ())
+    )
+    assert len(segments) == 9
+    assert counted == pytest.approx(real, rel=0.1)
+    assert plain < 0.8 * real
 
 
 def test_what_cannot_be_counted_is_raised_and_not_logged_as_well(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ class LargestBatch:
     """Positions that its segments attend to, each segment's counted."""
     trained: int
     """Tokens that it trains."""
+    segments: tuple[tuple[int, int], ...] = ()
+    """Of each segment, in their order on the line: its positions, and those that it attends to."""
 
 
 @dataclass(frozen=True)

@@ -59,9 +59,10 @@ def estimate_savings(rows: "Dataset", batching: Batching) -> Savings:
         taken += len(batch)
         if layout.positions > largest.positions:
             # a segment attends to its path from the root
-            keys = sum(segment.end for segment in layout.segments)
+            segments = tuple((segment.length, segment.end) for segment in layout.segments)
+            keys = sum(end for _, end in segments)
             trained = sum(label != IGNORED for example in examples for label in example["labels"])
-            largest = LargestBatch(layout.positions, keys, trained)
+            largest = LargestBatch(layout.positions, keys, trained, segments)
     whole = int(lengths.sum()) / max(int(lengths[np.concatenate(chosen)].sum()), 1)
     return Savings(
         batch_size=batching.size,
@@ -97,10 +98,18 @@ def _batches(tokens: Numbers, bounds: Numbers, batching: Batching) -> list[Numbe
 
 
 def _packed(rows: "Dataset", batching: Batching) -> tuple[list[Numbers], int]:
-    """The rows of the first batches of packs, and how many packs these are; packs are filled in random order."""
+    """The rows of batches of the packs that are filled first, and how many packs these are.
+
+    A run takes packs in an order of chance, and some time the fullest together.
+    """
     assert batching.pack_length is not None
-    packs = [pack.rows for pack in islice(fill_packs(rows, batching.pack_length, batching.seed), BATCHES)]
-    return [np.concatenate(packs[n : n + batching.size]) for n in range(0, len(packs), batching.size)], len(packs)
+    packs = list(islice(fill_packs(rows, batching.pack_length, batching.seed), BATCHES))
+    if batching.grouped:
+        by_chance = [packs[place] for place in np.random.default_rng(batching.seed).permutation(len(packs))]
+        fullest = sorted(by_chance, key=lambda pack: -pack.positions)[: batching.size]
+        packs = [*fullest, *(pack for pack in by_chance if not any(pack is one for one in fullest))]
+    taken = [pack.rows for pack in packs]
+    return [np.concatenate(taken[n : n + batching.size]) for n in range(0, len(taken), batching.size)], len(taken)
 
 
 def _spread(count: int) -> Sequence[int]:

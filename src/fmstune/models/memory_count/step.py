@@ -8,7 +8,7 @@ others follow: a phase of a step takes as much more for each.
 import copy
 import logging
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -35,15 +35,10 @@ from fmstune.models.trl_internals import (
     touched_logits,
     without_triton_kernels,
 )
+from fmstune.models.varlen import VARLEN, tell_segments
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "fragmentation")
 """What a step holds, and `phases` it goes through."""
-UNSEEN, UNSEEN_WITH_CHECKPOINTING = 1.25, 2.35
-"""What a process held by measurement besides its tensors and libraries, over what the model of the heap has.
-
-Measured with torch 2.13 and glibc 2.36 on jobs of benchmarks/planned_memory.py: 0.4 to 1.6, and with activation
-checkpointing 2.2 and 2.5. Not seen are small objects, and what a kernel takes while it runs.
-"""
 FAILURES = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError),
     *(TypeError, ValueError, UnsupportedFakeTensorException),
@@ -66,6 +61,8 @@ class StepShape:
     """Documents are kept apart by their positions."""
     accumulated: bool
     """Gradients of the batch before are there already."""
+    segments: tuple[tuple[int, int], ...] = ()
+    """Queries and keys of each segment of a line on which rows share their beginnings; of other batches empty."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def count_phases(
         score_supervised_positions_on_cpu()
         model: Any = architecture.build_empty(copy.deepcopy(config))
         cut = _cut(model) if _is_alike_in_all_blocks(peft) else None
-        model = _adapted(model, peft, settings)
+        model = _adapted(model, peft, _attention(shape, settings), settings.weights)
         cut = cut or _cut(model)
         vocabulary = model.get_input_embeddings().weight.shape[0]
         within.enter_context(without_triton_kernels() if settings.cuda else touched_logits(vocabulary))
@@ -108,7 +105,7 @@ def count_phases(
         if not cut.shortened:
             return more
         _keep_blocks(model, cut.blocks, cut.few)
-        return _extrapolated(_phases(model, shape, settings), more, (cut.whole - cut.few) / cut.period)
+        return _extrapolated(_phases(model, shape, settings), more, (cut.whole - cut.few) / (cut.more - cut.few))
 
 
 class _Cut(NamedTuple):
@@ -123,16 +120,21 @@ class _Cut(NamedTuple):
         return max(self.period, 2)
 
     @property
+    def more(self) -> int:
+        # the heap's holes do not grow evenly from block to block
+        return self.few + 2 * self.period
+
+    @property
     def shortened(self) -> bool:
-        return self.whole > self.few + 2 * self.period
+        return self.whole > self.more + 2 * self.period
 
 
 def _cut(model: Any) -> _Cut:
-    """Leave the model a few of its blocks and a period more, where that is enough to tell what all would hold."""
+    """Leave the model a few of its blocks and two periods more, where that is enough to tell what all would hold."""
     blocks = _blocks(model)
     cut = _Cut(blocks, len(blocks), _period(blocks))
     if cut.shortened:
-        _keep_blocks(model, blocks, cut.few + cut.period)
+        _keep_blocks(model, blocks, cut.more)
     return cut
 
 
@@ -193,11 +195,18 @@ def _extrapolated(fewer: Mapping[str, Held], more: Mapping[str, Held], times: fl
     return {phase: {kind: of_all(kind, held, more[phase]) for kind in KINDS} for phase, held in fewer.items()}
 
 
-def _adapted(empty: Any, peft: PeftConfig | None, settings: StepSettings) -> Any:
+def _attention(shape: StepShape, settings: StepSettings) -> str:
+    """The attention of the step; kernels that need a GPU, or to be told of segments, hold what `sdpa` holds."""
+    if shape.segments:
+        return VARLEN
+    return "sdpa" if settings.attention.startswith(("flash", VARLEN)) else settings.attention
+
+
+def _adapted(empty: Any, peft: PeftConfig | None, attention: str, weights: torch.dtype) -> Any:
     """The model on the meta device with its adapter; the base in its dtype, as it is loaded."""
     for parameter in empty.parameters():
-        parameter.data = parameter.data.to(settings.weights)
-    empty.set_attn_implementation("sdpa" if settings.attention.startswith(("flash", "varlen")) else settings.attention)
+        parameter.data = parameter.data.to(weights)
+    empty.set_attn_implementation(attention)
     return empty if peft is None else shapes.attach(empty, peft)
 
 
@@ -238,20 +247,21 @@ def _make_ready(model: Any, settings: StepSettings) -> None:
 def _phases(model: Any, shape: StepShape, settings: StepSettings) -> dict[str, Held]:
     """What each phase of a step holds at most, from the second step on."""
     model.zero_grad(set_to_none=True)
-    mask_shape = (shape.rows, shape.positions + _virtual_tokens(model) - 1)
+    # the labels of a line are shifted already
+    scored = shape.positions if shape.segments else shape.positions + _virtual_tokens(model) - 1
+    mask_shape = (shape.rows, scored)
     # CUDA's allocator is another one
     counter = ByteCount(mask_shape, shape.supervised, None if settings.cuda else Heap())
     with counter:
         counter.count_as("weights", [*model.parameters(), *model.buffers()])
         _step(model, shape, settings, counter)
     model.zero_grad(set_to_none=True)
-    unseen = UNSEEN if settings.checkpointing is None else UNSEEN_WITH_CHECKPOINTING
 
     def fragmentation(phase: str, held: Held) -> int:
         holes = counter.process[phase] - sum(held.values())
         # the batch before made its gradients in the holes that its forward pass had left
         filled = held.get("gradients", 0) if shape.accumulated else 0
-        return round(unseen * (holes - filled))
+        return holes - filled
 
     return {phase: {**held, "fragmentation": fragmentation(phase, held)} for phase, held in counter.most.items()}
 
@@ -302,14 +312,29 @@ def _watch_head(model: Any, counter: ByteCount) -> Any:
     return getattr(base, base.base_model_prefix).register_forward_hook(begin)
 
 
-def _batch(shape: StepShape) -> dict[str, torch.Tensor]:
+def _batch(shape: StepShape) -> dict[str, Any]:
     size = (shape.rows, shape.positions)
     batch = {"input_ids": torch.empty(size, dtype=torch.int64), "labels": torch.empty(size, dtype=torch.int64)}
+    if shape.segments:
+        return {**batch, **_line(shape.segments)}
     if shape.padded:
         batch["attention_mask"] = torch.empty(size, dtype=torch.int64)
     if shape.packed:
         batch["position_ids"] = torch.empty(size, dtype=torch.int64)
     return batch
+
+
+def _line(segments: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """The arguments of a line of segments, by the names of `fmstune.data.prefix_sharing.layout`."""
+    ends = {name: torch.empty(len(segments) + 1, dtype=torch.int32) for name in ("cu_seq_lens_q", "cu_seq_lens_k")}
+    tell_segments(*ends.values(), segments)
+    queries, keys = zip(*segments, strict=True)
+    places = {
+        "position_ids": torch.empty(1, sum(queries), dtype=torch.int64),
+        "shift_labels": torch.empty(1, sum(queries), dtype=torch.int64),
+        "key_index": torch.empty(sum(keys), dtype=torch.int64),
+    }
+    return {**ends, **places, "max_length_q": max(queries), "max_length_k": max(keys)}
 
 
 def _virtual_tokens(model: Any) -> int:
