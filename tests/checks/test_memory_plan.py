@@ -107,9 +107,15 @@ def test_a_large_vocabulary_and_a_large_batch_are_scored_in_tiles_off_cuda():
     assert device_memory(with_training(wide, per_device_train_batch_size=4096)).logits == 4096 * 32768 * 33
 
 
+def test_each_thread_packs_matrices_of_its_own():
+    with_more = replace(FULL_7B_CPU, machine=replace(FULL_7B_CPU.machine, threads=18))
+    more = device_memory(with_more).libraries - device_memory(FULL_7B_CPU).libraries
+    assert 16 * 11 * 2**20 < more < 16 * 12 * 2**20
+
+
 def test_on_a_cpu_the_libraries_take_memory_and_the_plan_says_so():
-    assert device_memory(FULL_7B_CPU).libraries == 45 * 2**20
-    assert "libraries 45.0 MiB" in render_plan(plan_work(FULL_7B_CPU))
+    assert device_memory(FULL_7B_CPU).libraries == pytest.approx((11 + 2 * (3 + 9 * 32000 / 32768)) * 2**20)
+    assert "libraries 34.6 MiB" in render_plan(plan_work(FULL_7B_CPU))
     assert "libraries" not in render_plan(plan_work(LORA_GPU))
 
 
