@@ -107,6 +107,12 @@ def test_a_large_vocabulary_and_a_large_batch_are_scored_in_tiles_off_cuda():
     assert device_memory(with_training(wide, per_device_train_batch_size=4096)).logits == 4096 * 32768 * 33
 
 
+def test_under_full_tuning_gradients_lie_in_the_holes_of_the_activations():
+    many = with_training(FULL_7B_CPU, per_device_train_batch_size=64)
+    held = device_memory(many)
+    assert held.fragmentation == held.activations // 3 - held.gradients > 0
+
+
 def test_each_thread_packs_matrices_of_its_own():
     with_more = replace(FULL_7B_CPU, machine=replace(FULL_7B_CPU.machine, threads=18))
     more = device_memory(with_more).libraries - device_memory(FULL_7B_CPU).libraries
