@@ -326,15 +326,18 @@ def _batch(shape: StepShape) -> dict[str, Any]:
 
 def _line(segments: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """The arguments of a line of segments, by the names of `fmstune.data.prefix_sharing.layout`."""
-    ends = {name: torch.empty(len(segments) + 1, dtype=torch.int32) for name in ("cu_seq_lens_q", "cu_seq_lens_k")}
-    tell_segments(*ends.values(), segments)
+    ends_of_queries, ends_of_keys = (torch.empty(len(segments) + 1, dtype=torch.int32) for _ in range(2))
+    tell_segments(ends_of_queries, ends_of_keys, segments)
     queries, keys = zip(*segments, strict=True)
-    places = {
+    return {
+        "cu_seq_lens_q": ends_of_queries,
+        "cu_seq_lens_k": ends_of_keys,
+        "max_length_q": max(queries),
+        "max_length_k": max(keys),
         "position_ids": torch.empty(1, sum(queries), dtype=torch.int64),
         "shift_labels": torch.empty(1, sum(queries), dtype=torch.int64),
         "key_index": torch.empty(sum(keys), dtype=torch.int64),
     }
-    return {**ends, **places, "max_length_q": max(queries), "max_length_k": max(keys)}
 
 
 def _virtual_tokens(model: Any) -> int:
