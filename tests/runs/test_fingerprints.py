@@ -9,6 +9,7 @@ import pytest
 from fmstune.errors import UserError
 from fmstune.runs.fingerprints import (
     FILE,
+    SAMPLES,
     ModulePrint,
     Numbers,
     StepPrint,
@@ -144,6 +145,13 @@ def test_what_is_written_is_read_also_where_json_has_no_such_number(tmp_path: Pa
 
 
 def test_a_run_without_the_file_has_recorded_nothing(tmp_path: Path) -> None:
+    assert read_fingerprints(tmp_path) == ()
+
+
+def test_other_samples_are_not_compared(tmp_path: Path) -> None:
+    write_fingerprints(tmp_path, [STEP])
+    written = (tmp_path / FILE).read_text()
+    (tmp_path / FILE).write_text(written.replace(f'"samples": {SAMPLES}', f'"samples": {4 * SAMPLES}'))
     assert read_fingerprints(tmp_path) == ()
 
 

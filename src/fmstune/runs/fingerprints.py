@@ -14,6 +14,8 @@ FILE = "fingerprints.json"
 """File of a run folder."""
 STEPS = 3
 """Steps from the start that are recorded, counted from 0; with a warm-up, the first update may have a rate of 0."""
+SAMPLES = 1 << 11
+"""Numbers of a tensor that are looked at, at least as far as it has them; more where its last axis is long."""
 TOLERANCE = 1e-13
 """Share of the sum of absolute values by which sums of equal numbers may differ, as they may be added in any order."""
 _WRAPPERS = ("base_model.model.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "base_layer.", "_orig_mod.")
@@ -79,7 +81,7 @@ class Departure(NamedTuple):
 
 def write_fingerprints(folder: Path, steps: Sequence[StepPrint], left_out: Sequence[str] = ()) -> None:
     """Write the file; `left_out` says what could not be recorded."""
-    found = {"steps": [_as_json(step) for step in steps], "left_out": list(left_out)}
+    found = {"samples": SAMPLES, "steps": [_as_json(step) for step in steps], "left_out": list(left_out)}
     # one line: with line breaks, json writes in Python, which takes longer than all sums of a small model
     write_json(folder / FILE, found, indent=None)
 
@@ -103,11 +105,12 @@ def _or_text(value: float | None) -> float | str | None:
 
 
 def read_fingerprints(folder: Path) -> tuple[StepPrint, ...]:
-    """Read the file; without one, nothing. Raises UserError for a file that no run writes."""
+    """Read the file; without one, or with other samples, nothing. Raises UserError for a file that no run writes."""
     path = folder / FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["steps"]
-        return tuple(_step(one) for one in found)
+        found = json.loads(path.read_text(encoding="utf-8"))
+        steps = tuple(_step(one) for one in found["steps"])
+        return steps if found.get("samples") == SAMPLES else ()
     except FileNotFoundError:
         return ()
     except (OSError, ValueError, TypeError, KeyError) as err:

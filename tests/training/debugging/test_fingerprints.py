@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers.models.llama import modeling_llama
 
-from fmstune.runs.fingerprints import STEPS, Departure, StepPrint, first_departure, read_fingerprints
-from fmstune.training.debugging.fingerprints import SAMPLES, Fingerprints, Samples
+from fmstune.runs.fingerprints import SAMPLES, STEPS, Departure, StepPrint, first_departure, read_fingerprints
+from fmstune.training.debugging.fingerprints import Fingerprints, Samples
 from tests import small
 
 ROWS = torch.arange(24).reshape(2, 12) % 300

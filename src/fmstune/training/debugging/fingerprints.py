@@ -12,10 +12,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from fmstune import ranks
 from fmstune.models import sharding
-from fmstune.runs.fingerprints import STEPS, ModulePrint, Numbers, StepPrint, write_fingerprints
+from fmstune.runs.fingerprints import SAMPLES, STEPS, ModulePrint, Numbers, StepPrint, write_fingerprints
 
-SAMPLES = 1 << 11
-"""Numbers of a tensor that are looked at, at least as far as it has them; more where its last axis is long."""
 _EACH = 2
 """Times that each place of the last axis is looked at, at least."""
 _TOGETHER = 32
