@@ -144,7 +144,7 @@ def in_this_process(capfd: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch
         if argv[1:3] == ["-m", "fmstune.launch.agent"]:
             if sys.platform != "linux":
                 return with_processes(argv, env)
-            process = forked.Process(argv, env, files=(1, 2))
+            process = forked.Process(argv, env, files={1: 1, 2: 2})
             with subprocesses.handing_on(process.send_signal):
                 return process.wait()
         assert argv[1:3] == ["-m", "fmstune.runner"]
@@ -190,6 +190,14 @@ def fmstune(
     trained: list[str] = []
     yield in_this_process(capfd, monkeypatch, trained)
     assert not trained or request.node.get_closest_marker("slow"), f"mark this test as slow, as it trains: {trained}"
+
+
+@pytest.fixture
+def forked_runners(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that the test starts are programs of their own, and their runners need not import what trains."""
+    if sys.platform == "linux":
+        for name, value in forked.environment().items():
+            monkeypatch.setenv(name, value)
 
 
 @pytest.fixture

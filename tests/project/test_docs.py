@@ -212,7 +212,7 @@ def serve_and_stop(line: str) -> None:
     """Run a server until it listens, and interrupt it."""
     out = Path("serve.out")
     with out.open("w") as file:
-        process = forked.Process([*shlex.split(line), "--port=0"], os.environ, (file.fileno(), file.fileno()))
+        process = forked.Process([*shlex.split(line), "--port=0"], os.environ, dict.fromkeys((1, 2), file.fileno()))
     while "  page http" not in out.read_text():
         assert process.poll() is None, out.read_text()
         time.sleep(0.05)

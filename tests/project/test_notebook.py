@@ -41,6 +41,7 @@ print("whole")
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runners")
 def test_the_page_runs_as_a_script_without_a_guard_within_an_event_loop_and_changes_nothing(tmp_path: Path) -> None:
     body = textwrap.indent("\n".join(python_blocks(ROOT / "docs" / "python.md")), "    ")
     (tmp_path / "script.py").write_text(SCRIPT.replace("BODY", body), encoding="utf-8")
@@ -58,6 +59,7 @@ def _jupyter_has_folders_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.usefixtures("forked_runners")
 def test_the_notebook_runs_and_shows_the_lines_of_its_run(tmp_path: Path) -> None:
     import nbformat
     from nbclient import NotebookClient
@@ -81,6 +83,7 @@ job.train()
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.usefixtures("forked_runners")
 def test_interrupting_the_kernel_ends_the_run_in_order_and_keeps_its_checkpoint(tmp_path: Path) -> None:
     from jupyter_client.manager import start_new_kernel
 

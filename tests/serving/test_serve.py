@@ -53,7 +53,7 @@ def server(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     words = ["serve", tuned, "--port=0", "--max_waiting=24", "--max_new_tokens=200", "--grace=20"]
     with out.open("w") as file:
         env = {**os.environ, "FMSTUNE_API_KEY": KEY}
-        process = forked.Process([forked.SCRIPT, *words], env, (file.fileno(), file.fileno()))
+        process = forked.Process([forked.SCRIPT, *words], env, dict.fromkeys((1, 2), file.fileno()))
     end = time.monotonic() + 60
     while (found := re.search(r" at (http\S+)\n", out.read_text())) is None:
         assert process.poll() is None and time.monotonic() < end, out.read_text()

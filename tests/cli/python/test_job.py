@@ -81,6 +81,7 @@ def test_several_values_are_a_sweep() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runners")
 def test_a_job_that_is_tried_in_small_gives_its_small_run() -> None:
     run = fmstune.compose("debug=smoke", "peft=lora", "launcher.threads=1", "output_dir=x").train()
     assert run.folder == Path("x-smoke/run").absolute() and run.status == "finished"
