@@ -243,6 +243,19 @@ def two_processes(made_once: MadeOnce) -> Path:
     return made_once("two_processes", train)
 
 
+@pytest.fixture(scope="session")
+def doctor_said(made_once: MadeOnce) -> str:
+    """What the console script says to `doctor`: to import all extras takes five seconds."""
+
+    def ask(place: Path) -> None:
+        script = Path(sys.executable).with_name("fmstune")
+        done = subprocess.run([script, "doctor"], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        (place / "OUT").write_text(done.stdout)
+
+    return (made_once("doctor", ask) / "OUT").read_text()
+
+
 RECORDED = (
     "model=causal_lm",
     "model.path=m",
