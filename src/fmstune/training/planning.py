@@ -232,7 +232,7 @@ def _batches(job: Job, work: Work, prepared: Prepared | None) -> Collection[Step
     return {shape(rows[begin : begin + size]) for rows in orders for begin in range(0, len(rows), size)}
 
 
-_WORTH_COUNTING = GIB // 10
+_WORTH_COUNTING = GIB // 9
 """Bytes by the formulas; a count takes a second, which is much of a smaller job."""
 _WORTH_COUNTING_AGAIN = 1.01
 """How much more another batch must be expected to hold than the one that was counted."""
