@@ -55,7 +55,10 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return cores if "not slow" in config.option.markexpr else 2 * cores
 
 
-WAITING = ("end_to_end/test_several_machines", "launch/test_slurm", "launch/test_preemption", "project/test_notebook")
+WAITING = (
+    *("end_to_end/test_several_machines", "launch/test_slurm", "launch/test_preemption", "project/test_notebook"),
+    *("sweeps/test_callback", "sweeps/test_warm", "training/test_tracking"),
+)
 """Modules whose tests sleep more than they compute: first, and so all with one worker, while the others compute."""
 
 
@@ -80,6 +83,8 @@ def pytest_collection() -> Generator[None, object, object]:
     with upstream.quick_imports():
         collected = yield
     gc.freeze()
+    # most of what a test makes ends with it: looking for cycles less often saves a fortieth
+    gc.set_threshold(50_000, 20, 50)
     return collected
 
 
