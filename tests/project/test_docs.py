@@ -156,7 +156,8 @@ def small(line: str) -> list[str]:
     words = [re.sub(r"checkpoint-\d+", "checkpoint-1", word) for word in words]
     # probes refuse a shorter run
     steps = 2 if "training.resume" in line else 40 if "learning_rate=auto" in line else 1
-    return [*words, f"training.max_steps={steps}", *SMALL]
+    batch = ["training.per_device_train_batch_size=2", "training.gradient_accumulation_steps=1"] if steps == 40 else []
+    return [*words, f"training.max_steps={steps}", *batch, *SMALL]
 
 
 def is_sweep(line: str) -> bool:
