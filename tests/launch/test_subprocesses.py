@@ -113,6 +113,11 @@ def test_a_setting_of_malloc_that_is_there_stays() -> None:
     assert subprocesses.environment(job().launcher, own)["GLIBC_TUNABLES"] == "glibc.malloc.check=1"
 
 
+def test_on_a_gpu_malloc_keeps_its_own_settings() -> None:
+    on_a_gpu = dataclasses.replace(job().launcher, device=Device.cuda)
+    assert "GLIBC_TUNABLES" not in subprocesses.environment(on_a_gpu, {})
+
+
 def of_two(**changes: Any) -> Job:
     launcher = {"strategy": "fsdp", "num_processes": 4, "device": "cpu", **changes}
     return freeze.freeze(tree(launcher=launcher)).job

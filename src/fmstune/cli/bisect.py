@@ -51,7 +51,7 @@ def bisect_runs(line: CommandLine, asked: Bisect) -> int:
     print(f"\nat most {count_of(most, 'run')} of {length}, in {place}", file=text, flush=True)
     verdict, code = _find(line, asked, pair, share, place)
     if verdict is None:
-        print("fmstune: interrupted; the same command goes on, and finished runs are not run again", file=sys.stderr)
+        print("fmstune: interrupted; the same command resumes, and repeats no finished run", file=sys.stderr)
         return code
     print("\n".join(["", *render_verdict(pair, verdict, place, max_runs=asked.max_runs, share=share)]), file=text)
     return _tell_json(asked, verdict_as_json(pair, verdict, place))

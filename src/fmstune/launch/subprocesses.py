@@ -86,7 +86,9 @@ With its caches, which a step fills and empties in any order, holes between the 
 
 def environment(launcher: Launcher, inherited: Mapping[str, str]) -> dict[str, str]:
     """The runner's environment: as many threads as asked, and where it is alone, one device at most in sight."""
-    env = {_TUNABLES: _MERGE_AT_ONCE, **inherited, PARENT: str(os.getpid()), **caller.handed_on()}
+    env = {**inherited, PARENT: str(os.getpid()), **caller.handed_on()}
+    if launcher.device is not Device.cuda:
+        env.setdefault(_TUNABLES, _MERGE_AT_ONCE)
     # the parent sets it for itself, to see Hydra's exceptions
     env.pop("HYDRA_FULL_ERROR", None)
     # else huggingface_hub asks its hub about the caller, even for files that are here, and TRL tells it of the run

@@ -55,7 +55,7 @@ class Bisect:
     metric: Annotated[str | None, As("NAME")] = None
     """Figure of summary.json to explain, such as train_loss (the one that compares the runs)."""
     out: Annotated[str | None, As("DIR")] = None
-    """Folder of the runs (runs/bisect-A-B-HASH); the same command goes on there."""
+    """Folder of the runs (runs/bisect-A-B-HASH); the same command resumes there."""
     json: bool = False
     """Print one JSON object in place of the text."""
     trusted: Annotated[tuple[str, ...], As("PACKAGE", ("--trust",))] = ()
