@@ -55,6 +55,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return cores if "not slow" in config.option.markexpr else 2 * cores
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The libraries are imported once for all workers, while they collect."""
+    starts_workers = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
+    if starts_workers and sys.platform == "linux" and "not slow" not in config.option.markexpr:
+        forked.serve_workers()
+
+
 WAITING = (
     *("end_to_end/test_several_machines", "launch/test_slurm", "launch/test_preemption", "project/test_notebook"),
     *("sweeps/test_callback", "sweeps/test_warm", "training/test_tracking"),

@@ -28,13 +28,14 @@ def ip(*words: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.fixture(scope="module")
-def network() -> Iterator[None]:
-    """Two namespaces that see each other and nothing else."""
+def network() -> Iterator[list[int]]:
+    """Two namespaces that see each other and nothing else: a process in each."""
     if sys.platform != "linux" or shutil.which("ip") is None:
         pytest.skip("two machines need network namespaces: Linux with iproute2")
     added = ip("netns", "add", PLACES[0])
     if added.returncode != 0:
         pytest.skip(f"two machines need network namespaces: {added.stderr.strip()}")
+    hosts: list[subprocess.Popen[bytes]] = []
     try:
         ip("netns", "add", PLACES[1])
         ip("link", "add", "fmt-a", "netns", PLACES[0], "type", "veth", "peer", "name", "fmt-b", "netns", PLACES[1])
@@ -47,13 +48,17 @@ def network() -> Iterator[None]:
             for up in ("lo", device):
                 made = ip("-n", place, "link", "set", up, "up")
                 assert made.returncode == 0, made.stderr
-            hosts = Path("/etc/netns", place, "hosts")
-            hosts.parent.mkdir(parents=True, exist_ok=True)
-            hosts.write_text(names)
-        yield
+            file = Path("/etc/netns", place, "hosts")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(names)
+            hosts.append(subprocess.Popen([*inside(place), "sleep", "infinity"]))
+        wait_for(lambda: all(is_within(host.pid) for host in hosts), "the hosts", 10)
+        yield [host.pid for host in hosts]
     finally:
+        for host in hosts:
+            host.kill()
+            host.wait()
         for place in PLACES:
-            forked.close(inside(place))
             ip("netns", "del", place)
             shutil.rmtree(Path("/etc/netns", place), ignore_errors=True)
 
@@ -63,14 +68,19 @@ def inside(place: str) -> tuple[str, ...]:
     return ("ip", "netns", "exec", place, "unshare", "-u", "bash", "-c", f'hostname {place}; exec "$@"', "host")
 
 
-def machine(number: int, *words: str) -> forked.Started:
-    command = [SCRIPT, *FSDP_JOB, *SETTINGS, f"launcher.machine_rank={number}", *words]
-    return forked.Started(command, session=True, within=inside(PLACES[number]))
+def is_within(pid: int) -> bool:
+    """Whether a process has got as far as the program that waits there."""
+    return Path(f"/proc/{pid}/comm").read_text() == "sleep\n"
 
 
-def both(*words: str) -> list[forked.Started]:
+def both(network: Sequence[int], *words: str) -> list[forked.Started]:
     """Machine 0 and machine 1, which is there a little earlier."""
-    return [machine(number, *words) for number in (1, 0)][::-1]
+
+    def machine(number: int) -> forked.Started:
+        command = [SCRIPT, *FSDP_JOB, *SETTINGS, f"launcher.machine_rank={number}", *words]
+        return forked.Started(command, session=True, beside=network[number])
+
+    return [machine(number) for number in (1, 0)][::-1]
 
 
 def ended(hosts: Sequence[forked.Started]) -> list[str]:
@@ -101,8 +111,10 @@ def assert_same_weights(two_processes: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_lost_host_ends_the_other_and_both_go_on_to_what_one_host_does(network: None, two_processes: Path) -> None:
-    hosts = both()
+def test_a_lost_host_ends_the_other_and_both_go_on_to_what_one_host_does(
+    network: list[int], two_processes: Path
+) -> None:
+    hosts = both(network)
     wait_for(lambda: Path("run/checkpoint-6").is_dir() or hosts[0].poll() is not None, "a checkpoint", 150)
     for pid in below(hosts[1].pid):
         os.kill(pid, signal.SIGKILL)
@@ -112,7 +124,7 @@ def test_a_lost_host_ends_the_other_and_both_go_on_to_what_one_host_does(network
     assert "lost its connection to another rank" in err
     assert "Traceback" not in err
     assert summary()["status"] == "failed"
-    first, second = ended(both())
+    first, second = ended(both(network))
     assert "finished: run" in first and "machine 1 ended" in second
     made = summary()
     assert made["status"] == "finished"
@@ -122,6 +134,6 @@ def test_a_lost_host_ends_the_other_and_both_go_on_to_what_one_host_does(network
 
 
 @pytest.mark.soak
-def test_two_hosts_without_a_mishap_do_what_two_processes_of_one_do(network: None, two_processes: Path) -> None:
-    ended(both())
+def test_two_hosts_without_a_mishap_do_what_two_processes_of_one_do(network: list[int], two_processes: Path) -> None:
+    ended(both(network))
     assert_same_weights(two_processes)
