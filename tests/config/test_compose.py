@@ -1,5 +1,6 @@
 """Every combination of the shipped groups composes and freezes; a new YAML is picked up without touching this file."""
 
+import copy
 import itertools
 import os
 from pathlib import Path
@@ -213,9 +214,10 @@ hydra:
 
 @pytest.fixture
 def hydras_work(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """How Hydra composes from here on: the modes, the files that it parses, the words that it parses."""
-    seen: dict[str, list[str]] = {"modes": [], "files": [], "words": []}
+    """How Hydra composes from here on: the modes, the files that it parses and merges, the words that it parses."""
+    seen: dict[str, list[str]] = {"modes": [], "files": [], "merged": [], "words": []}
     compose, load, parse = RecordingLoader.load_configuration, OmegaConf.load, OverridesParser.parse_rule
+    merge = RecordingLoader._load_single_config
 
     def composing(self: Any, **kwargs: Any) -> Any:
         seen["modes"].append(kwargs["run_mode"].name)
@@ -225,12 +227,18 @@ def hydras_work(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
         seen["files"].append(str(file.name))
         return load(file)
 
+    def merging(self: Any, default: Any, repo: Any) -> Any:
+        seen["merged"].append(default.config_path)
+        return merge(self, default, repo)
+
     def parsing(self: Any, word: str, rule: str) -> Any:
         seen["words"].append(word)
         return parse(self, word, rule)
 
     monkeypatch.setattr(hydra_internals, "_read", {})
+    monkeypatch.setattr(hydra_internals, "_merged", {})
     monkeypatch.setattr(RecordingLoader, "load_configuration", composing)
+    monkeypatch.setattr(RecordingLoader, "_load_single_config", merging)
     monkeypatch.setattr(OmegaConf, "load", loading)
     monkeypatch.setattr(OverridesParser, "parse_rule", parsing)
     return seen
@@ -248,16 +256,28 @@ def test_one_job_is_composed_once_and_nothing_is_read_or_parsed_twice(hydras_wor
     assert hydras_work["words"] == list(words)
 
 
-def test_shipped_files_are_read_once_a_process_and_what_one_job_sets_is_in_no_other(
+def test_shipped_files_are_read_and_merged_once_a_process_and_what_one_job_sets_is_in_no_other(
     hydras_work: dict[str, list[str]],
 ) -> None:
     first = composed("peft=lora", "peft.target_modules=[q_proj]", "model.dtype=float32")
-    read = len(hydras_work["files"])
+    read, merged = len(hydras_work["files"]), len(hydras_work["merged"])
     other = composed("peft=lora")
     assert 0 < read == len(hydras_work["files"])
+    assert 0 < merged == len(hydras_work["merged"])
     assert first.job.peft.target_modules == ["q_proj"]
     assert (other.job.peft.target_modules, other.job.model.dtype) == (["q_proj", "v_proj"], "auto")
     assert other.parts == composed("peft=lora").parts
+
+
+def test_a_copy_of_a_configuration_shares_nothing_that_changes() -> None:
+    numbers = itertools.count()
+    OmegaConf.register_new_resolver("number", lambda _: next(numbers), use_cache=True)
+    made = OmegaConf.create({"group": {"a": "${number:a}", "b": "${number:b}"}})
+    assert made.group.a == 0
+    copied = copy.deepcopy(made)
+    OmegaConf.set_readonly(copied.group, True)
+    assert OmegaConf.is_readonly(copied.group) and not OmegaConf.is_readonly(made.group)
+    assert (copied.group.a, copied.group.b, made.group.b) == (0, 1, 2)
 
 
 def test_a_file_of_a_users_folder_is_read_anew_by_each_job(tmp_path: Path) -> None:
@@ -282,10 +302,11 @@ def test_a_file_may_choose_by_what_another_group_has_chosen(tmp_path: Path) -> N
 
 def test_a_job_is_composed_as_hydra_alone_composes_it() -> None:
     words = ["peft=lora", "++training.learning_rate=1e-3", "+training.max_steps=3", "~data.eval"]
-    found = composed(*words)
+    # the second by what was kept of the first
+    found, again = composed(*words), composed(*words)
     with initialize_config_module("fmstune.conf", version_base="1.3"):
         alone = compose("job", words)
-    assert found.job == alone
+    assert found.job == again.job == alone
     assert not found.is_point
     assert found.words == ["peft=lora", "training.learning_rate=1e-3", "+training.max_steps=3", "~data.eval"]
 

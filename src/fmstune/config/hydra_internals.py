@@ -4,6 +4,7 @@ import copy
 import os
 import pickle
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
+from fmstune.config.defaults import PROVIDER
 from fmstune.config.overrides import choice_as_name
 from fmstune.errors import UserError, first_line
 from fmstune.upstream import explain_missing_names, require_attributes
@@ -30,12 +32,13 @@ with explain_missing_names("hydra-core"):
     from hydra._internal.utils import create_automatic_config_search_path
 
     require_attributes(ConfigLoaderImpl, "_load_single_config", "_parse_overrides_and_create_caching_repo")
-    require_attributes(ConfigLoaderImpl, "_process_config_searchpath", "repository")
+    require_attributes(ConfigLoaderImpl, "_process_config_searchpath", "_compose_config_from_defaults_list", "repository")
     require_attributes(ConfigRepository, "_find_object_source")
     _create_interpolation_map = defaults_list._create_interpolation_map
 
 with explain_missing_names("omegaconf"):
     from omegaconf._utils import get_yaml_loader
+    from omegaconf.base import Metadata
 
 __all__ = ["Callbacks", "Hydra", "Part", "RecordingLoader", "get_yaml_loader"]
 
@@ -59,6 +62,20 @@ def _map_for_interpolations(overrides: Any, defaults_list: list[Any], self_added
 defaults_list._create_interpolation_map = _map_for_interpolations
 
 
+def _copy_metadata(metadata: Metadata, memo: dict[int, Any]) -> Metadata:
+    """A deep copy of what OmegaConf keeps beside the value of a node; only two of its fields change in place."""
+    copied = object.__new__(type(metadata))
+    vars(copied).update(vars(metadata))
+    copied.flags = copy.copy(metadata.flags)
+    cache = metadata.resolver_cache
+    copied.resolver_cache = copy.deepcopy(cache, memo) if cache else defaultdict(dict)
+    return copied
+
+
+# Python would look into each field: two thirds of a copy, and a job is copied several times before it starts
+Metadata.__deepcopy__ = _copy_metadata  # type: ignore[attr-defined]
+
+
 class _Repository(CachingConfigRepository):
     """The files of one composition; a process reads and parses those of fmstune and of Hydra once for all of them."""
 
@@ -66,25 +83,34 @@ class _Repository(CachingConfigRepository):
         # Hydra copies it deeply, with all that its store holds; only the list of its sources is ever replaced
         self.delegate = self._sources = copy.copy(delegate)
         self.cache = {}
+        self.loaded: list[tuple[str, str]] = []
+        """Source and path of each file, in order."""
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         if config_path not in self.cache:
             source = self._sources._find_object_source(config_path, ObjectType.CONFIG)
-            is_shipped = source is not None and source.scheme() == "pkg" and source.path in _SHIPPED
             key = (str(source), config_path)
-            if key not in _read or not is_shipped:
+            self.loaded.append(key)
+            if key in _read:
+                self.cache[config_path] = pickle.loads(_read[key])
+            else:
                 self.cache[config_path] = found = self.delegate.load_config(config_path)
-                if is_shipped:
+                if found is None or _is_shipped(found):
                     # composing changes what it is given; unpickling takes a sixth of a copy
                     _read[key] = pickle.dumps(found)
-            else:
-                self.cache[config_path] = pickle.loads(_read[key])
         return self.cache[config_path]
 
 
-_SHIPPED = ("fmstune.conf", "hydra.conf")
-"""Packages whose files stay what they are while a process lives."""
+def _is_shipped(file: ConfigResult) -> bool:
+    """Whether a file, or what a dataclass holds, stays what it is while a process lives."""
+    return file.path in _PACKAGES or (file.path == "structured://" and file.provider in ("hydra", PROVIDER))
+
+
+_PACKAGES = ("pkg://fmstune.conf", "pkg://hydra.conf")
+"""The shipped files are in these."""
 _read: dict[tuple[str, str], bytes] = {}
+_merged: dict[tuple[Any, ...], bytes] = {}
+"""What shipped files make together, and the parts of it."""
 
 
 def tree_of(field: str, value: Any) -> Any:
@@ -119,6 +145,19 @@ class RecordingLoader(ConfigLoaderImpl):
             folder = "" if found.provider == "main" else found.path
             self._files.append(Part(str(default.config_path).removesuffix(".yaml"), found.provider, folder, tree))
         return found
+
+    def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+        """Merge the files; a process merges the same shipped ones once, which is half of composing."""
+        assert isinstance(repo, _Repository)
+        chosen = (*repo.loaded, *((one.config_path, one.package, one.primary) for one in defaults))
+        config: DictConfig
+        if chosen in _merged:
+            config, self._files = pickle.loads(_merged[chosen])
+            return config
+        config = super()._compose_config_from_defaults_list(defaults, repo)
+        if all(key in _read for key in repo.loaded):
+            _merged[chosen] = pickle.dumps((config, self._files))
+        return config
 
     def options(self, group: str, config_name: str, overrides: list[str]) -> list[str]:
         """The files of a group, wherever the overrides and the primary file let Hydra search."""
