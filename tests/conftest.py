@@ -107,7 +107,7 @@ def _keep_from_collector() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol() -> Generator[None, object, object]:
-    """What tests import stays, too: each training looks through all the rest, a third of a second once MLflow is there."""
+    """What tests import stays, too: each training looks through the rest, for 0.3 s where a tracker was imported."""
     ran = yield
     if len(sys.modules) > _modules + 50:
         gc.collect()
