@@ -193,6 +193,18 @@ TOGETHER = [
         "training.dataloader_drop_last=true leaves no batch of 3 rows: training.per_device_train_batch_size=4; lower …",
     ),
     case(
+        "debug=overfit data.max_rows=96",
+        "data.max_rows: debug=overfit trains on one batch, and 96 rows are 24; set data.max_rows=4",
+    ),
+    case(
+        "debug=overfit training.per_device_train_batch_size=3",
+        "data.max_rows: debug=overfit trains on one batch, and 4 rows are 2; set data.max_rows=3",
+    ),
+    case(
+        "debug=overfit data.streaming=true",
+        "data.streaming=true: debug=overfit takes one batch at all steps; add data.streaming=false",
+    ),
+    case(
         "training.save_strategy=best training.eval_strategy=no",
         "training.save_strategy=best needs training.eval_strategy=epoch or steps, …",
         "training.save_strategy=best needs training.metric_for_best_model, such as loss",

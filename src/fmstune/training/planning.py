@@ -45,7 +45,7 @@ from fmstune.runs import run_folder
 from fmstune.tables import GIB
 from fmstune.training import collate
 from fmstune.training.preflight import Checked
-from fmstune.training.row_checks import batch_problems, held_out_problems, length_problems
+from fmstune.training.row_checks import batch_problems, held_out_problems, length_problems, one_batch_problems
 
 
 def count_rows(job: Job, prepared: Prepared) -> Rows:
@@ -114,6 +114,8 @@ def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None,
         **{name: job.training[name] for name in names - {"max_length"}},
     )
     problems = [*length_problems(job, checked, rows), *batch_problems(training, rows)]
+    sharing = find_sharing(job.launcher)
+    problems += one_batch_problems(job, training.per_device_train_batch_size * sharing.processes, rows)
     if prepared is not None:
         problems += held_out_problems(job, checked, prepared)
     raise_if_any(problems)
@@ -125,7 +127,7 @@ def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None,
         price_per_hour=job.launcher.price_per_hour,
         threads=torch.get_num_threads(),
     )
-    work = Work(checked.dimensions, rows, training, machine, find_sharing(job.launcher))
+    work = Work(checked.dimensions, rows, training, machine, sharing)
     counted, reason = count_memory(job, checked, work, prepared) if shown else (None, "")
     made = plan_work(work, counted, reason, mfu=reached_mfu(job.output_dir))
     checkpoint = job.training.get("resume")

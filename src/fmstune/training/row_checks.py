@@ -1,5 +1,6 @@
 """Rules on the rows of a job: lengths that the model has positions for, batches, and labels."""
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -12,7 +13,10 @@ from fmstune.errors import Problem
 from fmstune.evaluation import held_out as evaluate
 from fmstune.evaluation import metrics
 from fmstune.models.load import Tokenizer
+from fmstune.training.debugging.overfit import Overfit
 from fmstune.training.preflight import Checked
+
+_OVERFIT = f"{Overfit.__module__}.{Overfit.__name__}"
 
 
 def length_problems(job: Job, checked: Checked, rows: Rows) -> Iterator[Problem]:
@@ -65,6 +69,17 @@ def batch_problems(training: Training, rows: Rows) -> Iterator[Problem]:
         change = "lower it, or set training.dataloader_drop_last=false"
         text = f"=true leaves no batch of {rows.rows:,} rows: training.per_device_train_batch_size={batch}; {change}"
         yield Problem("training.dataloader_drop_last", text)
+
+
+def one_batch_problems(job: Job, batch: int, rows: Rows) -> Iterator[Problem]:
+    """More rows than a batch of all processes, for `debug=overfit`: a command's `data.max_rows` wins over its own."""
+    if not any(one["_target_"] == _OVERFIT for one in job.callbacks.others.values()):
+        return
+    if job.data.streaming:
+        yield Problem("data.streaming", "=true: debug=overfit takes one batch at all steps; add data.streaming=false")
+    elif rows.rows > batch:
+        text = f": debug=overfit trains on one batch, and {rows.rows:,} rows are {math.ceil(rows.rows / batch):,}"
+        yield Problem("data.max_rows", f"{text}; set data.max_rows={batch}")
 
 
 def label_problems(job: Job, prepared: Prepared, tokenizer: Tokenizer) -> Iterator[Problem]:
