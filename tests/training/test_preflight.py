@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import PreTrainedConfig
 
-from fmstune.checks.plan_inputs import Rows
+from fmstune.checks.plan_inputs import Machine, Rows, Training, Work
 from fmstune.checks.precision import Precision
 from fmstune.config import freeze
 from fmstune.config.choices import Auto, Device
 from fmstune.config.job import Launcher
+from fmstune.data.dataset import Prepared
 from fmstune.data.prefix_sharing.saved_positions import LargestBatch, Savings
 from fmstune.models import architecture, load
-from fmstune.training import planning
+from fmstune.training import collate, planning
 from fmstune.training.preflight import Checked, settle_sharing
 from tests.checks.test_memory_plan import LLAMA_7B
 from tests.config.test_freeze import tree
@@ -181,6 +183,27 @@ def test_the_check_prints_hours_and_cost_where_the_peak_is_given(fmstune: Callab
     result = fmstune("check", "launcher.device_tflops=1e-4", "launcher.price_per_hour=1e5")
     assert "of steps: MFU 40.0% (assumed) of 0.0001 TFLOP/s of the device" in result.out, result.err
     assert "cost        ≈ " in result.out and ", at 100000 an hour and device" in result.out
+
+
+def test_the_batches_of_packed_rows_are_of_the_packs_of_the_run() -> None:
+    lengths, trained = (30, 21, 17, 16, 9, 5, 4), (1, 20, 1, 15, 8, 1, 3)
+    rows = Dataset.from_list(
+        [{"input_ids": [7] * n, "labels": [-100] * (n - of) + [7] * of} for n, of in zip(lengths, trained, strict=True)]
+    )
+    prepared = Prepared(rows, sources=(), held_out=(), mixture=(), shared=())
+    job = freeze.freeze(tree(training__packing=True, data__max_length=40)).job
+    of_one = Training(max_length=40, packing=True, per_device_train_batch_size=1, num_train_epochs=1)
+    work = Work(LLAMA_7B, Rows(7, sum(lengths), 30), of_one, Machine("cpu", "sdpa", PRECISION))
+
+    def found(work: Work) -> list[tuple[int, int, int]]:
+        return sorted((b.rows, b.positions, b.supervised) for b in planning.find_batches(job, work, prepared))
+
+    packs = [(len(pack), sum(label != -100 for label in pack)) for pack in collate.pack(rows, 40)["labels"]]
+    assert found(work) == sorted((1, *pack) for pack in packs) == [(1, 25, 19), (1, 38, 21), (1, 39, 9)]
+    # one batch of all packs: the rows stay rows, or lie end to end
+    assert found(replace(work, training=replace(of_one, per_device_train_batch_size=3))) == [(3, 39, 49)]
+    flat = replace(work, machine=replace(work.machine, attention="varlen"))
+    assert found(replace(flat, training=replace(of_one, per_device_train_batch_size=3))) == [(1, 102, 49)]
 
 
 @pytest.mark.parametrize(("summary", "mfu"), [('{"mfu": 0.125}', 0.125), ("{}", None), ("{broken", None), (None, None)])

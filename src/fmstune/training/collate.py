@@ -47,8 +47,7 @@ def pack(dataset: Dataset, max_length: int) -> Dataset:
     and 200 a document. Raises UserError when a document is cut or lost, which TRL would not say.
     """
     before = lengths(dataset)
-    rows = max(1000, TOKENS_AT_A_TIME // max(int(before.mean()), 1))
-    arguments = {"max_length": max_length}
+    rows, arguments = _rows_at_a_time(before), {"max_length": max_length}
     packed = dataset.with_format("arrow").map(_pack_table, batched=True, batch_size=rows, fn_kwargs=arguments)
     packed = packed.with_format(None)
     documents = packed.select_columns([DOCUMENTS]).with_format("arrow")[:][DOCUMENTS]
@@ -60,6 +59,16 @@ def pack(dataset: Dataset, max_length: int) -> Dataset:
         change = "set data.max_length, or training.packing=false"
         raise UserError("training.packing", f": {went_in} and {came_out}; {limit}: {change}")
     return packed
+
+
+def pack_first(dataset: Dataset, max_length: int) -> pa.Table:
+    """The labels of the rows that `pack` packs first, as it packs them: those of all rows, where they are not many."""
+    labels = dataset.select_columns(["labels"]).with_format("arrow")
+    return pack_best_fit(labels[: _rows_at_a_time(lengths(dataset))], max_length)
+
+
+def _rows_at_a_time(lengths: np.ndarray[Any, np.dtype[np.int32]]) -> int:
+    return max(1000, TOKENS_AT_A_TIME // max(int(lengths.mean()), 1))
 
 
 def _pack_table(rows: pa.Table, max_length: int) -> pa.Table:

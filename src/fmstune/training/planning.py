@@ -152,7 +152,7 @@ def count_memory(job: Job, checked: Checked, work: Work, prepared: Prepared | No
     if job.model.backend is not Backend.transformers:
         return None, f"the blocks are those of {job.model.backend.value}"
     try:
-        held = _count_largest(checked, _batches(job, work, prepared), _step_settings(job, checked), work)
+        held = _count_largest(checked, find_batches(job, work, prepared), _step_settings(job, checked), work)
     except FAILURES as err:
         return None, f"{checked.configuration.model_type} cannot be tried without numbers ({one_line(err)})"
     if checked.device == "cuda":
@@ -183,8 +183,7 @@ def largest_batch(work: Work) -> StepShape:
     length = max(row_length(work) - work.dimensions.virtual_tokens, 2)
     batch = min(t.per_device_train_batch_size, max(row_count(rows, t), 1))
     apart = t.packing or t.padding_free
-    # kernels that are told where documents end take all rows as one
-    flat = t.padding_free or (t.packing and not work.machine.masks_pairs)
+    flat = _lays_rows_end_to_end(work)
     return StepShape(
         rows=1 if flat else batch,
         positions=batch * length if flat else length,
@@ -193,6 +192,11 @@ def largest_batch(work: Work) -> StepShape:
         packed=apart and work.machine.masks_pairs,
         accumulated=t.gradient_accumulation_steps > 1,
     )
+
+
+def _lays_rows_end_to_end(work: Work) -> bool:
+    """Kernels that are told where documents end take all rows of a batch as one."""
+    return work.training.padding_free or (work.training.packing and not work.machine.masks_pairs)
 
 
 def _count_largest(
@@ -212,19 +216,20 @@ def _count_largest(
     return max(held, again, key=lambda one: sum(one.values()))
 
 
-def _batches(job: Job, work: Work, prepared: Prepared | None) -> Collection[StepShape]:
-    """The batches of the run, each shape once; the largest possible where they are packed, shared or not known."""
+def find_batches(job: Job, work: Work, prepared: Prepared | None) -> Collection[StepShape]:
+    """The batches of the run, each shape once; the largest possible where rows share or are not known."""
     t, whole = work.training, largest_batch(work)
-    if prepared is None or t.packing or work.rows.shared is not None or not isinstance(prepared.train, Dataset):
+    if prepared is None or work.rows.shared is not None or not isinstance(prepared.train, Dataset):
         return [whole]
-    lengths, trained = _row_sizes(prepared.train)
+    lengths, trained = _row_sizes(prepared.train, t.max_length if t.packing else None)
+    flat = _lays_rows_end_to_end(work)
 
     def shape(batch: Any) -> StepShape:
         longest, together = int(lengths[batch].max()), int(lengths[batch].sum())
         return replace(
             whole,
-            rows=1 if t.padding_free else len(batch),
-            positions=max(together if t.padding_free else longest, 2),
+            rows=1 if flat else len(batch),
+            positions=max(together if flat else longest, 2),
             supervised=max(int(trained[batch].sum()), 1),
             padded=whole.padded and together < longest * len(batch),
         )
@@ -261,9 +266,10 @@ def _orders(job: Job, lengths: Any, work: Work) -> Iterator[Any]:
             return
 
 
-def _row_sizes(train: Dataset) -> tuple[Any, Any]:
-    """The tokens of each row, and those of them that are trained."""
-    labels = train.select_columns(["labels"]).with_format("arrow")[:]["labels"]
+def _row_sizes(train: Dataset, pack_length: int | None) -> tuple[Any, Any]:
+    """The tokens of each row, or of each pack of the rows that are packed first, and those that are trained."""
+    rows = train.select_columns(["labels"]).with_format("arrow")[:]
+    labels = (rows if pack_length is None else collate.pack_first(train, pack_length))["labels"]
     lengths = np.asarray(pc.list_value_length(labels))
     ends = np.cumsum(lengths)
     trained = np.concatenate([[0], np.cumsum(np.asarray(pc.list_flatten(labels)) != IGNORED)])
