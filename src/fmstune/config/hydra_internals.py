@@ -32,7 +32,9 @@ with explain_missing_names("hydra-core"):
     from hydra._internal.utils import create_automatic_config_search_path
 
     require_attributes(ConfigLoaderImpl, "_load_single_config", "_parse_overrides_and_create_caching_repo")
-    require_attributes(ConfigLoaderImpl, "_process_config_searchpath", "_compose_config_from_defaults_list", "repository")
+    require_attributes(
+        ConfigLoaderImpl, "_process_config_searchpath", "_compose_config_from_defaults_list", "repository"
+    )
     require_attributes(ConfigRepository, "_find_object_source")
     _create_interpolation_map = defaults_list._create_interpolation_map
 
