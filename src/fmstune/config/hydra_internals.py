@@ -1,5 +1,6 @@
 """The parts of Hydra 1.3 and of OmegaConf 2.3 that are not their public interface; an import names what is missing."""
 
+import contextlib
 import copy
 import os
 import pickle
@@ -99,13 +100,19 @@ class _Repository(CachingConfigRepository):
                 self.cache[config_path] = found = self.delegate.load_config(config_path)
                 if found is None or _is_shipped(found):
                     # composing changes what it is given; unpickling takes a sixth of a copy
-                    _read[key] = pickle.dumps(found)
+                    _keep(_read, key, found)
         return self.cache[config_path]
 
 
 def _is_shipped(file: ConfigResult) -> bool:
     """Whether a file, or what a dataclass holds, stays what it is while a process lives."""
     return file.path in _PACKAGES or (file.path == "structured://" and file.provider in ("hydra", PROVIDER))
+
+
+def _keep(kept: dict[Any, bytes], key: tuple[Any, ...], value: object) -> None:
+    """Pickled; not where it holds classes of a plugin that Hydra has imported anew, as in a job of submitit's."""
+    with contextlib.suppress(pickle.PicklingError):
+        kept[key] = pickle.dumps(value)
 
 
 _PACKAGES = ("pkg://fmstune.conf", "pkg://hydra.conf")
@@ -158,7 +165,7 @@ class RecordingLoader(ConfigLoaderImpl):
             return config
         config = super()._compose_config_from_defaults_list(defaults, repo)
         if all(key in _read for key in repo.loaded):
-            _merged[chosen] = pickle.dumps((config, self._files))
+            _keep(_merged, chosen, (config, self._files))
         return config
 
     def options(self, group: str, config_name: str, overrides: list[str]) -> list[str]:
