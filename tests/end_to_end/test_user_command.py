@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from fmstune import files
-from tests.fixtures.hub import Hub, served
+from tests.conftest import Result
+from tests.fixtures.hub import Hub, served, use_in_this_process
 
 SCRIPT = Path(sys.executable).with_name("fmstune")
 
@@ -69,12 +70,15 @@ def test_the_users_command_word_for_word_makes_a_tuned_adapter(small_hub: Hub, t
 
 
 @pytest.mark.slow
-def test_the_complaints_of_raft_are_read_from_the_revision_without_a_script(small_hub: Hub, tmp_path: Path) -> None:
-    done = command(small_hub.endpoint, tmp_path / "hf", "show-data", "data=twitter_complaints", "--rows=2")
+def test_the_complaints_of_raft_are_read_from_the_revision_without_a_script(
+    small_hub: Hub, tmp_path: Path, fmstune: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_in_this_process(small_hub, tmp_path / "hf", monkeypatch, "")
+    done = fmstune("show-data", "data=twitter_complaints", "--rows=2")
 
-    assert done.returncode == 0, done.stderr
-    assert re.findall(r"Label:.*?⟦[· ]*(.*?complaint)", done.stdout) == ["complaint", "no complaint"]
-    assert "rows    4 = 4 trained + 0 dropped" in done.stdout
+    assert done.code == 0, done.err
+    assert re.findall(r"Label:.*?⟦[· ]*(.*?complaint)", done.out) == ["complaint", "no complaint"]
+    assert "rows    4 = 4 trained + 0 dropped" in done.out
     assert not any("raft.py" in asked or "test" in asked for asked in small_hub.asked)
 
 

@@ -18,6 +18,7 @@ from fmstune.config.requests import Generation
 from fmstune.files import resolve
 from tests import ROOT, small
 from tests.conftest import Result
+from tests.fixtures import forked
 from tests.runs.test_model_card import python_of
 
 Fmstune = Callable[..., Result]
@@ -215,15 +216,14 @@ def test_draws_follow_the_seed(fmstune: Fmstune) -> None:
 
 @pytest.mark.slow
 def test_the_early_tools_script_takes_its_flags(tmp_path: Path) -> None:
-    script = [sys.executable, str(ROOT / "scripts" / "run_inference.py")]
+    script = [sys.executable, "-P", str(ROOT / "scripts" / "run_inference.py")]
     flags = ["--model", "package:tiny_llama", "--text_file", texts_file(tmp_path), "--max_new_tokens", "5"]
-    done = subprocess.run([*script, *flags, "--out_file", "r.json"], capture_output=True, text=True, timeout=300)
+    done = forked.run([*script, *flags, "--out_file", "r.json"])
     assert done.returncode == 0, done.stderr
     assert [one["input"] for one in results("r.json")] == TEXTS
-    listed = subprocess.run([*script, "--help"], capture_output=True, text=True, timeout=60).stdout
+    listed = forked.run([*script, "--help"]).stdout
     assert "--base_model_name_or_path" in listed
-    wrong = [*script, *flags, "--use_flash_attn", "--nosuch"]
-    refused = subprocess.run(wrong, capture_output=True, text=True, timeout=60).stderr
+    refused = forked.run([*script, *flags, "--use_flash_attn", "--nosuch"]).stderr
     assert "generate has no flag --nosuch" in refused and "flash" not in refused
 
 

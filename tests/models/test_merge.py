@@ -1,9 +1,7 @@
 """`fmstune merge`: the merged model says what the adapters said on their base, in plain transformers too."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fmstune.models import merge
 from tests import ROOT, small
 from tests.conftest import Result
+from tests.fixtures import forked
 
 Fmstune = Callable[..., Result]
 TINY = ROOT / "src" / "fmstune" / "assets" / "tiny_llama"
@@ -265,14 +264,17 @@ def test_merging_takes_the_memory_of_the_model_and_a_shard(tmp_path: Path) -> No
     size = (base / "model.safetensors").stat().st_size
     assert size > 160e6
     lora(tmp_path / "one", base, seed=1, r=2, targets="all-linear")
-    code = f"""
-import re, threading, time
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import ctypes, re, threading, time
 from fmstune.models import merge
 from fmstune.config.requests import Merge
 
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 
+# glibc keeps what was freed below the size that it maps, as these small matrices are: M_MMAP_THRESHOLD
+ctypes.CDLL(None).mallopt(-3, 100_000)
 peak, before, done = 0, anonymous(), threading.Event()
 def look():
     global peak
@@ -284,11 +286,9 @@ merge.run_merge(Merge(model=({str(tmp_path / "one")!r},), out={str(tmp_path / "m
 done.set()
 thread.join()
 print(peak - before)
-"""
-    # otherwise glibc keeps what was freed, where it is below 32 MiB, as these small matrices are
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "100000"}
-    argv = [sys.executable, "-c", code]
-    ended = subprocess.run(argv, env=env, capture_output=True, text=True, check=True, timeout=300)
+""")
+    ended = forked.run([sys.executable, "-P", program])
+    assert ended.returncode == 0, ended.stderr
     taken = int(ended.stdout.split()[-1])
     # the base itself is mapped from its file; what is merged is not
     assert 0.9 * size < taken < size + 20e6 + 30e6

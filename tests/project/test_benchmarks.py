@@ -18,6 +18,7 @@ import stopped_sweeps
 from fmstune.runs.looks import Curve, Look
 from results import Figure, Section
 from tests import ROOT
+from tests.fixtures import forked
 
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -137,9 +138,14 @@ def test_figures_of_other_versions_are_not_put_beside_new_ones() -> None:
 
 
 def quick(script: str, *flags: str) -> dict[str, list[str]]:
-    """Try a script out; what it measured, by the headings of its tables."""
-    words = [sys.executable, str(BENCHMARKS / script), "--quick", *flags]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=500)
+    """Try a script out; what it measured, by the headings of its tables.
+
+    It forks what it measures, and is forked itself: it need not import the libraries that train either.
+    """
+    program = Path("program.py")
+    found = f"import runpy, sys\nsys.path.insert(0, {str(BENCHMARKS)!r})\n"
+    program.write_text(f"{found}runpy.run_path({str(BENCHMARKS / script)!r}, run_name='__main__')\n")
+    done = forked.run([sys.executable, "-P", program, "--quick", *flags], timeout=500)
     assert done.returncode == 0, done.stderr
     sections = re.split(r"^## ", done.stdout, flags=re.MULTILINE)[1:]
     return {

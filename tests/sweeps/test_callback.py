@@ -40,6 +40,7 @@ def test_the_folder_of_a_sweep_that_others_run_records_the_process_that_waits() 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runners")
 def test_a_point_is_a_process_of_submitits_and_its_code_comes_back() -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     Path("rows.jsonl").write_text('{"output": "no template here"}\n' * 4)
@@ -67,6 +68,7 @@ def test_a_wrong_point_is_named_before_any_is_submitted() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runners")
 def test_a_search_runs_its_points_side_by_side_and_shares_the_cores_out() -> None:
     pytest.importorskip("optuna")
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
