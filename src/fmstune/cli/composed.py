@@ -77,8 +77,7 @@ def tell_job(line: CommandLine) -> int:
 
 def raise_if_changed(job: Job) -> None:
     """Raise UserError where the program that started the command has composed another job from the same words."""
-    known, now = caller.known_job(), freeze.dump(job)
-    if known is None or known == now:
+    if (known := caller.known_job()) is None or known == (now := freeze.dump(job)):
         return
     then, today = yaml.safe_load(known), yaml.safe_load(now)
     hint = "a file of the groups or the environment has changed; compose it again"

@@ -10,6 +10,7 @@ import typing
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from enum import Enum
+from functools import cache
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 from fmstune.config.upstream_fields import field_of
@@ -147,7 +148,8 @@ def words_of(request: Any) -> list[str]:
     return found
 
 
-def field_docs(request: type) -> dict[str, str]:
+@cache
+def field_docs(request: type) -> Mapping[str, str]:
     """The line under each field, those of base classes included."""
     docs: dict[str, str] = {}
     for base in reversed(request.__mro__[:-1]):
