@@ -48,7 +48,13 @@ def content(folder: Path) -> list[str]:
     return [name for name in found if not name.startswith("cache") or ".unfinished" in name]
 
 
-BEFORE = ("fmstune: note: ", "fmstune: run folder ", "data tokenised: ", "the tokenizer had no pad token")
+BEFORE = (
+    "fmstune: note: ",
+    "fmstune: run folder ",
+    "data tokenised: ",
+    "data streamed; ",
+    "the tokenizer had no pad token",
+)
 """Lines of a command that was found to be wrong only when it had begun: notes, and its log."""
 
 
