@@ -31,7 +31,10 @@ from tests.conftest import Result
 from tests.end_to_end.test_resume import QUICK, interrupted_after
 
 Run = Callable[..., Result]
-EVALUATED = ("training.eval_strategy=steps", "training.eval_steps=2", "peft.r=4")
+EVALUATED = (
+    *("training.eval_strategy=steps", "training.eval_steps=2", "training.per_device_eval_batch_size=32"),
+    "peft.r=4",
+)
 
 Points = dict[str, list[tuple[int, float]]]
 """Steps and values of each metric."""
@@ -70,6 +73,17 @@ def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRACKIO_DIR", str(tmp_path_factory.mktemp("trackio")))
         yield Path(os.environ["TRACKIO_DIR"])
+
+
+@pytest.fixture(scope="module")
+def empty_stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with Aim's repository and MLflow's database: making each takes more than a second."""
+    from aim import Repo
+
+    place = tmp_path_factory.mktemp("stores")
+    mlflow_client(f"sqlite:///{place}/mlflow.db").search_experiments()
+    Repo.from_path(str(place), init=True)
+    return place
 
 
 def in_the_file() -> Points:
@@ -196,7 +210,8 @@ def test_every_tracker_holds_what_the_metrics_file_holds(fmstune: Run, trackio_f
 
 
 @pytest.mark.slow
-def test_a_resumed_run_goes_on_with_the_same_runs(fmstune: Run) -> None:
+def test_a_resumed_run_goes_on_with_the_same_runs(fmstune: Run, empty_stores: Path) -> None:
+    shutil.copytree(empty_stores, Path(), dirs_exist_ok=True)
     first = fmstune(*QUICK, *EVALUATED, *all_of_them(), "output_dir=run")
     assert first.code == 0, first.err
     interrupted_after(2)
@@ -219,7 +234,8 @@ def test_a_resumed_run_goes_on_with_the_same_runs(fmstune: Run) -> None:
 
 
 @pytest.mark.slow
-def test_a_tracker_that_cannot_begin_is_left_out_and_the_others_go_on(fmstune: Run) -> None:
+def test_a_tracker_that_cannot_begin_is_left_out_and_the_others_go_on(fmstune: Run, empty_stores: Path) -> None:
+    shutil.copytree(empty_stores / ".aim", ".aim")
     Path("mlflow.db").write_text("no database\n" * 100)
     run = fmstune(*QUICK, *EVALUATED, *all_of_them(), "output_dir=run")
     assert run.code == 0, run.err
@@ -316,18 +332,10 @@ def test_a_process_that_does_not_write_tracks_nothing(recorded: Job) -> None:
     assert sorted(path.name for path in Path("run").iterdir()) == ["lock.json", "summary.json"]
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Making one takes MLflow seconds."""
-    place = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    mlflow_client(f"sqlite:///{place}").search_experiments()
-    return place
-
-
 @pytest.fixture
-def job(tmp_path: Path, empty_database: Path) -> Job:
+def job(tmp_path: Path, empty_stores: Path) -> Job:
     """A job that tracks its run in MLflow, and the folder of that run."""
-    shutil.copy(empty_database, tmp_path)
+    shutil.copy(empty_stores / "mlflow.db", tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock.json").write_text('{"seed": 42}')
     (tmp_path / "run" / "summary.json").write_text('{"status": "running", "steps": 2}')
@@ -470,9 +478,14 @@ def holds_the_index(repo: Path) -> Iterator["subprocess.Popen[str]"]:
 @pytest.mark.slow
 @pytest.mark.parametrize("until_it_ends", [False, True])
 def test_an_index_that_another_process_holds_is_waited_for_and_no_error(
-    job: Job, until_it_ends: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    job: Job,
+    empty_stores: Path,
+    until_it_ends: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """As a point that ends at the same moment does, or `aim up`."""
+    shutil.copytree(empty_stores / ".aim", "shared/.aim")
     monkeypatch.setattr(aim.AimTracker, "LONGEST_WAIT_FOR_INDEX", 1.0 if until_it_ends else 60.0)
     tracker = shared_aim(job)
     run = tracker.start(None)
