@@ -64,6 +64,11 @@ PIP_LINES = (
 SHELL_LINES = ('eval "$(fmstune --shell-completion install=bash)"',)
 SMALL = ("data.max_rows=8", "evaluation.max_rows=2", "evaluation.max_new_tokens=4")
 """Appended to a command that trains, with `training.max_steps`."""
+PROBED = (
+    *("training.max_steps=40", "training.per_device_train_batch_size=2", "training.gradient_accumulation_steps=1"),
+    "data.max_rows=80",
+)
+"""Besides, for one with probes, which refuse a shorter run: one epoch, as each is saved."""
 ON_THE_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """A model that the documents name by its hub id; the tests have no hub, and use a folder in its place."""
 
@@ -154,10 +159,9 @@ def small(line: str) -> list[str]:
         return ["check", *words]
     # a checkpoint of a short run is after its first step
     words = [re.sub(r"checkpoint-\d+", "checkpoint-1", word) for word in words]
-    # probes refuse a shorter run
-    steps = 2 if "training.resume" in line else 40 if "learning_rate=auto" in line else 1
-    batch = ["training.per_device_train_batch_size=2", "training.gradient_accumulation_steps=1"] if steps == 40 else []
-    return [*words, f"training.max_steps={steps}", *batch, *SMALL]
+    if "learning_rate=auto" in line:
+        return [*words, *SMALL, *PROBED]
+    return [*words, f"training.max_steps={2 if 'training.resume' in line else 1}", *SMALL]
 
 
 def is_sweep(line: str) -> bool:

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,17 +90,19 @@ def test_interrupting_the_kernel_ends_the_run_in_order_and_keeps_its_checkpoint(
     from jupyter_client.manager import start_new_kernel
 
     manager, client = start_new_kernel(cwd=str(tmp_path), startup_timeout=300)
-    interrupted = False
 
     def look(message: dict[str, Any]) -> None:
-        nonlocal interrupted
-        if not interrupted and [*(tmp_path / "run").glob("checkpoint-*")]:
-            interrupted = True
-            manager.interrupt_kernel()
         said.append(message["content"].get("text", ""))
+
+    def interrupt() -> None:
+        # not as the run says a line: the next is five seconds away
+        while not [*(tmp_path / "run").glob("checkpoint-*/complete.json")]:
+            time.sleep(0.05)
+        manager.interrupt_kernel()
 
     said: list[str] = []
     try:
+        threading.Thread(target=interrupt, daemon=True).start()
         reply = client.execute_interactive(TRAINS, timeout=500, output_hook=look)
         assert reply["content"]["ename"] == "KeyboardInterrupt"
         said.clear()

@@ -119,14 +119,13 @@ def needed(texts: Sequence[str]) -> Iterator[metadata.Distribution]:
 
 
 def link(distributions: Iterable[metadata.Distribution], place: Path) -> None:
-    """Lay links to all files of these, as pip would have laid the files."""
+    """Lay links to all files of these, as pip would have laid the files: one to a package, which is of one alone."""
     for distribution in distributions:
-        for file in distribution.files or ():
-            if ".." in file.parts:
-                continue  # a script
-            target = place / file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.symlink_to(Path(str(distribution.locate_file(file))))
+        names = [str(file) for file in distribution.files or () if ".." not in file.parts]  # no scripts
+        packages = {top for name in names if (top := name.partition("/")[0]) + "/__init__.py" == name}
+        for name in (*packages, *(name for name in names if name.partition("/")[0] not in packages)):
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).symlink_to(Path(str(distribution.locate_file(name))))
 
 
 @pytest.mark.slow
