@@ -193,6 +193,14 @@ TOGETHER = [
         "training.dataloader_drop_last=true leaves no batch of 3 rows: training.per_device_train_batch_size=4; lower …",
     ),
     case(
+        "debug=nan training.torch_compile=true",
+        "training.torch_compile=true leaves out the hooks by which debug=nan looks at modules; add …=false",
+    ),
+    case(
+        "debug=profile training.max_steps=4",
+        "training.max_steps=4 ends before debug=profile has seen its steps; set training.max_steps=5 or more",
+    ),
+    case(
         "debug=overfit data.max_rows=96",
         "data.max_rows: debug=overfit trains on one batch, and 96 rows are 24; set data.max_rows=4",
     ),

@@ -109,14 +109,20 @@ def test_all_that_is_wrong_with_a_quarantine_is_said() -> None:
     )
 
 
+def test_rows_after_those_that_are_read_may_be_quarantined() -> None:
+    write(GOOD)
+    prepared = prepare(max_rows=2, quarantine=quarantine({"row": 1}, {"row": 3}, {"row": 400}))
+    assert (prepared.ledger.rows_read, prepared.ledger.rows_quarantined) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("changes", "row", "said"),
     [
         ({}, {"row": 4}, "data.quarantine names row 4 of data.train, which has 3 rows; correct its number"),
         (
-            {"max_rows": 2},
-            {"row": 3},
-            "data.quarantine names row 3 of data.train, which has 2 rows; correct its number",
+            {"max_rows": 9},
+            {"row": 4},
+            "data.quarantine names row 4 of data.train, which has 3 rows; correct its number",
         ),
         (
             {},

@@ -1,6 +1,7 @@
 """Rules on what ends a training early: stop rules that can never be true, and losers that could not be told."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from fmstune.config import compare_by, conditions
 from fmstune.config.job import Job, has_held_out, sources
@@ -8,9 +9,12 @@ from fmstune.config.metrics import Place, metrics_of, names_at
 from fmstune.errors import Problem, did_you_mean
 from fmstune.runs.losers import what_stops
 
+_NAN, _PROFILE = "fmstune.training.debugging.nan.FindNan", "fmstune.training.debugging.profiler.Profile"
+"""The `_target_` that `debug=nan` and `debug=profile` set."""
+
 
 def callback_problems(job: Job) -> Iterator[Problem]:
-    """Yield a problem for each stop rule that cannot be read, or can never be true."""
+    """Yield a problem for each stop rule that cannot be read or be true, and for debugging that would see nothing."""
     stopping = job.callbacks.early_stopping
     if stopping is not None and (problem := _unknown(job, stopping.metric)) is not None:
         yield Problem("callbacks.early_stopping.metric", f"={problem}")
@@ -19,6 +23,20 @@ def callback_problems(job: Job) -> Iterator[Problem]:
         yield Problem("callbacks.stop_when", "has no condition; write one, such as loss < 0.1, or set it to null")
     for text in rules:
         yield from (Problem("callbacks.stop_when", f"={text!r}: {wrong}") for wrong in _wrong_in_condition(job, text))
+    for settings in job.callbacks.others.values():
+        yield from _unseen_by(settings, job.training)
+
+
+def _unseen_by(debugging: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Problem]:
+    """Words of a command that win over those of `debug=nan` or `debug=profile`, and leave them nothing to look at."""
+    if debugging["_target_"] == _NAN and training.get("torch_compile"):
+        text = "=true leaves out the hooks by which debug=nan looks at modules; add training.torch_compile=false"
+        yield Problem("training.torch_compile", text)
+    if debugging["_target_"] == _PROFILE:
+        needed, steps = debugging.get("skip_first", 0) + debugging.get("active", 0), training.get("max_steps", -1)
+        if 0 <= steps < needed:
+            text = f"={steps} ends before debug=profile has seen its steps; set training.max_steps={needed} or more"
+            yield Problem("training.max_steps", text)
 
 
 def _wrong_in_condition(job: Job, text: str) -> Iterator[str]:

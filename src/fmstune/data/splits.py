@@ -65,17 +65,19 @@ class Recipe(NamedTuple):
         """The first rows of a streamed source, which are looked at before the run; of another source, all rows."""
         if not self.streamed:
             return self
-        limit = min(SAMPLE, self.source.max_rows or SAMPLE)
-        known = frozenset(number for number in self.quarantined if number <= limit)
-        return self._replace(source=replace(self.source, max_rows=limit), quarantined=known)
+        return self._replace(source=replace(self.source, max_rows=min(SAMPLE, self.source.max_rows or SAMPLE)))
 
     def rows(self) -> Iterator[Placed]:
-        """Read the source from its first row on; raises UserError at the end for a quarantined row that it lacks."""
+        """Read the source from its first row on; raises UserError at the end for a quarantined row that it lacks.
+
+        Of rows after `max_rows` nothing is known, and they are left out in any case.
+        """
         number = 0
         rows = read_rows(self.source.path, self.field, self.source.max_rows, stream=self.streamed)
         for number, row in enumerate(rows, start=1):
             yield Placed(number, row)
-        if beyond := sorted(one for one in self.quarantined if one > number):
+        beyond = sorted(one for one in self.quarantined if one > number)
+        if beyond and number != self.source.max_rows:
             text = f"names row {beyond[0]:,} of {self.field}, which has {count_of(number, 'row')}; correct its number"
             raise UserError("data.quarantine", text + (f" ({len(beyond):,} such rows)" if beyond[1:] else ""))
 
