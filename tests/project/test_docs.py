@@ -62,7 +62,11 @@ PIP_LINES = (
     ),
 )
 SHELL_LINES = ('eval "$(fmstune --shell-completion install=bash)"',)
-SMALL = ("data.max_rows=8", "evaluation.max_rows=2", "evaluation.max_new_tokens=4")
+SMALL = (
+    *("data.max_rows=8", "evaluation.max_rows=2", "evaluation.max_new_tokens=4"),
+    # each evaluation goes through all 120 rows
+    "training.per_device_eval_batch_size=60",
+)
 """Appended to a command that trains, with `training.max_steps`."""
 PROBED = (
     *("training.max_steps=40", "training.per_device_train_batch_size=2", "training.gradient_accumulation_steps=1"),

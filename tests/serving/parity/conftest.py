@@ -18,9 +18,9 @@ def run(
 
     def train(place: Path) -> None:
         monkeypatch.chdir(place)
-        words = ("training.max_steps=40", "evaluation=none", "training.save_strategy=no", "output_dir=run")
+        words = ("training.max_steps=40", "training.per_device_train_batch_size=4", "training.save_strategy=no")
         with pytest.MonkeyPatch.context() as patch:
-            done = in_this_process(capfd, patch, [])("peft=lora", *words)
+            done = in_this_process(capfd, patch, [])("peft=lora", *words, "evaluation=none", "output_dir=run")
         assert done.code == 0, done.err
         monkeypatch.chdir(tmp_path)
 
