@@ -1,6 +1,7 @@
 """How a rank ends."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from fmstune import runner
 from fmstune.config import freeze
 from fmstune.data.preparation import mark_prepared
-from fmstune.exit_codes import INTERNAL_ERROR
+from fmstune.exit_codes import INTERNAL_ERROR, INTERRUPTED, INTERRUPTING
+from fmstune.launch import early, preemption
 from tests.config.test_freeze import tree
 
 ENDS = """
@@ -36,6 +38,18 @@ def test_a_signal_while_a_rank_tells_how_it_failed_does_not_change_what_it_tells
     assert done.returncode == 1, done.stderr
     assert done.stderr.splitlines()[-1] == "Lost: lost the other rank"
     assert "KeyboardInterrupt" not in done.stderr
+
+
+def test_a_runner_that_begins_before_its_job_is_known_lets_signals_through_and_ends_without_a_word() -> None:
+    reads, writes = os.pipe()
+    argv = [sys.executable, "-m", "fmstune.runner", early.FLAG, str(reads)]
+    with preemption.kept_back(INTERRUPTING):
+        process = subprocess.Popen(argv, pass_fds=(reads,), stderr=subprocess.PIPE, text=True)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == (None, "")
+    assert process.returncode == INTERRUPTED
+    os.close(reads)
+    os.close(writes)
 
 
 def test_rows_that_are_prepared_already_are_prepared_without_a_library(monkeypatch: pytest.MonkeyPatch) -> None:

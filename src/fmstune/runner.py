@@ -4,6 +4,7 @@ import argparse
 import errno
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -19,8 +20,8 @@ from fmstune.config.flags import add_flags
 from fmstune.config.requests import Verb, read_request
 from fmstune.data.preparation import was_prepared
 from fmstune.errors import Preempted, UserError, os_problem, raise_if_any, render
-from fmstune.exit_codes import INTERNAL_ERROR, INTERRUPTED, USER_ERROR, closed_pipe
-from fmstune.launch import agent, caller, parent, preemption
+from fmstune.exit_codes import INTERNAL_ERROR, INTERRUPTED, INTERRUPTING, USER_ERROR, closed_pipe
+from fmstune.launch import agent, caller, early, parent, preemption
 from fmstune.runs import log, processes, run_folder
 from fmstune.tables import show_plain_characters
 from fmstune.upstream import quick_imports
@@ -33,11 +34,31 @@ def main(words: Sequence[str] | None = None) -> int:
     """Do the verb; 0, 2 for what the user can mend, 130 interrupted, 75 stopped by a notice, or 1 with a traceback."""
     show_plain_characters()
     caller.listen()
-    options = _options(words)
+    given = sys.argv[1:] if words is None else words
+    options = _options(_words_of_composed(int(given[1])) if given[:1] == [early.FLAG] else given)
     if options.verb is not Verb.train:
         parent.take_nothing_apart()
     with ExitStack() as until_the_end:
         return _do_verb(options, until_the_end)
+
+
+def _words_of_composed(pipe: int) -> list[str]:
+    """The words of a runner that is started while its job is composed: it imports what it needs, and then waits.
+
+    It ends without a word when it is interrupted, or the parent gives up.
+    """
+    for number in INTERRUPTING:
+        signal.signal(number, lambda *_: os._exit(INTERRUPTED))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTING)  # the parent starts with them kept back
+    parent.watch(lambda: None)
+    parent.take_nothing_apart()
+    with quick_imports():
+        from fmstune.training import pipeline, reproduce  # noqa: F401
+    with open(pipe, encoding="utf-8") as line:
+        if not (said := line.read()):
+            os._exit(INTERNAL_ERROR)
+    words: list[str] = json.loads(said)
+    return words
 
 
 def _do_verb(options: argparse.Namespace, until_the_end: ExitStack) -> int:

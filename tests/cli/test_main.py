@@ -1,5 +1,6 @@
 """The console script as a user has it: processes, signals, exit codes, sweeps."""
 
+import contextlib
 import json
 import os
 import re
@@ -304,12 +305,71 @@ def test_a_runner_that_is_killed_is_recorded_by_its_parent() -> None:
 
 def test_the_parent_starts_fast_because_it_imports_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom fmstune.cli import main as cli\n"
-        "try:\n    cli.run_command(['--cfg', 'job'])\nfinally:\n"
+        "import sys\nfrom fmstune.__main__ import main\nsys.argv[1:] = ['--cfg', 'job']\n"
+        "try:\n    main()\nfinally:\n"
         "    print([m for m in ('torch', 'transformers', 'trl', 'peft', 'datasets', 'pyarrow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def processes_of(session: int) -> list[str]:
+    """The command lines of the processes of a session."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            # behind the name in brackets: state, parent, group, session
+            if (folder / "stat").read_text().rpartition(")")[2].split()[3] == str(session):
+                found.append((folder / "cmdline").read_text())
+    return found
+
+
+def check_in_session(*words: str) -> "subprocess.Popen[str]":
+    """`fmstune check`, started anew, whose runner has begun and still imports."""
+    argv = [SCRIPT, "check", *words]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(lambda: any("--early" in one for one in processes_of(process.pid)), "the runner's start")
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
+def test_a_check_that_cannot_be_composed_ends_the_runner_that_has_begun() -> None:
+    process = check_in_session("seed=x")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert err == "fmstune: error: seed must be a whole number, got 'x'\n"
+    assert processes_of(process.pid) == []
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
+@pytest.mark.parametrize("send", [os.killpg, os.kill], ids=["from the terminal", "to the parent"])
+def test_ctrl_c_while_a_check_is_composed_ends_it_and_the_runner_that_has_begun(
+    send: Callable[[int, int], None],
+) -> None:
+    process = check_in_session()
+    send(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "")
+    assert processes_of(process.pid) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
+def test_the_runner_of_a_check_does_not_outlive_a_parent_that_is_killed() -> None:
+    process = check_in_session()
+    process.kill()
+    assert process.communicate(timeout=60) == ("", "")
+    wait_for(lambda: processes_of(process.pid) == [], "the runner's end")
+
+
+@pytest.mark.slow
+def test_a_check_is_what_it_is_without_a_runner_that_begins_early(fmstune: Run, forked_runners: None) -> None:
+    done = command("check", "peft=lora", "data.max_rows=8")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == fmstune("check", "peft=lora", "data.max_rows=8").out
 
 
 @pytest.mark.slow

@@ -113,9 +113,10 @@ def test_a_setting_of_malloc_that_is_there_stays() -> None:
     assert subprocesses.environment(job().launcher, own)["GLIBC_TUNABLES"] == "glibc.malloc.check=1"
 
 
-def test_on_a_gpu_malloc_keeps_its_own_settings() -> None:
+def test_malloc_keeps_its_own_settings_on_a_gpu_and_where_nothing_is_computed() -> None:
     on_a_gpu = dataclasses.replace(job().launcher, device=Device.cuda)
     assert "GLIBC_TUNABLES" not in subprocesses.environment(on_a_gpu, {})
+    assert "GLIBC_TUNABLES" not in subprocesses.environment(job().launcher, {}, computes=False)
 
 
 def of_two(**changes: Any) -> Job:

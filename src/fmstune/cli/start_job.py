@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from fmstune.data.preparation import was_prepared
 from fmstune.errors import UserError, raise_if_any
 from fmstune.exit_codes import INTERNAL_ERROR, exit_code_of
 from fmstune.files import write_aside, write_json
-from fmstune.launch import caller, preemption, slurm, subprocesses
+from fmstune.launch import caller, early, preemption, slurm, subprocesses
 from fmstune.runs import learning_rate, log, run_folder
 from fmstune.runs.report import terminal_summary
 from fmstune.sweeps import warm
@@ -121,11 +122,9 @@ def call_runner(asked: Job | RunnerRequest, verb: Verb, flags: Sequence[str] = (
             # a merge, a report and a comparison are made on the CPU
             launcher = Launcher(device=getattr(asked, "device", Device.cpu))
         argv = subprocesses.command(file, f"--verb={verb}", *flags)
-        return exit_code_of(
-            subprocesses.start(
-                argv, subprocesses.environment(launcher, os.environ), **({"talks": True} if talks else {})
-            )
-        )
+        env = subprocesses.environment(launcher, os.environ, computes=not isinstance(asked, Job))
+        start = partial(subprocesses.start, talks=True) if talks else early.start_composed
+        return exit_code_of(start(argv, env))
 
 
 def _train(job: Job, flags: Sequence[str], history: History, start: Start | None) -> int:
