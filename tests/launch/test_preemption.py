@@ -19,7 +19,7 @@ from tests.conftest import Result
 from tests.fixtures import forked
 
 JOB = (
-    "training.max_steps=24",
+    "training.max_steps=12",
     "training.save_strategy=no",
     "training.per_device_train_batch_size=4",
     "training.gradient_accumulation_steps=2",
@@ -130,7 +130,7 @@ def test_a_run_that_gets_sigusr1_saves_and_stops_and_the_same_command_ends_it(fm
     assert "Traceback" not in err
     (checkpoint,) = Path("run").glob("checkpoint-*")
     step = int(checkpoint.name.rpartition("-")[2])
-    assert 0 < step < 24
+    assert 0 < step < 12
     summary = json.loads(Path("run/summary.json").read_text())
     said = f"preempted; a checkpoint was saved at step {step}, and the same command resumes the run"
     assert (summary["status"], summary["error"]) == ("interrupted", {"kind": "preempted", "message": said})
@@ -139,7 +139,7 @@ def test_a_run_that_gets_sigusr1_saves_and_stops_and_the_same_command_ends_it(fm
 
     again = fmstune(*JOB, "output_dir=run")
     assert again.code == 0, again.err
-    assert (again.summary["steps"], again.summary["steps_here"]) == (24, 24 - step)
+    assert (again.summary["steps"], again.summary["steps_here"]) == (12, 12 - step)
     undisturbed = fmstune(*JOB, "output_dir=other")
     assert undisturbed.code == 0
     weights = [Path(folder, "model", "model.safetensors").read_bytes() for folder in ("run", "other")]
@@ -159,4 +159,4 @@ def test_a_notice_to_a_sweep_ends_all_of_it_and_it_can_be_gone_on_with(fmstune: 
     again = fmstune("-m", "--resume", "sweep")
     assert again.code == 0, again.err
     steps = [json.loads((path / "summary.json").read_text())["steps_here"] for path in (first, Path("sweep/1-seed=2"))]
-    assert 0 < steps[0] < steps[1] == 24
+    assert 0 < steps[0] < steps[1] == 12

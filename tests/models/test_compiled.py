@@ -48,10 +48,10 @@ def test_all_blocks_are_compiled_once_and_compute_what_they_did_under_the_names_
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_a_compiled_run_is_resumed_to_the_same_weights(fmstune: Callable[..., Any], tmp_path: Path) -> None:
-    steps = ["peft=lora", "training.max_steps=4", "training.save_strategy=steps", "training.save_steps=2"]
-    words = [*steps, "evaluation=none", "training.torch_compile_backend=aot_eager", "training.logging_steps=4"]
+    steps = ["peft=lora", "training.max_steps=2", "training.save_strategy=steps", "training.save_steps=1"]
+    words = [*steps, "evaluation=none", "training.torch_compile_backend=aot_eager", "training.logging_steps=2"]
     words.append("training.gradient_accumulation_steps=1")
-    for name, more in {"whole": [], "resumed": [f"training.resume={tmp_path}/whole/checkpoint-2"]}.items():
+    for name, more in {"whole": [], "resumed": [f"training.resume={tmp_path}/whole/checkpoint-1"]}.items():
         result = fmstune("train", *words, *more, f"output_dir={tmp_path / name}")
         assert result.code == 0, result.err
     whole, resumed = (

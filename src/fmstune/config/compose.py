@@ -74,15 +74,22 @@ def _with_usual_rate(config: DictConfig, parts: Sequence[Part]) -> DictConfig:
 
 def plain_tree(config: DictConfig) -> dict[str, Any]:
     """A composed configuration as plain data, references resolved, missing values left as `???`."""
-    if missing := OmegaConf.missing_keys(config):
+    if _lacks_value(OmegaConf.to_container(config, resolve=False)):
         # text in their place, so that what refers to them is resolved too
         config = copy.deepcopy(config)
-        for key in missing:
+        for key in OmegaConf.missing_keys(config):
             OmegaConf.update(config, str(key), _MISSING)
     tree: Any = OmegaConf.to_container(config, resolve=True)
     if isinstance(peft := tree.get("peft"), dict):
         peft.pop(USUAL_RATE, None)
     return {str(key): _with_missing(value) for key, value in tree.items()}
+
+
+def _lacks_value(tree: Any) -> bool:
+    """Whether any value must still be given; OmegaConf takes ten times as long to name those."""
+    if isinstance(tree, dict):
+        return any(map(_lacks_value, tree.values()))
+    return any(map(_lacks_value, tree)) if isinstance(tree, list) else tree == "???"
 
 
 def _with_missing(tree: Any) -> Any:

@@ -55,11 +55,15 @@ class Part(NamedTuple):
     tree: Any  # the values that it sets, references not resolved
 
 
+_NOTHING = OmegaConf.create()
+"""What no reference leads to; Hydra only reads it."""
+
+
 def _map_for_interpolations(overrides: Any, defaults_list: list[Any], self_added: bool) -> DictConfig:
     """What `${…}` in a defaults list may refer to; Hydra makes it for every file, which is a sixth of composing."""
     if any(one.is_interpolation() for one in defaults_list):
         return _create_interpolation_map(overrides, defaults_list, self_added)
-    return OmegaConf.create()
+    return _NOTHING
 
 
 defaults_list._create_interpolation_map = _map_for_interpolations

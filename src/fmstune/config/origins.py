@@ -115,7 +115,8 @@ def _source(key: Key, origins: Origins) -> str:
     if known is None:
         return DEFAULT
     place, written = origins[known]
-    if written is None or not re.search(r"(?<!\\)\$\{", text := _text(written)):
+    # most hold none, and to write all of them as YAML takes longer than the rest
+    if "${" not in str(written) or not re.search(r"(?<!\\)\$\{", text := _text(written)):
         return place
     # a reference may be to a whole group
     keys = [[k for k in origins if k[: len(key)] == key] or [key] for key in _references(text, known)]
