@@ -1,6 +1,7 @@
 """`lock.json`: the facts that a rerun needs to get the same result."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -92,6 +93,12 @@ class Lock:
     """sha256 of each file of the model, its tokenizer and its former adapter, by field; null until then."""
 
 
+@functools.cache
+def _installed_version(name: str) -> str:
+    """Of a distribution; to read one takes a millisecond, and a process of a sweep records them for each point."""
+    return version(name)
+
+
 def collect_lock(job: Job, *, device: str, model_config: str, command: str | None, data: Mapping[str, Any]) -> Lock:
     """The facts of this process; `data` has the fields `data_hashes`, `data_rows` and `tokens`."""
     commit, changes = _git_state()
@@ -100,7 +107,7 @@ def collect_lock(job: Job, *, device: str, model_config: str, command: str | Non
         fmstune=__version__,
         python=platform.python_version(),
         platform=platform.platform(),
-        packages={name: version(name) for name in (*PACKAGES, *extras(job))},
+        packages={name: _installed_version(name) for name in (*PACKAGES, *extras(job))},
         git_commit=commit,
         git_changes=changes,
         command=None if command is None else without_secrets(command),
