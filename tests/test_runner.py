@@ -52,6 +52,12 @@ def test_a_runner_that_begins_before_its_job_is_known_lets_signals_through_and_e
     os.close(writes)
 
 
+def test_a_runner_never_composes_and_imports_no_hydra() -> None:
+    source = "import sys; from fmstune import runner; print('hydra' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_rows_that_are_prepared_already_are_prepared_without_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a job that Slurm has put back into its queue."""
     job = freeze.freeze(tree(launcher={"strategy": "fsdp", "num_processes": 2})).job

@@ -10,14 +10,15 @@ from tests import ROOT
 SOURCES = ROOT / "src" / "fmstune"
 
 HOMES = {
-    "config/hydra_internals.py": ("hydra", "omegaconf"),
+    "config/hydra_internals.py": ("hydra",),
+    "config/freeze.py": ("omegaconf",),
     "models/trl_internals.py": ("trl",),
     "training/fsdp_on_cpu.py": ("accelerate",),
     "models/hub_internals.py": ("huggingface_hub",),
     "models/torch_internals.py": ("torch",),
     "training/transformers_internals.py": ("transformers",),
 }
-"""The module for each library; OmegaConf is Hydra's own."""
+"""The module for each library."""
 
 OF_PYTHON = frozenset({"_asdict", "_exit", "_fields", "_make", "_replace"})
 """Names with an underscore that Python documents: those of named tuples, and os._exit."""

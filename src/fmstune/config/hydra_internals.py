@@ -40,10 +40,9 @@ with explain_missing_names("hydra-core"):
     _create_interpolation_map = defaults_list._create_interpolation_map
 
 with explain_missing_names("omegaconf"):
-    from omegaconf._utils import get_yaml_loader
     from omegaconf.base import Metadata
 
-__all__ = ["Callbacks", "Hydra", "Part", "RecordingLoader", "get_yaml_loader"]
+__all__ = ["Callbacks", "Hydra", "Part", "RecordingLoader"]
 
 
 class Part(NamedTuple):

@@ -12,9 +12,8 @@ from hydra.core.override_parser.types import Override
 from fmstune.config.compose import compose_job, wrong_choices
 from fmstune.config.composing_errors import ERRORS
 from fmstune.config.first_aid.recipes import text_of_file
-from fmstune.config.freeze import freeze
+from fmstune.config.freeze import freeze, parse_yaml
 from fmstune.config.groups import GROUPS, OPTIONAL, SEARCH
-from fmstune.config.hydra_internals import get_yaml_loader
 from fmstune.config.overrides import parse_overrides, swept_keys, text_of
 from fmstune.config.requests import HydraFlags
 from fmstune.errors import Problem, UserError, collect_problems, raise_if_any
@@ -49,7 +48,7 @@ def with_search_files(overrides: Sequence[Override], flags: HydraFlags) -> tuple
 def _words_of(name: str, place: str, extra: Path | None) -> tuple[Override, ...]:
     """The lines of a file as words of the command line."""
     try:
-        tree: Any = yaml.load(text_of_file(SEARCH, name, extra), Loader=get_yaml_loader())
+        tree: Any = parse_yaml(text_of_file(SEARCH, name, extra))
     except yaml.YAMLError as err:
         raise UserError(place, f"holds broken YAML: {' '.join(str(err).split())}") from err
     if not isinstance(tree, dict) or not tree:
