@@ -288,6 +288,20 @@ def doctor_said(made_once: MadeOnce) -> str:
     return (made_once("doctor", ask) / "OUT").read_text()
 
 
+@pytest.fixture(scope="session")
+def empty_stores(made_once: MadeOnce) -> Path:
+    """A folder with Aim's repository and MLflow's database: making each takes more than a second."""
+
+    def make(place: Path) -> None:
+        from aim import Repo
+        from mlflow import MlflowClient
+
+        MlflowClient(f"sqlite:///{place}/mlflow.db").search_experiments()
+        Repo.from_path(str(place), init=True)
+
+    return made_once("empty_stores", make)
+
+
 RECORDED = (
     "model=causal_lm",
     "model.path=m",

@@ -197,6 +197,10 @@ def test_the_commands_of_a_document_run(
     if path.name == "serving.md":
         hub = until_the_end.enter_context(served(Hub({}, writers={"hf_me": "me"})))
         use_in_this_process(hub, folder / "hf", monkeypatch, "hf_me")
+    if path.name == "tracking.md":
+        stores = request.getfixturevalue("empty_stores")
+        shutil.copytree(stores, folder, dirs_exist_ok=True)
+        shutil.copytree(stores / ".aim", folder / "experiments" / ".aim")
     if path.name == "models.md":
         run_python(path)
     for line in commands(path):

@@ -75,17 +75,6 @@ def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield Path(os.environ["TRACKIO_DIR"])
 
 
-@pytest.fixture(scope="module")
-def empty_stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with Aim's repository and MLflow's database: making each takes more than a second."""
-    from aim import Repo
-
-    place = tmp_path_factory.mktemp("stores")
-    mlflow_client(f"sqlite:///{place}/mlflow.db").search_experiments()
-    Repo.from_path(str(place), init=True)
-    return place
-
-
 def in_the_file() -> Points:
     """What metrics.jsonl holds."""
     found: Points = {}
