@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 QUICK = (
     "++data.max_rows=32",
-    "++training.max_steps=4",
+    "++training.max_steps=3",
     "++training.logging_steps=1",
     "++training.save_strategy=no",
     "++training.learning_rate=1e-3",
@@ -41,7 +41,10 @@ QUICK = (
 )
 LORA = ("peft=lora", "++peft.lora_dropout=0")
 SAVES = ("++training.save_strategy=steps", "++training.save_steps=2")
-EVALUATES = ("++training.eval_strategy=steps", "++training.eval_steps=2", "++training.per_device_eval_batch_size=3")
+EVALUATES = (
+    *("++training.eval_strategy=steps", "++training.eval_steps=1", "++training.max_steps=2"),
+    "++training.per_device_eval_batch_size=10",
+)
 PACKED = ("++training.packing=true", "++data.max_length=64", "++training.max_steps=2")
 # what `model.dtype=auto` comes to on a GPU, for a full model and under an adapter
 HALF = {
@@ -231,7 +234,7 @@ def test_a_sharded_model_is_saved_for_plain_transformers(runs: Path, name: str) 
 @pytest.mark.parametrize("method", ["lora", "prompt"])
 def test_only_the_adapter_is_saved_of_a_sharded_model(runs: Path, method: str) -> None:
     found = summary(runs / f"fsdp-{method}")
-    for folder in (runs / f"fsdp-{method}" / "model", runs / f"fsdp-{method}" / "checkpoint-4"):
+    for folder in (runs / f"fsdp-{method}" / "model", runs / f"fsdp-{method}" / "checkpoint-3"):
         kept = load_file(folder / "adapter_model.safetensors")
         assert sum(w.numel() for w in kept.values()) == found["trainable_parameters"]
 
@@ -241,7 +244,7 @@ def test_the_main_process_alone_writes(runs: Path) -> None:
     assert names == {"job.yaml", "lock.json", "metrics.jsonl", "loss.png", "summary.json", "model"} | {
         "samples.json",
         "checkpoint-2",
-        "checkpoint-4",
+        "checkpoint-3",
         "CODE.0",
         "CODE.1",
         "log.txt",
