@@ -2,9 +2,7 @@
 
 import json
 import logging
-import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +19,7 @@ from fmstune.config.job import Data
 from fmstune.data import tokenized, tokens
 from fmstune.data.dataset import Prepared, prepare_data
 from fmstune.errors import UserError
-from tests import ROOT
+from tests.fixtures import forked
 from tests.tokenizers_for_tests import gpt2_style, llama_style
 
 TEMPLATE = "\n### Label:"
@@ -445,13 +443,8 @@ print(len(prepared.train), prepared.train[4999]["labels"][-1], prepared.ledger.r
 @pytest.mark.slow
 def test_two_processes_that_prepare_the_same_at_once_both_get_it() -> None:
     write([text(f"row {number}", " yes") for number in range(5000)])
-    code = WRITER.format(format=FORMAT)
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "src")])
-    environment = os.environ | {"PYTHONPATH": paths, "FMSTUNE_CACHE": str(cache.place())}
-    writers = [
-        subprocess.Popen([sys.executable, "-c", code, name], env=environment, stdout=subprocess.PIPE, text=True)
-        for name in ("first", "second")
-    ]
+    Path("writer.py").write_text(WRITER.format(format=FORMAT))
+    writers = [forked.Started([sys.executable, "-P", "writer.py", name]) for name in ("first", "second")]
     while not (Path("first").exists() and Path("second").exists()):
         assert all(writer.poll() is None for writer in writers)
         time.sleep(0.01)
