@@ -120,9 +120,17 @@ def test_each_thread_packs_matrices_of_its_own():
 
 
 def test_on_a_cpu_the_libraries_take_memory_and_the_plan_says_so():
-    assert device_memory(FULL_7B_CPU).libraries == pytest.approx((11 + 2 * (3 + 9 * 32000 / 32768)) * 2**20)
-    assert "libraries 34.6 MiB" in render_plan(plan_work(FULL_7B_CPU))
+    assert device_memory(FULL_7B_CPU).libraries == pytest.approx((14 + 2 * (3 + 9 * 32000 / 32768)) * 2**20)
+    assert "libraries 37.6 MiB" in render_plan(plan_work(FULL_7B_CPU))
     assert "libraries" not in render_plan(plan_work(LORA_GPU))
+
+
+def test_a_count_has_run_some_of_the_code_of_the_libraries():
+    formulas = device_memory(FULL_7B_CPU)
+    counted = formulas.counted({"activations": 5, "fragmentation": 7})
+    assert (counted.activations, counted.fragmentation, counted.weights) == (5, 7, formulas.weights)
+    assert formulas.libraries - counted.libraries == 3 * 2**20
+    assert device_memory(LORA_GPU).counted({}).libraries == 0
 
 
 def test_on_a_cpu_malloc_leaves_holes_between_the_tensors_of_an_adapter():

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import torch
 
-from fmstune.models.memory_count.heap import Heap
+from fmstune.models.memory_count.heap import Event
 from fmstune.upstream import explain_missing_names
 
 with explain_missing_names("torch"):
@@ -26,18 +26,17 @@ Held = Mapping[str, int]
 class ByteCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all tensors that are made within it, and keeps the most of each phase.
 
-    It stands above a FakeTensorMode, and answers what that cannot: how many entries of `mask` are true. A heap counts
-    the holes between tensors; weights are loaded before there are any.
+    It stands above a FakeTensorMode, and answers what that cannot: how many entries of `mask` are true.
     """
 
-    def __init__(self, mask_shape: tuple[int, ...], trues: int, heap: Heap | None = None) -> None:
+    def __init__(self, mask_shape: tuple[int, ...], trues: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._heap = heap
+        self.events: defaultdict[str, list[Event]] = defaultdict(list)
+        """By phase what was made and freed, without the weights, and the first use of each trained parameter."""
+        self._unused: set[int] = set()
         self.held: defaultdict[str, int] = defaultdict(int)
         self.most: dict[str, Held] = {}
         """What was held when the phase held most."""
-        self.process: dict[str, int] = {}
-        """Bytes at most in each phase, with the holes of the heap."""
         self._phase, self._kind = "", "activations"
         self._known: dict[int, tuple[weakref.ref[Any], str, int]] = {}
         self._mask_shape, self._trues = mask_shape, trues
@@ -55,13 +54,16 @@ class ByteCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def start_over(self) -> None:
         """Forget the phases so far; what is held stays."""
         self.most.clear()
-        self.process.clear()
 
     def count_as(self, kind: str, tensors: Iterable[torch.Tensor | None]) -> None:
         """Count these tensors as this kind from now on."""
         for tensor in tensors:
             if tensor is not None:
                 self._count(tensor, kind)
+
+    def watch_use(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Keep as an event when each of these is first used."""
+        self._unused.update(one.untyped_storage()._cdata for one in parameters)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -71,11 +73,19 @@ class ByteCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return args[0].fake_device
         if func is torch.ops.aten._local_scalar_dense.default:
             return _NUMBERS.get(args[0].dtype, 1)
+        if self._unused:
+            self._see_use(args)
         made = func(*self._with_positions(func, args), **(kwargs or {}))
         for one in tree_leaves(made):
             if isinstance(one, torch.Tensor):
                 self._count(one, None)
         return made
+
+    def _see_use(self, args: tuple[Any, ...]) -> None:
+        for one in args:
+            if isinstance(one, torch.Tensor) and (key := one.untyped_storage()._cdata) in self._unused:
+                self._unused.remove(key)
+                self.events[self._phase].append(Event("use", key))
 
     def _with_positions(self, func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The same, with as many positions in place of the mask of positions that are scored."""
@@ -97,8 +107,8 @@ class ByteCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             size = storage.nbytes()
             reference = weakref.ref(storage, self._forgetter(key))
-            if self._heap is not None and kind != "weights":
-                self._heap.allocate(key, size)
+            if kind != "weights":
+                self.events[self._phase].append(Event("allocate", key, size))
         self._known[key] = (reference, kind or self._kind, size)
         self.held[kind or self._kind] += size
         self._look()
@@ -107,8 +117,7 @@ class ByteCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def forget(_: Any) -> None:
             _, kind, size = self._known.pop(key)
             self.held[kind] -= size
-            if self._heap is not None:
-                self._heap.free(key)
+            self.events[self._phase].append(Event("free", key))
 
         return forget
 
@@ -116,8 +125,6 @@ class ByteCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
         most, held = self.most.get(self._phase), sum(self.held.values())
         if most is None or held > sum(most.values()):
             self.most[self._phase] = dict(self.held)
-        with_holes = held + (self._heap.holes if self._heap is not None else 0)
-        self.process[self._phase] = max(self.process.get(self._phase, 0), with_holes)
 
 
 _NUMBERS = {torch.bool: False, torch.float32: 1.0, torch.float64: 1.0, torch.bfloat16: 1.0, torch.float16: 1.0}

@@ -103,7 +103,7 @@ def estimate_rows(job: Job) -> Rows:
 def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None, *, shown: bool = True) -> Plan:
     """The plan; raises UserError when a row does not fit the model. `prepared` is None where rows are estimated.
 
-    A plan that is not `shown` to anybody has its memory by the formulas, as a count takes a second.
+    A plan that is not `shown` to anybody has its memory by the formulas, as a count takes a second or two.
     """
     names = Training.__dataclass_fields__.keys() & job.training.keys()
     training = Training(
@@ -158,7 +158,7 @@ def count_memory(job: Job, checked: Checked, work: Work, prepared: Prepared | No
     if checked.device == "cuda":
         # segments attend to beginnings that the counted step has no copies of
         held["activations"] += shared_key_bytes(work)
-    counted = replace(formulas, **held)
+    counted = formulas.counted(held)
     if _torch_optimizer(job.training, checked.device) is None:
         counted = replace(counted, optimizer=formulas.optimizer)
     if work.dimensions.quantised_parameters:
@@ -240,7 +240,7 @@ def find_batches(job: Job, work: Work, prepared: Prepared | None) -> Collection[
 
 
 _WORTH_COUNTING = GIB // 9
-"""Bytes by the formulas; a count takes a second, which is much of a smaller job."""
+"""Bytes by the formulas; a count takes a second or two, which is much of a smaller job."""
 _WORTH_COUNTING_AGAIN = 1.01
 """How much more another batch must be expected to hold than the one that was counted."""
 _BATCHES = 20_000

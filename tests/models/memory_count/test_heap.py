@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from fmstune.models.memory_count.heap import HEADER, Heap
+from fmstune.models.memory_count.heap import HEADER, HELD, Event, Heap, replay_steps
 
 MIB = 2**20
 GLIBC = """
@@ -75,6 +75,7 @@ def test_small_objects_of_a_tensor_keep_holes_apart_until_it_is_gone(gone: bool,
     heap.free(0)
     heap.allocate(2, MIB)
     # holds the gap between the block of 1 MiB and the 3 MiB behind it
+    assert HELD == 3
     heap.allocate(3, 8 * MIB)
     heap.free(2)
     if gone:
@@ -82,6 +83,50 @@ def test_small_objects_of_a_tensor_keep_holes_apart_until_it_is_gone(gone: bool,
     heap.allocate(4, 4 * MIB - 4096)
     at_the_end = 8 * MIB if gone else 0
     assert heap.holes - at_the_end == pytest.approx(unused, abs=8192)
+
+
+def test_behind_the_forward_pass_no_gap_is_held() -> None:
+    heap = heap_of(4 * MIB, MIB)
+    heap.free(0)
+    heap.holds_gaps = False
+    heap.allocate(2, MIB)
+    heap.allocate(3, 8 * MIB)
+    heap.free(2)
+    heap.allocate(4, 4 * MIB - 4096)
+    assert heap.holes < 8192
+
+
+@pytest.mark.parametrize(("again", "unused"), [(False, 5 * MIB), (True, 0)])
+def test_what_a_trained_parameter_leaves_keeps_holes_apart_until_it_is_used_again(again: bool, unused: int) -> None:
+    heap = heap_of(4 * MIB)
+    heap.use(100)
+    heap.allocate(1, MIB)
+    heap.allocate(2, 8 * MIB)
+    heap.free(0)
+    heap.free(1)
+    if again:
+        heap.use(100)
+    heap.allocate(3, 5 * MIB - 4096)
+    assert heap.holes == pytest.approx(unused, abs=8192)
+
+
+def take(key: int, mib: int) -> Event:
+    return Event("allocate", key, mib * MIB)
+
+
+def test_the_state_of_the_optimizer_is_there_from_the_second_step_on() -> None:
+    events = {"forward": [take(1, 8)], "backward": [Event("free", 1), take(2, 2)], "first": [take(3, 6)]}
+    held = replay_steps({**events, "optimizer": [Event("free", 2)]}, accumulated=False)
+    assert held.keys() == {"forward", "backward", "optimizer"}
+    # the state lies behind the gradient of the first step, which leaves a hole
+    assert held["forward"] == pytest.approx((2 + 6 + 8) * MIB, rel=0.01)
+
+
+def test_the_second_of_accumulated_batches_finds_the_gradients_of_the_first() -> None:
+    events = {"": [take(9, 3)], "forward": [take(1, 8), take(2, 4)], "backward": [Event("free", 1), Event("free", 2)]}
+    alone, accumulated = (replay_steps(events, accumulated=one)["forward"] for one in (False, True))
+    assert alone == pytest.approx(12 * MIB, rel=0.01)
+    assert accumulated == pytest.approx(15 * MIB, rel=0.01)
 
 
 def test_a_large_block_goes_back_to_the_system() -> None:

@@ -12,7 +12,15 @@ from transformers import GPTBigCodeConfig, LlamaConfig, Qwen3MoeConfig
 
 from fmstune.data.prefix_sharing.layout import lay_out, line_arguments
 from fmstune.data.tokens import IGNORED
-from fmstune.models.memory_count.step import StepSettings, StepShape, count_phases, expected_bytes, largest_phase
+from fmstune.models.memory_count.heap import Heap
+from fmstune.models.memory_count.step import (
+    StepSettings,
+    StepShape,
+    count_phases,
+    expected_bytes,
+    extrapolate,
+    largest_phase,
+)
 from fmstune.models.varlen import VARLEN
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "vocab_size": 512}
@@ -99,12 +107,21 @@ def test_sgd_keeps_no_state() -> None:
 
 @pytest.mark.slow
 def test_blocks_that_are_equal_are_counted_from_a_few_of_them() -> None:
-    def total(layers: int) -> int:
-        return sum(bytes_of(LlamaConfig(**SIZES, num_hidden_layers=layers), LORA).values())
+    def held(layers: int) -> tuple[int, int]:
+        parts = bytes_of(LlamaConfig(**SIZES, num_hidden_layers=layers), LORA)
+        return sum(parts.values()) - parts["fragmentation"], parts["fragmentation"]
 
-    # four blocks are tried whole
-    four, forty = total(4), total(40)
-    assert forty - four == pytest.approx(36 * (total(9) - total(8)), rel=0.01)
+    # up to 18 blocks are tried whole
+    (four, holes), (nine, nine_holes), (forty, forty_holes) = held(4), held(9), held(40)
+    assert forty - four == pytest.approx(36 / 5 * (nine - four), rel=0.01)
+    assert forty_holes == pytest.approx(holes + 36 / 5 * (nine_holes - holes), rel=0.2)
+
+
+def test_no_part_of_more_blocks_is_below_0() -> None:
+    fewer = {"head": {"weights": 8, "activations": 40, "fragmentation": 10}}
+    more = {"head": {"weights": 10, "activations": 60, "fragmentation": 4}}
+    (parts,) = extrapolate(fewer, more, 5).values()
+    assert {kind: size for kind, size in parts.items() if size} == {"weights": 18, "activations": 140}
 
 
 def test_the_configuration_stays_as_it_is() -> None:
@@ -124,8 +141,24 @@ def test_dropout_is_computed_again_as_a_gpu_keeps_it() -> None:
 
 
 def test_gradients_of_the_batch_before_fill_holes() -> None:
-    alone, accumulated = (bytes_of(shape=replace(SHAPE, accumulated=one))["fragmentation"] for one in (False, True))
-    assert accumulated < alone
+    long = replace(SHAPE, positions=256)
+    alone, accumulated = (bytes_of(shape=replace(long, accumulated=one)) for one in (False, True))
+    assert accumulated["gradients"] == 4 * BASE
+    assert sum(accumulated.values()) - sum(alone.values()) < 0.95 * 4 * BASE
+
+
+def test_what_trained_parameters_leave_keeps_holes_apart_unless_blocks_are_computed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def holes(**settings: Any) -> int:
+        phases = count_phases(SHORT, None, replace(SHAPE, positions=256), replace(SETTINGS, **settings))
+        return largest_phase(phases)["fragmentation"]
+
+    again = {"checkpointing": {"use_reentrant": False}}
+    left, left_again = holes(), holes(**again)
+    monkeypatch.setattr(Heap, "use", lambda *_: None)
+    assert holes() < left
+    assert holes(**again) == left_again
 
 
 def test_a_mask_of_padding_is_held_where_rows_differ_in_length() -> None:

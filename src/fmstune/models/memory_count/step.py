@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, masking_utils
 
 from fmstune.models import architecture, shapes
 from fmstune.models.adapter_targets import ALL_LINEAR
-from fmstune.models.memory_count.heap import Heap
+from fmstune.models.memory_count.heap import replay_steps
 from fmstune.models.torch_internals import (
     AsOnCuda,
     ByteCount,
@@ -37,6 +37,8 @@ from fmstune.models.trl_internals import (
 )
 from fmstune.models.varlen import VARLEN, tell_segments
 
+APART_ON_CPU = 8
+"""Blocks between the two trials of a model on a CPU, where holes do not grow evenly from block to block."""
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "fragmentation")
 """What a step holds, and `phases` it goes through."""
 FAILURES = (
@@ -86,9 +88,10 @@ def count_phases(
         warnings.simplefilter("ignore")
         score_supervised_positions_on_cpu()
         model: Any = architecture.build_empty(copy.deepcopy(config))
-        cut = _cut(model) if _is_alike_in_all_blocks(peft) else None
+        apart = 2 if settings.cuda else APART_ON_CPU
+        cut = _cut(model, apart) if _is_alike_in_all_blocks(peft) else None
         model = _adapted(model, peft, _attention(shape, settings), settings.weights)
-        cut = cut or _cut(model)
+        cut = cut or _cut(model, apart)
         vocabulary = model.get_input_embeddings().weight.shape[0]
         within.enter_context(without_triton_kernels() if settings.cuda else touched_logits(vocabulary))
         _make_ready(model, settings)
@@ -105,7 +108,7 @@ def count_phases(
         if not cut.shortened:
             return more
         _keep_blocks(model, cut.blocks, cut.few)
-        return _extrapolated(_phases(model, shape, settings), more, (cut.whole - cut.few) / (cut.more - cut.few))
+        return extrapolate(_phases(model, shape, settings), more, (cut.whole - cut.few) / (cut.more - cut.few))
 
 
 class _Cut(NamedTuple):
@@ -114,6 +117,8 @@ class _Cut(NamedTuple):
     blocks: torch.nn.ModuleList
     whole: int
     period: int
+    apart: int
+    """Blocks, at least, that the larger trial has more than the smaller one."""
 
     @property
     def few(self) -> int:
@@ -121,18 +126,17 @@ class _Cut(NamedTuple):
 
     @property
     def more(self) -> int:
-        # the heap's holes do not grow evenly from block to block
-        return self.few + 2 * self.period
+        return self.few + max(2, -(-self.apart // self.period)) * self.period
 
     @property
     def shortened(self) -> bool:
         return self.whole > self.more + 2 * self.period
 
 
-def _cut(model: Any) -> _Cut:
-    """Leave the model a few of its blocks and two periods more, where that is enough to tell what all would hold."""
+def _cut(model: Any, apart: int) -> _Cut:
+    """Leave the model a few of its blocks and some more, where that is enough to tell what all would hold."""
     blocks = _blocks(model)
-    cut = _Cut(blocks, len(blocks), _period(blocks))
+    cut = _Cut(blocks, len(blocks), _period(blocks), apart)
     if cut.shortened:
         _keep_blocks(model, blocks, cut.more)
     return cut
@@ -186,11 +190,11 @@ def expected_bytes(phases: Mapping[str, Held], counted: StepShape, other: StepSh
     return max(map(expected, phases.values()))
 
 
-def _extrapolated(fewer: Mapping[str, Held], more: Mapping[str, Held], times: float) -> dict[str, Held]:
-    """The phases of a model with so many times the blocks more that `more` has."""
+def extrapolate(fewer: Mapping[str, Held], more: Mapping[str, Held], times: float) -> dict[str, Held]:
+    """The phases of a model with so many times the blocks more that `more` has; no part is below 0."""
 
     def of_all(kind: str, held: Held, with_more: Held) -> int:
-        return round(held.get(kind, 0) + times * (with_more.get(kind, 0) - held.get(kind, 0)))
+        return max(round(held.get(kind, 0) + times * (with_more.get(kind, 0) - held.get(kind, 0))), 0)
 
     return {phase: {kind: of_all(kind, held, more[phase]) for kind in KINDS} for phase, held in fewer.items()}
 
@@ -250,20 +254,16 @@ def _phases(model: Any, shape: StepShape, settings: StepSettings) -> dict[str, H
     # the labels of a line are shifted already
     scored = shape.positions if shape.segments else shape.positions + _virtual_tokens(model) - 1
     mask_shape = (shape.rows, scored)
-    # CUDA's allocator is another one
-    counter = ByteCount(mask_shape, shape.supervised, None if settings.cuda else Heap())
+    counter = ByteCount(mask_shape, shape.supervised)
     with counter:
         counter.count_as("weights", [*model.parameters(), *model.buffers()])
         _step(model, shape, settings, counter)
     model.zero_grad(set_to_none=True)
-
-    def fragmentation(phase: str, held: Held) -> int:
-        holes = counter.process[phase] - sum(held.values())
-        # the batch before made its gradients in the holes that its forward pass had left
-        filled = held.get("gradients", 0) if shape.accumulated else 0
-        return holes - filled
-
-    return {phase: {**held, "fragmentation": fragmentation(phase, held)} for phase, held in counter.most.items()}
+    # CUDA's allocator is another one
+    process = replay_steps({} if settings.cuda else counter.events, accumulated=shape.accumulated)
+    tensors = {phase: sum(held.values()) - held["weights"] for phase, held in counter.most.items()}
+    holes = {phase: max(process.get(phase, 0) - size, 0) for phase, size in tensors.items()}
+    return {phase: {**held, "fragmentation": holes[phase]} for phase, held in counter.most.items()}
 
 
 def _step(model: Any, shape: StepShape, settings: StepSettings, counter: ByteCount) -> None:
@@ -283,6 +283,8 @@ def _step(model: Any, shape: StepShape, settings: StepSettings, counter: ByteCou
         optimizer.zero_grad(set_to_none=True)
     counter.start_over()
     counter.enter_phase("forward")
+    if settings.checkpointing is None:
+        counter.watch_use(trained)
     hooks.append(_watch_head(model, counter))
     with torch.autocast("cpu", dtype=settings.autocast, enabled=settings.autocast is not None):
         output = model(**_batch(shape), use_cache=False, fused_lm_head=True)
