@@ -165,7 +165,8 @@ def small(line: str) -> list[str]:
     words = [re.sub(r"checkpoint-\d+", "checkpoint-1", word) for word in words]
     if "learning_rate=auto" in line:
         return [*words, *SMALL, *PROBED]
-    return [*words, f"training.max_steps={2 if 'training.resume' in line else 1}", *SMALL]
+    steps = 5 if "debug=profile" in line else 2 if "training.resume" in line else 1
+    return [*words, f"training.max_steps={steps}", *SMALL]
 
 
 def is_sweep(line: str) -> bool:

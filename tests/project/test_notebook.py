@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +87,7 @@ job.train()
 @pytest.mark.usefixtures("forked_runners")
 def test_interrupting_the_kernel_ends_the_run_in_order_and_keeps_its_checkpoint(tmp_path: Path) -> None:
     from jupyter_client.manager import start_new_kernel
+    from jupyter_core.utils import ensure_event_loop
 
     manager, client = start_new_kernel(cwd=str(tmp_path), startup_timeout=300)
 
@@ -97,9 +97,13 @@ def test_interrupting_the_kernel_ends_the_run_in_order_and_keeps_its_checkpoint(
     def interrupt() -> None:
         # not as the run says a line: the next is five seconds away
         while not [*(tmp_path / "run").glob("checkpoint-*/complete.json")]:
-            time.sleep(0.05)
+            if ended.wait(0.05):
+                return
         manager.interrupt_kernel()
+        # jupyter has made it for this thread, and leaves it open
+        ensure_event_loop().close()
 
+    ended = threading.Event()
     said: list[str] = []
     try:
         threading.Thread(target=interrupt, daemon=True).start()
@@ -109,6 +113,7 @@ def test_interrupting_the_kernel_ends_the_run_in_order_and_keeps_its_checkpoint(
         asked = "run = fmstune.run('run'); print(run.status, run.summary['error']['kind'])"
         assert client.execute_interactive(asked, timeout=300, output_hook=look)["content"]["status"] == "ok"
     finally:
+        ended.set()
         client.stop_channels()
         manager.shutdown_kernel(now=True)
     assert "".join(said) == "interrupted interrupted\n"
