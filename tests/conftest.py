@@ -71,10 +71,12 @@ WAITING = (
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test marked `sampled(n)`, mark all cases but every n-th as slow; and put those that wait first."""
+    """Mark as slow: tests of `soak`, and of `sampled(n)` all but every n-th; and put those that wait first."""
     items.sort(key=lambda item: not item.nodeid.removeprefix("tests/").startswith(WAITING))
     seen: Counter[str] = Counter()
     for item in items:
+        if item.get_closest_marker("soak"):
+            item.add_marker(pytest.mark.slow)
         marker = item.get_closest_marker("sampled")
         if marker is None:
             continue
