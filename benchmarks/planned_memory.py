@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import pairs
@@ -65,6 +66,8 @@ def _jobs() -> Iterator[PlannedJob]:
 
 JOBS = tuple(_jobs())
 QUICK = 6
+RUNS = 3
+"""Of each job: the peak of one lies up to a twentieth from that of another."""
 
 
 def measure(*, quick: bool) -> Section:
@@ -75,7 +78,7 @@ def measure(*, quick: bool) -> Section:
         for shape in {job.shape for job in jobs}:
             pairs.run(pairs.python("make_model.py", shape, place / shape))
         pairs.run(pairs.python("make_rows.py", ROWS, place / "rows.jsonl"))
-        figures = [_figure(job, place) for job in jobs]
+        figures = [_figure(job, place, 1 if quick else RUNS) for job in jobs]
     ratios = [figure.value.median for figure in figures]
     near = sum(0.9 <= ratio <= 1.1 for ratio in ratios)
     bars = [
@@ -85,15 +88,29 @@ def measure(*, quick: bool) -> Section:
     return Section(
         "The plan's memory",
         f"Planned over measured memory of {len(jobs)} jobs on synthetic rows in the Alpaca shape, random weights, on "
-        "the CPU, each in a process of its own. Measured is the peak of resident memory while it trains, less what the "
+        f"the CPU, {'one run' if quick else f'{RUNS} runs'} of each in processes of their own; the bars are of the "
+        "medians. Measured is the peak of resident memory while it trains, less what the "
         "process held before the model was loaded: `peak_memory_bytes` less `memory_before_model_bytes` of "
         "`summary.json`.",
         [*bars, *figures],
     )
 
 
-def _figure(job: PlannedJob, place: Path) -> Figure:
-    folder = place / job.name.replace(" ", "_").replace(",", "")
+def _figure(job: PlannedJob, place: Path, runs: int) -> Figure:
+    found = [_run(job, place, place / f"{job.name.replace(' ', '_').replace(',', '')}_{run}") for run in range(runs)]
+    planned = found[0].planned
+    note = f"{planned / 2**20:,.0f} MiB planned, {median(one.took for one in found) / 2**20:,.0f} MiB taken"
+    return Figure(job.name, pairs.spread([one.planned / one.took for one in found]), None, note)
+
+
+class _Found(NamedTuple):
+    """What a run was planned to take, and took, in bytes."""
+
+    planned: int
+    took: int
+
+
+def _run(job: PlannedJob, place: Path, folder: Path) -> _Found:
     argv = pairs.fmstune(
         *("model=causal_lm", f"model.path={place / job.shape}", "data=alpaca", f"data.train={place / 'rows.jsonl'}"),
         *("launcher.device=cpu", "evaluation=none", "training.num_train_epochs=1", "training.save_strategy=no"),
@@ -104,12 +121,11 @@ def _figure(job: PlannedJob, place: Path) -> Figure:
     pairs.run(argv, env={"FMSTUNE_CACHE": str(place / "cache")})
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     took = summary["peak_memory_bytes"] - summary["memory_before_model_bytes"]
-    planned = summary["plan"]["total"]
-    note = f"{planned / 2**20:,.0f} MiB planned, {took / 2**20:,.0f} MiB taken"
+    found = _Found(summary["plan"]["total"], took)
     if "BENCH_VERBOSE" in os.environ:
         parts = {part: round(held / 2**20, 1) for part, held in summary["plan"]["memory"].items()}
-        print(f"{planned / took:.3f} {job.name}: {note} {parts}", file=sys.stderr, flush=True)
-    return Figure(job.name, pairs.spread([planned / took]), None, note)
+        print(f"{found.planned / took:.3f} {job.name}: {took / 2**20:,.0f} {parts}", file=sys.stderr, flush=True)
+    return found
 
 
 if __name__ == "__main__":
