@@ -2,13 +2,15 @@
 """ROUNDS WORDS…: trains the job of these words with nothing recorded, with the losses of rows, with fingerprints.
 
 Each round trains all three once, from the same weights; who goes first changes. It prints a JSON line a round: seconds
-of the training by the clock, and CPU seconds, by what is recorded.
+of the training, and those of them in the code that records, by what is recorded.
 """
 
 import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from fmstune.models import load
 from fmstune.training import preflight
 from fmstune.training.debugging.fingerprints import Fingerprints
 from fmstune.training.objectives.base import load_objective
+from fmstune.training.objectives.loss_recorder import LossRecorder
+from fmstune.training.objectives.sft import row_losses
 from fmstune.training.run import build_trainer
 
 SIDES = {"nothing": (False, False), "rows": (True, False), "fingerprints": (False, True)}
@@ -32,7 +36,45 @@ class Begin(TrainerCallback):
     """The moment at which training begins; it comes before what is measured."""
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.clock, self.cpu = time.perf_counter(), time.process_time()
+        self.clock, Recording.seconds = time.perf_counter(), 0.0
+
+
+class Recording:
+    """The seconds in functions that record, each counted once where one calls another."""
+
+    seconds = 0.0
+    _inside = False
+
+    @classmethod
+    def timed(cls, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, whose seconds are added up."""
+
+        @wraps(function)
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            if cls._inside:
+                return function(*args, **kwargs)
+            cls._inside, began = True, time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                cls.seconds += time.perf_counter() - began
+                cls._inside = False
+
+        return measured
+
+    @classmethod
+    def watch(cls) -> None:
+        """Time what records, hooks included."""
+        steps = ("on_train_begin", "on_step_begin", "on_pre_optimizer_step", "on_step_end", "on_train_end", "_enter")
+        for owner, names in {
+            LossRecorder: ("_add", "settle", "losses_since_log", "collect"),
+            row_losses: ("write_row_losses",),
+            Fingerprints: steps,
+        }.items():
+            for name in names:
+                setattr(owner, name, cls.timed(getattr(owner, name)))
+        hook_of = Fingerprints._hook_of
+        Fingerprints._hook_of = lambda self, name: cls.timed(hook_of(self, name))
 
 
 class Trained:
@@ -44,13 +86,13 @@ class Trained:
         self._rows = prepare_data(job.data, self._tokenizer.tokenizer, job.seed)
 
     def train(self, rows: bool, prints: bool) -> tuple[float, float]:
-        """Seconds and CPU seconds of a training."""
+        """Seconds of a training, and of recording in it."""
         job = dataclasses.replace(self._job, data=dataclasses.replace(self._job.data, row_losses=rows))
         begin, folder = Begin(), Path(str(job.output_dir))
         callbacks = [begin, *([Fingerprints(folder)] if prints else [])]
         trainer, _ = build_trainer(load_objective(job), self._checked, self._tokenizer, self._rows, callbacks)
         trainer.train()
-        taken = time.perf_counter() - begin.clock, time.process_time() - begin.cpu
+        taken = time.perf_counter() - begin.clock, Recording.seconds
         trainer.accelerator.free_memory()
         return taken
 
@@ -59,6 +101,7 @@ def main(rounds: str, *words: str) -> None:
     job = freeze.freeze(compose.compose_job(parse_overrides(words)).tree()).job
     Path(str(job.output_dir)).mkdir(parents=True, exist_ok=True)
     trained = Trained(job)
+    Recording.watch()
     trained.train(True, True)
     names = list(SIDES)
     for number in range(int(rounds)):

@@ -215,8 +215,9 @@ def test_the_one_of_the_learning_rate() -> None:
 @pytest.mark.soak
 def test_the_one_of_recording() -> None:
     (figures,) = quick("recording.py").values()
-    rows, prints = "the shipped job, lora: losses of rows", "the shipped job, lora: fingerprints"
-    assert figures == [rows, f"{rows}, CPU seconds", prints, f"{prints}, CPU seconds"]
+    what = ("losses of rows, share of the training", "fingerprints, in steps")
+    whole = "training with losses of rows by training without"
+    assert figures == [f"the shipped job, lora: {one}" for one in (*what, whole)]
 
 
 @pytest.mark.soak
