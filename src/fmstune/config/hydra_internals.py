@@ -69,7 +69,7 @@ defaults_list._create_interpolation_map = _map_for_interpolations
 
 
 def _copy_metadata(metadata: Metadata, memo: dict[int, Any]) -> Metadata:
-    """A deep copy of what OmegaConf keeps beside the value of a node; only two of its fields change in place."""
+    """Copy the metadata of a node; OmegaConf changes only `flags` and `resolver_cache` in place."""
     copied = object.__new__(type(metadata))
     vars(copied).update(vars(metadata))
     copied.flags = copy.copy(metadata.flags)

@@ -268,8 +268,11 @@ def _orders(job: Job, lengths: Any, work: Work) -> Iterator[Any]:
 
 def _row_sizes(train: Dataset, pack_length: int | None) -> tuple[Any, Any]:
     """The tokens of each row, or of each pack of the rows that are packed first, and those that are trained."""
-    rows = train.select_columns(["labels"]).with_format("arrow")[:]
-    labels = (rows if pack_length is None else collate.pack_first(train, pack_length))["labels"]
+    if pack_length is None:
+        rows = train.select_columns(["labels"]).with_format("arrow")[:]
+    else:
+        rows = collate.pack_first(train, pack_length)
+    labels = rows["labels"]
     lengths = np.asarray(pc.list_value_length(labels))
     ends = np.cumsum(lengths)
     trained = np.concatenate([[0], np.cumsum(np.asarray(pc.list_flatten(labels)) != IGNORED)])
