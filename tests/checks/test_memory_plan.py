@@ -110,7 +110,7 @@ def test_a_large_vocabulary_and_a_large_batch_are_scored_in_tiles_off_cuda():
 def test_under_full_tuning_gradients_lie_in_the_holes_of_the_activations():
     many = with_training(FULL_7B_CPU, per_device_train_batch_size=64)
     held = device_memory(many)
-    assert held.fragmentation == held.activations * 9 // 20 - held.gradients > 0
+    assert held.fragmentation == held.activations // 2 - held.gradients > 0
 
 
 def test_each_thread_packs_matrices_of_its_own():
@@ -136,7 +136,7 @@ def test_a_count_has_run_some_of_the_code_of_the_libraries():
 def test_on_a_cpu_malloc_leaves_holes_between_the_tensors_of_an_adapter():
     on_a_cpu = replace(LORA_GPU, machine=FULL_7B_CPU.machine)
     held = device_memory(on_a_cpu)
-    assert held.fragmentation == held.activations * 9 // 20
+    assert held.fragmentation == held.activations // 2
     assert "fragmentation" in render_plan(plan_work(on_a_cpu))
     assert device_memory(with_training(on_a_cpu, packing=True)).fragmentation > 0
     assert device_memory(with_training(on_a_cpu, padding_free=True)).fragmentation == 0
