@@ -546,6 +546,36 @@ def test_steps_of_several_processes_are_those_of_accelerate(rows, processes, dro
     assert count_steps(rows, training, processes).batches_per_epoch == expected
 
 
+@pytest.mark.parametrize(
+    ("rows", "processes", "settings", "expected"),
+    [
+        (33, 2, {}, "each epoch trains 7 rows more than there are: accelerate fills the last batches of 2 processes"),
+        (31, 2, {}, "each epoch trains 1 row more than there are"),
+        (32, 2, {}, None),
+        (33, 1, {}, None),
+        (33, 2, {"max_steps": 1}, None),
+        (33, 2, {"dataloader_drop_last": True}, "training.dataloader_drop_last leaves 1 row out of each epoch"),
+        (35, 1, {"dataloader_drop_last": True}, "training.dataloader_drop_last leaves 3 rows out of each epoch"),
+        (32, 1, {"dataloader_drop_last": True}, None),
+    ],
+)
+def test_rows_that_an_epoch_repeats_or_leaves_out_are_counted(rows, processes, settings, expected):
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler, SequentialSampler
+
+    work = replace(LORA_GPU, rows=replace(ROWS, rows=rows), sharing=Sharing(processes))
+    notes = plan_work(with_training(work, per_device_train_batch_size=4, **settings)).notes
+    assert [note for note in notes if note.startswith(expected or "nothing")] == list(notes)
+    assert len(notes) == (expected is not None)
+    if expected is None:
+        return
+    # that is what accelerate does
+    sampler = BatchSampler(SequentialSampler(range(rows)), 4, settings.get("dataloader_drop_last", False))
+    shards = [BatchSamplerShard(sampler, processes, number) for number in range(processes)]
+    beyond = sum(len(batch) for shard in shards for batch in shard) - rows
+    assert f" {abs(beyond)} row" in expected
+
+
 def test_the_plan_says_which_devices_it_is_for():
     made = plan_work(replace(FULL_7B_GPU, sharing=Sharing(8, 8)))
     text = render_plan(made)

@@ -43,7 +43,7 @@ LORA = ("peft=lora", "++peft.lora_dropout=0")
 SAVES = ("++training.save_strategy=steps", "++training.save_steps=2")
 EVALUATES = (
     *("++training.eval_strategy=steps", "++training.eval_steps=1", "++training.max_steps=2"),
-    "++training.per_device_eval_batch_size=10",
+    "++training.per_device_eval_batch_size=24",
 )
 PACKED = ("++training.packing=true", "++data.max_length=64", "++training.max_steps=2")
 # what `model.dtype=auto` comes to on a GPU, for a full model and under an adapter

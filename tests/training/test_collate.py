@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
+from transformers import TrainingArguments
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from fmstune.errors import UserError
@@ -216,6 +217,37 @@ def test_the_loss_of_an_evaluation_does_not_depend_on_packing(tmp_path: Path, pa
     plain = trainer(tmp_path / "a").evaluate(Dataset.from_list(ROWS))["eval_loss"]
     packed = trainer(tmp_path / "b", max_length=16, **packs).evaluate(Dataset.from_list(ROWS))["eval_loss"]
     assert packed == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"padding_free": True}, {"packing": False, "eval_packing": True, "max_length": 8}]
+)
+def test_a_last_batch_that_is_left_out_of_training_is_evaluated(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """The same rows fill up the last batches of several processes: tests/end_to_end/test_fsdp.py."""
+    held_out = Dataset.from_list(ROWS)
+    whole = trainer(tmp_path / "a", per_device_eval_batch_size=3, **settings).evaluate(held_out)
+    left = trainer(tmp_path / "b", per_device_eval_batch_size=3, dataloader_drop_last=True, **settings).evaluate(
+        held_out
+    )
+    for name in ("eval_loss", "eval_mean_token_accuracy", "eval_entropy"):
+        assert left[name] == pytest.approx(whole[name], rel=1e-5), name
+
+
+def test_rows_that_fill_up_a_batch_have_nothing_to_learn() -> None:
+    named = Dataset.from_list([{**row, "source": 0, "number": number} for number, row in enumerate(rows([9, 1, 5]), 1)])
+    packed = collate.pack(named, 10)
+    for given_rows in (named, packed):
+        args = TrainingArguments("unused", per_device_eval_batch_size=4, dataloader_drop_last=True)
+        filled = collate.fill_up(given_rows, args)
+        assert len(filled) == 4 and filled.features == given_rows.features
+        assert filled.select(range(len(given_rows))).to_list() == given_rows.to_list()
+        added = filled.select(range(len(given_rows), 4)).to_list()
+        assert {label for row in added for label in row["labels"]} == {-100}
+        batch = Collator(PAD)(list(filled))
+        trained = sum(label != -100 for row in named for label in row["labels"][1:])
+        assert int((batch["labels"][:, 1:] != -100).sum()) == trained
+        assert collate.fill_up(filled, args) is filled
+    assert collate.fill_up(named, TrainingArguments("unused", per_device_eval_batch_size=4)) is named
 
 
 @pytest.mark.sampled(2)

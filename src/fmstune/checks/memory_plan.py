@@ -93,7 +93,7 @@ def count_steps(rows: int, training: Training, processes: int = 1) -> Steps:
     """Batches and updates as in transformers/trainer.py, `set_initial_training_values` (5.23).
 
     Processes take turns at the batches; where they do not come out even, accelerate fills up from the first rows, or
-    with `dataloader_drop_last` leaves some out (accelerate/data_loader.py, `BatchSamplerShard`).
+    with `dataloader_drop_last` leaves some out (accelerate/data_loader.py, `BatchSamplerShard`). A note says how many.
     """
     t = training
     share = rows / t.per_device_train_batch_size
@@ -126,8 +126,23 @@ def _notes(work: Work) -> Iterator[str]:
         yield missing
     if d.max_positions is not None and row_length(work) > d.max_positions:
         yield f"the longest row takes {row_length(work):,} positions, but the model sees {d.max_positions:,}"
+    yield from _uneven_epoch(work)
     if (rows := row_count(work.rows, t)) < t.per_device_train_batch_size:
         yield f"training.per_device_train_batch_size is {t.per_device_train_batch_size}, with {count_of(rows, 'row')}"
+
+
+def _uneven_epoch(work: Work) -> Iterator[str]:
+    """How many rows an epoch trains again or leaves out, where it comes to its end."""
+    t, processes, rows = work.training, work.sharing.processes, row_count(work.rows, work.training)
+    steps = count_steps(rows, t, processes)
+    if work.rows.streamed or steps.total_steps < steps.steps_per_epoch:
+        return
+    beyond = steps.batches_per_epoch * processes * t.per_device_train_batch_size - rows
+    if t.dataloader_drop_last and beyond < 0:
+        yield f"training.dataloader_drop_last leaves {count_of(-beyond, 'row')} out of each epoch"
+    if processes > 1 and beyond > 0:
+        text = f"each epoch trains {count_of(beyond, 'row')} more than there are"
+        yield f"{text}: accelerate fills the last batches of {processes} processes with the first rows of the epoch"
 
 
 def packing_slowdown(work: Work) -> float:

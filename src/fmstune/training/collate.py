@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Sampler
+from transformers import TrainingArguments
 
 from fmstune.data.prefix_sharing.grouping import find_groups, grouped_order, token_column
 from fmstune.data.prefix_sharing.layout import LEAST_SAVED, lay_out, line_arguments
@@ -92,6 +93,24 @@ def _pack_table(rows: pa.Table, max_length: int) -> pa.Table:
         values = pc.take(rows[name].combine_chunks(), taken)
         packed = packed.append_column(name, type(documents).from_arrays(documents.offsets, values))
     return packed
+
+
+def fill_up(rows: Dataset, args: TrainingArguments) -> Dataset:
+    """Return the rows and, behind them, so many with nothing to learn that the last batch of each process is full.
+
+    accelerate 1.15 would fill it with the first rows, which then count twice (data_loader.py, `BatchSamplerShard`).
+    One process takes a batch that is not full, unless it is told to leave it out.
+    """
+    whole = args.world_size > 1 or args.dataloader_drop_last
+    if not (missing := -len(rows) % (args.eval_batch_size * args.world_size if whole else 1)):
+        return rows
+    filler = rows[0]
+    filler["input_ids"] = filler["input_ids"][:2]
+    filler["labels"] = [IGNORED] * len(filler["input_ids"])
+    if DOCUMENTS in filler:
+        filler[DOCUMENTS] = [len(filler["input_ids"])]
+        filler |= {name: filler[name][:1] for name in IDENTITY if name in filler}
+    return concatenate_datasets([rows, Dataset.from_list([filler] * missing, features=rows.features)])
 
 
 class Whose(NamedTuple):
@@ -276,6 +295,17 @@ class LengthGrouped(LengthGroupedSampler):
     def __iter__(self) -> Iterator[int]:
         self.generator.manual_seed(self._seed + self._epoch)
         return iter(super().__iter__())
+
+
+def grouped_sampler(rows: Any, args: TrainingArguments, *, shares: bool) -> Sampler[int] | None:
+    """Return the sampler that brings together rows that begin alike or are of similar length; None where none does."""
+    seed = args.seed if args.data_seed is None else args.data_seed
+    if shares and args.train_sampling_strategy == "random" and DOCUMENTS not in rows.column_names:
+        return PrefixGrouped(rows, args.train_batch_size, seed)
+    if args.train_sampling_strategy != "group_by_length" or not isinstance(rows, Dataset):
+        return None
+    batch = args.train_batch_size * args.gradient_accumulation_steps
+    return LengthGrouped(lengths(rows).tolist(), batch, seed)
 
 
 def rows_with_tokens(dataset: Any, ids: torch.Tensor) -> str:

@@ -9,7 +9,7 @@ from fmstune.models.varlen import VARLEN
 from fmstune.upstream import explain_missing_names, require_attributes
 
 OVERRIDDEN = (
-    *("_get_output_dir", "_get_train_sampler", "_load_from_checkpoint", "_prepare_for_training"),
+    *("_get_dataloader", "_get_output_dir", "_get_train_sampler", "_load_from_checkpoint", "_prepare_for_training"),
     *("_load_best_model", "_prepare_inputs", "_run_epoch", "_save", "_save_checkpoint"),
     *("_load_optimizer_and_scheduler", "_load_rng_state", "_loss_shifts_labels"),
 )

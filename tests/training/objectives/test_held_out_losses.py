@@ -29,6 +29,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "lora": {"peft": LoraConfig(r=2, task_type="CAUSAL_LM")},
     "prompt tuning": {"peft": PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")},
     "dft": {"loss_type": "dft"},
+    "filled up": {"per_device_eval_batch_size": 3, "dataloader_drop_last": True},
 }
 
 
@@ -71,7 +72,8 @@ def test_of_several_sets_the_first_rows_of_each_count(tmp_path: Path) -> None:
 
 
 def test_another_step_or_a_row_that_was_not_evaluated_gives_nothing(tmp_path: Path) -> None:
-    made = watched(tmp_path, FIRST, per_device_eval_batch_size=3, dataloader_drop_last=True)
+    made = watched(tmp_path, FIRST)
+    made.eval_dataset = made.eval_dataset.select([0, 1, 2])
     assert made.evaluated.read(0, None) is None
     made.evaluate()
     assert made.evaluated.read(1, 3) is None
@@ -79,7 +81,7 @@ def test_another_step_or_a_row_that_was_not_evaluated_gives_nothing(tmp_path: Pa
     assert len(made.evaluated.read(0, 3).losses) == 3
 
 
-def test_a_row_that_fills_up_a_batch_counts_once(tmp_path: Path) -> None:
+def test_a_row_that_is_seen_again_counts_once(tmp_path: Path) -> None:
     made = watched(tmp_path, FIRST)
     made.eval_dataset = made.eval_dataset.select([0, 1, 2, 3, 0, 0])
     made.evaluate()

@@ -1,9 +1,10 @@
-"""The loss of each held-out row from Trainer's own evaluation, so that no row is scored a second time for it."""
+"""The loss of all held-out tokens, and of each row, from Trainer's own evaluation: no row is scored twice for it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
+import torch
 from datasets import Dataset
 
 from fmstune.data.tokenized import IDENTITY
@@ -19,6 +20,23 @@ def name_by_place(rows: Dataset, number: int) -> Dataset:
     for column, values in zip(IDENTITY, names, strict=True):
         rows = rows.add_column(column, values)
     return rows
+
+
+class TokenMean:
+    """The mean loss over the trained tokens of all batches; that of a batch is a mean over its own."""
+
+    def __init__(self) -> None:
+        self._sums = torch.zeros(2, dtype=torch.float64)
+
+    def add(self, loss: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add a batch; nothing predicts the first of its labels."""
+        tokens = (labels[:, 1:] != IGNORED).sum()
+        self._sums += torch.stack([loss.detach() * tokens, tokens.to(loss.dtype)]).cpu().double()
+
+    def mean(self, add_up: Callable[[torch.Tensor], torch.Tensor]) -> float:
+        """Return the mean over the batches of all processes, whose sums `add_up` adds; every process must ask."""
+        loss, tokens = add_up(self._sums.float()).tolist()
+        return float(loss / max(tokens, 1))
 
 
 class HeldOutLosses:
@@ -41,7 +59,7 @@ class HeldOutLosses:
     def read(self, step: int, max_rows: int | None) -> RowLosses | None:
         """Return the losses of the first rows of each set at this step; None where not all of them were evaluated.
 
-        Every process must ask. A row that fills up the last batch of a process is seen again, and its mean counts.
+        Every process must ask. The mean counts of a row that is seen again; what fills up a batch trains no token.
         """
         if step != self._step:
             return None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from datasets import Dataset
@@ -26,7 +27,7 @@ from fmstune.runs.looks import RowLosses
 from fmstune.runs.losers import is_watched
 from fmstune.training import collate, packing_audit
 from fmstune.training.objectives.base import BaseObjective
-from fmstune.training.objectives.held_out_losses import HeldOutLosses, name_by_place
+from fmstune.training.objectives.held_out_losses import HeldOutLosses, TokenMean, name_by_place
 from fmstune.training.objectives.loss_recorder import LossRecorder
 from fmstune.training.objectives.shared_targets import score_each_row
 from fmstune.training.packing_audit import Audit
@@ -72,7 +73,9 @@ class SftTrainer(RunMixin, SFTTrainer):
         self._epoch = 0
         self._whose: collate.Whose | None = None
         self._shares = False
-        self._scored = torch.zeros(2, dtype=torch.float64)
+        self._scored = TokenMean()
+        self._held_out: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        """How many held-out rows a loader has, without those of `collate.fill_up`."""
 
     def share_prefixes(self) -> None:
         """Let the rows of a batch share their beginnings, and an epoch bring together those that do."""
@@ -105,14 +108,17 @@ class SftTrainer(RunMixin, SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Rows that begin alike together, or of similar length, in an order that the seed decides."""
-        rows, how = self.train_dataset if train_dataset is None else train_dataset, self.args.train_sampling_strategy
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        if self._shares and how == "random" and collate.DOCUMENTS not in rows.column_names:
-            return collate.PrefixGrouped(rows, self.args.train_batch_size, seed)
-        if how != "group_by_length" or not isinstance(rows, Dataset):
-            return super()._get_train_sampler(train_dataset)
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return collate.LengthGrouped(collate.lengths(rows).tolist(), batch, seed)
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        grouped = collate.grouped_sampler(rows, self.args, shares=self._shares)
+        return grouped or super()._get_train_sampler(train_dataset)
+
+    def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
+        """Trainer's; held-out rows come in full batches, so that none is evaluated twice and none left out."""
+        if is_training or not isinstance(dataset, Dataset):
+            return super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
+        loader = super()._get_dataloader(collate.fill_up(dataset, self.args), *args, **kwargs)
+        self._held_out[loader] = len(dataset)
+        return loader
 
     def _set_signature_columns_if_needed(self) -> None:
         """Let the columns that name a row reach the collator."""
@@ -214,8 +220,7 @@ class SftTrainer(RunMixin, SFTTrainer):
             loss, logits, labels = super().prediction_step(model, batch, *args, **kwargs)
         finally:
             self.aux_loss_enabled, self._whose = balanced, None
-        supervised = (batch["labels"][:, 1:] != -100).sum()
-        self._scored += torch.stack([loss.detach() * supervised, supervised.to(loss.dtype)]).cpu().double()
+        self._scored.add(loss, batch["labels"])
         return loss, logits, labels
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -235,11 +240,10 @@ class SftTrainer(RunMixin, SFTTrainer):
         self, dataloader: Any, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> Any:
         """Evaluate, with `eval_loss` as the mean over tokens, as the final table has it; Trainer's is over batches."""
-        self._scored = torch.zeros(2, dtype=torch.float64)
+        self._scored = TokenMean()
         output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        loss, tokens = self.accelerator.reduce(self._scored.float().to(self.args.device), "sum").tolist()
-        output.metrics[f"{metric_key_prefix}_loss"] = loss / max(tokens, 1)
-        return output
+        output.metrics[f"{metric_key_prefix}_loss"] = self._scored.mean(self._add_up)
+        return output._replace(num_samples=self._held_out.get(dataloader, output.num_samples))
 
     def own_figures(self) -> dict[str, Any]:
         """Return how rows that pack or share compared with the same alone, at the first batch of the whole run."""
