@@ -21,6 +21,8 @@ FREE = ("training.padding_free=true", "data.max_length=256", "training.per_devic
 CHECKPOINTED = ("training.activation_checkpointing=true",)
 ROWS = 24
 """Rows of an epoch, of which a run sees all: so it meets its largest batch."""
+STEPS = 8
+"""Of each run: the heap of a process grows over the first ones."""
 FEW = ("data.max_rows=8", "training.per_device_train_batch_size=2", "data.max_length=256")
 """For the larger models, whose steps take seconds."""
 
@@ -88,8 +90,8 @@ def measure(*, quick: bool) -> Section:
     return Section(
         "The plan's memory",
         f"Planned over measured memory of {len(jobs)} jobs on synthetic rows in the Alpaca shape, random weights, on "
-        f"the CPU, {'one run' if quick else f'{RUNS} runs'} of each in processes of their own; the bars are of the "
-        "medians. Measured is the peak of resident memory while it trains, less what the "
+        f"the CPU, {STEPS} steps, {'one run' if quick else f'{RUNS} runs'} of each in processes of their own; the bars "
+        "are of the medians. Measured is the peak of resident memory while it trains, less what the "
         "process held before the model was loaded: `peak_memory_bytes` less `memory_before_model_bytes` of "
         "`summary.json`.",
         [*bars, *figures],
@@ -113,7 +115,7 @@ class _Found(NamedTuple):
 def _run(job: PlannedJob, place: Path, folder: Path) -> _Found:
     argv = pairs.fmstune(
         *("model=causal_lm", f"model.path={place / job.shape}", "data=alpaca", f"data.train={place / 'rows.jsonl'}"),
-        *("launcher.device=cpu", "evaluation=none", "training.num_train_epochs=1", "training.save_strategy=no"),
+        *("launcher.device=cpu", "evaluation=none", f"training.max_steps={STEPS}", "training.save_strategy=no"),
         *("training.gradient_accumulation_steps=1", "training.learning_rate=1e-4", "training.warmup_steps=0"),
         *("data.eval=null", "data.untrainable=drop", f"output_dir={folder}", *job.words),
         *(FEW if job.shape == "llama_135m" else ()),

@@ -273,8 +273,8 @@ def logit_bytes(work: Work) -> int:
     if not work.training.scores_vocabulary:
         return 0
     positions = batch_positions(work) - work.training.texts_in_batch * d.virtual_tokens
-    shared = work.rows.shared
-    supervised = shared.largest.trained if shared else math.ceil(positions * work.rows.supervised_share)
+    shared, most = work.rows.shared, work.rows.most_trained
+    supervised = shared.largest.trained if shared else most or math.ceil(positions * work.rows.supervised_share)
     rows = min(supervised, 4096)
     if machine.device == "cuda":
         return rows * 32768 * BYTES[machine.precision.autocast or machine.precision.weights]

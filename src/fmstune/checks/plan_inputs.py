@@ -116,6 +116,8 @@ class Rows:
     """`tokens` and `longest` are estimated from characters, not counted."""
     supervised_share: float = 1.0
     """Share of the tokens that are trained, 0 to 1."""
+    most_trained: int | None = None
+    """Trained tokens of the batch that trains most; None where the share is all that is known."""
     streamed: bool = False
     """They are read while training: `rows` are those that `max_steps` takes, and what they are like is estimated."""
     lengths: tuple[tuple[int, int], ...] = ()

@@ -31,6 +31,7 @@ WHOSE = "whose"
 """Keys of a batch of rows with `IDENTITY`: `whose` is for each of its labels the number of its document in the batch,
 and `whose_rows` are the sources and numbers of the documents. They are for recording, not for the model."""
 WHOSE_ROWS = "whose_rows"
+Counts = np.ndarray[Any, np.dtype[np.int64]]
 TOKENS_AT_A_TIME = 2**24
 """Tokens that are packed, and lie in memory, at a time, eight bytes each."""
 
@@ -66,6 +67,19 @@ def pack_first(dataset: Dataset, max_length: int) -> pa.Table:
     """The labels of the rows that `pack` packs first, as it packs them: those of all rows, where they are not many."""
     labels = dataset.select_columns(["labels"]).with_format("arrow")
     return pack_best_fit(labels[: _rows_at_a_time(lengths(dataset))], max_length)
+
+
+def row_sizes(dataset: Dataset, pack_length: int | None) -> tuple[Counts, Counts]:
+    """The tokens of each row, or of each pack of the rows that are packed first, and those that are trained."""
+    if pack_length is None:
+        rows = dataset.select_columns(["labels"]).with_format("arrow")[:]
+    else:
+        rows = pack_first(dataset, pack_length)
+    labels = rows["labels"]
+    sizes = np.asarray(pc.list_value_length(labels))
+    ends = np.cumsum(sizes)
+    trained = np.concatenate([[0], np.cumsum(np.asarray(pc.list_flatten(labels)) != IGNORED)])
+    return sizes, trained[ends] - trained[ends - sizes]
 
 
 def _rows_at_a_time(lengths: np.ndarray[Any, np.dtype[np.int32]]) -> int:

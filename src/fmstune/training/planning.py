@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
@@ -29,7 +28,6 @@ from fmstune.data.dataset import Prepared
 from fmstune.data.prefix_sharing.saved_positions import Savings
 from fmstune.data.prefix_sharing.savings import batching_of, estimate_savings
 from fmstune.data.scan import CHARACTERS_PER_TOKEN, scan_data
-from fmstune.data.tokens import IGNORED
 from fmstune.errors import UserError, one_line, raise_if_any
 from fmstune.hardware import peak_tflops
 from fmstune.launch import subprocesses
@@ -128,6 +126,7 @@ def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None,
         threads=torch.get_num_threads(),
     )
     work = Work(checked.dimensions, rows, training, machine, sharing)
+    work = replace(work, rows=replace(rows, most_trained=_most_trained(job, work, prepared)))
     counted, reason = count_memory(job, checked, work, prepared) if shown else (None, "")
     made = plan_work(work, counted, reason, mfu=reached_mfu(job.output_dir))
     checkpoint = job.training.get("resume")
@@ -216,12 +215,19 @@ def _count_largest(
     return max(held, again, key=lambda one: sum(one.values()))
 
 
+def _most_trained(job: Job, work: Work, prepared: Prepared | None) -> int | None:
+    """Trained tokens of the batch that trains most; None where rows have no labels, or packs make batches alike."""
+    if job.objective._target_ != SFT or work.training.packing:
+        return None
+    return max(batch.supervised for batch in find_batches(job, work, prepared))
+
+
 def find_batches(job: Job, work: Work, prepared: Prepared | None) -> Collection[StepShape]:
     """The batches of the run, each shape once; the largest possible where rows share or are not known."""
     t, whole = work.training, largest_batch(work)
     if prepared is None or work.rows.shared is not None or not isinstance(prepared.train, Dataset):
         return [whole]
-    lengths, trained = _row_sizes(prepared.train, t.max_length if t.packing else None)
+    lengths, trained = collate.row_sizes(prepared.train, t.max_length if t.packing else None)
     flat = _lays_rows_end_to_end(work)
 
     def shape(batch: Any) -> StepShape:
@@ -264,19 +270,6 @@ def _orders(job: Job, lengths: Any, work: Work) -> Iterator[Any]:
         yield rows[:left]
         if (left := left - len(rows)) <= 0:
             return
-
-
-def _row_sizes(train: Dataset, pack_length: int | None) -> tuple[Any, Any]:
-    """The tokens of each row, or of each pack of the rows that are packed first, and those that are trained."""
-    if pack_length is None:
-        rows = train.select_columns(["labels"]).with_format("arrow")[:]
-    else:
-        rows = collate.pack_first(train, pack_length)
-    labels = rows["labels"]
-    lengths = np.asarray(pc.list_value_length(labels))
-    ends = np.cumsum(lengths)
-    trained = np.concatenate([[0], np.cumsum(np.asarray(pc.list_flatten(labels)) != IGNORED)])
-    return lengths, trained[ends] - trained[ends - lengths]
 
 
 def _step_settings(job: Job, checked: Checked) -> StepSettings:

@@ -141,7 +141,8 @@ def test_dropout_is_computed_again_as_a_gpu_keeps_it() -> None:
 
 
 def test_gradients_of_the_batch_before_fill_holes() -> None:
-    long = replace(SHAPE, positions=256)
+    """How many of them depends on the sizes: of 200 to 512 positions between none and 61 %."""
+    long = replace(SHAPE, positions=400)
     alone, accumulated = (bytes_of(shape=replace(long, accumulated=one)) for one in (False, True))
     assert accumulated["gradients"] == 4 * BASE
     assert sum(accumulated.values()) - sum(alone.values()) < 0.95 * 4 * BASE
