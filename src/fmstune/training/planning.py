@@ -2,10 +2,10 @@
 
 import itertools
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +126,12 @@ def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None,
         threads=torch.get_num_threads(),
     )
     work = Work(checked.dimensions, rows, training, machine, sharing)
-    work = replace(work, rows=replace(rows, most_trained=_most_trained(job, work, prepared)))
-    counted, reason = count_memory(job, checked, work, prepared) if shown else (None, "")
+    batches = cache(partial(find_batches, job, work, prepared))
+    if job.objective._target_ == SFT and not training.packing:
+        # packs make batches alike
+        most_trained = max((batch.supervised for batch in batches()), default=None)
+        work = replace(work, rows=replace(rows, most_trained=most_trained))
+    counted, reason = count_memory(job, checked, work, batches) if shown else (None, "")
     made = plan_work(work, counted, reason, mfu=reached_mfu(job.output_dir))
     checkpoint = job.training.get("resume")
     if checkpoint not in (None, resume.AUTO) and (done := resume.steps_done(Path(checkpoint))) >= made.total_steps:
@@ -136,10 +140,12 @@ def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None,
     return made
 
 
-def count_memory(job: Job, checked: Checked, work: Work, prepared: Prepared | None) -> tuple[Memory | None, str]:
+def count_memory(
+    job: Job, checked: Checked, work: Work, batches: Callable[[], Collection[StepShape]]
+) -> tuple[Memory | None, str]:
     """What a step holds, counted on one without numbers; None, and the reason, where the formulas must do.
 
-    Without a reason where the job is small.
+    Without a reason where the job is small. The `batches` of the run are asked for only to count.
     """
     if job.objective._target_ != SFT:
         return None, "the loss is not that of supervised fine-tuning"
@@ -151,7 +157,7 @@ def count_memory(job: Job, checked: Checked, work: Work, prepared: Prepared | No
     if job.model.backend is not Backend.transformers:
         return None, f"the blocks are those of {job.model.backend.value}"
     try:
-        held = _count_largest(checked, find_batches(job, work, prepared), _step_settings(job, checked), work)
+        held = _count_largest(checked, batches(), _step_settings(job, checked), work)
     except FAILURES as err:
         return None, f"{checked.configuration.model_type} cannot be tried without numbers ({one_line(err)})"
     if checked.device == "cuda":
@@ -186,7 +192,7 @@ def largest_batch(work: Work) -> StepShape:
     return StepShape(
         rows=1 if flat else batch,
         positions=batch * length if flat else length,
-        supervised=max(round(batch * length * rows.supervised_share), 1),
+        supervised=rows.most_trained or max(round(batch * length * rows.supervised_share), 1),
         padded=not (apart or batch == 1),
         packed=apart and work.machine.masks_pairs,
         accumulated=t.gradient_accumulation_steps > 1,
@@ -213,13 +219,6 @@ def _count_largest(
         return held
     again = largest_phase(count_phases(checked.configuration, checked.peft, most, settings))
     return max(held, again, key=lambda one: sum(one.values()))
-
-
-def _most_trained(job: Job, work: Work, prepared: Prepared | None) -> int | None:
-    """Trained tokens of the batch that trains most; None where rows have no labels, or packs make batches alike."""
-    if job.objective._target_ != SFT or work.training.packing:
-        return None
-    return max(batch.supervised for batch in find_batches(job, work, prepared))
 
 
 def find_batches(job: Job, work: Work, prepared: Prepared | None) -> Collection[StepShape]:
