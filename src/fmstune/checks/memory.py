@@ -83,10 +83,10 @@ def library_bytes(work: Work) -> int:
 def fragmentation_bytes(work: Work) -> int:
     """Bytes that glibc's malloc holds on a CPU and does not use: half of the activations.
 
-    Measured with torch 2.13 and glibc 2.36 on a model of 3 MiB: 26 to 50 % for five adapters and batches. This is
-    the most, as a plan that is too low ends in a run without memory. What the formulas hold beyond a step is taken
-    off: under full tuning the gradients, which are not there with the activations; without padding full rows, and
-    nothing is added.
+    Measured with torch 2.13 and glibc 2.36 on a model of 3 MiB: 26 to 50 % for five adapters and batches. Half
+    is the most of these, as a run whose plan was too low ends without memory. The formulas hold more than a step does.
+    So under full tuning the gradients are taken off, which are not there with the activations; without padding the
+    formulas take every row as full, and nothing is added.
     """
     t, d = work.training, work.dimensions
     if work.machine.device != "cpu" or (t.padding_free and not t.packing):

@@ -132,7 +132,7 @@ def _notes(work: Work) -> Iterator[str]:
 
 
 def _uneven_epoch(work: Work) -> Iterator[str]:
-    """How many rows an epoch trains again or leaves out, where it comes to its end."""
+    """Count the rows that an epoch repeats or leaves out; a run that ends within its first epoch does neither."""
     t, processes, rows = work.training, work.sharing.processes, row_count(work.rows, work.training)
     steps = count_steps(rows, t, processes)
     if work.rows.streamed or steps.total_steps < steps.steps_per_epoch:

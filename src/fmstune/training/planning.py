@@ -127,7 +127,7 @@ def make_plan(job: Job, checked: Checked, rows: Rows, prepared: Prepared | None,
     )
     work = Work(checked.dimensions, rows, training, machine, sharing)
     batches = cache(partial(find_batches, job, work, prepared))
-    if job.objective._target_ == SFT and not training.packing:
+    if shown and job.objective._target_ == SFT and not training.packing:
         # packs make batches alike
         most_trained = max((batch.supervised for batch in batches()), default=None)
         work = replace(work, rows=replace(rows, most_trained=most_trained))
