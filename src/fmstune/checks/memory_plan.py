@@ -132,10 +132,14 @@ def _notes(work: Work) -> Iterator[str]:
 
 
 def _uneven_epoch(work: Work) -> Iterator[str]:
-    """Count the rows that an epoch repeats or leaves out; a run that ends within its first epoch does neither."""
+    """Count the rows that an epoch repeats or leaves out; a run that ends within its first epoch does neither.
+
+    Nothing is said where the number of rows is not exact: of a stream, and of packs that are counted as perfect.
+    """
     t, processes, rows = work.training, work.sharing.processes, row_count(work.rows, work.training)
     steps = count_steps(rows, t, processes)
-    if work.rows.streamed or steps.total_steps < steps.steps_per_epoch:
+    inexact = work.rows.streamed or (t.packing and work.rows.shared is None)
+    if inexact or steps.total_steps < steps.steps_per_epoch:
         return
     beyond = steps.batches_per_epoch * processes * t.per_device_train_batch_size - rows
     if t.dataloader_drop_last and beyond < 0:
